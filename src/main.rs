@@ -1,0 +1,3 @@
+//! connect: reach a private service from somewhere else.
+
+fn main() {}
