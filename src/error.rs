@@ -1,0 +1,92 @@
+//! The one error that crosses rooms: what happened, and what to type next.
+//!
+//! Pure rooms return small enums of their own; everything that touches the world returns this. Only
+//! `cli` prints it and turns it into an exit code.
+
+use std::fmt;
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What the caller may do about it. The words are for people; this is for code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It failed, and trying again unchanged will fail again.
+    Failed,
+    /// The command line is wrong (exit 2).
+    Usage,
+    /// The other side could not be reached; later it may be.
+    Unreachable,
+    /// The hub answered with this status.
+    Refused(u16),
+    /// Ctrl-C cut the work off (exit 130).
+    Interrupted,
+}
+
+#[derive(Debug)]
+pub struct Error {
+    pub what: String,
+    pub hint: Option<String>,
+    pub kind: Kind,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    pub fn new(what: impl Into<String>) -> Self {
+        Self { what: what.into(), hint: None, kind: Kind::Failed, source: None }
+    }
+
+    pub fn usage(what: impl Into<String>) -> Self {
+        Self::new(what).kind(Kind::Usage)
+    }
+
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    pub fn kind(mut self, kind: Kind) -> Self {
+        self.kind = kind;
+        self
+    }
+
+    pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// Whether the same call may succeed later without anybody changing anything.
+    pub fn may_pass(&self) -> bool {
+        matches!(self.kind, Kind::Unreachable | Kind::Refused(429 | 502..=504))
+    }
+
+    pub fn is_status(&self, status: u16) -> bool {
+        self.kind == Kind::Refused(status)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        match &self.source {
+            Some(source) => write!(f, ": {source}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_ref().map(|source| &**source as _)
+    }
+}
+
+/// Gives an outside error its sentence: `fs::read(path).or_say(|| format!("Cannot read {path}"))?`.
+pub trait OrSay<T> {
+    fn or_say<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T>;
+}
+
+impl<T, E: Into<Box<dyn std::error::Error + Send + Sync>>> OrSay<T> for std::result::Result<T, E> {
+    fn or_say<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T> {
+        self.map_err(|source| Error::new(what()).because(source))
+    }
+}

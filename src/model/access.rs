@@ -1,0 +1,125 @@
+//! Who may do what at the hub.
+
+use serde::Deserialize;
+use serde::Serialize;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Keys and everything else.
+    Admin,
+    /// Expose, reach, share, join.
+    Member,
+    /// Join shares, nothing else: the right key for CI.
+    Join,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// See the workspace's services and agents.
+    Look,
+    /// Register an agent, expose services.
+    Expose,
+    /// Open a session to a service by its name.
+    Reach,
+    /// Make, list and revoke shares.
+    Share,
+    /// Look at a share, join it, open sessions to its services.
+    Join,
+    /// Make, list and revoke keys; approve devices; read the metrics.
+    Administer,
+}
+
+impl Role {
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Admin, Self::Member, Self::Join].into_iter().find(|role| role.as_str() == text)
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Admin => "admin",
+            Self::Member => "member",
+            Self::Join => "join",
+        }
+    }
+
+    pub fn may(self, action: Action) -> bool {
+        match self {
+            Self::Admin => true,
+            Self::Member => action != Action::Administer,
+            Self::Join => action == Action::Join,
+        }
+    }
+}
+
+/// Whoever makes a request, once the hub has believed it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Principal {
+    Key {
+        id: String,
+        label: String,
+        role: Role,
+        workspace: String,
+    },
+    /// Bearer of one share's link.
+    Link {
+        share: String,
+        workspace: String,
+    },
+    /// Somebody on the hub's own machine who can open its data folder, or the hub itself.
+    Local,
+}
+
+pub const DEFAULT_WORKSPACE: &str = "default";
+
+impl Principal {
+    pub fn may(&self, action: Action) -> bool {
+        match self {
+            Self::Key { role, .. } => role.may(action),
+            Self::Link { .. } => action == Action::Join,
+            Self::Local => true,
+        }
+    }
+
+    pub fn workspace(&self) -> &str {
+        match self {
+            Self::Key { workspace, .. } | Self::Link { workspace, .. } => workspace,
+            Self::Local => DEFAULT_WORKSPACE,
+        }
+    }
+
+    /// How it is called in the audit log and in the list of joiners.
+    pub fn label(&self) -> &str {
+        match self {
+            Self::Key { label, .. } => label,
+            Self::Link { .. } => "link",
+            Self::Local => "local",
+        }
+    }
+
+    /// What rate limits and running sessions are counted by.
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Key { id, .. } => id,
+            Self::Link { share, .. } => share,
+            Self::Local => "local",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_role_may_do_what_it_says_and_no_more() {
+        use Action::{Administer, Expose, Join, Look, Reach, Share};
+        for action in [Look, Expose, Reach, Share, Join, Administer] {
+            assert!(Role::Admin.may(action));
+            assert_eq!(Role::Member.may(action), action != Administer);
+            assert_eq!(Role::Join.may(action), action == Join);
+        }
+        assert_eq!(Role::parse("member"), Some(Role::Member));
+        assert_eq!(Role::parse("root"), None);
+    }
+}

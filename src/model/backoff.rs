@@ -1,0 +1,42 @@
+//! How long to wait before the next try: doubling from 0.2 s to a ceiling, with jitter, never giving up.
+
+use std::time::Duration;
+
+const FIRST: Duration = Duration::from_millis(200);
+/// A connection must work within three seconds of a hub's or agent's return, so no try may lie further
+/// ahead than this. A refused dial costs a hub that is gone nothing, and jitter spreads the rest.
+const CEILING: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Default)]
+pub struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    /// The wait after one more failure: between half and the whole of the step, as `random` says.
+    pub fn next(&mut self, random: u32) -> Duration {
+        let step = FIRST.saturating_mul(1 << self.failures.min(8)).min(CEILING);
+        self.failures = self.failures.saturating_add(1);
+        let half = step / 2;
+        half + half.mul_f64(f64::from(random) / f64::from(u32::MAX))
+    }
+
+    pub fn reset(&mut self) {
+        self.failures = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_to_the_ceiling_and_stay_there() {
+        let mut backoff = Backoff::default();
+        let waits: Vec<_> = (0..100).map(|_| backoff.next(u32::MAX).as_millis()).collect();
+        assert_eq!(waits[..5], [200, 400, 800, 1600, 2000]);
+        assert!(waits[5..].iter().all(|wait| *wait == 2000));
+        backoff.reset();
+        assert_eq!(backoff.next(0), FIRST / 2);
+    }
+}

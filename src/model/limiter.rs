@@ -1,0 +1,79 @@
+//! Counts failures by whoever made them, and says when there were too many.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+
+use super::time::Time;
+
+/// How many different callers are remembered. A flood from more addresses than this forgets the oldest
+/// windows first, so memory stays bounded.
+const REMEMBERED: usize = 10_000;
+
+#[derive(Debug)]
+pub struct Limiter<K> {
+    allowed: u32,
+    window: u64,
+    counts: HashMap<K, (Time, u32)>,
+}
+
+impl<K: Clone + Eq + Hash> Limiter<K> {
+    pub fn new(allowed: u32, window_seconds: u64) -> Self {
+        Self { allowed, window: window_seconds, counts: HashMap::new() }
+    }
+
+    /// Seconds until `who` may try again; `None` when it may now.
+    pub fn blocked(&self, who: &K, now: Time) -> Option<u64> {
+        let (began, count) = self.counts.get(who)?;
+        let age = now.since(*began).as_secs();
+        (*count >= self.allowed && age < self.window).then(|| self.window - age)
+    }
+
+    pub fn failed(&mut self, who: &K, now: Time) {
+        if self.counts.len() >= REMEMBERED && !self.counts.contains_key(who) {
+            self.forget_old(now);
+        }
+        let entry = self.counts.entry(who.clone()).or_insert((now, 0));
+        if now.since(entry.0).as_secs() >= self.window {
+            *entry = (now, 0);
+        }
+        entry.1 = entry.1.saturating_add(1);
+    }
+
+    fn forget_old(&mut self, now: Time) {
+        let window = self.window;
+        self.counts.retain(|_, (began, _)| now.since(*began).as_secs() < window);
+        if self.counts.len() >= REMEMBERED {
+            self.counts.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: u64) -> Time {
+        Time::from_unix(1000 + second)
+    }
+
+    #[test]
+    fn the_eleventh_try_waits_for_the_window_to_end() {
+        let mut limiter = Limiter::new(10, 60);
+        for second in 0..10 {
+            assert_eq!(limiter.blocked(&"a", at(second)), None);
+            limiter.failed(&"a", at(second));
+        }
+        assert_eq!(limiter.blocked(&"a", at(10)), Some(50));
+        assert_eq!(limiter.blocked(&"b", at(10)), None);
+        assert_eq!(limiter.blocked(&"a", at(60)), None);
+    }
+
+    #[test]
+    fn a_flood_of_callers_does_not_grow_without_end() {
+        let mut limiter = Limiter::new(10, 60);
+        for caller in 0..50_000_u32 {
+            limiter.failed(&caller, at(0));
+        }
+        assert!(limiter.counts.len() <= REMEMBERED);
+    }
+}

@@ -1,0 +1,124 @@
+//! Pairs the two connections that hold a session's two tickets. A ticket works once, for its session,
+//! for fifteen seconds.
+
+use std::collections::HashMap;
+
+use super::time::Time;
+
+pub const TICKET_SECONDS: u64 = 15;
+/// Tickets that may be out at once. Each costs about 200 bytes; a caller that asks for more is told to wait.
+const TICKETS: usize = 20_000;
+
+#[derive(Debug)]
+pub struct Pairing<T> {
+    tickets: HashMap<String, (String, Time)>,
+    waiting: HashMap<String, T>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Offer<T> {
+    /// No such ticket: never made, used, or too old. What was offered comes back.
+    Unknown(T),
+    /// The other half is not here yet.
+    First {
+        session: String,
+    },
+    Second {
+        session: String,
+        mine: T,
+        partner: T,
+    },
+}
+
+impl<T> Default for Pairing<T> {
+    fn default() -> Self {
+        Self { tickets: HashMap::new(), waiting: HashMap::new() }
+    }
+}
+
+impl<T> Pairing<T> {
+    /// Says false when too many tickets are out.
+    pub fn expect(&mut self, session: &str, tickets: [&str; 2], now: Time) -> bool {
+        if self.tickets.len() + 2 > TICKETS {
+            self.tickets.retain(|_, (_, made)| !is_old(*made, now));
+            if self.tickets.len() + 2 > TICKETS {
+                return false;
+            }
+        }
+        for ticket in tickets {
+            self.tickets.insert(ticket.to_owned(), (session.to_owned(), now));
+        }
+        true
+    }
+
+    pub fn offer(&mut self, ticket: &str, half: T, now: Time) -> Offer<T> {
+        let Some((session, made)) = self.tickets.remove(ticket) else { return Offer::Unknown(half) };
+        if is_old(made, now) {
+            return Offer::Unknown(half);
+        }
+        match self.waiting.remove(&session) {
+            Some(partner) => Offer::Second { session, mine: half, partner },
+            None => {
+                self.waiting.insert(session.clone(), half);
+                Offer::First { session }
+            }
+        }
+    }
+
+    /// The first half stops waiting, and the session's other ticket is void.
+    pub fn give_up(&mut self, session: &str) {
+        self.waiting.remove(session);
+        self.tickets.retain(|_, (of, _)| of != session);
+    }
+}
+
+fn is_old(made: Time, now: Time) -> bool {
+    now.since(made).as_secs() >= TICKET_SECONDS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: u64) -> Time {
+        Time::from_unix(1000 + second)
+    }
+
+    #[test]
+    fn two_tickets_of_one_session_meet_once() {
+        let mut pairing = Pairing::default();
+        assert!(pairing.expect("s", ["a", "b"], at(0)));
+        assert_eq!(pairing.offer("a", 1, at(1)), Offer::First { session: "s".into() });
+        assert_eq!(pairing.offer("a", 9, at(1)), Offer::Unknown(9));
+        assert_eq!(pairing.offer("b", 2, at(14)), Offer::Second { session: "s".into(), mine: 2, partner: 1 });
+        assert_eq!(pairing.offer("b", 9, at(1)), Offer::Unknown(9));
+    }
+
+    #[test]
+    fn a_ticket_is_void_after_fifteen_seconds_and_after_its_half_gave_up() {
+        let mut pairing = Pairing::default();
+        pairing.expect("s", ["a", "b"], at(0));
+        assert_eq!(pairing.offer("a", 1, at(15)), Offer::Unknown(1));
+        pairing.expect("t", ["c", "d"], at(0));
+        assert_eq!(pairing.offer("c", 1, at(0)), Offer::First { session: "t".into() });
+        pairing.give_up("t");
+        assert_eq!(pairing.offer("d", 2, at(1)), Offer::Unknown(2));
+    }
+
+    #[test]
+    fn tickets_of_two_sessions_never_meet() {
+        let mut pairing = Pairing::default();
+        pairing.expect("s", ["a", "b"], at(0));
+        pairing.expect("t", ["c", "d"], at(0));
+        assert_eq!(pairing.offer("a", 1, at(1)), Offer::First { session: "s".into() });
+        assert_eq!(pairing.offer("c", 2, at(1)), Offer::First { session: "t".into() });
+    }
+
+    #[test]
+    fn a_flood_of_tickets_is_turned_away_until_old_ones_lapse() {
+        let mut pairing = Pairing::<()>::default();
+        let made = (0..TICKETS).filter(|i| pairing.expect("s", [&format!("a{i}"), &format!("b{i}")], at(0)));
+        assert_eq!(made.count(), TICKETS / 2);
+        assert!(pairing.expect("s", ["x", "y"], at(15)));
+    }
+}

@@ -1,0 +1,232 @@
+//! What the hub remembers over a restart, and the two changes that there are: a record is put, a record
+//! is dropped. Both stores write exactly these.
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::access::Role;
+use super::fingerprint::Fingerprint;
+use super::name::Name;
+use super::time::Time;
+
+/// Joins that a share lists; its counter goes on beyond.
+pub const JOINS_LISTED: usize = 100;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Key {
+    pub id: String,
+    /// SHA-256 of the secret, which is random enough to need no salt.
+    pub hash: String,
+    pub role: Role,
+    pub label: String,
+    pub workspace: String,
+    pub created_at: Time,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Time>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Agent {
+    pub id: String,
+    pub label: String,
+    pub fingerprint: Fingerprint,
+    pub workspace: String,
+    /// The key that registered it: as long as that key lives, no other speaks for this agent.
+    pub key: String,
+    pub created_at: Time,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    #[default]
+    Tcp,
+    Http,
+    Https,
+}
+
+impl Protocol {
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Tcp, Self::Http, Self::Https].into_iter().find(|protocol| protocol.as_str() == text)
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Service {
+    pub id: String,
+    pub name: Name,
+    pub target_port: u16,
+    pub protocol: Protocol,
+    pub agent_id: String,
+    pub workspace: String,
+    pub created_at: Time,
+}
+
+/// A share keeps its own copy of what it opens, so that it outlives a service that comes and goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Share {
+    pub id: String,
+    pub code_hash: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link_hash: Option<String>,
+    pub name: String,
+    pub workspace: String,
+    /// The key that made it.
+    pub key: String,
+    pub agent_id: String,
+    pub services: Vec<SharedService>,
+    pub created_at: Time,
+    pub expires_at: Time,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_joins: Option<u32>,
+    #[serde(default)]
+    pub join_count: u32,
+    #[serde(default)]
+    pub joins: Vec<Joined>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SharedService {
+    pub id: String,
+    pub name: Name,
+    pub target_port: u16,
+    pub protocol: Protocol,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joined {
+    pub who: String,
+    pub at: Time,
+}
+
+/// A login that waits for somebody to approve its code.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Device {
+    pub code: String,
+    /// SHA-256 of what only the asking machine knows, so that the code alone fetches no key.
+    pub secret_hash: String,
+    pub label: String,
+    pub expires_at: Time,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approved: Option<Approval>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Approval {
+    pub role: Role,
+    pub workspace: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Record {
+    Key(Key),
+    Agent(Agent),
+    Service(Service),
+    Share(Share),
+    Device(Device),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Table {
+    Key,
+    Agent,
+    Service,
+    Share,
+    Device,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(clippy::large_enum_variant)] // Changes are few and short-lived.
+pub enum Change {
+    Put(Record),
+    Drop { table: Table, id: String },
+}
+
+impl Record {
+    pub fn table(&self) -> Table {
+        match self {
+            Self::Key(_) => Table::Key,
+            Self::Agent(_) => Table::Agent,
+            Self::Service(_) => Table::Service,
+            Self::Share(_) => Table::Share,
+            Self::Device(_) => Table::Device,
+        }
+    }
+
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Key(key) => &key.id,
+            Self::Agent(agent) => &agent.id,
+            Self::Service(service) => &service.id,
+            Self::Share(share) => &share.id,
+            Self::Device(device) => &device.code,
+        }
+    }
+}
+
+impl Change {
+    pub fn drop(table: Table, id: &str) -> Self {
+        Self::Drop { table, id: id.to_owned() }
+    }
+}
+
+impl Key {
+    pub fn is_live(&self, now: Time) -> bool {
+        self.expires_at.is_none_or(|at| now < at)
+    }
+}
+
+impl Share {
+    pub fn is_live(&self, now: Time) -> bool {
+        now < self.expires_at
+    }
+
+    pub fn has_room(&self) -> bool {
+        self.max_joins.is_none_or(|max| self.join_count < max)
+    }
+
+    pub fn joined(mut self, who: &str, at: Time) -> Self {
+        self.join_count = self.join_count.saturating_add(1);
+        self.joins.push(Joined { who: who.to_owned(), at });
+        let surplus = self.joins.len().saturating_sub(JOINS_LISTED);
+        self.joins.drain(..surplus);
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_read_back_from_the_line_it_was_written_as() {
+        let device = Device {
+            code: "ABCD-EFGH".into(),
+            secret_hash: "00".into(),
+            label: "laptop".into(),
+            expires_at: Time::from_unix(5),
+            approved: None,
+        };
+        for change in [Change::Put(Record::Device(device)), Change::drop(Table::Share, "shr_1")] {
+            let line = serde_json::to_string(&change).unwrap();
+            assert_eq!(serde_json::from_str::<Change>(&line).unwrap(), change, "{line}");
+        }
+    }
+}

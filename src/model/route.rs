@@ -1,0 +1,57 @@
+//! Routes: a name and a loopback port on this machine, as `active-routes.json` lists them.
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::time::Time;
+
+/// More than any machine has; a larger file is damaged or hostile.
+const ROUTES: usize = 4096;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Route {
+    pub service_name: String,
+    pub local_port: u16,
+    pub pid: u32,
+    pub started_at: Time,
+}
+
+/// The file is a plain list; a later shape wraps it as `{version, routes: […]}`.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum File {
+    Plain(Vec<Route>),
+    Wrapped { routes: Vec<Route> },
+}
+
+/// `None` for what is no routes file.
+pub fn parse(text: &str) -> Option<Vec<Route>> {
+    if text.trim().is_empty() {
+        return Some(Vec::new());
+    }
+    let (File::Plain(routes) | File::Wrapped { routes }) = serde_json::from_str(text).ok()?;
+    (routes.len() <= ROUTES).then_some(routes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_shapes_of_the_file_are_read() {
+        let plain = r#"[{"serviceName":"staging-db","localPort":5432,"pid":12345,"startedAt":"2026-03-02T10:30:00Z"}]"#;
+        let routes = parse(plain).unwrap();
+        assert_eq!((routes[0].service_name.as_str(), routes[0].local_port), ("staging-db", 5432));
+        assert_eq!(parse(&format!(r#"{{"version":2,"routes":{plain}}}"#)), Some(routes));
+        assert_eq!(parse(" "), Some(Vec::new()));
+    }
+
+    #[test]
+    fn a_damaged_file_is_no_routes_file() {
+        for bad in ["[", "{}", "null", r#"[{"serviceName":1}]"#, r#"[{"serviceName":"a","localPort":70000}]"#]
+        {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+}

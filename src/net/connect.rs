@@ -1,0 +1,135 @@
+//! Outgoing connections: every step has the same deadline, and a proxy is used where one is set.
+
+use std::io;
+use std::io::Read;
+use std::io::Write;
+use std::net::IpAddr;
+use std::net::SocketAddr;
+use std::net::TcpStream;
+use std::net::ToSocketAddrs;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use super::address::ProxyServer;
+use super::address::bracketed;
+use super::address::proxy_for;
+use crate::error::Error;
+use crate::error::Kind;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::os::socket;
+use crate::wire::head;
+
+/// Every network step ends by then unless an option says otherwise.
+pub const DEADLINE: Duration = Duration::from_secs(10);
+/// With several addresses, one that does not answer must leave time for the next.
+const ADDRESS_SHARE: u32 = 2;
+
+/// A connection to `host`, straight or through the proxy that the environment names.
+pub fn dial_hub(host: &str, port: u16, deadline: Instant) -> Result<Arc<TcpStream>> {
+    match proxy_for(host, port)? {
+        Some(proxy) => through_proxy(&proxy, host, port, deadline),
+        None => dial(host, port, deadline),
+    }
+}
+
+pub fn dial(host: &str, port: u16, deadline: Instant) -> Result<Arc<TcpStream>> {
+    let addresses = resolve(host, port, deadline)?;
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for (index, address) in addresses.iter().enumerate() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let share = if index + 1 < addresses.len() { left / ADDRESS_SHARE } else { left };
+        match TcpStream::connect_timeout(address, share.max(Duration::from_millis(1))) {
+            Ok(stream) => {
+                socket::prepare(&stream);
+                return Ok(Arc::new(stream));
+            }
+            Err(error) => last = error,
+        }
+    }
+    let what = format!("Cannot connect to {}:{port}", bracketed(host));
+    Err(Error::new(what).because(last).kind(Kind::Unreachable))
+}
+
+/// The system's resolver has no deadline and no cut, so it runs in a thread of its own that is left to
+/// itself when it takes too long.
+pub fn resolve(host: &str, port: u16, deadline: Instant) -> Result<Vec<SocketAddr>> {
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(ip, port)]);
+    }
+    let unresolved = |why: String| {
+        Error::new(format!("Cannot find the address of {host}"))
+            .because(why)
+            .hint(format!("Check the name, or look it up: getent hosts {host}"))
+            .kind(Kind::Unreachable)
+    };
+    let (answer, wait) = mpsc::sync_channel(1);
+    let name = host.to_owned();
+    let thread = thread::Builder::new().name("resolve".into()).spawn(move || {
+        let _ = answer.send((name.as_str(), port).to_socket_addrs().map(Iterator::collect::<Vec<_>>));
+    });
+    thread.or_say(|| "Cannot start a thread")?;
+    match wait.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        Ok(Ok(addresses)) if !addresses.is_empty() => Ok(addresses),
+        Ok(Ok(_)) => Err(unresolved("it has none".into())),
+        Ok(Err(error)) => Err(unresolved(error.to_string())),
+        Err(_) => Err(unresolved("the resolver did not answer in time".into())),
+    }
+}
+
+fn through_proxy(proxy: &ProxyServer, host: &str, port: u16, deadline: Instant) -> Result<Arc<TcpStream>> {
+    let stream = dial(&proxy.host, proxy.port, deadline).map_err(|error| {
+        error.hint(format!("HTTPS_PROXY names {}:{}; unset it, or add the hub to NO_PROXY", proxy.host, proxy.port))
+    })?;
+    let authority = format!("{}:{port}", bracketed(host));
+    let mut request = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n");
+    if let Some(authorization) = &proxy.authorization {
+        request.push_str(&format!("Proxy-Authorization: {authorization}\r\n"));
+    }
+    request.push_str("\r\n");
+    let said = || format!("The proxy {}:{} does not answer", proxy.host, proxy.port);
+    set_deadline(&stream, deadline).and_then(|()| (&*stream).write_all(request.as_bytes())).or_say(said)?;
+    let status = read_status(&stream, deadline).or_say(said)?;
+    if !(200..300).contains(&status) {
+        return Err(Error::new(format!("The proxy {}:{} refused with status {status}", proxy.host, proxy.port))
+            .hint(format!("Allow {authority} on the proxy, or add it to NO_PROXY"))
+            .kind(Kind::Unreachable));
+    }
+    Ok(stream)
+}
+
+/// Reads a proxy's answer byte by byte: what comes behind it belongs to the tunnel and must stay in the socket.
+fn read_status(stream: &TcpStream, deadline: Instant) -> io::Result<u16> {
+    let mut answer = Vec::new();
+    let mut byte = [0];
+    loop {
+        set_deadline(stream, deadline)?;
+        (&*stream).read_exact(&mut byte)?;
+        answer.push(byte[0]);
+        if byte[0] == b'\n' {
+            let parsed = head::parse_response(&answer);
+            match parsed.map_err(|bad| io::Error::new(io::ErrorKind::InvalidData, bad.reason()))? {
+                Some(response) => return Ok(response.status),
+                None => {}
+            }
+        }
+    }
+}
+
+/// The socket's next reads and writes end at `deadline`.
+pub fn set_deadline(socket: &TcpStream, deadline: Instant) -> io::Result<()> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    socket.set_read_timeout(Some(left))?;
+    socket.set_write_timeout(Some(left))
+}
+
+/// Whether a read or write failed because its time was up: systems name it in two ways.
+pub fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
+}

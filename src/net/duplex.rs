@@ -1,0 +1,105 @@
+//! A connection as two halves that two threads own, plain or encrypted, and the socket to cut both.
+
+use std::io;
+use std::io::Read;
+use std::io::Write;
+use std::net::Shutdown;
+use std::net::TcpStream;
+use std::sync::Arc;
+
+use super::tls::TlsReader;
+use super::tls::TlsWriter;
+
+pub struct Duplex {
+    pub reader: Reader,
+    pub writer: Writer,
+    /// The TCP connection below everything: timeouts and cuts act on it.
+    pub socket: Arc<TcpStream>,
+}
+
+/// Reads what came too early first: bytes behind an HTTP head belong to what follows it.
+pub struct Reader {
+    early: Vec<u8>,
+    source: Source,
+}
+
+enum Source {
+    Plain(Arc<TcpStream>),
+    Tls(Box<TlsReader>),
+}
+
+pub enum Writer {
+    Plain(Arc<TcpStream>),
+    Tls(Box<TlsWriter>),
+}
+
+impl Duplex {
+    pub fn plain(socket: Arc<TcpStream>) -> Self {
+        Self {
+            reader: Reader { early: Vec::new(), source: Source::Plain(Arc::clone(&socket)) },
+            writer: Writer::Plain(Arc::clone(&socket)),
+            socket,
+        }
+    }
+
+    pub fn tls(reader: TlsReader, writer: TlsWriter, socket: Arc<TcpStream>) -> Self {
+        Self {
+            reader: Reader { early: Vec::new(), source: Source::Tls(Box::new(reader)) },
+            writer: Writer::Tls(Box::new(writer)),
+            socket,
+        }
+    }
+
+    /// The socket itself, when nothing stands between it and the bytes: then a relay needs no decryption.
+    pub fn into_plain(self) -> Result<(Arc<TcpStream>, Vec<u8>), Self> {
+        match self.reader.source {
+            Source::Plain(_) => Ok((self.socket, self.reader.early)),
+            Source::Tls(_) => Err(self),
+        }
+    }
+}
+
+impl Reader {
+    /// Puts bytes back in front of what is read next.
+    pub fn push_back(&mut self, bytes: Vec<u8>) {
+        self.early.splice(0..0, bytes);
+    }
+}
+
+impl Read for Reader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if !self.early.is_empty() {
+            let count = self.early.len().min(buffer.len());
+            buffer[..count].copy_from_slice(&self.early[..count]);
+            self.early.drain(..count);
+            return Ok(count);
+        }
+        match &mut self.source {
+            Source::Plain(socket) => (&**socket).read(buffer),
+            Source::Tls(reader) => reader.read(buffer),
+        }
+    }
+}
+
+impl Write for Writer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => (&**socket).write(bytes),
+            Self::Tls(writer) => writer.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Writer {
+    /// No more will be written: the other end reads the end of the stream, not a cut.
+    pub fn finish(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(socket) => socket.shutdown(Shutdown::Write),
+            Self::Tls(writer) => writer.finish(),
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! A self-signed certificate and its key: who an agent or joiner is, whatever the hub says.
+
+use rcgen::CertificateParams;
+use rcgen::DnType;
+use rcgen::KeyPair;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
+
+use crate::error::Error;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::model::fingerprint::Fingerprint;
+use crate::os::secret;
+
+pub struct Identity {
+    pub certificate: CertificateDer<'static>,
+    pub key: PrivateKeyDer<'static>,
+    pub fingerprint: Fingerprint,
+}
+
+impl Identity {
+    /// A new ECDSA P-256 identity, as the text that `parse` reads.
+    pub fn generate() -> Result<String> {
+        let sorry = || "Cannot make an identity";
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).or_say(sorry)?;
+        let mut params = CertificateParams::new(Vec::new()).or_say(sorry)?;
+        params.distinguished_name.push(DnType::CommonName, "connect identity");
+        let certificate = params.self_signed(&key).or_say(sorry)?;
+        Ok(format!("{}{}", certificate.pem(), key.serialize_pem()))
+    }
+
+    pub fn parse(pem: &[u8]) -> Result<Self> {
+        let broken = || Error::new("It holds no certificate with its key");
+        let certificate = CertificateDer::from_pem_slice(pem).map_err(|_| broken())?;
+        let key = PrivateKeyDer::from_pem_slice(pem).map_err(|_| broken())?;
+        let fingerprint = secret::sha256(&certificate);
+        Ok(Self { certificate, key, fingerprint })
+    }
+}
+
+impl Clone for Identity {
+    fn clone(&self) -> Self {
+        Self { certificate: self.certificate.clone(), key: self.key.clone_key(), fingerprint: self.fingerprint }
+    }
+}

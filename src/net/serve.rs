@@ -1,0 +1,257 @@
+//! Accepting connections: the thread that accepts one serves it, after it has made sure that another
+//! thread accepts the next. No connection is handed over, and threads are used again.
+
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+use std::net::SocketAddr;
+use std::net::TcpListener;
+use std::net::TcpStream;
+use std::panic;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::stop::Registration;
+use super::stop::Stop;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::os::socket;
+
+/// Enough for a TLS handshake and the JSON of the API; only what is touched takes memory.
+pub const STACK: usize = 256 * 1024;
+/// Threads that stay in `accept` after a burst.
+const SPARE: usize = 8;
+/// When accepting fails (no descriptors left), this long until the next try.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+pub struct Service {
+    pub name: &'static str,
+    /// Connections served at once.
+    pub limit: usize,
+    pub serve: Box<dyn Fn(Arc<TcpStream>, &Stop) + Send + Sync>,
+    /// Says in a few bytes that there are too many; must not block.
+    pub turn_away: Box<dyn Fn(&TcpStream) + Send + Sync>,
+}
+
+pub struct Server {
+    shared: Arc<Shared>,
+    _registrations: [Option<Registration>; 2],
+}
+
+struct Shared {
+    listener: TcpListener,
+    address: SocketAddr,
+    service: Service,
+    stop: Stop,
+    accepting: AtomicUsize,
+    threads: AtomicUsize,
+    handles: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Server {
+    /// Serves until `stop`, or until it is dropped. Every connection is cut then.
+    pub fn start(listener: TcpListener, service: Service, stop: &Stop) -> Result<Self> {
+        let address = listener.local_addr().or_say(|| "Cannot tell the listener's address")?;
+        let (own, registration) = stop.child();
+        let (accepting, threads, handles) = Default::default();
+        let shared = Arc::new(Shared { listener, address, service, stop: own, accepting, threads, handles });
+        let waker = Arc::clone(&shared);
+        // The cut for `accept`: a connection of our own, after the flag is set.
+        let woken = shared.stop.on_stop(move || waker.wake());
+        Shared::spawn(&shared).or_say(|| "Cannot start a thread")?;
+        Ok(Self { shared, _registrations: [registration, woken] })
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.shared.address
+    }
+
+    /// Connections being served.
+    pub fn connections(&self) -> usize {
+        self.shared.threads.load(Ordering::Relaxed).saturating_sub(self.shared.accepting.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shared.stop.stop();
+        loop {
+            let handle = self.shared.handles().pop();
+            let Some(handle) = handle else { break };
+            // Each acceptor that leaves needs its own wake.
+            while !handle.is_finished() {
+                self.shared.wake();
+                thread::park_timeout(Duration::from_millis(1));
+            }
+            let _ = handle.join();
+        }
+    }
+}
+
+impl Shared {
+    fn handles(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        let mut address = self.address;
+        if address.ip().is_unspecified() {
+            address.set_ip(match address {
+                SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+                SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+            });
+        }
+        let _ = TcpStream::connect_timeout(&address, Duration::from_millis(100));
+    }
+
+    fn spawn(shared: &Arc<Self>) -> std::io::Result<()> {
+        shared.accepting.fetch_add(1, Ordering::SeqCst);
+        shared.threads.fetch_add(1, Ordering::SeqCst);
+        let own = Arc::clone(shared);
+        let builder = thread::Builder::new().name(shared.service.name.into()).stack_size(STACK);
+        let spawned = builder.spawn(move || own.accept_and_serve());
+        match spawned {
+            Ok(handle) => {
+                let mut handles = shared.handles();
+                handles.retain(|handle| !handle.is_finished());
+                handles.push(handle);
+                Ok(())
+            }
+            Err(error) => {
+                shared.accepting.fetch_sub(1, Ordering::SeqCst);
+                shared.threads.fetch_sub(1, Ordering::SeqCst);
+                Err(error)
+            }
+        }
+    }
+
+    /// One thread's life. It counts as accepting when this begins.
+    fn accept_and_serve(self: Arc<Self>) {
+        loop {
+            let accepted = self.listener.accept();
+            if self.stop.is_stopped() {
+                break;
+            }
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    log::warn!("{}: cannot accept a connection: {error}", self.service.name);
+                    self.stop.wait_for(ACCEPT_PAUSE);
+                    continue;
+                }
+            };
+            if !self.hand_on_accepting(&stream) {
+                continue;
+            }
+            self.serve(stream);
+            if self.accepting.fetch_add(1, Ordering::SeqCst) >= SPARE {
+                break;
+            }
+        }
+        self.accepting.fetch_sub(1, Ordering::SeqCst);
+        self.threads.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Before this thread serves, another must accept. False when there can be none: then the connection
+    /// is turned away and this thread goes on accepting.
+    fn hand_on_accepting(self: &Arc<Self>, stream: &TcpStream) -> bool {
+        if self.accepting.fetch_sub(1, Ordering::SeqCst) > 1 {
+            return true;
+        }
+        let full = self.threads.load(Ordering::SeqCst) > self.service.limit;
+        let spawned = !full
+            && Self::spawn(self)
+                .inspect_err(|error| log::warn!("{}: cannot start a thread: {error}", self.service.name))
+                .is_ok();
+        if !spawned {
+            self.accepting.fetch_add(1, Ordering::SeqCst);
+            (self.service.turn_away)(stream);
+        }
+        spawned
+    }
+
+    fn serve(&self, stream: TcpStream) {
+        socket::prepare(&stream);
+        let stream = Arc::new(stream);
+        let Some(_attached) = self.stop.attach(&stream) else { return };
+        let served = panic::catch_unwind(AssertUnwindSafe(|| (self.service.serve)(stream, &self.stop)));
+        if served.is_err() {
+            log::error!("{}: a connection ended by a fault of ours; the others go on", self.service.name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::io::Write;
+
+    fn echo_until_bang(limit: usize, stop: &Stop) -> Server {
+        let serve = |stream: Arc<TcpStream>, _: &Stop| {
+            let mut byte = [0];
+            while (&*stream).read_exact(&mut byte).is_ok() {
+                assert_ne!(byte[0], b'!', "told to fail");
+                (&*stream).write_all(&byte).unwrap();
+            }
+        };
+        let turn_away = |mut stream: &TcpStream| drop(stream.write_all(b"full"));
+        let service = Service { name: "echo", limit, serve: Box::new(serve), turn_away: Box::new(turn_away) };
+        Server::start(TcpListener::bind("127.0.0.1:0").unwrap(), service, stop).unwrap()
+    }
+
+    fn echoed(stream: &mut TcpStream, byte: u8) -> Option<u8> {
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.write_all(&[byte]).ok()?;
+        let mut answer = [0];
+        stream.read_exact(&mut answer).ok().map(|()| answer[0])
+    }
+
+    #[test]
+    fn many_connections_are_served_at_once_and_a_panic_costs_one() {
+        let server = echo_until_bang(100, &Stop::new());
+        let mut streams: Vec<_> = (0..50).map(|_| TcpStream::connect(server.address()).unwrap()).collect();
+        for stream in &mut streams {
+            assert_eq!(echoed(stream, b'a'), Some(b'a'));
+        }
+        assert_eq!(echoed(&mut streams[0], b'!'), None);
+        assert_eq!(echoed(&mut streams[1], b'b'), Some(b'b'));
+    }
+
+    #[test]
+    fn one_too_many_is_told_so_and_accepting_goes_on() {
+        let server = echo_until_bang(2, &Stop::new());
+        let mut streams: Vec<_> = (0..2).map(|_| TcpStream::connect(server.address()).unwrap()).collect();
+        for stream in &mut streams {
+            assert_eq!(echoed(stream, b'a'), Some(b'a'));
+        }
+        let mut told = String::new();
+        TcpStream::connect(server.address()).unwrap().read_to_string(&mut told).unwrap();
+        assert_eq!(told, "full");
+        drop(streams);
+        let served = (0..1000).any(|_| echoed(&mut TcpStream::connect(server.address()).unwrap(), b'c') == Some(b'c'));
+        assert!(served);
+    }
+
+    #[test]
+    fn a_stop_cuts_what_is_open_and_every_thread_is_joined() {
+        let stop = Stop::new();
+        let server = echo_until_bang(100, &stop);
+        let mut streams: Vec<_> = (0..20).map(|_| TcpStream::connect(server.address()).unwrap()).collect();
+        for stream in &mut streams {
+            assert_eq!(echoed(stream, b'a'), Some(b'a'));
+        }
+        stop.stop();
+        let shared = Arc::clone(&server.shared);
+        drop(server);
+        assert_eq!(shared.threads.load(Ordering::SeqCst), 0);
+        assert!(streams.iter_mut().all(|stream| echoed(stream, b'a').is_none()));
+    }
+}

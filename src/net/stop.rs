@@ -1,0 +1,156 @@
+//! The one way to end things: a flag that sleepers watch, and the cuts that wake whoever blocks.
+//!
+//! Whoever is about to block registers its cut first. A stop that comes before the registration is seen
+//! by it, one that comes after finds the cut in the set; there is no moment in between.
+
+use std::collections::HashMap;
+use std::net::Shutdown;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::Condvar;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::time::Duration;
+use std::time::Instant;
+
+type Cut = Box<dyn FnOnce() + Send>;
+
+#[derive(Clone, Default)]
+pub struct Stop {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    stopped: bool,
+    next: u64,
+    cuts: HashMap<u64, Cut>,
+}
+
+impl Stop {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.lock().stopped
+    }
+
+    /// Sets the flag and makes every registered cut. The second call finds nothing left to do.
+    pub fn stop(&self) {
+        let cuts = {
+            let mut state = self.lock();
+            state.stopped = true;
+            std::mem::take(&mut state.cuts)
+        };
+        self.shared.wake.notify_all();
+        cuts.into_values().for_each(|cut| cut());
+    }
+
+    /// Sleeps, and says whether it was woken by a stop.
+    pub fn wait_for(&self, duration: Duration) -> bool {
+        let deadline = Instant::now() + duration;
+        let mut state = self.lock();
+        while !state.stopped {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else { break };
+            state = self.shared.wake.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.stopped
+    }
+
+    pub fn wait(&self) {
+        let mut state = self.lock();
+        while !state.stopped {
+            state = self.shared.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// `None` when it has stopped already: then there is nothing to begin.
+    pub fn on_stop(&self, cut: impl FnOnce() + Send + 'static) -> Option<Registration> {
+        let mut state = self.lock();
+        if state.stopped {
+            return None;
+        }
+        state.next += 1;
+        let id = state.next;
+        state.cuts.insert(id, Box::new(cut));
+        Some(Registration { stop: self.clone(), id })
+    }
+
+    /// The socket is cut when this stops.
+    pub fn attach(&self, socket: &Arc<TcpStream>) -> Option<Registration> {
+        let socket = Arc::clone(socket);
+        self.on_stop(move || drop(socket.shutdown(Shutdown::Both)))
+    }
+
+    /// Stops when this does, or alone.
+    pub fn child(&self) -> (Self, Option<Registration>) {
+        let child = Self::new();
+        let inner = child.clone();
+        let registration = self.on_stop(move || inner.stop());
+        if registration.is_none() {
+            child.stop();
+        }
+        (child, registration)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes its cut out of the set when dropped.
+pub struct Registration {
+    stop: Stop,
+    id: u64,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.stop.lock().cuts.remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU32;
+    use std::sync::atomic::Ordering;
+
+    #[test]
+    fn a_stop_wakes_sleepers_and_cuts_what_is_registered_once() {
+        let (stop, count) = (Stop::new(), Arc::new(AtomicU32::new(0)));
+        let counted = |by: u32| {
+            let count = Arc::clone(&count);
+            move || drop(count.fetch_add(by, Ordering::SeqCst))
+        };
+        let _kept = stop.on_stop(counted(1));
+        drop(stop.on_stop(counted(10)));
+        let sleeper = std::thread::spawn({
+            let stop = stop.clone();
+            move || stop.wait_for(Duration::from_mins(1))
+        });
+        stop.stop();
+        stop.stop();
+        assert!(sleeper.join().unwrap());
+        assert_eq!(count.load(Ordering::SeqCst), 1);
+        assert!(stop.on_stop(counted(100)).is_none());
+    }
+
+    #[test]
+    fn a_child_stops_with_its_parent_and_not_the_other_way_round() {
+        let parent = Stop::new();
+        let ((alone, _a), (with, _b)) = (parent.child(), parent.child());
+        alone.stop();
+        assert!(alone.is_stopped() && !parent.is_stopped());
+        parent.stop();
+        assert!(with.is_stopped() && parent.child().0.is_stopped());
+    }
+}

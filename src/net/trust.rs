@@ -1,0 +1,267 @@
+//! Who is believed: the hub by its pin or by roots, the other end of a session by its fingerprint.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::OnceLock;
+
+use rustls::CertificateError;
+use rustls::ClientConfig;
+use rustls::DigitallySignedStruct;
+use rustls::DistinguishedName;
+use rustls::RootCertStore;
+use rustls::ServerConfig;
+use rustls::SignatureScheme;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::client::danger::ServerCertVerified;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::ring::cipher_suite;
+use rustls::crypto::verify_tls12_signature;
+use rustls::crypto::verify_tls13_signature;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::ServerName;
+use rustls::pki_types::UnixTime;
+use rustls::pki_types::pem::PemObject;
+use rustls::server::danger::ClientCertVerified;
+use rustls::server::danger::ClientCertVerifier;
+
+use super::identity::Identity;
+use crate::error::Error;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::model::fingerprint::Pin;
+use crate::os::secret;
+
+/// Where systems keep the roots that their administrator chose.
+const SYSTEM_ROOTS: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// How a hub is recognised.
+#[derive(Clone, PartialEq, Eq)]
+pub enum HubTrust {
+    /// The system's roots, or Mozilla's where a system has none.
+    Public,
+    /// Certificates in PEM.
+    Roots(String),
+    /// The hub's own CA, which it sends along in its chain.
+    Pin(Pin),
+}
+
+/// ring's algorithms; AES first where the CPU computes it, ChaCha20 where it does not.
+pub fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
+    let made = PROVIDER.get_or_init(|| {
+        let mut provider = rustls::crypto::ring::default_provider();
+        let first = if has_aes() {
+            cipher_suite::TLS13_AES_128_GCM_SHA256
+        } else {
+            cipher_suite::TLS13_CHACHA20_POLY1305_SHA256
+        };
+        provider.cipher_suites.sort_by_key(|suite| *suite != first);
+        Arc::new(provider)
+    });
+    Arc::clone(made)
+}
+
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+fn has_aes() -> bool {
+    std::is_x86_feature_detected!("aes") && std::is_x86_feature_detected!("pclmulqdq")
+}
+
+#[cfg(target_arch = "aarch64")]
+fn has_aes() -> bool {
+    std::arch::is_aarch64_feature_detected!("aes")
+}
+
+#[cfg(not(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64")))]
+fn has_aes() -> bool {
+    false
+}
+
+/// For the HTTP API and the control channel.
+pub fn hub_client(trust: &HubTrust) -> Result<Arc<ClientConfig>> {
+    let verifier: Arc<dyn ServerCertVerifier> = match trust {
+        HubTrust::Pin(pin) => Arc::new(PinnedHub { pin: *pin }),
+        HubTrust::Roots(pem) => verifier_of(parse_roots(pem)?)?,
+        HubTrust::Public => verifier_of(public_roots())?,
+    };
+    let builder = ClientConfig::builder_with_provider(provider());
+    let builder = builder.with_safe_default_protocol_versions().or_say(|| "Cannot set up TLS")?;
+    let mut config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// For the joiner's end of a session: any certificate that proves its key. Whose it must be is looked at
+/// after the handshake, where a resumed one is looked at too.
+pub fn session_client(identity: &Identity) -> Result<Arc<ClientConfig>> {
+    let builder = ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13]);
+    let builder = builder.or_say(|| "Cannot set up TLS")?.dangerous();
+    let builder = builder.with_custom_certificate_verifier(Arc::new(AnyIdentity));
+    let config = builder.with_client_auth_cert(vec![identity.certificate.clone()], identity.key.clone_key());
+    config.map(Arc::new).or_say(|| "Cannot use this machine's identity")
+}
+
+/// For the agent's end of a session.
+pub fn session_server(identity: &Identity) -> Result<Arc<ServerConfig>> {
+    let builder = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13]);
+    let builder = builder.or_say(|| "Cannot set up TLS")?.with_client_cert_verifier(Arc::new(AnyIdentity));
+    let config = builder.with_single_cert(vec![identity.certificate.clone()], identity.key.clone_key());
+    config.map(Arc::new).or_say(|| "Cannot use this machine's identity")
+}
+
+pub fn read_roots(path: &Path) -> Result<HubTrust> {
+    let pem = std::fs::read_to_string(path).or_say(|| format!("Cannot read the CA file {}", path.display()))?;
+    parse_roots(&pem).map_err(|error| error.hint(format!("Give --ca a PEM file, not {}", path.display())))?;
+    Ok(HubTrust::Roots(pem))
+}
+
+fn parse_roots(pem: &str) -> Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    let certificates = CertificateDer::pem_slice_iter(pem.as_bytes()).flatten();
+    roots.add_parsable_certificates(certificates);
+    if roots.is_empty() {
+        return Err(Error::new("There is no certificate in the CA file"));
+    }
+    Ok(roots)
+}
+
+fn public_roots() -> RootCertStore {
+    let named = std::env::var("SSL_CERT_FILE").ok();
+    let files = named.iter().map(String::as_str).chain(SYSTEM_ROOTS);
+    let system = files.filter_map(|path| std::fs::read_to_string(path).ok()).find_map(|pem| parse_roots(&pem).ok());
+    system.unwrap_or_else(|| RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() })
+}
+
+fn verifier_of(roots: RootCertStore) -> Result<Arc<WebPkiServerVerifier>> {
+    let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build();
+    built.or_say(|| "Cannot use these CA certificates")
+}
+
+/// Believes a chain that holds the pinned CA and is signed by it.
+#[derive(Debug)]
+struct PinnedHub {
+    pin: Pin,
+}
+
+impl ServerCertVerifier for PinnedHub {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
+        let unknown = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
+        let ca = chain.iter().find(|certificate| secret::sha256(certificate).pin() == self.pin).ok_or(unknown)?;
+        let mut roots = RootCertStore::empty();
+        roots.add(ca.clone().into_owned())?;
+        let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build();
+        let verifier = built.map_err(|error| rustls::Error::General(error.to_string()))?;
+        verifier.verify_server_cert(leaf, chain, name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &provider().signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &provider().signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Accepts every certificate whose key the peer proves to hold; the fingerprint is compared by the caller.
+#[derive(Debug)]
+struct AnyIdentity;
+
+impl ServerCertVerifier for AnyIdentity {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("sessions are TLS 1.3".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &provider().signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl ClientCertVerifier for AnyIdentity {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> std::result::Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        ServerCertVerifier::verify_tls12_signature(self, message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        ServerCertVerifier::verify_tls13_signature(self, message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        ServerCertVerifier::supported_verify_schemes(self)
+    }
+}

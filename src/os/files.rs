@@ -1,0 +1,190 @@
+//! State files: private from birth, replaced whole or not at all, one writer at a time, no symlinks.
+
+use std::fs;
+use std::fs::DirBuilder;
+use std::fs::File;
+use std::fs::OpenOptions;
+use std::io;
+use std::io::Read;
+use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::path::PathBuf;
+
+use nix::fcntl::OFlag;
+
+use crate::error::Error;
+use crate::error::Result;
+use crate::os::secret;
+
+/// No state file of ours comes near this; a larger one is damaged, or somebody else's.
+const LIMIT: u64 = 16 * 1024 * 1024;
+
+/// Makes a folder that only its owner can enter, parents included.
+pub fn private_dir(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|error| {
+        Error::new(format!("Cannot make the folder {}", path.display()))
+            .because(error)
+            .hint("Set PRIVATECONNECT_HOME to a folder that you can write to")
+    })
+}
+
+/// `None` when there is no such file.
+pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    let file = match options().read(true).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(trouble("read", path, error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(LIMIT + 1).read_to_end(&mut bytes).map_err(|error| trouble("read", path, error))?;
+    if bytes.len() as u64 > LIMIT {
+        return Err(Error::new(format!("{} is larger than 16 MiB", path.display())).hint("Move it away"));
+    }
+    Ok(Some(bytes))
+}
+
+pub fn read_text(path: &Path) -> Result<Option<String>> {
+    let Some(bytes) = read(path)? else { return Ok(None) };
+    let text = String::from_utf8(bytes);
+    text.map(Some).map_err(|_| Error::new(format!("{} is not text", path.display())).hint("Move it away"))
+}
+
+/// Replaces the file as one step: after a crash there is the old content or the new, nothing between.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    refuse_symlink(path)?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    private_dir(folder)?;
+    let draft = draft_of(path);
+    let written = write_draft(&draft, bytes).and_then(|()| fs::rename(&draft, path)).and_then(|()| sync_dir(folder));
+    written.map_err(|error| {
+        let _ = fs::remove_file(&draft);
+        trouble("write", path, error)
+    })
+}
+
+/// Opens for appending; makes the file when it is not there.
+pub fn append(path: &Path) -> Result<File> {
+    let opened = options().read(true).append(true).create(true).mode(0o600).open(path);
+    opened.map_err(|error| trouble("write", path, error))
+}
+
+pub fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(trouble("remove", path, error)),
+        _ => Ok(()),
+    }
+}
+
+/// Holds the lock until it is dropped, or until the process ends in whatever way.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// Waits for the lock. The lock lies in a file of its own, since a file that is replaced by rename
+/// cannot carry one.
+pub fn lock(path: &Path) -> Result<Lock> {
+    let file = append(path)?;
+    file.lock().map_err(|error| trouble("lock", path, error))?;
+    Ok(Lock { _file: file })
+}
+
+/// `None` when another process holds it.
+pub fn try_lock(path: &Path) -> Result<Option<Lock>> {
+    let file = append(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(Lock { _file: file })),
+        Err(fs::TryLockError::WouldBlock) => Ok(None),
+        Err(fs::TryLockError::Error(error)) => Err(trouble("lock", path, error)),
+    }
+}
+
+pub fn sync_dir(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.custom_flags(OFlag::O_NOFOLLOW.bits());
+    options
+}
+
+fn refuse_symlink(path: &Path) -> Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_symlink() => {
+            Err(Error::new(format!("{} is a symbolic link; state is not written through links", path.display()))
+                .hint(format!("Look where it points, then: rm {}", path.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn draft_of(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{}", &secret::secret()[..8]))
+}
+
+fn write_draft(draft: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = options().write(true).create_new(true).mode(0o600).open(draft)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+fn trouble(verb: &str, path: &Path, error: io::Error) -> Error {
+    let hint = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "The disk is full: free some space, then try again".to_owned(),
+        io::ErrorKind::PermissionDenied => format!("Look at its owner and mode: ls -ld {}", path.display()),
+        io::ErrorKind::FilesystemLoop => format!("It is a symbolic link; state is not kept behind links: rm {}", path.display()),
+        _ => format!("Look at it: ls -ld {}", path.display()),
+    };
+    Error::new(format!("Cannot {verb} {}", path.display())).because(error).hint(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn folder() -> PathBuf {
+        let path = std::env::temp_dir().join(secret::id("connect-files"));
+        private_dir(&path).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_file_is_private_and_its_drafts_are_gone() {
+        let folder = folder().join("deeper");
+        write(&folder.join("a"), b"one").unwrap();
+        write(&folder.join("a"), b"two").unwrap();
+        assert_eq!(read(&folder.join("a")).unwrap().unwrap(), b"two");
+        assert_eq!(fs::metadata(folder.join("a")).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_symlink_is_neither_read_nor_written_through() {
+        let folder = folder();
+        fs::write(folder.join("victim"), "untouched").unwrap();
+        std::os::unix::fs::symlink(folder.join("victim"), folder.join("state")).unwrap();
+        assert!(read(&folder.join("state")).is_err());
+        assert!(write(&folder.join("state"), b"x").is_err());
+        assert!(append(&folder.join("state")).is_err());
+        assert_eq!(fs::read_to_string(folder.join("victim")).unwrap(), "untouched");
+    }
+
+    #[test]
+    fn a_second_lock_is_refused_while_the_first_is_held() {
+        let path = folder().join("lock");
+        let held = try_lock(&path).unwrap();
+        assert!(held.is_some() && try_lock(&path).unwrap().is_none());
+        drop(held);
+        assert!(try_lock(&path).unwrap().is_some());
+    }
+}

@@ -1,0 +1,15 @@
+//! Open-file limits.
+
+use nix::sys::resource::Resource;
+use nix::sys::resource::getrlimit;
+use nix::sys::resource::setrlimit;
+
+/// Takes as many descriptors as the system grants without asking; each tunnelled connection needs two.
+pub fn raise_open_files() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        log::debug!("the open-file limit stays at {soft}: {error}");
+    }
+}

@@ -1,0 +1,12 @@
+//! The machine: files, clock, randomness, sockets' options, processes. The only room that knows which
+//! system it runs on.
+
+pub mod clock;
+pub mod files;
+pub mod limits;
+pub mod paths;
+pub mod process;
+pub mod secret;
+pub mod socket;
+pub mod terminal;
+pub mod user;

@@ -1,0 +1,1 @@
+//! Running a user's command with its signals and its exit code.

@@ -1,0 +1,46 @@
+//! Random secrets and the hashes they are stored as.
+
+use ring::digest;
+use ring::rand::SecureRandom;
+use ring::rand::SystemRandom;
+
+use crate::model::fingerprint::Fingerprint;
+use crate::model::fingerprint::base32;
+
+pub fn bytes<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    // Fails only where the kernel has no random source; going on with guessable secrets would be worse.
+    SystemRandom::new().fill(&mut bytes).expect("the system has a source of random bytes");
+    bytes
+}
+
+pub fn number() -> u32 {
+    u32::from_ne_bytes(bytes())
+}
+
+/// 128 random bits, 26 characters.
+pub fn secret() -> String {
+    base32(&bytes::<16>())
+}
+
+/// An identifier like `svc_k3v7…`: 60 random bits, enough never to meet itself in one hub.
+pub fn id(prefix: &str) -> String {
+    format!("{prefix}_{}", &secret()[..12])
+}
+
+/// An identifier that is the same for the same parts, so that a service that comes back has its old one.
+pub fn derived_id(prefix: &str, parts: &[&str]) -> String {
+    let hash = digest::digest(&digest::SHA256, parts.join("\n").as_bytes());
+    format!("{prefix}_{}", &base32(hash.as_ref())[..12])
+}
+
+pub fn sha256(bytes: &[u8]) -> Fingerprint {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
+    Fingerprint::new(hash)
+}
+
+/// What is stored in the place of a secret.
+pub fn hash(secret: &str) -> String {
+    sha256(secret.as_bytes()).to_string()
+}

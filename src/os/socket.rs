@@ -1,0 +1,77 @@
+//! Options of TCP sockets that the standard library does not set.
+
+use std::net::SocketAddr;
+use std::net::TcpStream;
+
+use nix::libc;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt;
+
+/// After this much silence the kernel asks whether the peer is there.
+const KEEPALIVE_IDLE: u32 = 15;
+const KEEPALIVE_INTERVAL: u32 = 5;
+const KEEPALIVE_COUNT: u32 = 3;
+/// Data that stays unacknowledged this long (ms) ends the connection: a laptop that slept, a cable pulled.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED: u32 = 30_000;
+
+/// No delay for small writes, and a dead peer is noticed though it sent no FIN. Failing to set an option
+/// costs only that option.
+pub fn prepare(socket: &TcpStream) {
+    let _ = socket.set_nodelay(true);
+    let _ = setsockopt(socket, sockopt::KeepAlive, &true);
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let _ = setsockopt(socket, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE);
+    #[cfg(any(target_os = "macos", target_os = "ios"))]
+    let _ = setsockopt(socket, sockopt::TcpKeepAlive, &KEEPALIVE_IDLE);
+    let _ = setsockopt(socket, sockopt::TcpKeepInterval, &KEEPALIVE_INTERVAL);
+    let _ = setsockopt(socket, sockopt::TcpKeepCount, &KEEPALIVE_COUNT);
+    #[cfg(target_os = "linux")]
+    let _ = setsockopt(socket, sockopt::TcpUserTimeout, &UNACKNOWLEDGED);
+}
+
+/// The last close of this socket will be a reset, which tells the peer that its data did not all arrive.
+pub fn reset_on_close(socket: &TcpStream) {
+    let _ = setsockopt(socket, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 });
+}
+
+/// The user at the other end of a connection that does not leave this machine; `None` where that cannot
+/// be known.
+#[cfg(target_os = "linux")]
+pub fn peer_uid(local: SocketAddr, peer: SocketAddr) -> Option<u32> {
+    // The peer's socket has our peer address as its local one. All in hexadecimal, host byte order.
+    let (ours, theirs) = (proc_address(peer)?, proc_address(local)?);
+    let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
+    table.lines().skip(1).find_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let matches = fields.next()? == ours && fields.next()? == theirs;
+        if matches { fields.nth(4)?.parse().ok() } else { None }
+    })
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn peer_uid(_: SocketAddr, _: SocketAddr) -> Option<u32> {
+    None
+}
+
+#[cfg(target_os = "linux")]
+fn proc_address(address: SocketAddr) -> Option<String> {
+    let SocketAddr::V4(address) = address else { return None };
+    Some(format!("{:08X}:{:04X}", u32::from_ne_bytes(address.ip().octets()), address.port()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_user_behind_a_loopback_connection_is_known() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, peer) = listener.accept().unwrap();
+        assert_eq!(peer_uid(server.local_addr().unwrap(), peer), Some(nix::unistd::getuid().as_raw()));
+        assert_eq!(peer_uid(peer, "127.0.0.1:1".parse().unwrap()), None);
+    }
+}
