@@ -1,0 +1,7 @@
+//! How things look on the wire: pure functions of bytes, with no socket, no clock and no file in them.
+
+pub mod body;
+pub mod chunks;
+pub mod head;
+pub mod reply;
+mod scan;

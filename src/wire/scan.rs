@@ -1,0 +1,206 @@
+//! Reading bytes from the front, strictly in order: the verdict depends on the first byte that is wrong,
+//! so that an unfinished head is refused as early, and for the same reason, as the finished one.
+
+use super::head::BadHead;
+
+/// A character of a method or of a field's name (RFC 9110 5.6.2).
+pub const TOKEN: u8 = 1;
+/// A character of a request target. Browsers send `{}|^"` in queries as they are, so every visible ASCII
+/// character passes but `#`: a fragment never travels, and what follows it is where two readers differ.
+pub const TARGET: u8 = 2;
+/// A character of a field's value or a reason phrase: HTAB, SP, visible ASCII and everything above it.
+pub const VALUE: u8 = 4;
+pub const DIGIT: u8 = 8;
+
+static CLASSES: [u8; 256] = classes();
+
+const fn classes() -> [u8; 256] {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        #[allow(clippy::cast_possible_truncation)] // The loop ends at 255.
+        let it = byte as u8;
+        if it.is_ascii_alphanumeric()
+            || matches!(it, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^'..=b'`' | b'|' | b'~')
+        {
+            table[byte] |= TOKEN;
+        }
+        if it.is_ascii_graphic() && it != b'#' {
+            table[byte] |= TARGET;
+        }
+        if it == b'\t' || it >= b' ' && it != 0x7f {
+            table[byte] |= VALUE;
+        }
+        if it.is_ascii_digit() {
+            table[byte] |= DIGIT;
+        }
+        byte += 1;
+    }
+    table
+}
+
+pub fn is(byte: u8, class: u8) -> bool {
+    CLASSES[usize::from(byte)] & class != 0
+}
+
+/// How many bytes at the front belong to `class`.
+pub fn run(bytes: &[u8], class: u8) -> usize {
+    bytes.iter().position(|&byte| !is(byte, class)).unwrap_or(bytes.len())
+}
+
+/// As `run(bytes, VALUE)`, eight bytes at a time: values are nine tenths of a browser's head.
+pub fn value_run(bytes: &[u8]) -> usize {
+    let mut at = 0;
+    while let Some(eight) = bytes[at..].first_chunk::<8>() {
+        if may_hold_a_control(u64::from_ne_bytes(*eight)) {
+            let good = run(eight, VALUE);
+            if good < eight.len() {
+                return at + good;
+            }
+        }
+        at += eight.len();
+    }
+    at + run(&bytes[at..], VALUE)
+}
+
+/// Whether any of eight bytes is below 0x20 or is 0x7f; a HTAB says yes too, and the table then decides.
+fn may_hold_a_control(eight: u64) -> bool {
+    const ONES: u64 = u64::MAX / 255;
+    const TOPS: u64 = ONES * 0x80;
+    let below_space = eight.wrapping_sub(ONES * 0x20) & !eight;
+    let delete = eight ^ (ONES * 0x7f);
+    let is_delete = delete.wrapping_sub(ONES) & !delete;
+    (below_space | is_delete) & TOPS != 0
+}
+
+/// A value without the blanks around it.
+pub fn trim(value: &[u8]) -> &[u8] {
+    let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let start = value.iter().position(|byte| !blank(byte)).unwrap_or(value.len());
+    let end = value.iter().rposition(|byte| !blank(byte)).map_or(start, |last| last + 1);
+    &value[start..end]
+}
+
+/// Why reading stopped before its end.
+#[derive(Debug, PartialEq)]
+pub enum Stop {
+    NotYet,
+    Bad(BadHead),
+}
+
+impl From<BadHead> for Stop {
+    fn from(bad: BadHead) -> Stop {
+        Stop::Bad(bad)
+    }
+}
+
+pub struct Cursor<'b> {
+    bytes: &'b [u8],
+    pub at: usize,
+}
+
+impl<'b> Cursor<'b> {
+    pub fn new(bytes: &'b [u8]) -> Cursor<'b> {
+        Cursor { bytes, at: 0 }
+    }
+
+    pub fn rest(&self) -> &'b [u8] {
+        &self.bytes[self.at..]
+    }
+
+    pub fn peek(&self) -> Result<u8, Stop> {
+        self.bytes.get(self.at).copied().ok_or(Stop::NotYet)
+    }
+
+    /// The bytes at the front that belong to `class`, as soon as the one behind them is there, too.
+    pub fn take(&mut self, class: u8) -> Result<&'b [u8], Stop> {
+        let rest = self.rest();
+        let length = if class == VALUE { value_run(rest) } else { run(rest, class) };
+        if length == rest.len() {
+            return Err(Stop::NotYet);
+        }
+        self.at += length;
+        Ok(&rest[..length])
+    }
+
+    /// As `take`, but more than `limit` of them are `too_long`, which is seen without waiting for the last.
+    pub fn take_text(&mut self, class: u8, limit: usize, too_long: BadHead) -> Result<&'b str, Stop> {
+        let rest = self.rest();
+        let window = &rest[..rest.len().min(limit + 1)];
+        let length = run(window, class);
+        if length > limit {
+            return Err(too_long.into());
+        }
+        if length == rest.len() {
+            return Err(Stop::NotYet);
+        }
+        self.at += length;
+        Ok(str::from_utf8(&rest[..length]).map_err(|_| too_long)?)
+    }
+
+    pub fn expect(&mut self, wanted: &[u8], bad: BadHead) -> Result<(), Stop> {
+        for &byte in wanted {
+            if self.peek()? != byte {
+                return Err(self.refuse(bad));
+            }
+            self.at += 1;
+        }
+        Ok(())
+    }
+
+    pub fn digit(&mut self, bad: BadHead) -> Result<u8, Stop> {
+        let byte = self.peek()?;
+        if !is(byte, DIGIT) {
+            return Err(self.refuse(bad));
+        }
+        self.at += 1;
+        Ok(byte - b'0')
+    }
+
+    /// CR and LF together: either alone is where two readers of one head part ways.
+    pub fn line_end(&mut self, bad: BadHead) -> Result<(), Stop> {
+        self.expect(b"\r", bad)?;
+        self.expect(b"\n", BadHead::LineEnd)
+    }
+
+    /// What to call the byte that stands here.
+    pub fn refuse(&self, bad: BadHead) -> Stop {
+        match self.peek() {
+            Ok(b'\r' | b'\n') => Stop::Bad(BadHead::LineEnd),
+            _ => Stop::Bad(bad),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn eight_at_a_time_sees_what_one_at_a_time_sees() {
+        for byte in 0..=255u8 {
+            for place in 0..24 {
+                let mut bytes = *b"abc\tdef\xff ghi jkl\x80mno pqr";
+                bytes[place] = byte;
+                assert_eq!(value_run(&bytes), run(&bytes, VALUE), "{byte} at {place}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_classes_are_those_of_the_grammar() {
+        let token = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+        for byte in 0..=255u8 {
+            assert_eq!(is(byte, TOKEN), token.contains(&byte), "{byte}");
+            assert_eq!(is(byte, TARGET), (0x21..=0x7e).contains(&byte) && byte != b'#', "{byte}");
+            assert_eq!(is(byte, VALUE), byte == 9 || (byte >= 32 && byte != 127), "{byte}");
+        }
+    }
+
+    #[test]
+    fn only_the_blanks_around_a_value_go() {
+        assert_eq!(trim(b" \t a b \t"), b"a b");
+        assert_eq!(trim(b" \t "), b"");
+        assert_eq!(trim(b""), b"");
+    }
+}
