@@ -1,11 +1,14 @@
 //! connect: reach a private service from somewhere else.
+#![allow(dead_code)]
 
-// Until the hub and the proxy call it.
-#[allow(dead_code)]
+mod api;
+mod error;
+mod hub;
+mod model;
+mod net;
+mod os;
+mod state;
+mod tunnel;
 mod wire;
 
 fn main() {}
-#[allow(dead_code)]
-mod error;
-#[allow(dead_code)]
-mod model;

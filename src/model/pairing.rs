@@ -66,9 +66,9 @@ impl<T> Pairing<T> {
     }
 
     /// The first half stops waiting, and the session's other ticket is void.
-    pub fn give_up(&mut self, session: &str) {
-        self.waiting.remove(session);
+    pub fn give_up(&mut self, session: &str) -> Option<T> {
         self.tickets.retain(|_, (of, _)| of != session);
+        self.waiting.remove(session)
     }
 }
 

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 
+use super::access::Principal;
 use super::record::Agent;
 use super::record::Change;
 use super::record::Device;
@@ -140,7 +141,9 @@ impl Registry {
 
     /// Whether a running session's credential still stands: a key, or the share of a link.
     pub fn credential_is_live(&self, id: &str, now: Time) -> bool {
-        self.keys.get(id).is_some_and(|key| key.is_live(now)) || self.share(id, now).is_some()
+        id == Principal::Local.id()
+            || self.keys.get(id).is_some_and(|key| key.is_live(now))
+            || self.share(id, now).is_some()
     }
 
     pub fn agents(&self, workspace: &str) -> impl Iterator<Item = &Agent> {
@@ -163,6 +166,10 @@ impl Registry {
     pub fn service_named(&self, workspace: &str, name: &str) -> Option<&Service> {
         let named = self.services(workspace).filter(|service| service.name.as_str() == name);
         named.max_by_key(|service| (self.online.contains_key(&service.id), service.created_at))
+    }
+
+    pub fn services_of(&self, agent_id: &str) -> impl Iterator<Item = &Service> {
+        self.services.values().filter(move |service| service.agent_id == agent_id)
     }
 
     pub fn service_count_of(&self, agent_id: &str) -> usize {

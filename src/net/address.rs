@@ -36,7 +36,11 @@ impl HubUrl {
 
     /// As a Host header has it.
     pub fn authority(&self) -> String {
-        if self.port == 443 { bracketed(&self.host) } else { format!("{}:{}", bracketed(&self.host), self.port) }
+        if self.port == 443 {
+            bracketed(&self.host)
+        } else {
+            format!("{}:{}", bracketed(&self.host), self.port)
+        }
     }
 }
 
@@ -52,7 +56,12 @@ pub fn split_host_port(text: &str, default_port: u16) -> Option<(String, u16)> {
         Some(rest) => {
             let (host, behind) = rest.split_once(']')?;
             host.parse::<Ipv6Addr>().ok()?;
-            (host, behind.strip_prefix(':').map_or(behind.is_empty().then_some(None), |port| Some(Some(port)))?)
+            (
+                host,
+                behind
+                    .strip_prefix(':')
+                    .map_or(behind.is_empty().then_some(None), |port| Some(Some(port)))?,
+            )
         }
         None => match text.split_once(':') {
             Some((host, port)) => (host, Some(port)),
@@ -82,14 +91,16 @@ pub struct ProxyServer {
 
 /// What `HTTPS_PROXY` and `NO_PROXY` say about a connection to `host`.
 pub fn proxy_for(host: &str, port: u16) -> Result<Option<ProxyServer>> {
-    let read = |names: [&str; 2]| names.into_iter().find_map(|name| env::var(name).ok().filter(|v| !v.is_empty()));
+    let read =
+        |names: [&str; 2]| names.into_iter().find_map(|name| env::var(name).ok().filter(|v| !v.is_empty()));
     let Some(address) = read(["HTTPS_PROXY", "https_proxy"]) else { return Ok(None) };
     let except = read(["NO_PROXY", "no_proxy"]).unwrap_or_default();
     if is_excepted(&except, host, port) {
         return Ok(None);
     }
     parse_proxy(&address).map(Some).ok_or_else(|| {
-        Error::new("HTTPS_PROXY is not a proxy address").hint("Write it like HTTPS_PROXY=http://proxy.example:3128")
+        Error::new("HTTPS_PROXY is not a proxy address")
+            .hint("Write it like HTTPS_PROXY=http://proxy.example:3128")
     })
 }
 
@@ -149,7 +160,8 @@ fn is_excepted(list: &str, host: &str, port: u16) -> bool {
 }
 
 fn is_within(host: &str, network: &str, bits: &str) -> bool {
-    let (Ok(host), Ok(network), Ok(bits)) = (host.parse::<IpAddr>(), network.parse::<IpAddr>(), bits.parse::<u32>())
+    let (Ok(host), Ok(network), Ok(bits)) =
+        (host.parse::<IpAddr>(), network.parse::<IpAddr>(), bits.parse::<u32>())
     else {
         return false;
     };
@@ -170,12 +182,24 @@ mod tests {
 
     #[test]
     fn hub_addresses_are_read_with_and_without_scheme_and_port() {
-        for (text, shown) in [("https://h:7443", "https://h:7443"), ("hub.example", "https://hub.example"),
-            ("https://[::1]:7443/", "https://[::1]:7443"), (" HTTPS.example:443 ", "https://https.example")]
-        {
+        for (text, shown) in [
+            ("https://h:7443", "https://h:7443"),
+            ("hub.example", "https://hub.example"),
+            ("https://[::1]:7443/", "https://[::1]:7443"),
+            (" HTTPS.example:443 ", "https://https.example"),
+        ] {
             assert_eq!(HubUrl::parse(text).unwrap().to_string(), shown);
         }
-        for bad in ["", "https://", "http://h:7443", "https://h:0", "https://h:+1", "https://h:1:2", "https://a b", "https://h/x"] {
+        for bad in [
+            "",
+            "https://",
+            "http://h:7443",
+            "https://h:0",
+            "https://h:+1",
+            "https://h:1:2",
+            "https://a b",
+            "https://h/x",
+        ] {
             assert!(HubUrl::parse(bad).is_err(), "{bad}");
         }
     }
@@ -191,10 +215,18 @@ mod tests {
 
     #[test]
     fn exceptions_name_hosts_their_subdomains_and_networks() {
-        for (list, host, port, excepted) in [("example.com", "hub.example.com", 443, true), (".example.com", "example.com", 443, true),
-            ("example.com", "notexample.com", 443, false), ("10.0.0.0/8", "10.1.2.3", 443, true), ("10.0.0.0/8", "11.1.2.3", 443, false),
-            ("0.0.0.0/0", "11.1.2.3", 443, true), ("*", "x", 1, true), ("a, b", "b", 1, true), ("h:7443", "h", 7443, true), ("h:7443", "h", 443, false)]
-        {
+        for (list, host, port, excepted) in [
+            ("example.com", "hub.example.com", 443, true),
+            (".example.com", "example.com", 443, true),
+            ("example.com", "notexample.com", 443, false),
+            ("10.0.0.0/8", "10.1.2.3", 443, true),
+            ("10.0.0.0/8", "11.1.2.3", 443, false),
+            ("0.0.0.0/0", "11.1.2.3", 443, true),
+            ("*", "x", 1, true),
+            ("a, b", "b", 1, true),
+            ("h:7443", "h", 7443, true),
+            ("h:7443", "h", 443, false),
+        ] {
             assert_eq!(is_excepted(list, host, port), excepted, "{list} {host}");
         }
     }

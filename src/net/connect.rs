@@ -4,6 +4,8 @@ use std::io;
 use std::io::Read;
 use std::io::Write;
 use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
 use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::net::ToSocketAddrs;
@@ -60,6 +62,13 @@ pub fn resolve(host: &str, port: u16, deadline: Instant) -> Result<Vec<SocketAdd
     if let Ok(ip) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(ip, port)]);
     }
+    // Every new connection of a tunnel comes by here; both loopbacks are tried without asking anyone.
+    if host.eq_ignore_ascii_case("localhost") {
+        return Ok(vec![
+            SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+            SocketAddr::from((Ipv6Addr::LOCALHOST, port)),
+        ]);
+    }
     let unresolved = |why: String| {
         Error::new(format!("Cannot find the address of {host}"))
             .because(why)
@@ -82,7 +91,10 @@ pub fn resolve(host: &str, port: u16, deadline: Instant) -> Result<Vec<SocketAdd
 
 fn through_proxy(proxy: &ProxyServer, host: &str, port: u16, deadline: Instant) -> Result<Arc<TcpStream>> {
     let stream = dial(&proxy.host, proxy.port, deadline).map_err(|error| {
-        error.hint(format!("HTTPS_PROXY names {}:{}; unset it, or add the hub to NO_PROXY", proxy.host, proxy.port))
+        error.hint(format!(
+            "HTTPS_PROXY names {}:{}; unset it, or add the hub to NO_PROXY",
+            proxy.host, proxy.port
+        ))
     })?;
     let authority = format!("{}:{port}", bracketed(host));
     let mut request = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n");
@@ -94,9 +106,12 @@ fn through_proxy(proxy: &ProxyServer, host: &str, port: u16, deadline: Instant) 
     set_deadline(&stream, deadline).and_then(|()| (&*stream).write_all(request.as_bytes())).or_say(said)?;
     let status = read_status(&stream, deadline).or_say(said)?;
     if !(200..300).contains(&status) {
-        return Err(Error::new(format!("The proxy {}:{} refused with status {status}", proxy.host, proxy.port))
-            .hint(format!("Allow {authority} on the proxy, or add it to NO_PROXY"))
-            .kind(Kind::Unreachable));
+        return Err(Error::new(format!(
+            "The proxy {}:{} refused with status {status}",
+            proxy.host, proxy.port
+        ))
+        .hint(format!("Allow {authority} on the proxy, or add it to NO_PROXY"))
+        .kind(Kind::Unreachable));
     }
     Ok(stream)
 }

@@ -3,6 +3,7 @@
 pub mod address;
 pub mod channel;
 pub mod connect;
+pub mod crew;
 pub mod duplex;
 pub mod http;
 pub mod identity;

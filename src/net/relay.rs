@@ -37,7 +37,7 @@ pub fn copy(from: &TcpStream, to: &TcpStream, count: &AtomicU64) -> bool {
 }
 
 fn copy_all(mut from: &TcpStream, mut to: &TcpStream, count: &AtomicU64) -> io::Result<()> {
-    let mut buffer = Adaptive::new(CHUNK_IDLE, CHUNK_BUSY);
+    let mut buffer = Adaptive::new(0, CHUNK_IDLE, CHUNK_BUSY);
     loop {
         let read = match from.read(buffer.room()) {
             Ok(0) => return Ok(()),
@@ -46,6 +46,7 @@ fn copy_all(mut from: &TcpStream, mut to: &TcpStream, count: &AtomicU64) -> io::
             Err(error) => return Err(error),
         };
         to.write_all(buffer.filled(read))?;
+        buffer.adapt(read);
         count.fetch_add(read as u64, Ordering::Relaxed);
     }
 }
@@ -54,36 +55,47 @@ fn copy_all(mut from: &TcpStream, mut to: &TcpStream, count: &AtomicU64) -> io::
 /// of quiet ones cost little.
 pub struct Adaptive {
     bytes: Vec<u8>,
+    /// Bytes in front of the room that stay the owner's, for a header.
+    front: usize,
     idle: usize,
     busy: usize,
     short_reads: u32,
 }
 
 impl Adaptive {
-    pub fn new(idle: usize, busy: usize) -> Self {
-        Self { bytes: vec![0; idle], idle, busy, short_reads: 0 }
+    pub fn new(front: usize, idle: usize, busy: usize) -> Self {
+        Self { bytes: vec![0; front + idle], front, idle, busy, short_reads: 0 }
     }
 
     /// Where the next read goes.
     pub fn room(&mut self) -> &mut [u8] {
-        &mut self.bytes
+        &mut self.bytes[self.front..]
     }
 
-    /// What a read of `count` bytes brought; sizes the buffer for the one after.
-    pub fn filled(&mut self, count: usize) -> &[u8] {
-        if count == self.bytes.len() && count < self.busy {
-            self.bytes.resize(self.busy, 0);
+    /// The front and what a read of `count` bytes brought.
+    pub fn filled(&mut self, count: usize) -> &mut [u8] {
+        &mut self.bytes[..self.front + count]
+    }
+
+    /// Sizes the buffer for the read after one of `count` bytes.
+    pub fn adapt(&mut self, count: usize) {
+        let room = self.bytes.len() - self.front;
+        if count == room && room < self.busy {
+            self.bytes.resize(self.front + self.busy, 0);
             self.short_reads = 0;
-        } else if count <= self.idle && self.bytes.len() > self.idle {
+        } else if count <= self.idle && room > self.idle {
             self.short_reads += 1;
             if self.short_reads >= CALM {
-                self.bytes.truncate(self.idle);
-                self.bytes.shrink_to_fit();
+                self.shrink();
             }
         } else {
             self.short_reads = 0;
         }
-        &self.bytes[..count]
+    }
+
+    pub fn shrink(&mut self) {
+        self.bytes.truncate(self.front + self.idle);
+        self.bytes.shrink_to_fit();
     }
 }
 
@@ -121,12 +133,13 @@ mod tests {
 
     #[test]
     fn a_buffer_grows_when_it_is_filled_and_shrinks_when_it_is_calm() {
-        let mut buffer = Adaptive::new(4, 64);
-        assert_eq!(buffer.filled(4).len(), 4);
+        let mut buffer = Adaptive::new(2, 4, 64);
+        assert_eq!(buffer.filled(4).len(), 6);
+        buffer.adapt(4);
         assert_eq!(buffer.room().len(), 64);
         for _ in 0..CALM {
             assert_eq!(buffer.room().len(), 64);
-            buffer.filled(1);
+            buffer.adapt(1);
         }
         assert_eq!(buffer.room().len(), 4);
     }

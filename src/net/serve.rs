@@ -10,22 +10,17 @@ use std::net::TcpStream;
 use std::panic;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
-use std::thread;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::crew::Crew;
 use super::stop::Registration;
 use super::stop::Stop;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::os::socket;
 
-/// Enough for a TLS handshake and the JSON of the API; only what is touched takes memory.
-pub const STACK: usize = 256 * 1024;
 /// Threads that stay in `accept` after a burst.
 const SPARE: usize = 8;
 /// When accepting fails (no descriptors left), this long until the next try.
@@ -52,7 +47,7 @@ struct Shared {
     stop: Stop,
     accepting: AtomicUsize,
     threads: AtomicUsize,
-    handles: Mutex<Vec<JoinHandle<()>>>,
+    crew: Crew,
 }
 
 impl Server {
@@ -60,8 +55,8 @@ impl Server {
     pub fn start(listener: TcpListener, service: Service, stop: &Stop) -> Result<Self> {
         let address = listener.local_addr().or_say(|| "Cannot tell the listener's address")?;
         let (own, registration) = stop.child();
-        let (accepting, threads, handles) = Default::default();
-        let shared = Arc::new(Shared { listener, address, service, stop: own, accepting, threads, handles });
+        let (accepting, threads, crew) = Default::default();
+        let shared = Arc::new(Shared { listener, address, service, stop: own, accepting, threads, crew });
         let waker = Arc::clone(&shared);
         // The cut for `accept`: a connection of our own, after the flag is set.
         let woken = shared.stop.on_stop(move || waker.wake());
@@ -75,31 +70,22 @@ impl Server {
 
     /// Connections being served.
     pub fn connections(&self) -> usize {
-        self.shared.threads.load(Ordering::Relaxed).saturating_sub(self.shared.accepting.load(Ordering::Relaxed))
+        self.shared
+            .threads
+            .load(Ordering::Relaxed)
+            .saturating_sub(self.shared.accepting.load(Ordering::Relaxed))
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         self.shared.stop.stop();
-        loop {
-            let handle = self.shared.handles().pop();
-            let Some(handle) = handle else { break };
-            // Each acceptor that leaves needs its own wake.
-            while !handle.is_finished() {
-                self.shared.wake();
-                thread::park_timeout(Duration::from_millis(1));
-            }
-            let _ = handle.join();
-        }
+        // Each thread that waits in `accept` needs its own wake.
+        self.shared.crew.join(|| self.shared.wake());
     }
 }
 
 impl Shared {
-    fn handles(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
-        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn wake(&self) {
         let mut address = self.address;
         if address.ip().is_unspecified() {
@@ -115,21 +101,12 @@ impl Shared {
         shared.accepting.fetch_add(1, Ordering::SeqCst);
         shared.threads.fetch_add(1, Ordering::SeqCst);
         let own = Arc::clone(shared);
-        let builder = thread::Builder::new().name(shared.service.name.into()).stack_size(STACK);
-        let spawned = builder.spawn(move || own.accept_and_serve());
-        match spawned {
-            Ok(handle) => {
-                let mut handles = shared.handles();
-                handles.retain(|handle| !handle.is_finished());
-                handles.push(handle);
-                Ok(())
-            }
-            Err(error) => {
-                shared.accepting.fetch_sub(1, Ordering::SeqCst);
-                shared.threads.fetch_sub(1, Ordering::SeqCst);
-                Err(error)
-            }
+        let spawned = shared.crew.spawn(shared.service.name, move || own.accept_and_serve());
+        if spawned.is_err() {
+            shared.accepting.fetch_sub(1, Ordering::SeqCst);
+            shared.threads.fetch_sub(1, Ordering::SeqCst);
         }
+        spawned
     }
 
     /// One thread's life. It counts as accepting when this begins.
@@ -236,7 +213,8 @@ mod tests {
         TcpStream::connect(server.address()).unwrap().read_to_string(&mut told).unwrap();
         assert_eq!(told, "full");
         drop(streams);
-        let served = (0..1000).any(|_| echoed(&mut TcpStream::connect(server.address()).unwrap(), b'c') == Some(b'c'));
+        let served =
+            (0..1000).any(|_| echoed(&mut TcpStream::connect(server.address()).unwrap(), b'c') == Some(b'c'));
         assert!(served);
     }
 

@@ -271,7 +271,9 @@ fn encode<D>(record: &mut EncodeTlsData<'_, D>, owed: &mut Vec<u8>) -> io::Resul
                 owed.truncate(at + written);
                 return Ok(());
             }
-            Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) => room = required_size,
+            Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) => {
+                room = required_size
+            }
             Err(error) => return Err(io::Error::other(error)),
         }
     }
@@ -309,7 +311,9 @@ fn grow_until_it_fits(
                 out.truncate(at + written);
                 return Ok(());
             }
-            Err(EncryptError::InsufficientSize(InsufficientSizeError { required_size })) if required_size > room => {
+            Err(EncryptError::InsufficientSize(InsufficientSizeError { required_size }))
+                if required_size > room =>
+            {
                 room = required_size;
             }
             Err(error) => return Err(io::Error::other(error)),

@@ -100,7 +100,8 @@ pub fn hub_client(trust: &HubTrust) -> Result<Arc<ClientConfig>> {
 /// For the joiner's end of a session: any certificate that proves its key. Whose it must be is looked at
 /// after the handshake, where a resumed one is looked at too.
 pub fn session_client(identity: &Identity) -> Result<Arc<ClientConfig>> {
-    let builder = ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13]);
+    let builder =
+        ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13]);
     let builder = builder.or_say(|| "Cannot set up TLS")?.dangerous();
     let builder = builder.with_custom_certificate_verifier(Arc::new(AnyIdentity));
     let config = builder.with_client_auth_cert(vec![identity.certificate.clone()], identity.key.clone_key());
@@ -109,14 +110,16 @@ pub fn session_client(identity: &Identity) -> Result<Arc<ClientConfig>> {
 
 /// For the agent's end of a session.
 pub fn session_server(identity: &Identity) -> Result<Arc<ServerConfig>> {
-    let builder = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13]);
+    let builder =
+        ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13]);
     let builder = builder.or_say(|| "Cannot set up TLS")?.with_client_cert_verifier(Arc::new(AnyIdentity));
     let config = builder.with_single_cert(vec![identity.certificate.clone()], identity.key.clone_key());
     config.map(Arc::new).or_say(|| "Cannot use this machine's identity")
 }
 
 pub fn read_roots(path: &Path) -> Result<HubTrust> {
-    let pem = std::fs::read_to_string(path).or_say(|| format!("Cannot read the CA file {}", path.display()))?;
+    let pem =
+        std::fs::read_to_string(path).or_say(|| format!("Cannot read the CA file {}", path.display()))?;
     parse_roots(&pem).map_err(|error| error.hint(format!("Give --ca a PEM file, not {}", path.display())))?;
     Ok(HubTrust::Roots(pem))
 }
@@ -134,7 +137,8 @@ fn parse_roots(pem: &str) -> Result<RootCertStore> {
 fn public_roots() -> RootCertStore {
     let named = std::env::var("SSL_CERT_FILE").ok();
     let files = named.iter().map(String::as_str).chain(SYSTEM_ROOTS);
-    let system = files.filter_map(|path| std::fs::read_to_string(path).ok()).find_map(|pem| parse_roots(&pem).ok());
+    let system =
+        files.filter_map(|path| std::fs::read_to_string(path).ok()).find_map(|pem| parse_roots(&pem).ok());
     system.unwrap_or_else(|| RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() })
 }
 
@@ -159,7 +163,8 @@ impl ServerCertVerifier for PinnedHub {
         now: UnixTime,
     ) -> std::result::Result<ServerCertVerified, rustls::Error> {
         let unknown = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
-        let ca = chain.iter().find(|certificate| secret::sha256(certificate).pin() == self.pin).ok_or(unknown)?;
+        let ca =
+            chain.iter().find(|certificate| secret::sha256(certificate).pin() == self.pin).ok_or(unknown)?;
         let mut roots = RootCertStore::empty();
         roots.add(ca.clone().into_owned())?;
         let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build();

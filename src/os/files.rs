@@ -61,7 +61,8 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     private_dir(folder)?;
     let draft = draft_of(path);
-    let written = write_draft(&draft, bytes).and_then(|()| fs::rename(&draft, path)).and_then(|()| sync_dir(folder));
+    let written =
+        write_draft(&draft, bytes).and_then(|()| fs::rename(&draft, path)).and_then(|()| sync_dir(folder));
     written.map_err(|error| {
         let _ = fs::remove_file(&draft);
         trouble("write", path, error)
@@ -117,10 +118,11 @@ fn options() -> OpenOptions {
 
 fn refuse_symlink(path: &Path) -> Result<()> {
     match fs::symlink_metadata(path) {
-        Ok(found) if found.is_symlink() => {
-            Err(Error::new(format!("{} is a symbolic link; state is not written through links", path.display()))
-                .hint(format!("Look where it points, then: rm {}", path.display())))
-        }
+        Ok(found) if found.is_symlink() => Err(Error::new(format!(
+            "{} is a symbolic link; state is not written through links",
+            path.display()
+        ))
+        .hint(format!("Look where it points, then: rm {}", path.display()))),
         _ => Ok(()),
     }
 }
@@ -138,9 +140,13 @@ fn write_draft(draft: &Path, bytes: &[u8]) -> io::Result<()> {
 
 fn trouble(verb: &str, path: &Path, error: io::Error) -> Error {
     let hint = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "The disk is full: free some space, then try again".to_owned(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "The disk is full: free some space, then try again".to_owned()
+        }
         io::ErrorKind::PermissionDenied => format!("Look at its owner and mode: ls -ld {}", path.display()),
-        io::ErrorKind::FilesystemLoop => format!("It is a symbolic link; state is not kept behind links: rm {}", path.display()),
+        _ if error.raw_os_error() == Some(nix::libc::ELOOP) => {
+            format!("It is a symbolic link; state is not kept behind links: rm {}", path.display())
+        }
         _ => format!("Look at it: ls -ld {}", path.display()),
     };
     Error::new(format!("Cannot {verb} {}", path.display())).because(error).hint(hint)

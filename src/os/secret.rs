@@ -1,6 +1,7 @@
 //! Random secrets and the hashes they are stored as.
 
 use ring::digest;
+use ring::hmac;
 use ring::rand::SecureRandom;
 use ring::rand::SystemRandom;
 
@@ -38,6 +39,19 @@ pub fn sha256(bytes: &[u8]) -> Fingerprint {
     let mut hash = [0; 32];
     hash.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
     Fingerprint::new(hash)
+}
+
+/// Says `message` in a way that only the holder of `key` can.
+pub fn sign(key: &str, message: &str) -> String {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes());
+    base32(&hmac::sign(&key, message.as_bytes()).as_ref()[..16])
+}
+
+/// Compares in a time that does not tell how much was right.
+pub fn is_signed(key: &str, message: &str, signature: &str) -> bool {
+    let expected = sign(key, message);
+    let difference = expected.bytes().zip(signature.bytes()).fold(0, |sum, (a, b)| sum | (a ^ b));
+    expected.len() == signature.len() && difference == 0
 }
 
 /// What is stored in the place of a secret.

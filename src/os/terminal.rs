@@ -19,13 +19,16 @@ pub fn is_terminal_in() -> bool {
 /// Bare containers set no locale at all and still feed UTF-8 terminals and logs, so only a locale that
 /// names another charset (`C` and `POSIX` do) means plain text.
 pub fn is_utf8() -> bool {
-    let set = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(|name| env::var(name).ok().filter(|v| !v.is_empty()));
+    let set = ["LC_ALL", "LC_CTYPE", "LANG"]
+        .into_iter()
+        .find_map(|name| env::var(name).ok().filter(|v| !v.is_empty()));
     let folded = set.map(|locale| locale.to_ascii_lowercase());
     folded.is_none_or(|locale| locale.contains("utf-8") || locale.contains("utf8"))
 }
 
 pub fn wants_colour() -> bool {
-    env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) && env::var_os("TERM").is_none_or(|term| term != "dumb")
+    env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+        && env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// Columns, as the shell exports them; 80 when nobody says.

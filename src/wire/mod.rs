@@ -1,7 +1,11 @@
 //! How things look on the wire: pure functions of bytes, with no socket, no clock and no file in them.
 
+pub mod api;
 pub mod body;
 pub mod chunks;
+pub mod control;
+pub mod frame;
 pub mod head;
+pub mod message;
 pub mod reply;
 mod scan;

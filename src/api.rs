@@ -1,0 +1,359 @@
+//! The hub as its clients see it: typed calls over one kept-alive TLS connection, and the two upgrades.
+
+use std::fmt;
+use std::io::Read;
+use std::io::Write;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+use std::time::Instant;
+
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use ureq::config::Config;
+use ureq::http::Uri;
+use ureq::unversioned::resolver::ResolvedSocketAddrs;
+use ureq::unversioned::resolver::Resolver;
+use ureq::unversioned::transport::Buffers;
+use ureq::unversioned::transport::ConnectionDetails;
+use ureq::unversioned::transport::Connector;
+use ureq::unversioned::transport::LazyBuffers;
+use ureq::unversioned::transport::NextTimeout;
+use ureq::unversioned::transport::Transport;
+
+use crate::error::Error;
+use crate::error::Kind;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::net::address::HubUrl;
+use crate::net::connect::DEADLINE;
+use crate::net::connect::dial_hub;
+use crate::net::connect::is_timeout;
+use crate::net::connect::set_deadline;
+use crate::net::duplex::Duplex;
+use crate::net::http;
+use crate::net::http::Ask;
+use crate::net::stop::Registration;
+use crate::net::stop::Stop;
+use crate::net::tls;
+use crate::net::trust;
+use crate::net::trust::HubTrust;
+use crate::wire::api::AgentInfo;
+use crate::wire::api::AskDevice;
+use crate::wire::api::AskSession;
+use crate::wire::api::DeviceAsked;
+use crate::wire::api::DeviceState;
+use crate::wire::api::Health;
+use crate::wire::api::RegisterAgent;
+use crate::wire::api::ServiceInfo;
+use crate::wire::api::SessionGranted;
+use crate::wire::api::WhoAmI;
+use crate::wire::control;
+
+/// Lists of thousands of services are larger than any other answer.
+const ANSWER_LIMIT: u64 = 16 * 1024 * 1024;
+/// What ureq keeps for a head and a piece of body.
+const BUFFER: usize = 16 * 1024;
+
+pub struct Hub {
+    pub url: HubUrl,
+    key: Option<String>,
+    dialer: Dialer,
+    agent: ureq::Agent,
+}
+
+impl Hub {
+    /// Every connection it makes is cut by `stop`.
+    pub fn new(url: HubUrl, trust: &HubTrust, key: Option<String>, stop: &Stop) -> Result<Self> {
+        let dialer = Dialer { url: url.clone(), tls: trust::hub_client(trust)?, stop: stop.clone() };
+        let config = ureq::Agent::config_builder()
+            .timeout_global(Some(DEADLINE))
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .proxy(None)
+            .user_agent(concat!("connect/", env!("CARGO_PKG_VERSION")))
+            .build();
+        let agent = ureq::Agent::with_parts(config, dialer.clone(), NoResolver);
+        Ok(Self { url, key, dialer, agent })
+    }
+
+    pub fn health(&self) -> Result<Health> {
+        self.call("GET", "/health", &[], None::<&()>)
+    }
+
+    pub fn whoami(&self) -> Result<WhoAmI> {
+        self.call("GET", "/v1/whoami", &[], None::<&()>)
+    }
+
+    pub fn services(&self) -> Result<Vec<ServiceInfo>> {
+        self.call("GET", "/v1/services", &[], None::<&()>)
+    }
+
+    pub fn agents(&self) -> Result<Vec<AgentInfo>> {
+        self.call("GET", "/v1/agents", &[], None::<&()>)
+    }
+
+    pub fn register(&self, agent: &RegisterAgent) -> Result<AgentInfo> {
+        self.call("POST", "/v1/agents/register", &[], Some(agent))
+    }
+
+    pub fn ask_session(&self, ask: &AskSession) -> Result<SessionGranted> {
+        self.call("POST", "/v1/sessions", &[], Some(ask))
+    }
+
+    pub fn ask_device(&self, label: &str) -> Result<DeviceAsked> {
+        self.call("POST", "/v1/device", &[], Some(&AskDevice { label: label.to_owned() }))
+    }
+
+    pub fn device_state(&self, asked: &DeviceAsked) -> Result<DeviceState> {
+        let path = format!("/v1/device/{}", asked.code);
+        self.call("GET", &path, &[("x-device-secret", &asked.secret)], None::<&()>)
+    }
+
+    /// The agent's control channel.
+    pub fn control(&self) -> Result<Duplex> {
+        let deadline = Instant::now() + DEADLINE;
+        let key = self.key.clone().unwrap_or_default();
+        let ask = Ask {
+            method: "GET",
+            path: "/v1/agent",
+            host: &self.url.authority(),
+            fields: &[("x-api-key", &key)],
+            body: None,
+        };
+        let (stream, _cut) = self.dialer.dial(deadline)?;
+        http::upgrade(stream, control::UPGRADE, &ask, deadline)
+    }
+
+    /// One half of a session, at the relay that the hub named.
+    pub fn relay(&self, relay: &str, ticket: &str, deadline: Instant) -> Result<Duplex> {
+        let odd = || Error::new(format!("The hub named an odd relay: {}", relay.escape_debug()));
+        let (plain, address) = match relay.strip_prefix("http://") {
+            Some(address) => (true, address),
+            None => (false, relay.strip_prefix("https://").ok_or_else(odd)?),
+        };
+        let url = HubUrl::parse(address).map_err(|_| odd())?;
+        let dialer = Dialer { url: url.clone(), ..self.dialer.clone() };
+        let (stream, _cut) = if plain { dialer.dial_plain(deadline)? } else { dialer.dial(deadline)? };
+        let fields = [("x-ticket", ticket)];
+        let ask =
+            Ask { method: "GET", path: "/v1/relay", host: &url.authority(), fields: &fields, body: None };
+        http::upgrade(stream, control::RELAY_UPGRADE, &ask, deadline)
+    }
+
+    fn call<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        path: &str,
+        fields: &[(&str, &str)],
+        body: Option<&impl Serialize>,
+    ) -> Result<T> {
+        let bytes = match body {
+            Some(body) => serde_json::to_vec(body).or_say(|| "Cannot write the request")?,
+            None => Vec::new(),
+        };
+        let mut request = ureq::http::Request::builder().method(method).uri(format!("{}{path}", self.url));
+        request = request.header("content-type", "application/json");
+        if let Some(key) = &self.key {
+            request = request.header("x-api-key", key);
+        }
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(bytes).or_say(|| "The API key has characters that a key never has")?;
+        let mut answer = self.agent.run(request).map_err(|error| self.trouble(error))?;
+        let status = answer.status().as_u16();
+        let read = answer.body_mut().with_config().limit(ANSWER_LIMIT).read_to_vec();
+        let bytes = read.map_err(|error| self.trouble(error))?;
+        if !(200..300).contains(&status) {
+            return Err(explain(status, &bytes));
+        }
+        serde_json::from_slice(&bytes).map_err(|error| {
+            Error::new(format!("{} does not answer as a hub does", self.url))
+                .because(error)
+                .hint("Check the address given with --hub")
+        })
+    }
+
+    fn trouble(&self, error: ureq::Error) -> Error {
+        match error {
+            ureq::Error::Other(inner) => match inner.downcast::<Error>() {
+                Ok(ours) => *ours,
+                Err(inner) => unreachable_hub(&self.url, inner.to_string()),
+            },
+            ureq::Error::Timeout(_) => unreachable_hub(&self.url, "it did not answer in time".to_owned()),
+            error => unreachable_hub(&self.url, error.to_string()),
+        }
+    }
+}
+
+fn unreachable_hub(url: &HubUrl, why: String) -> Error {
+    Error::new(format!("Cannot reach the hub {url}"))
+        .because(why)
+        .hint("Check the address and that the hub is running: connect doctor")
+        .kind(Kind::Unreachable)
+}
+
+/// What a refusal means for the person who got it.
+fn explain(status: u16, body: &[u8]) -> Error {
+    let error = http::refusal(status, body);
+    match (status, &error.hint) {
+        (401, None) => error.hint("Run: connect up --hub URL --api-key KEY"),
+        _ => error,
+    }
+}
+
+/// Makes TLS connections to one hub; for ureq, and for the upgrades.
+#[derive(Clone)]
+struct Dialer {
+    url: HubUrl,
+    tls: Arc<ClientConfig>,
+    stop: Stop,
+}
+
+impl fmt::Debug for Dialer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Dialer({})", self.url)
+    }
+}
+
+impl Dialer {
+    fn dial_plain(&self, deadline: Instant) -> Result<(Duplex, Registration)> {
+        let socket = dial_hub(&self.url.host, self.url.port, deadline).map_err(|error| {
+            let hint = error.hint.clone();
+            let error = unreachable_hub(&self.url, error.to_string());
+            if let Some(hint) = hint { error.hint(hint) } else { error }
+        })?;
+        let cut = self.stop.attach(&socket).ok_or_else(|| Error::new("Stopped").kind(Kind::Interrupted))?;
+        Ok((Duplex::plain(socket), cut))
+    }
+
+    fn dial(&self, deadline: Instant) -> Result<(Duplex, Registration)> {
+        let (below, cut) = self.dial_plain(deadline)?;
+        let host = &self.url.host;
+        let name = ServerName::try_from(host.clone()).or_say(|| format!("{host} cannot be a host's name"))?;
+        let established =
+            tls::client(&self.tls, name, below, deadline).map_err(|error| self.distrust(error))?;
+        Ok((established.into_duplex(), cut))
+    }
+
+    fn distrust(&self, error: std::io::Error) -> Error {
+        let certificate = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        match certificate {
+            Some(rustls::Error::InvalidCertificate(why)) => {
+                Error::new(format!("{} did not prove that it is your hub", self.url))
+                    .because(format!("{why}"))
+                    .hint("Its certificate does not match the key's pin or your CA file. Ask for a new key (hub key create), or give --ca FILE")
+            }
+            _ => unreachable_hub(&self.url, error.to_string()),
+        }
+    }
+}
+
+impl Connector for Dialer {
+    type Out = HubTransport;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails,
+        _: Option<()>,
+    ) -> std::result::Result<Option<HubTransport>, ureq::Error> {
+        let deadline = Instant::now() + (*details.timeout.after).min(DEADLINE);
+        let (stream, cut) = self.dial(deadline).map_err(|error| ureq::Error::Other(Box::new(error)))?;
+        Ok(Some(HubTransport {
+            stream: Mutex::new(stream),
+            buffers: LazyBuffers::new(BUFFER, BUFFER),
+            _cut: cut,
+        }))
+    }
+}
+
+/// ureq wants its transports `Sync`, which a reader that holds decrypted bytes is not by itself; the
+/// mutex is never contended.
+struct HubTransport {
+    stream: Mutex<Duplex>,
+    buffers: LazyBuffers,
+    _cut: Registration,
+}
+
+impl fmt::Debug for HubTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HubTransport")
+    }
+}
+
+impl HubTransport {
+    fn stream(&mut self) -> &mut Duplex {
+        self.stream.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn arm(socket: &TcpStream, timeout: &NextTimeout) -> std::result::Result<(), ureq::Error> {
+    set_deadline(socket, Instant::now() + (*timeout.after).min(DEADLINE)).map_err(ureq::Error::Io)
+}
+
+fn timed(error: std::io::Error, timeout: &NextTimeout) -> ureq::Error {
+    if is_timeout(&error) { ureq::Error::Timeout(timeout.reason) } else { ureq::Error::Io(error) }
+}
+
+impl Transport for HubTransport {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(
+        &mut self,
+        amount: usize,
+        timeout: NextTimeout,
+    ) -> std::result::Result<(), ureq::Error> {
+        let stream = self.stream.get_mut().unwrap_or_else(PoisonError::into_inner);
+        arm(&stream.socket, &timeout)?;
+        let output = &self.buffers.output()[..amount];
+        stream.writer.write_all(output).map_err(|error| timed(error, &timeout))
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> std::result::Result<bool, ureq::Error> {
+        let stream = self.stream.get_mut().unwrap_or_else(PoisonError::into_inner);
+        arm(&stream.socket, &timeout)?;
+        let room = self.buffers.input_append_buf();
+        let read = stream.reader.read(room).map_err(|error| timed(error, &timeout))?;
+        self.buffers.input_appended(read);
+        Ok(read > 0)
+    }
+
+    fn is_open(&mut self) -> bool {
+        // A kept connection that the hub has closed meanwhile is readable: its farewell is there.
+        let socket = &self.stream().socket;
+        let quiet = socket.set_nonblocking(true).and_then(|()| socket.peek(&mut [0]));
+        let back = socket.set_nonblocking(false);
+        back.is_ok() && quiet.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+    }
+
+    fn is_tls(&self) -> bool {
+        true
+    }
+}
+
+/// The dialer resolves for itself, or lets the proxy do it.
+#[derive(Debug)]
+struct NoResolver;
+
+impl Resolver for NoResolver {
+    fn resolve(
+        &self,
+        _: &Uri,
+        _: &Config,
+        _: NextTimeout,
+    ) -> std::result::Result<ResolvedSocketAddrs, ureq::Error> {
+        Ok(self.empty())
+    }
+}
+
+/// How long a device code's owner waits between two looks.
+pub fn poll_interval(asked: &DeviceAsked) -> Duration {
+    Duration::from_secs(asked.interval_seconds.clamp(1, 30))
+}

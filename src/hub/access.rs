@@ -1,0 +1,103 @@
+//! Who is asking. Every refusal looks the same and costs the same, whatever was wrong with the key.
+
+use std::net::IpAddr;
+
+use super::core::Core;
+use super::core::locked;
+use crate::model::access::Action;
+use crate::model::access::Principal;
+use crate::os::clock;
+use crate::os::secret;
+use crate::wire::message::Request;
+use crate::wire::message::error_body;
+use crate::wire::reply::Reply;
+
+/// Share links carry secrets of this kind in the place of a key.
+const LINK_PREFIX: &str = "pl_";
+const KEY_PREFIX: &str = "pc_";
+/// Longer than any key of ours.
+const KEY_LIMIT: usize = 256;
+
+/// Believes the `x-api-key`, or says why not.
+pub fn authenticate(core: &Core, request: &Request, address: IpAddr) -> Result<Principal, Reply> {
+    let given = request.field("x-api-key").unwrap_or_default();
+    if given.is_empty() {
+        let reply = Reply::json(
+            401,
+            error_body("An API key is needed", "Send it as x-api-key; make one with: connect hub key create"),
+        );
+        core.counters.refused("no-key");
+        return Err(reply);
+    }
+    let hash = secret::hash(given.get(..KEY_LIMIT).unwrap_or(given).split('.').next().unwrap_or_default());
+    let (now, by_address, by_key) = (clock::now(), address.to_string(), hash[..16].to_owned());
+    {
+        let logins = locked(&core.limits.logins);
+        if let Some(seconds) = logins.blocked(&by_address, now).max(logins.blocked(&by_key, now)) {
+            core.counters.refused("too-many-logins");
+            return Err(too_many(seconds));
+        }
+    }
+    if let Some(principal) = believe(core, given, &hash) {
+        return Ok(principal);
+    }
+    let mut logins = locked(&core.limits.logins);
+    logins.failed(&by_address, now);
+    logins.failed(&by_key, now);
+    drop(logins);
+    core.counters.refused("bad-key");
+    core.audit.say("key.refused", &[("address", &by_address)]);
+    Err(Reply::json(
+        401,
+        error_body(
+            "This API key is not valid here",
+            "It may be revoked or expired; ask for a new one: connect hub key create",
+        ),
+    ))
+}
+
+fn believe(core: &Core, given: &str, hash: &str) -> Option<Principal> {
+    let now = clock::now();
+    let registry = core.registry();
+    if given.starts_with(KEY_PREFIX) {
+        let key = registry.key_by_hash(hash, now)?;
+        return Some(Principal::Key {
+            id: key.id.clone(),
+            label: key.label.clone(),
+            role: key.role,
+            workspace: key.workspace.clone(),
+        });
+    }
+    if given.starts_with(LINK_PREFIX) {
+        let share = registry.share_by_link(hash, now)?;
+        return Some(Principal::Link { share: share.id.clone(), workspace: share.workspace.clone() });
+    }
+    (secret::hash(&core.local_token) == hash).then_some(Principal::Local)
+}
+
+pub fn allow(core: &Core, principal: &Principal, action: Action) -> Result<(), Reply> {
+    if principal.may(action) {
+        return Ok(());
+    }
+    core.counters.refused("role");
+    core.audit.say("role.refused", &[("who", principal.id()), ("action", &format!("{action:?}"))]);
+    let hint = match action {
+        Action::Administer => "Ask for a key with --role admin",
+        _ => "Ask for a key with --role member",
+    };
+    Err(Reply::json(403, error_body("This key may not do that", hint)))
+}
+
+pub fn too_many(seconds: u64) -> Reply {
+    let hint = format!("Try again in {seconds} seconds");
+    Reply::json(429, error_body("Too many failed tries", &hint)).field("retry-after", seconds.to_string())
+}
+
+/// What to hash for a new key or link; the prefix is part of it.
+pub fn new_key() -> String {
+    format!("{KEY_PREFIX}{}", secret::secret())
+}
+
+pub fn link_key(link_secret: &str) -> String {
+    format!("{LINK_PREFIX}{link_secret}")
+}

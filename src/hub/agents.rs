@@ -1,0 +1,157 @@
+//! An agent's control channel, from its hello to its end.
+
+use super::core::AgentChannel;
+use super::core::Core;
+use super::core::TunnelOpener;
+use crate::model::access::Principal;
+use crate::model::name::Name;
+use crate::model::record::Change;
+use crate::model::record::Protocol;
+use crate::model::record::Record;
+use crate::model::record::Service;
+use crate::model::record::Table;
+use crate::model::registry::ChannelId;
+use crate::model::registry::Presence;
+use crate::net::channel::Channel;
+use crate::net::duplex::Duplex;
+use crate::os::clock;
+use crate::os::secret;
+use crate::wire::control::SERVICES_LIMIT;
+use crate::wire::control::ToAgent;
+use crate::wire::control::ToHub;
+
+struct Served<'c> {
+    core: &'c Core,
+    opener: Option<&'c TunnelOpener>,
+    channel: AgentChannel,
+    id: ChannelId,
+    agent: String,
+    workspace: String,
+}
+
+/// Serves the channel until the agent is gone, silent, or speaks garbage.
+pub fn serve(
+    core: &Core,
+    stream: Duplex,
+    principal: &Principal,
+    relay: String,
+    opener: Option<&TunnelOpener>,
+) {
+    let Ok(mut channel) =
+        Channel::start(stream).inspect_err(|error| log::debug!("no control channel: {error}"))
+    else {
+        return;
+    };
+    let Ok(ToHub::Hello { agent, .. }) = channel.next::<ToHub>() else { return };
+    let known = core.registry().agent(&agent).is_some_and(|known| known.key == principal.id());
+    if !known {
+        core.audit.say("agent.refused", &[("agent", &agent), ("by", principal.id())]);
+        return;
+    }
+    let own = AgentChannel {
+        outgoing: channel.outgoing(),
+        relay,
+        key: principal.id().to_owned(),
+        socket: channel.socket(),
+    };
+    let id = core.add_channel(&agent, own.clone());
+    core.audit.say("agent.up", &[("agent", &agent), ("by", principal.id())]);
+    own.outgoing.send(&ToAgent::Welcome { version: env!("CARGO_PKG_VERSION").into() });
+    let workspace = principal.workspace().to_owned();
+    let served = Served { core, opener, channel: own, id, agent, workspace };
+    let ended = loop {
+        match channel.next::<ToHub>() {
+            Ok(message) => {
+                if !served.heard(message) {
+                    break "the store cannot be written".to_owned();
+                }
+            }
+            Err(error) => break error.to_string(),
+        }
+    };
+    log::debug!("a control channel ended: {ended}");
+    core.remove_channel(id);
+    core.audit.say("agent.down", &[("agent", &served.agent)]);
+}
+
+impl Served<'_> {
+    /// False when the channel must end, so that the agent comes again.
+    fn heard(&self, message: ToHub) -> bool {
+        match message {
+            ToHub::Hello { .. } => {}
+            ToHub::Expose { name, port, protocol } => return self.expose(name, port, protocol),
+            ToHub::Withdraw { service } => self.withdraw(&service),
+            ToHub::Decline { session, reason } => {
+                let mine = |service: &str| {
+                    self.core.registry().service(service).is_some_and(|known| known.agent_id == self.agent)
+                };
+                self.core.sessions.decline(&session, mine, &reason);
+            }
+        }
+        true
+    }
+
+    fn expose(&self, name: Name, target_port: u16, protocol: Protocol) -> bool {
+        if let Some((reason, hint)) = self.objection(&name) {
+            self.channel.outgoing.send(&ToAgent::Refused { name, reason, hint });
+            return true;
+        }
+        let id = secret::derived_id("svc", &[&self.workspace, &self.agent, name.as_str()]);
+        let stored = self.core.change(|registry| {
+            let known = registry.service(&id);
+            let service = Service {
+                id: id.clone(),
+                name: name.clone(),
+                target_port,
+                protocol,
+                agent_id: self.agent.clone(),
+                workspace: self.workspace.clone(),
+                created_at: known.map_or_else(clock::now, |known| known.created_at),
+            };
+            let same = known == Some(&service);
+            Ok((if same { Vec::new() } else { vec![Change::Put(Record::Service(service))] }, ()))
+        });
+        if stored.is_err() {
+            return false;
+        }
+        let tunnel_port = self.opener.and_then(|opener| self.core.open_tunnel(&id, opener));
+        self.core.registry().bring_online(&id, Presence { channel: self.id, tunnel_port });
+        self.channel.outgoing.send(&ToAgent::Exposed { name, service: id, tunnel_port });
+        true
+    }
+
+    /// Why this name cannot be had, and what to do.
+    fn objection(&self, name: &Name) -> Option<(String, String)> {
+        let registry = self.core.registry();
+        let other = registry
+            .service_named(&self.workspace, name.as_str())
+            .filter(|service| service.agent_id != self.agent);
+        if let Some(other) = other.filter(|service| registry.presence(&service.id).is_some()) {
+            let label = registry.agent(&other.agent_id).map(|agent| agent.label.clone()).unwrap_or_default();
+            return Some((
+                format!("{name} is already exposed by {label}"),
+                "Choose another name with --name".into(),
+            ));
+        }
+        (registry.service_count_of(&self.agent) >= SERVICES_LIMIT).then(|| {
+            (
+                "This agent exposes too many services".into(),
+                format!("At most {SERVICES_LIMIT}; expose the rest from another agent"),
+            )
+        })
+    }
+
+    fn withdraw(&self, service: &str) {
+        let Some(presence) = self.core.registry().take_offline(service, self.id) else { return };
+        self.core.close_tunnel(service, presence.tunnel_port);
+        self.core.forget_tunnel(service);
+        let dropped = self.core.change(|registry| {
+            // Another process of this agent may have exposed it in the meantime.
+            let gone = registry.presence(service).is_none() && registry.service(service).is_some();
+            Ok((if gone { vec![Change::drop(Table::Service, service)] } else { Vec::new() }, ()))
+        });
+        if dropped.is_err() {
+            log::debug!("{service} stays listed as offline until the store can be written");
+        }
+    }
+}

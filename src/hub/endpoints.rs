@@ -1,0 +1,174 @@
+//! The table of the API's calls.
+
+use std::net::IpAddr;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::access;
+use super::core::Core;
+use super::keys;
+use super::pages;
+use super::services;
+use super::shares;
+use crate::model::access::Action;
+use crate::model::access::Principal;
+use crate::wire::message::Request;
+use crate::wire::message::error_body;
+use crate::wire::reply::Reply;
+
+/// One call, as an endpoint sees it.
+pub struct Call<'c> {
+    pub core: &'c Core,
+    pub request: &'c Request,
+    pub principal: Principal,
+    pub address: IpAddr,
+    /// The parts of the path that the pattern leaves open.
+    pub parts: Vec<&'c str>,
+}
+
+type Endpoint = fn(&Call<'_>) -> Result<Reply, Reply>;
+
+/// Who may call: anyone, any key, or a key whose role may do this.
+#[derive(Clone, Copy)]
+enum Needs {
+    Nothing,
+    AnyKey,
+    To(Action),
+}
+
+/// `*` in a path stands for one part.
+const TABLE: [(&str, &str, Needs, Endpoint); 23] = [
+    ("GET", "/health", Needs::Nothing, services::health),
+    ("GET", "/metrics", Needs::To(Action::Administer), services::metrics),
+    ("GET", "/v1/whoami", Needs::AnyKey, services::whoami),
+    ("GET", "/v1/services", Needs::To(Action::Look), services::list),
+    ("GET", "/v1/agents", Needs::To(Action::Look), services::agents),
+    ("POST", "/v1/agents/register", Needs::To(Action::Expose), services::register),
+    ("POST", "/v1/sessions", Needs::To(Action::Join), services::open_session),
+    ("POST", "/v1/shares", Needs::To(Action::Share), shares::make),
+    ("GET", "/v1/shares", Needs::To(Action::Share), shares::list),
+    ("DELETE", "/v1/shares/*", Needs::To(Action::Share), shares::revoke),
+    ("GET", "/v1/shares/*", Needs::To(Action::Join), shares::preview),
+    ("POST", "/v1/shares/*/join", Needs::To(Action::Join), shares::join),
+    ("POST", "/v1/device", Needs::Nothing, keys::ask_device),
+    ("GET", "/v1/device/*", Needs::Nothing, keys::device_state),
+    ("POST", "/v1/device/*/approve", Needs::To(Action::Administer), keys::approve_device),
+    ("GET", "/v1/keys", Needs::To(Action::Administer), keys::list),
+    ("POST", "/v1/keys", Needs::To(Action::Administer), keys::make),
+    ("DELETE", "/v1/keys/*", Needs::To(Action::Administer), keys::revoke),
+    ("GET", "/v1/agent", Needs::To(Action::Expose), upgrade_needed),
+    ("GET", "/v1/relay", Needs::Nothing, upgrade_needed),
+    ("GET", "/device", Needs::Nothing, pages::device),
+    ("POST", "/device", Needs::Nothing, pages::approve),
+    ("GET", "/join", Needs::Nothing, pages::join),
+];
+
+pub fn answer(core: &Core, request: &Request, address: IpAddr) -> Reply {
+    let routed = route(request).and_then(|(needs, endpoint, parts)| {
+        let principal = match needs {
+            Needs::Nothing => Principal::Local,
+            Needs::AnyKey | Needs::To(_) => access::authenticate(core, request, address)?,
+        };
+        if let Needs::To(action) = needs {
+            access::allow(core, &principal, action)?;
+        }
+        endpoint(&Call { core, request, principal, address, parts })
+    });
+    routed.unwrap_or_else(|refusal| refusal)
+}
+
+/// For the hub's own command line when no hub runs: the data folder is the key.
+pub fn answer_locally(core: &Core, request: &Request) -> Reply {
+    let address = IpAddr::from([127, 0, 0, 1]);
+    let routed = route(request).and_then(|(_, endpoint, parts)| {
+        endpoint(&Call { core, request, principal: Principal::Local, address, parts })
+    });
+    routed.unwrap_or_else(|refusal| refusal)
+}
+
+fn route(request: &Request) -> Result<(Needs, Endpoint, Vec<&str>), Reply> {
+    let mut methods = Vec::new();
+    let asked = if request.method == "HEAD" { "GET" } else { &request.method };
+    for (method, pattern, needs, endpoint) in TABLE {
+        let Some(parts) = matches(pattern, &request.path) else { continue };
+        if method == asked {
+            return Ok((needs, endpoint, parts));
+        }
+        methods.push(method);
+    }
+    if methods.is_empty() {
+        return Err(Reply::json(404, error_body("There is no such call", "The README lists the hub's API")));
+    }
+    let allowed = methods.join(", ");
+    Err(Reply::json(405, error_body("This call has another method", &format!("Use {allowed}")))
+        .field("allow", allowed))
+}
+
+fn matches<'p>(pattern: &str, path: &'p str) -> Option<Vec<&'p str>> {
+    let (mut parts, mut given) = (Vec::new(), path.split('/'));
+    for expected in pattern.split('/') {
+        match given.next()? {
+            part if expected == "*" && !part.is_empty() => parts.push(part),
+            part if part == expected => {}
+            _ => return None,
+        }
+    }
+    given.next().is_none().then_some(parts)
+}
+
+fn upgrade_needed(_: &Call<'_>) -> Result<Reply, Reply> {
+    Err(Reply::json(
+        426,
+        error_body(
+            "This path is for connect's own channels",
+            "Update connect: it did not ask for a protocol that this hub speaks",
+        ),
+    )
+    .field("upgrade", "connect-control/1, connect-relay/1"))
+}
+
+impl Call<'_> {
+    /// The request's body; what does not fit is named.
+    pub fn body<T: DeserializeOwned>(&self) -> Result<T, Reply> {
+        serde_json::from_slice(&self.request.body).map_err(|error| {
+            Reply::json(
+                400,
+                error_body(
+                    &format!("The body does not fit this call: {error}"),
+                    "Send JSON as the README describes",
+                ),
+            )
+        })
+    }
+
+    pub fn workspace(&self) -> &str {
+        self.principal.workspace()
+    }
+}
+
+pub fn ok(status: u16, value: &impl Serialize) -> Result<Reply, Reply> {
+    match serde_json::to_value(value) {
+        Ok(value) => Ok(Reply::json(status, value)),
+        Err(error) => {
+            log::error!("an answer cannot be written: {error}");
+            Err(Reply::json(500, error_body("The hub failed to write its answer", "")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_match_part_by_part() {
+        assert_eq!(matches("/v1/shares/*", "/v1/shares/abc"), Some(vec!["abc"]));
+        assert_eq!(matches("/v1/shares/*/join", "/v1/shares/abc/join"), Some(vec!["abc"]));
+        for path in
+            ["/v1/shares", "/v1/shares/", "/v1/shares/a/b", "/v1/shares/a/", "//v1/shares/a", "/V1/shares/a"]
+        {
+            assert_eq!(matches("/v1/shares/*", path), None, "{path}");
+        }
+    }
+}

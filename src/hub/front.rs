@@ -1,0 +1,241 @@
+//! The hub's one port. The first byte of a connection decides: 0x16 is TLS and the API, a letter is the
+//! plain relay upgrade. Behind a proxy that ends TLS, everything comes in the clear.
+
+use std::io;
+use std::net::IpAddr;
+use std::net::SocketAddr;
+use std::net::TcpListener;
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use rustls::ServerConfig;
+use serde_json::json;
+
+use super::access;
+use super::agents;
+use super::ca;
+use super::core::Core;
+use super::core::TunnelOpener;
+use super::endpoints;
+use super::relay;
+use super::services;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::model::access::Action;
+use crate::net::connect::DEADLINE;
+use crate::net::connect::set_deadline;
+use crate::net::crew;
+use crate::net::duplex::Duplex;
+use crate::net::http::Conversation;
+use crate::net::http::Heard;
+use crate::net::serve::Server;
+use crate::net::serve::Service;
+use crate::net::stop::Registration;
+use crate::net::stop::Stop;
+use crate::net::tls;
+use crate::os::files;
+use crate::wire::control::RELAY_UPGRADE;
+use crate::wire::control::UPGRADE;
+use crate::wire::message::Request;
+use crate::wire::message::error_body;
+use crate::wire::reply::Reply;
+
+/// Connections at once: each session needs two, each agent one.
+const CONNECTIONS: usize = 24_000;
+const TLS_HANDSHAKE: u8 = 0x16;
+/// The first byte of every method.
+const LETTERS: std::ops::RangeInclusive<u8> = b'A'..=b'Z';
+
+pub struct RunningHub {
+    front: Arc<Front>,
+    server: Option<Server>,
+    sweeper: Option<JoinHandle<()>>,
+    stop: Stop,
+    note: PathBuf,
+    _registration: Option<Registration>,
+}
+
+struct Front {
+    core: Arc<Core>,
+    tls: ServerConfig,
+    opener: Option<TunnelOpener>,
+}
+
+/// Serves until `stop`. While it runs, `hub.json` in the data folder says how the hub's own command line
+/// reaches it.
+pub fn start(
+    core: Arc<Core>,
+    listener: TcpListener,
+    opener: Option<TunnelOpener>,
+    stop: &Stop,
+) -> Result<RunningHub> {
+    let (stop, registration) = stop.child();
+    let front = Arc::new(Front { tls: ca::base_config(&core.ca)?, core: Arc::clone(&core), opener });
+    let serving = Arc::clone(&front);
+    let service = Service {
+        name: "hub",
+        limit: CONNECTIONS,
+        serve: Box::new(move |stream, _| serving.serve(&stream)),
+        turn_away: Box::new(|stream| drop(turn_away(stream))),
+    };
+    let server = Server::start(listener, service, &stop)?;
+    let (own, sweeping) = (stop.clone(), Arc::clone(&core));
+    let sweeper = crew::spawn("hub-sweep", move || {
+        while !own.wait_for(services::SWEEP) {
+            services::sweep(&sweeping);
+        }
+    });
+    let note = core.settings.data.join("hub.json");
+    let how = json!({ "address": server.address().to_string(), "pin": core.ca.pin().to_string(), "token": core.local_token });
+    files::write(&note, how.to_string().as_bytes())?;
+    let sweeper = Some(sweeper.or_say(|| "Cannot start a thread")?);
+    Ok(RunningHub { front, server: Some(server), sweeper, stop, note, _registration: registration })
+}
+
+impl RunningHub {
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.server.as_ref().map(Server::address)
+    }
+}
+
+impl Drop for RunningHub {
+    fn drop(&mut self) {
+        self.stop.stop();
+        let _ = files::remove(&self.note);
+        self.server = None;
+        if let Some(sweeper) = self.sweeper.take() {
+            let _ = sweeper.join();
+        }
+        self.front.core.close_all_tunnels();
+    }
+}
+
+/// The answer to one connection too many, in the clear and without waiting.
+fn turn_away(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nonblocking(true)?;
+    let mut out = Vec::new();
+    Reply::json(503, error_body("The hub has too many connections", "Try again in a moment"))
+        .write_into(&mut out, false, false);
+    io::Write::write_all(&mut &*stream, &out)
+}
+
+/// Whence a connection came, and how far it may be trusted.
+struct Visit {
+    address: IpAddr,
+    /// Only the relay is spoken here.
+    in_the_clear: bool,
+}
+
+impl Front {
+    fn serve(&self, stream: &Arc<TcpStream>) {
+        if let Err(error) = self.try_serve(stream) {
+            log::debug!("a connection ended: {error}");
+        }
+    }
+
+    fn try_serve(&self, stream: &Arc<TcpStream>) -> io::Result<()> {
+        let deadline = Instant::now() + DEADLINE;
+        let address = stream.peer_addr()?.ip().to_canonical();
+        let plain = Duplex::plain(Arc::clone(stream));
+        set_deadline(stream, deadline)?;
+        let mut first = [0];
+        if stream.peek(&mut first)? == 0 {
+            return Ok(());
+        }
+        match first[0] {
+            TLS_HANDSHAKE => {
+                let config = ca::server_config(&self.core.ca, &self.tls, stream.local_addr()?.ip());
+                let established = tls::server(&config, plain, deadline)?;
+                self.converse(established.into_duplex(), &Visit { address, in_the_clear: false });
+            }
+            byte if LETTERS.contains(&byte) => {
+                let in_the_clear = !self.core.settings.behind_proxy;
+                self.converse(plain, &Visit { address, in_the_clear });
+            }
+            _ => self.core.counters.refused("garbage"),
+        }
+        Ok(())
+    }
+
+    fn converse(&self, stream: Duplex, visit: &Visit) {
+        let mut conversation = Conversation::new(stream);
+        loop {
+            let request = match conversation.next_request() {
+                Heard::Request(request) => request,
+                Heard::Nothing => return,
+                Heard::Bad(reply) => {
+                    self.core.counters.refused("bad-request");
+                    let _ = conversation.answer(&reply, false, false);
+                    return conversation.hang_up();
+                }
+            };
+            if request.path == "/v1/relay" && request.method == "GET" && request.upgrades_to(RELAY_UPGRADE) {
+                return self.relay(conversation, &request);
+            }
+            let address = self.address_of(visit, &request);
+            if request.path == "/v1/agent"
+                && request.method == "GET"
+                && request.upgrades_to(UPGRADE)
+                && !visit.in_the_clear
+            {
+                return self.agent(conversation, &request, address);
+            }
+            let reply = if visit.in_the_clear {
+                self.tls_required(&request)
+            } else {
+                endpoints::answer(&self.core, &request, address)
+            };
+            let keep_alive = request.keep_alive && !visit.in_the_clear;
+            if conversation.answer(&reply, keep_alive, request.method == "HEAD").is_err() || !keep_alive {
+                return conversation.hang_up();
+            }
+        }
+    }
+
+    /// A proxy before us says whom it speaks for; the last word in its list is its own.
+    fn address_of(&self, visit: &Visit, request: &Request) -> IpAddr {
+        let named = request.field("x-forwarded-for").filter(|_| self.core.settings.behind_proxy);
+        let last = named.and_then(|list| list.rsplit(',').next()).and_then(|last| last.trim().parse().ok());
+        last.unwrap_or(visit.address)
+    }
+
+    fn relay(&self, conversation: Conversation, request: &Request) {
+        if let Err((reply, stream)) = relay::serve(&self.core, conversation.into_stream(), request) {
+            let mut conversation = Conversation::new(stream);
+            let _ = conversation.answer(&reply, false, false);
+            conversation.hang_up();
+        }
+    }
+
+    fn agent(&self, mut conversation: Conversation, request: &Request, address: IpAddr) {
+        let welcome = access::authenticate(&self.core, request, address).and_then(|principal| {
+            access::allow(&self.core, &principal, Action::Expose)?;
+            let relay = services::relay_address(request, self.core.settings.behind_proxy)?;
+            Ok((principal, relay))
+        });
+        match welcome {
+            Ok((principal, relay)) => {
+                if conversation.answer(&Reply::switching(UPGRADE), true, false).is_ok() {
+                    let opener = self.opener.as_ref();
+                    agents::serve(&self.core, conversation.into_stream(), &principal, relay, opener);
+                }
+            }
+            Err(reply) => {
+                let _ = conversation.answer(&reply, false, false);
+                conversation.hang_up();
+            }
+        }
+    }
+
+    fn tls_required(&self, request: &Request) -> Reply {
+        self.core.counters.refused("in-the-clear");
+        let host = request.field("host").unwrap_or("this-hub");
+        let hint = format!("Use https://{host}{}", request.path);
+        Reply::json(426, error_body("This hub speaks https", &hint))
+            .field("upgrade", "TLS/1.3, HTTP/1.1")
+            .field("connection", "Upgrade")
+    }
+}

@@ -1,0 +1,238 @@
+//! API keys, and device codes by which a machine without one asks for one.
+
+use std::time::Duration;
+
+use super::access;
+use super::core::locked;
+use super::endpoints::Call;
+use super::endpoints::ok;
+use crate::model::access::DEFAULT_WORKSPACE;
+use crate::model::access::Role;
+use crate::model::name::Name;
+use crate::model::record::Approval;
+use crate::model::record::Change;
+use crate::model::record::Device;
+use crate::model::record::Key;
+use crate::model::record::Record;
+use crate::model::record::Table;
+use crate::os::clock;
+use crate::os::secret;
+use crate::wire::api::ApproveDevice;
+use crate::wire::api::AskDevice;
+use crate::wire::api::DeviceAsked;
+use crate::wire::api::DeviceState;
+use crate::wire::api::KeyInfo;
+use crate::wire::api::KeyMade;
+use crate::wire::api::MakeKey;
+use crate::wire::message::error_body;
+use crate::wire::reply::Reply;
+
+/// More keys than any team has; the registry keeps all of them in memory.
+const KEYS: usize = 10_000;
+const LABEL: usize = 64;
+const DEVICE_LIFE: Duration = Duration::from_mins(15);
+const DEVICE_POLL: u64 = 2;
+/// Device codes that may wait at once; asking needs no key.
+const DEVICES: usize = 100;
+
+pub fn list(call: &Call<'_>) -> Result<Reply, Reply> {
+    let keys: Vec<KeyInfo> = call.core.registry().keys().map(info).collect();
+    ok(200, &keys)
+}
+
+pub fn make(call: &Call<'_>) -> Result<Reply, Reply> {
+    let asked: MakeKey = if call.request.body.is_empty() { MakeKey::default() } else { call.body()? };
+    let (secret, key) = new_key(&asked)?;
+    let made = KeyMade { key: with_pin(call, &secret), info: info(&key) };
+    let (id, role) = (key.id.clone(), key.role);
+    call.core.change(|registry| {
+        if registry.keys().count() >= KEYS {
+            return Err(Reply::json(
+                409,
+                error_body("There are too many keys", "Revoke some: connect hub key list"),
+            ));
+        }
+        Ok((vec![Change::Put(Record::Key(key))], ()))
+    })?;
+    call.core.audit.say("key.made", &[("key", &id), ("role", role.as_str()), ("by", call.principal.id())]);
+    ok(201, &made)
+}
+
+pub fn revoke(call: &Call<'_>) -> Result<Reply, Reply> {
+    let id = call.parts[0];
+    call.core.change(|registry| match registry.key(id) {
+        Some(_) => Ok((vec![Change::drop(Table::Key, id)], ())),
+        None => {
+            Err(Reply::json(404, error_body("There is no such key", "Look at the ids: connect hub key list")))
+        }
+    })?;
+    call.core.audit.say("key.revoked", &[("key", id), ("by", call.principal.id())]);
+    call.core.cut_dead();
+    Ok(Reply::empty(204))
+}
+
+pub fn ask_device(call: &Call<'_>) -> Result<Reply, Reply> {
+    let asked: AskDevice = call.body()?;
+    let now = clock::now();
+    {
+        let mut devices = locked(&call.core.limits.devices);
+        if let Some(seconds) = devices.blocked(&call.address, now) {
+            call.core.counters.refused("too-many-devices");
+            return Err(access::too_many(seconds));
+        }
+        devices.failed(&call.address, now);
+    }
+    let letters = crate::model::code::Code::make(|| secret::bytes::<1>()[0]).as_str().to_ascii_uppercase();
+    let code = format!("{}-{}", &letters[..4], &letters[4..]);
+    let secret = secret::secret();
+    let label = clean_label(&asked.label);
+    let device = Device {
+        code: code.clone(),
+        secret_hash: secret::hash(&secret),
+        label: label.clone(),
+        expires_at: now.plus(DEVICE_LIFE),
+        approved: None,
+    };
+    call.core.change(|registry| {
+        if registry.devices().count() >= DEVICES {
+            return Err(Reply::json(
+                503,
+                error_body("Too many logins wait for approval", "Try again in a quarter of an hour"),
+            ));
+        }
+        Ok((vec![Change::Put(Record::Device(device))], ()))
+    })?;
+    call.core
+        .audit
+        .say("device.asked", &[("code", &code), ("label", &label), ("address", &call.address.to_string())]);
+    let host = call.request.field("host").unwrap_or("localhost");
+    ok(
+        201,
+        &DeviceAsked {
+            page: format!("https://{host}/device"),
+            code,
+            secret,
+            interval_seconds: DEVICE_POLL,
+            expires_in_seconds: DEVICE_LIFE.as_secs(),
+        },
+    )
+}
+
+pub fn device_state(call: &Call<'_>) -> Result<Reply, Reply> {
+    let unknown = || {
+        Reply::json(
+            404,
+            error_body("This login code is not valid", "It lives 15 minutes; run connect up again"),
+        )
+    };
+    let now = clock::now();
+    let given = secret::hash(call.request.field("x-device-secret").unwrap_or_default());
+    let device = call.core.registry().device(call.parts[0], now).cloned();
+    let device = device.filter(|device| device.secret_hash == given).ok_or_else(unknown)?;
+    let Some(approval) = device.approved else {
+        return ok(200, &DeviceState { status: "pending".into(), key: None });
+    };
+    let asked = MakeKey {
+        role: Some(approval.role),
+        label: Some(device.label.clone()),
+        workspace: Some(approval.workspace),
+        expires_in_seconds: None,
+    };
+    let (secret, key) = new_key(&asked)?;
+    let id = key.id.clone();
+    // The code is used up by the same change that makes the key.
+    call.core.change(|registry| match registry.device(&device.code, now) {
+        Some(_) => Ok((vec![Change::Put(Record::Key(key)), Change::drop(Table::Device, &device.code)], ())),
+        None => Err(unknown()),
+    })?;
+    call.core.audit.say("key.made", &[("key", &id), ("by", "device"), ("label", &device.label)]);
+    ok(200, &DeviceState { status: "approved".into(), key: Some(with_pin(call, &secret)) })
+}
+
+pub fn approve_device(call: &Call<'_>) -> Result<Reply, Reply> {
+    let asked: ApproveDevice =
+        if call.request.body.is_empty() { ApproveDevice::default() } else { call.body()? };
+    let label = approve(call, call.parts[0], &asked)?;
+    Ok(Reply::json(200, serde_json::json!({ "label": label })))
+}
+
+/// Approves a code; returns what the waiting machine calls itself.
+pub fn approve(call: &Call<'_>, code: &str, asked: &ApproveDevice) -> Result<String, Reply> {
+    let now = clock::now();
+    let code = spelled(code);
+    let workspace = workspace_named(asked.workspace.as_deref().unwrap_or(DEFAULT_WORKSPACE))?;
+    let approval = Approval { role: asked.role.unwrap_or(Role::Member), workspace };
+    let label = call.core.change(|registry| {
+        let device = registry.device(&code, now).cloned().ok_or_else(|| {
+            Reply::json(
+                404,
+                error_body(
+                    "No login waits with this code",
+                    "Codes live 15 minutes; run connect up again there",
+                ),
+            )
+        })?;
+        let label = device.label.clone();
+        Ok((vec![Change::Put(Record::Device(Device { approved: Some(approval), ..device }))], label))
+    })?;
+    call.core
+        .audit
+        .say("device.approved", &[("code", &code), ("label", &label), ("by", call.principal.id())]);
+    Ok(label)
+}
+
+/// `abcd efgh` and `ABCD-EFGH` are one code.
+fn spelled(code: &str) -> String {
+    let letters: String = code.chars().filter(char::is_ascii_alphanumeric).take(16).collect();
+    let letters = letters.to_ascii_uppercase();
+    match letters.split_at_checked(4) {
+        Some((front, back)) => format!("{front}-{back}"),
+        None => letters,
+    }
+}
+
+fn new_key(asked: &MakeKey) -> Result<(String, Key), Reply> {
+    let now = clock::now();
+    let secret = access::new_key();
+    let key = Key {
+        id: secret::id("key"),
+        hash: secret::hash(&secret),
+        role: asked.role.unwrap_or(Role::Member),
+        label: clean_label(asked.label.as_deref().unwrap_or_default()),
+        workspace: workspace_named(asked.workspace.as_deref().unwrap_or(DEFAULT_WORKSPACE))?,
+        created_at: now,
+        expires_at: asked.expires_in_seconds.map(|seconds| now.plus(Duration::from_secs(seconds))),
+    };
+    Ok((secret, key))
+}
+
+fn workspace_named(text: &str) -> Result<String, Reply> {
+    Name::parse(text).map(|name| name.to_string()).map_err(|bad| {
+        Reply::json(400, error_body(&format!("The workspace's name {}", bad.reason()), "Use a-z, 0-9 and -"))
+    })
+}
+
+/// Labels are shown on other people's terminals: printable, and not long.
+pub fn clean_label(label: &str) -> String {
+    label.chars().filter(|c| !c.is_control()).take(LABEL).collect::<String>().trim().to_owned()
+}
+
+/// A key carries the pin of the hub's CA, unless somebody else's certificate stands before the hub.
+fn with_pin(call: &Call<'_>, secret: &str) -> String {
+    if call.core.settings.behind_proxy {
+        secret.to_owned()
+    } else {
+        format!("{secret}.{}", call.core.ca.pin())
+    }
+}
+
+fn info(key: &Key) -> KeyInfo {
+    KeyInfo {
+        id: key.id.clone(),
+        role: key.role,
+        label: key.label.clone(),
+        workspace: key.workspace.clone(),
+        created_at: key.created_at,
+        expires_at: key.expires_at,
+    }
+}

@@ -1,0 +1,87 @@
+//! The hub's two small pages: approving a login, and what a share link is for.
+
+use super::access;
+use super::endpoints::Call;
+use super::keys;
+use crate::model::access::Action;
+use crate::wire::api::ApproveDevice;
+use crate::wire::message::Request;
+use crate::wire::reply::Reply;
+
+const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:32rem;margin:4rem auto;padding:0 1rem}\
+label{display:block;margin:1rem 0 .2rem}input{font:inherit;width:100%;padding:.5rem;box-sizing:border-box}\
+button{font:inherit;margin-top:1.5rem;padding:.5rem 1.5rem}code{background:#8882;padding:.1rem .3rem}\
+@media(prefers-color-scheme:dark){body{background:#111;color:#eee}input,button{background:#222;color:#eee;border:1px solid #555}}";
+
+/// No script at all, nothing from elsewhere, in no frame, and forms that go nowhere else.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
+
+fn page(status: u16, title: &str, body: &str) -> Reply {
+    let html = format!(
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">\
+         <title>{title}</title><style>{STYLE}</style><main><h1>{title}</h1>{body}</main></html>"
+    );
+    Reply::html(status, html)
+        .field("content-security-policy", POLICY)
+        .field("x-content-type-options", "nosniff")
+        .field("referrer-policy", "no-referrer")
+        .field("cache-control", "no-store")
+}
+
+const FORM: &str = "<form method=post action=/device><label for=code>Code on the waiting machine</label>\
+<input id=code name=code required autofocus autocomplete=off placeholder=ABCD-EFGH>\
+<label for=key>Your admin key</label><input id=key name=key type=password required autocomplete=off placeholder=pc_…>\
+<button>Approve</button></form><p>Or on the hub's machine: <code>connect hub approve CODE</code></p>";
+
+#[allow(clippy::unnecessary_wraps)] // It is an endpoint like the others.
+pub fn device(_: &Call<'_>) -> Result<Reply, Reply> {
+    Ok(page(200, "Approve a login", FORM))
+}
+
+/// The form's answer. The key is typed in each time, so no other site can send it along.
+pub fn approve(call: &Call<'_>) -> Result<Reply, Reply> {
+    let code = form_value(&call.request.body, "code").unwrap_or_default();
+    let key = form_value(&call.request.body, "key").unwrap_or_default();
+    let mut asking = Request { fields: call.request.fields.clone(), ..call.request.clone() };
+    asking.fields.retain(|(name, _)| !name.eq_ignore_ascii_case("x-api-key"));
+    asking.fields.push(("x-api-key".into(), key));
+    let approved = access::authenticate(call.core, &asking, call.address).and_then(|principal| {
+        access::allow(call.core, &principal, Action::Administer)?;
+        let as_admin = Call {
+            core: call.core,
+            request: call.request,
+            principal,
+            address: call.address,
+            parts: Vec::new(),
+        };
+        keys::approve(&as_admin, &code, &ApproveDevice::default())
+    });
+    Ok(match approved {
+        Ok(label) => page(
+            200,
+            "Approved",
+            &format!("<p><b>{}</b> is logged in. You may close this page.</p>", escaped(&label)),
+        ),
+        Err(refusal) => {
+            let (error, _) = crate::wire::message::read_error_body(&refusal.body);
+            page(refusal.status, "Not approved", &format!("<p>{}</p>{FORM}", escaped(&error)))
+        }
+    })
+}
+
+#[allow(clippy::unnecessary_wraps)] // It is an endpoint like the others.
+pub fn join(_: &Call<'_>) -> Result<Reply, Reply> {
+    let body = "<p>This link opens a teammate's services on your machine. It is for the command line; copy it whole:</p>\
+                <p><code>connect join 'LINK'</code></p><p>What stands behind the # never leaves your browser.</p>";
+    Ok(page(200, "A share link", body))
+}
+
+fn form_value(body: &[u8], name: &str) -> Option<String> {
+    let text = std::str::from_utf8(body).ok()?;
+    let value = text.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))?;
+    crate::wire::message::decoded(&value.replace('+', " "))
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}

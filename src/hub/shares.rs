@@ -1,0 +1,317 @@
+//! Shares: a code that opens a fixed set of services until it expires.
+//!
+//! Unknown, expired and revoked codes get the same answer from the same path. The code is stored hashed.
+//! Joining gives a token, which sessions are asked for with, so that nobody opens one without being counted.
+
+use std::time::Duration;
+
+use super::access::link_key;
+use super::endpoints::Call;
+use super::endpoints::ok;
+use super::keys::clean_label;
+use super::services::guess_allowed;
+use super::services::guess_failed;
+use super::services::no_such_service;
+use crate::model::access::Principal;
+use crate::model::access::Role;
+use crate::model::code::Code;
+use crate::model::record::Change;
+use crate::model::record::Record;
+use crate::model::record::Service;
+use crate::model::record::Share;
+use crate::model::record::SharedService;
+use crate::model::record::Table;
+use crate::model::registry::Registry;
+use crate::os::clock;
+use crate::os::secret;
+use crate::wire::api::JoinableService;
+use crate::wire::api::MakeShare;
+use crate::wire::api::Membership;
+use crate::wire::api::ShareInfo;
+use crate::wire::api::ShareMade;
+use crate::wire::api::SharePreview;
+use crate::wire::api::Status;
+use crate::wire::message::error_body;
+use crate::wire::reply::Reply;
+
+/// Services in one share, and shares in one workspace.
+const SERVICES: usize = 100;
+const SHARES: usize = 10_000;
+const LONGEST: Duration = Duration::from_hours(24 * 365);
+
+pub fn make(call: &Call<'_>) -> Result<Reply, Reply> {
+    let asked: MakeShare = call.body()?;
+    let now = clock::now();
+    let code = match &asked.code {
+        Some(text) => {
+            Code::parse(text).map_err(|bad| bad_request(bad.reason(), "Choose 6 to 32 letters and digits"))?
+        }
+        None => Code::make(|| secret::bytes::<1>()[0]),
+    };
+    if asked.services.is_empty() || asked.services.len() > SERVICES {
+        return Err(bad_request(
+            "A share has 1 to 100 services",
+            "Expose something first: connect expose NAME PORT",
+        ));
+    }
+    let life = Duration::from_secs(asked.expires_in_seconds);
+    if life.is_zero() || life > LONGEST {
+        return Err(bad_request("A share lives between a second and a year", "Try --expires 24h"));
+    }
+    let link_secret = asked.link.then(secret::secret);
+    let (share, fingerprint) = call.core.change(|registry| {
+        if registry.share_by_code(&secret::hash(code.as_str()), now).is_some() {
+            return Err(Reply::json(
+                409,
+                error_body("This code is taken", "Choose another with --code, or leave it out"),
+            ));
+        }
+        if registry.shares(call.workspace()).count() >= SHARES {
+            return Err(Reply::json(
+                409,
+                error_body("There are too many shares in this workspace", "Revoke some: connect share list"),
+            ));
+        }
+        let agent = registry
+            .agent(&asked.agent)
+            .filter(|agent| agent.workspace == call.workspace() && may_share_for(call, &agent.key));
+        let agent = agent.ok_or_else(|| {
+            Reply::json(
+                403,
+                error_body(
+                    "This agent belongs to another key",
+                    "Share from the machine that exposes the services",
+                ),
+            )
+        })?;
+        let share = Share {
+            id: secret::id("shr"),
+            code_hash: secret::hash(code.as_str()),
+            link_hash: link_secret.as_deref().map(|secret| secret::hash(&link_key(secret))),
+            join_secret: secret::secret(),
+            name: clean_label(&asked.name),
+            workspace: call.workspace().to_owned(),
+            key: call.principal.id().to_owned(),
+            agent_id: agent.id.clone(),
+            services: chosen(registry, &asked, &agent.id)?,
+            created_at: now,
+            expires_at: now.plus(life),
+            max_joins: asked.max_joins,
+            join_count: 0,
+            joins: Vec::new(),
+        };
+        Ok((vec![Change::Put(Record::Share(share.clone()))], (share, agent.fingerprint)))
+    })?;
+    call.core.audit.say("share.made", &[("share", &share.id), ("by", call.principal.id())]);
+    ok(
+        201,
+        &ShareMade {
+            id: share.id,
+            code: code.as_str().to_owned(),
+            secret: link_secret,
+            expires_at: share.expires_at,
+            agent_fingerprint: fingerprint,
+            services: share.services,
+        },
+    )
+}
+
+fn bad_request(what: &str, hint: &str) -> Reply {
+    Reply::json(400, error_body(what, hint))
+}
+
+fn may_share_for(call: &Call<'_>, key: &str) -> bool {
+    match &call.principal {
+        Principal::Key { id, role, .. } => id == key || *role == Role::Admin,
+        Principal::Link { .. } => false,
+        Principal::Local => true,
+    }
+}
+
+fn chosen(registry: &Registry, asked: &MakeShare, agent: &str) -> Result<Vec<SharedService>, Reply> {
+    let chosen = asked.services.iter().map(|name| {
+        let mut services = registry.services_of(agent);
+        let service = services.find(|service| service.name == *name);
+        let service = service.ok_or_else(|| {
+            Reply::json(
+                404,
+                error_body(
+                    &format!("This agent does not expose {name}"),
+                    &format!("Expose it first: connect expose {name} PORT"),
+                ),
+            )
+        })?;
+        Ok(SharedService {
+            id: service.id.clone(),
+            name: service.name.clone(),
+            target_port: service.target_port,
+            protocol: service.protocol,
+        })
+    });
+    chosen.collect()
+}
+
+pub fn list(call: &Call<'_>) -> Result<Reply, Reply> {
+    let registry = call.core.registry();
+    let now = clock::now();
+    let visible = registry
+        .shares(call.workspace())
+        .filter(|share| share.is_live(now) && may_share_for(call, &share.key));
+    let mut shares: Vec<ShareInfo> = visible.map(info).collect();
+    drop(registry);
+    shares.sort_by_key(|share| share.created_at);
+    ok(200, &shares)
+}
+
+fn info(share: &Share) -> ShareInfo {
+    ShareInfo {
+        id: share.id.clone(),
+        name: share.name.clone(),
+        services: share.services.clone(),
+        created_at: share.created_at,
+        expires_at: share.expires_at,
+        max_joins: share.max_joins,
+        join_count: share.join_count,
+        joins: share.joins.clone(),
+    }
+}
+
+/// By its code or, since the list does not show codes, by its id.
+pub fn revoke(call: &Call<'_>) -> Result<Reply, Reply> {
+    guess_allowed(call)?;
+    let now = clock::now();
+    let revoked = call.core.change(|registry| {
+        let by_code = Code::parse(call.parts[0])
+            .ok()
+            .and_then(|code| registry.share_by_code(&secret::hash(code.as_str()), now));
+        let share = by_code.or_else(|| registry.share(call.parts[0], now));
+        let share = share
+            .filter(|share| share.workspace == call.workspace() && may_share_for(call, &share.key))
+            .ok_or_else(not_found)?;
+        Ok((vec![Change::drop(Table::Share, &share.id)], share.id.clone()))
+    });
+    let id = revoked.inspect_err(|reply| {
+        if reply.status == 404 {
+            guess_failed(call);
+        }
+    })?;
+    call.core.audit.say("share.revoked", &[("share", &id), ("by", call.principal.id())]);
+    call.core.cut_dead();
+    Ok(Reply::empty(204))
+}
+
+pub fn preview(call: &Call<'_>) -> Result<Reply, Reply> {
+    let share = find(call, call.parts[0])?;
+    ok(200, &describe(call, &share, None)?)
+}
+
+pub fn join(call: &Call<'_>) -> Result<Reply, Reply> {
+    let (found, now) = (find(call, call.parts[0])?, clock::now());
+    let who = match call.principal.label() {
+        "" => call.principal.id(),
+        label => label,
+    };
+    let share = call.core.change(|registry| {
+        let share = registry.share(&found.id, now).ok_or_else(not_found)?;
+        if !share.has_room() {
+            return Err(Reply::json(
+                409,
+                error_body(
+                    "This share has been joined as often as it may be",
+                    "Ask for a new one: connect share",
+                ),
+            ));
+        }
+        let share = share.clone().joined(who, now);
+        Ok((vec![Change::Put(Record::Share(share.clone()))], share))
+    })?;
+    call.core.audit.say(
+        "share.joined",
+        &[("share", &share.id), ("who", call.principal.id()), ("address", &call.address.to_string())],
+    );
+    let number = share.join_count.to_string();
+    let token = format!("{number}.{}", secret::sign(&share.join_secret, &number));
+    ok(200, &describe(call, &share, Some(token))?)
+}
+
+/// The service that a member asks for, and the share that opens it.
+pub fn service_of(
+    call: &Call<'_>,
+    service: &str,
+    membership: &Membership,
+) -> Result<(Service, String), Reply> {
+    let share = find(call, &membership.code)?;
+    let joined = membership.token.split_once('.').is_some_and(|(number, signature)| {
+        let counted = number.parse::<u32>().is_ok_and(|number| (1..=share.join_count).contains(&number));
+        counted && secret::is_signed(&share.join_secret, number, signature)
+    });
+    if !joined {
+        guess_failed(call);
+        return Err(Reply::json(
+            403,
+            error_body("This share has not been joined", "Join it first: connect join CODE"),
+        ));
+    }
+    let Some(shared) =
+        share.services.iter().find(|shared| shared.id == service || shared.name.as_str() == service)
+    else {
+        call.core
+            .audit
+            .say("share.refused", &[("share", &share.id), ("who", call.principal.id()), ("why", "service")]);
+        return Err(no_such_service());
+    };
+    // A service that is gone for now is offline to the share, not unknown.
+    let stored = call.core.registry().service(&shared.id).cloned();
+    let service = stored.unwrap_or_else(|| Service {
+        id: shared.id.clone(),
+        name: shared.name.clone(),
+        target_port: shared.target_port,
+        protocol: shared.protocol,
+        agent_id: share.agent_id.clone(),
+        workspace: share.workspace.clone(),
+        created_at: share.created_at,
+    });
+    Ok((service, share.id))
+}
+
+/// The live share of this code, for this workspace, and for a link only its own.
+fn find(call: &Call<'_>, code: &str) -> Result<Share, Reply> {
+    guess_allowed(call)?;
+    let hash = secret::hash(Code::parse(code).as_ref().map_or("", Code::as_str));
+    let share = call.core.registry().share_by_code(&hash, clock::now()).cloned();
+    let mine = |share: &Share| match &call.principal {
+        Principal::Link { share: own, .. } => share.id == *own,
+        Principal::Key { workspace, .. } => share.workspace == *workspace,
+        Principal::Local => true,
+    };
+    share.filter(mine).ok_or_else(|| {
+        guess_failed(call);
+        not_found()
+    })
+}
+
+fn not_found() -> Reply {
+    Reply::json(404, error_body("Share not found or expired", "Check the code and try again."))
+}
+
+fn describe(call: &Call<'_>, share: &Share, token: Option<String>) -> Result<SharePreview, Reply> {
+    let registry = call.core.registry();
+    let agent = registry.agent(&share.agent_id).ok_or_else(not_found)?;
+    let services = share.services.iter().map(|shared| JoinableService {
+        id: shared.id.clone(),
+        name: shared.name.clone(),
+        target_port: shared.target_port,
+        protocol: shared.protocol,
+        status: Status::of(registry.presence(&shared.id).is_some()),
+    });
+    Ok(SharePreview {
+        name: share.name.clone(),
+        expires_at: share.expires_at,
+        expires_in_seconds: share.expires_at.since(clock::now()).as_secs(),
+        agent_id: agent.id.clone(),
+        agent_label: agent.label.clone(),
+        agent_fingerprint: agent.fingerprint,
+        services: services.collect(),
+        token,
+    })
+}

@@ -1,0 +1,253 @@
+//! The registry on disk: a snapshot, and a journal of the changes since.
+//!
+//! A change is on the disk before its answer is given. Each line of the journal carries a number and a
+//! checksum. A last line that is torn is what a crash leaves: it was never acknowledged, it is dropped and
+//! said. Anything else that does not check out is damage, and the hub refuses to guess. The snapshot is
+//! replaced whole; journal lines that it already holds are passed over, so a crash between the two steps
+//! loses and repeats nothing.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::error::Error;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::model::record::Change;
+use crate::model::record::Record;
+use crate::model::registry::Registry;
+use crate::os::files;
+use crate::os::files::Lock;
+use crate::os::secret;
+
+/// A longer journal is folded into the snapshot.
+const JOURNAL_LIMIT: u64 = 4 * 1024 * 1024;
+const CHECKSUM: usize = 8;
+
+pub struct Store {
+    folder: PathBuf,
+    journal: File,
+    /// Bytes of the journal that are whole lines.
+    length: u64,
+    last: u64,
+    _lock: Lock,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    n: u64,
+    changes: Vec<Change>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Snapshot {
+    version: u32,
+    /// The last journal entry that is in here.
+    n: u64,
+    records: Vec<Record>,
+}
+
+/// What opening found.
+pub struct Opened {
+    pub store: Store,
+    pub registry: Registry,
+    /// What the operator should hear about recovery.
+    pub note: Option<String>,
+}
+
+impl Store {
+    /// `None` when another process has it open.
+    pub fn open(folder: &Path) -> Result<Option<Opened>> {
+        files::private_dir(folder)?;
+        let Some(lock) = files::try_lock(&folder.join("hub.lock"))? else { return Ok(None) };
+        let mut registry = Registry::default();
+        let mut last = 0;
+        if let Some(snapshot) = read_snapshot(&folder.join("registry.json"))? {
+            last = snapshot.n;
+            snapshot.records.into_iter().for_each(|record| registry.apply(Change::Put(record)));
+        }
+        let path = folder.join("journal");
+        let bytes = files::read(&path)?.unwrap_or_default();
+        let (entries, whole) = read_journal(&bytes).map_err(|line| {
+            Error::new(format!("{} is damaged at line {line}", path.display())).hint(
+                "Restore the hub's data folder from a backup; the snapshot beside it is older but whole",
+            )
+        })?;
+        let folded = last;
+        for entry in entries.into_iter().filter(|entry| entry.n > folded) {
+            last = entry.n;
+            entry.changes.into_iter().for_each(|change| registry.apply(change));
+        }
+        let journal = files::append(&path)?;
+        let torn = bytes.len() as u64 - whole;
+        if torn > 0 {
+            journal.set_len(whole).and_then(|()| journal.sync_all()).or_say(|| "Cannot mend the journal")?;
+        }
+        let note = (torn > 0).then(|| {
+            format!(
+                "The journal's last line was torn by a crash ({torn} bytes); nothing acknowledged is lost"
+            )
+        });
+        let store = Self { folder: folder.to_owned(), journal, length: whole, last, _lock: lock };
+        Ok(Some(Opened { store, registry, note }))
+    }
+
+    /// Returns when the changes are on the disk. After an error nothing of them is.
+    pub fn commit(&mut self, changes: &[Change]) -> Result<()> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let entry = Entry { n: self.last + 1, changes: changes.to_vec() };
+        let line = encode(&entry)?;
+        let written = self.journal.write_all(&line).and_then(|()| self.journal.sync_data());
+        if let Err(error) = written {
+            // Half a line in the middle would be damage: take it back.
+            self.journal.set_len(self.length).or_say(|| "The journal cannot be mended; restart the hub")?;
+            return Err(Error::new("The hub cannot write to its data folder")
+                .because(error)
+                .hint(format!("Look at the disk: df -h {}", self.folder.display())));
+        }
+        self.length += line.len() as u64;
+        self.last = entry.n;
+        Ok(())
+    }
+
+    /// Folds the journal into a new snapshot when it has grown.
+    pub fn fold(&mut self, registry: &Registry) -> Result<()> {
+        if self.length > JOURNAL_LIMIT { self.snapshot(registry) } else { Ok(()) }
+    }
+
+    fn snapshot(&mut self, registry: &Registry) -> Result<()> {
+        let snapshot = Snapshot { version: 1, n: self.last, records: registry.records().collect() };
+        let bytes = serde_json::to_vec(&snapshot).or_say(|| "Cannot write the snapshot")?;
+        files::write(&self.folder.join("registry.json"), &bytes)?;
+        self.journal
+            .set_len(0)
+            .and_then(|()| self.journal.sync_all())
+            .or_say(|| "Cannot empty the journal")?;
+        self.length = 0;
+        Ok(())
+    }
+}
+
+fn encode(entry: &Entry) -> Result<Vec<u8>> {
+    let json = serde_json::to_string(entry).or_say(|| "Cannot write a change")?;
+    Ok(format!("{} {json}\n", checksum(json.as_bytes())).into_bytes())
+}
+
+fn checksum(json: &[u8]) -> String {
+    secret::sha256(json).to_string()[..CHECKSUM].to_owned()
+}
+
+/// The entries and the length of the whole lines; or the number of the line that is damaged.
+fn read_journal(bytes: &[u8]) -> std::result::Result<(Vec<Entry>, u64), usize> {
+    let mut entries: Vec<Entry> = Vec::new();
+    let mut whole = 0;
+    for (index, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
+        let is_last = whole + line.len() == bytes.len();
+        match decode(line).filter(|entry| entries.last().is_none_or(|before| before.n + 1 == entry.n)) {
+            Some(entry) => entries.push(entry),
+            None if is_last => break,
+            None => return Err(index + 1),
+        }
+        whole += line.len();
+    }
+    Ok((entries, whole as u64))
+}
+
+fn decode(line: &[u8]) -> Option<Entry> {
+    let line = line.strip_suffix(b"\n")?;
+    let (sum, rest) = line.split_at_checked(CHECKSUM)?;
+    let json = rest.strip_prefix(b" ")?;
+    if checksum(json).as_bytes() != sum {
+        return None;
+    }
+    serde_json::from_slice(json).ok()
+}
+
+fn read_snapshot(path: &Path) -> Result<Option<Snapshot>> {
+    let Some(bytes) = files::read(path)? else { return Ok(None) };
+    let snapshot: Snapshot = serde_json::from_slice(&bytes).map_err(|error| {
+        Error::new(format!("{} is damaged", path.display()))
+            .because(error)
+            .hint("Restore the hub's data folder from a backup")
+    })?;
+    if snapshot.version != 1 {
+        return Err(Error::new(format!("{} was written by another version of connect", path.display()))
+            .hint("Run the version that wrote it, or a newer one"));
+    }
+    Ok(Some(snapshot))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::record::Table;
+
+    fn entry(n: u64) -> Entry {
+        Entry { n, changes: vec![Change::drop(Table::Key, &format!("key_{n}"))] }
+    }
+
+    fn journal(numbers: std::ops::Range<u64>) -> Vec<u8> {
+        numbers.flat_map(|n| encode(&entry(n)).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_journal_cut_anywhere_keeps_every_whole_line() {
+        let bytes = journal(1..6);
+        for cut in 0..bytes.len() {
+            let lines = bytes[..cut].iter().filter(|byte| **byte == b'\n').count();
+            let (entries, whole) = read_journal(&bytes[..cut]).unwrap();
+            assert_eq!(entries.len(), lines, "cut at {cut}");
+            assert!(whole as usize <= cut);
+        }
+    }
+
+    #[test]
+    fn a_changed_byte_before_the_last_line_is_damage_and_not_guessed_at() {
+        let bytes = journal(1..4);
+        let last_line = bytes.len() - encode(&entry(3)).unwrap().len();
+        for at in 0..last_line {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1;
+            assert!(read_journal(&damaged).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_missing_or_repeated_line_is_damage() {
+        let lines: Vec<Vec<u8>> = (1..5).map(|n| encode(&entry(n)).unwrap()).collect();
+        assert!(read_journal(&[&lines[0][..], &lines[2], &lines[3]].concat()).is_err());
+        assert!(read_journal(&[&lines[0][..], &lines[0], &lines[1]].concat()).is_err());
+    }
+
+    #[test]
+    fn a_snapshot_holds_all_and_the_journal_begins_anew() {
+        let folder = std::env::temp_dir().join(secret::id("connect-store"));
+        let mut opened = Store::open(&folder).unwrap().unwrap();
+        assert!(Store::open(&folder).unwrap().is_none());
+        for n in 0..20_u64 {
+            let device = crate::model::record::Device {
+                code: format!("C{n}"),
+                secret_hash: String::new(),
+                label: String::new(),
+                expires_at: crate::model::time::Time::from_unix(n),
+                approved: None,
+            };
+            let change = Change::Put(Record::Device(device));
+            opened.store.commit(std::slice::from_ref(&change)).unwrap();
+            opened.registry.apply(change);
+            if n == 9 {
+                opened.store.snapshot(&opened.registry).unwrap();
+            }
+        }
+        drop(opened.store);
+        let again = Store::open(&folder).unwrap().unwrap();
+        assert_eq!(again.registry.devices().count(), 20);
+        assert!(again.note.is_none());
+    }
+}

@@ -1,0 +1,158 @@
+//! A channel of messages over a connection: JSON lines both ways, kept alive by empty lines.
+//!
+//! Its owner reads. A thread of its own writes what is queued and, when there is nothing, a heartbeat;
+//! so nobody who sends ever waits for the peer.
+
+use std::collections::VecDeque;
+use std::io;
+use std::io::BufRead;
+use std::io::BufReader;
+use std::io::Read;
+use std::io::Write;
+use std::net::Shutdown;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::Condvar;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::crew;
+use super::duplex::Duplex;
+use super::duplex::Reader;
+use super::duplex::Writer;
+use crate::wire::control::LINE_LIMIT;
+
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// Two heartbeats missed and a bit.
+const DEAD_AFTER: Duration = Duration::from_secs(25);
+/// A peer that takes no byte for this long is as good as dead.
+const WRITE_PATIENCE: Duration = Duration::from_secs(10);
+/// Messages that may wait for a slow peer.
+const QUEUE: usize = 1024;
+
+pub struct Channel {
+    lines: BufReader<Reader>,
+    outgoing: Outgoing,
+    writer: Option<JoinHandle<()>>,
+    socket: Arc<TcpStream>,
+}
+
+/// The end that sends; any thread may hold one.
+#[derive(Clone)]
+pub struct Outgoing {
+    queue: Arc<Queue>,
+}
+
+#[derive(Default)]
+struct Queue {
+    state: Mutex<QueueState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct QueueState {
+    lines: VecDeque<Vec<u8>>,
+    closed: bool,
+}
+
+impl Channel {
+    pub fn start(connection: Duplex) -> io::Result<Self> {
+        let Duplex { reader, writer, socket } = connection;
+        socket.set_read_timeout(Some(DEAD_AFTER))?;
+        socket.set_write_timeout(Some(WRITE_PATIENCE))?;
+        let outgoing = Outgoing { queue: Arc::default() };
+        let (queue, cut) = (outgoing.clone(), Arc::clone(&socket));
+        let writer = crew::spawn("control-send", move || queue.write_all_to(writer, &cut))?;
+        Ok(Self { lines: BufReader::new(reader), outgoing, writer: Some(writer), socket })
+    }
+
+    pub fn outgoing(&self) -> Outgoing {
+        self.outgoing.clone()
+    }
+
+    pub fn socket(&self) -> Arc<TcpStream> {
+        Arc::clone(&self.socket)
+    }
+
+    /// The next message; an error when the peer is gone, silent for too long, or speaks garbage.
+    pub fn next<M: DeserializeOwned>(&mut self) -> io::Result<M> {
+        loop {
+            let mut line = Vec::new();
+            (&mut self.lines).take(LINE_LIMIT as u64).read_until(b'\n', &mut line)?;
+            match line.as_slice() {
+                b"\n" => {}
+                [message @ .., b'\n'] => {
+                    return serde_json::from_slice(message)
+                        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error));
+                }
+                [] => return Err(io::ErrorKind::UnexpectedEof.into()),
+                _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "a line is cut or too long")),
+            }
+        }
+    }
+}
+
+/// Sends what is queued, then says farewell and is gone.
+impl Drop for Channel {
+    fn drop(&mut self) {
+        self.outgoing.close();
+        let _ = self.socket.shutdown(Shutdown::Read);
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
+    }
+}
+
+impl Outgoing {
+    /// False when the channel is closed or the peer does not take what is sent.
+    pub fn send(&self, message: &impl Serialize) -> bool {
+        let Ok(mut line) = serde_json::to_vec(message) else { return false };
+        line.push(b'\n');
+        let mut state = self.lock();
+        if state.closed || state.lines.len() >= QUEUE {
+            return false;
+        }
+        state.lines.push_back(line);
+        self.queue.changed.notify_one();
+        true
+    }
+
+    fn close(&self) {
+        self.lock().closed = true;
+        self.queue.changed.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
+        self.queue.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What there is to write: everything queued in one piece, a heartbeat when nothing came for a while,
+    /// `None` when the channel is closed and all is written.
+    fn next_piece(&self) -> Option<Vec<u8>> {
+        let idle = |state: &mut QueueState| state.lines.is_empty() && !state.closed;
+        let waited = self.queue.changed.wait_timeout_while(self.lock(), HEARTBEAT, idle);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if !state.lines.is_empty() {
+            return Some(state.lines.drain(..).flatten().collect());
+        }
+        if state.closed { None } else { Some(b"\n".to_vec()) }
+    }
+
+    fn write_all_to(&self, mut writer: Writer, socket: &TcpStream) {
+        while let Some(piece) = self.next_piece() {
+            if let Err(error) = writer.write_all(&piece) {
+                log::debug!("a control channel takes no more: {error}");
+                self.close();
+                let _ = socket.shutdown(Shutdown::Both);
+                return;
+            }
+        }
+        let _ = writer.finish();
+    }
+}

@@ -1,0 +1,50 @@
+//! Threads with an owner: spawned here, reaped when they have ended, joined when the owner goes.
+
+use std::io;
+use std::panic;
+use std::panic::AssertUnwindSafe;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::thread;
+use std::thread::JoinHandle;
+
+/// Enough for a TLS handshake and the JSON of the API; only what is touched takes memory.
+pub const STACK: usize = 256 * 1024;
+
+#[derive(Default)]
+pub struct Crew {
+    handles: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Crew {
+    /// A panic in `work` ends that thread, is logged, and costs nobody else anything.
+    pub fn spawn(&self, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        let handle = spawn(name, work)?;
+        let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
+        handles.retain(|handle| !handle.is_finished());
+        handles.push(handle);
+        Ok(())
+    }
+
+    /// Waits for every thread; `nudge` is called while one still runs. Its owner must have made the cuts.
+    pub fn join(&self, nudge: impl Fn()) {
+        loop {
+            let popped = self.handles.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let Some(handle) = popped else { return };
+            while !handle.is_finished() {
+                nudge();
+                thread::park_timeout(std::time::Duration::from_millis(1));
+            }
+            let _ = handle.join();
+        }
+    }
+}
+
+pub fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    let label = name.to_owned();
+    thread::Builder::new().name(label.clone()).stack_size(STACK).spawn(move || {
+        if panic::catch_unwind(AssertUnwindSafe(work)).is_err() {
+            log::error!("the thread {label} ended by a fault of ours; the others go on");
+        }
+    })
+}

@@ -1,0 +1,270 @@
+//! HTTP/1.1 over a stream that is ours: the hub's API, its clients' upgrades. One message at a time, whole
+//! bodies, every wait with a deadline.
+
+use std::io;
+use std::io::Read;
+use std::io::Write;
+use std::time::Duration;
+use std::time::Instant;
+
+use super::connect::is_timeout;
+use super::connect::set_deadline;
+use super::duplex::Duplex;
+use crate::error::Error;
+use crate::error::Kind;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::wire::body::BodyWalker;
+use crate::wire::body::request_body;
+use crate::wire::body::response_body;
+use crate::wire::head;
+use crate::wire::message::Answer;
+use crate::wire::message::BODY_LIMIT;
+use crate::wire::message::Request;
+use crate::wire::message::error_body;
+use crate::wire::message::read_error_body;
+use crate::wire::reply::Reply;
+
+/// A client that says nothing, or says it too slowly, is answered and let go after this long.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two requests a connection may rest longer.
+const REST: Duration = Duration::from_secs(30);
+/// Lists of thousands of services are larger than what a client may send.
+const ANSWER_LIMIT: usize = 16 * 1024 * 1024;
+const CHUNK: usize = 8 * 1024;
+/// How much of an unwanted request is read away, and for how long.
+const LINGER_BYTES: usize = 1024 * 1024;
+const LINGER: Duration = Duration::from_millis(500);
+
+/// The server's side of a connection.
+pub struct Conversation {
+    stream: Duplex,
+    buffer: Vec<u8>,
+    answered: bool,
+}
+
+pub enum Heard {
+    Request(Request),
+    /// The client is gone, and nobody waits for an answer.
+    Nothing,
+    /// Say this and close.
+    Bad(Reply),
+}
+
+impl Conversation {
+    pub fn new(stream: Duplex) -> Self {
+        Self { stream, buffer: Vec::new(), answered: false }
+    }
+
+    pub fn next_request(&mut self) -> Heard {
+        let first = Instant::now() + if self.answered { REST } else { PATIENCE };
+        if self.buffer.is_empty() {
+            match read_more(&mut self.stream, &mut self.buffer, first) {
+                Ok(0) => return Heard::Nothing,
+                Err(_) if self.answered => return Heard::Nothing,
+                Err(error) => return self.trouble(&error),
+                Ok(_) => {}
+            }
+        }
+        self.read_request(Instant::now() + PATIENCE)
+    }
+
+    fn read_request(&mut self, deadline: Instant) -> Heard {
+        let (mut request, body) = loop {
+            match head::parse_request(&self.buffer) {
+                Err(bad) => return Heard::Bad(Reply::json(bad.status(), error_body(bad.reason(), ""))),
+                Ok(Some(head)) => {
+                    let body = match request_body(&head) {
+                        Ok(body) => body,
+                        Err(bad) => {
+                            return Heard::Bad(Reply::json(bad.status(), error_body(bad.reason(), "")));
+                        }
+                    };
+                    let Some(request) = Request::from_head(&head) else {
+                        return Heard::Bad(Reply::json(
+                            400,
+                            error_body("The request's target is not a path", ""),
+                        ));
+                    };
+                    let length = head.length;
+                    self.buffer.drain(..length);
+                    break (request, body);
+                }
+                Ok(None) => match read_more(&mut self.stream, &mut self.buffer, deadline) {
+                    Ok(0) => return Heard::Nothing,
+                    Ok(_) => {}
+                    Err(error) => return self.trouble(&error),
+                },
+            }
+        };
+        let mut walker = BodyWalker::new(body);
+        if !walker.ended()
+            && request.field("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue"))
+        {
+            let _ = self.stream.writer.write_all(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
+        match read_body(&mut self.stream, &mut self.buffer, &mut walker, BODY_LIMIT, deadline) {
+            Ok(body) => request.body = body,
+            Err(BodyTrouble::Io(error)) => return self.trouble(&error),
+            Err(BodyTrouble::Bad(status, reason)) => {
+                return Heard::Bad(Reply::json(status, error_body(reason, "")));
+            }
+        }
+        Heard::Request(request)
+    }
+
+    fn trouble(&self, error: &io::Error) -> Heard {
+        if is_timeout(error) {
+            let hint = "Send a whole request within 10 seconds";
+            return Heard::Bad(Reply::json(408, error_body("The request took too long", hint)));
+        }
+        log::debug!("a request ended early: {error}");
+        Heard::Nothing
+    }
+
+    pub fn answer(&mut self, reply: &Reply, keep_alive: bool, head_only: bool) -> io::Result<()> {
+        let mut out = Vec::with_capacity(512 + reply.body.len());
+        reply.write_into(&mut out, keep_alive, head_only);
+        self.answered = true;
+        set_deadline(&self.stream.socket, Instant::now() + PATIENCE)?;
+        self.stream.writer.write_all(&out)
+    }
+}
+
+impl Conversation {
+    /// The connection for whatever was agreed on; bytes that came behind the head are read first.
+    pub fn into_stream(mut self) -> Duplex {
+        self.stream.reader.push_back(self.buffer);
+        self.stream
+    }
+
+    /// Ends the connection so that the last answer arrives: what the client still sends is read for a
+    /// moment and dropped, since closing over unread bytes would reset it.
+    pub fn hang_up(mut self) {
+        if self.stream.writer.finish().is_err() {
+            return;
+        }
+        let deadline = Instant::now() + LINGER;
+        let mut room = [0; 4096];
+        let mut left = LINGER_BYTES;
+        while left > 0 && set_deadline(&self.stream.socket, deadline).is_ok() {
+            match (&*self.stream.socket).read(&mut room) {
+                Ok(1..) => left = left.saturating_sub(room.len()),
+                _ => return,
+            }
+        }
+    }
+}
+
+fn read_more(stream: &mut Duplex, buffer: &mut Vec<u8>, deadline: Instant) -> io::Result<usize> {
+    set_deadline(&stream.socket, deadline)?;
+    let at = buffer.len();
+    buffer.resize(at + CHUNK, 0);
+    let read = stream.reader.read(&mut buffer[at..]);
+    buffer.truncate(at + read.as_ref().copied().unwrap_or(0));
+    read
+}
+
+enum BodyTrouble {
+    Io(io::Error),
+    Bad(u16, &'static str),
+}
+
+fn read_body(
+    stream: &mut Duplex,
+    buffer: &mut Vec<u8>,
+    walker: &mut BodyWalker,
+    limit: usize,
+    deadline: Instant,
+) -> std::result::Result<Vec<u8>, BodyTrouble> {
+    let mut body = Vec::new();
+    if walker.ahead().is_some_and(|length| length > limit as u64) {
+        return Err(BodyTrouble::Bad(413, "The body is too large"));
+    }
+    loop {
+        let used = walker
+            .collect(buffer, &mut body, limit)
+            .map_err(|bad| BodyTrouble::Bad(bad.status(), bad.reason()))?;
+        buffer.drain(..used);
+        if walker.ended() {
+            return Ok(body);
+        }
+        if read_more(stream, buffer, deadline).map_err(BodyTrouble::Io)? == 0 {
+            let ended = walker.end_of_stream();
+            return ended.map(|()| body).map_err(|_| BodyTrouble::Io(io::ErrorKind::UnexpectedEof.into()));
+        }
+    }
+}
+
+/// What a client asks.
+pub struct Ask<'a> {
+    pub method: &'a str,
+    pub path: &'a str,
+    pub host: &'a str,
+    pub fields: &'a [(&'a str, &'a str)],
+    pub body: Option<Vec<u8>>,
+}
+
+/// Sends one request and reads its answer. Bytes behind the answer come back with it.
+pub fn exchange(stream: &mut Duplex, ask: &Ask<'_>, deadline: Instant) -> io::Result<(Answer, Vec<u8>)> {
+    let mut out = format!("{} {} HTTP/1.1\r\nHost: {}\r\n", ask.method, ask.path, ask.host);
+    for (name, value) in ask.fields {
+        out.push_str(&format!("{name}: {value}\r\n"));
+    }
+    if let Some(body) = &ask.body {
+        out.push_str(&format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()));
+    }
+    out.push_str("\r\n");
+    let mut out = out.into_bytes();
+    out.extend_from_slice(ask.body.as_deref().unwrap_or_default());
+    set_deadline(&stream.socket, deadline)?;
+    stream.writer.write_all(&out)?;
+    let mut buffer = Vec::new();
+    loop {
+        let parsed = head::parse_response(&buffer);
+        if let Some(head) = parsed.map_err(|bad| io::Error::new(io::ErrorKind::InvalidData, bad.reason()))? {
+            let mut answer = Answer::from_head(&head);
+            let body = response_body(ask.method, &head);
+            let body = body.map_err(|bad| io::Error::new(io::ErrorKind::InvalidData, bad.reason()))?;
+            buffer.drain(..head.length);
+            let mut walker = BodyWalker::new(body);
+            let read = read_body(stream, &mut buffer, &mut walker, ANSWER_LIMIT, deadline);
+            answer.body = read.map_err(|trouble| match trouble {
+                BodyTrouble::Io(error) => error,
+                BodyTrouble::Bad(_, reason) => io::Error::new(io::ErrorKind::InvalidData, reason),
+            })?;
+            return Ok((answer, buffer));
+        }
+        if read_more(stream, &mut buffer, deadline)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+/// Turns a connection into what `protocol` says. A refusal comes back as the hub's own words.
+pub fn upgrade(mut stream: Duplex, protocol: &str, ask: &Ask<'_>, deadline: Instant) -> Result<Duplex> {
+    let mut fields = vec![("Connection", "Upgrade"), ("Upgrade", protocol)];
+    fields.extend_from_slice(ask.fields);
+    let ask = Ask { method: ask.method, path: ask.path, host: ask.host, fields: &fields, body: None };
+    let exchanged = exchange(&mut stream, &ask, deadline);
+    let (answer, behind) = exchanged
+        .map_err(|error| Error::new("The hub does not answer").because(error).kind(Kind::Unreachable))?;
+    if answer.status != 101 {
+        return Err(refusal(answer.status, &answer.body));
+    }
+    stream.reader.push_back(behind);
+    stream
+        .socket
+        .set_read_timeout(None)
+        .and_then(|()| stream.socket.set_write_timeout(None))
+        .or_say(|| "Cannot use the connection")?;
+    Ok(stream)
+}
+
+/// The error that an answer of the hub stands for. Its words are a peer's: printed escaped, by whoever prints.
+pub fn refusal(status: u16, body: &[u8]) -> Error {
+    let (error, hint) = read_error_body(body);
+    let what = if error.is_empty() { format!("The hub answered with status {status}") } else { error };
+    let error = Error::new(what).kind(Kind::Refused(status));
+    if hint.is_empty() { error } else { error.hint(hint) }
+}

@@ -1,0 +1,75 @@
+//! `config.json`: the hub, the key, and who this machine's agent is.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::home::Home;
+use crate::error::Error;
+use crate::error::Result;
+use crate::model::fingerprint::Pin;
+use crate::net::trust::HubTrust;
+use crate::os::files;
+
+pub const DEFAULT_HUB: &str = "https://hub.privateconnect.co";
+const FILE: &str = "config.json";
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Config {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hub_url: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_key: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agent_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// The CA certificates given with `--ca`, so that the file may go.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+    /// A hub's pin, learnt where the key has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hub_pin: Option<String>,
+}
+
+impl Config {
+    /// From `--config FILE`, which must exist, or from the state folder, where it need not.
+    pub fn load(home: &Home, file: Option<&Path>) -> Result<Self> {
+        let Some(path) = file else { return Ok(home.read(FILE)?.unwrap_or_default()) };
+        let text = files::read_text(path)?.ok_or_else(|| {
+            Error::new(format!("There is no {}", path.display())).hint("Check the path given with --config")
+        })?;
+        serde_json::from_str(&text).map_err(|error| {
+            Error::new(format!("{} is damaged", path.display()))
+                .because(error)
+                .hint("It must be JSON, as connect up writes it")
+        })
+    }
+
+    pub fn save(&self, home: &Home, file: Option<&Path>) -> Result<()> {
+        let _lock = home.lock()?;
+        match file {
+            Some(path) => {
+                let text = serde_json::to_string_pretty(self).unwrap_or_default() + "\n";
+                files::write(path, text.as_bytes())
+            }
+            None => home.write(FILE, self),
+        }
+    }
+}
+
+/// The pin that a key carries: `pc_SECRET.PIN`.
+pub fn pin_of(key: &str) -> Option<Pin> {
+    key.split_once('.').and_then(|(_, pin)| Pin::parse(pin))
+}
+
+/// How the hub is recognised: by what was asked for, else by the key's pin, else by public roots.
+pub fn trust_of(ca: Option<&str>, key: Option<&str>, learnt: Option<&str>) -> HubTrust {
+    if let Some(pem) = ca {
+        return HubTrust::Roots(pem.to_owned());
+    }
+    let pin = key.and_then(pin_of).or_else(|| learnt.and_then(Pin::parse));
+    pin.map_or(HubTrust::Public, HubTrust::Pin)
+}

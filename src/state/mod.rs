@@ -1,0 +1,9 @@
+//! The files under `~/.privateconnect` and their rules.
+
+pub mod config;
+pub mod home;
+pub mod identity;
+pub mod known;
+pub mod ports;
+pub mod routes;
+pub mod runs;

@@ -1,0 +1,69 @@
+//! `active-routes.json`: which service is on which loopback port, for the proxy and for whoever looks.
+
+use std::fs;
+
+use super::home::Home;
+use super::runs;
+use crate::error::Result;
+use crate::model::route;
+use crate::model::route::Route;
+use crate::os::clock;
+use crate::os::files;
+use crate::os::paths;
+
+pub const FILE: &str = "active-routes.json";
+
+/// A route of this process; gone from the file when dropped.
+pub struct OwnRoute {
+    home: Home,
+    name: String,
+    port: u16,
+}
+
+/// Adds a route, and drops those whose process is dead.
+pub fn add(home: &Home, name: &str, port: u16) -> Result<OwnRoute> {
+    let pid = std::process::id();
+    let added = Route { service_name: name.to_owned(), local_port: port, pid, started_at: clock::now() };
+    rewrite(home, |routes| routes.push(added))?;
+    Ok(OwnRoute { home: home.clone(), name: name.to_owned(), port })
+}
+
+impl Drop for OwnRoute {
+    fn drop(&mut self) {
+        let pid = std::process::id();
+        let mine = |route: &Route| {
+            route.pid == pid && route.local_port == self.port && route.service_name == self.name
+        };
+        if let Err(error) = rewrite(&self.home, |routes| routes.retain(|route| !mine(route))) {
+            log::warn!("a route stays listed until the next change: {error}");
+        }
+    }
+}
+
+fn rewrite(home: &Home, change: impl FnOnce(&mut Vec<Route>)) -> Result<()> {
+    let _lock = home.lock()?;
+    // A damaged file holds nothing that its writers would not write again.
+    let mut routes = read_own(home).ok().flatten().unwrap_or_default();
+    routes.retain(|route| runs::is_alive(home, route.pid));
+    change(&mut routes);
+    home.write(FILE, &routes)
+}
+
+fn read_own(home: &Home) -> Result<Option<Vec<Route>>> {
+    Ok(files::read_text(&home.file(FILE))?.and_then(|text| route::parse(&text)))
+}
+
+/// The live routes of ours, and those that a tool of the same family keeps in its own folder.
+pub fn all(home: &Home) -> Result<Vec<Route>> {
+    let mut routes = read_own(home)?.unwrap_or_default();
+    routes.retain(|route| runs::is_alive(home, route.pid));
+    let foreign = paths::foreign_routes()
+        .and_then(|path| fs::read_to_string(path).ok())
+        .and_then(|text| route::parse(&text));
+    for route in foreign.into_iter().flatten() {
+        if !routes.iter().any(|own| own.service_name.eq_ignore_ascii_case(&route.service_name)) {
+            routes.push(route);
+        }
+    }
+    Ok(routes)
+}

@@ -1,0 +1,320 @@
+//! The agent's side: keeps a control channel to the hub, exposes services by it, and serves the sessions
+//! that the hub announces. It dials only what it exposes: the hub names a service, never an address.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::Shutdown;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use std::time::Instant;
+
+use rustls::ServerConfig;
+
+use super::serving;
+use super::serving::Carried;
+use crate::api::Hub;
+use crate::error::Error;
+use crate::error::Kind;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::model::backoff::Backoff;
+use crate::model::fingerprint::Fingerprint;
+use crate::model::name::Name;
+use crate::model::record::Protocol;
+use crate::model::target::Target;
+use crate::net::channel::Channel;
+use crate::net::channel::Outgoing;
+use crate::net::connect::DEADLINE;
+use crate::net::crew;
+use crate::net::crew::Crew;
+use crate::net::identity::Identity;
+use crate::net::stop::Registration;
+use crate::net::stop::Stop;
+use crate::net::tls;
+use crate::net::trust;
+use crate::os::secret;
+use crate::wire::api::RegisterAgent;
+use crate::wire::control::ToAgent;
+use crate::wire::control::ToHub;
+
+/// Sessions served at once. Each costs two threads and up to three descriptors.
+const SESSIONS: usize = 4096;
+/// At the end, the farewell to the hub may take this long.
+const FAREWELL: Duration = Duration::from_millis(300);
+
+#[derive(Clone, Debug)]
+pub struct Exposure {
+    pub name: Name,
+    pub target: Target,
+    pub protocol: Protocol,
+}
+
+#[derive(Debug)]
+pub enum Event {
+    /// The hub knows the service; the id is the same after every reconnection.
+    Exposed {
+        name: Name,
+        service: String,
+        tunnel_port: Option<u16>,
+    },
+    Refused {
+        name: Name,
+        error: Error,
+    },
+    /// The control channel is gone; it is tried again until it is back.
+    Lost(Error),
+    Back,
+}
+
+pub type Report = Box<dyn Fn(Event) + Send + Sync>;
+
+/// Who this agent is to the hub.
+pub struct Myself {
+    pub id: String,
+    pub label: String,
+    pub identity: Identity,
+}
+
+pub struct Agent {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    _registration: Option<Registration>,
+}
+
+struct Shared {
+    hub: Arc<Hub>,
+    registration: RegisterAgent,
+    tls: Arc<ServerConfig>,
+    exposures: Mutex<Exposures>,
+    report: Report,
+    crew: Crew,
+    serving: AtomicUsize,
+    stop: Stop,
+}
+
+#[derive(Default)]
+struct Exposures {
+    wanted: Vec<(Exposure, Arc<Carried>)>,
+    /// By the id that the hub gave.
+    by_service: HashMap<String, (Exposure, Arc<Carried>)>,
+    /// The channel, while there is one.
+    channel: Option<Outgoing>,
+}
+
+impl Agent {
+    pub fn start(hub: Arc<Hub>, myself: &Myself, report: Report, stop: &Stop) -> Result<Self> {
+        let (stop, registration) = stop.child();
+        let fingerprint = myself.identity.fingerprint;
+        let shared = Arc::new(Shared {
+            hub,
+            registration: RegisterAgent { id: myself.id.clone(), label: myself.label.clone(), fingerprint },
+            tls: trust::session_server(&myself.identity)?,
+            exposures: Mutex::default(),
+            report,
+            crew: Crew::default(),
+            serving: AtomicUsize::new(0),
+            stop,
+        });
+        let own = Arc::clone(&shared);
+        let thread = crew::spawn("agent", move || own.run()).or_say(|| "Cannot start a thread")?;
+        Ok(Self { shared, thread: Some(thread), _registration: registration })
+    }
+
+    pub fn expose(&self, exposure: Exposure) {
+        let mut exposures = self.shared.exposures();
+        if let Some(channel) = &exposures.channel {
+            channel.send(&expose_message(&exposure));
+        }
+        exposures.wanted.push((exposure, Arc::default()));
+    }
+
+    pub fn withdraw(&self, name: &Name) {
+        let mut exposures = self.shared.exposures();
+        exposures.wanted.retain(|(exposure, _)| exposure.name != *name);
+        let gone = exposures.by_service.extract_if(|_, (exposure, _)| exposure.name == *name);
+        let gone: Vec<String> = gone.map(|(service, _)| service).collect();
+        if let Some(channel) = &exposures.channel {
+            gone.into_iter().for_each(|service| drop(channel.send(&ToHub::Withdraw { service })));
+        }
+    }
+
+    /// What each exposed service has carried.
+    pub fn carried(&self) -> Vec<(Name, Arc<Carried>)> {
+        let exposures = self.shared.exposures();
+        exposures
+            .wanted
+            .iter()
+            .map(|(exposure, carried)| (exposure.name.clone(), Arc::clone(carried)))
+            .collect()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.shared.stop.stop();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        self.shared.crew.join(|| ());
+    }
+}
+
+fn expose_message(exposure: &Exposure) -> ToHub {
+    ToHub::Expose { name: exposure.name.clone(), port: exposure.target.port, protocol: exposure.protocol }
+}
+
+/// What the hub announces.
+struct Announced {
+    session: String,
+    peer: Fingerprint,
+    ticket: String,
+    relay: String,
+}
+
+impl Shared {
+    fn exposures(&self) -> MutexGuard<'_, Exposures> {
+        self.exposures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(self: &Arc<Self>) {
+        let mut backoff = Backoff::default();
+        let mut lost = false;
+        while !self.stop.is_stopped() {
+            let ended = self.connect().and_then(|mut channel| {
+                backoff.reset();
+                if std::mem::take(&mut lost) {
+                    (self.report)(Event::Back);
+                }
+                self.listen(&mut channel)
+            });
+            self.exposures().channel = None;
+            if self.stop.is_stopped() {
+                return;
+            }
+            let error = ended.err().unwrap_or_else(|| Error::new("The hub ended the control channel"));
+            if !std::mem::replace(&mut lost, true) {
+                (self.report)(Event::Lost(error));
+            }
+            self.stop.wait_for(backoff.next(secret::number()));
+        }
+    }
+
+    fn connect(&self) -> Result<Channel> {
+        self.hub.register(&self.registration)?;
+        let stream = self.hub.control()?;
+        let mut channel = Channel::start(stream).or_say(|| "Cannot use the control channel")?;
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let outgoing = channel.outgoing();
+        outgoing.send(&ToHub::Hello { agent: self.registration.id.clone(), version });
+        match channel.next::<ToAgent>() {
+            Ok(ToAgent::Welcome { .. }) => {}
+            Ok(_) => return Err(Error::new("The hub does not speak the control protocol")),
+            Err(error) => return Err(gone(error)),
+        }
+        let mut exposures = self.exposures();
+        for (exposure, _) in &exposures.wanted {
+            outgoing.send(&expose_message(exposure));
+        }
+        exposures.channel = Some(outgoing);
+        drop(exposures);
+        Ok(channel)
+    }
+
+    fn listen(self: &Arc<Self>, channel: &mut Channel) -> Result<()> {
+        let (socket, outgoing) = (channel.socket(), channel.outgoing());
+        // Reading wakes; writing still works, so that the hub hears that the services are withdrawn.
+        let cut = self.stop.on_stop(move || drop(socket.shutdown(Shutdown::Read)));
+        while cut.is_some() && !self.stop.is_stopped() {
+            match channel.next::<ToAgent>() {
+                Ok(message) => self.heard(message, &outgoing),
+                Err(_) if self.stop.is_stopped() => break,
+                Err(error) => return Err(gone(error)),
+            }
+        }
+        let _ = channel.socket().set_write_timeout(Some(FAREWELL));
+        let services: Vec<String> = self.exposures().by_service.keys().cloned().collect();
+        services.into_iter().for_each(|service| drop(outgoing.send(&ToHub::Withdraw { service })));
+        Ok(())
+    }
+
+    fn heard(self: &Arc<Self>, message: ToAgent, outgoing: &Outgoing) {
+        match message {
+            ToAgent::Welcome { .. } => {}
+            ToAgent::Exposed { name, service, tunnel_port } => self.exposed(name, service, tunnel_port),
+            ToAgent::Refused { name, reason, hint } => {
+                let error = Error::new(reason).kind(Kind::Refused(409));
+                let error = if hint.is_empty() { error } else { error.hint(hint) };
+                (self.report)(Event::Refused { name, error });
+            }
+            ToAgent::Open { session, service, peer, ticket, relay } => {
+                let announced = Announced { session, peer, ticket, relay };
+                if let Err(reason) = self.begin_session(&service, announced) {
+                    outgoing.send(&ToHub::Decline { session: reason.0, reason: reason.1 });
+                }
+            }
+        }
+    }
+
+    fn exposed(&self, name: Name, service: String, tunnel_port: Option<u16>) {
+        let mut exposures = self.exposures();
+        let Some(wanted) = exposures.wanted.iter().find(|(exposure, _)| exposure.name == name).cloned()
+        else {
+            return;
+        };
+        exposures.by_service.insert(service.clone(), wanted);
+        drop(exposures);
+        (self.report)(Event::Exposed { name, service, tunnel_port });
+    }
+
+    /// Serves a session in a thread of its own; what is not exposed here is declined, and said.
+    fn begin_session(
+        self: &Arc<Self>,
+        service: &str,
+        announced: Announced,
+    ) -> std::result::Result<(), (String, String)> {
+        let session = announced.session.clone();
+        let Some((exposure, carried)) = self.exposures().by_service.get(service).cloned() else {
+            log::warn!("refused: the hub asked for {}, which is not exposed here", service.escape_debug());
+            return Err((session, "the agent does not expose this service".into()));
+        };
+        if self.serving.fetch_add(1, Ordering::SeqCst) >= SESSIONS {
+            self.serving.fetch_sub(1, Ordering::SeqCst);
+            return Err((session, "the agent serves too many sessions already".into()));
+        }
+        let own = Arc::clone(self);
+        let spawned = self.crew.spawn("session", move || {
+            if let Err(error) = own.serve(&exposure, &carried, &announced) {
+                log::debug!("a session to {} did not come about: {error}", exposure.name);
+            }
+            own.serving.fetch_sub(1, Ordering::SeqCst);
+        });
+        spawned.map_err(|error| {
+            self.serving.fetch_sub(1, Ordering::SeqCst);
+            log::warn!("cannot serve a session: {error}");
+            (session, "the agent has no thread left".into())
+        })
+    }
+
+    fn serve(&self, exposure: &Exposure, carried: &Arc<Carried>, announced: &Announced) -> Result<()> {
+        let deadline = Instant::now() + DEADLINE;
+        let below = self.hub.relay(&announced.relay, &announced.ticket, deadline)?;
+        let Some(_cut) = self.stop.attach(&below.socket) else { return Ok(()) };
+        let established = tls::server(&self.tls, below, deadline).or_say(|| "The joiner does not answer")?;
+        if established.peer != Some(announced.peer) {
+            log::warn!("refused: the joiner of a session to {} is not the one the hub named", exposure.name);
+            return Err(Error::new("Another joiner answered"));
+        }
+        serving::serve(established, &exposure.target, carried, &self.stop);
+        Ok(())
+    }
+}
+
+fn gone(error: io::Error) -> Error {
+    Error::new("The connection to the hub was lost").because(error).kind(Kind::Unreachable)
+}

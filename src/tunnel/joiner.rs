@@ -1,0 +1,265 @@
+//! The joiner's side: a loopback listener whose connections go to one service.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+use std::net::SocketAddr;
+use std::net::TcpListener;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use std::time::Instant;
+
+use super::frames::break_off;
+use super::pool::Opener;
+use super::pool::Pool;
+use super::pool::SESSIONS;
+use super::session::Carried;
+use super::session::Traffic;
+use crate::error::Error;
+use crate::error::Kind;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::model::backoff::Backoff;
+use crate::net::connect::DEADLINE;
+use crate::net::crew;
+use crate::net::serve::Server;
+use crate::net::serve::Service;
+use crate::net::stop::Registration;
+use crate::net::stop::Stop;
+use crate::os::secret;
+
+/// How long a new connection may wait for a hub or agent that is just coming back.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How often the standing sessions are looked after.
+const TEND: Duration = Duration::from_secs(1);
+
+/// What its owner is told, once for each change.
+#[derive(Debug)]
+pub enum Event {
+    /// The service answers: at first, or again.
+    Up,
+    Down(Error),
+}
+
+pub type Report = Box<dyn Fn(Event) + Send + Sync>;
+
+pub struct Tunnel {
+    pub port: u16,
+    shared: Arc<Shared>,
+    stop: Stop,
+    servers: Vec<Server>,
+    keeper: Option<JoinHandle<()>>,
+    _registration: Option<Registration>,
+}
+
+struct Shared {
+    pool: Pool,
+    stop: Stop,
+    report: Report,
+    /// Whether the owner was last told that the service answers.
+    up: Mutex<bool>,
+    wake: Stop,
+}
+
+/// A loopback port, taken on both loopback addresses so that `localhost` means it either way.
+pub struct Bound {
+    pub port: u16,
+    listeners: Vec<TcpListener>,
+}
+
+impl Bound {
+    /// The first of `ports` that is free. `None` when none is.
+    pub fn first_free(ports: impl IntoIterator<Item = u16>) -> Option<Self> {
+        ports.into_iter().find_map(|port| Self::take(port).ok())
+    }
+
+    pub fn take(port: u16) -> io::Result<Self> {
+        let first = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+        let port = first.local_addr()?.port();
+        let listeners = match TcpListener::bind((Ipv6Addr::LOCALHOST, port)) {
+            Ok(second) => vec![first, second],
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
+            // A machine without IPv6 has no second loopback.
+            Err(_) => vec![first],
+        };
+        Ok(Self { port, listeners })
+    }
+}
+
+impl Tunnel {
+    /// Listens at once; whether the service answers is proved by `prove`, or in the background.
+    pub fn start(bound: Bound, opener: Opener, report: Report, stop: &Stop) -> Result<Self> {
+        let (stop, registration) = stop.child();
+        let pool = Pool::new(opener, stop.clone());
+        let shared =
+            Arc::new(Shared { pool, stop: stop.clone(), report, up: Mutex::new(false), wake: Stop::new() });
+        let port = bound.port;
+        let servers = bound.listeners.into_iter().map(|listener| {
+            let own = Arc::clone(&shared);
+            let service = Service {
+                name: "tunnel",
+                limit: SESSIONS,
+                serve: Box::new(move |local, _| own.carry(&local)),
+                turn_away: Box::new(break_off),
+            };
+            Server::start(listener, service, &stop)
+        });
+        let servers = servers.collect::<Result<_>>()?;
+        let own = Arc::clone(&shared);
+        let keeper = crew::spawn("tunnel-keeper", move || own.keep()).or_say(|| "Cannot start a thread")?;
+        Ok(Self { port, shared, stop, servers, keeper: Some(keeper), _registration: registration })
+    }
+
+    /// Opens the first session and has the agent reach its target. An error leaves the tunnel listening,
+    /// and trying in the background.
+    pub fn prove(&self) -> Result<Duration> {
+        let began = Instant::now();
+        let proved = self.shared.prove();
+        if proved.is_ok() {
+            *self.shared.up() = true;
+        }
+        proved.map(|()| began.elapsed())
+    }
+
+    /// From here on the background tells of changes: until now only its owner did.
+    pub fn watch(&self) {
+        self.shared.wake.stop();
+    }
+
+    pub fn traffic(&self) -> &Traffic {
+        &self.shared.pool.traffic
+    }
+
+    pub fn sessions(&self) -> usize {
+        self.shared.pool.total()
+    }
+
+    pub fn connections(&self) -> usize {
+        self.servers.iter().map(Server::connections).sum()
+    }
+
+    pub fn is_up(&self) -> bool {
+        *self.shared.up()
+    }
+
+    /// A hint to look now rather than at the next turn.
+    pub fn local_address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.stop.stop();
+        self.shared.wake.stop();
+        self.servers.clear();
+        if let Some(keeper) = self.keeper.take() {
+            let _ = keeper.join();
+        }
+        self.shared.pool.drain();
+    }
+}
+
+impl Shared {
+    fn up(&self) -> std::sync::MutexGuard<'_, bool> {
+        self.up.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One local connection, from accept to close.
+    fn carry(&self, local: &Arc<TcpStream>) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut backoff = Backoff::default();
+        loop {
+            let mut session = match self.pool.take(Instant::now() + DEADLINE) {
+                Ok(session) => session,
+                Err(error) => {
+                    let wait = backoff.next(secret::number());
+                    if error.may_pass() && Instant::now() + wait < deadline && !self.stop.wait_for(wait) {
+                        continue;
+                    }
+                    log::debug!("a connection is reset: {error}");
+                    self.tell(Event::Down(error));
+                    return break_off(local);
+                }
+            };
+            match session.carry(local) {
+                Carried::Clean => return self.pool.give_back(session),
+                Carried::Refused(reason) => {
+                    self.tell(Event::Down(refusal(&reason)));
+                    return self.pool.give_back(session);
+                }
+                Carried::Spoiled => return self.pool.lost(),
+                Carried::Untouched => {
+                    self.pool.lost();
+                    drop(session);
+                    if Instant::now() >= deadline {
+                        return break_off(local);
+                    }
+                }
+            }
+        }
+    }
+
+    fn prove(&self) -> Result<()> {
+        let mut session = self.pool.take(Instant::now() + DEADLINE)?;
+        match session.prove(DEADLINE) {
+            Ok(()) => {
+                self.pool.give_back(session);
+                Ok(())
+            }
+            Err(Carried::Refused(reason)) => {
+                self.pool.give_back(session);
+                Err(refusal(&reason))
+            }
+            Err(_) => {
+                self.pool.lost();
+                Err(Error::new("The session ended before the service answered").kind(Kind::Unreachable))
+            }
+        }
+    }
+
+    /// Keeps one session standing while the tunnel lives, and tells when the service goes and comes.
+    fn keep(&self) {
+        self.wake.wait();
+        let mut backoff = Backoff::default();
+        let mut wait = TEND;
+        while !self.stop.wait_for(wait) {
+            wait = TEND;
+            self.pool.tend();
+            if self.pool.total() > 0 && *self.up() {
+                continue;
+            }
+            match self.prove() {
+                Ok(()) => {
+                    backoff.reset();
+                    self.tell(Event::Up);
+                }
+                Err(error) => {
+                    wait = backoff.next(secret::number());
+                    self.tell(Event::Down(error));
+                }
+            }
+        }
+    }
+
+    /// Once for each change, and not at all before the owner wants to hear it.
+    fn tell(&self, event: Event) {
+        if !self.wake.is_stopped() || self.stop.is_stopped() {
+            return;
+        }
+        let now = matches!(event, Event::Up);
+        let before = std::mem::replace(&mut *self.up(), now);
+        if before != now {
+            (self.report)(event);
+        }
+    }
+}
+
+fn refusal(reason: &str) -> Error {
+    Error::new(format!("The agent cannot reach the service: {}", reason.escape_debug()))
+        .kind(Kind::Unreachable)
+}

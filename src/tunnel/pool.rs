@@ -1,0 +1,209 @@
+//! The sessions of one tunnel that stand ready, and how another one is opened.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::Condvar;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::time::Duration;
+use std::time::Instant;
+
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+
+use super::session::Session;
+use super::session::Traffic;
+use crate::api::Hub;
+use crate::error::Error;
+use crate::error::Kind;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::model::fingerprint::Fingerprint;
+use crate::net::connect::DEADLINE;
+use crate::net::identity::Identity;
+use crate::net::stop::Stop;
+use crate::net::tls;
+use crate::net::trust;
+use crate::wire::api::AskSession;
+use crate::wire::api::SessionGranted;
+
+/// Sessions of one tunnel, busy and idle. Each costs two threads and two descriptors at this end.
+pub const SESSIONS: usize = 4096;
+/// An idle session beyond the first is dropped after this long.
+const IDLE: Duration = Duration::from_mins(1);
+/// An idle session is asked this often whether it is still there.
+const ASK_AFTER: Duration = Duration::from_secs(5);
+
+/// Looks at the agent that the hub names, before anything is sent to it.
+pub type Approve = Box<dyn Fn(&SessionGranted) -> Result<()> + Send + Sync>;
+
+/// Opens sessions to one service.
+pub struct Opener {
+    hub: Arc<Hub>,
+    tls: Arc<ClientConfig>,
+    ask: AskSession,
+    approve: Approve,
+}
+
+impl Opener {
+    pub fn new(hub: Arc<Hub>, identity: &Identity, ask: AskSession, approve: Approve) -> Result<Self> {
+        Ok(Self { hub, tls: trust::session_client(identity)?, ask, approve })
+    }
+
+    pub fn open(&self, traffic: &Arc<Traffic>, stop: &Stop) -> Result<(Session, SessionGranted)> {
+        let deadline = Instant::now() + DEADLINE;
+        let granted = self.hub.ask_session(&self.ask)?;
+        (self.approve)(&granted)?;
+        let below = self.hub.relay(&granted.relay, &granted.ticket, deadline)?;
+        let closing = || Error::new("The tunnel is closing").kind(Kind::Interrupted);
+        let _cut = stop.attach(&below.socket).ok_or_else(closing)?;
+        let name = name_for(granted.agent_fingerprint)?;
+        let established = tls::client(&self.tls, name, below, deadline).map_err(|error| {
+            Error::new(format!("The agent of {} does not answer", granted.name))
+                .because(error)
+                .kind(Kind::Unreachable)
+        })?;
+        if established.peer != Some(granted.agent_fingerprint) {
+            return Err(Error::new(format!("Another agent answered for {}", granted.name))
+                .hint("Somebody may stand in between. Nothing was sent; ask the owner for a verified code"));
+        }
+        let session = Session::start(established, Arc::clone(traffic), stop);
+        Ok((session.or_say(|| "Cannot start a session")?, granted))
+    }
+}
+
+/// The name under which rustls remembers an agent for resumption; it is not what makes it believed.
+fn name_for(agent: Fingerprint) -> Result<ServerName<'static>> {
+    ServerName::try_from(format!("{}.agent", agent.pin())).or_say(|| "Cannot name the agent")
+}
+
+pub struct Pool {
+    opener: Opener,
+    pub traffic: Arc<Traffic>,
+    state: Mutex<State>,
+    changed: Condvar,
+    stop: Stop,
+}
+
+#[derive(Default)]
+struct State {
+    /// Used last, taken first, so that the surplus of a burst grows old at the front.
+    idle: VecDeque<(Session, Instant)>,
+    total: usize,
+}
+
+impl Pool {
+    pub fn new(opener: Opener, stop: Stop) -> Self {
+        Self { opener, traffic: Arc::default(), state: Mutex::default(), changed: Condvar::new(), stop }
+    }
+
+    pub fn total(&self) -> usize {
+        self.lock().total
+    }
+
+    /// An idle session, else a new one.
+    pub fn take(&self, deadline: Instant) -> Result<Session> {
+        let mut state = self.lock();
+        loop {
+            if self.stop.is_stopped() {
+                return Err(Error::new("The tunnel is closing"));
+            }
+            if let Some((session, _)) = state.idle.pop_back() {
+                if !session.is_dead() {
+                    return Ok(session);
+                }
+                state.total -= 1;
+                drop(state);
+                drop(session);
+                state = self.lock();
+                continue;
+            }
+            if state.total < SESSIONS {
+                state.total += 1;
+                break;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::new("Too many connections at once on this tunnel").kind(Kind::Unreachable));
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        drop(state);
+        match self.opener.open(&self.traffic, &self.stop) {
+            Ok((session, _)) => Ok(session),
+            Err(error) => {
+                self.lost();
+                Err(error)
+            }
+        }
+    }
+
+    /// The session is idle again. After a stop it is dropped instead, or nobody would.
+    pub fn give_back(&self, mut session: Session) {
+        session.shrink();
+        let mut state = self.lock();
+        if session.is_dead() || self.stop.is_stopped() {
+            state.total -= 1;
+            drop(state);
+            return;
+        }
+        state.idle.push_back((session, Instant::now()));
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// A session that was taken is gone.
+    pub fn lost(&self) {
+        self.lock().total -= 1;
+        self.changed.notify_one();
+    }
+
+    /// Drops what is dead or has been idle for long, and asks the rest whether they are there.
+    pub fn tend(&self) {
+        let (mut leaving, mut doubtful) = (Vec::new(), Vec::new());
+        {
+            let mut state = self.lock();
+            let mut kept = VecDeque::new();
+            let mut standing = state.idle.len();
+            while let Some((session, since)) = state.idle.pop_front() {
+                if session.is_dead() || (standing > 1 && since.elapsed() > IDLE) {
+                    standing -= 1;
+                    state.total -= 1;
+                    leaving.push(session);
+                } else if session.silent_for() > ASK_AFTER {
+                    doubtful.push((session, since));
+                } else {
+                    kept.push_back((session, since));
+                }
+            }
+            state.idle = kept;
+        }
+        drop(leaving);
+        for (mut session, since) in doubtful {
+            let alive = session.check();
+            let mut state = self.lock();
+            if alive && !self.stop.is_stopped() {
+                state.idle.push_front((session, since));
+            } else {
+                state.total -= 1;
+                drop(state);
+            }
+            self.changed.notify_one();
+        }
+    }
+
+    /// Drops every idle session.
+    pub fn drain(&self) {
+        let idle = {
+            let mut state = self.lock();
+            state.total -= state.idle.len();
+            std::mem::take(&mut state.idle)
+        };
+        drop(idle);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

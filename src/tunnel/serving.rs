@@ -1,0 +1,213 @@
+//! A session from the agent's end: each OPEN dials the service's target.
+//!
+//! The thread that reads the session also dials and writes to the target; a second thread reads the
+//! target and is the only one that writes to the session, so no frame is ever written into another.
+
+use std::io;
+use std::net::Shutdown;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::Weak;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::time::Instant;
+
+use super::frames::CopyEnd;
+use super::frames::FrameReader;
+use super::frames::FrameWriter;
+use super::frames::break_off;
+use crate::model::target::Target;
+use crate::net::connect::DEADLINE;
+use crate::net::connect::dial;
+use crate::net::crew;
+use crate::net::stop::Stop;
+use crate::net::tls::Established;
+use crate::wire::frame::Kind;
+
+/// What an exposed service has carried.
+#[derive(Debug, Default)]
+pub struct Carried {
+    pub connections: AtomicU64,
+    pub bytes: AtomicU64,
+}
+
+/// A connection to the target, shared by the thread that reads the session and the one that reads the target.
+struct Open {
+    target: Arc<TcpStream>,
+    /// It broke: the end of reading the target is no end of file.
+    broken: AtomicBool,
+    /// Our direction has ended.
+    ended: AtomicBool,
+}
+
+enum Say {
+    Pong,
+    Opened(Arc<Open>),
+    Refused(String),
+    Reset,
+}
+
+/// Serves the session until it ends.
+pub fn serve(established: Established, target: &Target, carried: &Arc<Carried>, stop: &Stop) {
+    let Established { reader, writer, socket, .. } = established;
+    let Some(_attached) = stop.attach(&socket) else { return };
+    let (say, said) = mpsc::channel();
+    let (cut, count) = (Arc::clone(&socket), Arc::clone(carried));
+    let speaker = crew::spawn("session-write", move || {
+        let mut frames = FrameWriter::new(writer);
+        if speak_all(&mut frames, &said, &count).is_ok() {
+            frames.farewell();
+        }
+        let _ = cut.shutdown(Shutdown::Both);
+    });
+    let Ok(speaker) = speaker.inspect_err(|error| log::warn!("cannot serve a session: {error}")) else {
+        return;
+    };
+    let mut listener =
+        Listener { frames: FrameReader::new(reader), target, say, carried, stop, current: Weak::new() };
+    let ended = listener.listen();
+    log::debug!("a session ended: {ended:?}");
+    if let Some(open) = listener.current.upgrade() {
+        open.break_off();
+    }
+    drop(listener);
+    let _ = socket.shutdown(Shutdown::Both);
+    let _ = speaker.join();
+}
+
+impl Open {
+    fn break_off(&self) {
+        self.broken.store(true, Ordering::SeqCst);
+        break_off(&self.target);
+    }
+}
+
+struct Listener<'s> {
+    frames: FrameReader,
+    target: &'s Target,
+    say: mpsc::Sender<Say>,
+    carried: &'s Arc<Carried>,
+    stop: &'s Stop,
+    /// The connection that is open, or that has ended in the joiner's direction only.
+    current: Weak<Open>,
+}
+
+impl Listener<'_> {
+    fn listen(&mut self) -> io::Result<()> {
+        loop {
+            let header = self.frames.next_header()?;
+            match header.kind {
+                Kind::Ping if self.is_idle() => self.say(Say::Pong)?,
+                Kind::Open if self.is_idle() => self.open()?,
+                // It speaks of a connection that has ended in the meantime.
+                Kind::Reset => self.forget_broken(),
+                kind => return Err(out_of_turn(kind)),
+            }
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.current.upgrade().is_none_or(|open| open.ended.load(Ordering::SeqCst))
+    }
+
+    fn open(&mut self) -> io::Result<()> {
+        let dialled = dial(&self.target.host, self.target.port, Instant::now() + DEADLINE);
+        let Ok(target) = dialled else {
+            self.say(Say::Refused(format!("nothing answers at {}", self.target)))?;
+            return self.discard();
+        };
+        let Some(_attached) = self.stop.attach(&target) else {
+            return Err(io::ErrorKind::Interrupted.into());
+        };
+        self.carried.connections.fetch_add(1, Ordering::Relaxed);
+        let (broken, ended) = Default::default();
+        let open = Arc::new(Open { target, broken, ended });
+        self.say(Say::Opened(Arc::clone(&open)))?;
+        self.current = Arc::downgrade(&open);
+        self.receive(&open)
+    }
+
+    /// The joiner's direction of an open connection, to its end.
+    fn receive(&mut self, open: &Open) -> io::Result<()> {
+        loop {
+            let header = self.frames.next_header()?;
+            match header.kind {
+                Kind::Data => {
+                    if self.frames.data_into(header.length, Some(&open.target))?.is_err() {
+                        open.break_off();
+                        self.say(Say::Reset)?;
+                        return self.discard();
+                    }
+                    self.carried.bytes.fetch_add(header.length as u64, Ordering::Relaxed);
+                }
+                Kind::Eof => {
+                    let _ = open.target.shutdown(Shutdown::Write);
+                    self.frames.shrink();
+                    return Ok(());
+                }
+                Kind::Reset => {
+                    self.forget_broken();
+                    return Ok(());
+                }
+                kind => return Err(out_of_turn(kind)),
+            }
+        }
+    }
+
+    /// The joiner's direction of a connection that is none: everything to its end is dropped.
+    fn discard(&mut self) -> io::Result<()> {
+        loop {
+            let header = self.frames.next_header()?;
+            match header.kind {
+                Kind::Data => drop(self.frames.data_into(header.length, None)?),
+                Kind::Eof | Kind::Reset => return Ok(()),
+                kind => return Err(out_of_turn(kind)),
+            }
+        }
+    }
+
+    fn forget_broken(&mut self) {
+        if let Some(open) = std::mem::take(&mut self.current).upgrade() {
+            open.break_off();
+            let _ = self.say(Say::Reset);
+        }
+    }
+
+    fn say(&self, what: Say) -> io::Result<()> {
+        self.say.send(what).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+fn out_of_turn(kind: Kind) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{kind:?} out of turn"))
+}
+
+fn speak_all(frames: &mut FrameWriter, said: &mpsc::Receiver<Say>, carried: &Carried) -> io::Result<()> {
+    for what in said {
+        match what {
+            Say::Pong => frames.send(&[Kind::Pong])?,
+            Say::Refused(reason) => frames.refuse(&reason)?,
+            Say::Reset => frames.send(&[Kind::Reset])?,
+            Say::Opened(open) => {
+                frames.send(&[Kind::Opened])?;
+                let end = frames.copy_from(&open.target, |count| {
+                    carried.bytes.fetch_add(count as u64, Ordering::Relaxed);
+                })?;
+                // A connection that broke is ended by the RESET which is already on its way here.
+                let broken = open.broken.load(Ordering::SeqCst);
+                if end == CopyEnd::Broken && !broken {
+                    break_off(&open.target);
+                }
+                frames.shrink();
+                // Before the frame goes out: the joiner may open the next connection as soon as it has it.
+                open.ended.store(true, Ordering::SeqCst);
+                if !broken {
+                    frames.send(&[if end == CopyEnd::Eof { Kind::Eof } else { Kind::Reset }])?;
+                }
+            }
+        }
+    }
+    Ok(())
+}

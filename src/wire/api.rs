@@ -1,0 +1,249 @@
+//! The JSON bodies of the hub's API, as both ends read and write them.
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::model::access::Role;
+use crate::model::fingerprint::Fingerprint;
+use crate::model::name::Name;
+use crate::model::record::Joined;
+use crate::model::record::Protocol;
+use crate::model::record::SharedService;
+use crate::model::time::Time;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Health {
+    pub status: String,
+    pub version: String,
+    pub uptime_seconds: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WhoAmI {
+    pub label: String,
+    pub role: Option<Role>,
+    pub workspace: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    Online,
+    Offline,
+}
+
+impl Status {
+    pub fn of(online: bool) -> Self {
+        if online { Self::Online } else { Self::Offline }
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Online => "online",
+            Self::Offline => "offline",
+        }
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceInfo {
+    pub id: String,
+    pub name: Name,
+    pub target_port: u16,
+    pub tunnel_port: Option<u16>,
+    pub status: Status,
+    pub protocol: Protocol,
+    pub agent_id: String,
+    pub agent_label: String,
+    pub created_at: Time,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentInfo {
+    pub id: String,
+    pub label: String,
+    pub status: Status,
+    pub fingerprint: Fingerprint,
+    pub services: usize,
+    pub connected_at: Option<Time>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegisterAgent {
+    pub id: String,
+    pub label: String,
+    pub fingerprint: Fingerprint,
+}
+
+/// Asks for a session to a service, by id or name; with a share, by that share's right.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AskSession {
+    pub service: String,
+    /// The joiner's own identity, which the agent will expect.
+    pub fingerprint: Fingerprint,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<Membership>,
+}
+
+/// The right to a share's services, as joining gave it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Membership {
+    pub code: String,
+    pub token: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionGranted {
+    pub session: String,
+    pub ticket: String,
+    /// `http://host:port` for the plain relay, `https://…` behind a proxy that ends TLS.
+    pub relay: String,
+    pub service: String,
+    pub name: Name,
+    pub target_port: u16,
+    pub protocol: Protocol,
+    pub agent_id: String,
+    pub agent_label: String,
+    pub agent_fingerprint: Fingerprint,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MakeKey {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_in_seconds: Option<u64>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct KeyMade {
+    /// The only time that the secret is seen.
+    pub key: String,
+    #[serde(flatten)]
+    pub info: KeyInfo,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyInfo {
+    pub id: String,
+    pub role: Role,
+    pub label: String,
+    pub workspace: String,
+    pub created_at: Time,
+    pub expires_at: Option<Time>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AskDevice {
+    pub label: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceAsked {
+    pub code: String,
+    pub secret: String,
+    pub page: String,
+    pub interval_seconds: u64,
+    pub expires_in_seconds: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DeviceState {
+    /// `pending` or `approved`.
+    pub status: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApproveDevice {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MakeShare {
+    pub name: String,
+    pub agent: String,
+    /// Names of services that the agent exposes.
+    pub services: Vec<Name>,
+    pub expires_in_seconds: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_joins: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// Whether to make a link's secret too.
+    #[serde(default)]
+    pub link: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShareMade {
+    pub id: String,
+    pub code: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
+    pub expires_at: Time,
+    pub agent_fingerprint: Fingerprint,
+    pub services: Vec<SharedService>,
+}
+
+/// A share as its owner lists it; the code itself is not kept.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShareInfo {
+    pub id: String,
+    pub name: String,
+    pub services: Vec<SharedService>,
+    pub created_at: Time,
+    pub expires_at: Time,
+    pub max_joins: Option<u32>,
+    pub join_count: u32,
+    pub joins: Vec<Joined>,
+}
+
+/// A share as a joiner sees it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SharePreview {
+    pub name: String,
+    pub expires_at: Time,
+    pub expires_in_seconds: u64,
+    pub agent_id: String,
+    pub agent_label: String,
+    pub agent_fingerprint: Fingerprint,
+    pub services: Vec<JoinableService>,
+    /// Given by joining: what sessions are asked for with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JoinableService {
+    pub id: String,
+    pub name: Name,
+    pub target_port: u16,
+    pub protocol: Protocol,
+    pub status: Status,
+}

@@ -1,0 +1,104 @@
+//! What agent and hub say to each other on the control channel: one JSON object a line, and an empty
+//! line as heartbeat.
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::model::fingerprint::Fingerprint;
+use crate::model::name::Name;
+use crate::model::record::Protocol;
+
+/// The protocol's number stands in the upgrade, so that a peer of another one is refused before a word.
+pub const UPGRADE: &str = "connect-control/1";
+pub const RELAY_UPGRADE: &str = "connect-relay/1";
+/// A line longer than this is an attack.
+pub const LINE_LIMIT: usize = 16 * 1024;
+/// Services that one control channel may expose.
+pub const SERVICES_LIMIT: usize = 1000;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum ToHub {
+    /// The first line: who is at this end.
+    Hello {
+        agent: String,
+        version: String,
+    },
+    Expose {
+        name: Name,
+        port: u16,
+        protocol: Protocol,
+    },
+    /// The service is gone for good, not just away.
+    Withdraw {
+        service: String,
+    },
+    /// The hub asked for something that this agent does not do; the joiner is told why.
+    Decline {
+        session: String,
+        reason: String,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum ToAgent {
+    Welcome {
+        version: String,
+    },
+    #[serde(rename_all = "camelCase")]
+    Exposed {
+        name: Name,
+        service: String,
+        tunnel_port: Option<u16>,
+    },
+    Refused {
+        name: Name,
+        reason: String,
+        hint: String,
+    },
+    /// Somebody wants a session: dial the relay with this ticket and expect this identity.
+    Open {
+        session: String,
+        service: String,
+        peer: Fingerprint,
+        ticket: String,
+        relay: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_read_as_they_were_written() {
+        let expose = ToHub::Expose { name: Name::parse("db").unwrap(), port: 5432, protocol: Protocol::Tcp };
+        let line = serde_json::to_string(&expose).unwrap();
+        assert_eq!(line, r#"{"type":"expose","name":"db","port":5432,"protocol":"tcp"}"#);
+        assert_eq!(serde_json::from_str::<ToHub>(&line).unwrap(), expose);
+        let exposed = ToAgent::Exposed {
+            name: Name::parse("db").unwrap(),
+            service: "svc_1".into(),
+            tunnel_port: Some(45001),
+        };
+        let line = serde_json::to_string(&exposed).unwrap();
+        assert_eq!(line, r#"{"type":"exposed","name":"db","service":"svc_1","tunnelPort":45001}"#);
+        assert_eq!(serde_json::from_str::<ToAgent>(&line).unwrap(), exposed);
+    }
+
+    #[test]
+    fn what_is_no_message_is_refused() {
+        for line in [
+            "",
+            "{}",
+            "[]",
+            r#"{"type":"fly"}"#,
+            r#"{"type":"expose","name":"A B","port":1,"protocol":"tcp"}"#,
+            r#"{"type":"expose","name":"a","port":70000,"protocol":"tcp"}"#,
+            r#"{"type":"hello"}"#,
+        ] {
+            assert!(serde_json::from_str::<ToHub>(line).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! The frames of a session: one byte of type, three of length, then so many bytes.
+//!
+//! A session carries one connection after another. The joiner begins each with OPEN and may send data at
+//! once; the agent answers OPENED or REFUSED. Each direction ends with EOF (no more data, the other
+//! direction goes on) or RESET (this connection is broken); after both have ended, the session is idle.
+//!
+//! A RESET may still follow an EOF of the same direction, when a half-closed connection breaks. If the
+//! other end has meanwhile ended its direction too, it meets the RESET while idle, or between its own
+//! OPEN and the answer to it: in both places a RESET speaks of the connection before and is ignored.
+//!
+//! PING is answered with PONG, by an idle end only.
+
+pub const HEADER: usize = 4;
+/// A data frame's most: what one write encrypts, less its header.
+pub const DATA_LIMIT: usize = 64 * 1024 - HEADER;
+/// Reasons are sentences.
+const REASON_LIMIT: usize = 512;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Open,
+    Opened,
+    Refused,
+    Data,
+    Eof,
+    Reset,
+    Ping,
+    Pong,
+}
+
+const KINDS: [(Kind, u8); 8] = [
+    (Kind::Open, b'o'),
+    (Kind::Opened, b'O'),
+    (Kind::Refused, b'x'),
+    (Kind::Data, b'd'),
+    (Kind::Eof, b'e'),
+    (Kind::Reset, b'r'),
+    (Kind::Ping, b'p'),
+    (Kind::Pong, b'P'),
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    pub kind: Kind,
+    pub length: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadFrame {
+    Kind,
+    Length,
+}
+
+impl Header {
+    pub fn encode(self) -> [u8; HEADER] {
+        let kind = KINDS.iter().find(|(kind, _)| *kind == self.kind).map_or(0, |(_, byte)| *byte);
+        let [.., a, b, c] = self.length.to_be_bytes();
+        [kind, a, b, c]
+    }
+
+    /// `None`: not yet.
+    pub fn parse(bytes: &[u8]) -> Result<Option<Self>, BadFrame> {
+        let Some(first) = bytes.first() else { return Ok(None) };
+        let kind =
+            KINDS.iter().find(|(_, byte)| byte == first).map(|(kind, _)| *kind).ok_or(BadFrame::Kind)?;
+        let [_, a, b, c, ..] = bytes else { return Ok(None) };
+        let length = usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c);
+        let fits = match kind {
+            Kind::Data => (1..=DATA_LIMIT).contains(&length),
+            Kind::Refused => length <= REASON_LIMIT,
+            _ => length == 0,
+        };
+        if fits { Ok(Some(Self { kind, length })) } else { Err(BadFrame::Length) }
+    }
+}
+
+/// A frame without data.
+pub fn bare(kind: Kind) -> [u8; HEADER] {
+    Header { kind, length: 0 }.encode()
+}
+
+pub fn refused(reason: &str) -> Vec<u8> {
+    let end = reason.floor_char_boundary(REASON_LIMIT);
+    let mut frame = Header { kind: Kind::Refused, length: end }.encode().to_vec();
+    frame.extend_from_slice(&reason.as_bytes()[..end]);
+    frame
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_read_as_they_were_written_and_no_other_four_bytes_are_headers() {
+        let mut accepted = 0;
+        for kind in 0..=255_u8 {
+            for length in [0, 1, 2, 511, 512, 513, DATA_LIMIT - 1, DATA_LIMIT, DATA_LIMIT + 1, 0xff_ffff] {
+                let [.., a, b, c] = length.to_be_bytes();
+                if let Ok(Some(header)) = Header::parse(&[kind, a, b, c]) {
+                    assert_eq!(header.encode(), [kind, a, b, c]);
+                    accepted += 1;
+                }
+            }
+        }
+        assert_eq!(accepted, 6 + 7 + 5);
+    }
+
+    #[test]
+    fn a_bad_kind_is_refused_at_its_first_byte_and_half_a_header_is_waited_for() {
+        assert_eq!(Header::parse(b"?"), Err(BadFrame::Kind));
+        for end in 0..HEADER {
+            assert_eq!(Header::parse(&bare(Kind::Open)[..end]), Ok(None));
+        }
+    }
+
+    #[test]
+    fn a_long_reason_is_cut_between_two_characters() {
+        let frame = refused(&"é".repeat(400));
+        let header = Header::parse(&frame).unwrap().unwrap();
+        assert_eq!((header.kind, header.length), (Kind::Refused, 512));
+        assert!(std::str::from_utf8(&frame[HEADER..]).is_ok());
+    }
+}

@@ -1,0 +1,153 @@
+//! Whole HTTP messages, owned: what the hub's API and its clients deal in. The proxy does not; it streams.
+
+use serde_json::Value;
+
+use super::head;
+
+/// Bodies of the API are small; a larger one gets 413.
+pub const BODY_LIMIT: usize = 64 * 1024;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    pub method: String,
+    /// Percent-decoded, without the query.
+    pub path: String,
+    pub query: Vec<(String, String)>,
+    pub fields: Vec<(String, String)>,
+    pub body: Vec<u8>,
+    pub keep_alive: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+    pub fields: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Request {
+    /// `None` when the target is not a path in plain characters.
+    pub fn from_head(head: &head::Request<'_>) -> Option<Self> {
+        let (path, query) = head.target.split_once('?').unwrap_or((head.target, ""));
+        let path = decoded(path).filter(|path| path.starts_with('/'))?;
+        let pairs = query.split('&').filter(|pair| !pair.is_empty());
+        let query = pairs.map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            Some((decoded(name)?, decoded(&value.replace('+', " "))?))
+        });
+        Some(Self {
+            method: head.method.to_owned(),
+            path,
+            query: query.collect::<Option<_>>()?,
+            fields: owned(&head.fields),
+            body: Vec::new(),
+            keep_alive: head.keeps_alive(),
+        })
+    }
+
+    pub fn field(&self, name: &str) -> Option<&str> {
+        find(&self.fields, name)
+    }
+
+    pub fn parameter(&self, name: &str) -> Option<&str> {
+        self.query.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Whether the client asks to speak `protocol` from here on.
+    pub fn upgrades_to(&self, protocol: &str) -> bool {
+        let named = |field: &str, token: &str| {
+            self.field(field)
+                .is_some_and(|list| list.split(',').any(|one| one.trim().eq_ignore_ascii_case(token)))
+        };
+        named("connection", "upgrade") && named("upgrade", protocol)
+    }
+}
+
+impl Answer {
+    pub fn from_head(head: &head::Response<'_>) -> Self {
+        Self { status: head.status, fields: owned(&head.fields), body: Vec::new() }
+    }
+
+    pub fn field(&self, name: &str) -> Option<&str> {
+        find(&self.fields, name)
+    }
+}
+
+fn owned(fields: &head::Fields<'_>) -> Vec<(String, String)> {
+    let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+    fields.iter().map(|(name, value)| (name.to_owned(), text(value))).collect()
+}
+
+fn find<'f>(fields: &'f [(String, String)], name: &str) -> Option<&'f str> {
+    fields.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+}
+
+/// Percent-decoding; `None` for what is not UTF-8 or holds a control character.
+pub fn decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        rest = tail;
+        if *first != b'%' {
+            bytes.push(*first);
+            continue;
+        }
+        let [high, low, tail @ ..] = rest else { return None };
+        let digit = |byte: &u8| (*byte as char).to_digit(16);
+        bytes.push(u8::try_from(digit(high)? << 4 | digit(low)?).ok()?);
+        rest = tail;
+    }
+    String::from_utf8(bytes).ok().filter(|text| !text.chars().any(char::is_control))
+}
+
+/// An error as the API writes it: `{"error": …, "hint": …}`.
+pub fn error_body(error: &str, hint: &str) -> Value {
+    if hint.is_empty() {
+        serde_json::json!({ "error": error })
+    } else {
+        serde_json::json!({ "error": error, "hint": hint })
+    }
+}
+
+/// The error and hint in an answer; empty where it has none.
+pub fn read_error_body(body: &[u8]) -> (String, String) {
+    let value: Value = serde_json::from_slice(body).unwrap_or_default();
+    let text =
+        |name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default().chars().take(500).collect();
+    (text("error"), text("hint"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(target: &str) -> Option<Request> {
+        let bytes = format!("GET {target} HTTP/1.1\r\nHost: h\r\nX-A: 1\r\n\r\n");
+        Request::from_head(&head::parse_request(bytes.as_bytes()).unwrap().unwrap())
+    }
+
+    #[test]
+    fn path_and_query_are_decoded() {
+        let request = request("/v1/services?name=a%2Db&x=1+2&flag").unwrap();
+        assert_eq!(request.path, "/v1/services");
+        assert_eq!(
+            (request.parameter("name"), request.parameter("x"), request.parameter("flag")),
+            (Some("a-b"), Some("1 2"), Some(""))
+        );
+        assert_eq!(request.field("x-a"), Some("1"));
+    }
+
+    #[test]
+    fn what_does_not_decode_to_plain_text_is_refused() {
+        for target in ["/%", "/%2", "/%zz", "/%00", "/%0a", "/%ff", "*", "http://h/x", "/ok?a=%1b"] {
+            assert_eq!(request(target), None, "{target}");
+        }
+    }
+
+    #[test]
+    fn an_error_is_read_as_it_was_written_and_garbage_as_none() {
+        let body = error_body("no", "try yes").to_string();
+        assert_eq!(read_error_body(body.as_bytes()), ("no".into(), "try yes".into()));
+        assert_eq!(read_error_body(b"<html>"), (String::new(), String::new()));
+    }
+}
