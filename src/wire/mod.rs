@@ -2,6 +2,8 @@
 
 pub mod body;
 pub mod chunks;
+pub mod forward;
 pub mod head;
+pub mod host;
 pub mod reply;
 mod scan;
