@@ -10,20 +10,38 @@ use super::head::Request;
 use super::head::Response;
 use super::head::Version;
 use super::host::Target;
-use super::host::host_of;
 use super::host::parse_target;
 use std::io::Write;
 use std::net::IpAddr;
 
-/// What the next hop is told about this one.
+/// What every request of one client connection tells the next hop about it, put into words once.
+pub struct Sender {
+    claims: String,
+    via: String,
+}
+
+impl Sender {
+    /// `via` is our name in `Via`, as unlike any other as it can be: finding it again means a loop.
+    pub fn new(client: IpAddr, secure: bool, via: &str) -> Sender {
+        let client = client.to_canonical();
+        let scheme = if secure { "https" } else { "http" };
+        let (open, close) = if client.is_ipv6() { ("\"[", "]\"") } else { ("", "") };
+        let claims = format!(
+            "X-Forwarded-For: {client}\r\nX-Forwarded-Proto: {scheme}\r\n\
+             Forwarded: for={open}{client}{close};proto={scheme};host="
+        );
+        Sender { claims, via: via.to_owned() }
+    }
+}
+
+/// How a request goes on.
 pub struct Onward<'a> {
-    pub client: IpAddr,
-    /// Whether the client came over TLS.
-    pub secure: bool,
-    /// The `Host` of a service that insists on its own; otherwise it gets what the client sent.
+    pub sender: &'a Sender,
+    pub body: Body,
+    /// The text of the host that the request is for.
+    pub host: &'a str,
+    /// For a service that insists on its own; the others get the host as the client sent it.
     pub rewrite_host: Option<&'a str>,
-    /// Our name in `Via`, as unlike any other as it can be: finding it again means a loop.
-    pub via: &'a str,
 }
 
 /// Whether a request has been through the proxy of that name already.
@@ -43,17 +61,10 @@ pub fn is_upgrade(request: &Request<'_>) -> bool {
         && !protocols.any(|protocol| protocol.eq_ignore_ascii_case(b"h2c"))
 }
 
-/// Appends the head that goes to the service, for a request with that body. Nothing is appended on an error.
-pub fn write_request(
-    request: &Request<'_>,
-    body: Body,
-    onward: &Onward<'_>,
-    out: &mut Vec<u8>,
-) -> Result<(), BadHead> {
-    let host = host_of(request)?.ok_or(BadHead::NoHost)?.text;
-    let target = parse_target(request.method, request.target)?;
-    write_request_line(request.method, target, out);
-    line(out, "Host", onward.rewrite_host.unwrap_or(host));
+/// Appends the head that goes to the service. Nothing is appended on an error.
+pub fn write_request(request: &Request<'_>, onward: &Onward<'_>, out: &mut Vec<u8>) -> Result<(), BadHead> {
+    write_request_line(request.method, parse_target(request.method, request.target)?, out);
+    line(out, "Host", onward.rewrite_host.unwrap_or(onward.host));
 
     let named = named_in_connection(&request.fields);
     // RFC 9110 10.1.1: HTTP/1.0 knows no 100, so it must not be provoked.
@@ -69,9 +80,8 @@ pub fn write_request(
     } else if request.fields.has_token("te", "trailers") {
         out.extend_from_slice(b"TE: trailers\r\nConnection: TE\r\n");
     }
-    write_framing(body, out);
-    write_our_claims(request.version, host, onward, out);
-    out.extend_from_slice(b"\r\n");
+    write_framing(onward.body, out);
+    write_our_claims(request.version, onward, out);
     Ok(())
 }
 
@@ -89,19 +99,13 @@ fn write_request_line(method: &str, target: Target<'_>, out: &mut Vec<u8>) {
     }
 }
 
-fn write_our_claims(version: Version, host: &str, onward: &Onward<'_>, out: &mut Vec<u8>) {
-    let client = onward.client.to_canonical();
-    let scheme = if onward.secure { "https" } else { "http" };
-    let version = if version == Version::Http10 { "1.0" } else { "1.1" };
-    let (open, close) = if client.is_ipv6() { ("\"[", "]\"") } else { ("", "") };
-    // Writing to a Vec cannot fail.
-    let _ = write!(
-        out,
-        "X-Forwarded-For: {client}\r\nX-Forwarded-Host: {host}\r\nX-Forwarded-Proto: {scheme}\r\n\
-         Forwarded: for={open}{client}{close};host=\"{host}\";proto={scheme}\r\n\
-         Via: {version} {}\r\n",
-        onward.via
-    );
+/// With the empty line behind them.
+fn write_our_claims(version: Version, onward: &Onward<'_>, out: &mut Vec<u8>) {
+    let via = if version == Version::Http10 { "\r\nVia: 1.0 " } else { "\r\nVia: 1.1 " };
+    let Sender { claims, via: name } = onward.sender;
+    for part in [claims, "\"", onward.host, "\"\r\nX-Forwarded-Host: ", onward.host, via, name, "\r\n\r\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
 }
 
 /// How a client gets a body that was read with that framing. `UntilClose` means that the connection closes.
@@ -259,32 +263,31 @@ mod tests {
     use super::super::head::parse_request;
     use super::super::head::parse_response;
     use super::super::head::parse_trailers;
+    use super::super::host::host_of;
     use super::*;
     use std::net::Ipv4Addr;
 
-    const ONWARD: Onward<'_> = Onward {
-        client: IpAddr::V4(Ipv4Addr::LOCALHOST),
-        secure: false,
-        rewrite_host: None,
-        via: "connect-x",
-    };
-    const CLAIMS: &str = "X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Host: a.localhost:3456\r\n\
-        X-Forwarded-Proto: http\r\nForwarded: for=127.0.0.1;host=\"a.localhost:3456\";proto=http\r\n\
-        Via: 1.1 connect-x\r\n\r\n";
+    const CLAIMS: &str = "X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Proto: http\r\n\
+        Forwarded: for=127.0.0.1;proto=http;host=\"a.localhost:3456\"\r\n\
+        X-Forwarded-Host: a.localhost:3456\r\nVia: 1.1 connect-x\r\n\r\n";
 
-    fn onward(text: &str, onward: &Onward<'_>) -> Result<String, BadHead> {
+    fn onward_from(sender: &Sender, text: &str, rewrite_host: Option<&str>) -> Result<String, BadHead> {
         let request = parse_request(text.as_bytes()).expect("valid").expect("complete");
+        let host = host_of(&request)?.ok_or(BadHead::NoHost)?.text;
+        let body = request_body(&request)?;
         let mut out = b"before".to_vec();
-        let written = write_request(&request, request_body(&request).expect("framed"), onward, &mut out);
-        let out = String::from_utf8(out).expect("text").strip_prefix("before").expect("appended").to_owned();
-        assert!(written.is_ok() || out.is_empty());
-        written.map(|()| out)
+        write_request(&request, &Onward { sender, body, host, rewrite_host }, &mut out)?;
+        Ok(String::from_utf8(out).expect("text").strip_prefix("before").expect("appended").to_owned())
+    }
+
+    fn onward(text: &str) -> Result<String, BadHead> {
+        onward_from(&Sender::new(Ipv4Addr::LOCALHOST.into(), false, "connect-x"), text, None)
     }
 
     /// What goes on for a request with these fields behind its Host, without the lines that all have.
     fn fields_onward(fields: &str) -> String {
         let text = format!("GET /a HTTP/1.1\r\nHost: a.localhost:3456\r\n{fields}\r\n");
-        let out = onward(&text, &ONWARD).expect("sound");
+        let out = onward(&text).expect("sound");
         let out =
             out.strip_prefix("GET /a HTTP/1.1\r\nHost: a.localhost:3456\r\n").expect("the Host comes first");
         out.strip_suffix(CLAIMS).expect("what we say comes last").to_owned()
@@ -320,13 +323,13 @@ mod tests {
         let claims = "X-Forwarded-For: 1.2.3.4\r\nx-forwarded-host: evil\r\nX-Forwarded-Proto: https\r\n\
             X-Forwarded-Port: 1\r\nX_Forwarded_For: 1\r\nForwarded: for=1.2.3.4\r\nX-Real-IP: 1\r\n";
         assert_eq!(fields_onward(claims), "");
-        let client = Onward { client: "::ffff:10.0.0.1".parse().expect("address"), secure: true, ..ONWARD };
-        let out = onward("GET / HTTP/1.1\r\nHost: a\r\n\r\n", &client).expect("sound");
-        assert!(out.contains("\r\nForwarded: for=10.0.0.1;host=\"a\";proto=https\r\n"), "{out}");
-        let client = Onward { client: "::1".parse().expect("address"), ..ONWARD };
-        let out = onward("GET / HTTP/1.1\r\nHost: a\r\n\r\n", &client).expect("sound");
+        let mapped = Sender::new("::ffff:10.0.0.1".parse().expect("address"), true, "v");
+        let out = onward_from(&mapped, "GET / HTTP/1.1\r\nHost: a\r\n\r\n", None).expect("sound");
+        assert!(out.contains("\r\nForwarded: for=10.0.0.1;proto=https;host=\"a\"\r\n"), "{out}");
+        let six = Sender::new("::1".parse().expect("address"), false, "v");
+        let out = onward_from(&six, "GET / HTTP/1.1\r\nHost: a\r\n\r\n", None).expect("sound");
         assert!(out.contains("\r\nX-Forwarded-For: ::1\r\n"), "{out}");
-        assert!(out.contains("\r\nForwarded: for=\"[::1]\";host"), "{out}");
+        assert!(out.contains("\r\nForwarded: for=\"[::1]\";proto=http;host=\"a\"\r\n"), "{out}");
     }
 
     #[test]
@@ -354,7 +357,7 @@ mod tests {
             ""
         );
         assert_eq!(fields_onward("Connection: Upgrade\r\n"), "");
-        let old = onward("GET / HTTP/1.0\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: b\r\n\r\n", &ONWARD);
+        let old = onward("GET / HTTP/1.0\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: b\r\n\r\n");
         assert!(!old.expect("sound").contains("Upgrade"));
     }
 
@@ -365,8 +368,7 @@ mod tests {
             "TE: trailers\r\nConnection: TE\r\n"
         );
         assert_eq!(fields_onward("Expect: 100-continue\r\n"), "Expect: 100-continue\r\n");
-        let old =
-            onward("POST / HTTP/1.0\r\nHost: a\r\nExpect: 100-continue\r\n\r\n", &ONWARD).expect("sound");
+        let old = onward("POST / HTTP/1.0\r\nHost: a\r\nExpect: 100-continue\r\n\r\n").expect("sound");
         assert!(!old.contains("Expect") && old.contains("Via: 1.0 connect-x\r\n"), "{old}");
     }
 
@@ -382,18 +384,19 @@ mod tests {
             ("OPTIONS http://a.localhost/", "OPTIONS /", "a.localhost"),
         ];
         for (line, wanted, host) in cases {
-            let out = onward(&format!("{line} HTTP/1.1\r\nHost: h\r\n\r\n"), &ONWARD).expect("sound");
+            let out = onward(&format!("{line} HTTP/1.1\r\nHost: h\r\n\r\n")).expect("sound");
             assert!(out.starts_with(&format!("{wanted} HTTP/1.1\r\nHost: {host}\r\n")), "{out}");
             assert!(out.contains(&format!("\r\nX-Forwarded-Host: {host}\r\n")), "{out}");
         }
-        assert_eq!(onward("GET * HTTP/1.1\r\nHost: h\r\n\r\n", &ONWARD), Err(BadHead::Target));
-        assert_eq!(onward("GET / HTTP/1.0\r\n\r\n", &ONWARD), Err(BadHead::NoHost));
+        assert_eq!(onward("GET * HTTP/1.1\r\nHost: h\r\n\r\n"), Err(BadHead::Target));
+        assert_eq!(onward("GET / HTTP/1.0\r\n\r\n"), Err(BadHead::NoHost));
     }
 
     #[test]
     fn a_rewritten_host_leaves_the_true_one_in_the_claims() {
-        let rewriting = Onward { rewrite_host: Some("127.0.0.1:8080"), ..ONWARD };
-        let out = onward("GET / HTTP/1.1\r\nHost: a.localhost:3456\r\n\r\n", &rewriting).expect("sound");
+        let sender = Sender::new(Ipv4Addr::LOCALHOST.into(), false, "connect-x");
+        let text = "GET / HTTP/1.1\r\nHost: a.localhost:3456\r\n\r\n";
+        let out = onward_from(&sender, text, Some("127.0.0.1:8080")).expect("sound");
         assert_eq!(out, format!("GET / HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n{CLAIMS}"));
     }
 

@@ -6,6 +6,7 @@
 use super::head::BadHead;
 use super::head::Request;
 use super::head::Version;
+use super::scan;
 use std::borrow::Cow;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
@@ -122,10 +123,8 @@ fn parse_name(text: &str) -> Result<Name<'_>, BadHead> {
     Ok(Name::Dns(name))
 }
 
-/// With the underscore, which the DNS forbids in hosts and developers use.
 fn is_label(label: &str) -> bool {
-    let fits = (1..=LABEL_LIMIT).contains(&label.len());
-    fits && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    (1..=LABEL_LIMIT).contains(&label.len()) && scan::run(label.as_bytes(), scan::LABEL) == label.len()
 }
 
 /// A name that ends so is an address to some (the URL standard calls it "ends in a number").
