@@ -6,6 +6,7 @@ use super::head::Fields;
 use super::head::TRAILERS_LIMIT;
 use super::head::parse_trailers;
 use super::scan;
+use std::io::Write;
 
 /// 15 hexadecimal digits stay below every signed 64-bit count, ours or the next reader's.
 const SIZE_DIGITS_LIMIT: u8 = 15;
@@ -41,8 +42,8 @@ impl ChunkWalker {
 
     /// Goes up to the end of the next piece of content, of the slice, or of the body, whatever comes first.
     ///
-    /// What it has used is valid to the letter, so it may be relayed as it stands; whoever writes
-    /// the chunks anew takes the payload and, at the end, the trailers.
+    /// Whoever passes the body on takes the payload and, at the end, the trailers, and frames them anew:
+    /// extensions and odd spellings of a size go no further.
     pub fn step(&mut self, bytes: &[u8]) -> Result<Step, BadBody> {
         let mut used = 0;
         while let Some(&byte) = bytes.get(used) {
@@ -137,6 +138,23 @@ impl ChunkWalker {
         Ok(length - held)
     }
 }
+
+/// Appends one chunk. No content makes no chunk: an empty one would end the body.
+pub fn write_chunk(content: &[u8], out: &mut Vec<u8>) {
+    if !content.is_empty() {
+        write_chunk_size(content.len() as u64, out);
+        out.extend_from_slice(content);
+        out.extend_from_slice(CHUNK_END);
+    }
+}
+
+/// What stands before a chunk's content; `CHUNK_END` stands behind it.
+pub fn write_chunk_size(size: u64, out: &mut Vec<u8>) {
+    // Writing to a Vec cannot fail.
+    let _ = write!(out, "{size:x}\r\n");
+}
+
+pub const CHUNK_END: &[u8] = b"\r\n";
 
 fn hex(digit: u8) -> u64 {
     u64::from(match digit {
@@ -249,6 +267,17 @@ mod tests {
     fn the_largest_size_is_still_a_size() {
         let walked = verdict(b"fffffffffffffff\r\nabc").expect("valid");
         assert_eq!((walked.content.as_slice(), walked.ended), (b"abc".as_slice(), false));
+    }
+
+    #[test]
+    fn what_is_written_in_chunks_is_read_back() {
+        let mut out = Vec::new();
+        for content in [b"hello".as_slice(), b"", &[b'x'; 300]] {
+            write_chunk(content, &mut out);
+        }
+        assert!(out.starts_with(b"5\r\nhello\r\n12c\r\nxxx"));
+        let walked = verdict(&out).expect("valid");
+        assert_eq!((walked.content.len(), walked.ended), (305, false));
     }
 
     #[test]

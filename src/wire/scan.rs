@@ -11,6 +11,8 @@ pub const TARGET: u8 = 2;
 /// A character of a field's value or a reason phrase: HTAB, SP, visible ASCII and everything above it.
 pub const VALUE: u8 = 4;
 pub const DIGIT: u8 = 8;
+/// A character of a label in a host's name. The DNS forbids the underscore there, and developers use it.
+pub const LABEL: u8 = 16;
 
 static CLASSES: [u8; 256] = classes();
 
@@ -33,6 +35,9 @@ const fn classes() -> [u8; 256] {
         }
         if it.is_ascii_digit() {
             table[byte] |= DIGIT;
+        }
+        if it.is_ascii_alphanumeric() || it == b'-' || it == b'_' {
+            table[byte] |= LABEL;
         }
         byte += 1;
     }

@@ -1,0 +1,151 @@
+//! The only writer of stdout and stderr. Results go to stdout, trouble to stderr; what a peer said never
+//! reaches the terminal with a control character in it.
+
+use std::io;
+use std::io::Write;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::error::Error;
+use crate::os::terminal;
+
+pub struct Say {
+    pub json: bool,
+    pub quiet: bool,
+    /// Our words go to stderr, since stdout belongs to the command that is run.
+    pub aside: bool,
+    utf8: bool,
+    colour_out: bool,
+    colour_err: bool,
+}
+
+const MARKS: [(&str, &str); 4] = [("[ok]", "32"), ("[!]", "33"), ("[x]", "31"), ("●", "32")];
+/// What plain terminals get in the place of what they cannot show.
+const PLAIN: [(char, &str); 12] = [
+    ('→', "->"), ('•', "*"), ('●', "*"), ('○', "o"), ('—', "-"), ('…', "..."), ('│', "|"), ('─', "-"), ('┌', "+"), ('┐', "+"), ('└', "+"), ('┘', "+"),
+];
+
+impl Say {
+    pub fn new(json: bool, quiet: bool, aside: bool) -> Self {
+        let colour = terminal::wants_colour();
+        Self {
+            json,
+            quiet,
+            aside,
+            utf8: terminal::is_utf8(),
+            colour_out: colour && terminal::is_terminal_out(),
+            colour_err: colour && terminal::is_terminal_err(),
+        }
+    }
+
+    /// A line for people; nothing under `--json` or `--quiet`.
+    pub fn line(&self, text: &str) {
+        if !self.json && !self.quiet {
+            self.result(text);
+        }
+    }
+
+    /// A line that is the result itself, so `--quiet` keeps it.
+    pub fn result(&self, text: &str) {
+        if !self.json {
+            self.write(text, self.aside);
+        }
+    }
+
+    /// One JSON object a line, under `--json` only.
+    pub fn event(&self, value: &Value) {
+        if self.json {
+            self.raw(&value.to_string());
+        }
+    }
+
+    /// The one JSON value of a command, under `--json` only.
+    pub fn value(&self, value: &impl Serialize) {
+        if self.json {
+            let text = serde_json::to_string_pretty(value).unwrap_or_default();
+            self.raw(&text);
+        }
+    }
+
+    /// Something is amiss, but it goes on.
+    pub fn warn(&self, text: &str) {
+        self.write(&format!("[!] {text}"), true);
+    }
+
+    pub fn trouble(&self, error: &Error) {
+        if self.json {
+            let object = serde_json::json!({ "error": error.to_string(), "hint": error.hint });
+            let _ = writeln!(io::stderr().lock(), "{object}");
+            return;
+        }
+        self.write(&format!("[x] {error}"), true);
+        if let Some(hint) = &error.hint {
+            self.write(&format!("  {hint}"), true);
+        }
+    }
+
+    fn raw(&self, text: &str) {
+        let _ = if self.aside { writeln!(io::stderr().lock(), "{text}") } else { writeln!(io::stdout().lock(), "{text}") };
+    }
+
+    fn write(&self, text: &str, to_stderr: bool) {
+        let mut shown = clean(text);
+        if !self.utf8 {
+            shown = plain(&shown);
+        }
+        if if to_stderr { self.colour_err } else { self.colour_out } {
+            shown = coloured(&shown);
+        }
+        // A reader that went away is not our trouble.
+        let _ = if to_stderr { writeln!(io::stderr().lock(), "{shown}") } else { writeln!(io::stdout().lock(), "{shown}") };
+    }
+}
+
+/// Control characters, and those that reorder or hide text, are shown as their codes.
+pub fn clean(text: &str) -> String {
+    let hidden = |c: char| {
+        let reorders = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
+        reorders || (c.is_control() && c != '\n')
+    };
+    if !text.contains(hidden) {
+        return text.to_owned();
+    }
+    text.chars().map(|c| if hidden(c) { c.escape_unicode().to_string() } else { c.to_string() }).collect()
+}
+
+fn plain(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match PLAIN.iter().find(|(fancy, _)| *fancy == c) {
+            Some((_, plain)) => out.push_str(plain),
+            None if c.is_ascii() => out.push(c),
+            None => {}
+        }
+    }
+    let indent = text.len() - text.trim_start().len();
+    // An emoji that opened the line left its space behind.
+    if indent == 0 { out.trim_start().to_owned() } else { out }
+}
+
+fn coloured(text: &str) -> String {
+    MARKS.iter().fold(text.to_owned(), |text, (mark, code)| text.replace(mark, &format!("\u{1b}[{code}m{mark}\u{1b}[0m")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_control_character_passes() {
+        assert_eq!(clean("a\u{1b}[31mb\rc\u{202e}d\u{7}"), "a\\u{1b}[31mb\\u{d}c\\u{202e}d\\u{7}");
+        assert_eq!(clean("postgres → localhost:5432"), "postgres → localhost:5432");
+    }
+
+    #[test]
+    fn plain_terminals_get_plain_characters() {
+        assert_eq!(plain("🔗 Joining environment share: abc123"), "Joining environment share: abc123");
+        assert_eq!(plain("    [ok] postgres → localhost:5432"), "    [ok] postgres -> localhost:5432");
+        assert!(plain("é─┌→🌐").is_ascii());
+    }
+}

@@ -1,0 +1,223 @@
+//! The table of commands: parsing, help, and later the man page and completions, all come from here.
+
+use super::Call;
+use super::Outcome;
+use super::commands;
+
+pub struct Command {
+    /// The words that name it: `hub key create`.
+    pub path: &'static str,
+    /// What stands behind those words, as help shows it.
+    pub usage: &'static str,
+    pub about: &'static str,
+    pub positionals: (usize, usize),
+    pub options: &'static [Opt],
+    /// Whether `-- CMD` may follow.
+    pub runs_command: bool,
+    pub examples: &'static [&'static str],
+    pub run: fn(&Call) -> Outcome,
+}
+
+#[derive(Clone, Copy)]
+pub struct Opt {
+    pub long: &'static str,
+    pub short: Option<char>,
+    /// What its value is called; `None` for a switch.
+    pub value: Option<&'static str>,
+    pub about: &'static str,
+}
+
+const fn opt(long: &'static str, value: &'static str, about: &'static str) -> Opt {
+    Opt { long, short: None, value: Some(value), about }
+}
+
+const fn switch(long: &'static str, about: &'static str) -> Opt {
+    Opt { long, short: None, value: None, about }
+}
+
+pub const GLOBAL: [Opt; 7] = [
+    opt("hub", "URL", "Hub to use for this call"),
+    opt("config", "FILE", "Config file to use instead of ~/.privateconnect/config.json"),
+    switch("json", "Print JSON: one value, or one object a line for what goes on"),
+    Opt { short: Some('q'), ..switch("quiet", "Print results and errors only") },
+    Opt { short: Some('v'), ..switch("verbose", "Say on stderr what happens underneath") },
+    Opt { short: Some('h'), ..switch("help", "Show help") },
+    Opt { short: Some('V'), ..switch("version", "Show the version") },
+];
+
+const DETACH: Opt = Opt { short: Some('d'), ..switch("detach", "Run in the background; return once it is ready") };
+const DATA: Opt = opt("data", "DIR", "The hub's data folder [default: ~/.privateconnect/hub]");
+
+pub const TABLE: &[Command] = &[
+    Command {
+        path: "hub",
+        usage: "[--listen ADDRESS:PORT] [--data DIR] [--name HOST]...",
+        about: "Run a hub: the meeting point that relays what it cannot read",
+        positionals: (0, 0),
+        options: &[
+            opt("listen", "ADDRESS:PORT", "Where to listen [default: 127.0.0.1:7443]"),
+            DATA,
+            opt("name", "HOST", "A name or address by which clients come (may be repeated)"),
+            opt("tunnel-ports", "A-B|off", "Loopback ports for tunnels on this machine [default: 45000-45999]"),
+            opt("store", "file", "Where the registry is kept [default: file]"),
+            switch("behind-proxy", "TLS ends before us: speak plain HTTP on the listening address"),
+        ],
+        runs_command: false,
+        examples: &["connect hub", "connect hub --listen 0.0.0.0:7443 --name hub.example"],
+        run: commands::hub::run,
+    },
+    Command {
+        path: "hub key create",
+        usage: "[--role admin|member|join] [--label L] [--workspace W] [--expires 30d]",
+        about: "Make an API key; it is shown once",
+        positionals: (0, 0),
+        options: &[
+            opt("role", "ROLE", "admin, member or join [default: member]"),
+            opt("label", "LABEL", "Whose key it is"),
+            opt("workspace", "NAME", "Keys see each other's services within a workspace [default: default]"),
+            opt("expires", "TIME", "Lifetime like 12h or 30d [default: none]"),
+            DATA,
+        ],
+        runs_command: false,
+        examples: &["connect hub key create --role join --label ci --expires 30d"],
+        run: commands::hub_admin::key_create,
+    },
+    Command {
+        path: "hub key list",
+        usage: "",
+        about: "List the API keys",
+        positionals: (0, 0),
+        options: &[DATA],
+        runs_command: false,
+        examples: &["connect hub key list"],
+        run: commands::hub_admin::key_list,
+    },
+    Command {
+        path: "hub key revoke",
+        usage: "ID",
+        about: "Revoke an API key; its sessions end within a second",
+        positionals: (1, 1),
+        options: &[DATA],
+        runs_command: false,
+        examples: &["connect hub key revoke key_k3v7q2m9x4ab"],
+        run: commands::hub_admin::key_revoke,
+    },
+    Command {
+        path: "hub approve",
+        usage: "CODE [--role ROLE] [--workspace W]",
+        about: "Approve a machine that ran `connect up` without a key",
+        positionals: (1, 1),
+        options: &[
+            opt("role", "ROLE", "admin, member or join [default: member]"),
+            opt("workspace", "NAME", "The workspace it will be in [default: default]"),
+            DATA,
+        ],
+        runs_command: false,
+        examples: &["connect hub approve ABCD-EFGH"],
+        run: commands::hub_admin::approve,
+    },
+    Command {
+        path: "hub audit verify",
+        usage: "",
+        about: "Check that no line of the audit log was changed",
+        positionals: (0, 0),
+        options: &[DATA],
+        runs_command: false,
+        examples: &["connect hub audit verify"],
+        run: commands::hub_admin::audit_verify,
+    },
+    Command {
+        path: "hub status",
+        usage: "",
+        about: "Show whether a hub runs on this machine, and how it is",
+        positionals: (0, 0),
+        options: &[DATA],
+        runs_command: false,
+        examples: &["connect hub status"],
+        run: commands::hub_admin::status,
+    },
+    Command {
+        path: "up",
+        usage: "[--hub URL] [--api-key KEY | --token KEY] [--label L] [--ca FILE]",
+        about: "Log in to a hub and register this machine",
+        positionals: (0, 0),
+        options: &[
+            opt("api-key", "KEY", "The key from the hub; without one a code is shown to be approved"),
+            opt("token", "KEY", "The same as --api-key"),
+            opt("label", "LABEL", "What this machine is called [default: its host name]"),
+            opt("ca", "FILE", "PEM file of the CA that signed the hub's certificate"),
+        ],
+        runs_command: false,
+        examples: &["connect up --hub https://hub.example:7443 --api-key pc_…", "connect up --hub https://hub.example"],
+        run: commands::up::run,
+    },
+    Command {
+        path: "whoami",
+        usage: "",
+        about: "Show the hub, the key's role and this machine's agent",
+        positionals: (0, 0),
+        options: &[],
+        runs_command: false,
+        examples: &["connect whoami"],
+        run: commands::whoami::run,
+    },
+    Command {
+        path: "logout",
+        usage: "",
+        about: "Forget the hub, the key and this machine's identity",
+        positionals: (0, 0),
+        options: &[],
+        runs_command: false,
+        examples: &["connect logout"],
+        run: commands::whoami::logout,
+    },
+    Command {
+        path: "services",
+        usage: "",
+        about: "List the services that can be reached",
+        positionals: (0, 0),
+        options: &[],
+        runs_command: false,
+        examples: &["connect services", "connect services --json"],
+        run: commands::services::run,
+    },
+    Command {
+        path: "expose",
+        usage: "NAME PORT | [HOST:]PORT --name NAME",
+        about: "Make a service beside this machine reachable",
+        positionals: (1, 2),
+        options: &[
+            opt("name", "NAME", "What the service is called"),
+            opt("protocol", "tcp|http|https", "What it speaks, for those who look [default: tcp]"),
+            DETACH,
+        ],
+        runs_command: false,
+        examples: &["connect expose staging-db 5432", "connect expose 192.168.1.50:8080 --name internal-api"],
+        run: commands::expose::run,
+    },
+    Command {
+        path: "reach",
+        usage: "NAME [PORT] [-- CMD...]",
+        about: "Bring a service to a port on this machine",
+        positionals: (1, 2),
+        options: &[
+            opt("port", "PORT", "Local port [default: the service's own]"),
+            switch("check", "Only look whether it can be reached"),
+            opt("timeout", "TIME", "How long reaching it may take [default: 5s]"),
+            DETACH,
+        ],
+        runs_command: true,
+        examples: &["connect reach staging-db", "connect reach staging-db 6000", "connect reach staging-db -- psql -h localhost app"],
+        run: commands::reach::run,
+    },
+    Command {
+        path: "help",
+        usage: "[COMMAND]",
+        about: "Show help for a command",
+        positionals: (0, 3),
+        options: &[],
+        runs_command: false,
+        examples: &["connect help reach"],
+        run: commands::help::run,
+    },
+];

@@ -1,0 +1,359 @@
+//! Whom a request is for: its target and its Host, read strictly, and which place in this proxy they name.
+//!
+//! A name that two readers could take for different hosts is refused: user parts, percent signs, zones,
+//! empty or signed ports, and numbers that some resolvers take for an address (`127.1`, `0x7f000001`).
+
+use super::head::BadHead;
+use super::head::Request;
+use super::head::Version;
+use super::scan;
+use std::borrow::Cow;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+
+/// The longest a name can be in the DNS.
+const NAME_LIMIT: usize = 253;
+const LABEL_LIMIT: usize = 63;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Host<'b> {
+    /// As it was sent, port included. It holds nothing that would need quoting.
+    pub text: &'b str,
+    pub name: Name<'b>,
+    pub port: Option<u16>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Name<'b> {
+    /// In the spelling that was sent, without the dot that may end it.
+    Dns(&'b str),
+    V4(Ipv4Addr),
+    V6(Ipv6Addr),
+}
+
+/// What a host is to the proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place<'b> {
+    /// `localhost` or a loopback address: the proxy's own page.
+    Page,
+    /// The first label of a name under `.localhost`, in lower case.
+    Service(Cow<'b, str>),
+    /// Not ours (421): somebody's DNS points here, perhaps on purpose.
+    Elsewhere,
+}
+
+/// The four forms of a request target (RFC 9112 3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target<'b> {
+    /// Begins with a slash.
+    Path(&'b str),
+    /// What follows the host is empty or begins with a slash or a question mark.
+    Url { host: Host<'b>, path: &'b str },
+    /// Of a CONNECT; the port is always there.
+    Authority(Host<'b>),
+    /// The `*` of OPTIONS.
+    Server,
+}
+
+/// The host that a request is for. The target's, if it has one, overrides the field, which has to be
+/// valid all the same (RFC 9112 3.2.2). `None` only where HTTP/1.0 names no host at all.
+pub fn host_of<'b>(request: &Request<'b>) -> Result<Option<Host<'b>>, BadHead> {
+    let field = request.fields.one("host")?.map(parse_host).transpose()?;
+    if field.is_none() && request.version == Version::Http11 {
+        return Err(BadHead::NoHost);
+    }
+    match parse_target(request.method, request.target)? {
+        Target::Url { host, .. } | Target::Authority(host) => Ok(Some(host)),
+        Target::Path(_) | Target::Server => Ok(field),
+    }
+}
+
+pub fn parse_target<'b>(method: &str, target: &'b str) -> Result<Target<'b>, BadHead> {
+    if method == "CONNECT" {
+        let host = parse_host(target.as_bytes()).map_err(|_| BadHead::Target)?;
+        return if host.port.is_some() { Ok(Target::Authority(host)) } else { Err(BadHead::Target) };
+    }
+    if target.starts_with('/') {
+        return Ok(Target::Path(target));
+    }
+    if target == "*" && method == "OPTIONS" {
+        return Ok(Target::Server);
+    }
+    let rest = after_scheme(target).ok_or(BadHead::Target)?;
+    let (host, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    Ok(Target::Url { host: parse_host(host.as_bytes()).map_err(|_| BadHead::Target)?, path })
+}
+
+/// What is behind `http://` or `https://`, in any case. There is no other scheme whose requests come here.
+fn after_scheme(url: &str) -> Option<&str> {
+    let (scheme, rest) = url.split_once("://")?;
+    let known = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
+    known.then_some(rest)
+}
+
+/// Whether a page with that `Origin` lives under `localhost`. An address does not count: whatever listens
+/// on any port of this machine could be behind it.
+pub fn is_local_origin(origin: &[u8]) -> bool {
+    let host = str::from_utf8(origin).ok().and_then(after_scheme).map(|rest| parse_host(rest.as_bytes()));
+    matches!(host, Some(Ok(host)) if matches!(host.name, Name::Dns(_)) && host.place() != Place::Elsewhere)
+}
+
+pub fn parse_host(text: &[u8]) -> Result<Host<'_>, BadHead> {
+    let text = str::from_utf8(text).map_err(|_| BadHead::Host)?;
+    let (name, port) = if let Some(rest) = text.strip_prefix('[') {
+        let (address, port) = rest.split_once(']').ok_or(BadHead::Host)?;
+        (Name::V6(address.parse().map_err(|_| BadHead::Host)?), port)
+    } else {
+        let (name, port) = text.split_at(text.find(':').unwrap_or(text.len()));
+        (parse_name(name)?, port)
+    };
+    let port = if port.is_empty() { None } else { Some(parse_port(port)?) };
+    Ok(Host { text, name, port })
+}
+
+fn parse_name(text: &str) -> Result<Name<'_>, BadHead> {
+    let name = text.strip_suffix('.').unwrap_or(text);
+    if name.len() > NAME_LIMIT || !name.split('.').all(is_label) {
+        return Err(BadHead::Host);
+    }
+    if is_number(last_label(name)) {
+        // With a dot behind it, some take it for an address and some for a name.
+        return text.parse().map(Name::V4).map_err(|_| BadHead::Host);
+    }
+    Ok(Name::Dns(name))
+}
+
+fn is_label(label: &str) -> bool {
+    (1..=LABEL_LIMIT).contains(&label.len()) && scan::run(label.as_bytes(), scan::LABEL) == label.len()
+}
+
+/// A name that ends so is an address to some (the URL standard calls it "ends in a number").
+fn is_number(label: &str) -> bool {
+    match label.as_bytes() {
+        [b'0', b'x' | b'X', digits @ ..] => digits.iter().all(u8::is_ascii_hexdigit),
+        digits => digits.iter().all(u8::is_ascii_digit),
+    }
+}
+
+/// A colon and one to five digits. Nobody listens on port 0, so nobody can mean it.
+fn parse_port(text: &str) -> Result<u16, BadHead> {
+    let digits = text.strip_prefix(':').ok_or(BadHead::Host)?;
+    if !(1..=5).contains(&digits.len()) || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(BadHead::Host);
+    }
+    digits.parse().ok().filter(|&port| port != 0).ok_or(BadHead::Host)
+}
+
+impl<'b> Host<'b> {
+    pub fn place(&self) -> Place<'b> {
+        let name = match self.name {
+            Name::V4(address) if address.is_loopback() => return Place::Page,
+            Name::V6(address) if address.is_loopback() => return Place::Page,
+            Name::V4(_) | Name::V6(_) => return Place::Elsewhere,
+            Name::Dns(name) => name,
+        };
+        let service = name.split_once('.').map(|(first, _)| first);
+        match service {
+            _ if !last_label(name).eq_ignore_ascii_case("localhost") => Place::Elsewhere,
+            None => Place::Page,
+            Some(label) if label.bytes().any(|byte| byte.is_ascii_uppercase()) => {
+                Place::Service(Cow::Owned(label.to_ascii_lowercase()))
+            }
+            Some(label) => Place::Service(Cow::Borrowed(label)),
+        }
+    }
+}
+
+fn last_label(name: &str) -> &str {
+    name.rsplit('.').next().unwrap_or(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::head::parse_request;
+    use super::*;
+
+    #[test]
+    fn names_and_addresses_are_hosts_with_or_without_a_port() {
+        let v4 = |a, b, c, d| Name::V4(Ipv4Addr::new(a, b, c, d));
+        let cases = [
+            ("localhost", Name::Dns("localhost"), None),
+            ("Api.LocalHost:3456", Name::Dns("Api.LocalHost"), Some(3456)),
+            ("my_api-2.localhost.:1", Name::Dns("my_api-2.localhost"), Some(1)),
+            ("xn--bcher-kva.localhost", Name::Dns("xn--bcher-kva.localhost"), None),
+            ("127.0.0.1:00080", v4(127, 0, 0, 1), Some(80)),
+            ("1.2.3.4.com", Name::Dns("1.2.3.4.com"), None),
+            ("0xa.0xg", Name::Dns("0xa.0xg"), None),
+            ("[::1]:65535", Name::V6(Ipv6Addr::LOCALHOST), Some(65535)),
+            ("[0:0::0001]", Name::V6(Ipv6Addr::LOCALHOST), None),
+        ];
+        for (text, name, port) in cases {
+            assert_eq!(parse_host(text.as_bytes()), Ok(Host { text, name, port }));
+        }
+    }
+
+    #[test]
+    fn what_two_readers_could_take_for_different_hosts_is_refused() {
+        let label = "a".repeat(LABEL_LIMIT + 1);
+        let name = "a.".repeat(127) + "a";
+        let cases = [
+            "",
+            ".",
+            "..",
+            ".a",
+            "a..b",
+            "a..",
+            " a",
+            "a b",
+            "a,b",
+            "a/b",
+            "a?b",
+            "a#b",
+            "a\\b",
+            "a@b",
+            "user:1@a",
+            "a%2eb",
+            "a:",
+            "a:+1",
+            "a:0x1",
+            "a:-1",
+            "a: 1",
+            "a:1:2",
+            "a:65536",
+            "a:000080",
+            "a:0",
+            ":80",
+            "*",
+            "a*",
+            "127.1",
+            "127.0.0.1.",
+            "127.0.0.01",
+            "127.0.0.256",
+            "2130706433",
+            "0x7f.1",
+            "0x7f000001",
+            "0x",
+            "1.2.3.4.5",
+            "[::1",
+            "::1",
+            "[::1]x",
+            "[::1]:",
+            "[::1%lo]",
+            "[127.0.0.1]",
+            "[]",
+            "[v1.a]",
+            "a[::1]",
+            "\u{e4}",
+            "a\0",
+            "a\tb",
+            &label,
+            &name,
+        ];
+        for text in cases {
+            assert_eq!(parse_host(text.as_bytes()), Err(BadHead::Host), "{text:?}");
+        }
+        assert_eq!(parse_host(b"\xff"), Err(BadHead::Host));
+        assert!(parse_host(&label.as_bytes()[1..]).is_ok() && parse_host(&name.as_bytes()[2..]).is_ok());
+    }
+
+    #[test]
+    fn the_first_label_under_localhost_is_the_service() {
+        let service = |name: &'static str| Place::Service(Cow::Borrowed(name));
+        let cases = [
+            ("localhost", Place::Page),
+            ("LOCALHOST.:3456", Place::Page),
+            ("127.0.0.1:3456", Place::Page),
+            ("127.9.9.9", Place::Page),
+            ("[::1]", Place::Page),
+            ("api.localhost", service("api")),
+            ("API.Localhost.", service("api")),
+            ("a.b.localhost:80", service("a")),
+            ("localhost.localhost", service("localhost")),
+            ("example.com", Place::Elsewhere),
+            ("api.localhost.example.com", Place::Elsewhere),
+            ("api.notlocalhost", Place::Elsewhere),
+            ("notlocalhost", Place::Elsewhere),
+            ("localhost.localdomain", Place::Elsewhere),
+            ("10.0.0.1", Place::Elsewhere),
+            ("0.0.0.0", Place::Elsewhere),
+            ("[::]", Place::Elsewhere),
+            ("[::ffff:127.0.0.1]", Place::Elsewhere),
+        ];
+        for (text, place) in cases {
+            assert_eq!(parse_host(text.as_bytes()).map(|host| host.place()), Ok(place), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_target_overrides_the_field_and_both_must_be_valid() {
+        let of = |line: &str, fields: &str| {
+            let text = format!("{line}\r\n{fields}\r\n");
+            let request = parse_request(text.as_bytes()).expect("valid").expect("complete");
+            host_of(&request).map(|host| host.map(|host| host.text.to_owned()))
+        };
+        let host = |text: &str| Ok(Some(text.to_owned()));
+        assert_eq!(of("GET / HTTP/1.1", "Host: a\r\n"), host("a"));
+        assert_eq!(of("GET http://b:1/ HTTP/1.1", "Host: a\r\n"), host("b:1"));
+        assert_eq!(of("CONNECT b:1 HTTP/1.1", "Host: a\r\n"), host("b:1"));
+        assert_eq!(of("OPTIONS * HTTP/1.1", "Host: a\r\n"), host("a"));
+        assert_eq!(of("GET / HTTP/1.0", ""), Ok(None));
+        assert_eq!(of("GET / HTTP/1.0", "Host: a\r\n"), host("a"));
+        assert_eq!(of("GET http://b/ HTTP/1.0", ""), host("b"));
+        assert_eq!(of("GET / HTTP/1.1", ""), Err(BadHead::NoHost));
+        assert_eq!(of("GET http://b/ HTTP/1.1", ""), Err(BadHead::NoHost));
+        assert_eq!(of("GET / HTTP/1.1", "Host: a\r\nHost: a\r\n"), Err(BadHead::Repeated));
+        assert_eq!(of("GET / HTTP/1.0", "Host: a\r\nHost: b\r\n"), Err(BadHead::Repeated));
+        assert_eq!(of("GET / HTTP/1.1", "Host:\r\n"), Err(BadHead::Host));
+        assert_eq!(of("GET http://b/ HTTP/1.1", "Host: a b\r\n"), Err(BadHead::Host));
+        assert_eq!(of("GET b HTTP/1.1", "Host: a\r\n"), Err(BadHead::Target));
+    }
+
+    #[test]
+    fn targets_of_no_known_form_are_refused() {
+        let cases = [
+            ("GET", "*"),
+            ("GET", "a"),
+            ("GET", "a:80"),
+            ("OPTIONS", "**"),
+            ("GET", "ftp://a/"),
+            ("GET", "http:/a/"),
+            ("GET", "http:///a"),
+            ("GET", "http://user@a/"),
+            ("GET", "http://a:x/"),
+            ("GET", "http://?a"),
+            ("GET", "://a"),
+            ("CONNECT", "a"),
+            ("CONNECT", "/"),
+            ("CONNECT", "http://a:80/"),
+            ("CONNECT", "a:80/"),
+            ("CONNECT", "*"),
+        ];
+        for (method, target) in cases {
+            assert_eq!(parse_target(method, target), Err(BadHead::Target), "{method} {target}");
+        }
+    }
+
+    #[test]
+    fn only_pages_under_localhost_are_local() {
+        for origin in ["http://localhost", "https://api.localhost:3456", "HTTP://A.B.LOCALHOST"] {
+            assert!(is_local_origin(origin.as_bytes()), "{origin}");
+        }
+        let others = [
+            "null",
+            "",
+            "localhost",
+            "http://example.com",
+            "http://localhost.example.com",
+            "http://127.0.0.1",
+            "http://[::1]",
+            "http://localhost/",
+            "http://evil.com http://localhost",
+            "ftp://localhost",
+            "http://localhost@evil.com",
+            "http://evil.com#.localhost",
+        ];
+        for origin in others {
+            assert!(!is_local_origin(origin.as_bytes()), "{origin}");
+        }
+    }
+}
