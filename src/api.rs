@@ -14,6 +14,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use ureq::config::Config;
 use ureq::http::Uri;
 use ureq::unversioned::resolver::ResolvedSocketAddrs;
@@ -29,6 +30,7 @@ use crate::error::Error;
 use crate::error::Kind;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::model::fingerprint::Pin;
 use crate::net::address::HubUrl;
 use crate::net::connect::DEADLINE;
 use crate::net::connect::dial_hub;
@@ -114,6 +116,25 @@ impl Hub {
         self.call("GET", &path, &[("x-device-secret", &asked.secret)], None::<&()>)
     }
 
+    pub fn metrics(&self) -> Result<String> {
+        self.exchange("GET", "/metrics", &[], None).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// A call without a type of its own, for the hub's own command line. No content is `null`.
+    pub fn any(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
+        let bytes = self.exchange(method, path, &[], body.map(|body| body.to_string().into_bytes()))?;
+        if bytes.is_empty() { Ok(Value::Null) } else { self.read(&bytes) }
+    }
+
+    /// The pin of the CA that the hub shows, believed by nobody yet. Nothing is sent to it.
+    pub fn observe(&self) -> Result<Pin> {
+        let (tls, seen) = trust::observer()?;
+        let dialer = Dialer { tls, ..self.dialer.clone() };
+        drop(dialer.dial(Instant::now() + DEADLINE)?);
+        let seen = seen.lock().unwrap_or_else(PoisonError::into_inner).take();
+        seen.ok_or_else(|| Error::new("The hub showed no certificate"))
+    }
+
     /// The agent's control channel.
     pub fn control(&self) -> Result<Duplex> {
         let deadline = Instant::now() + DEADLINE;
@@ -152,31 +173,46 @@ impl Hub {
         fields: &[(&str, &str)],
         body: Option<&impl Serialize>,
     ) -> Result<T> {
-        let bytes = match body {
-            Some(body) => serde_json::to_vec(body).or_say(|| "Cannot write the request")?,
-            None => Vec::new(),
-        };
+        let body = body.map(serde_json::to_vec).transpose().or_say(|| "Cannot write the request")?;
+        let bytes = self.exchange(method, path, fields, body)?;
+        self.read(&bytes)
+    }
+
+    fn read<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T> {
+        serde_json::from_slice(bytes).map_err(|error| {
+            Error::new(format!("{} does not answer as a hub does", self.url))
+                .because(error)
+                .hint("Check the address given with --hub")
+        })
+    }
+
+    fn exchange(
+        &self,
+        method: &str,
+        path: &str,
+        fields: &[(&str, &str)],
+        body: Option<Vec<u8>>,
+    ) -> Result<Vec<u8>> {
         let mut request = ureq::http::Request::builder().method(method).uri(format!("{}{path}", self.url));
-        request = request.header("content-type", "application/json");
         if let Some(key) = &self.key {
             request = request.header("x-api-key", key);
         }
         for (name, value) in fields {
             request = request.header(*name, *value);
         }
-        let request = request.body(bytes).or_say(|| "The API key has characters that a key never has")?;
-        let mut answer = self.agent.run(request).map_err(|error| self.trouble(error))?;
+        let odd = || "The API key has characters that a key never has";
+        let answered = match body {
+            Some(body) => {
+                let request = request.header("content-type", "application/json").body(body).or_say(odd)?;
+                self.agent.run(request)
+            }
+            None => self.agent.run(request.body(()).or_say(odd)?),
+        };
+        let mut answer = answered.map_err(|error| self.trouble(error))?;
         let status = answer.status().as_u16();
         let read = answer.body_mut().with_config().limit(ANSWER_LIMIT).read_to_vec();
         let bytes = read.map_err(|error| self.trouble(error))?;
-        if !(200..300).contains(&status) {
-            return Err(explain(status, &bytes));
-        }
-        serde_json::from_slice(&bytes).map_err(|error| {
-            Error::new(format!("{} does not answer as a hub does", self.url))
-                .because(error)
-                .hint("Check the address given with --hub")
-        })
+        if (200..300).contains(&status) { Ok(bytes) } else { Err(explain(status, &bytes)) }
     }
 
     fn trouble(&self, error: ureq::Error) -> Error {

@@ -1,7 +1,16 @@
-//! connect: reach a private service from somewhere else.
-#![allow(dead_code)]
+//! connect: reach a private service from somewhere else. Hub, agent, joiner and local proxy in one binary.
+//!
+//! The rooms, from the bottom: `model` is what is true and `wire` how it looks on the wire, both pure;
+//! `os` is the machine, `error` the one error. `net` makes, serves, encrypts and cuts connections; `state`
+//! keeps the files under `~/.privateconnect`; `api` is the hub as its clients see it. `hub` and `tunnel`
+//! do the work and do not know each other. `cli` reads the command line, puts the rooms together and is
+//! the only one that prints.
+//!
+//! Bytes flow socket → wire → model → wire → socket. Commands flow argv → `cli` → a room's `start()` → a
+//! handle that the command waits on and whose drop ends everything.
 
 mod api;
+mod cli;
 mod error;
 mod hub;
 mod model;
@@ -11,4 +20,8 @@ mod state;
 mod tunnel;
 mod wire;
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main(std::env::args_os().skip(1).collect())
+}

@@ -38,7 +38,8 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Args> {
     let mut args = Args { run, ..Args::default() };
     let mut parser = Parser::from_args(arguments);
     loop {
-        let next = parser.next().map_err(|error| Error::usage(error.to_string()).hint("See: connect --help"))?;
+        let next =
+            parser.next().map_err(|error| Error::usage(error.to_string()).hint("See: connect --help"))?;
         match next {
             None => break,
             Some(Arg::Value(value)) => {
@@ -90,7 +91,9 @@ impl Args {
         let shown = if here.is_empty() { text.to_owned() } else { format!("{here} {text}") };
         let error = Error::usage(format!("There is no command `{}`", shown.escape_debug()));
         match suggest::nearest(text, next) {
-            Some(word) => error.hint(format!("Did you mean: connect {}", [here.as_str(), word].join(" ").trim())),
+            Some(word) => {
+                error.hint(format!("Did you mean: connect {}", [here.as_str(), word].join(" ").trim()))
+            }
             None => error.hint("See: connect --help"),
         }
     }
@@ -121,9 +124,14 @@ impl Args {
         let value = match option.value {
             None => String::new(),
             Some(name) => {
-                let missing = |_| Error::usage(format!("--{} needs a value", option.long)).hint(format!("Write: --{} {name}", option.long));
+                let missing = |_| {
+                    Error::usage(format!("--{} needs a value", option.long))
+                        .hint(format!("Write: --{} {name}", option.long))
+                };
                 let value = parser.value().map_err(missing)?;
-                value.into_string().map_err(|_| Error::usage(format!("The value of --{} is not text", option.long)))?
+                value
+                    .into_string()
+                    .map_err(|_| Error::usage(format!("The value of --{} is not text", option.long)))?
             }
         };
         self.options.push((option.long, value));
@@ -131,16 +139,20 @@ impl Args {
     }
 
     fn check(&self) -> Result<()> {
-        let Some(command) = self.command.filter(|_| !self.flag("help") && !self.flag("version")) else { return Ok(()) };
+        let Some(command) = self.command.filter(|_| !self.flag("help") && !self.flag("version")) else {
+            return Ok(());
+        };
         let (least, most) = command.positionals;
         let count = self.positionals.len();
         let usage = format!("connect {} {}", command.path, command.usage);
         if count < least || count > most {
             let what = if count < least { "Something is missing" } else { "There is one word too many" };
-            return Err(Error::usage(format!("{what} behind `connect {}`", command.path)).hint(format!("Usage: {}", usage.trim_end())));
+            return Err(Error::usage(format!("{what} behind `connect {}`", command.path))
+                .hint(format!("Usage: {}", usage.trim_end())));
         }
         if self.run.is_some() && !command.runs_command {
-            return Err(Error::usage(format!("`connect {}` runs no command", command.path)).hint(format!("Usage: {}", usage.trim_end())));
+            return Err(Error::usage(format!("`connect {}` runs no command", command.path))
+                .hint(format!("Usage: {}", usage.trim_end())));
         }
         if self.run.as_ref().is_some_and(Vec::is_empty) {
             return Err(Error::usage("There is no command behind --").hint(format!("Usage: {usage}")));
@@ -168,7 +180,8 @@ impl Args {
     pub fn duration(&self, name: &str) -> Result<Option<Duration>> {
         let Some(text) = self.value(name) else { return Ok(None) };
         parse_duration(text).filter(|duration| !duration.is_zero()).map(Some).ok_or_else(|| {
-            Error::usage(format!("`{}` is not a time", text.escape_debug())).hint(format!("Write it like --{name} 30s, 5m, 12h or 30d"))
+            Error::usage(format!("`{}` is not a time", text.escape_debug()))
+                .hint(format!("Write it like --{name} 30s, 5m, 12h or 30d"))
         })
     }
 
@@ -179,7 +192,8 @@ impl Args {
 
 pub fn port_of(text: &str) -> Result<u16> {
     parse_port(text).ok_or_else(|| {
-        Error::usage(format!("`{}` is not a port", text.escape_debug())).hint("A port is a number from 1 to 65535")
+        Error::usage(format!("`{}` is not a port", text.escape_debug()))
+            .hint("A port is a number from 1 to 65535")
     })
 }
 
@@ -218,10 +232,17 @@ mod tests {
 
     #[test]
     fn mistakes_are_named_with_what_to_type_instead() {
-        for (line, hint) in [("exopse db 5432", "connect expose"), ("hub kye list", "connect hub key"), ("services --jsno", "--json"),
-            ("reach", "connect reach NAME"), ("reach a b c", "connect reach NAME"), ("services -- ls", "connect services"),
-            ("reach db --", "connect reach NAME"), ("up --label", "--label LABEL"), ("whoami x", "connect --help")]
-        {
+        for (line, hint) in [
+            ("exopse db 5432", "connect expose"),
+            ("hub kye list", "connect hub key"),
+            ("services --jsno", "--json"),
+            ("reach", "connect reach NAME"),
+            ("reach a b c", "connect reach NAME"),
+            ("services -- ls", "connect services"),
+            ("reach db --", "connect reach NAME"),
+            ("up --label", "--label LABEL"),
+            ("whoami x", "connect --help"),
+        ] {
             let error = read(line).err().unwrap();
             assert_eq!(error.kind, crate::error::Kind::Usage, "{line}");
             assert!(error.hint.as_deref().unwrap_or_default().contains(hint), "{line}: {:?}", error.hint);

@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::error::Error;
 use crate::os::terminal;
 
+#[derive(Clone)]
 pub struct Say {
     pub json: bool,
     pub quiet: bool,
@@ -23,7 +24,18 @@ pub struct Say {
 const MARKS: [(&str, &str); 4] = [("[ok]", "32"), ("[!]", "33"), ("[x]", "31"), ("●", "32")];
 /// What plain terminals get in the place of what they cannot show.
 const PLAIN: [(char, &str); 12] = [
-    ('→', "->"), ('•', "*"), ('●', "*"), ('○', "o"), ('—', "-"), ('…', "..."), ('│', "|"), ('─', "-"), ('┌', "+"), ('┐', "+"), ('└', "+"), ('┘', "+"),
+    ('→', "->"),
+    ('•', "*"),
+    ('●', "*"),
+    ('○', "o"),
+    ('—', "-"),
+    ('…', "..."),
+    ('│', "|"),
+    ('─', "-"),
+    ('┌', "+"),
+    ('┐', "+"),
+    ('└', "+"),
+    ('┘', "+"),
 ];
 
 impl Say {
@@ -86,7 +98,11 @@ impl Say {
     }
 
     fn raw(&self, text: &str) {
-        let _ = if self.aside { writeln!(io::stderr().lock(), "{text}") } else { writeln!(io::stdout().lock(), "{text}") };
+        let _ = if self.aside {
+            writeln!(io::stderr().lock(), "{text}")
+        } else {
+            writeln!(io::stdout().lock(), "{text}")
+        };
     }
 
     fn write(&self, text: &str, to_stderr: bool) {
@@ -98,7 +114,11 @@ impl Say {
             shown = coloured(&shown);
         }
         // A reader that went away is not our trouble.
-        let _ = if to_stderr { writeln!(io::stderr().lock(), "{shown}") } else { writeln!(io::stdout().lock(), "{shown}") };
+        let _ = if to_stderr {
+            writeln!(io::stderr().lock(), "{shown}")
+        } else {
+            writeln!(io::stdout().lock(), "{shown}")
+        };
     }
 }
 
@@ -129,7 +149,30 @@ fn plain(text: &str) -> String {
 }
 
 fn coloured(text: &str) -> String {
-    MARKS.iter().fold(text.to_owned(), |text, (mark, code)| text.replace(mark, &format!("\u{1b}[{code}m{mark}\u{1b}[0m")))
+    MARKS.iter().fold(text.to_owned(), |text, (mark, code)| {
+        text.replace(mark, &format!("\u{1b}[{code}m{mark}\u{1b}[0m"))
+    })
+}
+
+/// Rows under headings, each column as wide as its widest cell; the last cell of a line is cut where the
+/// terminal ends.
+pub fn columns<const N: usize>(headings: &[&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let rows: Vec<[String; N]> = rows.map(|row| row.map(|cell| clean(&cell).replace('\n', " "))).collect();
+    let mut widths = headings.map(str::len);
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let limit = if terminal::is_terminal_out() { terminal::width() } else { usize::MAX };
+    let line = |cells: &mut dyn Iterator<Item = &str>| {
+        let padded = cells.zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        let line = padded.collect::<Vec<_>>().join("  ");
+        line.trim_end().chars().take(limit).collect::<String>()
+    };
+    let mut lines = vec![line(&mut headings.iter().copied())];
+    lines.extend(rows.iter().map(|row| line(&mut row.iter().map(String::as_str))));
+    lines.join("\n")
 }
 
 #[cfg(test)]

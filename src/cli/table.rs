@@ -45,7 +45,8 @@ pub const GLOBAL: [Opt; 7] = [
     Opt { short: Some('V'), ..switch("version", "Show the version") },
 ];
 
-const DETACH: Opt = Opt { short: Some('d'), ..switch("detach", "Run in the background; return once it is ready") };
+const DETACH: Opt =
+    Opt { short: Some('d'), ..switch("detach", "Run in the background; return once it is ready") };
 const DATA: Opt = opt("data", "DIR", "The hub's data folder [default: ~/.privateconnect/hub]");
 
 pub const TABLE: &[Command] = &[
@@ -58,7 +59,11 @@ pub const TABLE: &[Command] = &[
             opt("listen", "ADDRESS:PORT", "Where to listen [default: 127.0.0.1:7443]"),
             DATA,
             opt("name", "HOST", "A name or address by which clients come (may be repeated)"),
-            opt("tunnel-ports", "A-B|off", "Loopback ports for tunnels on this machine [default: 45000-45999]"),
+            opt(
+                "tunnel-ports",
+                "A-B|off",
+                "Loopback ports for tunnels on this machine [default: 45000-45999]",
+            ),
             opt("store", "file", "Where the registry is kept [default: file]"),
             switch("behind-proxy", "TLS ends before us: speak plain HTTP on the listening address"),
         ],
@@ -148,7 +153,10 @@ pub const TABLE: &[Command] = &[
             opt("ca", "FILE", "PEM file of the CA that signed the hub's certificate"),
         ],
         runs_command: false,
-        examples: &["connect up --hub https://hub.example:7443 --api-key pc_…", "connect up --hub https://hub.example"],
+        examples: &[
+            "connect up --hub https://hub.example:7443 --api-key pc_…",
+            "connect up --hub https://hub.example",
+        ],
         run: commands::up::run,
     },
     Command {
@@ -207,7 +215,11 @@ pub const TABLE: &[Command] = &[
             DETACH,
         ],
         runs_command: true,
-        examples: &["connect reach staging-db", "connect reach staging-db 6000", "connect reach staging-db -- psql -h localhost app"],
+        examples: &[
+            "connect reach staging-db",
+            "connect reach staging-db 6000",
+            "connect reach staging-db -- psql -h localhost app",
+        ],
         run: commands::reach::run,
     },
     Command {

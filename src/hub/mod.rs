@@ -19,5 +19,4 @@ pub use core::Core;
 pub use core::Settings;
 pub use core::TunnelOpener;
 pub use endpoints::answer_locally;
-pub use front::RunningHub;
 pub use front::start;

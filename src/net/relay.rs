@@ -115,9 +115,8 @@ mod tests {
     fn the_end_of_one_direction_leaves_the_other_open() {
         let ((mut a, a_far), (mut b, b_far)) = (pair(), pair());
         thread::scope(|scope| {
-            let count = AtomicU64::new(0);
             scope.spawn(|| copy(&a_far, &b_far, &AtomicU64::new(0)));
-            scope.spawn(|| copy(&b_far, &a_far, &count));
+            scope.spawn(|| copy(&b_far, &a_far, &AtomicU64::new(0)));
             a.write_all(b"question").unwrap();
             a.shutdown(Shutdown::Write).unwrap();
             let mut heard = String::new();

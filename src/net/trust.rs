@@ -2,7 +2,9 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::Mutex;
 use std::sync::OnceLock;
+use std::sync::PoisonError;
 
 use rustls::CertificateError;
 use rustls::ClientConfig;
@@ -103,7 +105,7 @@ pub fn session_client(identity: &Identity) -> Result<Arc<ClientConfig>> {
     let builder =
         ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13]);
     let builder = builder.or_say(|| "Cannot set up TLS")?.dangerous();
-    let builder = builder.with_custom_certificate_verifier(Arc::new(AnyIdentity));
+    let builder = builder.with_custom_certificate_verifier(Arc::new(AnyIdentity::default()));
     let config = builder.with_client_auth_cert(vec![identity.certificate.clone()], identity.key.clone_key());
     config.map(Arc::new).or_say(|| "Cannot use this machine's identity")
 }
@@ -112,7 +114,8 @@ pub fn session_client(identity: &Identity) -> Result<Arc<ClientConfig>> {
 pub fn session_server(identity: &Identity) -> Result<Arc<ServerConfig>> {
     let builder =
         ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13]);
-    let builder = builder.or_say(|| "Cannot set up TLS")?.with_client_cert_verifier(Arc::new(AnyIdentity));
+    let builder =
+        builder.or_say(|| "Cannot set up TLS")?.with_client_cert_verifier(Arc::new(AnyIdentity::default()));
     let config = builder.with_single_cert(vec![identity.certificate.clone()], identity.key.clone_key());
     config.map(Arc::new).or_say(|| "Cannot use this machine's identity")
 }
@@ -145,6 +148,16 @@ fn public_roots() -> RootCertStore {
 fn verifier_of(roots: RootCertStore) -> Result<Arc<WebPkiServerVerifier>> {
     let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build();
     built.or_say(|| "Cannot use these CA certificates")
+}
+
+/// Settings that believe anything and note the pin of the last certificate in the chain: for showing it to
+/// the user before anything is sent.
+pub fn observer() -> Result<(Arc<ClientConfig>, Arc<Mutex<Option<Pin>>>)> {
+    let seen = Arc::new(Mutex::new(None));
+    let builder = ClientConfig::builder_with_provider(provider());
+    let builder = builder.with_safe_default_protocol_versions().or_say(|| "Cannot set up TLS")?.dangerous();
+    let verifier = Arc::new(AnyIdentity { seen: Some(Arc::clone(&seen)) });
+    Ok((Arc::new(builder.with_custom_certificate_verifier(verifier).with_no_client_auth()), seen))
 }
 
 /// Believes a chain that holds the pinned CA and is signed by it.
@@ -196,18 +209,25 @@ impl ServerCertVerifier for PinnedHub {
 }
 
 /// Accepts every certificate whose key the peer proves to hold; the fingerprint is compared by the caller.
-#[derive(Debug)]
-struct AnyIdentity;
+#[derive(Debug, Default)]
+struct AnyIdentity {
+    /// Where the pin of the chain's last certificate is noted.
+    seen: Option<Arc<Mutex<Option<Pin>>>>,
+}
 
 impl ServerCertVerifier for AnyIdentity {
     fn verify_server_cert(
         &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
+        leaf: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
         _: &ServerName<'_>,
         _: &[u8],
         _: UnixTime,
     ) -> std::result::Result<ServerCertVerified, rustls::Error> {
+        if let Some(seen) = &self.seen {
+            let pin = secret::sha256(chain.last().unwrap_or(leaf)).pin();
+            *seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(pin);
+        }
         Ok(ServerCertVerified::assertion())
     }
 

@@ -1,1 +1,97 @@
-//! Running a user's command with its signals and its exit code.
+//! Running a user's command: its signals are passed on, its exit code comes back.
+
+use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Child;
+use std::process::Command;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::thread;
+
+use nix::sys::signal::SigSet;
+use nix::sys::signal::Signal;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+
+use crate::error::Error;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::os::terminal;
+
+/// Signals that somebody sends us and means for the command.
+const PASSED_ON: [Signal; 6] =
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
+
+/// Takes the signals of this process. Before the command runs they stop us; while it runs they are its own.
+pub struct Signals {
+    child: Arc<Mutex<Option<Pid>>>,
+}
+
+impl Signals {
+    /// Must be called before any thread is started, since threads inherit what is blocked.
+    pub fn take(stop: impl Fn() + Send + 'static) -> Result<Self> {
+        let set: SigSet = PASSED_ON.into_iter().collect();
+        set.thread_block().or_say(|| "Cannot take this process's signals")?;
+        let child = Arc::new(Mutex::new(None));
+        let running = Arc::clone(&child);
+        let watch = move || {
+            while let Ok(signal) = set.wait() {
+                match *running.lock().unwrap_or_else(PoisonError::into_inner) {
+                    None => stop(),
+                    Some(pid) if !came_from_terminal(signal) => drop(kill(pid, signal)),
+                    Some(_) => {}
+                }
+            }
+        };
+        // It waits for signals until the process ends, and has no other end.
+        thread::Builder::new().name("signals".into()).spawn(watch).or_say(|| "Cannot start a thread")?;
+        Ok(Self { child })
+    }
+
+    /// Runs the command to its end. `until_cut` is called with a way to end it early.
+    pub fn run(
+        &self,
+        command: &[OsString],
+        environment: &[(String, String)],
+        started: impl FnOnce(u32),
+    ) -> Result<u8> {
+        let (program, arguments) =
+            command.split_first().ok_or_else(|| Error::usage("There is no command behind --"))?;
+        let spawned = Command::new(program).args(arguments).envs(environment.iter().cloned()).spawn();
+        let child = spawned.map_err(|error| {
+            Error::new(format!("Cannot run {}", program.to_string_lossy()))
+                .because(error)
+                .hint("Check the command behind --")
+        })?;
+        self.wait(child, started)
+    }
+
+    fn wait(&self, mut child: Child, started: impl FnOnce(u32)) -> Result<u8> {
+        let pid = i32::try_from(child.id()).or_say(|| "The command's process number is odd")?;
+        *self.child.lock().unwrap_or_else(PoisonError::into_inner) = Some(Pid::from_raw(pid));
+        started(child.id());
+        let status = child.wait();
+        *self.child.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        Ok(code_of(status.or_say(|| "Cannot wait for the command")?))
+    }
+}
+
+/// Ctrl-C and Ctrl-\ on a terminal reach the command without us: it is in the same foreground group. Passing
+/// them on again would end a psql that only cancels its query.
+fn came_from_terminal(signal: Signal) -> bool {
+    matches!(signal, Signal::SIGINT | Signal::SIGQUIT) && terminal::is_terminal_in()
+}
+
+/// As a shell reports it: 128 and the signal for a command that was killed.
+fn code_of(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
+    u8::try_from(code).unwrap_or(1)
+}
+
+pub fn terminate(pid: u32) {
+    if let Ok(pid) = i32::try_from(pid) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+    }
+}

@@ -140,7 +140,7 @@ impl Agent {
         let gone = exposures.by_service.extract_if(|_, (exposure, _)| exposure.name == *name);
         let gone: Vec<String> = gone.map(|(service, _)| service).collect();
         if let Some(channel) = &exposures.channel {
-            gone.into_iter().for_each(|service| drop(channel.send(&ToHub::Withdraw { service })));
+            gone.into_iter().for_each(|service| _ = channel.send(&ToHub::Withdraw { service }));
         }
     }
 
@@ -239,7 +239,7 @@ impl Shared {
         }
         let _ = channel.socket().set_write_timeout(Some(FAREWELL));
         let services: Vec<String> = self.exposures().by_service.keys().cloned().collect();
-        services.into_iter().for_each(|service| drop(outgoing.send(&ToHub::Withdraw { service })));
+        services.into_iter().for_each(|service| _ = outgoing.send(&ToHub::Withdraw { service }));
         Ok(())
     }
 

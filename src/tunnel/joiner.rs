@@ -31,6 +31,8 @@ use crate::net::serve::Service;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
 use crate::os::secret;
+use crate::os::socket;
+use crate::os::user;
 
 /// How long a new connection may wait for a hub or agent that is just coming back.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -46,6 +48,19 @@ pub enum Event {
 }
 
 pub type Report = Box<dyn Fn(Event) + Send + Sync>;
+
+/// Who may connect to a tunnel's port.
+pub type Admit = fn(&TcpStream) -> bool;
+
+pub fn everyone(_: &TcpStream) -> bool {
+    true
+}
+
+/// Only the user who runs this process.
+pub fn same_user(local: &TcpStream) -> bool {
+    let ends = local.local_addr().and_then(|own| Ok((own, local.peer_addr()?)));
+    ends.is_ok_and(|(own, peer)| socket::peer_uid(own, peer) == Some(user::uid()))
+}
 
 pub struct Tunnel {
     pub port: u16,
@@ -77,6 +92,11 @@ impl Bound {
         ports.into_iter().find_map(|port| Self::take(port).ok())
     }
 
+    /// For a port that the hub lists, which stands for 127.0.0.1.
+    pub fn take_v4(port: u16) -> io::Result<Self> {
+        Ok(Self { port, listeners: vec![TcpListener::bind((Ipv4Addr::LOCALHOST, port))?] })
+    }
+
     pub fn take(port: u16) -> io::Result<Self> {
         let first = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
         let port = first.local_addr()?.port();
@@ -92,7 +112,7 @@ impl Bound {
 
 impl Tunnel {
     /// Listens at once; whether the service answers is proved by `prove`, or in the background.
-    pub fn start(bound: Bound, opener: Opener, report: Report, stop: &Stop) -> Result<Self> {
+    pub fn start(bound: Bound, opener: Opener, admit: Admit, report: Report, stop: &Stop) -> Result<Self> {
         let (stop, registration) = stop.child();
         let pool = Pool::new(opener, stop.clone());
         let shared =
@@ -103,7 +123,9 @@ impl Tunnel {
             let service = Service {
                 name: "tunnel",
                 limit: SESSIONS,
-                serve: Box::new(move |local, _| own.carry(&local)),
+                serve: Box::new(
+                    move |local, _| if admit(&local) { own.carry(&local) } else { break_off(&local) },
+                ),
                 turn_away: Box::new(break_off),
             };
             Server::start(listener, service, &stop)

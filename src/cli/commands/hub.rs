@@ -1,0 +1,191 @@
+//! `connect hub`: runs the hub, and puts together what the rooms below do not know of each other.
+
+use std::net::IpAddr;
+use std::net::TcpListener;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::json;
+
+use crate::api::Hub;
+use crate::cli::Call;
+use crate::cli::Outcome;
+use crate::error::Error;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::hub;
+use crate::hub::Core;
+use crate::hub::Settings;
+use crate::hub::TunnelOpener;
+use crate::model::access::Role;
+use crate::model::target::parse_port;
+use crate::net::address::HubUrl;
+use crate::net::address::bracketed;
+use crate::net::address::split_host_port;
+use crate::net::identity::Identity;
+use crate::net::trust::HubTrust;
+use crate::os::files;
+use crate::tunnel::joiner;
+use crate::tunnel::pool::Opener;
+use crate::wire::api::AskSession;
+
+const DEFAULT_LISTEN: &str = "127.0.0.1:7443";
+const DEFAULT_PORTS: RangeInclusive<u16> = 45000..=45999;
+
+pub fn run(call: &Call) -> Outcome {
+    let args = &call.args;
+    let listen = args.value("listen").unwrap_or(DEFAULT_LISTEN);
+    let (host, port) = split_listen(listen)?;
+    let names: Vec<String> = args.values("name").map(name_of_host).collect::<Result<_>>()?;
+    if let Some(store) = args.value("store").filter(|store| *store != "file") {
+        return Err(
+            Error::usage(format!("There is no store `{}`", store.escape_debug())).hint("Use --store file")
+        );
+    }
+    let behind_proxy = args.flag("behind-proxy");
+    let settings =
+        Settings { data: data_folder(call)?, names, behind_proxy, tunnel_ports: tunnel_ports(call)? };
+    let named = settings.names.first().cloned();
+    let (data, has_tunnels) = (settings.data.clone(), settings.tunnel_ports.is_some());
+    let core = Core::open(settings)?.ok_or_else(|| {
+        Error::new("Another hub runs on this data folder")
+            .because(data.display().to_string())
+            .hint("Look at it: connect hub status. For a second hub, give it its own folder: --data DIR")
+    })?;
+    let core = Arc::new(core);
+    let listener = TcpListener::bind((host.as_str(), port)).map_err(|error| busy(listen, port, error))?;
+    let address = listener.local_addr().or_say(|| "Cannot tell the listening address")?;
+    let opener = if has_tunnels { Some(tunnel_opener(call, &core, address.port())?) } else { None };
+    if let Some(note) = &core.note {
+        call.say.warn(note);
+    }
+    let running = hub::start(Arc::clone(&core), listener, opener, &call.stop)?;
+    let public = named.unwrap_or_else(|| shown_host(address.ip()));
+    let port = if behind_proxy { 443 } else { running.address().map_or(port, |address| address.port()) };
+    let url = HubUrl { host: public, port };
+    announce(call, &core, &url, &address.to_string());
+    call.stop.wait();
+    drop(running);
+    Ok(0)
+}
+
+fn announce(call: &Call, core: &Core, url: &HubUrl, listening: &str) {
+    let say = &call.say;
+    let first_key = first_key(core);
+    say.event(&json!({ "event": "listening", "address": listening, "url": url.to_string(),
+        "pin": core.ca.pin().to_string(), "data": core.settings.data, "firstKey": first_key }));
+    say.line(&format!("[ok] Hub listening on {listening}"));
+    say.line(&format!("  Data: {}", core.settings.data.display()));
+    if !core.settings.behind_proxy {
+        say.line(&format!("  Pin:  {}", core.ca.pin()));
+    }
+    if let Some(key) = first_key {
+        say.line("");
+        say.line("  This is the first start. Here is an admin key; it is shown only this once:");
+        say.line("");
+        say.result(&format!("    connect up --hub {url} --api-key {key}"));
+        say.line("");
+        say.line("  Keys for others: connect hub key create --role member|join");
+    }
+    say.line("");
+    say.line("  Press Ctrl+C to stop");
+}
+
+/// A hub without keys could be used by nobody.
+fn first_key(core: &Core) -> Option<String> {
+    if core.registry().keys().next().is_some() {
+        return None;
+    }
+    let body = json!({ "role": Role::Admin.as_str(), "label": "first admin" });
+    let reply = hub::answer_locally(core, &super::hub_admin::request("POST", "/v1/keys", Some(&body)));
+    let made: serde_json::Value = serde_json::from_slice(&reply.body).ok()?;
+    made.get("key").and_then(serde_json::Value::as_str).map(str::to_owned)
+}
+
+pub fn data_folder(call: &Call) -> Result<PathBuf> {
+    let given = call.args.value("data").map(PathBuf::from);
+    let folder = given.unwrap_or_else(|| call.home.file("hub"));
+    std::path::absolute(&folder).or_say(|| format!("Cannot use {}", folder.display()))
+}
+
+fn split_listen(text: &str) -> Result<(String, u16)> {
+    let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    // Port 0 lets the system choose; tests and scripts read it from the first line.
+    let port = if port == "0" { Some(0) } else { parse_port(port) };
+    match port.filter(|_| !host.is_empty()) {
+        Some(port) => Ok((host.to_owned(), port)),
+        None => Err(Error::usage(format!("`{}` is not an address to listen on", text.escape_debug()))
+            .hint("Write it like --listen 0.0.0.0:7443")),
+    }
+}
+
+fn name_of_host(text: &str) -> Result<String> {
+    let bad = || {
+        Error::usage(format!("`{}` is not a host's name", text.escape_debug()))
+            .hint("Write it like --name hub.example")
+    };
+    if text.contains(':') && text.parse::<IpAddr>().is_err() {
+        return Err(bad());
+    }
+    if text.parse::<IpAddr>().is_ok() {
+        return Ok(text.to_owned());
+    }
+    split_host_port(text, 443).map(|(host, _)| host).ok_or_else(bad)
+}
+
+fn tunnel_ports(call: &Call) -> Result<Option<RangeInclusive<u16>>> {
+    let Some(text) = call.args.value("tunnel-ports") else { return Ok(Some(DEFAULT_PORTS)) };
+    if text == "off" {
+        return Ok(None);
+    }
+    let range = text.split_once('-').and_then(|(first, last)| Some(parse_port(first)?..=parse_port(last)?));
+    range.filter(|range| !range.is_empty()).map(Some).ok_or_else(|| {
+        Error::usage(format!("`{}` is not a range of ports", text.escape_debug()))
+            .hint("Write it like --tunnel-ports 45000-45999, or off")
+    })
+}
+
+fn busy(listen: &str, port: u16, error: std::io::Error) -> Error {
+    if error.kind() == std::io::ErrorKind::AddrInUse {
+        let next = port.checked_add(1).unwrap_or(7443);
+        return Error::new(format!("Port {port} is already in use")).hint(format!(
+            "Try: connect hub --listen {}",
+            listen.replace(&format!(":{port}"), &format!(":{next}"))
+        ));
+    }
+    Error::new(format!("Cannot listen on {listen}"))
+        .because(error)
+        .hint("Check the address given with --listen")
+}
+
+fn shown_host(ip: IpAddr) -> String {
+    if ip.is_unspecified() { crate::os::user::hostname() } else { ip.to_string() }
+}
+
+/// Tunnel ports are tunnels like any joiner's, with the hub's own machine as the joiner.
+fn tunnel_opener(call: &Call, core: &Arc<Core>, port: u16) -> Result<TunnelOpener> {
+    let path = core.settings.data.join("identity.pem");
+    let pem = match files::read(&path)? {
+        Some(pem) => pem,
+        None => {
+            let pem = Identity::generate()?.into_bytes();
+            files::write(&path, &pem)?;
+            pem
+        }
+    };
+    let identity = Identity::parse(&pem)
+        .map_err(|error| error.hint(format!("Move it away: mv {0} {0}.old", path.display())))?;
+    let url = HubUrl::parse(&format!("https://{}:{port}", bracketed("127.0.0.1")))?;
+    let trust = HubTrust::Pin(core.ca.pin());
+    let hub = Arc::new(Hub::new(url, &trust, Some(core.local_token.clone()), &call.stop)?);
+    let stop = call.stop.clone();
+    Ok(Box::new(move |service, port| {
+        let ask = AskSession { service: service.to_owned(), fingerprint: identity.fingerprint, share: None };
+        let opener = Opener::new(Arc::clone(&hub), &identity, ask, Box::new(|_| Ok(())))?;
+        let bound = joiner::Bound::take_v4(port).or_say(|| "The port is taken")?;
+        let tunnel = joiner::Tunnel::start(bound, opener, joiner::same_user, Box::new(|_| ()), &stop)?;
+        Ok(Box::new(tunnel))
+    }))
+}

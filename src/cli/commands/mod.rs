@@ -1,0 +1,10 @@
+//! One file for each command.
+
+pub mod expose;
+pub mod help;
+pub mod hub;
+pub mod hub_admin;
+pub mod reach;
+pub mod services;
+pub mod up;
+pub mod whoami;

@@ -1,0 +1,136 @@
+//! `connect up`: logs in, registers this machine, proves the round trip, saves, returns.
+
+use std::io;
+use std::io::BufRead;
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
+
+use serde_json::json;
+
+use crate::api::Hub;
+use crate::api::poll_interval;
+use crate::cli::Call;
+use crate::cli::Outcome;
+use crate::error::Error;
+use crate::error::Kind;
+use crate::error::Result;
+use crate::net::address::HubUrl;
+use crate::net::trust::HubTrust;
+use crate::os::secret;
+use crate::os::terminal;
+use crate::os::user;
+use crate::state::config::Config;
+use crate::wire::api::RegisterAgent;
+
+pub fn run(call: &Call) -> Outcome {
+    let mut config = call.config()?;
+    let url = call.hub_url(&config)?;
+    let given = call.args.value("api-key").or_else(|| call.args.value("token")).map(str::to_owned);
+    let moved = config.hub_url.as_ref().is_some_and(|known| *known != url.to_string());
+    if moved {
+        // What was learnt of the old hub says nothing of the new one.
+        config = Config { agent_id: config.agent_id, label: config.label, ..Config::default() };
+    }
+    if call.args.value("ca").is_some() || given.is_some() {
+        config.ca = None;
+        config.hub_pin = None;
+    }
+    let key = match given.or_else(|| Call::api_key(&Config::default())).or_else(|| config.api_key.clone()) {
+        Some(key) => key,
+        None => ask_for_key(call, &mut config, &url)?,
+    };
+    let trust = call.trust(&config, Some(&key))?;
+    let hub = Arc::new(Hub::new(url.clone(), &trust, Some(key.clone()), &call.stop)?);
+    let began = Instant::now();
+    let whoami = hub.whoami()?;
+    let latency = began.elapsed();
+    let label = call.args.value("label").map(str::to_owned).or_else(|| config.label.clone());
+    let label = label.unwrap_or_else(user::hostname);
+    let identity = call.identity()?;
+    let id = config.agent_id.clone().unwrap_or_else(|| secret::id("agent"));
+    let may_expose = whoami.role.is_none_or(|role| role.may(crate::model::access::Action::Expose));
+    if may_expose {
+        hub.register(&RegisterAgent {
+            id: id.clone(),
+            label: label.clone(),
+            fingerprint: identity.fingerprint,
+        })?;
+    }
+    if let HubTrust::Roots(pem) = &trust {
+        config.ca = Some(pem.clone());
+    }
+    config.hub_url = Some(url.to_string());
+    config.api_key = Some(key);
+    config.agent_id = Some(id.clone());
+    config.label = Some(label.clone());
+    config.save(&call.home, call.config_file())?;
+    let role = whoami.role.map_or("local", crate::model::access::Role::as_str);
+    call.say.value(&json!({ "hub": url.to_string(), "label": label, "agentId": id, "role": role,
+        "workspace": whoami.workspace, "latencyMs": latency.as_millis() }));
+    call.say.result(&format!("[ok] Connected to {url} ({} ms)", latency.as_millis()));
+    call.say.line(&format!("  Agent: {label} ({id})"));
+    call.say.line(&format!("  Role:  {role}, workspace {}", whoami.workspace));
+    call.say.line("");
+    call.say.line(if may_expose {
+        "  Next: connect expose NAME PORT, or connect services"
+    } else {
+        "  Next: connect join CODE"
+    });
+    Ok(0)
+}
+
+/// Shows a code and waits until somebody has approved it.
+fn ask_for_key(call: &Call, config: &mut Config, url: &HubUrl) -> Result<String> {
+    let hub = recognised(call, config, url)?;
+    let label = call.args.value("label").map_or_else(user::hostname, str::to_owned);
+    let asked = hub.ask_device(&label)?;
+    call.say.event(&json!({ "event": "approve", "code": asked.code, "page": asked.page }));
+    call.say.line("No API key was given. Have this machine approved:");
+    call.say.line("");
+    call.say.line(&format!("    Code:  {}", asked.code));
+    call.say.line(&format!("    On the hub:       connect hub approve {}", asked.code));
+    call.say.line(&format!("    Or in a browser:  {}", asked.page));
+    call.say.line("");
+    call.say.line("  Waiting for the approval; Ctrl+C gives up");
+    let deadline = Instant::now() + Duration::from_secs(asked.expires_in_seconds.min(3600));
+    while Instant::now() < deadline {
+        if call.stop.wait_for(poll_interval(&asked)) {
+            call.go_on()?;
+        }
+        match hub.device_state(&asked) {
+            Ok(state) => {
+                if let Some(key) = state.key {
+                    return Ok(key);
+                }
+            }
+            Err(error) if error.may_pass() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(Error::new("Nobody approved the code in time").hint("Run connect up again for a new one"))
+}
+
+/// The hub, when there is no key whose pin would tell that it is the right one: by CA file, by public
+/// roots, or because the user looked at its pin.
+fn recognised(call: &Call, config: &mut Config, url: &HubUrl) -> Result<Hub> {
+    let hub = Hub::new(url.clone(), &call.trust(config, None)?, None, &call.stop)?;
+    let Err(error) = hub.health() else { return Ok(hub) };
+    if error.kind == Kind::Unreachable {
+        return Err(error);
+    }
+    let pin = hub.observe()?;
+    if !terminal::is_terminal_in() || call.say.json {
+        return Err(error.hint(format!("Give --api-key (a key tells how to recognise its hub) or --ca FILE. The hub at {url} shows the pin {pin}")));
+    }
+    call.say.result(&format!("{url} has a certificate of its own. Its pin is\n\n    {pin}\n"));
+    call.say.result("Compare it with what `connect hub status` shows on the hub. Is it the same? [y/N]");
+    let mut answer = String::new();
+    let _ = io::stdin().lock().read_line(&mut answer);
+    if !answer.trim().eq_ignore_ascii_case("y") {
+        return Err(Error::new("Not connected: the hub was not recognised")
+            .hint("Ask its owner for a key, which carries the pin"));
+    }
+    config.hub_pin = Some(pin.to_string());
+    Hub::new(url.clone(), &HubTrust::Pin(pin), None, &call.stop)
+}

@@ -1,0 +1,114 @@
+//! What every command starts from: its arguments, the state folder, the hub that was asked for.
+
+use std::env;
+use std::path::Path;
+use std::process;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+
+use super::args::Args;
+use super::say::Say;
+use crate::api::Hub;
+use crate::error::Error;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::net::address::HubUrl;
+use crate::net::identity::Identity;
+use crate::net::stop::Stop;
+use crate::net::trust;
+use crate::net::trust::HubTrust;
+use crate::os::process::Signals;
+use crate::state::config::Config;
+use crate::state::config::DEFAULT_HUB;
+use crate::state::config::trust_of;
+use crate::state::home::Home;
+use crate::state::identity;
+
+pub struct Call {
+    pub args: Args,
+    pub say: Say,
+    pub home: Home,
+    /// Set by the first Ctrl-C.
+    pub stop: Stop,
+    /// Taken early by commands that run another one.
+    pub signals: Option<Signals>,
+}
+
+impl Call {
+    pub fn new(args: Args, say: Say) -> Result<Self> {
+        let stop = Stop::new();
+        let signals = if args.run.is_some() {
+            let own = stop.clone();
+            Some(Signals::take(move || own.stop())?)
+        } else {
+            stop_on_signal(&stop)?;
+            None
+        };
+        Ok(Self { args, say, home: Home::find()?, stop, signals })
+    }
+
+    pub fn config_file(&self) -> Option<&Path> {
+        self.args.value("config").map(Path::new)
+    }
+
+    pub fn config(&self) -> Result<Config> {
+        Config::load(&self.home, self.config_file())
+    }
+
+    /// Option, environment, config, default: in this order.
+    pub fn hub_url(&self, config: &Config) -> Result<HubUrl> {
+        let asked = self.args.value("hub").map(str::to_owned).or_else(|| variable("CONNECT_HUB_URL"));
+        let url = asked.or_else(|| config.hub_url.clone());
+        HubUrl::parse(url.as_deref().unwrap_or(DEFAULT_HUB))
+    }
+
+    pub fn api_key(config: &Config) -> Option<String> {
+        variable("PRIVATECONNECT_TOKEN").or_else(|| config.api_key.clone())
+    }
+
+    pub fn trust(&self, config: &Config, key: Option<&str>) -> Result<HubTrust> {
+        let file = self.args.value("ca").map(str::to_owned).or_else(|| variable("PRIVATECONNECT_CA"));
+        if let Some(file) = file {
+            return trust::read_roots(Path::new(&file));
+        }
+        Ok(trust_of(config.ca.as_deref(), key, config.hub_pin.as_deref()))
+    }
+
+    /// The hub, with the key that `connect up` saved.
+    pub fn hub(&self) -> Result<Arc<Hub>> {
+        let config = self.config()?;
+        let key = Self::api_key(&config).ok_or_else(not_configured)?;
+        let trust = self.trust(&config, Some(&key))?;
+        Hub::new(self.hub_url(&config)?, &trust, Some(key), &self.stop).map(Arc::new)
+    }
+
+    pub fn identity(&self) -> Result<Identity> {
+        identity::load_or_make(&self.home)
+    }
+
+    /// Ctrl-C cut the work off.
+    pub fn go_on(&self) -> Result<()> {
+        if self.stop.is_stopped() { Err(super::interrupted()) } else { Ok(()) }
+    }
+}
+
+pub fn not_configured() -> Error {
+    Error::new("Agent not configured").hint("Run connect up first to authenticate.")
+}
+
+pub fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.trim().is_empty())
+}
+
+/// The first signal ends everything in order, the second one at once.
+fn stop_on_signal(stop: &Stop) -> Result<()> {
+    let (own, again) = (stop.clone(), AtomicBool::new(false));
+    let handler = move || {
+        if again.swap(true, Ordering::SeqCst) {
+            process::exit(130);
+        }
+        own.stop();
+    };
+    ctrlc::set_handler(handler).or_say(|| "Cannot take this process's signals")
+}

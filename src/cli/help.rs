@@ -1,0 +1,100 @@
+//! Help, drawn from the table.
+
+use super::Outcome;
+use super::say::Say;
+use super::table::Command;
+use super::table::GLOBAL;
+use super::table::Opt;
+use super::table::TABLE;
+use crate::error::Error;
+use crate::model::suggest;
+
+const FIRST_STEPS: &str = "connect: reach a private service from somewhere else
+
+  On one machine, a meeting point:     connect hub
+  On every machine, log in to it:      connect up --hub URL --api-key KEY
+  Beside a service, offer it:          connect expose NAME PORT
+  See what is offered:                 connect services
+  Where you need it, bring it near:    connect reach NAME
+
+  All commands: connect --help";
+
+pub fn first_steps(say: &Say) {
+    say.result(FIRST_STEPS);
+}
+
+/// Help for the words given: a command, a group of commands, or all of it.
+pub fn show(say: &Say, words: &[String]) -> Outcome {
+    let path = words.join(" ");
+    if let Some(command) = TABLE.iter().find(|command| command.path == path) {
+        say.result(&of_command(command));
+        return Ok(0);
+    }
+    let within: Vec<&Command> = TABLE.iter().filter(|command| is_within(command, &path)).collect();
+    if within.is_empty() {
+        return Err(no_such_command(&path));
+    }
+    say.result(&of_group(&path, &within));
+    Ok(0)
+}
+
+/// The line ended before it named a command.
+pub fn unfinished(words: &[String]) -> Error {
+    let path = words.join(" ");
+    let rest = TABLE.iter().filter_map(|command| command.path.strip_prefix(&path)?.split_whitespace().next());
+    let mut next: Vec<&str> = rest.collect();
+    next.dedup();
+    Error::usage(format!("`connect {path}` needs one more word")).hint(format!("One of: {}", next.join(", ")))
+}
+
+fn no_such_command(path: &str) -> Error {
+    let error = Error::usage(format!("There is no command `{}`", path.escape_debug()));
+    match suggest::nearest(path, TABLE.iter().map(|command| command.path)) {
+        Some(near) => error.hint(format!("Did you mean: connect help {near}")),
+        None => error.hint("See: connect --help"),
+    }
+}
+
+fn is_within(command: &Command, path: &str) -> bool {
+    path.is_empty() || command.path.strip_prefix(path).is_some_and(|rest| rest.starts_with(' '))
+}
+
+fn of_group(path: &str, commands: &[&Command]) -> String {
+    let mut text = String::from("connect: reach a private service from somewhere else\n\n");
+    let title = format!("Usage: connect {path}");
+    text.push_str(&format!("{} COMMAND [options]\n\nCommands:\n", title.trim_end()));
+    let width = commands.iter().map(|command| command.path.len()).max().unwrap_or(0);
+    for command in commands {
+        text.push_str(&format!("  {:width$}  {}\n", command.path, command.about));
+    }
+    text.push_str("\nEverywhere:\n");
+    text.push_str(&options(&GLOBAL));
+    text.push_str("\nMore on a command: connect help COMMAND");
+    text
+}
+
+fn of_command(command: &Command) -> String {
+    let usage = format!("connect {} {}", command.path, command.usage);
+    let mut text = format!("{}\n\nUsage: {}\n", command.about, usage.trim_end());
+    if !command.options.is_empty() {
+        text.push_str("\nOptions:\n");
+        text.push_str(&options(command.options));
+    }
+    text.push_str("\nEverywhere:\n");
+    text.push_str(&options(&GLOBAL));
+    text.push_str("\nExamples:\n");
+    for example in command.examples {
+        text.push_str(&format!("  {example}\n"));
+    }
+    text.trim_end().to_owned()
+}
+
+fn options(options: &[Opt]) -> String {
+    let left = |option: &Opt| {
+        let short = option.short.map_or("    ".to_owned(), |letter| format!("-{letter}, "));
+        let value = option.value.map_or(String::new(), |value| format!(" {value}"));
+        format!("  {short}--{}{value}", option.long)
+    };
+    let width = options.iter().map(|option| left(option).chars().count()).max().unwrap_or(0);
+    options.iter().map(|option| format!("{:width$}  {}\n", left(option), option.about)).collect()
+}

@@ -1,0 +1,81 @@
+//! The command line: reads it, runs the command, says how it went, and turns that into an exit code.
+
+mod args;
+mod commands;
+mod context;
+mod help;
+mod say;
+mod table;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use args::Args;
+use context::Call;
+use say::Say;
+
+use crate::error::Error;
+use crate::error::Kind;
+use crate::error::Result;
+use crate::os::limits;
+
+/// The exit code, or what went wrong.
+type Outcome = Result<u8>;
+
+pub fn main(arguments: Vec<OsString>) -> ExitCode {
+    let as_json =
+        arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json");
+    let outcome = args::parse(arguments).and_then(run);
+    let code = outcome.unwrap_or_else(|error| {
+        if error.kind != Kind::Interrupted {
+            Say::new(as_json, false, false).trouble(&error);
+        }
+        match error.kind {
+            Kind::Usage => 2,
+            Kind::Interrupted => 130,
+            _ => 1,
+        }
+    });
+    ExitCode::from(code)
+}
+
+fn run(args: Args) -> Outcome {
+    start_log(args.flag("verbose"));
+    let say = Say::new(args.flag("json"), args.flag("quiet"), args.run.is_some());
+    if args.flag("version") {
+        say.result(concat!("connect ", env!("CARGO_PKG_VERSION")));
+        say.value(&serde_json::json!({ "version": env!("CARGO_PKG_VERSION") }));
+        return Ok(0);
+    }
+    if args.flag("help") {
+        return help::show(&say, &args.words);
+    }
+    let Some(command) = args.command else {
+        if args.words.is_empty() {
+            help::first_steps(&say);
+            return Ok(0);
+        }
+        return Err(help::unfinished(&args.words));
+    };
+    limits::raise_open_files();
+    (command.run)(&Call::new(args, say)?)
+}
+
+/// What happens underneath goes to stderr: trouble always, everything with `-v` or as `RUST_LOG` says.
+fn start_log(verbose: bool) {
+    let default = if verbose { "debug" } else { "warn" };
+    let environment = env_logger::Env::default()
+        .default_filter_or(format!("{default},ureq=warn,ureq_proto=warn,rustls=warn"));
+    let mut builder = env_logger::Builder::from_env(environment);
+    builder.format(|out, record| {
+        let mark = if record.level() <= log::Level::Warn { "[!]" } else { "   " };
+        writeln!(out, "{mark} {}", say::clean(&record.args().to_string()))
+    });
+    let _ = builder.try_init();
+}
+
+/// A command that ended because it was told to.
+fn interrupted() -> Error {
+    Error::new("Interrupted").kind(Kind::Interrupted)
+}
