@@ -1,8 +1,8 @@
 //! The registry on disk: a snapshot, and a journal of the changes since.
 //!
 //! A change is on the disk before its answer is given. Each line of the journal carries a number and a
-//! checksum. A last line that is torn is what a crash leaves: it was never acknowledged, it is dropped and
-//! said. Anything else that does not check out is damage, and the hub refuses to guess. The snapshot is
+//! checksum. A last line without its end is what a crash leaves: it was never acknowledged, it is dropped
+//! and said. Anything else that does not check out is damage, and the hub refuses to guess. The snapshot is
 //! replaced whole; journal lines that it already holds are passed over, so a crash between the two steps
 //! loses and repeats nothing.
 
@@ -148,10 +148,11 @@ fn read_journal(bytes: &[u8]) -> std::result::Result<(Vec<Entry>, u64), usize> {
     let mut entries: Vec<Entry> = Vec::new();
     let mut whole = 0;
     for (index, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
-        let is_last = whole + line.len() == bytes.len();
+        if !line.ends_with(b"\n") {
+            break;
+        }
         match decode(line).filter(|entry| entries.last().is_none_or(|before| before.n + 1 == entry.n)) {
             Some(entry) => entries.push(entry),
-            None if is_last => break,
             None => return Err(index + 1),
         }
         whole += line.len();
