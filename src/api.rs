@@ -30,6 +30,7 @@ use crate::error::Error;
 use crate::error::Kind;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::model::code::Code;
 use crate::model::fingerprint::Pin;
 use crate::net::address::HubUrl;
 use crate::net::connect::DEADLINE;
@@ -50,9 +51,13 @@ use crate::wire::api::AskSession;
 use crate::wire::api::DeviceAsked;
 use crate::wire::api::DeviceState;
 use crate::wire::api::Health;
+use crate::wire::api::MakeShare;
 use crate::wire::api::RegisterAgent;
 use crate::wire::api::ServiceInfo;
 use crate::wire::api::SessionGranted;
+use crate::wire::api::ShareInfo;
+use crate::wire::api::ShareMade;
+use crate::wire::api::SharePreview;
 use crate::wire::api::WhoAmI;
 use crate::wire::control;
 
@@ -114,6 +119,23 @@ impl Hub {
     pub fn device_state(&self, asked: &DeviceAsked) -> Result<DeviceState> {
         let path = format!("/v1/device/{}", asked.code);
         self.call("GET", &path, &[("x-device-secret", &asked.secret)], None::<&()>)
+    }
+
+    pub fn make_share(&self, share: &MakeShare) -> Result<ShareMade> {
+        self.call("POST", "/v1/shares", &[], Some(share))
+    }
+
+    pub fn shares(&self) -> Result<Vec<ShareInfo>> {
+        self.call("GET", "/v1/shares", &[], None::<&()>)
+    }
+
+    /// By its code or its id, which are plain letters and digits both.
+    pub fn revoke_share(&self, code: &str) -> Result<()> {
+        self.exchange("DELETE", &format!("/v1/shares/{code}"), &[], None).map(drop)
+    }
+
+    pub fn join_share(&self, code: &Code) -> Result<SharePreview> {
+        self.call("POST", &format!("/v1/shares/{}/join", code.as_str()), &[], None::<&()>)
     }
 
     pub fn metrics(&self) -> Result<String> {

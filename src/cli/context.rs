@@ -77,10 +77,30 @@ impl Call {
 
     /// The hub, with the key that `connect up` saved.
     pub fn hub(&self) -> Result<Arc<Hub>> {
+        self.hub_until(&self.stop)
+    }
+
+    /// The same, but its calls are cut by another stop: for what is still to be said after Ctrl-C.
+    pub fn hub_until(&self, stop: &Stop) -> Result<Arc<Hub>> {
         let config = self.config()?;
-        let key = Self::api_key(&config).ok_or_else(not_configured)?;
-        let trust = self.trust(&config, Some(&key))?;
-        Hub::new(self.hub_url(&config)?, &trust, Some(key), &self.stop).map(Arc::new)
+        self.connected(self.hub_url(&config)?, &config, stop)
+    }
+
+    /// The hub that a project names, unless this call or the environment names another.
+    pub fn hub_named(&self, project: Option<&str>) -> Result<Arc<Hub>> {
+        let config = self.config()?;
+        let asked = self.args.value("hub").is_some() || variable("CONNECT_HUB_URL").is_some();
+        let url = match project.filter(|_| !asked) {
+            Some(url) => HubUrl::parse(url)?,
+            None => self.hub_url(&config)?,
+        };
+        self.connected(url, &config, &self.stop)
+    }
+
+    fn connected(&self, url: HubUrl, config: &Config, stop: &Stop) -> Result<Arc<Hub>> {
+        let key = Self::api_key(config).ok_or_else(not_configured)?;
+        let trust = self.trust(config, Some(&key))?;
+        Hub::new(url, &trust, Some(key), stop).map(Arc::new)
     }
 
     pub fn identity(&self) -> Result<Identity> {

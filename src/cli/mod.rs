@@ -3,7 +3,9 @@
 mod args;
 mod commands;
 mod context;
+mod exposing;
 mod help;
+mod party;
 mod say;
 mod table;
 

@@ -25,6 +25,7 @@ const PASSED_ON: [Signal; 6] =
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
 
 /// Takes the signals of this process. Before the command runs they stop us; while it runs they are its own.
+#[derive(Clone)]
 pub struct Signals {
     child: Arc<Mutex<Option<Pid>>>,
 }

@@ -3,11 +3,11 @@
 use std::io;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
-use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -47,6 +47,13 @@ pub enum Event {
     Down(Error),
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Nothing,
+    Up,
+    Down(Kind),
+}
+
 pub type Report = Box<dyn Fn(Event) + Send + Sync>;
 
 /// Who may connect to a tunnel's port.
@@ -75,8 +82,8 @@ struct Shared {
     pool: Pool,
     stop: Stop,
     report: Report,
-    /// Whether the owner was last told that the service answers.
-    up: Mutex<bool>,
+    /// What the owner was last told.
+    told: Mutex<Told>,
     wake: Stop,
 }
 
@@ -115,8 +122,13 @@ impl Tunnel {
     pub fn start(bound: Bound, opener: Opener, admit: Admit, report: Report, stop: &Stop) -> Result<Self> {
         let (stop, registration) = stop.child();
         let pool = Pool::new(opener, stop.clone());
-        let shared =
-            Arc::new(Shared { pool, stop: stop.clone(), report, up: Mutex::new(false), wake: Stop::new() });
+        let shared = Arc::new(Shared {
+            pool,
+            stop: stop.clone(),
+            report,
+            told: Mutex::new(Told::Nothing),
+            wake: Stop::new(),
+        });
         let port = bound.port;
         let servers = bound.listeners.into_iter().map(|listener| {
             let own = Arc::clone(&shared);
@@ -141,9 +153,7 @@ impl Tunnel {
     pub fn prove(&self) -> Result<Duration> {
         let began = Instant::now();
         let proved = self.shared.prove();
-        if proved.is_ok() {
-            *self.shared.up() = true;
-        }
+        *self.shared.told() = proved.as_ref().map_or_else(|error| Told::Down(error.kind), |()| Told::Up);
         proved.map(|()| began.elapsed())
     }
 
@@ -165,12 +175,7 @@ impl Tunnel {
     }
 
     pub fn is_up(&self) -> bool {
-        *self.shared.up()
-    }
-
-    /// A hint to look now rather than at the next turn.
-    pub fn local_address(&self) -> SocketAddr {
-        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+        *self.shared.told() == Told::Up
     }
 }
 
@@ -187,8 +192,8 @@ impl Drop for Tunnel {
 }
 
 impl Shared {
-    fn up(&self) -> std::sync::MutexGuard<'_, bool> {
-        self.up.lock().unwrap_or_else(PoisonError::into_inner)
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One local connection, from accept to close.
@@ -252,7 +257,7 @@ impl Shared {
         while !self.stop.wait_for(wait) {
             wait = TEND;
             self.pool.tend();
-            if self.pool.total() > 0 && *self.up() {
+            if self.pool.total() > 0 && *self.told() == Told::Up {
                 continue;
             }
             match self.prove() {
@@ -273,8 +278,11 @@ impl Shared {
         if !self.wake.is_stopped() || self.stop.is_stopped() {
             return;
         }
-        let now = matches!(event, Event::Up);
-        let before = std::mem::replace(&mut *self.up(), now);
+        let now = match &event {
+            Event::Up => Told::Up,
+            Event::Down(error) => Told::Down(error.kind),
+        };
+        let before = std::mem::replace(&mut *self.told(), now);
         if before != now {
             (self.report)(event);
         }
@@ -282,6 +290,5 @@ impl Shared {
 }
 
 fn refusal(reason: &str) -> Error {
-    Error::new(format!("The agent cannot reach the service: {}", reason.escape_debug()))
-        .kind(Kind::Unreachable)
+    Error::new(format!("{} beside its agent", reason.escape_debug())).kind(Kind::Unreachable)
 }

@@ -9,5 +9,6 @@ pub mod frame;
 pub mod head;
 pub mod host;
 pub mod message;
+pub mod pconnect;
 pub mod reply;
 mod scan;
