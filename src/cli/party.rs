@@ -340,9 +340,7 @@ impl<'c> Party<'c> {
                 say.line(&format!("[ok] {name} → {} is back", member.shown()));
             }
             Event::Down(error) => {
-                if let Some(final_word) =
-                    the_end(&error).filter(|_| self.right.share.is_some() || error.is_status(401))
-                {
+                if let Some(final_word) = self.right.the_end(&error) {
                     return Err(final_word);
                 }
                 say.event(&json!({ "event": "down", "name": name, "reason": error.to_string() }));
