@@ -295,11 +295,11 @@ impl Dialer {
         let host = &self.url.host;
         let name = ServerName::try_from(host.clone()).or_say(|| format!("{host} cannot be a host's name"))?;
         let established =
-            tls::client(&self.tls, name, below, deadline).map_err(|error| self.distrust(error))?;
+            tls::client(&self.tls, name, below, deadline).map_err(|error| self.distrust(&error))?;
         Ok((established.into_duplex(), cut))
     }
 
-    fn distrust(&self, error: std::io::Error) -> Error {
+    fn distrust(&self, error: &std::io::Error) -> Error {
         let certificate = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         match certificate {
             Some(rustls::Error::InvalidCertificate(why)) => {

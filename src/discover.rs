@@ -1,7 +1,7 @@
 //! What answers on a port, told by what it says and not by the port's number.
 //!
 //! A service that speaks first is listened to and never written to. The others get one harmless question
-//! each, on a connection of its own: what a TLS port answers to plain HTTP, PostgreSQL's question whether
+//! each, on a connection of its own: what a TLS port answers to plain HTTP, `PostgreSQL`'s question whether
 //! it speaks TLS, Redis's PING.
 
 use std::io::Read;
@@ -25,7 +25,7 @@ pub enum Kind {
     Tcp,
 }
 
-/// PostgreSQL's `SSLRequest`: length 8, code 80877103. It is answered with `S` or `N`.
+/// `PostgreSQL`'s `SSLRequest`: length 8, code 80877103. It is answered with `S` or `N`.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 const ANSWER: usize = 1024;
 

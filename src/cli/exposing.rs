@@ -67,7 +67,7 @@ impl<'c> Exposing<'c> {
             self.call.go_on()?;
             match self.next(Instant::now() + LOOK) {
                 Some(Event::Exposed { name, service, tunnel_port }) => {
-                    drop(known.insert(name, (service, tunnel_port)))
+                    drop(known.insert(name, (service, tunnel_port)));
                 }
                 Some(Event::Refused { error, .. }) => return Err(error),
                 Some(Event::Lost(error)) if error.kind != Kind::Unreachable => return Err(error),

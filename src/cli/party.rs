@@ -74,7 +74,7 @@ pub struct Member {
     pub tunnel: Option<Tunnel>,
     pub trouble: Option<Error>,
     /// Listed in `active-routes.json` for as long as this lives.
-    _route: Option<OwnRoute>,
+    route: Option<OwnRoute>,
 }
 
 impl Member {
@@ -155,7 +155,7 @@ impl<'c> Party<'c> {
             Ok(tunnel) => (Some(tunnel), None),
             Err(error) => (None, Some(error)),
         };
-        Member { wanted, tunnel, trouble, _route: None }
+        Member { wanted, tunnel, trouble, route: None }
     }
 
     fn try_open(&self, wanted: &Wanted) -> Result<Tunnel> {
@@ -194,7 +194,7 @@ impl<'c> Party<'c> {
         thread::scope(|scope| {
             for member in unproved {
                 scope.spawn(|| {
-                    member.trouble = member.tunnel.as_ref().and_then(|tunnel| tunnel.prove().err())
+                    member.trouble = member.tunnel.as_ref().and_then(|tunnel| tunnel.prove().err());
                 });
             }
         });
@@ -237,12 +237,12 @@ impl<'c> Party<'c> {
     /// folder that cannot be written costs the list, not the tunnels.
     pub fn settle(&mut self) -> Result<()> {
         let home = &self.call.home;
-        for member in self.members.values_mut().filter(|member| member._route.is_none()) {
+        for member in self.members.values_mut().filter(|member| member.route.is_none()) {
             let Some(port) = member.port() else { continue };
             let name = member.wanted.name.as_str();
             let listed = ports::remember(home, name, port).and_then(|()| routes::add(home, name, port));
             match listed {
-                Ok(route) => member._route = Some(route),
+                Ok(route) => member.route = Some(route),
                 Err(error) => log::info!("{name} is not listed as a route: {error}"),
             }
         }
@@ -313,7 +313,7 @@ impl<'c> Party<'c> {
         let (environment, tell) = (self.environment(), self.tell.clone());
         let (started, pid) = mpsc::channel();
         let work = move || {
-            let code = signals.run(&command, &environment, |pid| drop(started.send(pid)));
+            let code = signals.run(&command, &environment, |pid| _ = started.send(pid));
             let _ = tell.send(Told::Ended(code));
         };
         crate::net::crew::spawn("command", work).or_say(|| "Cannot start a thread")?;

@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::os::terminal;
 
 #[derive(Clone)]
+#[allow(clippy::struct_excessive_bools)] // Each is one plain fact about where words go.
 pub struct Say {
     pub json: bool,
     pub quiet: bool,

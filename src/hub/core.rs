@@ -83,7 +83,7 @@ pub struct AgentChannel {
 struct Tunnel {
     service: String,
     /// Closed by being dropped. A port whose service is away keeps its place without one.
-    _open: Option<Box<dyn Send>>,
+    open: Option<Box<dyn Send>>,
 }
 
 pub struct Limits {
@@ -217,14 +217,14 @@ impl Core {
         };
         if let [port] = before[..] {
             // A reconnecting agent finds its tunnel open.
-            if locked(&self.tunnels).get(&port).is_some_and(|tunnel| tunnel._open.is_some()) {
+            if locked(&self.tunnels).get(&port).is_some_and(|tunnel| tunnel.open.is_some()) {
                 return Some(port);
             }
         }
         let free = range.filter(|port| !taken.contains(port));
         let (port, open) =
             before.iter().copied().chain(free).find_map(|port| Some((port, opener(service, port).ok()?)))?;
-        locked(&self.tunnels).insert(port, Tunnel { service: service.to_owned(), _open: Some(open) });
+        locked(&self.tunnels).insert(port, Tunnel { service: service.to_owned(), open: Some(open) });
         Some(port)
     }
 
@@ -236,7 +236,7 @@ impl Core {
             tunnels
                 .get_mut(&port)
                 .filter(|tunnel| tunnel.service == service)
-                .and_then(|tunnel| tunnel._open.take())
+                .and_then(|tunnel| tunnel.open.take())
         };
         drop(closing);
     }

@@ -180,7 +180,7 @@ mod tests {
         assert_eq!(in_words(Duration::from_secs(22 * 3600 + 5)), "22 hours");
         assert_eq!(in_words(Duration::from_secs(22 * 3600 - 5)), "22 hours");
         assert_eq!(in_words(Duration::from_secs(3599)), "1 hour");
-        assert_eq!(in_words(Duration::from_secs(24 * 3600)), "24 hours");
+        assert_eq!(in_words(Duration::from_hours(24)), "24 hours");
         assert_eq!(in_words(Duration::from_secs(61)), "1 minute");
         assert_eq!(in_words(Duration::from_secs(30 * DAY)), "30 days");
     }

@@ -126,9 +126,10 @@ fn read_status(stream: &TcpStream, deadline: Instant) -> io::Result<u16> {
         answer.push(byte[0]);
         if byte[0] == b'\n' {
             let parsed = head::parse_response(&answer);
-            match parsed.map_err(|bad| io::Error::new(io::ErrorKind::InvalidData, bad.reason()))? {
-                Some(response) => return Ok(response.status),
-                None => {}
+            if let Some(response) =
+                parsed.map_err(|bad| io::Error::new(io::ErrorKind::InvalidData, bad.reason()))?
+            {
+                return Ok(response.status);
             }
         }
     }

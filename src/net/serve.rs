@@ -26,11 +26,14 @@ const SPARE: usize = 8;
 /// When accepting fails (no descriptors left), this long until the next try.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Serves one connection to its end.
+pub type Serve = Box<dyn Fn(Arc<TcpStream>, &Stop) + Send + Sync>;
+
 pub struct Service {
     pub name: &'static str,
     /// Connections served at once.
     pub limit: usize,
-    pub serve: Box<dyn Fn(Arc<TcpStream>, &Stop) + Send + Sync>,
+    pub serve: Serve,
     /// Says in a few bytes that there are too many; must not block.
     pub turn_away: Box<dyn Fn(&TcpStream) + Send + Sync>,
 }

@@ -272,7 +272,7 @@ fn encode<D>(record: &mut EncodeTlsData<'_, D>, owed: &mut Vec<u8>) -> io::Resul
                 return Ok(());
             }
             Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) => {
-                room = required_size
+                room = required_size;
             }
             Err(error) => return Err(io::Error::other(error)),
         }

@@ -154,36 +154,17 @@ impl Running {
 
     /// The first line of stdout that fits; panics with all it said when none comes.
     pub fn wait_out(&self, fits: impl Fn(&str) -> bool) -> String {
-        self.wait_in(&self.out, fits, PATIENCE)
-            .unwrap_or_else(|| panic!("never said on stdout: {}", self.all()))
+        wait_in(&self.out, fits, PATIENCE).unwrap_or_else(|| panic!("never said on stdout: {}", self.all()))
     }
 
     pub fn wait_err(&self, fits: impl Fn(&str) -> bool) -> String {
-        self.wait_in(&self.err, fits, PATIENCE)
-            .unwrap_or_else(|| panic!("never said on stderr: {}", self.all()))
+        wait_in(&self.err, fits, PATIENCE).unwrap_or_else(|| panic!("never said on stderr: {}", self.all()))
     }
 
     /// The first JSON line of stdout with this `event`.
     pub fn wait_event(&self, event: &str) -> Value {
         let is = |line: &str| serde_json::from_str::<Value>(line).is_ok_and(|value| value["event"] == event);
         serde_json::from_str(&self.wait_out(is)).unwrap()
-    }
-
-    fn wait_in(&self, heard: &Heard, fits: impl Fn(&str) -> bool, patience: Duration) -> Option<String> {
-        let deadline = Instant::now() + patience;
-        let mut lines = heard.lines.lock().unwrap();
-        let mut seen = 0;
-        loop {
-            if let Some(line) = lines.0[seen..].iter().find(|line| fits(line)) {
-                return Some(line.clone());
-            }
-            seen = lines.0.len();
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || lines.1 {
-                return None;
-            }
-            lines = heard.changed.wait_timeout(lines, left).unwrap().0;
-        }
     }
 
     pub fn out(&self) -> String {
@@ -239,6 +220,23 @@ impl Running {
         let began = Instant::now();
         self.signal(Signal::SIGINT);
         (self.wait(), began.elapsed())
+    }
+}
+
+fn wait_in(heard: &Heard, fits: impl Fn(&str) -> bool, patience: Duration) -> Option<String> {
+    let deadline = Instant::now() + patience;
+    let mut lines = heard.lines.lock().unwrap();
+    let mut seen = 0;
+    loop {
+        if let Some(line) = lines.0[seen..].iter().find(|line| fits(line)) {
+            return Some(line.clone());
+        }
+        seen = lines.0.len();
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() || lines.1 {
+            return None;
+        }
+        lines = heard.changed.wait_timeout(lines, left).unwrap().0;
     }
 }
 
@@ -347,7 +345,7 @@ pub fn service(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> u16 {
 
 /// Sends back what it gets, and half-closes when its client does.
 pub fn echo(mut stream: TcpStream) {
-    let mut buffer = [0; 64 * 1024];
+    let mut buffer = vec![0; 64 * 1024];
     while let Ok(count @ 1..) = stream.read(&mut buffer) {
         if stream.write_all(&buffer[..count]).is_err() {
             return;

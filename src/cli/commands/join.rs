@@ -111,12 +111,11 @@ fn invitation(call: &Call) -> Result<Invitation> {
     Invitation::parse(&text).map_err(|bad| match bad {
         BadCode::Link => Error::new("This is not a whole share link")
             .hint("Copy it again, from https:// to its end, in quotes"),
-        BadCode::Fingerprint => Error::new("Share not found or expired")
-            .because(bad.reason())
-            .hint("Check the code and try again."),
-        BadCode::Length | BadCode::Character => Error::new("Share not found or expired")
-            .because(bad.reason())
-            .hint("Check the code and try again."),
+        BadCode::Fingerprint | BadCode::Length | BadCode::Character => {
+            Error::new("Share not found or expired")
+                .because(bad.reason())
+                .hint("Check the code and try again.")
+        }
     })
 }
 

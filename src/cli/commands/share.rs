@@ -33,7 +33,7 @@ use crate::wire::api::ShareMade;
 
 const LIFE: Duration = Duration::from_hours(24);
 /// How long a service without a name has to say what it is.
-const LOOK: Duration = Duration::from_millis(1000);
+const LOOK: Duration = Duration::from_secs(1);
 
 pub fn run(call: &Call) -> Outcome {
     let code = call.args.value("code").map(code_of).transpose()?;
@@ -70,7 +70,7 @@ pub fn run(call: &Call) -> Outcome {
         .as_ref()
         .map(|_| runs::register(&call.home, "share", &[made.code.clone(), name.clone()]))
         .transpose()?;
-    announce(call, &hub, &name, &made, life, &exposures)?;
+    announce(call, &Announced { hub: &hub, name: &name, made: &made, life, exposures: &exposures })?;
     let Some(exposing) = exposing else { return Ok(0) };
     call.say.line("");
     call.say.line("  Press Ctrl+C to stop sharing");
@@ -151,14 +151,17 @@ fn services(call: &Call, hub: &Hub, agent: &str, exposures: &[Exposure]) -> Resu
     Ok(names)
 }
 
-fn announce(
-    call: &Call,
-    hub: &Hub,
-    name: &str,
-    made: &ShareMade,
+/// A share that was made, and what there is to say about it.
+struct Announced<'a> {
+    hub: &'a Hub,
+    name: &'a str,
+    made: &'a ShareMade,
     life: Duration,
-    exposures: &[Exposure],
-) -> Result<()> {
+    exposures: &'a [Exposure],
+}
+
+fn announce(call: &Call, announced: &Announced<'_>) -> Result<()> {
+    let Announced { hub, name, made, life, exposures } = announced;
     let say = &call.say;
     let agent = Some(made.agent_fingerprint.pin());
     let code = code_of(&made.code)?;
@@ -179,7 +182,7 @@ fn announce(
     say.line("");
     say.line(&format!("  Share code: {}", made.code));
     say.line(&format!("  Verified:   {verified}"));
-    say.line(&format!("  Expires in {}", in_words(life)));
+    say.line(&format!("  Expires in {}", in_words(*life)));
     say.line("");
     say.line("  Services:");
     for service in &made.services {
