@@ -27,6 +27,7 @@ fn pure_rooms_touch_nothing_of_the_world() {
             let path = entry.unwrap().path();
             let text = std::fs::read_to_string(&path).unwrap();
             let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            let code: String = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
             for worldly in WORLDLY {
                 assert!(!code.contains(worldly), "{} names {worldly}", path.display());
             }
