@@ -31,8 +31,9 @@ lint:
 
 check: lint test
 
-bench: all
-	@tests/scripts/bench target/connect
+# Figures beside the direct connection's, taken in the same run.
+bench:
+	@$(STATIC) cargo test --quiet --release --locked --target $(TARGET) --test bench
 
 fuzz:
 	@tests/scripts/fuzz $(FUZZ_SECONDS)

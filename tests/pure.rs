@@ -16,7 +16,7 @@ const WORLDLY: [&str; 8] = [
     "std::process",
     "SystemTime",
     "Instant",
-    "ring::",
+    "use ring::",
 ];
 
 #[test]

@@ -1,6 +1,9 @@
 //! The agent of one command, and what it tells the user: `expose` has one service, `share` and `dev` several.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::sync::mpsc::Receiver;
 use std::sync::mpsc::RecvTimeoutError;
@@ -15,13 +18,17 @@ use crate::error::Error;
 use crate::error::Kind;
 use crate::error::Result;
 use crate::model::name::Name;
+use crate::model::target::Target;
 use crate::net::connect::DEADLINE;
 use crate::net::connect::dial;
 use crate::os::files;
+use crate::state::runs::Open;
+use crate::state::runs::OwnRun;
 use crate::tunnel::agent::Agent;
 use crate::tunnel::agent::Event;
 use crate::tunnel::agent::Exposure;
 use crate::tunnel::agent::Myself;
+use crate::tunnel::serving::Carried;
 
 /// How long a target has to answer before the user is told that it does not.
 const LOOK: Duration = Duration::from_secs(2);
@@ -32,7 +39,11 @@ pub struct Exposing<'c> {
     told: Receiver<Event>,
     /// One lock for each name, so that two processes of this machine do not take it from each other.
     locks: BTreeMap<Name, files::Lock>,
-    pub id: String,
+    targets: BTreeMap<Name, Target>,
+    /// This command's entry in the list of what runs, unless it has another.
+    run: Option<OwnRun>,
+    /// The hub is away.
+    lost: Cell<bool>,
 }
 
 /// A service as the hub knows it now.
@@ -44,7 +55,8 @@ pub struct Exposed {
 }
 
 impl<'c> Exposing<'c> {
-    pub fn start(call: &'c Call) -> Result<Self> {
+    /// With `run`, this command's own entry in the list of what runs tells what is exposed.
+    pub fn start(call: &'c Call, run: Option<OwnRun>) -> Result<Self> {
         let config = call.config()?;
         let id = config.agent_id.clone().ok_or_else(not_configured)?;
         let myself =
@@ -52,7 +64,15 @@ impl<'c> Exposing<'c> {
         let (tell, told) = mpsc::channel();
         let agent =
             Agent::start(call.hub()?, &myself, Box::new(move |event| drop(tell.send(event))), &call.stop)?;
-        Ok(Self { call, agent, told, locks: BTreeMap::new(), id })
+        Ok(Self {
+            call,
+            agent,
+            told,
+            locks: BTreeMap::new(),
+            targets: BTreeMap::new(),
+            run,
+            lost: Cell::new(false),
+        })
     }
 
     /// Exposes these, and returns when the hub knows all of them. A hub that cannot be reached is waited for.
@@ -60,6 +80,7 @@ impl<'c> Exposing<'c> {
         for exposure in &exposures {
             let lock = self.alone(&exposure.name)?;
             self.locks.insert(exposure.name.clone(), lock);
+            self.targets.insert(exposure.name.clone(), exposure.target.clone());
         }
         exposures.iter().for_each(|exposure| self.agent.expose(exposure.clone()));
         let mut known = BTreeMap::new();
@@ -85,18 +106,41 @@ impl<'c> Exposing<'c> {
         Ok(found.collect())
     }
 
+    /// The names by which `status` shows this command and `stop` finds it, when they are known only now.
+    pub fn called(&mut self, names: &[String]) {
+        if let Some(run) = &mut self.run {
+            run.called(names);
+        }
+    }
+
     pub fn withdraw(&mut self, name: &Name) {
         self.agent.withdraw(name);
         self.locks.remove(name);
     }
 
     /// Until Ctrl-C.
-    pub fn stay(&self) -> Result<()> {
+    pub fn stay(&mut self) -> Result<()> {
         loop {
             self.tell_news()?;
+            self.report();
             if self.call.stop.wait_for(Duration::from_millis(200)) {
                 return Ok(());
             }
+        }
+    }
+
+    /// For `connect status`.
+    fn report(&mut self) {
+        let open = |(name, carried): (Name, Arc<Carried>)| Open {
+            at: self.targets.get(&name).map(ToString::to_string).unwrap_or_default(),
+            name: name.to_string(),
+            up: !self.lost.get(),
+            sessions: usize::try_from(carried.sessions.load(Ordering::Relaxed)).unwrap_or_default(),
+            bytes: carried.bytes.load(Ordering::Relaxed),
+        };
+        let open = self.agent.carried().into_iter().map(open).collect();
+        if let Some(run) = &mut self.run {
+            run.report(open);
         }
     }
 
@@ -128,10 +172,12 @@ impl<'c> Exposing<'c> {
         let say = &self.call.say;
         match event {
             Event::Lost(error) => {
+                self.lost.set(true);
                 say.event(&json!({ "event": "lost", "reason": error.to_string() }));
                 say.warn(&format!("{error}; trying again until it is back"));
             }
             Event::Back => {
+                self.lost.set(false);
                 say.event(&json!({ "event": "back" }));
                 say.line("[ok] The hub is back");
             }

@@ -1,6 +1,7 @@
 //! The command line: reads it, runs the command, says how it went, and turns that into an exit code.
 
 mod args;
+mod background;
 mod commands;
 mod context;
 mod exposing;
@@ -20,6 +21,7 @@ use say::Say;
 use crate::error::Error;
 use crate::error::Kind;
 use crate::error::Result;
+use crate::os::daemon;
 use crate::os::limits;
 
 /// The exit code, or what went wrong.
@@ -43,6 +45,9 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
 }
 
 fn run(args: Args) -> Outcome {
+    if daemon::own_log().is_some() {
+        daemon::leave_terminal();
+    }
     start_log(args.flag("verbose"));
     let say = Say::new(args.flag("json"), args.flag("quiet"), args.run.is_some());
     if args.flag("version") {

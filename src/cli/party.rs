@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::sync::mpsc::Receiver;
 use std::sync::mpsc::RecvTimeoutError;
@@ -31,6 +32,9 @@ use crate::state::known;
 use crate::state::ports;
 use crate::state::routes;
 use crate::state::routes::OwnRoute;
+use crate::state::runs;
+use crate::state::runs::Open;
+use crate::state::runs::OwnRun;
 use crate::tunnel::joiner::Bound;
 use crate::tunnel::joiner::Event;
 use crate::tunnel::joiner::Tunnel;
@@ -97,6 +101,8 @@ pub struct Party<'c> {
     right: Arc<Right>,
     members: BTreeMap<Name, Member>,
     order: Vec<Name>,
+    /// This command's entry in the list of what runs; a folder that cannot be written costs only that.
+    run: Option<OwnRun>,
     tell: Sender<Told>,
     told: Receiver<Told>,
 }
@@ -112,9 +118,12 @@ enum Told {
 pub type EachTurn<'t> = &'t mut dyn FnMut(&mut Party<'_>) -> Result<()>;
 
 impl<'c> Party<'c> {
-    pub fn new(call: &'c Call, right: Right) -> Self {
+    /// `kind` and `names` are how `status` shows it and `stop` finds it.
+    pub fn new(call: &'c Call, kind: &str, names: &[String], right: Right) -> Self {
         let (tell, told) = mpsc::channel();
-        Self { call, right: Arc::new(right), members: BTreeMap::new(), order: Vec::new(), tell, told }
+        let run = runs::register(&call.home, kind, names);
+        let run = run.inspect_err(|error| log::info!("not listed among what runs: {error}")).ok();
+        Self { call, right: Arc::new(right), members: BTreeMap::new(), order: Vec::new(), run, tell, told }
     }
 
     /// In the order in which they were added.
@@ -275,12 +284,14 @@ impl<'c> Party<'c> {
         let tell = self.tell.clone();
         let _woken = self.call.stop.on_stop(move || drop(tell.send(Told::Stopped)));
         let command = self.run_command()?;
+        self.report();
         loop {
             let told = match self.told.recv_timeout(TURN) {
                 Ok(told) => told,
                 Err(RecvTimeoutError::Timeout) => {
                     self.find_ports();
                     self.settle()?;
+                    self.report();
                     each_turn(self)?;
                     continue;
                 }
@@ -301,6 +312,27 @@ impl<'c> Party<'c> {
                 Told::Stopped if command.is_some() => {}
                 Told::Stopped => return Ok(0),
             }
+        }
+    }
+
+    /// For `connect status`.
+    fn report(&mut self) {
+        let open = |member: &Member| {
+            let tunnel = member.tunnel.as_ref()?;
+            let traffic = tunnel.traffic();
+            let bytes = traffic.up.load(Ordering::Relaxed) + traffic.down.load(Ordering::Relaxed);
+            let at = format!("localhost:{}", tunnel.port);
+            Some(Open {
+                name: member.wanted.name.to_string(),
+                at,
+                up: member.trouble.is_none(),
+                sessions: tunnel.sessions(),
+                bytes,
+            })
+        };
+        let open = self.members().filter_map(open).collect();
+        if let Some(run) = &mut self.run {
+            run.report(open);
         }
     }
 

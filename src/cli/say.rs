@@ -123,6 +123,15 @@ impl Say {
     }
 }
 
+/// A line of our own that the one in the background has said; it is finished as it is.
+pub fn repeat(line: &str, to_stderr: bool) {
+    let _ = if to_stderr {
+        writeln!(io::stderr().lock(), "{line}")
+    } else {
+        writeln!(io::stdout().lock(), "{line}")
+    };
+}
+
 /// Control characters, and those that reorder or hide text, are shown as their codes.
 pub fn clean(text: &str) -> String {
     let hidden = |c: char| {

@@ -29,7 +29,8 @@ use crate::wire::frame::Kind;
 /// What an exposed service has carried.
 #[derive(Debug, Default)]
 pub struct Carried {
-    pub connections: AtomicU64,
+    /// Sessions that stand now.
+    pub sessions: AtomicU64,
     pub bytes: AtomicU64,
 }
 
@@ -75,6 +76,7 @@ pub fn serve(established: Established, target: &Target, carried: &Arc<Carried>, 
     drop(listener);
     let _ = socket.shutdown(Shutdown::Both);
     let _ = speaker.join();
+    carried.sessions.fetch_sub(1, Ordering::Relaxed);
 }
 
 impl Open {
@@ -121,7 +123,6 @@ impl Listener<'_> {
         let Some(_attached) = self.stop.attach(&target) else {
             return Err(io::ErrorKind::Interrupted.into());
         };
-        self.carried.connections.fetch_add(1, Ordering::Relaxed);
         let (broken, ended) = Default::default();
         let open = Arc::new(Open { target, broken, ended });
         self.say(Say::Opened(Arc::clone(&open)))?;

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use crate::cli::Call;
 use crate::cli::Outcome;
+use crate::cli::background;
 use crate::cli::exposing::Exposing;
 use crate::cli::party::Party;
 use crate::cli::party::Right;
@@ -23,7 +24,6 @@ use crate::model::name::Name;
 use crate::model::record::Protocol;
 use crate::net::address::HubUrl;
 use crate::os::files;
-use crate::state::runs;
 use crate::tunnel::agent::Exposure;
 use crate::wire::api::ServiceInfo;
 use crate::wire::pconnect;
@@ -38,6 +38,9 @@ pub fn run(call: &Call) -> Outcome {
     }
     let path = find(call)?;
     let mut file = Watched::open(path)?;
+    if let Some(code) = background::detach(call, "dev", &project_name(&file.path), &[])? {
+        return Ok(code);
+    }
     let hub = call.hub_named(file.project.hub.as_deref())?;
     let say = &call.say;
     say.line("🚀 Private Connect Dev Mode");
@@ -47,7 +50,6 @@ pub fn run(call: &Call) -> Outcome {
     say.line("");
     say.line("  Connecting to services...");
     say.line("");
-    let _run = runs::register(&call.home, "dev", &[shown(&file.path)])?;
     let mut exposing = None;
     offer(call, &mut exposing, &BTreeMap::new(), &file.project)?;
     let services = hub.services()?;
@@ -59,11 +61,12 @@ pub fn run(call: &Call) -> Outcome {
         agent: None,
         hub,
     };
-    let mut party = Party::new(call, right);
+    let mut party = Party::new(call, "dev", &[project_name(&file.path)], right);
     party.add(file.project.services.iter().map(|needed| wanted(needed, &services)).collect());
     call.go_on()?;
     report(call, &party)?;
     party.settle()?;
+    background::ready(call)?;
     let code = party.stay(&mut |party| {
         if let Some(exposing) = &exposing {
             exposing.tell_news()?;
@@ -142,6 +145,13 @@ fn shown(path: &Path) -> String {
     path.strip_prefix(&here).unwrap_or(path).display().to_string()
 }
 
+/// What the project is called where it is listed: its folder.
+fn project_name(path: &Path) -> String {
+    let whole = std::path::absolute(path).unwrap_or_default();
+    let folder = whole.parent().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+    folder.unwrap_or_else(|| "project".to_owned())
+}
+
 fn wanted(needed: &Needed, services: &[ServiceInfo]) -> Wanted {
     let own = services.iter().find(|service| service.name == needed.name).map(|service| service.target_port);
     Wanted {
@@ -183,8 +193,7 @@ fn report(call: &Call, party: &Party<'_>) -> Result<()> {
         return Err(Error::new("The command was not started: some services cannot be reached")
             .hint("Look at them: connect services"));
     }
-    say.line("");
-    say.line("  Press Ctrl+C to disconnect all services");
+    background::how_to_end(call, "dev", "Press Ctrl+C to disconnect all services");
     Ok(())
 }
 
@@ -243,7 +252,7 @@ fn offer<'c>(
     }
     let begun = match exposing.take() {
         Some(begun) => begun,
-        None => Exposing::start(call)?,
+        None => Exposing::start(call, None)?,
     };
     for one in exposing.insert(begun).expose(new)? {
         call.say.line(&format!("  [ok] {} exposed from {}", one.exposure.name, one.exposure.target));

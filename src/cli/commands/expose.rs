@@ -5,6 +5,7 @@ use serde_json::json;
 use crate::cli::Call;
 use crate::cli::Outcome;
 use crate::cli::args::name_of;
+use crate::cli::background;
 use crate::cli::exposing::Exposed;
 use crate::cli::exposing::Exposing;
 use crate::error::Error;
@@ -17,12 +18,16 @@ use crate::tunnel::agent::Exposure;
 pub fn run(call: &Call) -> Outcome {
     let exposure = wanted(call)?;
     let name = exposure.name.clone();
+    if let Some(code) = background::detach(call, "expose", name.as_str(), &[])? {
+        return Ok(code);
+    }
     let run = runs::register(&call.home, "expose", &[name.to_string()])?;
-    let mut exposing = Exposing::start(call)?;
+    let mut exposing = Exposing::start(call, Some(run))?;
     let exposed = exposing.expose(vec![exposure])?;
     exposed.iter().for_each(|one| announce(call, one));
+    background::ready(call)?;
     exposing.stay()?;
-    drop((exposing, run));
+    drop(exposing);
     call.say.event(&json!({ "event": "closed", "name": name }));
     Ok(0)
 }
@@ -69,5 +74,5 @@ fn announce(call: &Call, exposed: &Exposed) {
     }
     call.say.line("");
     call.say.line(&format!("  Reach it from any machine: connect reach {name}"));
-    call.say.line("  Press Ctrl+C to stop exposing it");
+    background::how_to_end(call, name.as_str(), "Press Ctrl+C to stop exposing it");
 }

@@ -12,6 +12,7 @@ use crate::cli::Call;
 use crate::cli::Outcome;
 use crate::cli::args::name_of;
 use crate::cli::args::port_of;
+use crate::cli::background;
 use crate::cli::context::not_configured;
 use crate::cli::context::variable;
 use crate::cli::party::Party;
@@ -30,8 +31,8 @@ use crate::model::time::in_words;
 use crate::net::address::HubUrl;
 use crate::net::identity::Identity;
 use crate::net::trust::HubTrust;
+use crate::os::daemon;
 use crate::os::secret;
-use crate::state::runs;
 use crate::wire::api::Membership;
 use crate::wire::api::SharePreview;
 
@@ -44,6 +45,13 @@ pub fn run(call: &Call) -> Outcome {
     let invitation = invitation(call)?;
     let ports = chosen_ports(call)?;
     let wait = call.args.duration("wait")?;
+    let text = invitation.to_string();
+    // Not by its arguments, which everybody on the machine can read; and stdin has been read already.
+    if let Some(code) =
+        background::detach(call, "join", &secret::hash(&text)[..8], &[("CONNECT_JOIN", &text)])?
+    {
+        return Ok(code);
+    }
     let say = &call.say;
     say.line(&format!("🔗 Joining environment share: {}", invitation.code.as_str()));
     say.line("");
@@ -73,16 +81,16 @@ pub fn run(call: &Call) -> Outcome {
         // A link or a verified code names the agent; a bare code's agent is pinned when it is first seen.
         agent: invitation.agent.map(|_| share.agent_fingerprint),
     };
-    let run = runs::register(&call.home, "join", &[invitation.code.as_str().to_owned(), share.name.clone()]);
-    let _run = run.inspect_err(|error| log::info!("not listed among the running ones: {error}")).ok();
-    let mut party = Party::new(call, right);
+    let names = [invitation.code.as_str().to_owned(), share.name.clone()];
+    let mut party = Party::new(call, "join", &names, right);
     party.add(wanted);
     if let Some(patience) = wait.or(call.args.run.as_ref().map(|_| WAIT_FOR_COMMAND)) {
         party.wait_for_all(patience)?;
     }
     call.go_on()?;
-    report(call, &share, &party)?;
+    report(call, &share, invitation.code.as_str(), &party)?;
     party.settle()?;
+    background::ready(call)?;
     let code = party.stay(&mut |_| Ok(()))?;
     drop(party);
     say.event(&json!({ "event": "closed" }));
@@ -92,7 +100,8 @@ pub fn run(call: &Call) -> Outcome {
 /// From the argument, from stdin for `-`, or from `CONNECT_JOIN`, which keeps it out of the process list.
 fn invitation(call: &Call) -> Result<Invitation> {
     let given = call.args.positional(0).filter(|given| *given != "-").map(str::to_owned);
-    let text = match given.or_else(|| variable("CONNECT_JOIN")) {
+    let handed_on = variable("CONNECT_JOIN").filter(|_| daemon::own_log().is_some());
+    let text = match handed_on.or(given).or_else(|| variable("CONNECT_JOIN")) {
         Some(text) => text,
         None if call.args.positional(0) == Some("-") => {
             let mut line = String::new();
@@ -187,7 +196,7 @@ fn wanted(call: &Call, share: &SharePreview, mut ports: BTreeMap<Name, u16>) -> 
 }
 
 /// Says how each service came out. With a command to run, one that is missing is the end.
-fn report(call: &Call, share: &SharePreview, party: &Party<'_>) -> Result<()> {
+fn report(call: &Call, share: &SharePreview, code: &str, party: &Party<'_>) -> Result<()> {
     let say = &call.say;
     for member in party.members() {
         match &member.trouble {
@@ -235,7 +244,6 @@ fn report(call: &Call, share: &SharePreview, party: &Party<'_>) -> Result<()> {
         let port = member.port().unwrap_or_default();
         say.line(&format!("    • {}: localhost:{port}", member.wanted.name));
     }
-    say.line("");
-    say.line("  Press Ctrl+C to disconnect all tunnels");
+    background::how_to_end(call, code, "Press Ctrl+C to disconnect all tunnels");
     Ok(())
 }

@@ -9,5 +9,6 @@ pub mod join;
 pub mod reach;
 pub mod services;
 pub mod share;
+pub mod status;
 pub mod up;
 pub mod whoami;

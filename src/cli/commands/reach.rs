@@ -10,6 +10,7 @@ use crate::cli::Call;
 use crate::cli::Outcome;
 use crate::cli::args::name_of;
 use crate::cli::args::port_of;
+use crate::cli::background;
 use crate::cli::party::Party;
 use crate::cli::party::Right;
 use crate::cli::party::Wanted;
@@ -19,7 +20,6 @@ use crate::model::name::Name;
 use crate::model::suggest;
 use crate::net::connect::dial_hub;
 use crate::net::connect::resolve;
-use crate::state::runs;
 use crate::wire::api::ServiceInfo;
 use crate::wire::api::Status;
 
@@ -36,6 +36,9 @@ pub fn run(call: &Call) -> Outcome {
         (Some(text), None) => Some(port_of(text)?),
         (None, port) => port,
     };
+    if let Some(code) = background::detach(call, "reach", name.as_str(), &[])? {
+        return Ok(code);
+    }
     let patience = call.args.duration("timeout")?.unwrap_or(PATIENCE);
     let hub = call.hub()?;
     call.say.line(&format!("🔗 Reaching {name}"));
@@ -50,8 +53,7 @@ pub fn run(call: &Call) -> Outcome {
         by_link: false,
         agent: None,
     };
-    let mut party = Party::new(call, right);
-    let _run = runs::register(&call.home, "reach", &[name.to_string()])?;
+    let mut party = Party::new(call, "reach", &[name.to_string()], right);
     let began = Instant::now();
     party.add(vec![Wanted {
         name: name.clone(),
@@ -79,9 +81,9 @@ pub fn run(call: &Call) -> Outcome {
     call.say.event(&report.as_json(&name, port));
     call.say.result(&format!("[ok] {name} → {shown}"));
     if call.args.run.is_none() {
-        call.say.line("");
-        call.say.line("  Press Ctrl+C to disconnect");
+        background::how_to_end(call, name.as_str(), "Press Ctrl+C to disconnect");
     }
+    background::ready(call)?;
     let code = party.stay(&mut |_| Ok(()))?;
     drop(party);
     call.say.event(&json!({ "event": "closed", "name": name }));

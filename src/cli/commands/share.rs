@@ -10,6 +10,7 @@ use crate::api::Hub;
 use crate::cli::Call;
 use crate::cli::Outcome;
 use crate::cli::args::name_of;
+use crate::cli::background;
 use crate::cli::commands::expose::target_of;
 use crate::cli::context::not_configured;
 use crate::cli::exposing::Exposing;
@@ -25,6 +26,7 @@ use crate::model::record::Protocol;
 use crate::model::time::in_words;
 use crate::net::stop::Stop;
 use crate::net::trust::HubTrust;
+use crate::os::secret;
 use crate::os::user;
 use crate::state::runs;
 use crate::tunnel::agent::Exposure;
@@ -40,10 +42,17 @@ pub fn run(call: &Call) -> Outcome {
     let max_joins = max_joins(call)?;
     let life = call.args.duration("expires")?.unwrap_or(LIFE);
     let exposures = exposures(call)?;
+    let name = call.args.value("name").map_or_else(|| format!("{}-env", user::hostname()), str::to_owned);
+    if !exposures.is_empty()
+        && let Some(code) = background::detach(call, "share", &secret::hash(&name)[..8], &[])?
+    {
+        return Ok(code);
+    }
     let hub = call.hub()?;
     let mut exposing = None;
     if !exposures.is_empty() {
-        let mut begun = Exposing::start(call)?;
+        let run = runs::register(&call.home, "share", std::slice::from_ref(&name))?;
+        let mut begun = Exposing::start(call, Some(run))?;
         for one in begun.expose(exposures.clone())? {
             if !one.answers {
                 call.say.warn(&format!(
@@ -56,7 +65,6 @@ pub fn run(call: &Call) -> Outcome {
     }
     let agent = call.config()?.agent_id.ok_or_else(not_configured)?;
     let services = services(call, &hub, &agent, &exposures)?;
-    let name = call.args.value("name").map_or_else(|| format!("{}-env", user::hostname()), str::to_owned);
     let made = hub.make_share(&MakeShare {
         name: name.clone(),
         agent,
@@ -66,14 +74,11 @@ pub fn run(call: &Call) -> Outcome {
         code: code.map(|code| code.as_str().to_owned()),
         link: call.args.flag("link"),
     })?;
-    let _run = exposing
-        .as_ref()
-        .map(|_| runs::register(&call.home, "share", &[made.code.clone(), name.clone()]))
-        .transpose()?;
     announce(call, &Announced { hub: &hub, name: &name, made: &made, life, exposures: &exposures })?;
-    let Some(exposing) = exposing else { return Ok(0) };
-    call.say.line("");
-    call.say.line("  Press Ctrl+C to stop sharing");
+    let Some(mut exposing) = exposing else { return Ok(0) };
+    exposing.called(&[made.code.clone(), name]);
+    background::how_to_end(call, &made.code, "Press Ctrl+C to stop sharing");
+    background::ready(call)?;
     let stayed = exposing.stay();
     // Without its services the code would open nothing; nobody should find it and wonder.
     let revoked = call.hub_until(&Stop::new()).and_then(|hub| hub.revoke_share(&made.code));
