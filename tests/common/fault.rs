@@ -228,7 +228,8 @@ impl Shared {
                     return;
                 }
             }
-            if std::mem::take(&mut in_head) && way == Way::Down && self.glue.load(Ordering::SeqCst) {
+            let is_bare = std::mem::take(&mut in_head) && way == Way::Down && piece.ends_with(b"\r\n\r\n");
+            if is_bare && self.glue.load(Ordering::SeqCst) {
                 let Ok(more @ 1..) = from.read(&mut buffer) else { return line.close() };
                 piece.extend_from_slice(&buffer[..more]);
             }
