@@ -66,7 +66,10 @@ fn run(args: Args) -> Outcome {
         return Err(help::unfinished(&args.words));
     };
     limits::raise_open_files();
-    (command.run)(&Call::new(args, say)?)
+    let call = Call::new(args, say)?;
+    let outcome = (command.run)(&call);
+    // Whatever failed because everything was cut is no news.
+    outcome.map_err(|error| if call.stop.is_stopped() { interrupted() } else { error })
 }
 
 /// What happens underneath goes to stderr: trouble always, everything with `-v` or as `RUST_LOG` says.

@@ -396,3 +396,64 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     bytes.truncate(length);
     bytes
 }
+
+// Tunnels: what bytes, sessions, hostile_relay, comes_back, tunnel_ports and endings share.
+
+pub mod fault;
+pub mod raw;
+
+/// A service, its agent and its joiner, all through one hub.
+pub struct Tunnelled {
+    pub reached: Running,
+    pub exposed: Running,
+    /// Where `reach` listens.
+    pub port: u16,
+    pub owner: Home,
+    pub user: Home,
+    pub hub: Hub,
+}
+
+impl Tunnelled {
+    pub fn to(port: u16) -> Self {
+        Self::to_target(&port.to_string())
+    }
+
+    /// `target` as `connect expose` takes it.
+    pub fn to_target(target: &str) -> Self {
+        let hub = Hub::start();
+        let (owner, user) = (hub.machine("member"), hub.machine("member"));
+        let exposed = owner.start(&["expose", "--json", "service", target]);
+        exposed.wait_event("exposed");
+        let (reached, port) = reach(&user, "service");
+        Self { reached, exposed, port, owner, user, hub }
+    }
+}
+
+impl Hub {
+    /// A new machine that comes to the hub by this URL.
+    pub fn machine_by(&self, url: &str, role: &str) -> Home {
+        let home = Home::new();
+        home.run(&["up", "--hub", url, "--api-key", &self.key(role), "--label", role]).ok();
+        home
+    }
+
+    /// How many sessions were relayed since the hub started.
+    pub fn sessions(&self) -> u64 {
+        let status = self.home.run(&["hub", "status", "--json"]).ok().json();
+        status["sessionsTotal"].as_str().unwrap().parse().unwrap()
+    }
+}
+
+impl Running {
+    /// The JSON lines of stdout with this `event`, so far.
+    pub fn events(&self, event: &str) -> usize {
+        let is = |line: &&str| serde_json::from_str::<Value>(line).is_ok_and(|value| value["event"] == event);
+        self.out().lines().filter(is).count()
+    }
+
+    /// Threads and open descriptors.
+    pub fn resources(&self) -> (usize, usize) {
+        let count = |what: &str| fs::read_dir(format!("/proc/{}/{what}", self.pid())).unwrap().count();
+        (count("task"), count("fd"))
+    }
+}
