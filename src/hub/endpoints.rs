@@ -139,15 +139,15 @@ fn upgrade_needed(_: &Call<'_>) -> Result<Reply, Reply> {
 impl Call<'_> {
     /// The request's body; what does not fit is named.
     pub fn body<T: DeserializeOwned>(&self) -> Result<T, Reply> {
-        serde_json::from_slice(&self.request.body).map_err(|error| {
-            Reply::json(
-                400,
-                error_body(
-                    &format!("The body does not fit this call: {error}"),
-                    "Send JSON as the README describes",
-                ),
-            )
-        })
+        let misfit = |why: &str| {
+            let what = format!("The body does not fit this call: {why}");
+            Reply::json(400, error_body(&what, "Send JSON as the README describes"))
+        };
+        // serde reads an array as an object whose names are left out.
+        if !self.request.body.trim_ascii_start().starts_with(b"{") {
+            return Err(misfit("it is no JSON object"));
+        }
+        serde_json::from_slice(&self.request.body).map_err(|error| misfit(&error.to_string()))
     }
 
     pub fn workspace(&self) -> &str {
