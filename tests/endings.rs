@@ -186,8 +186,7 @@ impl BlackHole {
         let listener = socket::socket(kind.0, kind.1, socket::SockFlag::SOCK_CLOEXEC, None).unwrap();
         socket::bind(std::os::fd::AsRawFd::as_raw_fd(&listener), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
         socket::listen(&listener, Backlog::new(0).unwrap()).unwrap();
-        let bound: SockaddrIn =
-            socket::getsockname(std::os::fd::AsRawFd::as_raw_fd(&listener)).unwrap();
+        let bound: SockaddrIn = socket::getsockname(std::os::fd::AsRawFd::as_raw_fd(&listener)).unwrap();
         let address = std::net::SocketAddr::from(([127, 0, 0, 1], bound.port()));
         let wait = Duration::from_millis(200);
         let held = std::iter::from_fn(|| TcpStream::connect_timeout(&address, wait).ok()).take(16).collect();
@@ -218,9 +217,10 @@ fn a_hub_whose_host_drops_everything_holds_nobody_up() {
     let hub = Hub::start();
     let (owner, user) = (hub.machine("member"), hub.machine("member"));
     let url = format!("https://127.0.0.1:{}", hole.port);
-    for (home, args) in
-        [(&owner, ["expose", "--hub", &url, "service", "80"].as_slice()), (&user, &["reach", "--hub", &url, "service"])]
-    {
+    for (home, args) in [
+        (&owner, ["expose", "--hub", &url, "service", "80"].as_slice()),
+        (&user, &["reach", "--hub", &url, "service"]),
+    ] {
         let mut program = home.start(args);
         eventually("it dials", PATIENCE, || is_dialling(program.pid()));
         let began = Instant::now();

@@ -208,7 +208,8 @@ fn an_agent_that_nobody_named_is_refused() {
     let _exposed = expose(&owner, "echo", service(echo));
     let (heard, hear) = mpsc::channel();
     path.impersonate(move |mut socket, _| {
-        let hello = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: connect-relay/1\r\n\r\n";
+        let hello =
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: connect-relay/1\r\n\r\n";
         socket.write_all(hello.as_bytes()).unwrap();
         let mut middle = Stranger::new().as_agent(socket);
         let mut said = Vec::new();
@@ -234,7 +235,8 @@ fn a_joiner_that_the_hub_did_not_name_is_refused() {
     dials.recv_timeout(PATIENCE).unwrap();
     let (heard, hear) = mpsc::channel();
     path.impersonate(move |mut socket, _| {
-        let hello = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: connect-relay/1\r\n\r\n";
+        let hello =
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: connect-relay/1\r\n\r\n";
         socket.write_all(hello.as_bytes()).unwrap();
         let mut middle = Stranger::new().as_joiner(socket);
         // OPEN, and some data.

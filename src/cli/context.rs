@@ -118,7 +118,8 @@ pub fn not_configured() -> Error {
 }
 
 pub fn variable(name: &str) -> Option<String> {
-    env::var(name).ok().filter(|value| !value.trim().is_empty())
+    // A secret out of a file often brings its line end along.
+    env::var(name).ok().map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
 }
 
 /// The first signal ends everything in order, the second one at once.

@@ -89,7 +89,7 @@ impl Say {
     pub fn trouble(&self, error: &Error) {
         if self.json {
             let object = serde_json::json!({ "error": error.to_string(), "hint": error.hint });
-            let _ = writeln!(io::stderr().lock(), "{object}");
+            let _ = writeln!(io::stderr().lock(), "{}", clean_json(&object.to_string()));
             return;
         }
         self.write(&format!("[x] {error}"), true);
@@ -99,6 +99,7 @@ impl Say {
     }
 
     fn raw(&self, text: &str) {
+        let text = clean_json(text);
         let _ = if self.aside {
             writeln!(io::stderr().lock(), "{text}")
         } else {
@@ -134,14 +135,34 @@ pub fn repeat(line: &str, to_stderr: bool) {
 
 /// Control characters, and those that reorder or hide text, are shown as their codes.
 pub fn clean(text: &str) -> String {
-    let hidden = |c: char| {
-        let reorders = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
-        reorders || (c.is_control() && c != '\n')
-    };
-    if !text.contains(hidden) {
+    if !text.contains(is_hidden) {
         return text.to_owned();
     }
-    text.chars().map(|c| if hidden(c) { c.escape_unicode().to_string() } else { c.to_string() }).collect()
+    text.chars().map(|c| if is_hidden(c) { c.escape_unicode().to_string() } else { c.to_string() }).collect()
+}
+
+fn is_hidden(c: char) -> bool {
+    let reorders =
+        matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
+    reorders || (c.is_control() && c != '\n')
+}
+
+/// The same JSON with every such character as its escape. JSON itself escapes only those below a blank, and
+/// elsewhere than within strings there are none but line ends.
+fn clean_json(text: &str) -> String {
+    if !text.contains(is_hidden) {
+        return text.to_owned();
+    }
+    let mut shown = String::with_capacity(text.len() + 64);
+    for c in text.chars() {
+        if is_hidden(c) {
+            // All of them lie in the plane that one unit can name.
+            shown.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
 }
 
 fn plain(text: &str) -> String {
@@ -193,6 +214,14 @@ mod tests {
     fn no_control_character_passes() {
         assert_eq!(clean("a\u{1b}[31mb\rc\u{202e}d\u{7}"), "a\\u{1b}[31mb\\u{d}c\\u{202e}d\\u{7}");
         assert_eq!(clean("postgres → localhost:5432"), "postgres → localhost:5432");
+    }
+
+    #[test]
+    fn json_says_the_same_without_them() {
+        let value = serde_json::json!({ "a": "\u{1b}\u{7f}\u{9b}31m\u{202e}\u{e4}\n" });
+        let text = clean_json(&serde_json::to_string_pretty(&value).unwrap());
+        assert!(text.chars().all(|c| c == '\n' || !is_hidden(c)), "{text}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::core::Core;
 use super::core::locked;
 use crate::model::access::Action;
 use crate::model::access::Principal;
+use crate::model::limiter::network_of;
 use crate::os::clock;
 use crate::os::secret;
 use crate::wire::message::Request;
@@ -30,18 +31,18 @@ pub fn authenticate(core: &Core, request: &Request, address: IpAddr) -> Result<P
         return Err(reply);
     }
     let hash = secret::hash(given.get(..KEY_LIMIT).unwrap_or(given).split('.').next().unwrap_or_default());
-    let (now, by_address, by_key) = (clock::now(), address.to_string(), hash[..16].to_owned());
-    {
-        let logins = locked(&core.limits.logins);
-        if let Some(seconds) = logins.blocked(&by_address, now).max(logins.blocked(&by_key, now)) {
-            core.counters.refused("too-many-logins");
-            return Err(too_many(seconds));
-        }
-    }
+    // A good key is let in whatever others did from its address: a machine that repeats a revoked key must
+    // not lock out its neighbours, and nobody guesses 128 bits within a limit or without one.
     if let Some(principal) = believe(core, given, &hash) {
         return Ok(principal);
     }
+    let (now, by_address, by_key) = (clock::now(), network_of(address).to_string(), hash[..16].to_owned());
     let mut logins = locked(&core.limits.logins);
+    if let Some(seconds) = logins.blocked(&by_address, now).max(logins.blocked(&by_key, now)) {
+        drop(logins);
+        core.counters.refused("too-many-logins");
+        return Err(too_many(seconds));
+    }
     logins.failed(&by_address, now);
     logins.failed(&by_key, now);
     drop(logins);
@@ -80,7 +81,7 @@ pub fn allow(core: &Core, principal: &Principal, action: Action) -> Result<(), R
         return Ok(());
     }
     core.counters.refused("role");
-    core.audit.say("role.refused", &[("who", principal.id()), ("action", &format!("{action:?}"))]);
+    core.audit_refusal("role.refused", &[("who", principal.id()), ("action", &format!("{action:?}"))]);
     let hint = match action {
         Action::Administer => "Ask for a key with --role admin",
         _ => "Ask for a key with --role member",

@@ -12,6 +12,7 @@ use crate::model::record::Service;
 use crate::model::record::Table;
 use crate::model::registry::ChannelId;
 use crate::model::registry::Presence;
+use crate::model::registry::Registry;
 use crate::net::channel::Channel;
 use crate::net::duplex::Duplex;
 use crate::os::clock;
@@ -19,6 +20,9 @@ use crate::os::secret;
 use crate::wire::control::SERVICES_LIMIT;
 use crate::wire::control::ToAgent;
 use crate::wire::control::ToHub;
+
+/// Services of one workspace; the registry keeps all of them in memory.
+const SERVICES: usize = 10_000;
 
 struct Served<'c> {
     core: &'c Core,
@@ -45,7 +49,7 @@ pub fn serve(
     let Ok(ToHub::Hello { agent, .. }) = channel.next::<ToHub>() else { return };
     let known = core.registry().agent(&agent).is_some_and(|known| known.key == principal.id());
     if !known {
-        core.audit.say("agent.refused", &[("agent", &agent), ("by", principal.id())]);
+        core.audit_refusal("agent.refused", &[("by", principal.id()), ("agent", &agent)]);
         return;
     }
     let own = AgentChannel {
@@ -92,8 +96,10 @@ impl Served<'_> {
     }
 
     fn expose(&self, name: Name, target_port: u16, protocol: Protocol) -> bool {
-        if let Some((reason, hint)) = self.objection(&name) {
-            self.channel.outgoing.send(&ToAgent::Refused { name, reason, hint });
+        let refuse =
+            |name, (reason, hint)| self.channel.outgoing.send(&ToAgent::Refused { name, reason, hint });
+        if let Some(objection) = self.objection(&self.core.registry(), &name) {
+            refuse(name, objection);
             return true;
         }
         let id = secret::derived_id("svc", &[&self.workspace, &self.agent, name.as_str()]);
@@ -115,14 +121,23 @@ impl Served<'_> {
             return false;
         }
         let tunnel_port = self.opener.and_then(|opener| self.core.open_tunnel(&id, opener));
-        self.core.registry().bring_online(&id, Presence { channel: self.id, tunnel_port });
+        {
+            // Another agent may have brought the same name online in the meantime.
+            let mut registry = self.core.registry();
+            if let Some(objection) = self.objection(&registry, &name) {
+                drop(registry);
+                self.core.close_tunnel(&id, tunnel_port);
+                refuse(name, objection);
+                return true;
+            }
+            registry.bring_online(&id, Presence { channel: self.id, tunnel_port });
+        }
         self.channel.outgoing.send(&ToAgent::Exposed { name, service: id, tunnel_port });
         true
     }
 
     /// Why this name cannot be had, and what to do.
-    fn objection(&self, name: &Name) -> Option<(String, String)> {
-        let registry = self.core.registry();
+    fn objection(&self, registry: &Registry, name: &Name) -> Option<(String, String)> {
         let other = registry
             .service_named(&self.workspace, name.as_str())
             .filter(|service| service.agent_id != self.agent);
@@ -133,11 +148,17 @@ impl Served<'_> {
                 "Choose another name with --name".into(),
             ));
         }
-        (registry.service_count_of(&self.agent) >= SERVICES_LIMIT).then(|| {
-            (
-                "This agent exposes too many services".into(),
-                format!("At most {SERVICES_LIMIT}; expose the rest from another agent"),
-            )
+        if registry.services_of(&self.agent).any(|own| own.name == *name) {
+            return None;
+        }
+        if registry.service_count_of(&self.agent) >= SERVICES_LIMIT {
+            let hint = format!("At most {SERVICES_LIMIT}; expose the rest from another agent");
+            return Some(("This agent exposes too many services".into(), hint));
+        }
+        (registry.services(&self.workspace).count() >= SERVICES).then(|| {
+            let hint =
+                format!("At most {SERVICES}; a service that is gone for good leaves when its agent ends");
+            ("This workspace has too many services".into(), hint)
         })
     }
 

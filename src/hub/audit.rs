@@ -1,8 +1,11 @@
 //! The audit log: one JSON line for each security event, each with the SHA-256 of the line before it, so
-//! that no line can be changed, taken out or put in without the rest telling.
+//! that no line can be changed, taken out or put in without the rest telling; and with a checksum of its own,
+//! since nothing follows the last one.
 //!
-//! A thread of its own writes; whoever audits only queues. The log is never shortened by the hub.
+//! A thread of its own writes; whoever audits only queues. The log is never shortened by the hub. While the
+//! disk is full, events wait in memory, and if too many do, the log says later how many are missing.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::BufRead;
 use std::io::BufReader;
@@ -13,8 +16,11 @@ use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::mpsc;
+use std::sync::mpsc::Receiver;
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::mpsc::SyncSender;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use serde_json::Map;
 use serde_json::Value;
@@ -34,8 +40,15 @@ const QUEUE: usize = 4096;
 /// No line of ours comes near this.
 const LINE_LIMIT: u64 = 64 * 1024;
 
+/// How often a log that could not be written is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// Hexadecimal digits of a line's own checksum.
+const SUM: usize = 16;
+
+type Event = Map<String, Value>;
+
 pub struct Audit {
-    queue: Option<SyncSender<Map<String, Value>>>,
+    queue: Option<SyncSender<Event>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -46,31 +59,17 @@ impl Audit {
     pub fn open(folder: &Path) -> Result<Self> {
         let path = log_file(folder);
         let mut file = files::append(&path)?;
-        let mut last = mend(&mut file).or_say(|| format!("Cannot read {}", path.display()))?;
-        let (queue, events) = mpsc::sync_channel::<Map<String, Value>>(QUEUE);
-        let thread = crew::spawn("audit", move || {
-            for mut event in events {
-                event.insert("prev".into(), Value::String(last.clone()));
-                let line = Value::Object(event).to_string();
-                last = secret::hash(&line);
-                if let Err(error) = file.write_all(format!("{line}\n").as_bytes()) {
-                    log::error!("the audit log cannot be written: {error}");
-                }
-            }
-            let _ = file.sync_all();
-        });
+        let last = mend(&mut file).or_say(|| format!("Cannot read {}", path.display()))?;
+        let (queue, events) = mpsc::sync_channel(QUEUE);
+        let length = file.metadata().or_say(|| format!("Cannot read {}", path.display()))?.len();
+        let mut log = Log { file, length, last, waiting: VecDeque::new(), missing: 0, is_failing: false };
+        let thread = crew::spawn("audit", move || log.write_all(&events));
         Ok(Self { queue: Some(queue), thread: Some(thread.or_say(|| "Cannot start a thread")?) })
     }
 
     pub fn say(&self, event: &str, details: Details<'_>) {
-        let mut line = Map::new();
-        line.insert("at".into(), Value::String(clock::now().to_string()));
-        line.insert("event".into(), Value::String(event.to_owned()));
-        for (name, value) in details {
-            line.insert((*name).to_owned(), Value::String((*value).to_owned()));
-        }
         if let Some(queue) = &self.queue {
-            let _ = queue.send(line);
+            let _ = queue.send(made(event, details));
         }
     }
 }
@@ -82,6 +81,97 @@ impl Drop for Audit {
             let _ = thread.join();
         }
     }
+}
+
+fn made(event: &str, details: Details<'_>) -> Event {
+    let mut line = Map::new();
+    line.insert("at".into(), Value::String(clock::now().to_string()));
+    line.insert("event".into(), Value::String(event.to_owned()));
+    for (name, value) in details {
+        line.insert((*name).to_owned(), Value::String((*value).to_owned()));
+    }
+    line
+}
+
+/// The file as its thread writes it.
+struct Log {
+    file: File,
+    /// Bytes of it that are whole lines.
+    length: u64,
+    /// The hash that the next line carries.
+    last: String,
+    waiting: VecDeque<Event>,
+    /// Events that could not even wait.
+    missing: u64,
+    is_failing: bool,
+}
+
+impl Log {
+    fn write_all(&mut self, events: &Receiver<Event>) {
+        loop {
+            let next = if self.waiting.is_empty() {
+                events.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else {
+                events.recv_timeout(RETRY)
+            };
+            match next {
+                Ok(event) => self.waiting.push_back(event),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            self.write_waiting();
+        }
+        self.write_waiting();
+        let _ = self.file.sync_all();
+    }
+
+    fn write_waiting(&mut self) {
+        while let Some(event) = self.waiting.front() {
+            let line = sealed(event.clone(), &self.last);
+            if let Err(error) = self.write(&line) {
+                if !std::mem::replace(&mut self.is_failing, true) {
+                    log::error!("the audit log cannot be written, its events wait: {error}");
+                }
+                while self.waiting.len() > QUEUE {
+                    self.waiting.pop_front();
+                    self.missing += 1;
+                }
+                return;
+            }
+            self.is_failing = false;
+            self.waiting.pop_front();
+            if self.missing > 0 {
+                let count = std::mem::take(&mut self.missing).to_string();
+                self.waiting.push_front(made("audit.missing", &[("count", &count)]));
+            }
+        }
+    }
+
+    /// A line is in the file whole or not at all.
+    fn write(&mut self, line: &str) -> std::io::Result<()> {
+        self.file.set_len(self.length)?;
+        self.file.write_all(format!("{line}\n").as_bytes())?;
+        self.length += line.len() as u64 + 1;
+        self.last = secret::hash(line);
+        Ok(())
+    }
+}
+
+/// The event as a line, with the hash of the line before and, at its end, the checksum of all that.
+fn sealed(mut event: Event, prev: &str) -> String {
+    event.insert("prev".into(), Value::String(prev.to_owned()));
+    let line = Value::Object(event).to_string();
+    let sum = secret::hash(&line);
+    format!("{},\"sum\":\"{}\"}}", line.trim_end_matches('}'), &sum[..SUM])
+}
+
+/// Whether the line is as it was sealed.
+fn is_sealed(line: &[u8]) -> bool {
+    let Some(line) = std::str::from_utf8(line).ok().and_then(|line| line.strip_suffix("\"}")) else {
+        return false;
+    };
+    let Some((line, sum)) = line.rsplit_once(",\"sum\":\"") else { return false };
+    secret::hash(&format!("{line}}}"))[..SUM] == *sum
 }
 
 pub fn log_file(folder: &Path) -> PathBuf {
@@ -113,18 +203,26 @@ pub fn verify(folder: &Path) -> Result<u64> {
     loop {
         let mut line = Vec::new();
         (&mut reader).take(LINE_LIMIT).read_until(b'\n', &mut line).or_say(|| "Cannot read the audit log")?;
-        // A line that is being written at this moment has no end yet.
-        let Some(line) = line.strip_suffix(b"\n") else { return Ok(count) };
+        let Some(line) = line.strip_suffix(b"\n") else {
+            // A line that is being written at this moment has no end yet.
+            if (line.len() as u64) < LINE_LIMIT && reader.fill_buf().is_ok_and(<[u8]>::is_empty) {
+                return Ok(count);
+            }
+            return Err(changed(&path, count + 1));
+        };
         count += 1;
         let value: Option<Value> = serde_json::from_slice(line).ok();
         let prev = value.as_ref().and_then(|value| value.get("prev")).and_then(Value::as_str);
-        if prev != Some(&expected) {
-            return Err(Error::new(format!("The audit log does not hold together at line {count}")).hint(
-                format!("Somebody changed {} before that line; compare it with a copy", path.display()),
-            ));
+        if prev != Some(&expected) || !is_sealed(line) {
+            return Err(changed(&path, count));
         }
         expected = secret::sha256(line).to_string();
     }
+}
+
+fn changed(path: &Path, line: u64) -> Error {
+    Error::new(format!("The audit log does not hold together at line {line}"))
+        .hint(format!("Somebody changed {} there or just before; compare it with a copy", path.display()))
 }
 
 #[cfg(test)]
@@ -144,10 +242,16 @@ mod tests {
         assert_eq!(verify(&folder).unwrap(), 10);
         let text = std::fs::read_to_string(log_file(&folder)).unwrap();
         let lines: Vec<&str> = text.lines().collect();
-        for at in 0..9 {
+        for at in 0..10 {
             let (mut changed, mut removed, mut swapped) = (lines.clone(), lines.clone(), lines.clone());
             let altered = changed[at].replace("test", "tost");
             changed[at] = &altered;
+            if at == 9 {
+                // Taking away the end leaves no trace in what is left; a copy of the last line does.
+                std::fs::write(log_file(&folder), changed.join("\n") + "\n").unwrap();
+                assert!(verify(&folder).is_err(), "the last line");
+                continue;
+            }
             removed.remove(at);
             swapped.swap(at, at + 1);
             for tampered in [changed, removed, swapped] {

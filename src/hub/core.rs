@@ -14,6 +14,7 @@ use std::sync::PoisonError;
 use std::time::Instant;
 
 use super::audit::Audit;
+use super::audit::Details;
 use super::ca::Ca;
 use super::sessions::Sessions;
 use super::store::Store;
@@ -21,6 +22,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::model::limiter::Limiter;
 use crate::model::record::Change;
+use crate::model::record::Record;
 use crate::model::registry::ChannelId;
 use crate::model::registry::Registry;
 use crate::net::channel::Outgoing;
@@ -34,8 +36,11 @@ use crate::wire::reply::Reply;
 const LOGIN_FAILURES: u32 = 20;
 /// Wrong share codes a minute by one key and from one address.
 const WRONG_CODES: u32 = 10;
-/// Device codes a minute from one address.
+/// Device codes that one address may ask for while an asked one lives: it must leave room for the others.
 const DEVICE_CODES: u32 = 10;
+const DEVICE_WINDOW: u64 = 15 * 60;
+/// Refusals a minute that one caller leaves in the audit log; a loop must not fill the disk.
+const REFUSALS_TOLD: u32 = 20;
 const WINDOW: u64 = 60;
 
 pub struct Settings {
@@ -90,6 +95,7 @@ pub struct Limits {
     pub logins: Mutex<Limiter<String>>,
     pub codes: Mutex<Limiter<String>>,
     pub devices: Mutex<Limiter<IpAddr>>,
+    told: Mutex<Limiter<String>>,
 }
 
 /// Refusals by reason; the rest is counted where it happens.
@@ -128,7 +134,8 @@ impl Core {
             limits: Limits {
                 logins: Mutex::new(Limiter::new(LOGIN_FAILURES, WINDOW)),
                 codes: Mutex::new(Limiter::new(WRONG_CODES, WINDOW)),
-                devices: Mutex::new(Limiter::new(DEVICE_CODES, WINDOW)),
+                devices: Mutex::new(Limiter::new(DEVICE_CODES, DEVICE_WINDOW)),
+                told: Mutex::new(Limiter::new(REFUSALS_TOLD, WINDOW)),
             },
             local_token: secret::secret(),
             started: Instant::now(),
@@ -138,6 +145,18 @@ impl Core {
             channels: Mutex::default(),
             tunnels: Mutex::default(),
         }))
+    }
+
+    /// Audits what somebody known was refused, named first in `details`; not more often than a person would try.
+    pub fn audit_refusal(&self, event: &str, details: Details<'_>) {
+        let who = details.first().map(|(_, who)| (*who).to_owned()).unwrap_or_default();
+        let now = clock::now();
+        let mut told = locked(&self.limits.told);
+        if told.blocked(&who, now).is_none() {
+            told.failed(&who, now);
+            drop(told);
+            self.audit.say(event, details);
+        }
     }
 
     /// For reading, and for presence, which no store keeps. Held for moments, never over I/O.
@@ -157,9 +176,14 @@ impl Core {
             return Ok(value);
         }
         store.commit(&changes).map_err(|error| self.cannot_write(&error))?;
-        let mut registry = self.registry();
-        changes.into_iter().for_each(|change| registry.apply(change));
-        if let Err(error) = store.fold(&registry) {
+        let records: Option<Vec<Record>> = {
+            let mut registry = self.registry();
+            changes.into_iter().for_each(|change| registry.apply(change));
+            store.wants_snapshot().then(|| registry.records().collect())
+        };
+        if let Some(records) = records
+            && let Err(error) = store.snapshot(records)
+        {
             log::error!("the journal grows on: {error}");
         }
         Ok(value)

@@ -17,12 +17,20 @@ use crate::wire::message::Request;
 use crate::wire::message::error_body;
 use crate::wire::reply::Reply;
 
+/// How a request came here.
+#[derive(Clone, Copy)]
+pub struct Visit {
+    pub address: IpAddr,
+    /// By TLS that this hub itself ends.
+    pub over_tls: bool,
+}
+
 /// One call, as an endpoint sees it.
 pub struct Call<'c> {
     pub core: &'c Core,
     pub request: &'c Request,
     pub principal: Principal,
-    pub address: IpAddr,
+    pub visit: Visit,
     /// The parts of the path that the pattern leaves open.
     pub parts: Vec<&'c str>,
 }
@@ -64,25 +72,25 @@ const TABLE: [(&str, &str, Needs, Endpoint); 23] = [
     ("GET", "/join", Needs::Nothing, pages::join),
 ];
 
-pub fn answer(core: &Core, request: &Request, address: IpAddr) -> Reply {
+pub fn answer(core: &Core, request: &Request, visit: Visit) -> Reply {
     let routed = route(request).and_then(|(needs, endpoint, parts)| {
         let principal = match needs {
             Needs::Nothing => Principal::Local,
-            Needs::AnyKey | Needs::To(_) => access::authenticate(core, request, address)?,
+            Needs::AnyKey | Needs::To(_) => access::authenticate(core, request, visit.address)?,
         };
         if let Needs::To(action) = needs {
             access::allow(core, &principal, action)?;
         }
-        endpoint(&Call { core, request, principal, address, parts })
+        endpoint(&Call { core, request, principal, visit, parts })
     });
     routed.unwrap_or_else(|refusal| refusal)
 }
 
 /// For the hub's own command line when no hub runs: the data folder is the key.
 pub fn answer_locally(core: &Core, request: &Request) -> Reply {
-    let address = IpAddr::from([127, 0, 0, 1]);
+    let visit = Visit { address: IpAddr::from([127, 0, 0, 1]), over_tls: true };
     let routed = route(request).and_then(|(_, endpoint, parts)| {
-        endpoint(&Call { core, request, principal: Principal::Local, address, parts })
+        endpoint(&Call { core, request, principal: Principal::Local, visit, parts })
     });
     routed.unwrap_or_else(|refusal| refusal)
 }
@@ -131,15 +139,15 @@ fn upgrade_needed(_: &Call<'_>) -> Result<Reply, Reply> {
 impl Call<'_> {
     /// The request's body; what does not fit is named.
     pub fn body<T: DeserializeOwned>(&self) -> Result<T, Reply> {
-        serde_json::from_slice(&self.request.body).map_err(|error| {
-            Reply::json(
-                400,
-                error_body(
-                    &format!("The body does not fit this call: {error}"),
-                    "Send JSON as the README describes",
-                ),
-            )
-        })
+        let misfit = |why: &str| {
+            let what = format!("The body does not fit this call: {why}");
+            Reply::json(400, error_body(&what, "Send JSON as the README describes"))
+        };
+        // serde reads an array as an object whose names are left out.
+        if !self.request.body.trim_ascii_start().starts_with(b"{") {
+            return Err(misfit("it is no JSON object"));
+        }
+        serde_json::from_slice(&self.request.body).map_err(|error| misfit(&error.to_string()))
     }
 
     pub fn workspace(&self) -> &str {

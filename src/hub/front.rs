@@ -20,6 +20,7 @@ use super::ca;
 use super::core::Core;
 use super::core::TunnelOpener;
 use super::endpoints;
+use super::endpoints::Visit;
 use super::relay;
 use super::services;
 use crate::error::OrSay;
@@ -37,6 +38,7 @@ use crate::net::stop::Registration;
 use crate::net::stop::Stop;
 use crate::net::tls;
 use crate::os::files;
+use crate::os::limits;
 use crate::wire::control::RELAY_UPGRADE;
 use crate::wire::control::UPGRADE;
 use crate::wire::message::Request;
@@ -45,6 +47,9 @@ use crate::wire::reply::Reply;
 
 /// Connections at once: each session needs two, each agent one.
 const CONNECTIONS: usize = 24_000;
+/// Of the descriptors that the system grants, so many stay for files, listeners and the hub's own tunnels:
+/// without one a connection could be neither accepted nor told that there are too many.
+const RESERVED: usize = 64;
 const TLS_HANDSHAKE: u8 = 0x16;
 /// The first byte of every method.
 const LETTERS: std::ops::RangeInclusive<u8> = b'A'..=b'Z';
@@ -77,7 +82,7 @@ pub fn start(
     let serving = Arc::clone(&front);
     let service = Service {
         name: "hub",
-        limit: CONNECTIONS,
+        limit: CONNECTIONS.min(limits::open_files().saturating_sub(RESERVED)).max(1),
         serve: Box::new(move |stream, _| serving.serve(&stream)),
         turn_away: Box::new(|stream| drop(turn_away(stream))),
     };
@@ -122,13 +127,6 @@ fn turn_away(stream: &TcpStream) -> io::Result<()> {
     io::Write::write_all(&mut &*stream, &out)
 }
 
-/// Whence a connection came, and how far it may be trusted.
-struct Visit {
-    address: IpAddr,
-    /// Only the relay is spoken here.
-    in_the_clear: bool,
-}
-
 impl Front {
     fn serve(&self, stream: &Arc<TcpStream>) {
         if let Err(error) = self.try_serve(stream) {
@@ -149,19 +147,17 @@ impl Front {
             TLS_HANDSHAKE => {
                 let config = ca::server_config(&self.core.ca, &self.tls, stream.local_addr()?.ip());
                 let established = tls::server(&config, plain, deadline)?;
-                self.converse(established.into_duplex(), &Visit { address, in_the_clear: false });
+                self.converse(established.into_duplex(), Visit { address, over_tls: true });
             }
-            byte if LETTERS.contains(&byte) => {
-                let in_the_clear = !self.core.settings.behind_proxy;
-                self.converse(plain, &Visit { address, in_the_clear });
-            }
+            byte if LETTERS.contains(&byte) => self.converse(plain, Visit { address, over_tls: false }),
             _ => self.core.counters.refused("garbage"),
         }
         Ok(())
     }
 
-    fn converse(&self, stream: Duplex, visit: &Visit) {
+    fn converse(&self, stream: Duplex, visit: Visit) {
         let mut conversation = Conversation::new(stream);
+        let only_relay = !visit.over_tls && !self.core.settings.behind_proxy;
         loop {
             let request = match conversation.next_request() {
                 Heard::Request(request) => request,
@@ -175,31 +171,36 @@ impl Front {
             if request.path == "/v1/relay" && request.method == "GET" && request.upgrades_to(RELAY_UPGRADE) {
                 return self.relay(conversation, &request);
             }
-            let address = self.address_of(visit, &request);
+            let visit = Visit { address: self.address_of(visit, &request), ..visit };
             if request.path == "/v1/agent"
                 && request.method == "GET"
                 && request.upgrades_to(UPGRADE)
-                && !visit.in_the_clear
+                && !only_relay
             {
-                return self.agent(conversation, &request, address);
+                return self.agent(conversation, &request, visit);
             }
-            let reply = if visit.in_the_clear {
+            let reply = if only_relay {
                 self.tls_required(&request)
             } else {
-                endpoints::answer(&self.core, &request, address)
+                endpoints::answer(&self.core, &request, visit)
             };
-            let keep_alive = request.keep_alive && !visit.in_the_clear;
+            let keep_alive = request.keep_alive && !only_relay;
             if conversation.answer(&reply, keep_alive, request.method == "HEAD").is_err() || !keep_alive {
                 return conversation.hang_up();
             }
         }
     }
 
-    /// A proxy before us says whom it speaks for; the last word in its list is its own.
-    fn address_of(&self, visit: &Visit, request: &Request) -> IpAddr {
-        let named = request.field("x-forwarded-for").filter(|_| self.core.settings.behind_proxy);
-        let last = named.and_then(|list| list.rsplit(',').next()).and_then(|last| last.trim().parse().ok());
-        last.unwrap_or(visit.address)
+    /// A proxy before us says whom it speaks for. Only the last word of the last such field is its own; all
+    /// before that, the client itself may have said.
+    fn address_of(&self, visit: Visit, request: &Request) -> IpAddr {
+        if visit.over_tls || !self.core.settings.behind_proxy {
+            return visit.address;
+        }
+        let mut named =
+            request.fields.iter().filter(|(name, _)| name.eq_ignore_ascii_case("x-forwarded-for"));
+        let last = named.next_back().and_then(|(_, list)| list.rsplit(',').next());
+        last.and_then(|last| last.trim().parse().ok()).unwrap_or(visit.address)
     }
 
     fn relay(&self, conversation: Conversation, request: &Request) {
@@ -210,10 +211,10 @@ impl Front {
         }
     }
 
-    fn agent(&self, mut conversation: Conversation, request: &Request, address: IpAddr) {
-        let welcome = access::authenticate(&self.core, request, address).and_then(|principal| {
+    fn agent(&self, mut conversation: Conversation, request: &Request, visit: Visit) {
+        let welcome = access::authenticate(&self.core, request, visit.address).and_then(|principal| {
             access::allow(&self.core, &principal, Action::Expose)?;
-            let relay = services::relay_address(request, self.core.settings.behind_proxy)?;
+            let relay = services::relay_address(request, visit.over_tls)?;
             Ok((principal, relay))
         });
         match welcome {

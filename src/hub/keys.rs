@@ -1,4 +1,7 @@
 //! API keys, and device codes by which a machine without one asks for one.
+//!
+//! An admin's key rules its own workspace: it lists, makes and revokes keys there and nowhere else. Whoever
+//! is on the hub's own machine rules all of them.
 
 use std::time::Duration;
 
@@ -6,8 +9,9 @@ use super::access;
 use super::core::locked;
 use super::endpoints::Call;
 use super::endpoints::ok;
-use crate::model::access::DEFAULT_WORKSPACE;
+use crate::model::access::Principal;
 use crate::model::access::Role;
+use crate::model::limiter::network_of;
 use crate::model::name::Name;
 use crate::model::record::Approval;
 use crate::model::record::Change;
@@ -36,13 +40,40 @@ const DEVICE_POLL: u64 = 2;
 const DEVICES: usize = 100;
 
 pub fn list(call: &Call<'_>) -> Result<Reply, Reply> {
-    let keys: Vec<KeyInfo> = call.core.registry().keys().map(info).collect();
+    let registry = call.core.registry();
+    let keys: Vec<KeyInfo> = registry.keys().filter(|key| rules(call, &key.workspace)).map(info).collect();
+    drop(registry);
     ok(200, &keys)
+}
+
+/// Whether the caller may give and take keys in this workspace.
+fn rules(call: &Call<'_>, workspace: &str) -> bool {
+    call.principal == Principal::Local || call.workspace() == workspace
+}
+
+/// The workspace that was named, else the caller's own.
+fn workspace_for(call: &Call<'_>, named: Option<&str>) -> Result<String, Reply> {
+    let workspace = workspace_named(named.unwrap_or(call.workspace()))?;
+    if rules(call, &workspace) {
+        return Ok(workspace);
+    }
+    call.core.audit_refusal("role.refused", &[("who", call.principal.id()), ("action", "OtherWorkspace")]);
+    Err(Reply::json(
+        403,
+        error_body(
+            "This key rules another workspace",
+            "Make it on the hub's machine: connect hub key create --workspace NAME",
+        ),
+    ))
 }
 
 pub fn make(call: &Call<'_>) -> Result<Reply, Reply> {
     let asked: MakeKey = if call.request.body.is_empty() { MakeKey::default() } else { call.body()? };
-    let (secret, key) = new_key(&asked)?;
+    if asked.expires_in_seconds == Some(0) {
+        return Err(Reply::json(400, error_body("A key lives a second at least", "Try --expires 30d")));
+    }
+    let workspace = workspace_for(call, asked.workspace.as_deref())?;
+    let (secret, key) = new_key(&asked, workspace);
     let made = KeyMade { key: with_pin(call, &secret), info: info(&key) };
     let (id, role) = (key.id.clone(), key.role);
     call.core.change(|registry| {
@@ -60,7 +91,7 @@ pub fn make(call: &Call<'_>) -> Result<Reply, Reply> {
 
 pub fn revoke(call: &Call<'_>) -> Result<Reply, Reply> {
     let id = call.parts[0];
-    call.core.change(|registry| match registry.key(id) {
+    call.core.change(|registry| match registry.key(id).filter(|key| rules(call, &key.workspace)) {
         Some(_) => Ok((vec![Change::drop(Table::Key, id)], ())),
         None => {
             Err(Reply::json(404, error_body("There is no such key", "Look at the ids: connect hub key list")))
@@ -76,11 +107,11 @@ pub fn ask_device(call: &Call<'_>) -> Result<Reply, Reply> {
     let now = clock::now();
     {
         let mut devices = locked(&call.core.limits.devices);
-        if let Some(seconds) = devices.blocked(&call.address, now) {
+        if let Some(seconds) = devices.blocked(&network_of(call.visit.address), now) {
             call.core.counters.refused("too-many-devices");
             return Err(access::too_many(seconds));
         }
-        devices.failed(&call.address, now);
+        devices.failed(&network_of(call.visit.address), now);
     }
     let letters = crate::model::code::Code::make(|| secret::bytes::<1>()[0]).as_str().to_ascii_uppercase();
     let code = format!("{}-{}", &letters[..4], &letters[4..]);
@@ -102,9 +133,10 @@ pub fn ask_device(call: &Call<'_>) -> Result<Reply, Reply> {
         }
         Ok((vec![Change::Put(Record::Device(device))], ()))
     })?;
-    call.core
-        .audit
-        .say("device.asked", &[("code", &code), ("label", &label), ("address", &call.address.to_string())]);
+    call.core.audit.say(
+        "device.asked",
+        &[("code", &code), ("label", &label), ("address", &call.visit.address.to_string())],
+    );
     let host = call.request.field("host").unwrap_or("localhost");
     ok(
         201,
@@ -135,10 +167,10 @@ pub fn device_state(call: &Call<'_>) -> Result<Reply, Reply> {
     let asked = MakeKey {
         role: Some(approval.role),
         label: Some(device.label.clone()),
-        workspace: Some(approval.workspace),
+        workspace: None,
         expires_in_seconds: None,
     };
-    let (secret, key) = new_key(&asked)?;
+    let (secret, key) = new_key(&asked, approval.workspace);
     let id = key.id.clone();
     // The code is used up by the same change that makes the key.
     call.core.change(|registry| match registry.device(&device.code, now) {
@@ -160,7 +192,7 @@ pub fn approve_device(call: &Call<'_>) -> Result<Reply, Reply> {
 pub fn approve(call: &Call<'_>, code: &str, asked: &ApproveDevice) -> Result<String, Reply> {
     let now = clock::now();
     let code = spelled(code);
-    let workspace = workspace_named(asked.workspace.as_deref().unwrap_or(DEFAULT_WORKSPACE))?;
+    let workspace = workspace_for(call, asked.workspace.as_deref())?;
     let approval = Approval { role: asked.role.unwrap_or(Role::Member), workspace };
     let label = call.core.change(|registry| {
         let device = registry.device(&code, now).cloned().ok_or_else(|| {
@@ -191,7 +223,7 @@ fn spelled(code: &str) -> String {
     }
 }
 
-fn new_key(asked: &MakeKey) -> Result<(String, Key), Reply> {
+fn new_key(asked: &MakeKey, workspace: String) -> (String, Key) {
     let now = clock::now();
     let secret = access::new_key();
     let key = Key {
@@ -199,11 +231,11 @@ fn new_key(asked: &MakeKey) -> Result<(String, Key), Reply> {
         hash: secret::hash(&secret),
         role: asked.role.unwrap_or(Role::Member),
         label: clean_label(asked.label.as_deref().unwrap_or_default()),
-        workspace: workspace_named(asked.workspace.as_deref().unwrap_or(DEFAULT_WORKSPACE))?,
+        workspace,
         created_at: now,
         expires_at: asked.expires_in_seconds.map(|seconds| now.plus(Duration::from_secs(seconds))),
     };
-    Ok((secret, key))
+    (secret, key)
 }
 
 fn workspace_named(text: &str) -> Result<String, Reply> {

@@ -45,15 +45,10 @@ pub fn approve(call: &Call<'_>) -> Result<Reply, Reply> {
     let mut asking = Request { fields: call.request.fields.clone(), ..call.request.clone() };
     asking.fields.retain(|(name, _)| !name.eq_ignore_ascii_case("x-api-key"));
     asking.fields.push(("x-api-key".into(), key));
-    let approved = access::authenticate(call.core, &asking, call.address).and_then(|principal| {
+    let approved = access::authenticate(call.core, &asking, call.visit.address).and_then(|principal| {
         access::allow(call.core, &principal, Action::Administer)?;
-        let as_admin = Call {
-            core: call.core,
-            request: call.request,
-            principal,
-            address: call.address,
-            parts: Vec::new(),
-        };
+        let as_admin =
+            Call { core: call.core, request: call.request, principal, visit: call.visit, parts: Vec::new() };
         keys::approve(&as_admin, &code, &ApproveDevice::default())
     });
     Ok(match approved {

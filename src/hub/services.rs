@@ -12,6 +12,7 @@ use super::sessions::Pending;
 use super::shares;
 use crate::model::access::Action;
 use crate::model::access::Principal;
+use crate::model::limiter::network_of;
 use crate::model::record::Agent;
 use crate::model::record::Change;
 use crate::model::record::Record;
@@ -181,7 +182,7 @@ fn may_speak_for(
 ) -> Result<(), Reply> {
     let key_lives = registry.credential_is_live(&known.key, clock::now());
     if known.workspace != call.workspace() || (key_lives && known.key != call.principal.id()) {
-        call.core.audit.say("agent.refused", &[("agent", &known.id), ("by", call.principal.id())]);
+        call.core.audit_refusal("agent.refused", &[("by", call.principal.id()), ("agent", &known.id)]);
         return Err(Reply::json(
             403,
             error_body(
@@ -191,7 +192,10 @@ fn may_speak_for(
         ));
     }
     if known.fingerprint != asked.fingerprint {
-        call.core.audit.say("agent.refused", &[("agent", &known.id), ("why", "identity")]);
+        call.core.audit_refusal(
+            "agent.refused",
+            &[("by", call.principal.id()), ("agent", &known.id), ("why", "identity")],
+        );
         return Err(Reply::json(
             409,
             error_body(
@@ -241,7 +245,11 @@ pub fn open_session(call: &Call<'_>) -> Result<Reply, Reply> {
     let pending = Pending {
         session: session.clone(),
         service: service.id.clone(),
-        credential: Credential { principal: call.principal.id().to_owned(), share: share.clone() },
+        credential: Credential {
+            principal: call.principal.id().to_owned(),
+            share: share.clone(),
+            agent: channel.key.clone(),
+        },
         joiner_ticket: ticket.clone(),
     };
     if !call.core.sessions.expect(pending, [&ticket, &agents_ticket], now) {
@@ -251,7 +259,7 @@ pub fn open_session(call: &Call<'_>) -> Result<Reply, Reply> {
             error_body("The hub has too many sessions waiting", "Try again in a moment"),
         ));
     }
-    let relay = relay_address(call.request, call.core.settings.behind_proxy)?;
+    let relay = relay_address(call.request, call.visit.over_tls)?;
     let open = ToAgent::Open {
         session: session.clone(),
         service: service.id.clone(),
@@ -287,10 +295,11 @@ pub fn no_such_service() -> Reply {
     Reply::json(404, error_body("There is no such service", "List them: connect services"))
 }
 
-/// The relay is this same hub, by the address that the client itself used.
-pub fn relay_address(request: &Request, behind_proxy: bool) -> Result<String, Reply> {
+/// The relay is this same hub, by the address that the client itself used. Who came by TLS of our own finds
+/// it in the clear on the same port; who came through a proxy that ends TLS comes through it again.
+pub fn relay_address(request: &Request, over_tls: bool) -> Result<String, Reply> {
     let host = request.field("host").unwrap_or_default();
-    let scheme = if behind_proxy { "https" } else { "http" };
+    let scheme = if over_tls { "http" } else { "https" };
     match split_host_port(host, 443) {
         Some((name, port)) => Ok(format!("{scheme}://{}:{port}", crate::net::address::bracketed(&name))),
         None => Err(Reply::json(400, error_body("The Host header is not an address", ""))),
@@ -335,9 +344,9 @@ pub fn guess_failed(call: &Call<'_>) {
     call.core.counters.refused("share");
     call.core
         .audit
-        .say("share.refused", &[("who", call.principal.id()), ("address", &call.address.to_string())]);
+        .say("share.refused", &[("who", call.principal.id()), ("address", &call.visit.address.to_string())]);
 }
 
 fn guess_keys(call: &Call<'_>) -> [String; 2] {
-    [call.principal.id().to_owned(), call.address.to_string()]
+    [call.principal.id().to_owned(), network_of(call.visit.address).to_string()]
 }

@@ -16,11 +16,13 @@ use crate::model::pairing::TICKET_SECONDS;
 use crate::model::registry::Registry;
 use crate::model::time::Time;
 
-/// What a session lives by: when the key or the share dies, it is cut.
+/// What a session lives by: when one of the keys or the share dies, it is cut.
 #[derive(Clone, Debug)]
 pub struct Credential {
     pub principal: String,
     pub share: Option<String>,
+    /// The key by which the agent at the other end is here.
+    pub agent: String,
 }
 
 /// A session that has been granted and not yet met.
@@ -151,7 +153,8 @@ impl Sessions {
         let is_dead = |credential: &Credential| {
             let share_died =
                 credential.share.as_ref().is_some_and(|share| registry.share(share, now).is_none());
-            share_died || !registry.credential_is_live(&credential.principal, now)
+            let is_live = |id: &str| registry.credential_is_live(id, now);
+            share_died || !is_live(&credential.principal) || !is_live(&credential.agent)
         };
         locked(&self.pending).retain(|_, (pending, _)| !is_dead(&pending.credential));
         let open = locked(&self.open);

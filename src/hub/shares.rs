@@ -58,50 +58,65 @@ pub fn make(call: &Call<'_>) -> Result<Reply, Reply> {
     if life.is_zero() || life > LONGEST {
         return Err(bad_request("A share lives between a second and a year", "Try --expires 24h"));
     }
+    if asked.max_joins == Some(0) {
+        return Err(bad_request(
+            "A share that nobody may join is of no use",
+            "Leave --max-joins out, or give 1 or more",
+        ));
+    }
+    // That a code is taken says that it exists, so choosing codes is limited like guessing them.
+    guess_allowed(call)?;
     let link_secret = asked.link.then(secret::secret);
-    let (share, fingerprint) = call.core.change(|registry| {
-        if registry.share_by_code(&secret::hash(code.as_str()), now).is_some() {
-            return Err(Reply::json(
-                409,
-                error_body("This code is taken", "Choose another with --code, or leave it out"),
-            ));
-        }
-        if registry.shares(call.workspace()).count() >= SHARES {
-            return Err(Reply::json(
-                409,
-                error_body("There are too many shares in this workspace", "Revoke some: connect share list"),
-            ));
-        }
-        let agent = registry
-            .agent(&asked.agent)
-            .filter(|agent| agent.workspace == call.workspace() && may_share_for(call, &agent.key));
-        let agent = agent.ok_or_else(|| {
-            Reply::json(
-                403,
-                error_body(
-                    "This agent belongs to another key",
-                    "Share from the machine that exposes the services",
-                ),
-            )
+    let (share, fingerprint) = call
+        .core
+        .change(|registry| {
+            if registry.share_by_code(&secret::hash(code.as_str()), now).is_some() {
+                return Err(taken());
+            }
+            if registry.shares(call.workspace()).count() >= SHARES {
+                return Err(Reply::json(
+                    409,
+                    error_body(
+                        "There are too many shares in this workspace",
+                        "Revoke some: connect share list",
+                    ),
+                ));
+            }
+            let agent = registry
+                .agent(&asked.agent)
+                .filter(|agent| agent.workspace == call.workspace() && may_share_for(call, &agent.key));
+            let agent = agent.ok_or_else(|| {
+                Reply::json(
+                    403,
+                    error_body(
+                        "This agent belongs to another key",
+                        "Share from the machine that exposes the services",
+                    ),
+                )
+            })?;
+            let share = Share {
+                id: secret::id("shr"),
+                code_hash: secret::hash(code.as_str()),
+                link_hash: link_secret.as_deref().map(|secret| secret::hash(&link_key(secret))),
+                join_secret: secret::secret(),
+                name: clean_label(&asked.name),
+                workspace: call.workspace().to_owned(),
+                key: call.principal.id().to_owned(),
+                agent_id: agent.id.clone(),
+                services: chosen(registry, &asked, &agent.id)?,
+                created_at: now,
+                expires_at: now.plus(life),
+                max_joins: asked.max_joins,
+                join_count: 0,
+                joins: Vec::new(),
+            };
+            Ok((vec![Change::Put(Record::Share(share.clone()))], (share, agent.fingerprint)))
+        })
+        .inspect_err(|reply| {
+            if *reply == taken() {
+                guess_failed(call);
+            }
         })?;
-        let share = Share {
-            id: secret::id("shr"),
-            code_hash: secret::hash(code.as_str()),
-            link_hash: link_secret.as_deref().map(|secret| secret::hash(&link_key(secret))),
-            join_secret: secret::secret(),
-            name: clean_label(&asked.name),
-            workspace: call.workspace().to_owned(),
-            key: call.principal.id().to_owned(),
-            agent_id: agent.id.clone(),
-            services: chosen(registry, &asked, &agent.id)?,
-            created_at: now,
-            expires_at: now.plus(life),
-            max_joins: asked.max_joins,
-            join_count: 0,
-            joins: Vec::new(),
-        };
-        Ok((vec![Change::Put(Record::Share(share.clone()))], (share, agent.fingerprint)))
-    })?;
     call.core.audit.say("share.made", &[("share", &share.id), ("by", call.principal.id())]);
     ok(
         201,
@@ -114,6 +129,10 @@ pub fn make(call: &Call<'_>) -> Result<Reply, Reply> {
             services: share.services,
         },
     )
+}
+
+fn taken() -> Reply {
+    Reply::json(409, error_body("This code is taken", "Choose another with --code, or leave it out"))
 }
 
 fn bad_request(what: &str, hint: &str) -> Reply {
@@ -156,7 +175,7 @@ pub fn list(call: &Call<'_>) -> Result<Reply, Reply> {
     let now = clock::now();
     let visible = registry
         .shares(call.workspace())
-        .filter(|share| share.is_live(now) && may_share_for(call, &share.key));
+        .filter(|share| registry.share_is_live(share, now) && may_share_for(call, &share.key));
     let mut shares: Vec<ShareInfo> = visible.map(info).collect();
     drop(registry);
     shares.sort_by_key(|share| share.created_at);
@@ -178,7 +197,6 @@ fn info(share: &Share) -> ShareInfo {
 
 /// By its code or, since the list does not show codes, by its id.
 pub fn revoke(call: &Call<'_>) -> Result<Reply, Reply> {
-    guess_allowed(call)?;
     let now = clock::now();
     let revoked = call.core.change(|registry| {
         let by_code = Code::parse(call.parts[0])
@@ -190,11 +208,15 @@ pub fn revoke(call: &Call<'_>) -> Result<Reply, Reply> {
             .ok_or_else(not_found)?;
         Ok((vec![Change::drop(Table::Share, &share.id)], share.id.clone()))
     });
-    let id = revoked.inspect_err(|reply| {
-        if reply.status == 404 {
+    let id = match revoked {
+        Ok(id) => id,
+        Err(reply) if reply.status == 404 => {
+            guess_allowed(call)?;
             guess_failed(call);
+            return Err(reply);
         }
-    })?;
+        Err(reply) => return Err(reply),
+    };
     call.core.audit.say("share.revoked", &[("share", &id), ("by", call.principal.id())]);
     call.core.cut_dead();
     Ok(Reply::empty(204))
@@ -227,7 +249,7 @@ pub fn join(call: &Call<'_>) -> Result<Reply, Reply> {
     })?;
     call.core.audit.say(
         "share.joined",
-        &[("share", &share.id), ("who", call.principal.id()), ("address", &call.address.to_string())],
+        &[("share", &share.id), ("who", call.principal.id()), ("address", &call.visit.address.to_string())],
     );
     let number = share.join_count.to_string();
     let token = format!("{number}.{}", secret::sign(&share.join_secret, &number));
@@ -240,24 +262,23 @@ pub fn service_of(
     service: &str,
     membership: &Membership,
 ) -> Result<(Service, String), Reply> {
-    let share = find(call, &membership.code)?;
-    let joined = membership.token.split_once('.').is_some_and(|(number, signature)| {
-        let counted = number.parse::<u32>().is_ok_and(|number| (1..=share.join_count).contains(&number));
-        counted && secret::is_signed(&share.join_secret, number, signature)
-    });
-    if !joined {
+    let found = look_up(call, &membership.code).filter(|share| has_joined(share, &membership.token));
+    let Some(share) = found else {
+        // Others' guesses stop nobody who has joined; whoever has not is counted like any guess.
+        find(call, &membership.code)?;
         guess_failed(call);
         return Err(Reply::json(
             403,
             error_body("This share has not been joined", "Join it first: connect join CODE"),
         ));
-    }
+    };
     let Some(shared) =
         share.services.iter().find(|shared| shared.id == service || shared.name.as_str() == service)
     else {
-        call.core
-            .audit
-            .say("share.refused", &[("share", &share.id), ("who", call.principal.id()), ("why", "service")]);
+        call.core.audit_refusal(
+            "share.refused",
+            &[("who", call.principal.id()), ("share", &share.id), ("why", "service")],
+        );
         return Err(no_such_service());
     };
     // A service that is gone for now is offline to the share, not unknown.
@@ -277,6 +298,21 @@ pub fn service_of(
 /// The live share of this code, for this workspace, and for a link only its own.
 fn find(call: &Call<'_>, code: &str) -> Result<Share, Reply> {
     guess_allowed(call)?;
+    look_up(call, code).ok_or_else(|| {
+        guess_failed(call);
+        not_found()
+    })
+}
+
+/// Whether this token was given to somebody who joined.
+fn has_joined(share: &Share, token: &str) -> bool {
+    token.split_once('.').is_some_and(|(number, signature)| {
+        let counted = number.parse::<u32>().is_ok_and(|number| (1..=share.join_count).contains(&number));
+        counted && secret::is_signed(&share.join_secret, number, signature)
+    })
+}
+
+fn look_up(call: &Call<'_>, code: &str) -> Option<Share> {
     let hash = secret::hash(Code::parse(code).as_ref().map_or("", Code::as_str));
     let share = call.core.registry().share_by_code(&hash, clock::now()).cloned();
     let mine = |share: &Share| match &call.principal {
@@ -284,10 +320,7 @@ fn find(call: &Call<'_>, code: &str) -> Result<Share, Reply> {
         Principal::Key { workspace, .. } => share.workspace == *workspace,
         Principal::Local => true,
     };
-    share.filter(mine).ok_or_else(|| {
-        guess_failed(call);
-        not_found()
-    })
+    share.filter(mine)
 }
 
 fn not_found() -> Reply {

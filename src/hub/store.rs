@@ -24,8 +24,11 @@ use crate::os::files;
 use crate::os::files::Lock;
 use crate::os::secret;
 
-/// A longer journal is folded into the snapshot.
+/// A longer journal is folded into the snapshot, unless the snapshot is longer still: then folding waits, so
+/// that a large hub does not write all it knows again for every few changes.
 const JOURNAL_LIMIT: u64 = 4 * 1024 * 1024;
+/// What the limits of the registry can add up to, and more; a larger file is not ours.
+const FILE_LIMIT: u64 = 4 * 1024 * 1024 * 1024;
 const CHECKSUM: usize = 8;
 
 pub struct Store {
@@ -33,6 +36,9 @@ pub struct Store {
     journal: File,
     /// Bytes of the journal that are whole lines.
     length: u64,
+    /// Half a line may lie behind them, which must go before the next one is written.
+    torn: bool,
+    snapshot_length: u64,
     last: u64,
     _lock: Lock,
 }
@@ -65,13 +71,15 @@ impl Store {
         files::private_dir(folder)?;
         let Some(lock) = files::try_lock(&folder.join("hub.lock"))? else { return Ok(None) };
         let mut registry = Registry::default();
-        let mut last = 0;
-        if let Some(snapshot) = read_snapshot(&folder.join("registry.json"))? {
+        let (mut last, mut snapshot_length) = (0, 0);
+        files::remove_drafts(&folder.join("registry.json"));
+        if let Some((snapshot, length)) = read_snapshot(&folder.join("registry.json"))? {
+            snapshot_length = length;
             last = snapshot.n;
             snapshot.records.into_iter().for_each(|record| registry.apply(Change::Put(record)));
         }
         let path = folder.join("journal");
-        let bytes = files::read(&path)?.unwrap_or_default();
+        let bytes = files::read_within(&path, FILE_LIMIT)?.unwrap_or_default();
         let (entries, whole) = read_journal(&bytes).map_err(|line| {
             Error::new(format!("{} is damaged at line {line}", path.display())).hint(
                 "Restore the hub's data folder from a backup; the snapshot beside it is older but whole",
@@ -92,7 +100,15 @@ impl Store {
                 "The journal's last line was torn by a crash ({torn} bytes); nothing acknowledged is lost"
             )
         });
-        let store = Self { folder: folder.to_owned(), journal, length: whole, last, _lock: lock };
+        let store = Self {
+            folder: folder.to_owned(),
+            journal,
+            length: whole,
+            torn: false,
+            snapshot_length,
+            last,
+            _lock: lock,
+        };
         Ok(Some(Opened { store, registry, note }))
     }
 
@@ -101,12 +117,17 @@ impl Store {
         if changes.is_empty() {
             return Ok(());
         }
+        // Half a line in the middle would be damage: it is taken back at once or, where that fails, before
+        // anything else is written.
+        if self.torn {
+            self.journal.set_len(self.length).or_say(|| "The journal cannot be mended")?;
+            self.torn = false;
+        }
         let entry = Entry { n: self.last + 1, changes: changes.to_vec() };
         let line = encode(&entry)?;
         let written = self.journal.write_all(&line).and_then(|()| self.journal.sync_data());
         if let Err(error) = written {
-            // Half a line in the middle would be damage: take it back.
-            self.journal.set_len(self.length).or_say(|| "The journal cannot be mended; restart the hub")?;
+            self.torn = self.journal.set_len(self.length).is_err();
             return Err(Error::new("The hub cannot write to its data folder")
                 .because(error)
                 .hint(format!("Look at the disk: df -h {}", self.folder.display())));
@@ -116,13 +137,14 @@ impl Store {
         Ok(())
     }
 
-    /// Folds the journal into a new snapshot when it has grown.
-    pub fn fold(&mut self, registry: &Registry) -> Result<()> {
-        if self.length > JOURNAL_LIMIT { self.snapshot(registry) } else { Ok(()) }
+    /// Whether the journal has grown so long that a new snapshot should replace it.
+    pub fn wants_snapshot(&self) -> bool {
+        self.length > JOURNAL_LIMIT.max(self.snapshot_length)
     }
 
-    fn snapshot(&mut self, registry: &Registry) -> Result<()> {
-        let snapshot = Snapshot { version: 1, n: self.last, records: registry.records().collect() };
+    /// Folds the journal into a new snapshot of everything that is true now.
+    pub fn snapshot(&mut self, records: Vec<Record>) -> Result<()> {
+        let snapshot = Snapshot { version: 1, n: self.last, records };
         let bytes = serde_json::to_vec(&snapshot).or_say(|| "Cannot write the snapshot")?;
         files::write(&self.folder.join("registry.json"), &bytes)?;
         self.journal
@@ -130,6 +152,7 @@ impl Store {
             .and_then(|()| self.journal.sync_all())
             .or_say(|| "Cannot empty the journal")?;
         self.length = 0;
+        self.snapshot_length = bytes.len() as u64;
         Ok(())
     }
 }
@@ -170,8 +193,8 @@ fn decode(line: &[u8]) -> Option<Entry> {
     serde_json::from_slice(json).ok()
 }
 
-fn read_snapshot(path: &Path) -> Result<Option<Snapshot>> {
-    let Some(bytes) = files::read(path)? else { return Ok(None) };
+fn read_snapshot(path: &Path) -> Result<Option<(Snapshot, u64)>> {
+    let Some(bytes) = files::read_within(path, FILE_LIMIT)? else { return Ok(None) };
     let snapshot: Snapshot = serde_json::from_slice(&bytes).map_err(|error| {
         Error::new(format!("{} is damaged", path.display()))
             .because(error)
@@ -181,7 +204,7 @@ fn read_snapshot(path: &Path) -> Result<Option<Snapshot>> {
         return Err(Error::new(format!("{} was written by another version of connect", path.display()))
             .hint("Run the version that wrote it, or a newer one"));
     }
-    Ok(Some(snapshot))
+    Ok(Some((snapshot, bytes.len() as u64)))
 }
 
 #[cfg(test)]
@@ -243,7 +266,7 @@ mod tests {
             opened.store.commit(std::slice::from_ref(&change)).unwrap();
             opened.registry.apply(change);
             if n == 9 {
-                opened.store.snapshot(&opened.registry).unwrap();
+                opened.store.snapshot(opened.registry.records().collect()).unwrap();
             }
         }
         drop(opened.store);

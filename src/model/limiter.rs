@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::net::IpAddr;
+use std::net::Ipv6Addr;
 
 use super::time::Time;
 
@@ -48,6 +50,14 @@ impl<K: Clone + Eq + Hash> Limiter<K> {
     }
 }
 
+/// What an address is counted as: with IPv6 everybody has 2^64 of them, so the network is what counts.
+pub fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,6 +76,17 @@ mod tests {
         assert_eq!(limiter.blocked(&"a", at(10)), Some(50));
         assert_eq!(limiter.blocked(&"b", at(10)), None);
         assert_eq!(limiter.blocked(&"a", at(60)), None);
+    }
+
+    #[test]
+    fn a_network_of_ipv6_is_one_caller() {
+        for (address, network) in [
+            ("10.1.2.3", "10.1.2.3"),
+            ("::ffff:10.1.2.3", "10.1.2.3"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ] {
+            assert_eq!(network_of(address.parse().unwrap()).to_string(), network);
+        }
     }
 
     #[test]

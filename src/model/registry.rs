@@ -121,7 +121,7 @@ impl Registry {
 
     /// What has outlived its time and may be dropped from the store.
     pub fn expired(&self, now: Time) -> Vec<Change> {
-        let shares = self.shares.values().filter(|share| !share.is_live(now));
+        let shares = self.shares.values().filter(|share| !self.share_is_live(share, now));
         let devices = self.devices.values().filter(|device| now >= device.expires_at);
         let shares = shares.map(|share| Change::drop(Table::Share, &share.id));
         shares.chain(devices.map(|device| Change::drop(Table::Device, &device.code))).collect()
@@ -181,7 +181,13 @@ impl Registry {
     }
 
     pub fn share(&self, id: &str, now: Time) -> Option<&Share> {
-        self.shares.get(id).filter(|share| share.is_live(now))
+        self.shares.get(id).filter(|share| self.share_is_live(share, now))
+    }
+
+    /// A share dies with the key that made it, or a stolen key would go on opening doors after its end.
+    pub fn share_is_live(&self, share: &Share, now: Time) -> bool {
+        let by_key = || self.keys.get(&share.key).is_some_and(|key| key.is_live(now));
+        share.is_live(now) && (share.key == Principal::Local.id() || by_key())
     }
 
     pub fn share_by_code(&self, code_hash: &str, now: Time) -> Option<&Share> {

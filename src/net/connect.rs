@@ -124,6 +124,9 @@ fn read_status(stream: &TcpStream, deadline: Instant) -> io::Result<u16> {
         set_deadline(stream, deadline)?;
         (&*stream).read_exact(&mut byte)?;
         answer.push(byte[0]);
+        if answer.len() > head::HEAD_LIMIT {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "its answer is too long"));
+        }
         if byte[0] == b'\n' {
             let parsed = head::parse_response(&answer);
             if let Some(response) =

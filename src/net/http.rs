@@ -140,7 +140,7 @@ impl Conversation {
         let mut left = LINGER_BYTES;
         while left > 0 && set_deadline(&self.stream.socket, deadline).is_ok() {
             match (&*self.stream.socket).read(&mut room) {
-                Ok(1..) => left = left.saturating_sub(room.len()),
+                Ok(count @ 1..) => left = left.saturating_sub(count),
                 _ => return,
             }
         }
@@ -209,6 +209,10 @@ pub struct Ask<'a> {
 pub fn exchange(stream: &mut Duplex, ask: &Ask<'_>, deadline: Instant) -> io::Result<(Answer, Vec<u8>)> {
     let mut out = format!("{} {} HTTP/1.1\r\nHost: {}\r\n", ask.method, ask.path, ask.host);
     for (name, value) in ask.fields {
+        // A ticket is the hub's word and a key the user's; neither may begin a line of its own.
+        if value.bytes().any(|byte| byte.is_ascii_control()) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("the {name} is not plain text")));
+        }
         out.push_str(&format!("{name}: {value}\r\n"));
     }
     if let Some(body) = &ask.body {
@@ -263,7 +267,10 @@ pub fn upgrade(mut stream: Duplex, protocol: &str, ask: &Ask<'_>, deadline: Inst
 
 /// The error that an answer of the hub stands for. Its words are a peer's: printed escaped, by whoever prints.
 pub fn refusal(status: u16, body: &[u8]) -> Error {
+    // One line each, or a hub could write lines that look like ours.
     let (error, hint) = read_error_body(body);
+    let one_line = |text: String| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let (error, hint) = (one_line(error), one_line(hint));
     let what = if error.is_empty() { format!("The hub answered with status {status}") } else { error };
     let error = Error::new(what).kind(Kind::Refused(status));
     if hint.is_empty() { error } else { error.hint(hint) }

@@ -36,17 +36,29 @@ pub fn private_dir(path: &Path) -> Result<()> {
 
 /// `None` when there is no such file.
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    read_within(path, LIMIT)
+}
+
+/// For files that may grow larger than a user's state.
+pub fn read_within(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     let file = match options().read(true).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(trouble("read", path, error)),
     };
+    plain_file(&file).map_err(|error| trouble("read", path, error))?;
     let mut bytes = Vec::new();
-    file.take(LIMIT + 1).read_to_end(&mut bytes).map_err(|error| trouble("read", path, error))?;
-    if bytes.len() as u64 > LIMIT {
-        return Err(Error::new(format!("{} is larger than 16 MiB", path.display())).hint("Move it away"));
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(|error| trouble("read", path, error))?;
+    if bytes.len() as u64 > limit {
+        let what = format!("{} is larger than {} MiB", path.display(), limit / 1024 / 1024);
+        return Err(Error::new(what).hint("It is damaged, or not ours: look at it, then move it away"));
     }
     Ok(Some(bytes))
+}
+
+/// A pipe or a device in the place of a state file would block or never end.
+fn plain_file(file: &File) -> io::Result<()> {
+    if file.metadata()?.is_file() { Ok(()) } else { Err(io::Error::other("it is not a plain file")) }
 }
 
 pub fn read_text(path: &Path) -> Result<Option<String>> {
@@ -72,7 +84,9 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Opens for appending; makes the file when it is not there.
 pub fn append(path: &Path) -> Result<File> {
     let opened = options().read(true).append(true).create(true).mode(0o600).open(path);
-    opened.map_err(|error| trouble("write", path, error))
+    let file = opened.map_err(|error| trouble("write", path, error))?;
+    plain_file(&file).map_err(|error| trouble("write", path, error))?;
+    Ok(file)
 }
 
 pub fn remove(path: &Path) -> Result<()> {
@@ -112,7 +126,8 @@ pub fn sync_dir(folder: &Path) -> io::Result<()> {
 
 fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
-    options.custom_flags(OFlag::O_NOFOLLOW.bits());
+    // Without blocking, since a pipe in the place of a file would be waited for before it can be looked at.
+    options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
     options
 }
 
@@ -130,6 +145,17 @@ fn refuse_symlink(path: &Path) -> Result<()> {
 fn draft_of(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.{}", &secret::secret()[..8]))
+}
+
+/// Removes what a crash in the middle of `write` left beside the file. Only for files with one writer.
+pub fn remove_drafts(path: &Path) {
+    let front = format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy());
+    let entries = path.parent().and_then(|folder| fs::read_dir(folder).ok());
+    for entry in entries.into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&front) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 fn write_draft(draft: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -183,6 +209,13 @@ mod tests {
         assert!(write(&folder.join("state"), b"x").is_err());
         assert!(append(&folder.join("state")).is_err());
         assert_eq!(fs::read_to_string(folder.join("victim")).unwrap(), "untouched");
+    }
+
+    #[test]
+    fn a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for() {
+        let pipe = folder().join("state");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(read(&pipe).is_err() && append(&pipe).is_err() && lock(&pipe).is_err());
     }
 
     #[test]

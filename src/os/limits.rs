@@ -13,3 +13,9 @@ pub fn raise_open_files() {
         log::debug!("the open-file limit stays at {soft}: {error}");
     }
 }
+
+/// How many descriptors this process may have.
+pub fn open_files() -> usize {
+    getrlimit(Resource::RLIMIT_NOFILE)
+        .map_or(usize::MAX, |(soft, _)| usize::try_from(soft).unwrap_or(usize::MAX))
+}

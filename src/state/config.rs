@@ -38,8 +38,11 @@ impl Config {
     /// From `--config FILE`, which must exist, or from the state folder, where it need not.
     pub fn load(home: &Home, file: Option<&Path>) -> Result<Self> {
         let Some(path) = file else { return Ok(home.read(FILE)?.unwrap_or_default()) };
-        let text = files::read_text(path)?.ok_or_else(|| {
-            Error::new(format!("There is no {}", path.display())).hint("Check the path given with --config")
+        // The user's own file may lie behind a link, as secrets in containers do.
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Error::new(format!("Cannot read {}", path.display()))
+                .because(error)
+                .hint("Check the path given with --config")
         })?;
         serde_json::from_str(&text).map_err(|error| {
             Error::new(format!("{} is damaged", path.display()))

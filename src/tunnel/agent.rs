@@ -267,6 +267,8 @@ impl Shared {
         else {
             return;
         };
+        // A hub that gives it another id takes the old one back, or its ids could pile up here.
+        exposures.by_service.retain(|_, (exposure, _)| exposure.name != name);
         exposures.by_service.insert(service.clone(), wanted);
         drop(exposures);
         (self.report)(Event::Exposed { name, service, tunnel_port });

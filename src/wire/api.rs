@@ -1,6 +1,7 @@
 //! The JSON bodies of the hub's API, as both ends read and write them.
 
 use serde::Deserialize;
+use serde::Deserializer;
 use serde::Serialize;
 
 use crate::model::access::Role;
@@ -11,18 +12,29 @@ use crate::model::record::Protocol;
 use crate::model::record::SharedService;
 use crate::model::time::Time;
 
+/// What a peer calls itself is shown within lines of ours: it has one line itself, and an end.
+const SHOWN: usize = 256;
+
+fn shown<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    Ok(text.chars().map(|c| if c == '\n' { ' ' } else { c }).take(SHOWN).collect())
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Health {
     pub status: String,
+    #[serde(deserialize_with = "shown")]
     pub version: String,
     pub uptime_seconds: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WhoAmI {
+    #[serde(deserialize_with = "shown")]
     pub label: String,
     pub role: Option<Role>,
+    #[serde(deserialize_with = "shown")]
     pub workspace: String,
 }
 
@@ -56,6 +68,7 @@ pub struct ServiceInfo {
     pub status: Status,
     pub protocol: Protocol,
     pub agent_id: String,
+    #[serde(deserialize_with = "shown")]
     pub agent_label: String,
     pub created_at: Time,
 }
@@ -64,6 +77,7 @@ pub struct ServiceInfo {
 #[serde(rename_all = "camelCase")]
 pub struct AgentInfo {
     pub id: String,
+    #[serde(deserialize_with = "shown")]
     pub label: String,
     pub status: Status,
     pub fingerprint: Fingerprint,
@@ -110,6 +124,7 @@ pub struct SessionGranted {
     pub target_port: u16,
     pub protocol: Protocol,
     pub agent_id: String,
+    #[serde(deserialize_with = "shown")]
     pub agent_label: String,
     pub agent_fingerprint: Fingerprint,
 }
@@ -155,8 +170,10 @@ pub struct AskDevice {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeviceAsked {
+    #[serde(deserialize_with = "shown")]
     pub code: String,
     pub secret: String,
+    #[serde(deserialize_with = "shown")]
     pub page: String,
     pub interval_seconds: u64,
     pub expires_in_seconds: u64,
@@ -226,10 +243,12 @@ pub struct ShareInfo {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SharePreview {
+    #[serde(deserialize_with = "shown")]
     pub name: String,
     pub expires_at: Time,
     pub expires_in_seconds: u64,
     pub agent_id: String,
+    #[serde(deserialize_with = "shown")]
     pub agent_label: String,
     pub agent_fingerprint: Fingerprint,
     pub services: Vec<JoinableService>,

@@ -457,3 +457,48 @@ impl Running {
         (count("task"), count("fd"))
     }
 }
+
+// The hub's own tests: raw clients and a hub in the test's hand.
+
+pub mod fake_hub;
+pub mod https;
+
+/// Runs the command under a shell that does `first` before it: limits, umask.
+pub fn under(first: &str, command: &Command) -> Command {
+    let mut wrapped = Command::new("sh");
+    wrapped
+        .arg("-c")
+        .arg(format!("{first}; exec \"$0\" \"$@\""))
+        .arg(command.get_program())
+        .args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => wrapped.env(name, value),
+            None => wrapped.env_remove(name),
+        };
+    }
+    wrapped
+}
+
+/// Whether a program that a test wants is here; says loudly when not.
+pub fn is_here(program: &str, package: &str) -> bool {
+    let found = std::env::var_os("PATH").is_some_and(|path| {
+        std::env::split_paths(&path).chain(["/usr/sbin".into()]).any(|folder| folder.join(program).is_file())
+    });
+    if !found {
+        eprintln!("\n*** SKIPPED: there is no {program}; get it with: apt-get install {package} ***\n");
+    }
+    found
+}
+
+impl Hub {
+    /// A hub started by a command that the caller changed.
+    pub fn start_by(home: Home, command: Command, options: &[&str]) -> Self {
+        let running = Running::start(command);
+        let said = running.wait_event("listening");
+        let text = |name: &str| said[name].as_str().unwrap_or_default().to_owned();
+        let (url, address, admin_key) = (text("url"), text("address"), text("firstKey"));
+        let options = options.iter().map(|option| (*option).to_owned()).collect();
+        Self { home, running, url, address, admin_key, options }
+    }
+}

@@ -1,6 +1,9 @@
 //! `connect hub key`, `approve`, `audit`, `status`: work beside a running hub or without one. The data
 //! folder is the key: whoever can read it may.
 
+use std::time::Duration;
+use std::time::Instant;
+
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::json;
@@ -34,6 +37,9 @@ struct Running {
     token: String,
 }
 
+/// How long the data folder may be held by somebody who lets go of it.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 enum Admin {
     Running(Hub),
     Offline(Box<Core>),
@@ -48,12 +54,24 @@ impl Admin {
         if !data.join("certs").exists() {
             return Err(no_hub(&data));
         }
-        let settings = Settings { data, names: Vec::new(), behind_proxy: false, tunnel_ports: None };
-        let core = Core::open(settings)?.ok_or_else(|| {
-            Error::new("The hub holds its data folder, but does not say how to reach it")
-                .hint("Restart the hub, then try again")
-        })?;
-        Ok(Self::Offline(Box::new(core)))
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let data = data.clone();
+            let settings = Settings { data, names: Vec::new(), behind_proxy: false, tunnel_ports: None };
+            if let Some(core) = Core::open(settings)? {
+                return Ok(Self::Offline(Box::new(core)));
+            }
+            // A hub that is just starting or ending, or another command like this one.
+            if Instant::now() >= deadline {
+                return Err(Error::new("The hub holds its data folder, but does not say how to reach it")
+                    .hint("Restart the hub, then try again"));
+            }
+            call.stop.wait_for(PATIENCE / 100);
+            call.go_on()?;
+            if let Some(hub) = running(call)? {
+                return Ok(Self::Running(hub));
+            }
+        }
     }
 
     fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {

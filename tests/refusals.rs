@@ -1,0 +1,268 @@
+//! Who is refused what: every call of the hub's API by everyone who might make it, and the limits.
+
+mod common;
+
+use std::net::Ipv4Addr;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering;
+
+use common::Hub;
+use common::https::Answer;
+use common::https::FINGERPRINT;
+use common::https::RawAgent;
+use serde_json::json;
+
+/// Who asks, in the order of the table's columns.
+const WHO: [&str; 10] = [
+    "no key",
+    "wrong key",
+    "revoked key",
+    "expired key",
+    "join",
+    "owner",
+    "neighbour",
+    "admin",
+    "stranger",
+    "strange admin",
+];
+
+/// Nobody without a good key, and what the six with one get.
+const fn keyed(
+    join: u16,
+    owner: u16,
+    neighbour: u16,
+    admin: u16,
+    stranger: u16,
+    strange_admin: u16,
+) -> [u16; 10] {
+    [401, 401, 401, 401, join, owner, neighbour, admin, stranger, strange_admin]
+}
+
+/// The call, its body, and each column's status. `$agent` is the owner's agent, `$service` its service's id,
+/// `$share` a share of it, `$full` one that has been joined as often as it may; `$new-…` is made anew for
+/// each case. The owner, the neighbour (another member) and the admin are in one workspace, the strangers
+/// in another.
+#[rustfmt::skip]
+const TABLE: [(&str, &str, [u16; 10]); 36] = [
+    ("GET /health", "", [200; 10]),
+    ("HEAD /health", "", [200; 10]),
+    ("GET /device", "", [200; 10]),
+    ("GET /join", "", [200; 10]),
+    ("GET /v1/nothing", "", [404; 10]),
+    ("GET /v1/keys/", "", [404; 10]),
+    ("PUT /v1/keys", "", [405; 10]),
+    ("POST /v1/device", r#"{"label":"x"}"#, [201; 10]),
+    ("GET /v1/device/$new-device", "", [404; 10]),
+    ("POST /device", "code=ABCD-EFGH&key=pc_guess", [401; 10]),
+    ("GET /v1/relay", "", [426; 10]),
+    ("GET /metrics", "", keyed(403, 403, 403, 200, 403, 200)),
+    ("GET /v1/whoami", "", keyed(200, 200, 200, 200, 200, 200)),
+    ("GET /v1/services", "", keyed(403, 200, 200, 200, 200, 200)),
+    ("GET /v1/agents", "", keyed(403, 200, 200, 200, 200, 200)),
+    ("GET /v1/agent", "", keyed(403, 426, 426, 426, 426, 426)),
+    ("POST /v1/agents/register", r#"{"id":"agent_$new","label":"x","fingerprint":"$fp"}"#, keyed(403, 200, 200, 200, 200, 200)),
+    ("POST /v1/agents/register", r#"{"id":"$agent","label":"x","fingerprint":"$fp"}"#, keyed(403, 200, 403, 403, 403, 403)),
+    ("POST /v1/agents/register", r#"{"id":"../../x","label":"x","fingerprint":"$fp"}"#, keyed(403, 400, 400, 400, 400, 400)),
+    ("POST /v1/sessions", r#"{"service":"db","fingerprint":"$fp"}"#, keyed(403, 200, 200, 200, 404, 404)),
+    ("POST /v1/sessions", r#"{"service":"$service","fingerprint":"$fp"}"#, keyed(403, 200, 200, 200, 404, 404)),
+    ("POST /v1/sessions", r#"{"service":"none","fingerprint":"$fp"}"#, keyed(403, 404, 404, 404, 404, 404)),
+    ("POST /v1/sessions", r#"{"service":"db","fingerprint":"$fp","share":{"code":"$share","token":"1.x"}}"#, keyed(403, 403, 403, 403, 404, 404)),
+    ("POST /v1/shares", r#"{"name":"x","agent":"$agent","services":["db"],"expiresInSeconds":60}"#, keyed(403, 201, 403, 201, 403, 403)),
+    ("POST /v1/shares", r#"{"name":"x","agent":"$agent","services":["other"],"expiresInSeconds":60}"#, keyed(403, 404, 403, 404, 403, 403)),
+    ("GET /v1/shares", "", keyed(403, 200, 200, 200, 200, 200)),
+    ("GET /v1/shares/$share", "", keyed(200, 200, 200, 200, 404, 404)),
+    ("POST /v1/shares/$share/join", "", keyed(200, 200, 200, 200, 404, 404)),
+    ("POST /v1/shares/$full/join", "", keyed(409, 409, 409, 409, 404, 404)),
+    ("DELETE /v1/shares/$new-share", "", keyed(403, 204, 404, 204, 404, 404)),
+    ("POST /v1/device/$new-device/approve", "", keyed(403, 403, 403, 200, 403, 200)),
+    ("POST /v1/device/$new-device/approve", r#"{"workspace":"default"}"#, keyed(403, 403, 403, 200, 403, 403)),
+    ("GET /v1/keys", "", keyed(403, 403, 403, 200, 403, 200)),
+    ("POST /v1/keys", r#"{"role":"join"}"#, keyed(403, 403, 403, 201, 403, 201)),
+    ("POST /v1/keys", r#"{"workspace":"default"}"#, keyed(403, 403, 403, 201, 403, 403)),
+    ("DELETE /v1/keys/$new-key", "", keyed(403, 403, 403, 204, 403, 404)),
+];
+
+/// One address for a few cases each, so that the limits by address stay out of the way.
+fn source(row: usize, column: usize) -> Ipv4Addr {
+    Ipv4Addr::new(127, 1, u8::try_from(column).unwrap(), u8::try_from(row / 4 + 1).unwrap())
+}
+
+struct Stage {
+    hub: Hub,
+    /// Two of each kind that is refused: one key may fail twenty times a minute.
+    keys: [[String; 2]; 10],
+    agent: RawAgent,
+    service: String,
+    share: String,
+    full: String,
+}
+
+impl Stage {
+    fn set() -> Self {
+        let hub = Hub::start();
+        let twice = |key: &str| [key.to_owned(), key.to_owned()];
+        let (revoked, expired) = ([(); 2], [(); 2]);
+        let revoked = revoked.map(|()| hub.new_key(&[])).map(|(key, id)| {
+            hub.home.run(&["hub", "key", "revoke", &id]).ok();
+            key
+        });
+        let expired = expired.map(|()| hub.new_key(&["--expires", "1s"]).0);
+        let owner = hub.key("member");
+        let strange = |role| hub.new_key(&["--workspace", "strange", "--role", role]).0;
+        let mut agent = RawAgent::up(&hub, &owner, "agent_owner");
+        let service = agent.expose("db");
+        let keys = [
+            twice(""),
+            ["pc_wrong1".into(), "nonsense".into()],
+            revoked,
+            expired,
+            twice(&hub.key("join")),
+            twice(&owner),
+            twice(&hub.key("member")),
+            twice(&hub.admin_key),
+            twice(&strange("member")),
+            twice(&strange("admin")),
+        ];
+        let mut stage = Self { hub, keys, agent, service, share: String::new(), full: String::new() };
+        (stage.share, stage.full) = (stage.new_share(None), stage.new_share(Some(1)));
+        let joined = stage.hub.ask(&format!("POST /v1/shares/{}/join", stage.full), &owner, "");
+        assert_eq!(joined.status, 200);
+        common::eventually("the keys expire", common::PATIENCE, || {
+            stage.keys[3].iter().all(|key| stage.hub.ask("GET /v1/whoami", key, "").status == 401)
+        });
+        stage
+    }
+
+    fn new_share(&self, max_joins: Option<u32>) -> String {
+        let body = json!({ "name": "s", "agent": "agent_owner", "services": ["db"], "expiresInSeconds": 600, "maxJoins": max_joins });
+        self.hub.ask("POST /v1/shares", &self.keys[5][0], &body.to_string()).text("code")
+    }
+
+    fn fill(&self, text: &str, source: Ipv4Addr) -> String {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let mut text = text.replace("$fp", FINGERPRINT).replace("$service", &self.service);
+        text =
+            text.replace("$agent", "agent_owner").replace("$share", &self.share).replace("$full", &self.full);
+        if text.contains("$new-share") {
+            text = text.replace("$new-share", &self.new_share(None));
+        }
+        if text.contains("$new-key") {
+            let made = self.hub.ask("POST /v1/keys", &self.hub.admin_key, "");
+            text = text.replace("$new-key", &made.text("id"));
+        }
+        if text.contains("$new-device") {
+            let asked = self.hub.ask_from(source, "POST /v1/device", "", r#"{"label":"y"}"#);
+            text = text.replace("$new-device", &asked.text("code"));
+        }
+        text.replace("$new", &format!("new{}", NEXT.fetch_add(1, Ordering::Relaxed)))
+    }
+}
+
+#[test]
+fn every_call_refuses_everyone_whom_it_should() {
+    let stage = Stage::set();
+    let (mut cases, mut wrong) = (0, Vec::new());
+    for (row, (call, body, expected)) in TABLE.iter().enumerate() {
+        for (column, expected) in expected.iter().enumerate() {
+            let source = source(row, column);
+            let (call, body) = (stage.fill(call, source), stage.fill(body, source));
+            let key = &stage.keys[column][row % 2];
+            let answer = stage.hub.ask_from(source, &call, key, &body);
+            cases += 1;
+            if answer.status != *expected {
+                wrong.push(format!("{call} {body} by {}: {} and not {expected}", WHO[column], answer.status));
+            }
+            if answer.status >= 400 && !call.ends_with(" /device") {
+                assert!(answer.text("error").len() > 5, "{call}: {answer:?}");
+            }
+        }
+    }
+    assert!(cases >= 300 && wrong.is_empty(), "{} of {cases}:\n{}", wrong.len(), wrong.join("\n"));
+    drop(stage.agent);
+}
+
+#[test]
+fn the_control_channel_is_for_those_who_may_expose_and_for_their_own_agent() {
+    let hub = Hub::start();
+    let (owner, neighbour) = (hub.key("member"), hub.key("member"));
+    let _agent = RawAgent::up(&hub, &owner, "agent_owner");
+    for (key, status) in
+        [("", 401), ("pc_wrong", 401), (hub.key("join").as_str(), 403), (neighbour.as_str(), 101)]
+    {
+        assert_eq!(RawAgent::connect(&hub, key).1.status, status, "{key}");
+    }
+    let (mut thief, _) = RawAgent::connect(&hub, &neighbour);
+    thief.send(&json!({ "type": "hello", "agent": "agent_owner", "version": "x" }));
+    assert_eq!(thief.next(), None);
+    assert!(hub.audit().contains("agent.refused"));
+}
+
+#[test]
+fn unknown_revoked_and_expired_keys_get_one_answer_and_after_twenty_a_429() {
+    let hub = Hub::start();
+    let (revoked, id) = hub.new_key(&[]);
+    hub.home.run(&["hub", "key", "revoke", &id]).ok();
+    let (expired, _) = hub.new_key(&["--expires", "1s"]);
+    let other = Ipv4Addr::new(127, 0, 0, 9);
+    common::eventually("the key expires", common::PATIENCE, || {
+        hub.ask_from(other, "GET /v1/whoami", &expired, "").status == 401
+    });
+    let answers =
+        ["pc_unknown", &revoked, &expired, "x", "pl_unknown"].map(|key| hub.ask("GET /v1/whoami", key, ""));
+    assert!(answers.iter().all(|answer| *answer == answers[0] && answer.status == 401), "{answers:#?}");
+    let limited = (0..30)
+        .map(|n| hub.ask("GET /v1/whoami", &format!("pc_{n}"), ""))
+        .find(|answer| answer.status != 401);
+    let limited = limited.unwrap();
+    assert_eq!(limited.status, 429);
+    let wait: u64 = limited.field("retry-after").unwrap().parse().unwrap();
+    assert!((1..=60).contains(&wait), "{limited:?}");
+    // Neither another address nor a good key from the same one pays for it.
+    assert_eq!(hub.ask_from(other, "GET /v1/whoami", "pc_new", "").status, 401);
+    assert_eq!(hub.ask("GET /v1/whoami", &hub.admin_key, "").status, 200);
+    let lines = hub.audit().matches("key.refused").count();
+    assert!((20..=45).contains(&lines), "{lines}");
+    assert!(!hub.audit().contains("pc_"));
+}
+
+#[test]
+fn a_caller_who_is_refused_in_a_loop_does_not_fill_the_audit_log() {
+    let hub = Hub::start();
+    let join = hub.key("join");
+    assert!((0..60).all(|_| hub.ask("GET /v1/services", &join, "").status == 403));
+    assert!(hub.audit().matches("role.refused").count() <= 20);
+}
+
+#[test]
+fn a_revoked_admin_key_and_odd_bodies_change_nothing() {
+    let hub = Hub::start();
+    let (admin, id) = hub.new_key(&["--role", "admin"]);
+    hub.home.run(&["hub", "key", "revoke", &id]).ok();
+    let before = hub.ask("GET /v1/keys", &hub.admin_key, "").body;
+    assert_eq!(hub.ask("POST /v1/keys", &admin, "").status, 401);
+    let deep = format!(r#"{{"label":{}{}}}"#, "[".repeat(20_000), "]".repeat(20_000));
+    for body in [
+        "{",
+        "[]",
+        "null",
+        "\"x\"",
+        r#"{"role":"root"}"#,
+        r#"{"role":1}"#,
+        r#"{"unknown":1}"#,
+        r#"{"workspace":"A B"}"#,
+        r#"{"workspace":"../x"}"#,
+        r#"{"expiresInSeconds":-1}"#,
+        r#"{"expiresInSeconds":0}"#,
+        r#"{"label":{"a":1}}"#,
+        &deep,
+    ] {
+        let answer = hub.ask("POST /v1/keys", &hub.admin_key, body);
+        assert_eq!(answer.status, 400, "{body:.60}: {answer:?}");
+        assert!(answer.text("error").len() < 300);
+    }
+    assert_eq!(hub.ask("GET /v1/keys", &hub.admin_key, "").body, before);
+    let labelled = hub.ask("POST /v1/keys", &hub.admin_key, "{\"label\":\"a\\u001b[31m\\u009bb\\n\"}");
+    assert_eq!(labelled.text("label"), "a[31mb");
+    let answer: Answer = hub.ask("GET /v1/keys", &hub.admin_key, "");
+    assert!(answer.json().as_array().unwrap().iter().all(|key| key.get("hash").is_none()));
+}
