@@ -249,7 +249,7 @@ impl Hub {
 fn unreachable_hub(url: &HubUrl, why: String) -> Error {
     Error::new(format!("Cannot reach the hub {url}"))
         .because(why)
-        .hint("Check the address and that the hub is running: connect doctor")
+        .hint("Check the address, and on its machine that it runs: connect hub status")
         .kind(Kind::Unreachable)
 }
 
