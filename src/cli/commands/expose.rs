@@ -105,7 +105,7 @@ fn alone(call: &Call, name: &Name) -> Result<files::Lock> {
 }
 
 fn announce(call: &Call, name: &Name, target: &Target, service: &str, tunnel_port: Option<u16>) {
-    let answers = dial(&target.host, target.port, Instant::now() + DEADLINE / 5).is_ok();
+    let answers = dial(&target.host, target.port, Instant::now() + DEADLINE / 5, &call.stop).is_ok();
     call.say.event(&json!({ "event": "exposed", "name": name, "target": target.to_string(), "id": service,
         "tunnelPort": tunnel_port, "answers": answers }));
     call.say.line(&format!("[ok] {name} → {target} is exposed"));
