@@ -9,5 +9,6 @@ pub mod frame;
 pub mod head;
 pub mod host;
 pub mod message;
+pub mod record;
 pub mod reply;
 mod scan;
