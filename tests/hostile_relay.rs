@@ -153,7 +153,7 @@ fn a_change_in_the_data_ends_the_connection_and_never_reaches_anybody() {
                     let _ = (&client).write_all(&sent);
                     let _ = client.shutdown(Shutdown::Write);
                 });
-                client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                client.set_read_timeout(Some(PATIENCE)).unwrap();
                 let (back, ending) = read_out(&client);
                 assert!(sent.starts_with(&back), "{case}: altered data reached the client");
                 // A session that dies before it took any data leaves the connection to the next one.
@@ -208,7 +208,8 @@ fn an_agent_that_nobody_named_is_refused() {
     let _exposed = expose(&owner, "echo", service(echo));
     let (heard, hear) = mpsc::channel();
     path.impersonate(move |mut socket, _| {
-        let hello = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: connect-relay/1\r\n\r\n";
+        let hello =
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: connect-relay/1\r\n\r\n";
         socket.write_all(hello.as_bytes()).unwrap();
         let mut middle = Stranger::new().as_agent(socket);
         let mut said = Vec::new();
@@ -234,7 +235,8 @@ fn a_joiner_that_the_hub_did_not_name_is_refused() {
     dials.recv_timeout(PATIENCE).unwrap();
     let (heard, hear) = mpsc::channel();
     path.impersonate(move |mut socket, _| {
-        let hello = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: connect-relay/1\r\n\r\n";
+        let hello =
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: connect-relay/1\r\n\r\n";
         socket.write_all(hello.as_bytes()).unwrap();
         let mut middle = Stranger::new().as_joiner(socket);
         // OPEN, and some data.
