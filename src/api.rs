@@ -278,7 +278,7 @@ impl fmt::Debug for Dialer {
 
 impl Dialer {
     fn dial_plain(&self, deadline: Instant) -> Result<(Duplex, Registration)> {
-        let socket = dial_hub(&self.url.host, self.url.port, deadline).map_err(|error| {
+        let socket = dial_hub(&self.url.host, self.url.port, deadline, &self.stop).map_err(|error| {
             let hint = error.hint.clone();
             let error = unreachable_hub(&self.url, error.to_string());
             if let Some(hint) = hint { error.hint(hint) } else { error }

@@ -153,7 +153,7 @@ fn a_change_in_the_data_ends_the_connection_and_never_reaches_anybody() {
                     let _ = (&client).write_all(&sent);
                     let _ = client.shutdown(Shutdown::Write);
                 });
-                client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                client.set_read_timeout(Some(PATIENCE)).unwrap();
                 let (back, ending) = read_out(&client);
                 assert!(sent.starts_with(&back), "{case}: altered data reached the client");
                 // A session that dies before it took any data leaves the connection to the next one.

@@ -98,9 +98,13 @@ impl<'c> Exposing<'c> {
         }
         let found = exposures.into_iter().filter_map(|exposure| {
             let (service, tunnel_port) = known.remove(&exposure.name)?;
-            let answers =
-                dial(&exposure.target.host, exposure.target.port, Instant::now() + LOOK.min(DEADLINE))
-                    .is_ok();
+            let answers = dial(
+                &exposure.target.host,
+                exposure.target.port,
+                Instant::now() + LOOK.min(DEADLINE),
+                &self.call.stop,
+            )
+            .is_ok();
             Some(Exposed { exposure, service, tunnel_port, answers })
         });
         Ok(found.collect())

@@ -14,6 +14,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use super::frames::break_off;
+use super::frames::look_up;
 use super::pool::Opener;
 use super::pool::Pool;
 use super::pool::SESSIONS;
@@ -138,6 +139,7 @@ impl Tunnel {
                 serve: Box::new(
                     move |local, _| if admit(&local) { own.carry(&local) } else { break_off(&local) },
                 ),
+                cut: break_off,
                 turn_away: Box::new(break_off),
             };
             Server::start(listener, service, &stop)
@@ -198,6 +200,7 @@ impl Shared {
 
     /// One local connection, from accept to close.
     fn carry(&self, local: &Arc<TcpStream>) {
+        look_up(local);
         let deadline = Instant::now() + PATIENCE;
         let mut backoff = Backoff::default();
         loop {

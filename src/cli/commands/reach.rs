@@ -43,7 +43,7 @@ pub fn run(call: &Call) -> Outcome {
     let hub = call.hub()?;
     call.say.line(&format!("🔗 Reaching {name}"));
     let mut report = Diagnosis::default();
-    look(&hub, &mut report, patience)?;
+    look(call, &hub, &mut report, patience)?;
     let service = find(&hub, &name, &mut report)?;
     let right = Right {
         identity: call.identity()?,
@@ -91,15 +91,15 @@ pub fn run(call: &Call) -> Outcome {
 }
 
 /// The way to the hub, step by step.
-fn look(hub: &Hub, report: &mut Diagnosis, patience: Duration) -> Result<()> {
+fn look(call: &Call, hub: &Hub, report: &mut Diagnosis, patience: Duration) -> Result<()> {
     let (host, port) = (&hub.url.host, hub.url.port);
     let deadline = Instant::now() + patience;
     let began = Instant::now();
-    let addresses = resolve(host, port, deadline)?;
+    let addresses = resolve(host, port, deadline, &call.stop)?;
     let shown = addresses.first().map(|address| address.ip().to_string()).unwrap_or_default();
     report.add("DNS", format!("{host} → {shown}"), began.elapsed());
     let began = Instant::now();
-    drop(dial_hub(host, port, deadline)?);
+    drop(dial_hub(host, port, deadline, &call.stop)?);
     report.add("TCP", format!("port {port}"), began.elapsed());
     let began = Instant::now();
     hub.whoami()?;
