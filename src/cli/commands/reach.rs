@@ -12,6 +12,7 @@ use crate::cli::Outcome;
 use crate::cli::args::name_of;
 use crate::cli::args::port_of;
 use crate::error::Error;
+use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::name::Name;
 use crate::model::ports::candidates;
@@ -53,7 +54,13 @@ pub fn run(call: &Call) -> Outcome {
     let service = find(&hub, &name, &mut report)?;
     let original = asked_port.unwrap_or(service.target_port);
     let last = if asked_port.is_some() { None } else { ports::last_time(&call.home, name.as_str()) };
-    let bound = Bound::first_free(candidates(original, last, false)).ok_or_else(|| no_port(original))?;
+    // Whoever only looks takes no port: on the agent's own machine it might be the very one the service is
+    // missing from, and the tunnel would answer for it.
+    let bound = if call.args.flag("check") {
+        Bound::take(0).or_say(|| "No port is free")?
+    } else {
+        Bound::first_free(candidates(original, last, false)).ok_or_else(|| no_port(original))?
+    };
     let port = bound.port;
     let tunnel = open(call, &hub, &name, bound)?;
     let latency = tunnel.prove().inspect_err(|_| report.draw(call, &name))?;
