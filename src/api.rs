@@ -60,6 +60,7 @@ use crate::wire::api::ShareMade;
 use crate::wire::api::SharePreview;
 use crate::wire::api::WhoAmI;
 use crate::wire::control;
+use crate::wire::message::one_line;
 
 /// Lists of thousands of services are larger than any other answer.
 const ANSWER_LIMIT: u64 = 16 * 1024 * 1024;
@@ -200,7 +201,7 @@ impl Hub {
     fn read<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T> {
         serde_json::from_slice(bytes).map_err(|error| {
             Error::new(format!("{} does not answer as a hub does", self.url))
-                .because(error)
+                .because(one_line(&error.to_string()))
                 .hint("Check the address given with --hub")
         })
     }

@@ -248,10 +248,13 @@ fn decrypt<C: Connection>(
         let UnbufferedStatus { mut discard, state } = connection.process(&mut raw[used..]);
         let progress = match state {
             Err(error) => {
-                // rustls queues the alert that names the fault; it is encoded by the next call.
+                // rustls queues the alert that names the fault; it is encoded by the next call. That call must see
+                // the same bytes: where half a message is behind it, rustls counts from their beginning.
                 let fault = io::Error::new(io::ErrorKind::InvalidData, error);
                 used += discard;
-                if let Ok(ConnectionState::EncodeTlsData(mut record)) = connection.process(&mut []).state {
+                if let Ok(ConnectionState::EncodeTlsData(mut record)) =
+                    connection.process(&mut raw[used..]).state
+                {
                     let _ = encode(&mut record, owed);
                 }
                 return (used, Err(fault));

@@ -502,3 +502,10 @@ impl Hub {
         Self { home, running, url, address, admin_key, options }
     }
 }
+
+impl Home {
+    /// A folder that somebody else made and removes.
+    pub fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+}

@@ -15,6 +15,7 @@ use crate::cli::party::Party;
 use crate::cli::party::Right;
 use crate::cli::party::Wanted;
 use crate::error::Error;
+use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::name::Name;
 use crate::model::suggest;
@@ -55,12 +56,15 @@ pub fn run(call: &Call) -> Outcome {
     };
     let mut party = Party::new(call, "reach", &[name.to_string()], right);
     let began = Instant::now();
+    let check = call.args.flag("check");
     party.add(vec![Wanted {
         name: name.clone(),
         service: name.to_string(),
-        port: asked_port.unwrap_or(service.target_port),
-        chosen: asked_port.is_some(),
-        strict: false,
+        // Whoever only looks takes no port but any free one: on the agent's own machine it might be the very
+        // one that the service is missing from, and the tunnel would answer for it.
+        port: if check { 0 } else { asked_port.unwrap_or(service.target_port) },
+        chosen: check || asked_port.is_some(),
+        strict: check,
     }]);
     let Some(member) = party.members().next() else { return Ok(1) };
     if member.trouble.is_none() {
@@ -72,7 +76,7 @@ pub fn run(call: &Call) -> Outcome {
     if let Some(error) = party.take_trouble(&name) {
         return Err(error);
     }
-    if call.args.flag("check") {
+    if check {
         call.say.result(&format!("[ok] {name} can be reached"));
         call.say.value(&report.as_json(&name, None));
         return Ok(0);
