@@ -293,5 +293,7 @@ impl Shared {
 }
 
 fn refusal(reason: &str) -> Error {
-    Error::new(format!("{} beside its agent", reason.escape_debug())).kind(Kind::Unreachable)
+    Error::new(format!("{} beside its agent", reason.escape_debug()))
+        .hint("Start the service there; it needs nothing else")
+        .kind(Kind::Unreachable)
 }

@@ -119,7 +119,7 @@ impl Listener<'_> {
     fn open(&mut self) -> io::Result<()> {
         let dialled = dial(&self.target.host, self.target.port, Instant::now() + DEADLINE, self.stop);
         let Ok(target) = dialled else {
-            self.say(Say::Refused(format!("nothing answers at {}", self.target)))?;
+            self.say(Say::Refused(format!("Nothing answers at {}", self.target)))?;
             return self.discard();
         };
         let Some(_attached) = breaks_off(self.stop, &target) else {

@@ -15,7 +15,6 @@ use crate::cli::party::Party;
 use crate::cli::party::Right;
 use crate::cli::party::Wanted;
 use crate::error::Error;
-use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::name::Name;
 use crate::model::suggest;

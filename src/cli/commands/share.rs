@@ -61,6 +61,7 @@ pub fn run(call: &Call) -> Outcome {
                 ));
             }
         }
+        call.go_on()?;
         exposing = Some(begun);
     }
     let agent = call.config()?.agent_id.ok_or_else(not_configured)?;
