@@ -67,6 +67,10 @@ const ANSWER_LIMIT: u64 = 16 * 1024 * 1024;
 /// What ureq keeps for a head and a piece of body.
 const BUFFER: usize = 16 * 1024;
 
+/// A connection that rested longer is not used again: it may have died without a word, as when a laptop
+/// slept, and the call would wait out its deadline.
+const KEPT: Duration = Duration::from_secs(2);
+
 pub struct Hub {
     pub url: HubUrl,
     key: Option<String>,
@@ -80,6 +84,7 @@ impl Hub {
         let dialer = Dialer { url: url.clone(), tls: trust::hub_client(trust)?, stop: stop.clone() };
         let config = ureq::Agent::config_builder()
             .timeout_global(Some(DEADLINE))
+            .max_idle_age(KEPT)
             .http_status_as_error(false)
             .max_redirects(0)
             .proxy(None)

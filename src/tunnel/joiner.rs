@@ -80,7 +80,7 @@ pub struct Tunnel {
 }
 
 struct Shared {
-    pool: Pool,
+    pool: Arc<Pool>,
     stop: Stop,
     report: Report,
     /// What the owner was last told.
@@ -122,7 +122,7 @@ impl Tunnel {
     /// Listens at once; whether the service answers is proved by `prove`, or in the background.
     pub fn start(bound: Bound, opener: Opener, admit: Admit, report: Report, stop: &Stop) -> Result<Self> {
         let (stop, registration) = stop.child();
-        let pool = Pool::new(opener, stop.clone());
+        let pool = Arc::new(Pool::new(opener, stop.clone()));
         let shared = Arc::new(Shared {
             pool,
             stop: stop.clone(),
@@ -224,7 +224,7 @@ impl Shared {
                 }
                 Carried::Spoiled => return self.pool.lost(),
                 Carried::Untouched => {
-                    self.pool.lost();
+                    self.pool.lost_to_silence();
                     drop(session);
                     if Instant::now() >= deadline {
                         return break_off(local);
