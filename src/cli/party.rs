@@ -333,8 +333,12 @@ impl<'c> Party<'c> {
     /// Until Ctrl-C, until the command behind `--` ends, or until the right to all this is gone.
     pub fn stay(&mut self, each_turn: EachTurn<'_>) -> Outcome {
         let tell = self.tell.clone();
-        let _woken = self.call.stop.on_stop(move || drop(tell.send(Told::Stopped)));
+        let woken = self.call.stop.on_stop(move || drop(tell.send(Told::Stopped)));
         let command = self.run_command()?;
+        // A Ctrl-C that came before has no cut to make.
+        if woken.is_none() {
+            drop(self.tell.send(Told::Stopped));
+        }
         self.report();
         loop {
             let told = match self.told.recv_timeout(TURN) {

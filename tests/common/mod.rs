@@ -502,3 +502,7 @@ impl Hub {
         Self { home, running, url, address, admin_key, options }
     }
 }
+
+// Shares, join and dev.
+
+pub mod team;
