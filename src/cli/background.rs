@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::os::daemon;
 use crate::os::daemon::Started;
 use crate::os::daemon::Stream;
+use crate::os::process;
 
 /// With `-d` in the foreground: starts the one in the background, and returns the exit code to end with.
 pub fn detach(call: &Call, kind: &str, name: &str, environment: &[(&str, &str)]) -> Result<Option<u8>> {
@@ -17,13 +18,20 @@ pub fn detach(call: &Call, kind: &str, name: &str, environment: &[(&str, &str)])
         return Ok(None);
     }
     let log = log_file(call, kind, name);
-    let started = daemon::start(&log, environment, |stream, line| say::repeat(line, stream == Stream::Err))?;
-    let Started::Ready { pid } = started else {
-        let Started::Ended { code } = started else { return Ok(Some(1)) };
-        return Ok(Some(code));
+    let (mut pid, mut cut) = (0, None);
+    let started = |begun| {
+        pid = begun;
+        // Until it is ready, Ctrl-C means it, though it has left the terminal.
+        cut = call.stop.on_stop(move || process::terminate(begun));
     };
-    call.say.event(&json!({ "event": "background", "pid": pid, "log": log }));
-    Ok(Some(0))
+    match daemon::start(&log, environment, started, |stream, line| say::repeat(line, stream == Stream::Err))?
+    {
+        Started::Ended { code } => Ok(Some(code)),
+        Started::Ready => {
+            call.say.event(&json!({ "event": "background", "pid": pid, "log": log }));
+            Ok(Some(0))
+        }
+    }
 }
 
 /// In the background: ready, so whoever started it may go on.

@@ -39,13 +39,12 @@ impl Call {
     pub fn new(args: Args, say: Say) -> Result<Self> {
         let stop = Stop::new();
         let signals = if args.run.is_some() {
-            let own = stop.clone();
-            Some(Signals::take(move || own.stop())?)
+            Some(Signals::take(first_then_second(&stop))?)
         } else {
-            stop_on_signal(&stop)?;
+            ctrlc::set_handler(first_then_second(&stop)).or_say(|| "Cannot take this process's signals")?;
             None
         };
-        Ok(Self { args, say, home: Home::find()?, stop, signals })
+        Ok(Self { args, say, home: Home::find(), stop, signals })
     }
 
     pub fn config_file(&self) -> Option<&Path> {
@@ -123,13 +122,12 @@ pub fn variable(name: &str) -> Option<String> {
 }
 
 /// The first signal ends everything in order, the second one at once.
-fn stop_on_signal(stop: &Stop) -> Result<()> {
+fn first_then_second(stop: &Stop) -> impl Fn() + Send + 'static {
     let (own, again) = (stop.clone(), AtomicBool::new(false));
-    let handler = move || {
+    move || {
         if again.swap(true, Ordering::SeqCst) {
             process::exit(130);
         }
         own.stop();
-    };
-    ctrlc::set_handler(handler).or_say(|| "Cannot take this process's signals")
+    }
 }

@@ -14,6 +14,7 @@ use serde_json::json;
 
 use super::context::Call;
 use super::context::not_configured;
+use crate::api::Hub;
 use crate::error::Error;
 use crate::error::Kind;
 use crate::error::Result;
@@ -56,14 +57,13 @@ pub struct Exposed {
 
 impl<'c> Exposing<'c> {
     /// With `run`, this command's own entry in the list of what runs tells what is exposed.
-    pub fn start(call: &'c Call, run: Option<OwnRun>) -> Result<Self> {
+    pub fn start(call: &'c Call, hub: Arc<Hub>, run: Option<OwnRun>) -> Result<Self> {
         let config = call.config()?;
         let id = config.agent_id.clone().ok_or_else(not_configured)?;
         let myself =
             Myself { id: id.clone(), label: config.label.unwrap_or_default(), identity: call.identity()? };
         let (tell, told) = mpsc::channel();
-        let agent =
-            Agent::start(call.hub()?, &myself, Box::new(move |event| drop(tell.send(event))), &call.stop)?;
+        let agent = Agent::start(hub, &myself, Box::new(move |event| drop(tell.send(event))), &call.stop)?;
         Ok(Self {
             call,
             agent,

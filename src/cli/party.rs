@@ -28,6 +28,7 @@ use crate::model::ports::candidates;
 use crate::net::identity::Identity;
 use crate::os::files;
 use crate::os::process;
+use crate::state::home::Home;
 use crate::state::known;
 use crate::state::ports;
 use crate::state::routes;
@@ -46,6 +47,10 @@ use crate::wire::api::Membership;
 
 /// How often a service without a port looks for one, and a changed file is noticed.
 const TURN: Duration = Duration::from_millis(500);
+/// With `-- CMD` nobody is there to see what is missing, so it is waited for.
+const WAIT_FOR_COMMAND: Duration = Duration::from_mins(1);
+/// A command that is asked to end has this long, then it is made to.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// A service that is to be brought here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,13 +82,30 @@ pub struct Member {
     pub wanted: Wanted,
     pub tunnel: Option<Tunnel>,
     pub trouble: Option<Error>,
+    /// It has been there at least once.
+    seen: bool,
     /// Listed in `active-routes.json` for as long as this lives.
     route: Option<OwnRoute>,
 }
 
 impl Member {
     pub fn port(&self) -> Option<u16> {
-        self.tunnel.as_ref().map(|tunnel| tunnel.port)
+        self.tunnel.as_ref().map(|tunnel| tunnel.port).filter(|port| *port > 0)
+    }
+
+    /// A service that answers gets its port; before that it has none.
+    fn take_port(&mut self, home: &Home) {
+        let Some(tunnel) = self.tunnel.as_mut().filter(|tunnel| tunnel.port == 0 && tunnel.is_up()) else {
+            return;
+        };
+        let wanted = &self.wanted;
+        let last = if wanted.chosen { None } else { ports::last_time(home, wanted.name.as_str()) };
+        let bound = Bound::first_free(candidates(wanted.port, last, wanted.strict));
+        self.trouble = match bound {
+            Some(bound) => tunnel.listen(bound).err(),
+            None => Some(no_port(wanted)),
+        };
+        self.seen |= self.trouble.is_none();
     }
 
     /// `localhost:5433 (was 5432)`
@@ -103,6 +125,8 @@ pub struct Party<'c> {
     order: Vec<Name>,
     /// This command's entry in the list of what runs; a folder that cannot be written costs only that.
     run: Option<OwnRun>,
+    /// What `--env-file` holds.
+    written: Option<String>,
     tell: Sender<Told>,
     told: Receiver<Told>,
 }
@@ -123,7 +147,8 @@ impl<'c> Party<'c> {
         let (tell, told) = mpsc::channel();
         let run = runs::register(&call.home, kind, names);
         let run = run.inspect_err(|error| log::info!("not listed among what runs: {error}")).ok();
-        Self { call, right: Arc::new(right), members: BTreeMap::new(), order: Vec::new(), run, tell, told }
+        let (members, order) = (BTreeMap::new(), Vec::new());
+        Self { call, right: Arc::new(right), members, order, run, written: None, tell, told }
     }
 
     /// In the order in which they were added.
@@ -157,21 +182,17 @@ impl<'c> Party<'c> {
         self.members.remove(name);
     }
 
-    /// A tunnel that listens; a service without a port has its trouble instead.
+    /// A tunnel that does not listen yet; one that cannot be had has its trouble instead.
     fn open(&self, wanted: Wanted) -> Member {
         let opened = self.try_open(&wanted);
         let (tunnel, trouble) = match opened {
             Ok(tunnel) => (Some(tunnel), None),
             Err(error) => (None, Some(error)),
         };
-        Member { wanted, tunnel, trouble, route: None }
+        Member { wanted, tunnel, trouble, seen: false, route: None }
     }
 
     fn try_open(&self, wanted: &Wanted) -> Result<Tunnel> {
-        let home = &self.call.home;
-        let last = if wanted.chosen { None } else { ports::last_time(home, wanted.name.as_str()) };
-        let ports = candidates(wanted.port, last, wanted.strict);
-        let bound = Bound::first_free(ports).ok_or_else(|| no_port(wanted))?;
         let ask = AskSession {
             service: wanted.service.clone(),
             fingerprint: self.right.identity.fingerprint,
@@ -181,7 +202,7 @@ impl<'c> Party<'c> {
             Opener::new(Arc::clone(&self.right.hub), &self.right.identity, ask, self.approve(&wanted.name))?;
         let (tell, name) = (self.tell.clone(), wanted.name.clone());
         let report = Box::new(move |event| drop(tell.send(Told::Service(name.clone(), event))));
-        Tunnel::start(bound, opener, everyone, report, &self.call.stop)
+        Tunnel::new(opener, everyone, report, &self.call.stop)
     }
 
     /// Whose agent may answer for this service.
@@ -207,10 +228,15 @@ impl<'c> Party<'c> {
                 });
             }
         });
+        // In their order, so that of two services with one port the first one gets it.
+        for name in &self.order {
+            let member = self.members.get_mut(name);
+            member.into_iter().for_each(|member| member.take_port(&self.call.home));
+        }
     }
 
     /// Proves until every service answers or the time is up.
-    pub fn wait_for_all(&mut self, patience: Duration) -> Result<()> {
+    fn wait_for_all(&mut self, patience: Duration) -> Result<()> {
         let deadline = Instant::now() + patience;
         while self.active() < self.members.len() && Instant::now() < deadline {
             if let Some(final_word) = self
@@ -223,23 +249,45 @@ impl<'c> Party<'c> {
             if self.call.stop.wait_for(TURN.min(deadline.saturating_duration_since(Instant::now()))) {
                 return self.call.go_on();
             }
-            self.find_ports();
             self.prove_all();
         }
         Ok(())
     }
 
-    /// Services that found no port look again; a port may have become free.
+    /// Services that answer and found no port look again; a port may have become free.
     fn find_ports(&mut self) {
-        let without: Vec<Wanted> = self
-            .members()
-            .filter(|member| member.tunnel.is_none())
-            .map(|member| member.wanted.clone())
-            .collect();
-        for wanted in without {
-            let member = self.open(wanted);
-            self.members.insert(member.wanted.name.clone(), member);
+        let without: Vec<Name> =
+            self.members().filter(|member| member.port().is_none()).map(|m| m.wanted.name.clone()).collect();
+        for name in without {
+            let Some(member) = self.members.get_mut(&name) else { continue };
+            member.take_port(&self.call.home);
+            if member.port().is_some() {
+                self.say_up(&name, "is there now");
+            }
         }
+    }
+
+    /// Waits until every service answers: for as long as was asked, else a while when a command is to run,
+    /// since nobody is there to see what is missing.
+    pub fn wait_as_asked(&mut self, asked: Option<Duration>) -> Result<()> {
+        match asked.or(self.call.args.run.as_ref().map(|_| WAIT_FOR_COMMAND)) {
+            Some(patience) => self.wait_for_all(patience),
+            None => Ok(()),
+        }
+    }
+
+    /// With a command to run, one service that is missing is the end.
+    pub fn complete_for_command(&self) -> Result<()> {
+        let missing: Vec<&str> = self
+            .members()
+            .filter(|member| member.trouble.is_some())
+            .map(|member| member.wanted.name.as_str())
+            .collect();
+        if self.call.args.run.is_none() || missing.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(format!("The command was not started: {} cannot be reached", missing.join(", ")))
+            .hint("Give it more time with --wait 5m, or look at the agent: connect status there"))
     }
 
     /// Lists the tunnels as routes, remembers their ports, and writes the file that was asked for. A state
@@ -258,7 +306,10 @@ impl<'c> Party<'c> {
         if let Some(path) = self.call.args.value("env-file") {
             let lines: String =
                 self.environment().iter().map(|(name, value)| format!("{name}={value}\n")).collect();
-            files::write(Path::new(path), lines.as_bytes()).or_say(|| format!("Cannot write {path}"))?;
+            if self.written.as_ref() != Some(&lines) {
+                files::write(Path::new(path), lines.as_bytes())?;
+                self.written = Some(lines);
+            }
         }
         for member in self.members.values() {
             member.tunnel.iter().for_each(Tunnel::watch);
@@ -282,8 +333,12 @@ impl<'c> Party<'c> {
     /// Until Ctrl-C, until the command behind `--` ends, or until the right to all this is gone.
     pub fn stay(&mut self, each_turn: EachTurn<'_>) -> Outcome {
         let tell = self.tell.clone();
-        let _woken = self.call.stop.on_stop(move || drop(tell.send(Told::Stopped)));
+        let woken = self.call.stop.on_stop(move || drop(tell.send(Told::Stopped)));
         let command = self.run_command()?;
+        // A Ctrl-C that came before has no cut to make.
+        if woken.is_none() {
+            drop(self.tell.send(Told::Stopped));
+        }
         self.report();
         loop {
             let told = match self.told.recv_timeout(TURN) {
@@ -301,15 +356,13 @@ impl<'c> Party<'c> {
                 Told::Service(name, event) => {
                     if let Err(error) = self.tell_user(&name, event) {
                         // What was begun for the sake of the tunnels ends with them.
-                        if let Some(pid) = command {
-                            process::terminate(pid);
-                            self.wait_for_command();
-                        }
+                        command.into_iter().for_each(|pid| self.end_command(pid));
                         return Err(error);
                     }
                 }
                 Told::Ended(code) => return code,
-                Told::Stopped if command.is_some() => {}
+                // The signal came just before the command did, and the tunnels are gone.
+                Told::Stopped if command.is_some() => command.into_iter().for_each(process::terminate),
                 Told::Stopped => return Ok(0),
             }
         }
@@ -353,12 +406,21 @@ impl<'c> Party<'c> {
         Ok(pid.recv().ok())
     }
 
-    fn wait_for_command(&self) {
-        while let Ok(told) = self.told.recv_timeout(Duration::from_secs(5)) {
+    fn end_command(&self, pid: u32) {
+        process::terminate(pid);
+        if !self.command_ends_by(Instant::now() + GRACE) {
+            process::kill_now(pid);
+            self.command_ends_by(Instant::now() + GRACE);
+        }
+    }
+
+    fn command_ends_by(&self, deadline: Instant) -> bool {
+        while let Ok(told) = self.told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             if matches!(told, Told::Ended(_)) {
-                return;
+                return true;
             }
         }
+        false
     }
 
     /// One line each time a service goes or comes; an error when there is nothing left to wait for.
@@ -367,20 +429,35 @@ impl<'c> Party<'c> {
         let Some(member) = self.members.get_mut(name) else { return Ok(()) };
         match event {
             Event::Up => {
+                let seen = member.seen;
                 member.trouble = None;
-                say.event(&json!({ "event": "back", "name": name, "localPort": member.port() }));
-                say.line(&format!("[ok] {name} → {} is back", member.shown()));
+                member.take_port(&self.call.home);
+                match &member.trouble {
+                    None => self.say_up(name, if seen { "is back" } else { "is there now" }),
+                    Some(error) => say.warn(&format!("{name} → failed: {error}")),
+                }
+                self.settle()?;
             }
             Event::Down(error) => {
                 if let Some(final_word) = self.right.the_end(&error) {
                     return Err(final_word);
                 }
-                say.event(&json!({ "event": "down", "name": name, "reason": error.to_string() }));
-                say.warn(&format!("{name} is away: {error}"));
+                // First the hub is away, then it is back without the agent: that is one outage.
+                if member.trouble.is_none() {
+                    say.event(&json!({ "event": "down", "name": name, "reason": error.to_string() }));
+                    say.warn(&format!("{name} is away: {error}"));
+                }
                 member.trouble = Some(error);
             }
         }
         Ok(())
+    }
+
+    fn say_up(&self, name: &Name, how: &str) {
+        let Some(member) = self.members.get(name) else { return };
+        let event = if how == "is back" { "back" } else { "up" };
+        self.call.say.event(&json!({ "event": event, "name": name, "localPort": member.port() }));
+        self.call.say.line(&format!("[ok] {name} → {} {how}", member.shown()));
     }
 }
 

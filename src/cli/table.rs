@@ -285,12 +285,14 @@ pub const TABLE: &[Command] = &[
     },
     Command {
         path: "dev",
-        usage: "[--file pconnect.yml] [--init] [-- CMD...]",
+        usage: "[--file pconnect.yml] [--init] [--wait 60s] [-- CMD...]",
         about: "Bring everything here that the project's pconnect.yml names",
         positionals: (0, 0),
         options: &[
             opt("file", "FILE", "The project's file [default: pconnect.yml, here or above]"),
             switch("init", "Write a commented pconnect.yml from the services there are"),
+            opt("wait", "TIME", "Wait this long for services that are not there yet"),
+            opt("env-file", "FILE", "Write NAME_HOST, NAME_PORT and NAME_ADDR for each service"),
             DETACH,
         ],
         runs_command: true,

@@ -1,34 +1,37 @@
 //! Running in the background: our own program again, with the same arguments, in a session of its own.
 //!
 //! The one who starts it repeats what it says until it is ready or has ended, so the user sees the same
-//! words and the same failures as in the foreground. When it is ready it turns its output to a log file;
-//! that is how its starter knows.
+//! words and the same failures as in the foreground. When it is ready it says so by a line of its own and
+//! turns its output to a log file.
 
 use std::env;
 use std::fs;
 use std::fs::File;
+use std::io;
 use std::io::BufRead;
 use std::io::BufReader;
 use std::io::Read;
+use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
 use std::process::Stdio;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
-use std::time::Instant;
 
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::os::files;
 
 /// Set in the one that runs in the background: where its log is.
-const MARK: &str = "CONNECT_BACKGROUND_LOG";
+pub const MARK: &str = "CONNECT_BACKGROUND_LOG";
 /// A log that has grown beyond this becomes `.old`, and the `.old` of before is gone.
 const LOG_LIMIT: u64 = 1024 * 1024;
 const LOG_LOOK: Duration = Duration::from_secs(5);
-/// Between the end of its output and the end of a process that fails lie moments.
-const GOING: Duration = Duration::from_millis(50);
+/// Its last line on the pipe, when it is ready. No line of ours begins with a control character.
+const READY: &str = "\u{6}ready";
 
 /// Where the log of this process is, when it runs in the background.
 pub fn own_log() -> Option<PathBuf> {
@@ -37,9 +40,7 @@ pub fn own_log() -> Option<PathBuf> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Started {
-    Ready {
-        pid: u32,
-    },
+    Ready,
     /// It ended before it was ready; it has said why.
     Ended {
         code: u8,
@@ -53,27 +54,37 @@ pub enum Stream {
     Err,
 }
 
-/// Starts this very command in the background, and hands on what it says until it is ready.
-pub fn start(log: &Path, environment: &[(&str, &str)], say: impl Fn(Stream, &str) + Sync) -> Result<Started> {
+/// Starts this very command in the background, and hands on what it says until it is ready. `started` is
+/// told its number at once.
+pub fn start(
+    log: &Path,
+    environment: &[(&str, &str)],
+    started: impl FnOnce(u32),
+    say: impl Fn(Stream, &str) + Sync,
+) -> Result<Started> {
     let program = env::current_exe().or_say(|| "Cannot find this program's own file")?;
     let mut command = Command::new(program);
     command.args(env::args_os().skip(1)).envs(environment.iter().copied()).env(MARK, log);
     let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut child = spawned.or_say(|| "Cannot start in the background")?;
+    started(child.id());
     let (out, err) = (child.stdout.take(), child.stderr.take());
+    let ready = AtomicBool::new(false);
     thread::scope(|scope| {
-        scope.spawn(|| hand_on(out, |line| say(Stream::Out, line)));
+        scope.spawn(|| {
+            hand_on(out, |line| match line {
+                READY => ready.store(true, Ordering::Relaxed),
+                line => say(Stream::Out, line),
+            });
+        });
         scope.spawn(|| hand_on(err, |line| say(Stream::Err, line)));
     });
-    // Both streams have ended: it is ready and writes to its log, or it is just going.
-    let deadline = Instant::now() + GOING;
-    while Instant::now() < deadline {
-        if let Some(status) = child.try_wait().or_say(|| "Cannot look after the background process")? {
-            return Ok(Started::Ended { code: u8::try_from(status.code().unwrap_or(1)).unwrap_or(1) });
-        }
-        thread::sleep(Duration::from_millis(5));
+    if ready.into_inner() {
+        return Ok(Started::Ready);
     }
-    Ok(Started::Ready { pid: child.id() })
+    // Its streams have ended, so it is just going.
+    let status = child.wait().or_say(|| "Cannot look after the background process")?;
+    Ok(Started::Ended { code: u8::try_from(status.code().unwrap_or(1)).unwrap_or(1) })
 }
 
 fn hand_on(stream: Option<impl Read>, say: impl Fn(&str)) {
@@ -90,6 +101,10 @@ pub fn leave_terminal() {
 
 /// Ready: from here on this process writes to its log, which is kept small for as long as it lives.
 pub fn ready(log: &Path) -> Result<()> {
+    let mut out = io::stdout().lock();
+    // Whoever started it may be gone, and need not know.
+    let _ = writeln!(out, "{READY}").and_then(|()| out.flush());
+    drop(out);
     turn_output_to(log)?;
     let path = log.to_owned();
     // It ends with the process; there is nothing it could leave behind.

@@ -20,6 +20,7 @@ use crate::error::Error;
 use crate::error::Kind;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::os::daemon;
 use crate::os::terminal;
 
 /// Signals that somebody sends us and means for the command.
@@ -83,8 +84,10 @@ impl Signals {
     ) -> Result<u8> {
         let (program, arguments) =
             command.split_first().ok_or_else(|| Error::usage("There is no command behind --"))?;
-        let mut child =
-            self.spawn(Command::new(program).args(arguments).envs(environment.iter().cloned()))?;
+        let mut command = Command::new(program);
+        // What runs in the background is we, not a connect that the command starts.
+        command.args(arguments).envs(environment.iter().cloned()).env_remove(daemon::MARK);
+        let mut child = self.spawn(&mut command)?;
         started(child.id());
         let status = child.wait();
         self.lock().child = None;
@@ -130,7 +133,16 @@ fn code_of(status: ExitStatus) -> u8 {
 }
 
 pub fn terminate(pid: u32) {
+    send(pid, Signal::SIGTERM);
+}
+
+/// Without asking.
+pub fn kill_now(pid: u32) {
+    send(pid, Signal::SIGKILL);
+}
+
+fn send(pid: u32, signal: Signal) {
     if let Ok(pid) = i32::try_from(pid) {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        let _ = kill(Pid::from_raw(pid), signal);
     }
 }

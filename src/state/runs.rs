@@ -107,8 +107,7 @@ pub fn is_alive(home: &Home, pid: u32) -> bool {
     if pid == std::process::id() {
         return true;
     }
-    let path = home.file(&lock_name(pid));
-    path.exists() && matches!(files::try_lock(&path), Ok(None))
+    files::is_locked(&home.file(&lock_name(pid)))
 }
 
 /// Every live process of ours; what dead ones left behind is removed.

@@ -71,7 +71,9 @@ pub fn same_user(local: &TcpStream) -> bool {
 }
 
 pub struct Tunnel {
+    /// 0 until it listens.
     pub port: u16,
+    admit: Admit,
     shared: Arc<Shared>,
     stop: Stop,
     servers: Vec<Server>,
@@ -119,8 +121,17 @@ impl Bound {
 }
 
 impl Tunnel {
-    /// Listens at once; whether the service answers is proved by `prove`, or in the background.
+    /// Listens at once; whether the service answers is seen when somebody connects.
     pub fn start(bound: Bound, opener: Opener, admit: Admit, report: Report, stop: &Stop) -> Result<Self> {
+        let mut tunnel = Self::new(opener, admit, report, stop)?;
+        tunnel.listen(bound)?;
+        Ok(tunnel)
+    }
+
+    /// Does not listen yet: whether the service answers is proved by `prove`, or in the background. A port
+    /// that were taken before could be the very one that the service has yet to take, on a machine that is
+    /// agent and joiner both; the tunnel would lead into itself.
+    pub fn new(opener: Opener, admit: Admit, report: Report, stop: &Stop) -> Result<Self> {
         let (stop, registration) = stop.child();
         let pool = Arc::new(Pool::new(opener, stop.clone()));
         let shared = Arc::new(Shared {
@@ -130,9 +141,16 @@ impl Tunnel {
             told: Mutex::new(Told::Nothing),
             wake: Stop::new(),
         });
-        let port = bound.port;
+        let own = Arc::clone(&shared);
+        let keeper = crew::spawn("tunnel-keeper", move || own.keep()).or_say(|| "Cannot start a thread")?;
+        let (servers, keeper) = (Vec::new(), Some(keeper));
+        Ok(Self { port: 0, admit, shared, stop, servers, keeper, _registration: registration })
+    }
+
+    pub fn listen(&mut self, bound: Bound) -> Result<()> {
+        let (port, admit) = (bound.port, self.admit);
         let servers = bound.listeners.into_iter().map(|listener| {
-            let own = Arc::clone(&shared);
+            let own = Arc::clone(&self.shared);
             let service = Service {
                 name: "tunnel",
                 limit: SESSIONS,
@@ -142,16 +160,15 @@ impl Tunnel {
                 cut: break_off,
                 turn_away: Box::new(break_off),
             };
-            Server::start(listener, service, &stop)
+            Server::start(listener, service, &self.stop)
         });
-        let servers = servers.collect::<Result<_>>()?;
-        let own = Arc::clone(&shared);
-        let keeper = crew::spawn("tunnel-keeper", move || own.keep()).or_say(|| "Cannot start a thread")?;
-        Ok(Self { port, shared, stop, servers, keeper: Some(keeper), _registration: registration })
+        self.servers = servers.collect::<Result<_>>()?;
+        self.port = port;
+        Ok(())
     }
 
-    /// Opens the first session and has the agent reach its target. An error leaves the tunnel listening,
-    /// and trying in the background.
+    /// Opens the first session and has the agent reach its target. An error leaves the tunnel trying in the
+    /// background.
     pub fn prove(&self) -> Result<Duration> {
         let began = Instant::now();
         let proved = self.shared.prove();

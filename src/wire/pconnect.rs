@@ -85,9 +85,19 @@ pub fn parse(text: &str) -> Result<Project, String> {
     let mut names: Vec<&Name> = project.services.iter().map(|service| &service.name).collect();
     names.sort();
     match names.windows(2).find(|pair| pair[0] == pair[1]) {
-        Some(pair) => Err(format!("the service {} stands there twice", pair[0])),
+        Some(pair) => {
+            Err(format!("the service {} stands there twice{}", pair[0], second_line(text, pair[0])))
+        }
         None => Ok(project),
     }
+}
+
+/// Where a name stands for the second time; the parser no longer knows.
+fn second_line(text: &str, name: &Name) -> String {
+    let outside = |c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '_');
+    let has = |line: &str| line.split(outside).any(|word| word == name.as_str());
+    let second = text.lines().enumerate().filter(|(_, line)| has(line)).nth(1);
+    second.map(|(at, _)| format!(", at line {}", at + 1)).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -125,7 +135,7 @@ mod tests {
             ("", "empty"),
             ("- 1\n", ""),
             ("expose:\n  a: x:y\n", "x:y"),
-            ("services:\n  - name: a\n  - name: a\n", "twice"),
+            ("services:\n  - name: a\n  - name: a\n", "twice, at line 3"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(said), "{text:?}: {error}");

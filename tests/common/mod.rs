@@ -509,3 +509,7 @@ impl Home {
         Self { path }
     }
 }
+
+// Shares, join and dev.
+
+pub mod team;

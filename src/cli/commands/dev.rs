@@ -6,10 +6,12 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde_json::json;
 
+use crate::api::Hub;
 use crate::cli::Call;
 use crate::cli::Outcome;
 use crate::cli::background;
@@ -37,6 +39,7 @@ pub fn run(call: &Call) -> Outcome {
         return init(call);
     }
     let path = find(call)?;
+    let wait = call.args.duration("wait")?;
     let mut file = Watched::open(path)?;
     if let Some(code) = background::detach(call, "dev", &project_name(&file.path), &[])? {
         return Ok(code);
@@ -51,7 +54,7 @@ pub fn run(call: &Call) -> Outcome {
     say.line("  Connecting to services...");
     say.line("");
     let mut exposing = None;
-    offer(call, &mut exposing, &BTreeMap::new(), &file.project)?;
+    offer(call, &hub, &mut exposing, &BTreeMap::new(), &file.project)?;
     let services = hub.services()?;
     let right = Right {
         known_as: hub.url.to_string(),
@@ -59,12 +62,14 @@ pub fn run(call: &Call) -> Outcome {
         share: None,
         by_link: false,
         agent: None,
-        hub,
+        hub: Arc::clone(&hub),
     };
-    let mut party = Party::new(call, "dev", &[project_name(&file.path)], right);
+    let name = project_name(&file.path);
+    let mut party = Party::new(call, "dev", std::slice::from_ref(&name), right);
     party.add(file.project.services.iter().map(|needed| wanted(needed, &services)).collect());
+    party.wait_as_asked(wait)?;
     call.go_on()?;
-    report(call, &party)?;
+    report(call, &party, &name)?;
     party.settle()?;
     background::ready(call)?;
     let code = party.stay(&mut |party| {
@@ -72,8 +77,12 @@ pub fn run(call: &Call) -> Outcome {
             exposing.tell_news()?;
         }
         match file.changed() {
-            Ok(Some(before)) => take_up(call, party, &before, &file.project)
-                .and_then(|()| offer(call, &mut exposing, &exposures(&before), &file.project)),
+            Ok(Some(before)) => {
+                take_up(call, &hub, party, &before, &file.project)?;
+                let offered = offer(call, &hub, &mut exposing, &exposures(&before), &file.project);
+                // What cannot be offered is no reason to end what others use.
+                offered.or_else(|error| call.go_on().map(|()| say.warn(&error.to_string())))
+            }
             Ok(None) => Ok(()),
             Err(error) => {
                 say.warn(&format!("{error}; the services stay as they are"));
@@ -90,18 +99,21 @@ pub fn run(call: &Call) -> Outcome {
 struct Watched {
     path: PathBuf,
     project: Project,
-    seen: Option<SystemTime>,
+    seen: Option<Seen>,
 }
+
+/// Two saves within one tick of the file system's clock differ in length at least.
+type Seen = (SystemTime, u64);
 
 impl Watched {
     fn open(path: PathBuf) -> Result<Self> {
-        let seen = modified(&path);
+        let seen = look(&path);
         Ok(Self { project: read(&path)?, path, seen })
     }
 
     /// What it said before, when it says something else now. A faulty file is said once, and kept out.
     fn changed(&mut self) -> Result<Option<Project>> {
-        let now = modified(&self.path);
+        let now = look(&self.path);
         // An editor replaces a file in two steps; between them there is none.
         if now == self.seen || now.is_none() {
             return Ok(None);
@@ -115,16 +127,19 @@ impl Watched {
     }
 }
 
-fn modified(path: &Path) -> Option<SystemTime> {
-    fs::metadata(path).and_then(|found| found.modified()).ok()
+fn look(path: &Path) -> Option<Seen> {
+    fs::metadata(path).and_then(|found| Ok((found.modified()?, found.len()))).ok()
 }
 
 fn read(path: &Path) -> Result<Project> {
     let text = fs::read_to_string(path).or_say(|| format!("Cannot read {}", path.display()))?;
-    pconnect::parse(&text).map_err(|reason| {
+    let faulty = |reason: String| {
         Error::new(format!("{}: {reason}", shown(path)))
             .hint("Mend the file; connect dev --init in an empty folder shows how one looks")
-    })
+    };
+    let project = pconnect::parse(&text).map_err(faulty)?;
+    project.hub.as_deref().map(HubUrl::parse).transpose().map_err(|error| faulty(format!("hub: {error}")))?;
+    Ok(project)
 }
 
 /// From `--file`, else from here upwards.
@@ -158,7 +173,8 @@ fn wanted(needed: &Needed, services: &[ServiceInfo]) -> Wanted {
         name: needed.name.clone(),
         service: needed.name.to_string(),
         port: needed.port.or(own).unwrap_or(FALLBACK_PORT),
-        chosen: false,
+        // What the file says comes before the port of last time.
+        chosen: needed.port.is_some(),
         strict: false,
     }
 }
@@ -166,7 +182,7 @@ fn wanted(needed: &Needed, services: &[ServiceInfo]) -> Wanted {
 /// For a service that names no port and that the hub does not know yet.
 const FALLBACK_PORT: u16 = 10_000;
 
-fn report(call: &Call, party: &Party<'_>) -> Result<()> {
+fn report(call: &Call, party: &Party<'_>, name: &str) -> Result<()> {
     let say = &call.say;
     let members: Vec<_> = party.members().collect();
     let up: Vec<_> = members.iter().filter(|member| member.trouble.is_none()).collect();
@@ -179,7 +195,8 @@ fn report(call: &Call, party: &Party<'_>) -> Result<()> {
         .collect();
     say.event(&json!({ "event": "connected", "services": services }));
     if !members.is_empty() {
-        say.result(&format!("  [ok] {} service(s) connected:", up.len()));
+        let mark = if up.is_empty() { "[!]" } else { "[ok]" };
+        say.result(&format!("  {mark} {} service(s) connected:", up.len()));
         say.line("");
     }
     for member in &up {
@@ -189,16 +206,18 @@ fn report(call: &Call, party: &Party<'_>) -> Result<()> {
         let why = member.trouble.as_ref().map(ToString::to_string).unwrap_or_default();
         say.result(&format!("    [!] {} → failed: {why}", member.wanted.name));
     }
-    if call.args.run.is_some() && up.len() < members.len() {
-        return Err(Error::new("The command was not started: some services cannot be reached")
-            .hint("Look at them: connect services"));
+    party.complete_for_command()?;
+    if call.args.run.is_none() {
+        background::how_to_end(call, name, "Press Ctrl+C to disconnect all services");
     }
-    background::how_to_end(call, "dev", "Press Ctrl+C to disconnect all services");
     Ok(())
 }
 
 /// The file has changed: new services join, removed ones leave, the others are not touched.
-fn take_up(call: &Call, party: &mut Party<'_>, before: &Project, now: &Project) -> Result<()> {
+fn take_up(call: &Call, hub: &Hub, party: &mut Party<'_>, before: &Project, now: &Project) -> Result<()> {
+    if before.hub != now.hub {
+        call.say.warn("Another hub is used only after a new start: Ctrl+C, then connect dev");
+    }
     let gone = before.services.iter().filter(|old| !now.services.contains(old));
     for old in gone {
         party.remove(&old.name);
@@ -208,7 +227,7 @@ fn take_up(call: &Call, party: &mut Party<'_>, before: &Project, now: &Project) 
     if new.is_empty() {
         return Ok(());
     }
-    let services = call.hub_named(now.hub.as_deref())?.services().unwrap_or_default();
+    let services = hub.services().unwrap_or_default();
     party.add(new.iter().map(|needed| wanted(needed, &services)).collect());
     for member in party.members().filter(|member| new.iter().any(|needed| needed.name == member.wanted.name))
     {
@@ -234,6 +253,7 @@ fn exposures(project: &Project) -> BTreeMap<Name, Exposure> {
 /// Exposes what the file offers now and did not before, and takes back what it no longer offers.
 fn offer<'c>(
     call: &'c Call,
+    hub: &Arc<Hub>,
     exposing: &mut Option<Exposing<'c>>,
     before: &BTreeMap<Name, Exposure>,
     now: &Project,
@@ -252,9 +272,15 @@ fn offer<'c>(
     }
     let begun = match exposing.take() {
         Some(begun) => begun,
-        None => Exposing::start(call, None)?,
+        None => Exposing::start(call, Arc::clone(hub), None)?,
     };
-    for one in exposing.insert(begun).expose(new)? {
+    let exposing = exposing.insert(begun);
+    let names: Vec<Name> = new.iter().map(|one| one.name.clone()).collect();
+    let exposed = exposing.expose(new);
+    if exposed.is_err() {
+        names.iter().for_each(|name| exposing.withdraw(name));
+    }
+    for one in exposed? {
         call.say.line(&format!("  [ok] {} exposed from {}", one.exposure.name, one.exposure.target));
         call.say.event(&json!({ "event": "exposed", "name": one.exposure.name, "id": one.service }));
     }

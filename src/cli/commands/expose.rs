@@ -22,7 +22,7 @@ pub fn run(call: &Call) -> Outcome {
         return Ok(code);
     }
     let run = runs::register(&call.home, "expose", &[name.to_string()])?;
-    let mut exposing = Exposing::start(call, Some(run))?;
+    let mut exposing = Exposing::start(call, call.hub()?, Some(run))?;
     let exposed = exposing.expose(vec![exposure])?;
     exposed.iter().for_each(|one| announce(call, one));
     background::ready(call)?;

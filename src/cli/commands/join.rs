@@ -1,7 +1,6 @@
 //! `connect join`: a teammate's services on this machine, by a code or a link.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,13 +32,12 @@ use crate::net::identity::Identity;
 use crate::net::trust::HubTrust;
 use crate::os::daemon;
 use crate::os::secret;
+use crate::os::terminal;
 use crate::wire::api::Membership;
 use crate::wire::api::SharePreview;
 
-/// With `-- CMD` nobody is there to see what is missing, so it is waited for.
-const WAIT_FOR_COMMAND: Duration = Duration::from_mins(1);
 /// What stdin may hold before its line ends.
-const LINE: u64 = 4096;
+const LINE: usize = 4096;
 
 pub fn run(call: &Call) -> Outcome {
     let invitation = invitation(call)?;
@@ -84,9 +82,7 @@ pub fn run(call: &Call) -> Outcome {
     let names = [invitation.code.as_str().to_owned(), share.name.clone()];
     let mut party = Party::new(call, "join", &names, right);
     party.add(wanted);
-    if let Some(patience) = wait.or(call.args.run.as_ref().map(|_| WAIT_FOR_COMMAND)) {
-        party.wait_for_all(patience)?;
-    }
+    party.wait_as_asked(wait)?;
     call.go_on()?;
     report(call, &share, invitation.code.as_str(), &party)?;
     party.settle()?;
@@ -104,12 +100,7 @@ fn invitation(call: &Call) -> Result<Invitation> {
     let text = match handed_on.or(given).or_else(|| variable("CONNECT_JOIN")) {
         Some(text) => text,
         None if call.args.positional(0) == Some("-") => {
-            let mut line = String::new();
-            std::io::stdin()
-                .take(LINE)
-                .read_to_string(&mut line)
-                .or_say(|| "Cannot read the code from stdin")?;
-            line
+            terminal::read_line(LINE).or_say(|| "Cannot read the code from stdin")?
         }
         None => {
             return Err(
@@ -122,24 +113,22 @@ fn invitation(call: &Call) -> Result<Invitation> {
             .hint("Copy it again, from https:// to its end, in quotes"),
         BadCode::Fingerprint | BadCode::Length | BadCode::Character => {
             Error::new("Share not found or expired")
-                .because(bad.reason())
-                .hint("Check the code and try again.")
+                .hint(format!("Check the code and try again.\n  This one cannot be: {}", bad.reason()))
         }
     })
 }
 
 /// A link brings everything; a code needs a machine that is logged in.
 fn hub(call: &Call, invitation: &Invitation) -> Result<(Arc<Hub>, Identity)> {
-    let config = call.config()?;
     let Some(link) = &invitation.link else {
-        if Call::api_key(&config).is_none() {
+        if Call::api_key(&call.config()?).is_none() {
             return Err(not_configured());
         }
         return Ok((call.hub()?, call.identity()?));
     };
     let trust = match link.hub_pin {
         Some(pin) => HubTrust::Pin(pin),
-        None => call.trust(&config, None)?,
+        None => call.trust(&call.config()?, None)?,
     };
     let key = format!("pl_{}", link.secret);
     let hub = Hub::new(HubUrl::parse(&link.hub)?, &trust, Some(key), &call.stop)?;
@@ -214,21 +203,10 @@ fn report(call: &Call, share: &SharePreview, code: &str, party: &Party<'_>) -> R
         .collect();
     say.event(&json!({ "event": "joined", "name": share.name, "expiresAt": share.expires_at, "services": services }));
     say.line("");
+    party.complete_for_command()?;
     if active == 0 {
         return Err(Error::new("No tunnels could be established.")
             .hint("The share creator's agent may be offline, no longer exposing services, or behind a restrictive firewall"));
-    }
-    if active < all && call.args.run.is_some() {
-        let missing: Vec<&str> = party
-            .members()
-            .filter(|member| member.trouble.is_some())
-            .map(|member| member.wanted.name.as_str())
-            .collect();
-        return Err(Error::new(format!(
-            "The command was not started: {} cannot be reached",
-            missing.join(", ")
-        ))
-        .hint("Give it more time with --wait 5m, or look at the agent: connect status there"));
     }
     say.result(&format!("[ok] {active} tunnel(s) active"));
     say.line("");

@@ -52,7 +52,7 @@ pub fn run(call: &Call) -> Outcome {
     let mut exposing = None;
     if !exposures.is_empty() {
         let run = runs::register(&call.home, "share", std::slice::from_ref(&name))?;
-        let mut begun = Exposing::start(call, Some(run))?;
+        let mut begun = Exposing::start(call, Arc::clone(&hub), Some(run))?;
         for one in begun.expose(exposures.clone())? {
             if !one.answers {
                 call.say.warn(&format!(
