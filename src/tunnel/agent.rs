@@ -192,7 +192,10 @@ impl Shared {
         while !self.stop.is_stopped() {
             let began = Instant::now();
             let hub = if lost { &retrying } else { &*self.hub };
-            let ended = self.connect(hub).and_then(|mut channel| {
+            let connected = self.connect(hub);
+            // A try that met silence has waited already; the end of a channel that stood has not.
+            let waited = if connected.is_err() { began.elapsed() } else { Duration::ZERO };
+            let ended = connected.and_then(|mut channel| {
                 backoff.reset();
                 if std::mem::take(&mut lost) {
                     (self.report)(Event::Back);
@@ -207,8 +210,7 @@ impl Shared {
             if !std::mem::replace(&mut lost, true) {
                 (self.report)(Event::Lost(error));
             }
-            // A try that met silence has waited already.
-            self.stop.wait_for(backoff.next(secret::number()).saturating_sub(began.elapsed()));
+            self.stop.wait_for(backoff.next(secret::number()).saturating_sub(waited));
         }
     }
 
