@@ -178,6 +178,19 @@ fn a_head_or_a_body_that_is_too_large_is_told_so_while_its_sender_still_sends() 
         let _ = chunked.write_all(format!("1000\r\n{}\r\n", "x".repeat(4096)).as_bytes());
     }
     assert_eq!(Answer::read(&mut chunked).status, 413);
+    // What is still on its way is taken in, so that no reset overtakes the answer.
+    let mut sending = dial_from(LOOPBACK, &hub.address).unwrap();
+    let mut reading = sending.try_clone().unwrap();
+    let sender = thread::spawn(move || {
+        let body = vec![b'x'; 500_000];
+        sending.write_all(b"POST /v1/keys HTTP/1.1\r\nHost: h\r\nContent-Length: 500000\r\n\r\n").unwrap();
+        let _ = sending.write_all(&body);
+        let _ = sending.shutdown(std::net::Shutdown::Write);
+    });
+    let mut answer = Vec::new();
+    reading.read_to_end(&mut answer).expect("it is not reset");
+    assert!(answer.starts_with(b"HTTP/1.1 413"));
+    sender.join().unwrap();
     // One that goes on sending without end gets its answer, and then its end.
     let mut endless = dial_from(LOOPBACK, &hub.address).unwrap();
     endless.write_all(b"POST /v1/keys HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999999\r\n\r\n").unwrap();
