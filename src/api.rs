@@ -30,6 +30,7 @@ use crate::error::Error;
 use crate::error::Kind;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::model::code::Code;
 use crate::model::fingerprint::Pin;
 use crate::net::address::HubUrl;
 use crate::net::connect::DEADLINE;
@@ -50,9 +51,13 @@ use crate::wire::api::AskSession;
 use crate::wire::api::DeviceAsked;
 use crate::wire::api::DeviceState;
 use crate::wire::api::Health;
+use crate::wire::api::MakeShare;
 use crate::wire::api::RegisterAgent;
 use crate::wire::api::ServiceInfo;
 use crate::wire::api::SessionGranted;
+use crate::wire::api::ShareInfo;
+use crate::wire::api::ShareMade;
+use crate::wire::api::SharePreview;
 use crate::wire::api::WhoAmI;
 use crate::wire::control;
 use crate::wire::message::one_line;
@@ -61,6 +66,10 @@ use crate::wire::message::one_line;
 const ANSWER_LIMIT: u64 = 16 * 1024 * 1024;
 /// What ureq keeps for a head and a piece of body.
 const BUFFER: usize = 16 * 1024;
+
+/// A connection that rested longer is not used again: it may have died without a word, as when a laptop
+/// slept, and the call would wait out its deadline.
+const KEPT: Duration = Duration::from_secs(2);
 
 pub struct Hub {
     pub url: HubUrl,
@@ -75,6 +84,7 @@ impl Hub {
         let dialer = Dialer { url: url.clone(), tls: trust::hub_client(trust)?, stop: stop.clone() };
         let config = ureq::Agent::config_builder()
             .timeout_global(Some(DEADLINE))
+            .max_idle_age(KEPT)
             .http_status_as_error(false)
             .max_redirects(0)
             .proxy(None)
@@ -115,6 +125,23 @@ impl Hub {
     pub fn device_state(&self, asked: &DeviceAsked) -> Result<DeviceState> {
         let path = format!("/v1/device/{}", asked.code);
         self.call("GET", &path, &[("x-device-secret", &asked.secret)], None::<&()>)
+    }
+
+    pub fn make_share(&self, share: &MakeShare) -> Result<ShareMade> {
+        self.call("POST", "/v1/shares", &[], Some(share))
+    }
+
+    pub fn shares(&self) -> Result<Vec<ShareInfo>> {
+        self.call("GET", "/v1/shares", &[], None::<&()>)
+    }
+
+    /// By its code or its id, which are plain letters and digits both.
+    pub fn revoke_share(&self, code: &str) -> Result<()> {
+        self.exchange("DELETE", &format!("/v1/shares/{code}"), &[], None).map(drop)
+    }
+
+    pub fn join_share(&self, code: &Code) -> Result<SharePreview> {
+        self.call("POST", &format!("/v1/shares/{}/join", code.as_str()), &[], None::<&()>)
     }
 
     pub fn metrics(&self) -> Result<String> {
@@ -228,7 +255,7 @@ impl Hub {
 fn unreachable_hub(url: &HubUrl, why: String) -> Error {
     Error::new(format!("Cannot reach the hub {url}"))
         .because(why)
-        .hint("Check the address and that the hub is running: connect doctor")
+        .hint("Check the address, and on its machine that it runs: connect hub status")
         .kind(Kind::Unreachable)
 }
 
@@ -257,7 +284,7 @@ impl fmt::Debug for Dialer {
 
 impl Dialer {
     fn dial_plain(&self, deadline: Instant) -> Result<(Duplex, Registration)> {
-        let socket = dial_hub(&self.url.host, self.url.port, deadline).map_err(|error| {
+        let socket = dial_hub(&self.url.host, self.url.port, deadline, &self.stop).map_err(|error| {
             let hint = error.hint.clone();
             let error = unreachable_hub(&self.url, error.to_string());
             if let Some(hint) = hint { error.hint(hint) } else { error }
@@ -271,11 +298,11 @@ impl Dialer {
         let host = &self.url.host;
         let name = ServerName::try_from(host.clone()).or_say(|| format!("{host} cannot be a host's name"))?;
         let established =
-            tls::client(&self.tls, name, below, deadline).map_err(|error| self.distrust(error))?;
+            tls::client(&self.tls, name, below, deadline).map_err(|error| self.distrust(&error))?;
         Ok((established.into_duplex(), cut))
     }
 
-    fn distrust(&self, error: std::io::Error) -> Error {
+    fn distrust(&self, error: &std::io::Error) -> Error {
         let certificate = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         match certificate {
             Some(rustls::Error::InvalidCertificate(why)) => {

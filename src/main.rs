@@ -11,6 +11,7 @@
 
 mod api;
 mod cli;
+mod discover;
 mod error;
 mod hub;
 mod model;

@@ -39,13 +39,12 @@ impl Call {
     pub fn new(args: Args, say: Say) -> Result<Self> {
         let stop = Stop::new();
         let signals = if args.run.is_some() {
-            let own = stop.clone();
-            Some(Signals::take(move || own.stop())?)
+            Some(Signals::take(first_then_second(&stop))?)
         } else {
-            stop_on_signal(&stop)?;
+            ctrlc::set_handler(first_then_second(&stop)).or_say(|| "Cannot take this process's signals")?;
             None
         };
-        Ok(Self { args, say, home: Home::find()?, stop, signals })
+        Ok(Self { args, say, home: Home::find(), stop, signals })
     }
 
     pub fn config_file(&self) -> Option<&Path> {
@@ -77,10 +76,30 @@ impl Call {
 
     /// The hub, with the key that `connect up` saved.
     pub fn hub(&self) -> Result<Arc<Hub>> {
+        self.hub_until(&self.stop)
+    }
+
+    /// The same, but its calls are cut by another stop: for what is still to be said after Ctrl-C.
+    pub fn hub_until(&self, stop: &Stop) -> Result<Arc<Hub>> {
         let config = self.config()?;
-        let key = Self::api_key(&config).ok_or_else(not_configured)?;
-        let trust = self.trust(&config, Some(&key))?;
-        Hub::new(self.hub_url(&config)?, &trust, Some(key), &self.stop).map(Arc::new)
+        self.connected(self.hub_url(&config)?, &config, stop)
+    }
+
+    /// The hub that a project names, unless this call or the environment names another.
+    pub fn hub_named(&self, project: Option<&str>) -> Result<Arc<Hub>> {
+        let config = self.config()?;
+        let asked = self.args.value("hub").is_some() || variable("CONNECT_HUB_URL").is_some();
+        let url = match project.filter(|_| !asked) {
+            Some(url) => HubUrl::parse(url)?,
+            None => self.hub_url(&config)?,
+        };
+        self.connected(url, &config, &self.stop)
+    }
+
+    fn connected(&self, url: HubUrl, config: &Config, stop: &Stop) -> Result<Arc<Hub>> {
+        let key = Self::api_key(config).ok_or_else(not_configured)?;
+        let trust = self.trust(config, Some(&key))?;
+        Hub::new(url, &trust, Some(key), stop).map(Arc::new)
     }
 
     pub fn identity(&self) -> Result<Identity> {
@@ -103,13 +122,12 @@ pub fn variable(name: &str) -> Option<String> {
 }
 
 /// The first signal ends everything in order, the second one at once.
-fn stop_on_signal(stop: &Stop) -> Result<()> {
+fn first_then_second(stop: &Stop) -> impl Fn() + Send + 'static {
     let (own, again) = (stop.clone(), AtomicBool::new(false));
-    let handler = move || {
+    move || {
         if again.swap(true, Ordering::SeqCst) {
             process::exit(130);
         }
         own.stop();
-    };
-    ctrlc::set_handler(handler).or_say(|| "Cannot take this process's signals")
+    }
 }

@@ -1,9 +1,12 @@
 //! The command line: reads it, runs the command, says how it went, and turns that into an exit code.
 
 mod args;
+mod background;
 mod commands;
 mod context;
+mod exposing;
 mod help;
+mod party;
 mod say;
 mod table;
 
@@ -18,6 +21,7 @@ use say::Say;
 use crate::error::Error;
 use crate::error::Kind;
 use crate::error::Result;
+use crate::os::daemon;
 use crate::os::limits;
 
 /// The exit code, or what went wrong.
@@ -41,6 +45,9 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
 }
 
 fn run(args: Args) -> Outcome {
+    if daemon::own_log().is_some() {
+        daemon::leave_terminal();
+    }
     start_log(args.flag("verbose"));
     let say = Say::new(args.flag("json"), args.flag("quiet"), args.run.is_some());
     if args.flag("version") {
@@ -59,7 +66,10 @@ fn run(args: Args) -> Outcome {
         return Err(help::unfinished(&args.words));
     };
     limits::raise_open_files();
-    (command.run)(&Call::new(args, say)?)
+    let call = Call::new(args, say)?;
+    let outcome = (command.run)(&call);
+    // Whatever failed because everything was cut is no news.
+    outcome.map_err(|error| if call.stop.is_stopped() { interrupted() } else { error })
 }
 
 /// What happens underneath goes to stderr: trouble always, everything with `-v` or as `RUST_LOG` says.

@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::os::terminal;
 
 #[derive(Clone)]
+#[allow(clippy::struct_excessive_bools)] // Each is one plain fact about where words go.
 pub struct Say {
     pub json: bool,
     pub quiet: bool,
@@ -121,6 +122,15 @@ impl Say {
             writeln!(io::stdout().lock(), "{shown}")
         };
     }
+}
+
+/// A line of our own that the one in the background has said; it is finished as it is.
+pub fn repeat(line: &str, to_stderr: bool) {
+    let _ = if to_stderr {
+        writeln!(io::stderr().lock(), "{line}")
+    } else {
+        writeln!(io::stdout().lock(), "{line}")
+    };
 }
 
 /// Control characters, and those that reorder or hide text, are shown as their codes.

@@ -124,6 +124,8 @@ impl Served<'_> {
         if stored.is_err() {
             return false;
         }
+        // Online before its tunnel is opened: a channel that is just ending closes no tunnel that is in use.
+        self.core.registry().bring_online(&id, Presence { channel: self.id, tunnel_port: None });
         let tunnel_port = self.opener.and_then(|opener| self.core.open_tunnel(&id, opener));
         {
             // Another agent may have brought the same name online in the meantime.

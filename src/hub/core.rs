@@ -88,7 +88,7 @@ pub struct AgentChannel {
 struct Tunnel {
     service: String,
     /// Closed by being dropped. A port whose service is away keeps its place without one.
-    _open: Option<Box<dyn Send>>,
+    open: Option<Box<dyn Send>>,
 }
 
 pub struct Limits {
@@ -241,26 +241,28 @@ impl Core {
         };
         if let [port] = before[..] {
             // A reconnecting agent finds its tunnel open.
-            if locked(&self.tunnels).get(&port).is_some_and(|tunnel| tunnel._open.is_some()) {
+            if locked(&self.tunnels).get(&port).is_some_and(|tunnel| tunnel.open.is_some()) {
                 return Some(port);
             }
         }
         let free = range.filter(|port| !taken.contains(port));
         let (port, open) =
             before.iter().copied().chain(free).find_map(|port| Some((port, opener(service, port).ok()?)))?;
-        locked(&self.tunnels).insert(port, Tunnel { service: service.to_owned(), _open: Some(open) });
+        locked(&self.tunnels).insert(port, Tunnel { service: service.to_owned(), open: Some(open) });
         Some(port)
     }
 
-    /// Closes a tunnel. Its port stays this service's until the range runs out of others.
+    /// Closes the tunnel of a service that is offline. Its port stays this service's until the range runs out of others.
     pub fn close_tunnel(&self, service: &str, port: Option<u16>) {
         let Some(port) = port else { return };
         let closing = {
             let mut tunnels = locked(&self.tunnels);
+            // Another channel may have brought it online again in the meantime.
+            let is_offline = self.registry().presence(service).is_none();
             tunnels
                 .get_mut(&port)
-                .filter(|tunnel| tunnel.service == service)
-                .and_then(|tunnel| tunnel._open.take())
+                .filter(|tunnel| is_offline && tunnel.service == service)
+                .and_then(|tunnel| tunnel.open.take())
         };
         drop(closing);
     }
@@ -268,7 +270,11 @@ impl Core {
     pub fn forget_tunnel(&self, service: &str) {
         let gone: Vec<Tunnel> = {
             let mut tunnels = locked(&self.tunnels);
-            tunnels.extract_if(.., |_, tunnel| tunnel.service == service).map(|(_, tunnel)| tunnel).collect()
+            let is_offline = self.registry().presence(service).is_none();
+            tunnels
+                .extract_if(.., |_, tunnel| is_offline && tunnel.service == service)
+                .map(|(_, tunnel)| tunnel)
+                .collect()
         };
         drop(gone);
     }

@@ -115,13 +115,14 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     number.checked_mul(seconds).map(Duration::from_secs)
 }
 
-/// One unit, as people say it: `22 hours`, `1 minute`.
+/// One unit, rounded, as people say it: `22 hours`, `1 minute`.
 pub fn in_words(duration: Duration) -> String {
     let seconds = duration.as_secs();
+    let rounded = |unit: u64| (seconds + unit / 2) / unit;
     let (count, unit) = match seconds {
-        172_800.. => (seconds / DAY, "day"),
-        3600.. => (seconds / 3600, "hour"),
-        60.. => (seconds / 60, "minute"),
+        172_800.. => (rounded(DAY), "day"),
+        3570.. => (rounded(3600), "hour"),
+        60.. => (rounded(60), "minute"),
         _ => (seconds, "second"),
     };
     format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
@@ -177,7 +178,9 @@ mod tests {
     #[test]
     fn a_duration_is_said_in_one_unit() {
         assert_eq!(in_words(Duration::from_secs(22 * 3600 + 5)), "22 hours");
-        assert_eq!(in_words(Duration::from_secs(24 * 3600)), "24 hours");
+        assert_eq!(in_words(Duration::from_secs(22 * 3600 - 5)), "22 hours");
+        assert_eq!(in_words(Duration::from_secs(3599)), "1 hour");
+        assert_eq!(in_words(Duration::from_hours(24)), "24 hours");
         assert_eq!(in_words(Duration::from_secs(61)), "1 minute");
         assert_eq!(in_words(Duration::from_secs(30 * DAY)), "30 days");
     }

@@ -62,7 +62,7 @@ impl Conversation {
             match read_more(&mut self.stream, &mut self.buffer, first) {
                 Ok(0) => return Heard::Nothing,
                 Err(_) if self.answered => return Heard::Nothing,
-                Err(error) => return self.trouble(&error),
+                Err(error) => return trouble(&error),
                 Ok(_) => {}
             }
         }
@@ -93,7 +93,7 @@ impl Conversation {
                 Ok(None) => match read_more(&mut self.stream, &mut self.buffer, deadline) {
                     Ok(0) => return Heard::Nothing,
                     Ok(_) => {}
-                    Err(error) => return self.trouble(&error),
+                    Err(error) => return trouble(&error),
                 },
             }
         };
@@ -105,21 +105,12 @@ impl Conversation {
         }
         match read_body(&mut self.stream, &mut self.buffer, &mut walker, BODY_LIMIT, deadline) {
             Ok(body) => request.body = body,
-            Err(BodyTrouble::Io(error)) => return self.trouble(&error),
+            Err(BodyTrouble::Io(error)) => return trouble(&error),
             Err(BodyTrouble::Bad(status, reason)) => {
                 return Heard::Bad(Reply::json(status, error_body(reason, "")));
             }
         }
         Heard::Request(request)
-    }
-
-    fn trouble(&self, error: &io::Error) -> Heard {
-        if is_timeout(error) {
-            let hint = "Send a whole request within 10 seconds";
-            return Heard::Bad(Reply::json(408, error_body("The request took too long", hint)));
-        }
-        log::debug!("a request ended early: {error}");
-        Heard::Nothing
     }
 
     pub fn answer(&mut self, reply: &Reply, keep_alive: bool, head_only: bool) -> io::Result<()> {
@@ -154,6 +145,15 @@ impl Conversation {
             }
         }
     }
+}
+
+fn trouble(error: &io::Error) -> Heard {
+    if is_timeout(error) {
+        let hint = "Send a whole request within 10 seconds";
+        return Heard::Bad(Reply::json(408, error_body("The request took too long", hint)));
+    }
+    log::debug!("a request ended early: {error}");
+    Heard::Nothing
 }
 
 fn read_more(stream: &mut Duplex, buffer: &mut Vec<u8>, deadline: Instant) -> io::Result<usize> {

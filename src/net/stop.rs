@@ -129,7 +129,7 @@ mod tests {
         let (stop, count) = (Stop::new(), Arc::new(AtomicU32::new(0)));
         let counted = |by: u32| {
             let count = Arc::clone(&count);
-            move || drop(count.fetch_add(by, Ordering::SeqCst))
+            move || _ = count.fetch_add(by, Ordering::SeqCst)
         };
         let _kept = stop.on_stop(counted(1));
         drop(stop.on_stop(counted(10)));

@@ -36,6 +36,7 @@ use super::duplex::Reader;
 use super::duplex::Writer;
 use crate::model::fingerprint::Fingerprint;
 use crate::os::secret;
+use crate::wire::record::Headers;
 
 /// An idle connection waits with this much, so that thousands of them stay cheap.
 const BUFFER_IDLE: usize = 1024;
@@ -66,6 +67,7 @@ pub struct TlsReader {
     source: Reader,
     /// Raw records, `start..end` of it not yet decrypted.
     raw: Vec<u8>,
+    headers: Headers,
     start: usize,
     end: usize,
     plain: Vec<u8>,
@@ -76,7 +78,30 @@ pub struct TlsReader {
 pub struct TlsWriter {
     shared: Arc<Shared>,
     sink: Writer,
-    out: Vec<u8>,
+    out: Outgoing,
+}
+
+/// Records on their way out. The bytes behind them stay as they are between two writes: clearing 64 KiB
+/// for each would cost a tenth of encrypting them.
+#[derive(Default)]
+struct Outgoing {
+    bytes: Vec<u8>,
+    filled: usize,
+}
+
+impl Outgoing {
+    fn room(&mut self, length: usize) -> &mut [u8] {
+        let end = self.filled + length;
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        &mut self.bytes[self.filled..end]
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        self.room(bytes.len()).copy_from_slice(bytes);
+        self.filled += bytes.len();
+    }
 }
 
 /// A finished handshake.
@@ -115,7 +140,7 @@ fn handshake(side: Side, below: Duplex, deadline: Instant) -> io::Result<Establi
     let Duplex { reader: source, writer: sink, socket } = below;
     let shared = Arc::new(Shared { tls: Mutex::new(Tls { side, owed: Vec::new() }) });
     let mut reader = TlsReader::new(Arc::clone(&shared), source);
-    let mut writer = TlsWriter { shared: Arc::clone(&shared), sink, out: Vec::new() };
+    let mut writer = TlsWriter { shared: Arc::clone(&shared), sink, out: Outgoing::default() };
     loop {
         let done = reader.decrypt();
         // An alert that says why is owed even when the handshake failed.
@@ -161,6 +186,14 @@ impl Tls {
         (peer, kind == Some(rustls::HandshakeKind::Resumed))
     }
 
+    fn speaks_1_3(&self) -> bool {
+        let version = match &self.side {
+            Side::Client(connection) => connection.protocol_version(),
+            Side::Server(connection) => connection.protocol_version(),
+        };
+        version == Some(rustls::ProtocolVersion::TLSv1_3)
+    }
+
     fn decrypt(&mut self, raw: &mut [u8], plain: &mut Vec<u8>) -> (usize, io::Result<Decrypted>) {
         match &mut self.side {
             Side::Client(connection) => decrypt(connection, &mut self.owed, raw, plain),
@@ -169,8 +202,8 @@ impl Tls {
     }
 
     /// Appends the records for `data` (or, without data, a close) to `out`, behind what is owed.
-    fn encrypt(&mut self, data: Option<&[u8]>, out: &mut Vec<u8>) -> io::Result<()> {
-        out.append(&mut self.owed);
+    fn encrypt(&mut self, data: Option<&[u8]>, out: &mut Outgoing) -> io::Result<()> {
+        out.append(&std::mem::take(&mut self.owed));
         match &mut self.side {
             Side::Client(connection) => encrypt(connection, data, out),
             Side::Server(connection) => encrypt(connection, data, out),
@@ -275,14 +308,14 @@ fn encode<D>(record: &mut EncodeTlsData<'_, D>, owed: &mut Vec<u8>) -> io::Resul
                 return Ok(());
             }
             Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) => {
-                room = required_size
+                room = required_size;
             }
             Err(error) => return Err(io::Error::other(error)),
         }
     }
 }
 
-fn encrypt<C: Connection>(connection: &mut C, data: Option<&[u8]>, out: &mut Vec<u8>) -> io::Result<()> {
+fn encrypt<C: Connection>(connection: &mut C, data: Option<&[u8]>, out: &mut Outgoing) -> io::Result<()> {
     loop {
         match connection.process(&mut []).state.map_err(io::Error::other)? {
             ConnectionState::WriteTraffic(mut traffic) => {
@@ -291,7 +324,11 @@ fn encrypt<C: Connection>(connection: &mut C, data: Option<&[u8]>, out: &mut Vec
                     None => traffic.queue_close_notify(room),
                 });
             }
-            ConnectionState::EncodeTlsData(mut record) => encode(&mut record, out)?,
+            ConnectionState::EncodeTlsData(mut record) => {
+                let mut encoded = Vec::new();
+                encode(&mut record, &mut encoded)?;
+                out.append(&encoded);
+            }
             ConnectionState::TransmitTlsData(transmit) => transmit.done(),
             ConnectionState::PeerClosed => {}
             _ => return Err(io::ErrorKind::BrokenPipe.into()),
@@ -300,18 +337,16 @@ fn encrypt<C: Connection>(connection: &mut C, data: Option<&[u8]>, out: &mut Vec
 }
 
 fn grow_until_it_fits(
-    out: &mut Vec<u8>,
+    out: &mut Outgoing,
     length: usize,
     mut encrypt: impl FnMut(&mut [u8]) -> Result<usize, EncryptError>,
 ) -> io::Result<()> {
-    let at = out.len();
     // Header, tag and content type of each record come on top; guessing right saves a second try.
     let mut room = length + (length / 16_384 + 1) * 22;
     loop {
-        out.resize(at + room, 0);
-        match encrypt(&mut out[at..]) {
+        match encrypt(out.room(room)) {
             Ok(written) => {
-                out.truncate(at + written);
+                out.filled += written;
                 return Ok(());
             }
             Err(EncryptError::InsufficientSize(InsufficientSizeError { required_size }))
@@ -326,7 +361,8 @@ fn grow_until_it_fits(
 
 impl TlsReader {
     fn new(shared: Arc<Shared>, source: Reader) -> Self {
-        Self { shared, source, raw: Vec::new(), start: 0, end: 0, plain: Vec::new(), used: 0, closed: false }
+        let (headers, raw, plain) = Default::default();
+        Self { shared, source, raw, headers, start: 0, end: 0, plain, used: 0, closed: false }
     }
 
     /// Plaintext that is here, reading more only when there is none. Empty at the end of the stream.
@@ -380,8 +416,12 @@ impl TlsReader {
         match self.source.read(&mut self.raw[self.end..])? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             count => {
+                let fits = self.headers.fit(&self.raw[self.end..self.end + count]);
                 self.end += count;
-                Ok(())
+                if fits || !self.shared.lock().speaks_1_3() {
+                    return Ok(());
+                }
+                Err(io::Error::new(io::ErrorKind::InvalidData, "a record's header was changed"))
             }
         }
     }
@@ -410,15 +450,15 @@ impl TlsWriter {
     }
 
     pub fn shrink(&mut self) {
-        if self.out.capacity() > BUFFER_IDLE {
-            self.out = Vec::new();
+        if self.out.bytes.len() > BUFFER_IDLE {
+            self.out = Outgoing::default();
         }
     }
 
     fn send(&mut self, data: Option<&[u8]>) -> io::Result<()> {
-        self.out.clear();
+        self.out.filled = 0;
         self.shared.lock().encrypt(data, &mut self.out)?;
-        self.sink.write_all(&self.out)
+        self.sink.write_all(&self.out.bytes[..self.out.filled])
     }
 }
 

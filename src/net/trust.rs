@@ -54,7 +54,7 @@ pub enum HubTrust {
     Pin(Pin),
 }
 
-/// ring's algorithms; AES first where the CPU computes it, ChaCha20 where it does not.
+/// ring's algorithms; AES first where the CPU computes it, `ChaCha20` where it does not.
 pub fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     let made = PROVIDER.get_or_init(|| {
@@ -150,9 +150,12 @@ fn verifier_of(roots: RootCertStore) -> Result<Arc<WebPkiServerVerifier>> {
     built.or_say(|| "Cannot use these CA certificates")
 }
 
+/// Where an observed pin is noted.
+pub type Seen = Arc<Mutex<Option<Pin>>>;
+
 /// Settings that believe anything and note the pin of the last certificate in the chain: for showing it to
 /// the user before anything is sent.
-pub fn observer() -> Result<(Arc<ClientConfig>, Arc<Mutex<Option<Pin>>>)> {
+pub fn observer() -> Result<(Arc<ClientConfig>, Seen)> {
     let seen = Arc::new(Mutex::new(None));
     let builder = ClientConfig::builder_with_provider(provider());
     let builder = builder.with_safe_default_protocol_versions().or_say(|| "Cannot set up TLS")?.dangerous();
@@ -212,7 +215,7 @@ impl ServerCertVerifier for PinnedHub {
 #[derive(Debug, Default)]
 struct AnyIdentity {
     /// Where the pin of the chain's last certificate is noted.
-    seen: Option<Arc<Mutex<Option<Pin>>>>,
+    seen: Option<Seen>,
 }
 
 impl ServerCertVerifier for AnyIdentity {

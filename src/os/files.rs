@@ -70,7 +70,9 @@ pub fn read_text(path: &Path) -> Result<Option<String>> {
 /// Replaces the file as one step: after a crash there is the old content or the new, nothing between.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     refuse_symlink(path)?;
-    let folder = path.parent().unwrap_or(Path::new("."));
+    // The parent of a bare name is empty, which is a folder to nobody.
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let folder = parent.unwrap_or(Path::new("."));
     private_dir(folder)?;
     let draft = draft_of(path);
     let written =
@@ -118,6 +120,12 @@ pub fn try_lock(path: &Path) -> Result<Option<Lock>> {
         Err(fs::TryLockError::WouldBlock) => Ok(None),
         Err(fs::TryLockError::Error(error)) => Err(trouble("lock", path, error)),
     }
+}
+
+/// Whether a process holds the lock. Those who look do not stand in each other's way.
+pub fn is_locked(path: &Path) -> bool {
+    let file = options().read(true).open(path);
+    file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
 }
 
 pub fn sync_dir(folder: &Path) -> io::Result<()> {

@@ -3,18 +3,17 @@
 use std::env;
 use std::path::PathBuf;
 
-use crate::error::Error;
-use crate::error::Result;
+/// Where somebody without a home lives, as Debian calls it. Nothing is there to be read, and whoever
+/// must write is told what to set.
+const NOWHERE: &str = "/nonexistent/.privateconnect";
 
-/// `PRIVATECONNECT_HOME`, else `~/.privateconnect`.
-pub fn home() -> Result<PathBuf> {
+/// `PRIVATECONNECT_HOME`, else `~/.privateconnect`. Containers run as users that have neither a `HOME` nor
+/// a line in `/etc/passwd`; a link needs no state, so that is no trouble yet.
+pub fn home() -> PathBuf {
     if let Some(moved) = env::var_os("PRIVATECONNECT_HOME").filter(|value| !value.is_empty()) {
-        return Ok(PathBuf::from(moved));
+        return PathBuf::from(moved);
     }
-    user_home().map(|home| home.join(".privateconnect")).ok_or_else(|| {
-        Error::new("There is no home folder to keep state in")
-            .hint("Set HOME, or PRIVATECONNECT_HOME=/a/folder/you/own")
-    })
+    user_home().map_or_else(|| PathBuf::from(NOWHERE), |home| home.join(".privateconnect"))
 }
 
 /// The folder in which other tools of this family keep their routes; read, never written.

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::thread;
 
@@ -16,8 +17,10 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
 use crate::error::Error;
+use crate::error::Kind;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::os::daemon;
 use crate::os::terminal;
 
 /// Signals that somebody sends us and means for the command.
@@ -25,29 +28,51 @@ const PASSED_ON: [Signal; 6] =
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
 
 /// Takes the signals of this process. Before the command runs they stop us; while it runs they are its own.
+#[derive(Clone)]
 pub struct Signals {
-    child: Arc<Mutex<Option<Pid>>>,
+    set: SigSet,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    child: Option<Pid>,
+    /// A signal came before there was a command.
+    stopped: bool,
 }
 
 impl Signals {
     /// Must be called before any thread is started, since threads inherit what is blocked.
-    pub fn take(stop: impl Fn() + Send + 'static) -> Result<Self> {
+    pub fn take(stop: impl Fn() + Send + Sync + 'static) -> Result<Self> {
         let set: SigSet = PASSED_ON.into_iter().collect();
         set.thread_block().or_say(|| "Cannot take this process's signals")?;
-        let child = Arc::new(Mutex::new(None));
-        let running = Arc::clone(&child);
+        let state = Arc::new(Mutex::new(State::default()));
+        let seen = Arc::clone(&state);
+        let got = Arc::new(move |signal| {
+            let mut state: MutexGuard<'_, State> = seen.lock().unwrap_or_else(PoisonError::into_inner);
+            match state.child {
+                None => state.stopped = true,
+                Some(pid) if !came_from_terminal(signal) => drop(kill(pid, signal)),
+                Some(_) => {}
+            }
+            let stopped = state.stopped;
+            drop(state);
+            if stopped {
+                stop();
+            }
+        });
+        // For the moment in which they are not blocked, because the command is being started.
+        let meanwhile = Arc::clone(&got);
+        ctrlc::set_handler(move || meanwhile(Signal::SIGTERM))
+            .or_say(|| "Cannot take this process's signals")?;
         let watch = move || {
             while let Ok(signal) = set.wait() {
-                match *running.lock().unwrap_or_else(PoisonError::into_inner) {
-                    None => stop(),
-                    Some(pid) if !came_from_terminal(signal) => drop(kill(pid, signal)),
-                    Some(_) => {}
-                }
+                got(signal);
             }
         };
         // It waits for signals until the process ends, and has no other end.
         thread::Builder::new().name("signals".into()).spawn(watch).or_say(|| "Cannot start a thread")?;
-        Ok(Self { child })
+        Ok(Self { set, state })
     }
 
     /// Runs the command to its end. `until_cut` is called with a way to end it early.
@@ -59,22 +84,39 @@ impl Signals {
     ) -> Result<u8> {
         let (program, arguments) =
             command.split_first().ok_or_else(|| Error::usage("There is no command behind --"))?;
-        let spawned = Command::new(program).args(arguments).envs(environment.iter().cloned()).spawn();
+        let mut command = Command::new(program);
+        // What runs in the background is we, not a connect that the command starts.
+        command.args(arguments).envs(environment.iter().cloned()).env_remove(daemon::MARK);
+        let mut child = self.spawn(&mut command)?;
+        started(child.id());
+        let status = child.wait();
+        self.lock().child = None;
+        Ok(code_of(status.or_say(|| "Cannot wait for the command")?))
+    }
+
+    /// The lock is held over the start, so that each signal finds the command not begun or to be told.
+    fn spawn(&self, command: &mut Command) -> Result<Child> {
+        let mut state = self.lock();
+        if state.stopped {
+            return Err(Error::new("Interrupted").kind(Kind::Interrupted));
+        }
+        // The command inherits what this thread blocks; with these blocked, nothing could end it.
+        let unblocked = self.set.thread_unblock();
+        let spawned = command.spawn();
+        let blocked = self.set.thread_block();
+        unblocked.and(blocked).or_say(|| "Cannot take this process's signals back")?;
         let child = spawned.map_err(|error| {
-            Error::new(format!("Cannot run {}", program.to_string_lossy()))
+            Error::new(format!("Cannot run {}", command.get_program().to_string_lossy()))
                 .because(error)
                 .hint("Check the command behind --")
         })?;
-        self.wait(child, started)
+        let pid = i32::try_from(child.id()).or_say(|| "The command's process number is odd")?;
+        state.child = Some(Pid::from_raw(pid));
+        Ok(child)
     }
 
-    fn wait(&self, mut child: Child, started: impl FnOnce(u32)) -> Result<u8> {
-        let pid = i32::try_from(child.id()).or_say(|| "The command's process number is odd")?;
-        *self.child.lock().unwrap_or_else(PoisonError::into_inner) = Some(Pid::from_raw(pid));
-        started(child.id());
-        let status = child.wait();
-        *self.child.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        Ok(code_of(status.or_say(|| "Cannot wait for the command")?))
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -91,7 +133,16 @@ fn code_of(status: ExitStatus) -> u8 {
 }
 
 pub fn terminate(pid: u32) {
+    send(pid, Signal::SIGTERM);
+}
+
+/// Without asking.
+pub fn kill_now(pid: u32) {
+    send(pid, Signal::SIGKILL);
+}
+
+fn send(pid: u32, signal: Signal) {
     if let Ok(pid) = i32::try_from(pid) {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        let _ = kill(Pid::from_raw(pid), signal);
     }
 }

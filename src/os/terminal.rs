@@ -16,6 +16,15 @@ pub fn is_terminal_in() -> bool {
     io::stdin().is_terminal()
 }
 
+/// One line of stdin and not a byte more: the rest belongs to the command that is run.
+pub fn read_line(limit: usize) -> io::Result<String> {
+    let (stdin, mut line, mut byte) = (io::stdin(), Vec::new(), [0]);
+    while line.len() < limit && nix::unistd::read(&stdin, &mut byte)? == 1 && byte[0] != b'\n' {
+        line.push(byte[0]);
+    }
+    Ok(String::from_utf8_lossy(&line).into_owned())
+}
+
 /// Bare containers set no locale at all and still feed UTF-8 terminals and logs, so only a locale that
 /// names another charset (`C` and `POSIX` do) means plain text.
 pub fn is_utf8() -> bool {

@@ -8,6 +8,6 @@ pub fn uid() -> u32 {
 pub fn hostname() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
     let name = name.or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_default();
-    let clean: String = name.trim().chars().filter(|c| c.is_ascii_graphic()).take(64).collect();
+    let clean: String = name.trim().chars().filter(char::is_ascii_graphic).take(64).collect();
     if clean.is_empty() { "machine".to_owned() } else { clean }
 }

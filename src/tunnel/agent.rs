@@ -49,7 +49,7 @@ const SESSIONS: usize = 4096;
 /// At the end, the farewell to the hub may take this long.
 const FAREWELL: Duration = Duration::from_millis(300);
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exposure {
     pub name: Name,
     pub target: Target,

@@ -3,17 +3,18 @@
 use std::io;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
-use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use std::time::Instant;
 
 use super::frames::break_off;
+use super::frames::look_up;
 use super::pool::Opener;
 use super::pool::Pool;
 use super::pool::SESSIONS;
@@ -47,6 +48,13 @@ pub enum Event {
     Down(Error),
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Nothing,
+    Up,
+    Down(Kind),
+}
+
 pub type Report = Box<dyn Fn(Event) + Send + Sync>;
 
 /// Who may connect to a tunnel's port.
@@ -63,7 +71,9 @@ pub fn same_user(local: &TcpStream) -> bool {
 }
 
 pub struct Tunnel {
+    /// 0 until it listens.
     pub port: u16,
+    admit: Admit,
     shared: Arc<Shared>,
     stop: Stop,
     servers: Vec<Server>,
@@ -72,11 +82,11 @@ pub struct Tunnel {
 }
 
 struct Shared {
-    pool: Pool,
+    pool: Arc<Pool>,
     stop: Stop,
     report: Report,
-    /// Whether the owner was last told that the service answers.
-    up: Mutex<bool>,
+    /// What the owner was last told.
+    told: Mutex<Told>,
     wake: Stop,
 }
 
@@ -111,39 +121,58 @@ impl Bound {
 }
 
 impl Tunnel {
-    /// Listens at once; whether the service answers is proved by `prove`, or in the background.
+    /// Listens at once; whether the service answers is seen when somebody connects.
     pub fn start(bound: Bound, opener: Opener, admit: Admit, report: Report, stop: &Stop) -> Result<Self> {
+        let mut tunnel = Self::new(opener, admit, report, stop)?;
+        tunnel.listen(bound)?;
+        Ok(tunnel)
+    }
+
+    /// Does not listen yet: whether the service answers is proved by `prove`, or in the background. A port
+    /// that were taken before could be the very one that the service has yet to take, on a machine that is
+    /// agent and joiner both; the tunnel would lead into itself.
+    pub fn new(opener: Opener, admit: Admit, report: Report, stop: &Stop) -> Result<Self> {
         let (stop, registration) = stop.child();
-        let pool = Pool::new(opener, stop.clone());
-        let shared =
-            Arc::new(Shared { pool, stop: stop.clone(), report, up: Mutex::new(false), wake: Stop::new() });
-        let port = bound.port;
+        let pool = Arc::new(Pool::new(opener, stop.clone()));
+        let shared = Arc::new(Shared {
+            pool,
+            stop: stop.clone(),
+            report,
+            told: Mutex::new(Told::Nothing),
+            wake: Stop::new(),
+        });
+        let own = Arc::clone(&shared);
+        let keeper = crew::spawn("tunnel-keeper", move || own.keep()).or_say(|| "Cannot start a thread")?;
+        let (servers, keeper) = (Vec::new(), Some(keeper));
+        Ok(Self { port: 0, admit, shared, stop, servers, keeper, _registration: registration })
+    }
+
+    pub fn listen(&mut self, bound: Bound) -> Result<()> {
+        let (port, admit) = (bound.port, self.admit);
         let servers = bound.listeners.into_iter().map(|listener| {
-            let own = Arc::clone(&shared);
+            let own = Arc::clone(&self.shared);
             let service = Service {
                 name: "tunnel",
                 limit: SESSIONS,
                 serve: Box::new(
                     move |local, _| if admit(&local) { own.carry(&local) } else { break_off(&local) },
                 ),
+                cut: break_off,
                 turn_away: Box::new(break_off),
             };
-            Server::start(listener, service, &stop)
+            Server::start(listener, service, &self.stop)
         });
-        let servers = servers.collect::<Result<_>>()?;
-        let own = Arc::clone(&shared);
-        let keeper = crew::spawn("tunnel-keeper", move || own.keep()).or_say(|| "Cannot start a thread")?;
-        Ok(Self { port, shared, stop, servers, keeper: Some(keeper), _registration: registration })
+        self.servers = servers.collect::<Result<_>>()?;
+        self.port = port;
+        Ok(())
     }
 
-    /// Opens the first session and has the agent reach its target. An error leaves the tunnel listening,
-    /// and trying in the background.
+    /// Opens the first session and has the agent reach its target. An error leaves the tunnel trying in the
+    /// background.
     pub fn prove(&self) -> Result<Duration> {
         let began = Instant::now();
         let proved = self.shared.prove();
-        if proved.is_ok() {
-            *self.shared.up() = true;
-        }
+        *self.shared.told() = proved.as_ref().map_or_else(|error| Told::Down(error.kind), |()| Told::Up);
         proved.map(|()| began.elapsed())
     }
 
@@ -165,12 +194,7 @@ impl Tunnel {
     }
 
     pub fn is_up(&self) -> bool {
-        *self.shared.up()
-    }
-
-    /// A hint to look now rather than at the next turn.
-    pub fn local_address(&self) -> SocketAddr {
-        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+        *self.shared.told() == Told::Up
     }
 }
 
@@ -187,12 +211,13 @@ impl Drop for Tunnel {
 }
 
 impl Shared {
-    fn up(&self) -> std::sync::MutexGuard<'_, bool> {
-        self.up.lock().unwrap_or_else(PoisonError::into_inner)
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One local connection, from accept to close.
     fn carry(&self, local: &Arc<TcpStream>) {
+        look_up(local);
         let deadline = Instant::now() + PATIENCE;
         let mut backoff = Backoff::default();
         loop {
@@ -216,7 +241,7 @@ impl Shared {
                 }
                 Carried::Spoiled => return self.pool.lost(),
                 Carried::Untouched => {
-                    self.pool.lost();
+                    self.pool.lost_to_silence();
                     drop(session);
                     if Instant::now() >= deadline {
                         return break_off(local);
@@ -252,7 +277,7 @@ impl Shared {
         while !self.stop.wait_for(wait) {
             wait = TEND;
             self.pool.tend();
-            if self.pool.total() > 0 && *self.up() {
+            if self.pool.total() > 0 && *self.told() == Told::Up {
                 continue;
             }
             match self.prove() {
@@ -273,8 +298,11 @@ impl Shared {
         if !self.wake.is_stopped() || self.stop.is_stopped() {
             return;
         }
-        let now = matches!(event, Event::Up);
-        let before = std::mem::replace(&mut *self.up(), now);
+        let now = match &event {
+            Event::Up => Told::Up,
+            Event::Down(error) => Told::Down(error.kind),
+        };
+        let before = std::mem::replace(&mut *self.told(), now);
         if before != now {
             (self.report)(event);
         }
@@ -282,6 +310,7 @@ impl Shared {
 }
 
 fn refusal(reason: &str) -> Error {
-    Error::new(format!("The agent cannot reach the service: {}", reason.escape_debug()))
+    Error::new(format!("{} beside its agent", reason.escape_debug()))
+        .hint("Start the service there; it needs nothing else")
         .kind(Kind::Unreachable)
 }

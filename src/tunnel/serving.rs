@@ -18,6 +18,8 @@ use super::frames::CopyEnd;
 use super::frames::FrameReader;
 use super::frames::FrameWriter;
 use super::frames::break_off;
+use super::frames::breaks_off;
+use super::frames::look_up;
 use crate::model::target::Target;
 use crate::net::connect::DEADLINE;
 use crate::net::connect::dial;
@@ -29,7 +31,8 @@ use crate::wire::frame::Kind;
 /// What an exposed service has carried.
 #[derive(Debug, Default)]
 pub struct Carried {
-    pub connections: AtomicU64,
+    /// Sessions that stand now.
+    pub sessions: AtomicU64,
     pub bytes: AtomicU64,
 }
 
@@ -75,6 +78,7 @@ pub fn serve(established: Established, target: &Target, carried: &Arc<Carried>, 
     drop(listener);
     let _ = socket.shutdown(Shutdown::Both);
     let _ = speaker.join();
+    carried.sessions.fetch_sub(1, Ordering::Relaxed);
 }
 
 impl Open {
@@ -113,15 +117,15 @@ impl Listener<'_> {
     }
 
     fn open(&mut self) -> io::Result<()> {
-        let dialled = dial(&self.target.host, self.target.port, Instant::now() + DEADLINE);
+        let dialled = dial(&self.target.host, self.target.port, Instant::now() + DEADLINE, self.stop);
         let Ok(target) = dialled else {
-            self.say(Say::Refused(format!("nothing answers at {}", self.target)))?;
+            self.say(Say::Refused(format!("Nothing answers at {}", self.target)))?;
             return self.discard();
         };
-        let Some(_attached) = self.stop.attach(&target) else {
+        let Some(_attached) = breaks_off(self.stop, &target) else {
             return Err(io::ErrorKind::Interrupted.into());
         };
-        self.carried.connections.fetch_add(1, Ordering::Relaxed);
+        look_up(&target);
         let (broken, ended) = Default::default();
         let open = Arc::new(Open { target, broken, ended });
         self.say(Say::Opened(Arc::clone(&open)))?;

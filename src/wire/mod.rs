@@ -9,5 +9,7 @@ pub mod frame;
 pub mod head;
 pub mod host;
 pub mod message;
+pub mod pconnect;
+pub mod record;
 pub mod reply;
 mod scan;

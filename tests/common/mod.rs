@@ -154,36 +154,17 @@ impl Running {
 
     /// The first line of stdout that fits; panics with all it said when none comes.
     pub fn wait_out(&self, fits: impl Fn(&str) -> bool) -> String {
-        self.wait_in(&self.out, fits, PATIENCE)
-            .unwrap_or_else(|| panic!("never said on stdout: {}", self.all()))
+        wait_in(&self.out, fits, PATIENCE).unwrap_or_else(|| panic!("never said on stdout: {}", self.all()))
     }
 
     pub fn wait_err(&self, fits: impl Fn(&str) -> bool) -> String {
-        self.wait_in(&self.err, fits, PATIENCE)
-            .unwrap_or_else(|| panic!("never said on stderr: {}", self.all()))
+        wait_in(&self.err, fits, PATIENCE).unwrap_or_else(|| panic!("never said on stderr: {}", self.all()))
     }
 
     /// The first JSON line of stdout with this `event`.
     pub fn wait_event(&self, event: &str) -> Value {
         let is = |line: &str| serde_json::from_str::<Value>(line).is_ok_and(|value| value["event"] == event);
         serde_json::from_str(&self.wait_out(is)).unwrap()
-    }
-
-    fn wait_in(&self, heard: &Heard, fits: impl Fn(&str) -> bool, patience: Duration) -> Option<String> {
-        let deadline = Instant::now() + patience;
-        let mut lines = heard.lines.lock().unwrap();
-        let mut seen = 0;
-        loop {
-            if let Some(line) = lines.0[seen..].iter().find(|line| fits(line)) {
-                return Some(line.clone());
-            }
-            seen = lines.0.len();
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || lines.1 {
-                return None;
-            }
-            lines = heard.changed.wait_timeout(lines, left).unwrap().0;
-        }
     }
 
     pub fn out(&self) -> String {
@@ -239,6 +220,23 @@ impl Running {
         let began = Instant::now();
         self.signal(Signal::SIGINT);
         (self.wait(), began.elapsed())
+    }
+}
+
+fn wait_in(heard: &Heard, fits: impl Fn(&str) -> bool, patience: Duration) -> Option<String> {
+    let deadline = Instant::now() + patience;
+    let mut lines = heard.lines.lock().unwrap();
+    let mut seen = 0;
+    loop {
+        if let Some(line) = lines.0[seen..].iter().find(|line| fits(line)) {
+            return Some(line.clone());
+        }
+        seen = lines.0.len();
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() || lines.1 {
+            return None;
+        }
+        lines = heard.changed.wait_timeout(lines, left).unwrap().0;
     }
 }
 
@@ -347,7 +345,7 @@ pub fn service(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> u16 {
 
 /// Sends back what it gets, and half-closes when its client does.
 pub fn echo(mut stream: TcpStream) {
-    let mut buffer = [0; 64 * 1024];
+    let mut buffer = vec![0; 64 * 1024];
     while let Ok(count @ 1..) = stream.read(&mut buffer) {
         if stream.write_all(&buffer[..count]).is_err() {
             return;
@@ -397,6 +395,67 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     }
     bytes.truncate(length);
     bytes
+}
+
+// Tunnels: what bytes, sessions, hostile_relay, comes_back, tunnel_ports and endings share.
+
+pub mod fault;
+pub mod raw;
+
+/// A service, its agent and its joiner, all through one hub.
+pub struct Tunnelled {
+    pub reached: Running,
+    pub exposed: Running,
+    /// Where `reach` listens.
+    pub port: u16,
+    pub owner: Home,
+    pub user: Home,
+    pub hub: Hub,
+}
+
+impl Tunnelled {
+    pub fn to(port: u16) -> Self {
+        Self::to_target(&port.to_string())
+    }
+
+    /// `target` as `connect expose` takes it.
+    pub fn to_target(target: &str) -> Self {
+        let hub = Hub::start();
+        let (owner, user) = (hub.machine("member"), hub.machine("member"));
+        let exposed = owner.start(&["expose", "--json", "service", target]);
+        exposed.wait_event("exposed");
+        let (reached, port) = reach(&user, "service");
+        Self { reached, exposed, port, owner, user, hub }
+    }
+}
+
+impl Hub {
+    /// A new machine that comes to the hub by this URL.
+    pub fn machine_by(&self, url: &str, role: &str) -> Home {
+        let home = Home::new();
+        home.run(&["up", "--hub", url, "--api-key", &self.key(role), "--label", role]).ok();
+        home
+    }
+
+    /// How many sessions were relayed since the hub started.
+    pub fn sessions(&self) -> u64 {
+        let status = self.home.run(&["hub", "status", "--json"]).ok().json();
+        status["sessionsTotal"].as_str().unwrap().parse().unwrap()
+    }
+}
+
+impl Running {
+    /// The JSON lines of stdout with this `event`, so far.
+    pub fn events(&self, event: &str) -> usize {
+        let is = |line: &&str| serde_json::from_str::<Value>(line).is_ok_and(|value| value["event"] == event);
+        self.out().lines().filter(is).count()
+    }
+
+    /// Threads and open descriptors.
+    pub fn resources(&self) -> (usize, usize) {
+        let count = |what: &str| fs::read_dir(format!("/proc/{}/{what}", self.pid())).unwrap().count();
+        (count("task"), count("fd"))
+    }
 }
 
 // The hub's own tests: raw clients and a hub in the test's hand.
@@ -450,3 +509,7 @@ impl Home {
         Self { path }
     }
 }
+
+// Shares, join and dev.
+
+pub mod team;

@@ -1,6 +1,5 @@
 //! `connect reach`: one service on a port of this machine.
 
-use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -11,25 +10,16 @@ use crate::cli::Call;
 use crate::cli::Outcome;
 use crate::cli::args::name_of;
 use crate::cli::args::port_of;
+use crate::cli::background;
+use crate::cli::party::Party;
+use crate::cli::party::Right;
+use crate::cli::party::Wanted;
 use crate::error::Error;
-use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::name::Name;
-use crate::model::ports::candidates;
 use crate::model::suggest;
 use crate::net::connect::dial_hub;
 use crate::net::connect::resolve;
-use crate::state::home::Home;
-use crate::state::known;
-use crate::state::ports;
-use crate::state::routes;
-use crate::state::runs;
-use crate::tunnel::joiner::Bound;
-use crate::tunnel::joiner::Event;
-use crate::tunnel::joiner::Tunnel;
-use crate::tunnel::joiner::everyone;
-use crate::tunnel::pool::Opener;
-use crate::wire::api::AskSession;
 use crate::wire::api::ServiceInfo;
 use crate::wire::api::Status;
 
@@ -46,107 +36,73 @@ pub fn run(call: &Call) -> Outcome {
         (Some(text), None) => Some(port_of(text)?),
         (None, port) => port,
     };
+    if let Some(code) = background::detach(call, "reach", name.as_str(), &[])? {
+        return Ok(code);
+    }
     let patience = call.args.duration("timeout")?.unwrap_or(PATIENCE);
     let hub = call.hub()?;
     call.say.line(&format!("🔗 Reaching {name}"));
     let mut report = Diagnosis::default();
-    look(&hub, &mut report, patience)?;
+    look(call, &hub, &mut report, patience)?;
     let service = find(&hub, &name, &mut report)?;
-    let original = asked_port.unwrap_or(service.target_port);
-    let last = if asked_port.is_some() { None } else { ports::last_time(&call.home, name.as_str()) };
-    // Whoever only looks takes no port: on the agent's own machine it might be the very one the service is
-    // missing from, and the tunnel would answer for it.
-    let bound = if call.args.flag("check") {
-        Bound::take(0).or_say(|| "No port is free")?
-    } else {
-        Bound::first_free(candidates(original, last, false)).ok_or_else(|| no_port(original))?
+    let right = Right {
+        identity: call.identity()?,
+        known_as: hub.url.to_string(),
+        hub,
+        share: None,
+        by_link: false,
+        agent: None,
     };
-    let port = bound.port;
-    let tunnel = open(call, &hub, &name, bound)?;
-    let latency = tunnel.prove().inspect_err(|_| report.draw(call, &name))?;
-    report.add("Agent", format!("{}, end-to-end encrypted", service.agent_label), latency);
+    let mut party = Party::new(call, "reach", &[name.to_string()], right);
+    let began = Instant::now();
+    let check = call.args.flag("check");
+    party.add(vec![Wanted {
+        name: name.clone(),
+        service: name.to_string(),
+        // Whoever only looks takes no port but any free one: on the agent's own machine it might be the very
+        // one that the service is missing from, and the tunnel would answer for it.
+        port: if check { 0 } else { asked_port.unwrap_or(service.target_port) },
+        chosen: check || asked_port.is_some(),
+        strict: check,
+    }]);
+    let Some(member) = party.members().next() else { return Ok(1) };
+    if member.trouble.is_none() {
+        report.add("Agent", format!("{}, end-to-end encrypted", service.agent_label), began.elapsed());
+    }
     report.draw(call, &name);
-    if call.args.flag("check") {
+    let shown = member.shown();
+    let port = member.port();
+    if let Some(error) = party.take_trouble(&name) {
+        return Err(error);
+    }
+    if check {
         call.say.result(&format!("[ok] {name} can be reached"));
         call.say.value(&report.as_json(&name, None));
         return Ok(0);
     }
-    let _run = runs::register(&call.home, "reach", &[name.to_string()])?;
-    ports::remember(&call.home, name.as_str(), port)?;
-    let _route = routes::add(&call.home, name.as_str(), port)?;
-    announce(call, &name, &report, (original, port));
-    tunnel.watch();
-    let code = stay(call, &[(name.clone(), port)])?;
-    drop(tunnel);
+    party.settle()?;
+    call.say.event(&report.as_json(&name, port));
+    call.say.result(&format!("[ok] {name} → {shown}"));
+    if call.args.run.is_none() {
+        background::how_to_end(call, name.as_str(), "Press Ctrl+C to disconnect");
+    }
+    background::ready(call)?;
+    let code = party.stay(&mut |_| Ok(()))?;
+    drop(party);
     call.say.event(&json!({ "event": "closed", "name": name }));
     Ok(code)
 }
 
-/// Until Ctrl-C, or until the command behind `--` ends.
-fn stay(call: &Call, services: &[(Name, u16)]) -> Outcome {
-    let (Some(command), Some(signals)) = (&call.args.run, &call.signals) else {
-        call.stop.wait();
-        return Ok(0);
-    };
-    call.go_on()?;
-    signals.run(command, &environment(services), |_| ())
-}
-
-/// `STAGING_DB_HOST`, `STAGING_DB_PORT` and `STAGING_DB_ADDR` for the service `staging-db`.
-fn environment(services: &[(Name, u16)]) -> Vec<(String, String)> {
-    let three = |(name, port): &(Name, u16)| {
-        let name = name.for_environment();
-        [
-            (format!("{name}_HOST"), "127.0.0.1".to_owned()),
-            (format!("{name}_PORT"), port.to_string()),
-            (format!("{name}_ADDR"), format!("127.0.0.1:{port}")),
-        ]
-    };
-    services.iter().flat_map(three).collect()
-}
-
-fn no_port(original: u16) -> Error {
-    Error::new(format!("Port {original} in use and no alternatives available"))
-        .hint(format!("Stop what holds it: lsof -ti:{original} | xargs kill, or choose one: --port PORT"))
-}
-
-fn open(call: &Call, hub: &Arc<Hub>, name: &Name, bound: Bound) -> Result<Tunnel> {
-    let identity = call.identity()?;
-    let ask = AskSession { service: name.to_string(), fingerprint: identity.fingerprint, share: None };
-    let (home, what): (Home, String) = (call.home.clone(), format!("{}/{name}", hub.url));
-    let approve = Box::new(move |granted: &crate::wire::api::SessionGranted| {
-        known::check_or_pin(&home, &what, granted.agent_fingerprint)
-    });
-    let opener = Opener::new(Arc::clone(hub), &identity, ask, approve)?;
-    let (told, who) = (reporter(call), name.clone());
-    Tunnel::start(bound, opener, everyone, Box::new(move |event| told(&who, event)), &call.stop)
-}
-
-/// One line each time the service goes or comes back.
-fn reporter(call: &Call) -> impl Fn(&Name, Event) + Send + Sync + 'static {
-    let say = call.say.clone();
-    move |name, event| match event {
-        Event::Up => {
-            say.event(&json!({ "event": "up", "name": name }));
-            say.line(&format!("[ok] {name} is back"));
-        }
-        Event::Down(error) => {
-            say.event(&json!({ "event": "down", "name": name, "reason": error.to_string() }));
-            say.warn(&format!("{name} is away: {error}"));
-        }
-    }
-}
-
 /// The way to the hub, step by step.
-fn look(hub: &Hub, report: &mut Diagnosis, patience: Duration) -> Result<()> {
+fn look(call: &Call, hub: &Hub, report: &mut Diagnosis, patience: Duration) -> Result<()> {
     let (host, port) = (&hub.url.host, hub.url.port);
     let deadline = Instant::now() + patience;
     let began = Instant::now();
-    let addresses = resolve(host, port, deadline)?;
+    let addresses = resolve(host, port, deadline, &call.stop)?;
     let shown = addresses.first().map(|address| address.ip().to_string()).unwrap_or_default();
     report.add("DNS", format!("{host} → {shown}"), began.elapsed());
     let began = Instant::now();
-    drop(dial_hub(host, port, deadline)?);
+    drop(dial_hub(host, port, deadline, &call.stop)?);
     report.add("TCP", format!("port {port}"), began.elapsed());
     let began = Instant::now();
     hub.whoami()?;
@@ -174,16 +130,6 @@ fn find(hub: &Hub, name: &Name, report: &mut Diagnosis) -> Result<ServiceInfo> {
         )));
     }
     Ok(service)
-}
-
-fn announce(call: &Call, name: &Name, report: &Diagnosis, (original, port): (u16, u16)) {
-    call.say.event(&report.as_json(name, Some(port)));
-    let moved = if port == original { String::new() } else { format!(" (was {original})") };
-    call.say.result(&format!("[ok] {name} → localhost:{port}{moved}"));
-    if call.args.run.is_none() {
-        call.say.line("");
-        call.say.line("  Press Ctrl+C to disconnect");
-    }
 }
 
 /// What was found on the way.

@@ -1,0 +1,320 @@
+//! `connect dev`: everything that a project's `pconnect.yml` asks for, brought here and offered there.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use serde_json::json;
+
+use crate::api::Hub;
+use crate::cli::Call;
+use crate::cli::Outcome;
+use crate::cli::background;
+use crate::cli::exposing::Exposing;
+use crate::cli::party::Party;
+use crate::cli::party::Right;
+use crate::cli::party::Wanted;
+use crate::error::Error;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::model::name::Name;
+use crate::model::record::Protocol;
+use crate::net::address::HubUrl;
+use crate::os::files;
+use crate::tunnel::agent::Exposure;
+use crate::wire::api::ServiceInfo;
+use crate::wire::pconnect;
+use crate::wire::pconnect::Needed;
+use crate::wire::pconnect::Project;
+
+const NAMES: [&str; 3] = ["pconnect.yml", "pconnect.yaml", "pconnect.json"];
+
+pub fn run(call: &Call) -> Outcome {
+    if call.args.flag("init") {
+        return init(call);
+    }
+    let path = find(call)?;
+    let wait = call.args.duration("wait")?;
+    let mut file = Watched::open(path)?;
+    if let Some(code) = background::detach(call, "dev", &project_name(&file.path), &[])? {
+        return Ok(code);
+    }
+    let hub = call.hub_named(file.project.hub.as_deref())?;
+    let say = &call.say;
+    say.line("🚀 Private Connect Dev Mode");
+    say.line("");
+    say.line(&format!("  Config: {}", shown(&file.path)));
+    say.line(&format!("  Hub:    {}", hub.url));
+    say.line("");
+    say.line("  Connecting to services...");
+    say.line("");
+    let mut exposing = None;
+    offer(call, &hub, &mut exposing, &BTreeMap::new(), &file.project)?;
+    let services = hub.services()?;
+    let right = Right {
+        known_as: hub.url.to_string(),
+        identity: call.identity()?,
+        share: None,
+        by_link: false,
+        agent: None,
+        hub: Arc::clone(&hub),
+    };
+    let name = project_name(&file.path);
+    let mut party = Party::new(call, "dev", std::slice::from_ref(&name), right);
+    party.add(file.project.services.iter().map(|needed| wanted(needed, &services)).collect());
+    party.wait_as_asked(wait)?;
+    call.go_on()?;
+    report(call, &party, &name)?;
+    party.settle()?;
+    background::ready(call)?;
+    let code = party.stay(&mut |party| {
+        if let Some(exposing) = &exposing {
+            exposing.tell_news()?;
+        }
+        match file.changed() {
+            Ok(Some(before)) => {
+                take_up(call, &hub, party, &before, &file.project)?;
+                let offered = offer(call, &hub, &mut exposing, &exposures(&before), &file.project);
+                // What cannot be offered is no reason to end what others use.
+                offered.or_else(|error| call.go_on().map(|()| say.warn(&error.to_string())))
+            }
+            Ok(None) => Ok(()),
+            Err(error) => {
+                say.warn(&format!("{error}; the services stay as they are"));
+                Ok(())
+            }
+        }
+    })?;
+    drop((party, exposing));
+    say.event(&json!({ "event": "closed" }));
+    Ok(code)
+}
+
+/// The project's file, and when it was last read.
+struct Watched {
+    path: PathBuf,
+    project: Project,
+    seen: Option<Seen>,
+}
+
+/// Two saves within one tick of the file system's clock differ in length at least.
+type Seen = (SystemTime, u64);
+
+impl Watched {
+    fn open(path: PathBuf) -> Result<Self> {
+        let seen = look(&path);
+        Ok(Self { project: read(&path)?, path, seen })
+    }
+
+    /// What it said before, when it says something else now. A faulty file is said once, and kept out.
+    fn changed(&mut self) -> Result<Option<Project>> {
+        let now = look(&self.path);
+        // An editor replaces a file in two steps; between them there is none.
+        if now == self.seen || now.is_none() {
+            return Ok(None);
+        }
+        self.seen = now;
+        let project = read(&self.path)?;
+        if project == self.project {
+            return Ok(None);
+        }
+        Ok(Some(std::mem::replace(&mut self.project, project)))
+    }
+}
+
+fn look(path: &Path) -> Option<Seen> {
+    fs::metadata(path).and_then(|found| Ok((found.modified()?, found.len()))).ok()
+}
+
+fn read(path: &Path) -> Result<Project> {
+    let text = fs::read_to_string(path).or_say(|| format!("Cannot read {}", path.display()))?;
+    let faulty = |reason: String| {
+        Error::new(format!("{}: {reason}", shown(path)))
+            .hint("Mend the file; connect dev --init in an empty folder shows how one looks")
+    };
+    let project = pconnect::parse(&text).map_err(faulty)?;
+    project.hub.as_deref().map(HubUrl::parse).transpose().map_err(|error| faulty(format!("hub: {error}")))?;
+    Ok(project)
+}
+
+/// From `--file`, else from here upwards.
+fn find(call: &Call) -> Result<PathBuf> {
+    if let Some(given) = call.args.value("file") {
+        return Ok(PathBuf::from(given));
+    }
+    let here = env::current_dir().or_say(|| "Cannot tell the current folder")?;
+    let candidates = here.ancestors().flat_map(|folder| NAMES.iter().map(|name| folder.join(name)));
+    candidates.into_iter().find(|path| path.is_file()).ok_or_else(|| {
+        Error::new("There is no pconnect.yml here or above").hint("Write one: connect dev --init")
+    })
+}
+
+/// As the user thinks of it: relative where it lies below.
+fn shown(path: &Path) -> String {
+    let here = env::current_dir().unwrap_or_default();
+    path.strip_prefix(&here).unwrap_or(path).display().to_string()
+}
+
+/// What the project is called where it is listed: its folder.
+fn project_name(path: &Path) -> String {
+    let whole = std::path::absolute(path).unwrap_or_default();
+    let folder = whole.parent().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+    folder.unwrap_or_else(|| "project".to_owned())
+}
+
+fn wanted(needed: &Needed, services: &[ServiceInfo]) -> Wanted {
+    let own = services.iter().find(|service| service.name == needed.name).map(|service| service.target_port);
+    Wanted {
+        name: needed.name.clone(),
+        service: needed.name.to_string(),
+        port: needed.port.or(own).unwrap_or(FALLBACK_PORT),
+        // What the file says comes before the port of last time.
+        chosen: needed.port.is_some(),
+        strict: false,
+    }
+}
+
+/// For a service that names no port and that the hub does not know yet.
+const FALLBACK_PORT: u16 = 10_000;
+
+fn report(call: &Call, party: &Party<'_>, name: &str) -> Result<()> {
+    let say = &call.say;
+    let members: Vec<_> = party.members().collect();
+    let up: Vec<_> = members.iter().filter(|member| member.trouble.is_none()).collect();
+    let services: Vec<_> = members
+        .iter()
+        .map(|member| {
+            json!({ "name": member.wanted.name, "localPort": member.port(), "ok": member.trouble.is_none(),
+                "error": member.trouble.as_ref().map(ToString::to_string) })
+        })
+        .collect();
+    say.event(&json!({ "event": "connected", "services": services }));
+    if !members.is_empty() {
+        let mark = if up.is_empty() { "[!]" } else { "[ok]" };
+        say.result(&format!("  {mark} {} service(s) connected:", up.len()));
+        say.line("");
+    }
+    for member in &up {
+        say.result(&format!("    {} {}", member.wanted.name, member.shown()));
+    }
+    for member in members.iter().filter(|member| member.trouble.is_some()) {
+        let why = member.trouble.as_ref().map(ToString::to_string).unwrap_or_default();
+        say.result(&format!("    [!] {} → failed: {why}", member.wanted.name));
+    }
+    party.complete_for_command()?;
+    if call.args.run.is_none() {
+        background::how_to_end(call, name, "Press Ctrl+C to disconnect all services");
+    }
+    Ok(())
+}
+
+/// The file has changed: new services join, removed ones leave, the others are not touched.
+fn take_up(call: &Call, hub: &Hub, party: &mut Party<'_>, before: &Project, now: &Project) -> Result<()> {
+    if before.hub != now.hub {
+        call.say.warn("Another hub is used only after a new start: Ctrl+C, then connect dev");
+    }
+    let gone = before.services.iter().filter(|old| !now.services.contains(old));
+    for old in gone {
+        party.remove(&old.name);
+        call.say.line(&format!("[ok] {} left", old.name));
+    }
+    let new: Vec<&Needed> = now.services.iter().filter(|needed| !before.services.contains(needed)).collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    let services = hub.services().unwrap_or_default();
+    party.add(new.iter().map(|needed| wanted(needed, &services)).collect());
+    for member in party.members().filter(|member| new.iter().any(|needed| needed.name == member.wanted.name))
+    {
+        match &member.trouble {
+            None => call.say.line(&format!("[ok] {} {} joined", member.wanted.name, member.shown())),
+            Some(error) => call.say.warn(&format!("{} → failed: {error}", member.wanted.name)),
+        }
+        call.say.event(&json!({ "event": "added", "name": member.wanted.name, "localPort": member.port(), "ok": member.trouble.is_none() }));
+    }
+    party.settle()
+}
+
+fn exposures(project: &Project) -> BTreeMap<Name, Exposure> {
+    let one = |(name, offered): (&Name, &pconnect::Offered)| {
+        (
+            name.clone(),
+            Exposure { name: name.clone(), target: offered.target.clone(), protocol: Protocol::Tcp },
+        )
+    };
+    project.expose.iter().map(one).collect()
+}
+
+/// Exposes what the file offers now and did not before, and takes back what it no longer offers.
+fn offer<'c>(
+    call: &'c Call,
+    hub: &Arc<Hub>,
+    exposing: &mut Option<Exposing<'c>>,
+    before: &BTreeMap<Name, Exposure>,
+    now: &Project,
+) -> Result<()> {
+    let wanted = exposures(now);
+    if let Some(exposing) = exposing.as_mut() {
+        before
+            .iter()
+            .filter(|(name, old)| wanted.get(*name) != Some(*old))
+            .for_each(|(name, _)| exposing.withdraw(name));
+    }
+    let new: Vec<Exposure> =
+        wanted.into_iter().filter(|(name, one)| before.get(name) != Some(one)).map(|(_, one)| one).collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    let begun = match exposing.take() {
+        Some(begun) => begun,
+        None => Exposing::start(call, Arc::clone(hub), None)?,
+    };
+    let exposing = exposing.insert(begun);
+    let names: Vec<Name> = new.iter().map(|one| one.name.clone()).collect();
+    let exposed = exposing.expose(new);
+    if exposed.is_err() {
+        names.iter().for_each(|name| exposing.withdraw(name));
+    }
+    for one in exposed? {
+        call.say.line(&format!("  [ok] {} exposed from {}", one.exposure.name, one.exposure.target));
+        call.say.event(&json!({ "event": "exposed", "name": one.exposure.name, "id": one.service }));
+    }
+    Ok(())
+}
+
+/// Writes a commented file from what is known; overwrites nothing.
+fn init(call: &Call) -> Outcome {
+    let path = call.args.value("file").map_or_else(|| PathBuf::from(NAMES[0]), PathBuf::from);
+    if let Some(there) =
+        std::iter::once(path.clone()).chain(NAMES.iter().map(PathBuf::from)).find(|path| path.exists())
+    {
+        return Err(Error::new(format!("{} is there already", there.display()))
+            .hint("Edit it; --init overwrites nothing"));
+    }
+    let services = call.hub().and_then(|hub| hub.services()).unwrap_or_default();
+    let hub = call.hub_url(&call.config()?)?;
+    files::write(&path, template(&hub, &services).as_bytes())?;
+    call.say.value(&json!({ "written": path, "services": services.len() }));
+    call.say.result(&format!("[ok] Wrote {}", path.display()));
+    call.say.line("  Choose what you need in it, then: connect dev");
+    Ok(0)
+}
+
+fn template(hub: &HubUrl, services: &[ServiceInfo]) -> String {
+    let mut text = format!(
+        "# What this project needs, for: connect dev\n#\n# hub: {hub}\n\n# Services that are brought to ports of this machine.\nservices:\n"
+    );
+    for service in services {
+        let _ = writeln!(text, "  - name: {}\n    port: {}", service.name, service.target_port);
+    }
+    if services.is_empty() {
+        text = text.replace("services:\n", "services: []\n#  - name: staging-db\n#    port: 5432\n");
+    }
+    text.push_str("\n# Services beside this machine that others may reach while connect dev runs.\n# expose:\n#   my-api: 3000\n");
+    text
+}

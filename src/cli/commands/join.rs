@@ -1,0 +1,227 @@
+//! `connect join`: a teammate's services on this machine, by a code or a link.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::api::Hub;
+use crate::cli::Call;
+use crate::cli::Outcome;
+use crate::cli::args::name_of;
+use crate::cli::args::port_of;
+use crate::cli::background;
+use crate::cli::context::not_configured;
+use crate::cli::context::variable;
+use crate::cli::party::Party;
+use crate::cli::party::Right;
+use crate::cli::party::Wanted;
+use crate::cli::party::another_agent;
+use crate::error::Error;
+use crate::error::Kind;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::model::code::BadCode;
+use crate::model::code::Invitation;
+use crate::model::name::Name;
+use crate::model::suggest;
+use crate::model::time::in_words;
+use crate::net::address::HubUrl;
+use crate::net::identity::Identity;
+use crate::net::trust::HubTrust;
+use crate::os::daemon;
+use crate::os::secret;
+use crate::os::terminal;
+use crate::wire::api::Membership;
+use crate::wire::api::SharePreview;
+
+/// What stdin may hold before its line ends.
+const LINE: usize = 4096;
+
+pub fn run(call: &Call) -> Outcome {
+    let invitation = invitation(call)?;
+    let ports = chosen_ports(call)?;
+    let wait = call.args.duration("wait")?;
+    let text = invitation.to_string();
+    // Not by its arguments, which everybody on the machine can read; and stdin has been read already.
+    if let Some(code) =
+        background::detach(call, "join", &secret::hash(&text)[..8], &[("CONNECT_JOIN", &text)])?
+    {
+        return Ok(code);
+    }
+    let say = &call.say;
+    say.line(&format!("🔗 Joining environment share: {}", invitation.code.as_str()));
+    say.line("");
+    let (hub, identity) = hub(call, &invitation)?;
+    let share = hub.join_share(&invitation.code).map_err(explain)?;
+    if invitation.agent.is_some_and(|pin| pin != share.agent_fingerprint.pin()) {
+        return Err(another_agent());
+    }
+    let wanted = wanted(call, &share, ports)?;
+    say.result("[ok] Connected to shared environment!");
+    say.line("");
+    say.line(&format!("  Name: {}", share.name));
+    say.line(&format!("  Expires in {}", in_words(Duration::from_secs(share.expires_in_seconds))));
+    say.line("");
+    say.line("  Establishing tunnels...");
+    say.line("");
+    let membership = Membership {
+        code: invitation.code.as_str().to_owned(),
+        token: share.token.clone().unwrap_or_default(),
+    };
+    let right = Right {
+        known_as: format!("{}#{}", hub.url, &secret::hash(invitation.code.as_str())[..16]),
+        hub,
+        identity,
+        share: Some(membership),
+        by_link: invitation.link.is_some(),
+        // A link or a verified code names the agent; a bare code's agent is pinned when it is first seen.
+        agent: invitation.agent.map(|_| share.agent_fingerprint),
+    };
+    let names = [invitation.code.as_str().to_owned(), share.name.clone()];
+    let mut party = Party::new(call, "join", &names, right);
+    party.add(wanted);
+    party.wait_as_asked(wait)?;
+    call.go_on()?;
+    report(call, &share, invitation.code.as_str(), &party)?;
+    party.settle()?;
+    background::ready(call)?;
+    let code = party.stay(&mut |_| Ok(()))?;
+    drop(party);
+    say.event(&json!({ "event": "closed" }));
+    Ok(code)
+}
+
+/// From the argument, from stdin for `-`, or from `CONNECT_JOIN`, which keeps it out of the process list.
+fn invitation(call: &Call) -> Result<Invitation> {
+    let given = call.args.positional(0).filter(|given| *given != "-").map(str::to_owned);
+    let handed_on = variable("CONNECT_JOIN").filter(|_| daemon::own_log().is_some());
+    let text = match handed_on.or(given).or_else(|| variable("CONNECT_JOIN")) {
+        Some(text) => text,
+        None if call.args.positional(0) == Some("-") => {
+            terminal::read_line(LINE).or_say(|| "Cannot read the code from stdin")?
+        }
+        None => {
+            return Err(
+                Error::usage("There is no share code").hint("Usage: connect join CODE, or set CONNECT_JOIN")
+            );
+        }
+    };
+    Invitation::parse(&text).map_err(|bad| match bad {
+        BadCode::Link => Error::new("This is not a whole share link")
+            .hint("Copy it again, from https:// to its end, in quotes"),
+        BadCode::Fingerprint | BadCode::Length | BadCode::Character => {
+            Error::new("Share not found or expired")
+                .hint(format!("Check the code and try again.\n  This one cannot be: {}", bad.reason()))
+        }
+    })
+}
+
+/// A link brings everything; a code needs a machine that is logged in.
+fn hub(call: &Call, invitation: &Invitation) -> Result<(Arc<Hub>, Identity)> {
+    let Some(link) = &invitation.link else {
+        if Call::api_key(&call.config()?).is_none() {
+            return Err(not_configured());
+        }
+        return Ok((call.hub()?, call.identity()?));
+    };
+    let trust = match link.hub_pin {
+        Some(pin) => HubTrust::Pin(pin),
+        None => call.trust(&call.config()?, None)?,
+    };
+    let key = format!("pl_{}", link.secret);
+    let hub = Hub::new(HubUrl::parse(&link.hub)?, &trust, Some(key), &call.stop)?;
+    // A container's state folder may not be there to write to, and nobody knows this identity anyway.
+    let identity = Identity::parse(Identity::generate()?.as_bytes())?;
+    Ok((Arc::new(hub), identity))
+}
+
+fn explain(error: Error) -> Error {
+    match error.kind {
+        // A link's secret is the only credential: when the share is gone, so is that.
+        Kind::Refused(404) => Error::new("Share not found or expired").hint("Check the code and try again."),
+        Kind::Refused(401) if error.hint.as_deref().is_some_and(|hint| hint.contains("expired")) => {
+            Error::new("Share not found or expired").hint("Check the code and try again.")
+        }
+        _ => error,
+    }
+}
+
+fn chosen_ports(call: &Call) -> Result<BTreeMap<Name, u16>> {
+    let chosen = call.args.values("port").map(|text| {
+        let (name, port) = text.split_once('=').ok_or_else(|| {
+            Error::usage(format!("`{}` is not NAME=PORT", text.escape_debug()))
+                .hint("Write it like --port postgres=6000")
+        })?;
+        Ok((name_of(name)?, port_of(port)?))
+    });
+    chosen.collect()
+}
+
+fn wanted(call: &Call, share: &SharePreview, mut ports: BTreeMap<Name, u16>) -> Result<Vec<Wanted>> {
+    let strict = call.args.flag("strict-ports");
+    let wanted = share.services.iter().map(|service| {
+        let chosen = ports.remove(&service.name);
+        let port = chosen.unwrap_or(service.target_port);
+        Wanted {
+            name: service.name.clone(),
+            service: service.id.clone(),
+            port,
+            chosen: chosen.is_some(),
+            strict,
+        }
+    });
+    let wanted: Vec<Wanted> = wanted.collect();
+    let Some(stray) = ports.into_keys().next() else { return Ok(wanted) };
+    let error = Error::usage(format!("There is no {stray} in this share"));
+    Err(match suggest::nearest(stray.as_str(), wanted.iter().map(|one| one.name.as_str())) {
+        Some(near) => error.hint(format!("Did you mean: --port {near}=PORT")),
+        None => error.hint(format!(
+            "It has: {}",
+            wanted.iter().map(|one| one.name.as_str()).collect::<Vec<_>>().join(", ")
+        )),
+    })
+}
+
+/// Says how each service came out. With a command to run, one that is missing is the end.
+fn report(call: &Call, share: &SharePreview, code: &str, party: &Party<'_>) -> Result<()> {
+    let say = &call.say;
+    for member in party.members() {
+        match &member.trouble {
+            None => say.result(&format!("    [ok] {} → {}", member.wanted.name, member.shown())),
+            Some(error) => say.result(&format!("    [!] {} → failed: {error}", member.wanted.name)),
+        }
+    }
+    let (active, all) = (party.active(), party.members().count());
+    let services: Vec<_> = party
+        .members()
+        .map(|member| {
+            json!({ "name": member.wanted.name, "localPort": member.port(), "originalPort": member.wanted.port,
+                "ok": member.trouble.is_none(), "error": member.trouble.as_ref().map(ToString::to_string) })
+        })
+        .collect();
+    say.event(&json!({ "event": "joined", "name": share.name, "expiresAt": share.expires_at, "services": services }));
+    say.line("");
+    party.complete_for_command()?;
+    if active == 0 {
+        return Err(Error::new("No tunnels could be established.")
+            .hint("The share creator's agent may be offline, no longer exposing services, or behind a restrictive firewall"));
+    }
+    say.result(&format!("[ok] {active} tunnel(s) active"));
+    say.line("");
+    if active < all {
+        say.line(&format!("  [!] {} service(s) could not connect (may be offline)", all - active));
+        say.line("");
+    }
+    if call.args.run.is_some() {
+        return Ok(());
+    }
+    say.line("  Example connections:");
+    for member in party.members().filter(|member| member.trouble.is_none()) {
+        let port = member.port().unwrap_or_default();
+        say.line(&format!("    • {}: localhost:{port}", member.wanted.name));
+    }
+    background::how_to_end(call, code, "Press Ctrl+C to disconnect all tunnels");
+    Ok(())
+}

@@ -1,0 +1,243 @@
+//! `connect share`: makes a code that opens some services until it expires; `list` and `revoke`.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::api::Hub;
+use crate::cli::Call;
+use crate::cli::Outcome;
+use crate::cli::args::name_of;
+use crate::cli::background;
+use crate::cli::commands::expose::target_of;
+use crate::cli::context::not_configured;
+use crate::cli::exposing::Exposing;
+use crate::cli::say::columns;
+use crate::discover;
+use crate::error::Error;
+use crate::error::Result;
+use crate::model::code::Code;
+use crate::model::code::Invitation;
+use crate::model::code::Link;
+use crate::model::name::Name;
+use crate::model::record::Protocol;
+use crate::model::time::in_words;
+use crate::net::stop::Stop;
+use crate::net::trust::HubTrust;
+use crate::os::secret;
+use crate::os::user;
+use crate::state::runs;
+use crate::tunnel::agent::Exposure;
+use crate::wire::api::MakeShare;
+use crate::wire::api::ShareMade;
+
+const LIFE: Duration = Duration::from_hours(24);
+/// How long a service without a name has to say what it is.
+const LOOK: Duration = Duration::from_secs(1);
+
+pub fn run(call: &Call) -> Outcome {
+    let code = call.args.value("code").map(code_of).transpose()?;
+    let max_joins = max_joins(call)?;
+    let life = call.args.duration("expires")?.unwrap_or(LIFE);
+    let exposures = exposures(call)?;
+    let name = call.args.value("name").map_or_else(|| format!("{}-env", user::hostname()), str::to_owned);
+    if !exposures.is_empty()
+        && let Some(code) = background::detach(call, "share", &secret::hash(&name)[..8], &[])?
+    {
+        return Ok(code);
+    }
+    let hub = call.hub()?;
+    let mut exposing = None;
+    if !exposures.is_empty() {
+        let run = runs::register(&call.home, "share", std::slice::from_ref(&name))?;
+        let mut begun = Exposing::start(call, Arc::clone(&hub), Some(run))?;
+        for one in begun.expose(exposures.clone())? {
+            if !one.answers {
+                call.say.warn(&format!(
+                    "Nothing answers at {} yet; {} is shared all the same",
+                    one.exposure.target, one.exposure.name
+                ));
+            }
+        }
+        call.go_on()?;
+        exposing = Some(begun);
+    }
+    let agent = call.config()?.agent_id.ok_or_else(not_configured)?;
+    let services = services(call, &hub, &agent, &exposures)?;
+    let made = hub.make_share(&MakeShare {
+        name: name.clone(),
+        agent,
+        services,
+        expires_in_seconds: life.as_secs().max(1),
+        max_joins,
+        code: code.map(|code| code.as_str().to_owned()),
+        link: call.args.flag("link"),
+    })?;
+    announce(call, &Announced { hub: &hub, name: &name, made: &made, life, exposures: &exposures })?;
+    let Some(mut exposing) = exposing else { return Ok(0) };
+    exposing.called(&[made.code.clone(), name]);
+    background::how_to_end(call, &made.code, "Press Ctrl+C to stop sharing");
+    background::ready(call)?;
+    let stayed = exposing.stay();
+    // Without its services the code would open nothing; nobody should find it and wonder.
+    let revoked = call.hub_until(&Stop::new()).and_then(|hub| hub.revoke_share(&made.code));
+    drop(exposing);
+    call.say.event(&json!({ "event": "closed", "code": made.code }));
+    if revoked.is_ok() {
+        call.say.line("[ok] Share closed");
+    }
+    stayed.map(|()| 0)
+}
+
+fn code_of(text: &str) -> Result<Code> {
+    Code::parse(text).map_err(|bad| {
+        Error::usage(format!("`{}` is no share code: {}", text.escape_debug(), bad.reason()))
+            .hint("Try: --code pr1234")
+    })
+}
+
+fn max_joins(call: &Call) -> Result<Option<u32>> {
+    let Some(text) = call.args.value("max-joins") else { return Ok(None) };
+    let number = text.parse().ok().filter(|number| *number > 0 && text.bytes().all(|b| b.is_ascii_digit()));
+    number.map(Some).ok_or_else(|| {
+        Error::usage(format!("`{}` is not a number of joins", text.escape_debug())).hint("Try: --max-joins 5")
+    })
+}
+
+/// The targets on the command line: `5432`, `api=8080`, `db2=10.0.0.5:5432`.
+fn exposures(call: &Call) -> Result<Vec<Exposure>> {
+    let mut taken = BTreeSet::new();
+    let mut exposures = Vec::new();
+    for text in &call.args.positionals {
+        let (name, target) = match text.split_once('=') {
+            Some((name, target)) => (Some(name_of(name)?), target_of(target)?),
+            None => (None, target_of(text)?),
+        };
+        let kind = if name.is_some() { None } else { discover::identify(&target, LOOK, &call.stop) };
+        let name = match name {
+            Some(name) => name,
+            None => name_of(&kind.unwrap_or(discover::Kind::Tcp).default_name(target.port))?,
+        };
+        let name = if taken.contains(&name) { name_of(&format!("{name}-{}", target.port))? } else { name };
+        if !taken.insert(name.clone()) {
+            return Err(Error::usage(format!("Two services are called {name}"))
+                .hint(format!("Name one of them: OTHER={target}")));
+        }
+        let protocol = match kind {
+            Some(discover::Kind::Http) => Protocol::Http,
+            Some(discover::Kind::Https) => Protocol::Https,
+            _ => Protocol::Tcp,
+        };
+        exposures.push(Exposure { name, target, protocol });
+    }
+    Ok(exposures)
+}
+
+/// What is shared: the targets given and `--service`; without either, all that this machine exposes.
+fn services(call: &Call, hub: &Hub, agent: &str, exposures: &[Exposure]) -> Result<Vec<Name>> {
+    let mut names: Vec<Name> = exposures.iter().map(|exposure| exposure.name.clone()).collect();
+    for name in call.args.values("service") {
+        names.push(name_of(name)?);
+    }
+    if names.is_empty() {
+        names = hub
+            .services()?
+            .into_iter()
+            .filter(|service| service.agent_id == agent)
+            .map(|service| service.name)
+            .collect();
+    }
+    if names.is_empty() {
+        return Err(Error::new("There is nothing to share: this machine exposes no services").hint(
+            "Share ports directly: connect share 5432 api=8080, or expose first: connect expose NAME PORT",
+        ));
+    }
+    Ok(names)
+}
+
+/// A share that was made, and what there is to say about it.
+struct Announced<'a> {
+    hub: &'a Hub,
+    name: &'a str,
+    made: &'a ShareMade,
+    life: Duration,
+    exposures: &'a [Exposure],
+}
+
+fn announce(call: &Call, announced: &Announced<'_>) -> Result<()> {
+    let Announced { hub, name, made, life, exposures } = announced;
+    let say = &call.say;
+    let agent = Some(made.agent_fingerprint.pin());
+    let code = code_of(&made.code)?;
+    let verified = Invitation { code: code.clone(), agent, link: None };
+    let link = made.secret.as_ref().map(|secret| -> Result<Invitation> {
+        let config = call.config()?;
+        let hub_pin = match call.trust(&config, Call::api_key(&config).as_deref())? {
+            HubTrust::Pin(pin) => Some(pin),
+            HubTrust::Public | HubTrust::Roots(_) => None,
+        };
+        let link = Link { hub: hub.url.to_string(), secret: secret.clone(), hub_pin };
+        Ok(Invitation { code: code.clone(), agent, link: Some(link) })
+    });
+    let link = link.transpose()?.map(|link| link.to_string());
+    say.event(&json!({ "event": "shared", "id": made.id, "name": name, "code": made.code, "verified": verified.to_string(),
+        "link": link, "expiresAt": made.expires_at, "services": made.services }));
+    say.line(&format!("[ok] Sharing {name}"));
+    say.line("");
+    say.line(&format!("  Share code: {}", made.code));
+    say.line(&format!("  Verified:   {verified}"));
+    say.line(&format!("  Expires in {}", in_words(*life)));
+    say.line("");
+    say.line("  Services:");
+    for service in &made.services {
+        let target = exposures.iter().find(|exposure| exposure.name == service.name);
+        let target = target
+            .map_or_else(|| format!("port {}", service.target_port), |exposure| exposure.target.to_string());
+        say.line(&format!("    • {} → {target}", service.name));
+    }
+    say.line("");
+    say.line("  Your teammate runs:");
+    say.line("");
+    match &link {
+        Some(link) => say.result(&format!("    connect join '{link}'")),
+        None => say.result(&format!("    connect join {}", made.code)),
+    }
+    Ok(())
+}
+
+pub fn list(call: &Call) -> Outcome {
+    let shares = call.hub()?.shares()?;
+    call.say.value(&shares);
+    if shares.is_empty() {
+        call.say.line("No shares. Make one: connect share 5432 api=8080");
+        return Ok(0);
+    }
+    let rows = shares.iter().map(|share| {
+        let services: Vec<&str> = share.services.iter().map(|service| service.name.as_str()).collect();
+        let joins = share
+            .max_joins
+            .map_or_else(|| share.join_count.to_string(), |max| format!("{}/{max}", share.join_count));
+        let last =
+            share.joins.last().map_or_else(|| "-".to_owned(), |join| format!("{} {}", join.who, join.at));
+        [share.id.clone(), share.name.clone(), share.expires_at.to_string(), joins, last, services.join(",")]
+    });
+    call.say.result(&columns(&["ID", "NAME", "EXPIRES", "JOINS", "LAST JOINED", "SERVICES"], rows));
+    Ok(0)
+}
+
+pub fn revoke(call: &Call) -> Outcome {
+    let given = call.args.positional(0).unwrap_or_default().trim().to_ascii_lowercase();
+    let plain = given.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    if given.is_empty() || !plain {
+        return Err(
+            Error::usage("This is neither a share code nor an id").hint("List them: connect share list")
+        );
+    }
+    let hub: Arc<Hub> = call.hub()?;
+    hub.revoke_share(&given)?;
+    call.say.value(&json!({ "revoked": given }));
+    call.say.line("[ok] Share revoked; its sessions are cut");
+    Ok(0)
+}

@@ -1,0 +1,201 @@
+//! The agent of one command, and what it tells the user: `expose` has one service, `share` and `dev` several.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::sync::mpsc::Receiver;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::context::Call;
+use super::context::not_configured;
+use crate::api::Hub;
+use crate::error::Error;
+use crate::error::Kind;
+use crate::error::Result;
+use crate::model::name::Name;
+use crate::model::target::Target;
+use crate::net::connect::DEADLINE;
+use crate::net::connect::dial;
+use crate::os::files;
+use crate::state::runs::Open;
+use crate::state::runs::OwnRun;
+use crate::tunnel::agent::Agent;
+use crate::tunnel::agent::Event;
+use crate::tunnel::agent::Exposure;
+use crate::tunnel::agent::Myself;
+use crate::tunnel::serving::Carried;
+
+/// How long a target has to answer before the user is told that it does not.
+const LOOK: Duration = Duration::from_secs(2);
+
+pub struct Exposing<'c> {
+    call: &'c Call,
+    agent: Agent,
+    told: Receiver<Event>,
+    /// One lock for each name, so that two processes of this machine do not take it from each other.
+    locks: BTreeMap<Name, files::Lock>,
+    targets: BTreeMap<Name, Target>,
+    /// This command's entry in the list of what runs, unless it has another.
+    run: Option<OwnRun>,
+    /// The hub is away.
+    lost: Cell<bool>,
+}
+
+/// A service as the hub knows it now.
+pub struct Exposed {
+    pub exposure: Exposure,
+    pub service: String,
+    pub tunnel_port: Option<u16>,
+    pub answers: bool,
+}
+
+impl<'c> Exposing<'c> {
+    /// With `run`, this command's own entry in the list of what runs tells what is exposed.
+    pub fn start(call: &'c Call, hub: Arc<Hub>, run: Option<OwnRun>) -> Result<Self> {
+        let config = call.config()?;
+        let id = config.agent_id.clone().ok_or_else(not_configured)?;
+        let myself =
+            Myself { id: id.clone(), label: config.label.unwrap_or_default(), identity: call.identity()? };
+        let (tell, told) = mpsc::channel();
+        let agent = Agent::start(hub, &myself, Box::new(move |event| drop(tell.send(event))), &call.stop)?;
+        Ok(Self {
+            call,
+            agent,
+            told,
+            locks: BTreeMap::new(),
+            targets: BTreeMap::new(),
+            run,
+            lost: Cell::new(false),
+        })
+    }
+
+    /// Exposes these, and returns when the hub knows all of them, or at Ctrl-C those that it knows by then. A
+    /// hub that cannot be reached is waited for.
+    pub fn expose(&mut self, exposures: Vec<Exposure>) -> Result<Vec<Exposed>> {
+        for exposure in &exposures {
+            let lock = self.alone(&exposure.name)?;
+            self.locks.insert(exposure.name.clone(), lock);
+            self.targets.insert(exposure.name.clone(), exposure.target.clone());
+        }
+        exposures.iter().for_each(|exposure| self.agent.expose(exposure.clone()));
+        let mut known = BTreeMap::new();
+        while known.len() < exposures.len() && !self.call.stop.is_stopped() {
+            match self.next(Instant::now() + LOOK) {
+                Some(Event::Exposed { name, service, tunnel_port }) => {
+                    drop(known.insert(name, (service, tunnel_port)));
+                }
+                Some(Event::Refused { error, .. }) => return Err(error),
+                Some(Event::Lost(error)) if error.kind != Kind::Unreachable => return Err(error),
+                Some(event) => self.tell(event),
+                None => {}
+            }
+        }
+        let found = exposures.into_iter().filter_map(|exposure| {
+            let (service, tunnel_port) = known.remove(&exposure.name)?;
+            let answers = dial(
+                &exposure.target.host,
+                exposure.target.port,
+                Instant::now() + LOOK.min(DEADLINE),
+                &self.call.stop,
+            )
+            .is_ok();
+            Some(Exposed { exposure, service, tunnel_port, answers })
+        });
+        Ok(found.collect())
+    }
+
+    /// The names by which `status` shows this command and `stop` finds it, when they are known only now.
+    pub fn called(&mut self, names: &[String]) {
+        if let Some(run) = &mut self.run {
+            run.called(names);
+        }
+    }
+
+    pub fn withdraw(&mut self, name: &Name) {
+        self.agent.withdraw(name);
+        self.locks.remove(name);
+    }
+
+    /// Until Ctrl-C.
+    pub fn stay(&mut self) -> Result<()> {
+        loop {
+            self.tell_news()?;
+            self.report();
+            if self.call.stop.wait_for(Duration::from_millis(200)) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// For `connect status`.
+    fn report(&mut self) {
+        let open = |(name, carried): (Name, Arc<Carried>)| Open {
+            at: self.targets.get(&name).map(ToString::to_string).unwrap_or_default(),
+            name: name.to_string(),
+            up: !self.lost.get(),
+            sessions: usize::try_from(carried.sessions.load(Ordering::Relaxed)).unwrap_or_default(),
+            bytes: carried.bytes.load(Ordering::Relaxed),
+        };
+        let open = self.agent.carried().into_iter().map(open).collect();
+        if let Some(run) = &mut self.run {
+            run.report(open);
+        }
+    }
+
+    /// Tells what has happened since the last time.
+    pub fn tell_news(&self) -> Result<()> {
+        while let Ok(event) = self.told.try_recv() {
+            match event {
+                Event::Refused { error, .. } => return Err(error),
+                Event::Lost(error) if error.is_status(401) || error.is_status(403) => return Err(error),
+                event => self.tell(event),
+            }
+        }
+        Ok(())
+    }
+
+    fn next(&self, deadline: Instant) -> Option<Event> {
+        while !self.call.stop.is_stopped() {
+            let left = deadline.saturating_duration_since(Instant::now()).min(Duration::from_millis(100));
+            match self.told.recv_timeout(left) {
+                Ok(event) => return Some(event),
+                Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
+                Err(_) => return None,
+            }
+        }
+        None
+    }
+
+    fn tell(&self, event: Event) {
+        let say = &self.call.say;
+        match event {
+            Event::Lost(error) => {
+                self.lost.set(true);
+                say.event(&json!({ "event": "lost", "reason": error.to_string() }));
+                say.warn(&format!("{error}; trying again until it is back"));
+            }
+            Event::Back => {
+                self.lost.set(false);
+                say.event(&json!({ "event": "back" }));
+                say.line("[ok] The hub is back");
+            }
+            Event::Refused { name, error } => say.warn(&format!("{name}: {error}")),
+            Event::Exposed { .. } => {}
+        }
+    }
+
+    fn alone(&self, name: &Name) -> Result<files::Lock> {
+        let home = &self.call.home;
+        files::private_dir(&home.file("run"))?;
+        files::try_lock(&home.file(&format!("run/expose-{name}.lock")))?.ok_or_else(|| {
+            Error::new(format!("{name} is already exposed by another process of this machine"))
+                .hint("End that one first, or choose another name")
+        })
+    }
+}

@@ -1,0 +1,140 @@
+//! Running in the background: our own program again, with the same arguments, in a session of its own.
+//!
+//! The one who starts it repeats what it says until it is ready or has ended, so the user sees the same
+//! words and the same failures as in the foreground. When it is ready it says so by a line of its own and
+//! turns its output to a log file.
+
+use std::env;
+use std::fs;
+use std::fs::File;
+use std::io;
+use std::io::BufRead;
+use std::io::BufReader;
+use std::io::Read;
+use std::io::Write;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::process::Stdio;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::os::files;
+
+/// Set in the one that runs in the background: where its log is.
+pub const MARK: &str = "CONNECT_BACKGROUND_LOG";
+/// A log that has grown beyond this becomes `.old`, and the `.old` of before is gone.
+const LOG_LIMIT: u64 = 1024 * 1024;
+const LOG_LOOK: Duration = Duration::from_secs(5);
+/// Its last line on the pipe, when it is ready. No line of ours begins with a control character.
+const READY: &str = "\u{6}ready";
+
+/// Where the log of this process is, when it runs in the background.
+pub fn own_log() -> Option<PathBuf> {
+    env::var_os(MARK).filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Started {
+    Ready,
+    /// It ended before it was ready; it has said why.
+    Ended {
+        code: u8,
+    },
+}
+
+/// Which of its two streams a line came by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    Out,
+    Err,
+}
+
+/// Starts this very command in the background, and hands on what it says until it is ready. `started` is
+/// told its number at once.
+pub fn start(
+    log: &Path,
+    environment: &[(&str, &str)],
+    started: impl FnOnce(u32),
+    say: impl Fn(Stream, &str) + Sync,
+) -> Result<Started> {
+    let program = env::current_exe().or_say(|| "Cannot find this program's own file")?;
+    let mut command = Command::new(program);
+    command.args(env::args_os().skip(1)).envs(environment.iter().copied()).env(MARK, log);
+    let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut child = spawned.or_say(|| "Cannot start in the background")?;
+    started(child.id());
+    let (out, err) = (child.stdout.take(), child.stderr.take());
+    let ready = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            hand_on(out, |line| match line {
+                READY => ready.store(true, Ordering::Relaxed),
+                line => say(Stream::Out, line),
+            });
+        });
+        scope.spawn(|| hand_on(err, |line| say(Stream::Err, line)));
+    });
+    if ready.into_inner() {
+        return Ok(Started::Ready);
+    }
+    // Its streams have ended, so it is just going.
+    let status = child.wait().or_say(|| "Cannot look after the background process")?;
+    Ok(Started::Ended { code: u8::try_from(status.code().unwrap_or(1)).unwrap_or(1) })
+}
+
+fn hand_on(stream: Option<impl Read>, say: impl Fn(&str)) {
+    let lines = stream.into_iter().flat_map(|stream| BufReader::new(stream).lines());
+    lines.map_while(std::result::Result::ok).for_each(|line| say(&line));
+}
+
+/// First thing in the background: no terminal's hang-up or Ctrl-C reaches it any more.
+pub fn leave_terminal() {
+    if let Err(error) = nix::unistd::setsid() {
+        log::debug!("it stays in its session: {error}");
+    }
+}
+
+/// Ready: from here on this process writes to its log, which is kept small for as long as it lives.
+pub fn ready(log: &Path) -> Result<()> {
+    let mut out = io::stdout().lock();
+    // Whoever started it may be gone, and need not know.
+    let _ = writeln!(out, "{READY}").and_then(|()| out.flush());
+    drop(out);
+    turn_output_to(log)?;
+    let path = log.to_owned();
+    // It ends with the process; there is nothing it could leave behind.
+    let kept = thread::Builder::new().name("log".into()).spawn(move || {
+        loop {
+            thread::sleep(LOG_LOOK);
+            if fs::metadata(&path).is_ok_and(|log| log.len() > LOG_LIMIT) {
+                let _ = fs::rename(&path, path.with_extension("log.old")).map(|()| turn_output_to(&path));
+            }
+        }
+    });
+    kept.map(drop).or_say(|| "Cannot start a thread")
+}
+
+fn turn_output_to(log: &Path) -> Result<()> {
+    if let Some(folder) = log.parent() {
+        files::private_dir(folder)?;
+    }
+    let file: File = files::append(log)?;
+    let turned = nix::unistd::dup2_stdout(&file).and_then(|()| nix::unistd::dup2_stderr(&file));
+    turned.or_say(|| format!("Cannot write to {}", log.display()))
+}
+
+/// The last lines of a log, for showing.
+pub fn last_lines(log: &Path, count: usize) -> Vec<String> {
+    let text = files::read(log)
+        .ok()
+        .flatten()
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].iter().map(|line| (*line).to_owned()).collect()
+}

@@ -1,0 +1,153 @@
+//! `pconnect.yml`: the services that a project needs, and those that it offers.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde::Deserializer;
+
+use crate::model::name::Name;
+use crate::model::record::Protocol;
+use crate::model::target::Target;
+
+/// A project's file is small; a larger one is something else.
+pub const FILE_LIMIT: usize = 256 * 1024;
+const SERVICES: usize = 200;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Project {
+    #[serde(default)]
+    pub hub: Option<String>,
+    #[serde(default)]
+    pub services: Vec<Needed>,
+    #[serde(default)]
+    pub expose: BTreeMap<Name, Offered>,
+}
+
+/// A service to be brought here.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Needed {
+    pub name: Name,
+    /// The local port; without one it is the service's own.
+    #[serde(default, alias = "localPort", alias = "local_port", deserialize_with = "port")]
+    pub port: Option<u16>,
+    #[serde(default)]
+    pub protocol: Protocol,
+}
+
+/// A service to be exposed while the project runs: `5432` or `192.168.1.50:8080`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offered {
+    pub target: Target,
+}
+
+impl<'de> Deserialize<'de> for Offered {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "a port like 3000 or an address like 192.168.1.50:8080")]
+        enum Written {
+            Port(u16),
+            Text(String),
+        }
+        let text = match Written::deserialize(deserializer)? {
+            Written::Port(port) => port.to_string(),
+            Written::Text(text) => text,
+        };
+        let target = Target::parse(&text).ok_or_else(|| {
+            serde::de::Error::custom(format!("`{}` is no port and no HOST:PORT", text.escape_debug()))
+        })?;
+        Ok(Self { target })
+    }
+}
+
+fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
+    let port = Option::<u16>::deserialize(deserializer)?;
+    if port == Some(0) {
+        Err(serde::de::Error::custom("a port is a number from 1 to 65535"))
+    } else {
+        Ok(port)
+    }
+}
+
+/// JSON is YAML, so one parser reads both. An error says the line.
+pub fn parse(text: &str) -> Result<Project, String> {
+    if text.len() > FILE_LIMIT {
+        return Err("the file is larger than 256 KiB".into());
+    }
+    if text.trim().is_empty() {
+        return Err("the file is empty".into());
+    }
+    let project: Project = serde_yaml::from_str(text).map_err(|error| error.to_string())?;
+    if project.services.len() + project.expose.len() > SERVICES {
+        return Err(format!("there are more than {SERVICES} services"));
+    }
+    let mut names: Vec<&Name> = project.services.iter().map(|service| &service.name).collect();
+    names.sort();
+    match names.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => {
+            Err(format!("the service {} stands there twice{}", pair[0], second_line(text, pair[0])))
+        }
+        None => Ok(project),
+    }
+}
+
+/// Where a name stands for the second time; the parser no longer knows.
+fn second_line(text: &str, name: &Name) -> String {
+    let outside = |c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '_');
+    let has = |line: &str| line.split(outside).any(|word| word == name.as_str());
+    let second = text.lines().enumerate().filter(|(_, line)| has(line)).nth(1);
+    second.map(|(at, _)| format!(", at line {}", at + 1)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_file_is_read() {
+        let text = "services:\n  - name: staging-db\n    port: 5432\n  - name: staging-redis\n    localPort: 6379\n  - name: api\n    local_port: 8080\n    protocol: http\n";
+        let project = parse(text).unwrap();
+        let ports: Vec<_> =
+            project.services.iter().map(|service| (service.name.as_str(), service.port)).collect();
+        assert_eq!(ports, [("staging-db", Some(5432)), ("staging-redis", Some(6379)), ("api", Some(8080))]);
+    }
+
+    #[test]
+    fn what_is_offered_may_be_a_port_or_an_address() {
+        let project = parse("hub: https://h:7443\nexpose:\n  web: 3000\n  db: 10.0.0.5:5432\n").unwrap();
+        let targets: Vec<_> =
+            project.expose.iter().map(|(name, offered)| format!("{name} {}", offered.target)).collect();
+        assert_eq!(targets, ["db 10.0.0.5:5432", "web localhost:3000"]);
+        assert_eq!(project.hub.as_deref(), Some("https://h:7443"));
+        assert_eq!(parse(r#"{"services":[{"name":"a","port":1}]}"#).unwrap().services.len(), 1);
+    }
+
+    #[test]
+    fn a_faulty_file_is_refused_with_the_line() {
+        for (text, said) in [
+            ("services:\n  - name: A B\n", "line 2"),
+            ("services:\n  - name: a\n    prot: 1\n", "line 3"),
+            ("services:\n  - name: a\n    port: 70000\n", "line 3"),
+            ("services:\n  - name: a\n    port: 0\n", "line"),
+            ("servces: []\n", "servces"),
+            ("services: [\n", "line"),
+            ("", "empty"),
+            ("- 1\n", ""),
+            ("expose:\n  a: x:y\n", "x:y"),
+            ("services:\n  - name: a\n  - name: a\n", "twice, at line 3"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(said), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_refers_to_itself_ends() {
+        let _ = parse("a: &a [*a, *a]\nservices: *a\n");
+        let bomb: String = (0..30)
+            .map(|level| format!("l{}: &l{} [*l{}, *l{}]\n", level + 1, level + 1, level, level))
+            .collect();
+        assert!(parse(&format!("l0: &l0 [x]\n{bomb}")).is_err());
+    }
+}

@@ -1,0 +1,386 @@
+//! Faults between programs: a TCP path that falls silent, is cut, listens and changes bytes; a target that
+//! closes and opens its port; connections that end in a reset.
+#![allow(dead_code)] // Each test file uses its part.
+
+use std::io;
+use std::io::Read;
+use std::io::Write;
+use std::net::Shutdown;
+use std::net::SocketAddr;
+use std::net::TcpListener;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU16;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use nix::libc;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt;
+
+/// What the first byte of a connection to a hub says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// TLS: the API or a control channel.
+    Api,
+    /// The plain upgrade: one half of a session.
+    Relay,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From the client of the path to the hub.
+    Up,
+    Down,
+}
+
+/// Sees, and may change, each piece that a relay connection carries behind the upgrade. What it empties is
+/// not passed on.
+pub type Meddle = Box<dyn FnMut(Way, &mut Vec<u8>) -> Verdict + Send>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Pass,
+    /// Ends both sides as if they had ended by themselves.
+    Close,
+}
+
+/// A TCP proxy between programs and a hub.
+pub struct Path {
+    pub port: u16,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    to: SocketAddr,
+    lines: Mutex<Vec<Arc<Line>>>,
+    /// New connections are taken and then hear nothing.
+    silent: AtomicBool,
+    relayed: Mutex<Vec<u8>>,
+    meddle: Mutex<Option<Meddle>>,
+    /// Takes a relay connection in the hub's place.
+    impostor: Mutex<Option<Impostor>>,
+    delay: Mutex<Duration>,
+    /// The hub's answer to an upgrade is held back until what follows it is there.
+    glue: AtomicBool,
+}
+
+/// Gets a relay connection whose request has been read, and the request.
+pub type Impostor = Arc<dyn Fn(TcpStream, String) + Send + Sync>;
+
+struct Line {
+    kind: OnceLock<Kind>,
+    silent: AtomicBool,
+    ends: [TcpStream; 2],
+}
+
+impl Path {
+    pub fn to(address: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let shared = Arc::new(Shared {
+            to: address.parse().unwrap(),
+            lines: Mutex::default(),
+            silent: AtomicBool::new(false),
+            relayed: Mutex::default(),
+            meddle: Mutex::default(),
+            impostor: Mutex::default(),
+            delay: Mutex::default(),
+            glue: AtomicBool::new(false),
+        });
+        let own = Arc::clone(&shared);
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let own = Arc::clone(&own);
+                thread::spawn(move || own.serve(client));
+            }
+        });
+        Self { port, shared }
+    }
+
+    pub fn url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
+    }
+
+    /// Nothing is forwarded any more, and nothing is closed: as for a laptop that sleeps.
+    pub fn fall_silent(&self) {
+        self.shared.silent.store(true, Ordering::SeqCst);
+        self.silence(|_| true);
+    }
+
+    /// Connections of one kind fall silent; new ones work.
+    pub fn silence_kind(&self, kind: Kind) {
+        self.silence(|line| line.kind.get() == Some(&kind));
+    }
+
+    fn silence(&self, fits: impl Fn(&Line) -> bool) {
+        let lines = self.shared.lines.lock().unwrap();
+        lines.iter().filter(|line| fits(line)).for_each(|line| line.silent.store(true, Ordering::SeqCst));
+    }
+
+    /// New connections work again; those that fell silent stay so.
+    pub fn recover(&self) {
+        self.shared.silent.store(false, Ordering::SeqCst);
+    }
+
+    /// Cuts every connection of this kind.
+    pub fn cut(&self, kind: Kind) {
+        self.cut_all(|line| line.kind.get() == Some(&kind));
+    }
+
+    /// Those that fell silent end now.
+    pub fn cut_silent(&self) {
+        self.cut_all(|line| line.silent.load(Ordering::SeqCst));
+    }
+
+    fn cut_all(&self, fits: impl Fn(&Line) -> bool) {
+        for line in self.shared.lines.lock().unwrap().iter().filter(|line| fits(line)) {
+            line.ends.iter().for_each(|end| drop(end.shutdown(Shutdown::Both)));
+        }
+    }
+
+    /// Everything that relay connections have carried so far, in both directions.
+    pub fn relayed(&self) -> Vec<u8> {
+        self.shared.relayed.lock().unwrap().clone()
+    }
+
+    pub fn meddle(&self, meddle: impl FnMut(Way, &mut Vec<u8>) -> Verdict + Send + 'static) {
+        *self.shared.meddle.lock().unwrap() = Some(Box::new(meddle));
+    }
+
+    pub fn leave_alone(&self) {
+        *self.shared.meddle.lock().unwrap() = None;
+    }
+
+    pub fn impersonate(&self, impostor: impl Fn(TcpStream, String) + Send + Sync + 'static) {
+        *self.shared.impostor.lock().unwrap() = Some(Arc::new(impostor));
+    }
+
+    /// The answer to an upgrade and the bytes that follow it arrive in one piece.
+    pub fn glue_upgrades(&self) {
+        self.shared.glue.store(true, Ordering::SeqCst);
+    }
+
+    /// Each piece takes this long in each direction.
+    pub fn delay(&self, delay: Duration) {
+        *self.shared.delay.lock().unwrap() = delay;
+    }
+}
+
+impl Shared {
+    fn serve(self: Arc<Self>, client: TcpStream) {
+        let Ok(hub) = TcpStream::connect(self.to) else { return };
+        let _ = client.set_nodelay(true);
+        let _ = hub.set_nodelay(true);
+        let line = Arc::new(Line {
+            kind: OnceLock::new(),
+            silent: AtomicBool::new(self.silent.load(Ordering::SeqCst)),
+            ends: [client, hub],
+        });
+        self.lines.lock().unwrap().push(Arc::clone(&line));
+        let mut first = [0];
+        if !matches!(line.ends[0].peek(&mut first), Ok(1)) {
+            return self.forget(&line);
+        }
+        let kind = if first[0] == 0x16 { Kind::Api } else { Kind::Relay };
+        let _ = line.kind.set(kind);
+        let impostor = self.impostor.lock().unwrap().clone().filter(|_| kind == Kind::Relay);
+        if let Some(impostor) = impostor {
+            let client = line.ends[0].try_clone().unwrap();
+            self.forget(&line);
+            drop(line);
+            let head = read_head(&client);
+            return impostor(client, head);
+        }
+        let (own, other) = (Arc::clone(&self), Arc::clone(&line));
+        let down = thread::spawn(move || own.forward(&other, Way::Down));
+        self.forward(&line, Way::Up);
+        let _ = down.join();
+        self.forget(&line);
+    }
+
+    /// A silent line is kept, so that its ends stay open.
+    fn forget(&self, line: &Arc<Line>) {
+        if !line.silent.load(Ordering::SeqCst) {
+            self.lines.lock().unwrap().retain(|other| !Arc::ptr_eq(other, line));
+        }
+    }
+
+    fn forward(&self, line: &Arc<Line>, way: Way) {
+        let (mut from, _) = line.between(way);
+        let (later, due) = mpsc::sync_channel::<(Instant, Vec<u8>)>(64);
+        let own = Arc::clone(line);
+        thread::spawn(move || own.deliver(way, &due));
+        let mut buffer = vec![0; 64 * 1024];
+        let mut in_head = line.kind.get() == Some(&Kind::Relay);
+        loop {
+            let count = match from.read(&mut buffer) {
+                _ if line.silent.load(Ordering::SeqCst) && line.kind.get().is_none() => return,
+                Ok(0) if line.silent.load(Ordering::SeqCst) => return,
+                Ok(0) => return,
+                Err(_) => return line.close(),
+                Ok(_) if line.silent.load(Ordering::SeqCst) => continue,
+                Ok(count) => count,
+            };
+            let mut piece = buffer[..count].to_vec();
+            if line.kind.get() == Some(&Kind::Relay) && !in_head {
+                self.relayed.lock().unwrap().extend_from_slice(&piece);
+                let verdict = self.meddle.lock().unwrap().as_mut().map(|meddle| meddle(way, &mut piece));
+                if verdict == Some(Verdict::Close) {
+                    let _ = later.send((Instant::now(), piece));
+                    return;
+                }
+            }
+            let is_bare = std::mem::take(&mut in_head) && way == Way::Down && piece.ends_with(b"\r\n\r\n");
+            if is_bare && self.glue.load(Ordering::SeqCst) {
+                let Ok(more @ 1..) = from.read(&mut buffer) else { return line.close() };
+                piece.extend_from_slice(&buffer[..more]);
+            }
+            let due = Instant::now() + *self.delay.lock().unwrap();
+            if later.send((due, piece)).is_err() {
+                return line.close();
+            }
+        }
+    }
+}
+
+impl Line {
+    /// Whence and whither bytes of this direction go.
+    fn between(&self, way: Way) -> (&TcpStream, &TcpStream) {
+        let [client, hub] = &self.ends;
+        if way == Way::Up { (client, hub) } else { (hub, client) }
+    }
+
+    /// Passes on each piece when it is due, and then the end.
+    fn deliver(&self, way: Way, due: &mpsc::Receiver<(Instant, Vec<u8>)>) {
+        let (_, mut to) = self.between(way);
+        for (when, piece) in due {
+            thread::sleep(when.saturating_duration_since(Instant::now()));
+            if self.silent.load(Ordering::SeqCst) {
+                return;
+            }
+            if to.write_all(&piece).is_err() {
+                return self.close();
+            }
+        }
+        if !self.silent.load(Ordering::SeqCst) {
+            let _ = to.shutdown(Shutdown::Write);
+        }
+    }
+
+    fn close(&self) {
+        if !self.silent.load(Ordering::SeqCst) {
+            self.ends.iter().for_each(|end| drop(end.shutdown(Shutdown::Both)));
+        }
+    }
+}
+
+/// Reads a request's head byte by byte and leaves what comes behind it.
+pub fn read_head(mut stream: &TcpStream) -> String {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|count| count == 1) {
+        head.push(byte[0]);
+    }
+    String::from_utf8_lossy(&head).into_owned()
+}
+
+/// The close of this connection will be a reset.
+pub fn reset(stream: TcpStream) {
+    reset_on_close(&stream);
+    drop(stream);
+}
+
+pub fn reset_on_close(stream: &TcpStream) {
+    setsockopt(stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).unwrap();
+}
+
+/// How a connection ended for the one who reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    Eof,
+    Reset,
+    /// Nothing came for too long.
+    Hung,
+    Other(io::ErrorKind),
+}
+
+/// Everything up to the end, and what kind of end it was.
+pub fn read_out(mut stream: &TcpStream) -> (Vec<u8>, Ending) {
+    let (mut all, mut buffer) = (Vec::new(), vec![0; 64 * 1024]);
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => return (all, Ending::Eof),
+            Ok(count) => all.extend_from_slice(&buffer[..count]),
+            Err(error) => return (all, ending_of(&error)),
+        }
+    }
+}
+
+fn ending_of(error: &io::Error) -> Ending {
+    match error.kind() {
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Ending::Reset,
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Ending::Hung,
+        kind => Ending::Other(kind),
+    }
+}
+
+/// Whether a connection to this port is reset without a byte. A reset that comes before all is written shows
+/// at the write, and only there.
+pub fn is_refused(port: u16, bytes: &[u8]) -> bool {
+    let Ok(mut client) = TcpStream::connect(("127.0.0.1", port)) else { return false };
+    client.set_read_timeout(Some(super::PATIENCE)).unwrap();
+    match client.write_all(bytes) {
+        Ok(()) => read_out(&client) == (Vec::new(), Ending::Reset),
+        Err(error) => ending_of(&error) == Ending::Reset,
+    }
+}
+
+/// A service that can go and come back on its port.
+pub struct Target {
+    pub port: u16,
+    serve: Arc<dyn Fn(TcpStream) + Send + Sync>,
+    accepting: Option<thread::JoinHandle<()>>,
+    closing: Arc<AtomicBool>,
+    bound: AtomicU16,
+}
+
+impl Target {
+    pub fn serving(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
+        let serve: Arc<dyn Fn(TcpStream) + Send + Sync> = Arc::new(serve);
+        let (closing, bound) = Default::default();
+        let mut target = Self { port: 0, serve, accepting: None, closing, bound };
+        target.open();
+        target.port = target.bound.load(Ordering::SeqCst);
+        target
+    }
+
+    pub fn open(&mut self) {
+        let listener = TcpListener::bind(("127.0.0.1", self.port)).unwrap();
+        self.bound.store(listener.local_addr().unwrap().port(), Ordering::SeqCst);
+        let (serve, closing) = (Arc::clone(&self.serve), Arc::clone(&self.closing));
+        self.accepting = Some(thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                if closing.load(Ordering::SeqCst) {
+                    return;
+                }
+                let serve = Arc::clone(&serve);
+                thread::spawn(move || serve(stream));
+            }
+        }));
+    }
+
+    /// From here on connections are refused.
+    pub fn close(&mut self) {
+        self.closing.store(true, Ordering::SeqCst);
+        let _ = TcpStream::connect(("127.0.0.1", self.port));
+        self.accepting.take().unwrap().join().unwrap();
+        self.closing.store(false, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,223 @@
+//! `connect join`, word by word: what it prints in every situation, in a pipe and on a terminal.
+
+mod common;
+
+use std::process::Command;
+
+use common::Home;
+use common::Running;
+use common::Said;
+use common::team::Ports;
+use common::team::Team;
+use common::team::on_terminal;
+use common::team::uncoloured;
+
+/// Starts a join, waits until it stands, ends it, and returns what it said.
+fn said_until_stopped(home: &Home, command: Command, last: &str) -> Said {
+    let running = Running::start(command);
+    running.wait_out(|line| line.contains(last));
+    home.run(&["stop", "--all"]).ok();
+    running.finish()
+}
+
+/// Three services at the very ports that the joiner will have.
+fn three() -> (Team, Ports, common::team::Shared) {
+    let (team, ports) = (Team::new(), Ports::claim());
+    (0..3).for_each(|offset| ports.echo(offset));
+    let targets = [ports.target("postgres", 0), ports.target("redis", 1), ports.target("api", 2)];
+    let mut args = vec!["--name", "staging-env", "--expires", "22h", "--code", "abc123"];
+    args.extend(targets.iter().map(String::as_str));
+    let shared = team.share(&args);
+    (team, ports, shared)
+}
+
+fn joined_block(ports: &Ports) -> String {
+    let [one, two, three] = [0, 1, 2].map(|offset| ports.at(offset));
+    format!(
+        "\
+🔗 Joining environment share: abc123
+
+[ok] Connected to shared environment!
+
+  Name: staging-env
+  Expires in 22 hours
+
+  Establishing tunnels...
+
+    [ok] postgres → localhost:{one}
+    [ok] redis → localhost:{two}
+    [ok] api → localhost:{three}
+
+[ok] 3 tunnel(s) active
+
+  Example connections:
+    • postgres: localhost:{one}
+    • redis: localhost:{two}
+    • api: localhost:{three}
+
+  Press Ctrl+C to disconnect all tunnels"
+    )
+}
+
+#[test]
+fn joining_says_the_documented_words_in_a_pipe_on_a_terminal_and_without_utf8() {
+    let (team, ports, _shared) = three();
+    let block = joined_block(&ports);
+    let join = || team.user.connect(&["join", " ABC123 "]);
+
+    let mut in_a_pipe = Running::start(join());
+    in_a_pipe.wait_out(|line| line.contains("Ctrl+C"));
+    let (status, took) = in_a_pipe.interrupt();
+    assert_eq!((status.code(), in_a_pipe.out()), (Some(0), block.clone()));
+    assert_eq!(in_a_pipe.err(), "");
+    assert!(took.as_millis() < 1000, "{took:?}");
+
+    if common::is_here("script", "util-linux") {
+        let said = said_until_stopped(&team.user, on_terminal(&join()), "Ctrl+C");
+        assert!(said.out.contains("\u{1b}[32m[ok]\u{1b}[0m postgres → "), "{said:#?}");
+        assert_eq!((said.code, uncoloured(&said.out)), (Some(0), block.clone()));
+    }
+
+    let mut plain = join();
+    plain.env("LANG", "C");
+    let said = said_until_stopped(&team.user, plain, "Ctrl+C");
+    let expected = block.replace("🔗 ", "").replace('→', "->").replace('•', "*");
+    assert_eq!((said.code, said.out), (Some(0), expected));
+}
+
+#[test]
+fn a_busy_port_is_replaced_by_the_next_free_one() {
+    let (team, ports, _shared) = three();
+    let _held = [ports.hold(1), ports.hold(3)];
+    let said = said_until_stopped(&team.user, team.user.connect(&["join", "abc123"]), "Ctrl+C");
+    // redis has to leave its port for the api's, and the api in turn for the next that is free.
+    let block = joined_block(&ports)
+        .replace(
+            &format!("[ok] api → localhost:{}\n", ports.at(2)),
+            &format!("[ok] api → localhost:{} (was {})\n", ports.at(4), ports.at(2)),
+        )
+        .replace(
+            &format!("[ok] redis → localhost:{}\n", ports.at(1)),
+            &format!("[ok] redis → localhost:{} (was {})\n", ports.at(2), ports.at(1)),
+        )
+        .replace(
+            &format!("• redis: localhost:{}", ports.at(1)),
+            &format!("• redis: localhost:{}", ports.at(2)),
+        )
+        .replace(&format!("• api: localhost:{}", ports.at(2)), &format!("• api: localhost:{}", ports.at(4)));
+    assert_eq!((said.code, said.out), (Some(0), block));
+}
+
+#[test]
+fn a_service_that_is_not_there_is_named_with_the_true_reason_and_the_rest_go_on() {
+    let (team, ports) = (Team::new(), Ports::claim());
+    ports.echo(0);
+    ports.echo(3);
+    let _held = ports.hold(0);
+    let away = team.owner.start(&["expose", "--json", "away", &ports.at(2).to_string()]);
+    away.wait_event("exposed");
+    let (api, redis, web) = (ports.target("api", 0), ports.target("redis", 1), ports.target("web", 3));
+    let _shared = team.share(&[&api, &redis, &web, "--service", "away", "--code", "abc123"]);
+    drop(away);
+    common::eventually("the hub sees that it is gone", common::PATIENCE, || {
+        let services = team.user.run(&["services", "--json"]).ok().json();
+        services.as_array().unwrap().iter().any(|one| one["name"] == "away" && one["status"] == "offline")
+    });
+    let said =
+        said_until_stopped(&team.user, team.user.connect(&["join", "abc123", "--strict-ports"]), "Ctrl+C");
+    let (_, tunnels) = said.out.split_once("Establishing tunnels...\n\n").unwrap();
+    let expected = format!(
+        "    [!] api → failed: Port {} in use
+    [!] redis → failed: nothing answers at 127.0.0.2:{} beside its agent
+    [ok] web → localhost:{web}
+    [!] away → failed: away is offline
+
+[ok] 1 tunnel(s) active
+
+  [!] 3 service(s) could not connect (may be offline)
+
+  Example connections:
+    • web: localhost:{web}
+
+  Press Ctrl+C to disconnect all tunnels",
+        ports.at(0),
+        ports.at(1),
+        web = ports.at(3)
+    );
+    assert_eq!((said.code, tunnels), (Some(0), expected.as_str()));
+}
+
+#[test]
+fn an_unknown_code_is_not_found_and_one_that_cannot_be_is_told_why() {
+    let team = Team::new();
+    for code in ["zzzzzz", "abc12", "abc 123", "abc123-nofingerprint"] {
+        let said = team.user.run(&["join", code]);
+        let words = "[x] Share not found or expired\n  Check the code and try again.";
+        assert!(said.err.starts_with(words), "{code}: {said:#?}");
+        assert_eq!(said.err.lines().count(), if code == "zzzzzz" { 2 } else { 3 }, "{said:#?}");
+        assert_eq!(said.code, Some(1), "{code}");
+    }
+    assert_eq!(team.user.run(&["join"]).code, Some(2));
+}
+
+#[test]
+fn a_share_without_a_living_service_is_the_end() {
+    let (team, ports) = (Team::new(), Ports::claim());
+    let _shared = team.share(&[&ports.target("redis", 0), "--code", "abc123"]);
+    let said = team.user.run(&["join", "abc123"]);
+    assert!(said.out.ends_with(&format!(
+        "  Establishing tunnels...\n\n    [!] redis → failed: nothing answers at 127.0.0.2:{} beside its agent\n",
+        ports.at(0)
+    )), "{said:#?}");
+    assert!(said.err.starts_with("[x] No tunnels could be established.\n  "), "{said:#?}");
+    assert_eq!(said.code, Some(1));
+}
+
+#[test]
+fn a_service_for_which_no_port_is_left_says_so_and_gets_one_when_there_is() {
+    let (team, ports) = (Team::new(), Ports::claim());
+    ports.echo(0);
+    let _shared = team.share(&[&ports.target("postgres", 0), &other_service(), "--code", "abc123"]);
+    let mut held: Vec<_> = (0..100).map(|offset| ports.hold(offset)).collect();
+    let joined = team.user.start(&["join", "abc123"]);
+    joined.wait_out(|line| line.contains("Ctrl+C"));
+    let line =
+        format!("    [!] postgres → failed: Port {} in use and no alternatives available", ports.at(0));
+    assert!(joined.out().contains(&line), "{}", joined.out());
+    drop(held.remove(40));
+    let came = format!("[ok] postgres → localhost:{} (was {}) is there now", ports.at(40), ports.at(0));
+    joined.wait_out(|line| line == came);
+    assert!(common::echoes(ports.at(40), b"late"));
+}
+
+/// Any other service, so that a share is not empty.
+fn other_service() -> String {
+    format!("other=127.0.0.1:{}", common::service(common::echo))
+}
+
+#[test]
+fn a_machine_that_never_logged_in_is_told_to() {
+    let said = Home::new().run(&["join", "abc123"]);
+    assert_eq!(said.err, "[x] Agent not configured\n  Run connect up first to authenticate.");
+    assert_eq!((said.code, said.out.as_str()), (Some(1), "🔗 Joining environment share: abc123\n"));
+}
+
+#[test]
+fn a_hub_that_does_not_answer_is_named_and_the_exit_code_is_1() {
+    let mut team = Team::new();
+    team.hub.running.kill();
+    let said = team.user.run(&["join", "abc123"]);
+    assert!(said.err.starts_with(&format!("[x] Cannot reach the hub {}", team.hub.url)), "{said:#?}");
+    assert_eq!(said.code, Some(1));
+}
+
+#[test]
+fn a_port_for_a_service_that_is_not_in_the_share_is_a_mistake_with_a_suggestion() {
+    let (team, _ports, _shared) = three();
+    let said = team.user.run(&["join", "abc123", "--port", "postgers=6000"]);
+    assert_eq!(said.code, Some(2));
+    assert_eq!(said.err, "[x] There is no postgers in this share\n  Did you mean: --port postgres=PORT");
+    for bad in ["postgres", "postgres=0", "postgres=x", "=1"] {
+        assert_eq!(team.user.run(&["join", "abc123", "--port", bad]).code, Some(2), "{bad}");
+    }
+}

@@ -1,0 +1,36 @@
+//! The pure rooms stay pure: they are compiled here without any other room, so an import of one does not
+//! compile.
+#![allow(dead_code)]
+
+#[path = "../src/model/mod.rs"]
+mod model;
+#[path = "../src/wire/mod.rs"]
+mod wire;
+
+/// What only the world can give; a pure room is given it.
+const WORLDLY: [&str; 8] = [
+    "std::net::Tcp",
+    "std::fs",
+    "std::env",
+    "std::thread",
+    "std::process",
+    "SystemTime",
+    "Instant",
+    "use ring::",
+];
+
+#[test]
+fn pure_rooms_touch_nothing_of_the_world() {
+    for room in ["model", "wire"] {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(room);
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            let code: String = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+            for worldly in WORLDLY {
+                assert!(!code.contains(worldly), "{} names {worldly}", path.display());
+            }
+        }
+    }
+}
