@@ -1,18 +1,27 @@
 //! Running a user's command: its signals are passed on, its exit code comes back.
 
+use std::collections::BTreeMap;
+use std::env;
+use std::ffi::CString;
+use std::ffi::OsStr;
 use std::ffi::OsString;
-use std::os::unix::process::ExitStatusExt;
-use std::process::Child;
-use std::process::Command;
-use std::process::ExitStatus;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::thread;
 
+use nix::errno::Errno;
+use nix::spawn::PosixSpawnAttr;
+use nix::spawn::PosixSpawnFileActions;
+use nix::spawn::PosixSpawnFlags;
+use nix::spawn::posix_spawnp;
 use nix::sys::signal::SigSet;
+use nix::sys::signal::SigmaskHow;
 use nix::sys::signal::Signal;
 use nix::sys::signal::kill;
+use nix::sys::wait::WaitStatus;
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 use crate::error::Error;
@@ -29,13 +38,17 @@ const PASSED_ON: [Signal; 6] =
 #[derive(Clone)]
 pub struct Signals {
     child: Arc<Mutex<Option<Pid>>>,
+    /// What the command may have blocked: what we found, without what we block ourselves.
+    mask: SigSet,
 }
 
 impl Signals {
     /// Must be called before any thread is started, since threads inherit what is blocked.
     pub fn take(stop: impl Fn() + Send + 'static) -> Result<Self> {
         let set: SigSet = PASSED_ON.into_iter().collect();
-        set.thread_block().or_say(|| "Cannot take this process's signals")?;
+        let mut mask =
+            set.thread_swap_mask(SigmaskHow::SIG_BLOCK).or_say(|| "Cannot take this process's signals")?;
+        PASSED_ON.into_iter().for_each(|signal| mask.remove(signal));
         let child = Arc::new(Mutex::new(None));
         let running = Arc::clone(&child);
         let watch = move || {
@@ -49,50 +62,73 @@ impl Signals {
         };
         // It waits for signals until the process ends, and has no other end.
         thread::Builder::new().name("signals".into()).spawn(watch).or_say(|| "Cannot start a thread")?;
-        Ok(Self { child })
+        Ok(Self { child, mask })
     }
 
-    /// Runs the command to its end. `until_cut` is called with a way to end it early.
+    /// Runs the command to its end. `started` is told its number.
     pub fn run(
         &self,
         command: &[OsString],
         environment: &[(String, String)],
         started: impl FnOnce(u32),
     ) -> Result<u8> {
-        let (program, arguments) =
-            command.split_first().ok_or_else(|| Error::usage("There is no command behind --"))?;
-        let mut command = Command::new(program);
-        // What runs in the background is we, not a connect that the command starts.
-        command.args(arguments).envs(environment.iter().cloned()).env_remove(daemon::MARK);
-        let spawned = command.spawn();
-        let child = spawned.map_err(|error| {
+        let program = command.first().ok_or_else(|| Error::usage("There is no command behind --"))?;
+        let cannot = |error: Errno| {
             Error::new(format!("Cannot run {}", program.to_string_lossy()))
-                .because(error)
+                .because(error.desc())
                 .hint("Check the command behind --")
-        })?;
-        self.wait(child, started)
+        };
+        // A signal that comes now waits for the lock, and goes to the command.
+        let mut running = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        let pid = self.spawn(command, environment).map_err(cannot)?;
+        *running = Some(pid);
+        drop(running);
+        started(pid.as_raw().unsigned_abs());
+        let ended = wait(pid);
+        *self.child.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        ended.or_say(|| "Cannot wait for the command")
     }
 
-    fn wait(&self, mut child: Child, started: impl FnOnce(u32)) -> Result<u8> {
-        let pid = i32::try_from(child.id()).or_say(|| "The command's process number is odd")?;
-        *self.child.lock().unwrap_or_else(PoisonError::into_inner) = Some(Pid::from_raw(pid));
-        started(child.id());
-        let status = child.wait();
-        *self.child.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        Ok(code_of(status.or_say(|| "Cannot wait for the command")?))
+    /// Not by the standard library, whose children inherit which signals are blocked: the command would be
+    /// deaf to Ctrl-C.
+    fn spawn(&self, command: &[OsString], environment: &[(String, String)]) -> nix::Result<Pid> {
+        let text = |text: &OsStr| CString::new(text.as_bytes()).map_err(|_| Errno::EINVAL);
+        let arguments = command.iter().map(|word| text(word)).collect::<nix::Result<Vec<_>>>()?;
+        // What runs in the background is we, not a connect that the command starts.
+        let mut variables: BTreeMap<OsString, OsString> =
+            env::vars_os().filter(|(name, _)| name != daemon::MARK).collect();
+        variables.extend(environment.iter().map(|(name, value)| (name.into(), value.into())));
+        let line = |(name, value): (&OsString, &OsString)| {
+            text(&[name.as_os_str(), value.as_os_str()].join(OsStr::new("=")))
+        };
+        let variables = variables.iter().map(line).collect::<nix::Result<Vec<_>>>()?;
+        let mut attributes = PosixSpawnAttr::init()?;
+        attributes.set_sigmask(&self.mask)?;
+        // Rust ignores it from the start; commands expect to end when their reader does.
+        attributes.set_sigdefault(&Signal::SIGPIPE.into())?;
+        attributes
+            .set_flags(PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF)?;
+        posix_spawnp(&arguments[0], &PosixSpawnFileActions::init()?, &attributes, &arguments, &variables)
     }
+}
+
+/// As a shell reports it: 128 and the signal for a command that was killed.
+fn wait(pid: Pid) -> nix::Result<u8> {
+    let code = loop {
+        match waitpid(pid, None) {
+            Ok(WaitStatus::Exited(_, code)) => break code,
+            Ok(WaitStatus::Signaled(_, signal, _)) => break 128 + signal as i32,
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error),
+        }
+    };
+    Ok(u8::try_from(code).unwrap_or(1))
 }
 
 /// Ctrl-C and Ctrl-\ on a terminal reach the command without us: it is in the same foreground group. Passing
 /// them on again would end a psql that only cancels its query.
 fn came_from_terminal(signal: Signal) -> bool {
     matches!(signal, Signal::SIGINT | Signal::SIGQUIT) && terminal::is_terminal_in()
-}
-
-/// As a shell reports it: 128 and the signal for a command that was killed.
-fn code_of(status: ExitStatus) -> u8 {
-    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
-    u8::try_from(code).unwrap_or(1)
 }
 
 pub fn terminate(pid: u32) {

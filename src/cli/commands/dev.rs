@@ -69,6 +69,7 @@ pub fn run(call: &Call) -> Outcome {
     party.add(file.project.services.iter().map(|needed| wanted(needed, &services)).collect());
     party.wait_as_asked(wait)?;
     call.go_on()?;
+    party.list();
     report(call, &party, &name)?;
     party.settle()?;
     background::ready(call)?;
