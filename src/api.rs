@@ -60,11 +60,16 @@ use crate::wire::api::ShareMade;
 use crate::wire::api::SharePreview;
 use crate::wire::api::WhoAmI;
 use crate::wire::control;
+use crate::wire::message::one_line;
 
 /// Lists of thousands of services are larger than any other answer.
 const ANSWER_LIMIT: u64 = 16 * 1024 * 1024;
 /// What ureq keeps for a head and a piece of body.
 const BUFFER: usize = 16 * 1024;
+
+/// A connection that rested longer is not used again: it may have died without a word, as when a laptop
+/// slept, and the call would wait out its deadline.
+const KEPT: Duration = Duration::from_secs(2);
 
 pub struct Hub {
     pub url: HubUrl,
@@ -79,6 +84,7 @@ impl Hub {
         let dialer = Dialer { url: url.clone(), tls: trust::hub_client(trust)?, stop: stop.clone() };
         let config = ureq::Agent::config_builder()
             .timeout_global(Some(DEADLINE))
+            .max_idle_age(KEPT)
             .http_status_as_error(false)
             .max_redirects(0)
             .proxy(None)
@@ -200,7 +206,7 @@ impl Hub {
     fn read<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T> {
         serde_json::from_slice(bytes).map_err(|error| {
             Error::new(format!("{} does not answer as a hub does", self.url))
-                .because(error)
+                .because(one_line(&error.to_string()))
                 .hint("Check the address given with --hub")
         })
     }
@@ -278,7 +284,7 @@ impl fmt::Debug for Dialer {
 
 impl Dialer {
     fn dial_plain(&self, deadline: Instant) -> Result<(Duplex, Registration)> {
-        let socket = dial_hub(&self.url.host, self.url.port, deadline).map_err(|error| {
+        let socket = dial_hub(&self.url.host, self.url.port, deadline, &self.stop).map_err(|error| {
             let hint = error.hint.clone();
             let error = unreachable_hub(&self.url, error.to_string());
             if let Some(hint) = hint { error.hint(hint) } else { error }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::model::target::Target;
 use crate::net::connect::resolve;
+use crate::net::stop::Stop;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -53,9 +54,9 @@ impl Kind {
 }
 
 /// `None` when nothing answers at all.
-pub fn identify(target: &Target, patience: Duration) -> Option<Kind> {
+pub fn identify(target: &Target, patience: Duration, stop: &Stop) -> Option<Kind> {
     let deadline = std::time::Instant::now() + patience;
-    let addresses = resolve(&target.host, target.port, deadline).ok()?;
+    let addresses = resolve(&target.host, target.port, deadline, stop).ok()?;
     let address =
         addresses.into_iter().find(|address| TcpStream::connect_timeout(address, patience).is_ok())?;
     let greeting = ask(address, b"", patience / 4).unwrap_or_default();
@@ -155,17 +156,23 @@ mod tests {
             if question.starts_with(b"HEAD ") { b"HTTP/1.1 200 OK\r\n\r\n".as_slice() } else { b"" }
         };
         let tls = |_: &[u8]| b"\x15\x03\x01\x00\x02\x02\x16".as_slice();
-        assert_eq!(identify(&service(b"", redis), patience), Some(Kind::Redis));
-        assert_eq!(identify(&service(b"", postgres), patience), Some(Kind::Postgres));
-        assert_eq!(identify(&service(b"", web), patience), Some(Kind::Http));
-        assert_eq!(identify(&service(b"", tls), patience), Some(Kind::Https));
-        assert_eq!(identify(&service(b"SSH-2.0-OpenSSH_9\r\n", |_| b""), patience), Some(Kind::Ssh));
-        assert_eq!(identify(&service(b"\x4a\0\0\0\x0a8.0.1\0", |_| b""), patience), Some(Kind::Mysql));
-        assert_eq!(identify(&service(b"", |_| b"?"), patience), Some(Kind::Tcp));
+        assert_eq!(identify(&service(b"", redis), patience, &Stop::new()), Some(Kind::Redis));
+        assert_eq!(identify(&service(b"", postgres), patience, &Stop::new()), Some(Kind::Postgres));
+        assert_eq!(identify(&service(b"", web), patience, &Stop::new()), Some(Kind::Http));
+        assert_eq!(identify(&service(b"", tls), patience, &Stop::new()), Some(Kind::Https));
+        assert_eq!(
+            identify(&service(b"SSH-2.0-OpenSSH_9\r\n", |_| b""), patience, &Stop::new()),
+            Some(Kind::Ssh)
+        );
+        assert_eq!(
+            identify(&service(b"\x4a\0\0\0\x0a8.0.1\0", |_| b""), patience, &Stop::new()),
+            Some(Kind::Mysql)
+        );
+        assert_eq!(identify(&service(b"", |_| b"?"), patience, &Stop::new()), Some(Kind::Tcp));
         let closed = Target {
             host: "127.0.0.1".into(),
             port: TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port(),
         };
-        assert_eq!(identify(&closed, patience), None);
+        assert_eq!(identify(&closed, patience, &Stop::new()), None);
     }
 }

@@ -4,6 +4,7 @@
 //! `cli` prints it and turns it into an exit code.
 
 use std::fmt;
+use std::io;
 
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -50,7 +51,7 @@ impl Error {
     }
 
     pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        self.source = Some(source.into());
+        self.source = Some(in_words(source.into()));
         self
     }
 
@@ -77,6 +78,15 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.source.as_ref().map(|source| &**source as _)
+    }
+}
+
+/// A deadline that passed is reported by the system in words that help nobody.
+fn in_words(source: Box<dyn std::error::Error + Send + Sync>) -> Box<dyn std::error::Error + Send + Sync> {
+    let kind = source.downcast_ref::<io::Error>().map(io::Error::kind);
+    match kind {
+        Some(io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => "it did not answer in time".into(),
+        _ => source,
     }
 }
 

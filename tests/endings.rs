@@ -111,21 +111,23 @@ fn each_signal_ends_expose_with_its_connections() {
 }
 
 #[test]
-fn an_upload_that_expose_cuts_does_not_look_whole_to_the_target() {
-    let (tell, told) = mpsc::channel();
-    let mut tunnel = Tunnelled::to(service(move |stream| {
-        let heard = read_out(&stream);
-        let _ = tell.send(heard);
-    }));
-    let mut client = dial(tunnel.port);
-    client.write_all(b"the first half").unwrap();
-    let proof = told.recv_timeout(PATIENCE).unwrap();
-    assert_eq!(proof, (Vec::new(), Ending::Eof));
-    // Looking whether the target answers and proving that it does are two connections.
-    let second = told.recv_timeout(PATIENCE).unwrap();
-    assert_eq!(second, (Vec::new(), Ending::Eof));
-    ends_soon(&mut tunnel.exposed, Signal::SIGINT, "expose");
-    assert_eq!(told.recv_timeout(PATIENCE).unwrap().1, Ending::Reset);
+fn an_upload_that_is_cut_does_not_look_whole_to_the_target() {
+    for ends_reach in [true, false] {
+        let (tell, told) = mpsc::channel();
+        let mut tunnel = Tunnelled::to(service(move |mut stream| {
+            // A connection that only looks whether we answer ends here.
+            if stream.read_exact(&mut [0; 14]).is_ok() {
+                let _ = tell.send(Ending::Hung);
+                let _ = tell.send(read_out(&stream).1);
+            }
+        }));
+        let mut client = dial(tunnel.port);
+        client.write_all(b"the first half").unwrap();
+        assert_eq!(told.recv_timeout(PATIENCE).unwrap(), Ending::Hung, "it waits for more");
+        let ending = if ends_reach { &mut tunnel.reached } else { &mut tunnel.exposed };
+        ends_soon(ending, Signal::SIGINT, "the tunnel");
+        assert_eq!(told.recv_timeout(PATIENCE).unwrap(), Ending::Reset, "reach: {ends_reach}");
+    }
 }
 
 #[test]

@@ -75,7 +75,8 @@ impl<'c> Exposing<'c> {
         })
     }
 
-    /// Exposes these, and returns when the hub knows all of them. A hub that cannot be reached is waited for.
+    /// Exposes these, and returns when the hub knows all of them, or at Ctrl-C those that it knows by then. A
+    /// hub that cannot be reached is waited for.
     pub fn expose(&mut self, exposures: Vec<Exposure>) -> Result<Vec<Exposed>> {
         for exposure in &exposures {
             let lock = self.alone(&exposure.name)?;
@@ -84,8 +85,7 @@ impl<'c> Exposing<'c> {
         }
         exposures.iter().for_each(|exposure| self.agent.expose(exposure.clone()));
         let mut known = BTreeMap::new();
-        while known.len() < exposures.len() {
-            self.call.go_on()?;
+        while known.len() < exposures.len() && !self.call.stop.is_stopped() {
             match self.next(Instant::now() + LOOK) {
                 Some(Event::Exposed { name, service, tunnel_port }) => {
                     drop(known.insert(name, (service, tunnel_port)));
@@ -98,9 +98,13 @@ impl<'c> Exposing<'c> {
         }
         let found = exposures.into_iter().filter_map(|exposure| {
             let (service, tunnel_port) = known.remove(&exposure.name)?;
-            let answers =
-                dial(&exposure.target.host, exposure.target.port, Instant::now() + LOOK.min(DEADLINE))
-                    .is_ok();
+            let answers = dial(
+                &exposure.target.host,
+                exposure.target.port,
+                Instant::now() + LOOK.min(DEADLINE),
+                &self.call.stop,
+            )
+            .is_ok();
             Some(Exposed { exposure, service, tunnel_port, answers })
         });
         Ok(found.collect())

@@ -27,7 +27,13 @@ pub fn first_steps(say: &Say) {
 pub fn show(say: &Say, words: &[String]) -> Outcome {
     let path = words.join(" ");
     if let Some(command) = TABLE.iter().find(|command| command.path == path) {
-        say.result(&of_command(command));
+        let mut text = of_command(command);
+        let more: Vec<&str> =
+            TABLE.iter().filter(|command| is_within(command, &path)).map(|command| command.path).collect();
+        if !more.is_empty() {
+            text.push_str(&format!("\n\nMore: {}", more.join(", ")));
+        }
+        say.result(&text);
         return Ok(0);
     }
     let within: Vec<&Command> = TABLE.iter().filter(|command| is_within(command, &path)).collect();

@@ -80,7 +80,7 @@ fn start_log(verbose: bool) {
     let mut builder = env_logger::Builder::from_env(environment);
     builder.format(|out, record| {
         let mark = if record.level() <= log::Level::Warn { "[!]" } else { "   " };
-        writeln!(out, "{mark} {}", say::clean(&record.args().to_string()))
+        writeln!(out, "{mark} {}", say::clean(&record.args().to_string().replace('\n', " ")))
     });
     let _ = builder.try_init();
 }

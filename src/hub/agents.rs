@@ -1,5 +1,7 @@
 //! An agent's control channel, from its hello to its end.
 
+use std::time::Instant;
+
 use super::core::AgentChannel;
 use super::core::Core;
 use super::core::TunnelOpener;
@@ -14,6 +16,7 @@ use crate::model::registry::ChannelId;
 use crate::model::registry::Presence;
 use crate::model::registry::Registry;
 use crate::net::channel::Channel;
+use crate::net::connect::DEADLINE;
 use crate::net::duplex::Duplex;
 use crate::os::clock;
 use crate::os::secret;
@@ -46,7 +49,8 @@ pub fn serve(
     else {
         return;
     };
-    let Ok(ToHub::Hello { agent, .. }) = channel.next::<ToHub>() else { return };
+    let hello = channel.first::<ToHub>(Instant::now() + DEADLINE);
+    let Ok(ToHub::Hello { agent, .. }) = hello else { return };
     let known = core.registry().agent(&agent).is_some_and(|known| known.key == principal.id());
     if !known {
         core.audit_refusal("agent.refused", &[("by", principal.id()), ("agent", &agent)]);
@@ -120,6 +124,8 @@ impl Served<'_> {
         if stored.is_err() {
             return false;
         }
+        // Online before its tunnel is opened: a channel that is just ending closes no tunnel that is in use.
+        self.core.registry().bring_online(&id, Presence { channel: self.id, tunnel_port: None });
         let tunnel_port = self.opener.and_then(|opener| self.core.open_tunnel(&id, opener));
         {
             // Another agent may have brought the same name online in the meantime.

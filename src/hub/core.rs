@@ -252,14 +252,16 @@ impl Core {
         Some(port)
     }
 
-    /// Closes a tunnel. Its port stays this service's until the range runs out of others.
+    /// Closes the tunnel of a service that is offline. Its port stays this service's until the range runs out of others.
     pub fn close_tunnel(&self, service: &str, port: Option<u16>) {
         let Some(port) = port else { return };
         let closing = {
             let mut tunnels = locked(&self.tunnels);
+            // Another channel may have brought it online again in the meantime.
+            let is_offline = self.registry().presence(service).is_none();
             tunnels
                 .get_mut(&port)
-                .filter(|tunnel| tunnel.service == service)
+                .filter(|tunnel| is_offline && tunnel.service == service)
                 .and_then(|tunnel| tunnel.open.take())
         };
         drop(closing);
@@ -268,7 +270,11 @@ impl Core {
     pub fn forget_tunnel(&self, service: &str) {
         let gone: Vec<Tunnel> = {
             let mut tunnels = locked(&self.tunnels);
-            tunnels.extract_if(.., |_, tunnel| tunnel.service == service).map(|(_, tunnel)| tunnel).collect()
+            let is_offline = self.registry().presence(service).is_none();
+            tunnels
+                .extract_if(.., |_, tunnel| is_offline && tunnel.service == service)
+                .map(|(_, tunnel)| tunnel)
+                .collect()
         };
         drop(gone);
     }

@@ -34,6 +34,7 @@ use crate::net::http::Conversation;
 use crate::net::http::Heard;
 use crate::net::serve::Server;
 use crate::net::serve::Service;
+use crate::net::serve::shut;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
 use crate::net::tls;
@@ -84,6 +85,7 @@ pub fn start(
         name: "hub",
         limit: CONNECTIONS.min(limits::open_files().saturating_sub(RESERVED)).max(1),
         serve: Box::new(move |stream, _| serving.serve(&stream)),
+        cut: shut,
         turn_away: Box::new(|stream| drop(turn_away(stream))),
     };
     let server = Server::start(listener, service, &stop)?;

@@ -18,10 +18,12 @@ use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::thread::JoinHandle;
 use std::time::Duration;
+use std::time::Instant;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::connect::set_deadline;
 use super::crew;
 use super::duplex::Duplex;
 use super::duplex::Reader;
@@ -80,9 +82,24 @@ impl Channel {
         Arc::clone(&self.socket)
     }
 
+    /// The message that must come by `deadline`, whatever heartbeats come before it.
+    pub fn first<M: DeserializeOwned>(&mut self, deadline: Instant) -> io::Result<M> {
+        let message = self.read(Some(deadline));
+        self.socket.set_read_timeout(Some(DEAD_AFTER))?;
+        message
+    }
+
     /// The next message; an error when the peer is gone, silent for too long, or speaks garbage.
     pub fn next<M: DeserializeOwned>(&mut self) -> io::Result<M> {
+        self.read(None)
+    }
+
+    fn read<M: DeserializeOwned>(&mut self, deadline: Option<Instant>) -> io::Result<M> {
         loop {
+            if let Some(deadline) = deadline {
+                set_deadline(&self.socket, deadline)?;
+                self.socket.set_write_timeout(Some(WRITE_PATIENCE))?;
+            }
             let mut line = Vec::new();
             (&mut self.lines).take(LINE_LIMIT as u64).read_until(b'\n', &mut line)?;
             match line.as_slice() {

@@ -18,6 +18,7 @@ use std::time::Instant;
 use super::address::ProxyServer;
 use super::address::bracketed;
 use super::address::proxy_for;
+use super::stop::Stop;
 use crate::error::Error;
 use crate::error::Kind;
 use crate::error::OrSay;
@@ -31,24 +32,36 @@ pub const DEADLINE: Duration = Duration::from_secs(10);
 const ADDRESS_SHARE: u32 = 2;
 
 /// A connection to `host`, straight or through the proxy that the environment names.
-pub fn dial_hub(host: &str, port: u16, deadline: Instant) -> Result<Arc<TcpStream>> {
+pub fn dial_hub(host: &str, port: u16, deadline: Instant, stop: &Stop) -> Result<Arc<TcpStream>> {
     match proxy_for(host, port)? {
-        Some(proxy) => through_proxy(&proxy, host, port, deadline),
-        None => dial(host, port, deadline),
+        Some(proxy) => {
+            let stream = dial_proxy(&proxy, deadline, stop)?;
+            let cut = stop.attach(&stream).ok_or_else(stopped)?;
+            through_proxy(&stream, &proxy, (host, port), deadline)?;
+            drop(cut);
+            Ok(stream)
+        }
+        None => dial(host, port, deadline, stop),
     }
 }
 
-pub fn dial(host: &str, port: u16, deadline: Instant) -> Result<Arc<TcpStream>> {
-    let addresses = resolve(host, port, deadline)?;
+fn stopped() -> Error {
+    Error::new("Stopped").kind(Kind::Interrupted)
+}
+
+/// A connection by `deadline`; `stop` ends the attempt.
+pub fn dial(host: &str, port: u16, deadline: Instant, stop: &Stop) -> Result<Arc<TcpStream>> {
+    let addresses = resolve(host, port, deadline, stop)?;
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for (index, address) in addresses.iter().enumerate() {
         let left = deadline.saturating_duration_since(Instant::now());
         let share = if index + 1 < addresses.len() { left / ADDRESS_SHARE } else { left };
-        match TcpStream::connect_timeout(address, share.max(Duration::from_millis(1))) {
+        match socket::connect(*address, Instant::now() + share, &|| stop.is_stopped()) {
             Ok(stream) => {
                 socket::prepare(&stream);
                 return Ok(Arc::new(stream));
             }
+            Err(_) if stop.is_stopped() => return Err(stopped()),
             Err(error) => last = error,
         }
     }
@@ -57,8 +70,8 @@ pub fn dial(host: &str, port: u16, deadline: Instant) -> Result<Arc<TcpStream>> 
 }
 
 /// The system's resolver has no deadline and no cut, so it runs in a thread of its own that is left to
-/// itself when it takes too long.
-pub fn resolve(host: &str, port: u16, deadline: Instant) -> Result<Vec<SocketAddr>> {
+/// itself when it takes too long or is not wanted any more.
+pub fn resolve(host: &str, port: u16, deadline: Instant, stop: &Stop) -> Result<Vec<SocketAddr>> {
     if let Ok(ip) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(ip, port)]);
     }
@@ -76,11 +89,13 @@ pub fn resolve(host: &str, port: u16, deadline: Instant) -> Result<Vec<SocketAdd
             .kind(Kind::Unreachable)
     };
     let (answer, wait) = mpsc::sync_channel(1);
-    let name = host.to_owned();
+    let (name, cut) = (host.to_owned(), answer.clone());
     let thread = thread::Builder::new().name("resolve".into()).spawn(move || {
-        let _ = answer.send((name.as_str(), port).to_socket_addrs().map(Iterator::collect::<Vec<_>>));
+        let _ = answer.try_send((name.as_str(), port).to_socket_addrs().map(Iterator::collect::<Vec<_>>));
     });
     thread.or_say(|| "Cannot start a thread")?;
+    let woken = stop.on_stop(move || drop(cut.try_send(Err(io::ErrorKind::Interrupted.into()))));
+    let _woken = woken.ok_or_else(stopped)?;
     match wait.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
         Ok(Ok(addresses)) if !addresses.is_empty() => Ok(addresses),
         Ok(Ok(_)) => Err(unresolved("it has none".into())),
@@ -89,13 +104,21 @@ pub fn resolve(host: &str, port: u16, deadline: Instant) -> Result<Vec<SocketAdd
     }
 }
 
-fn through_proxy(proxy: &ProxyServer, host: &str, port: u16, deadline: Instant) -> Result<Arc<TcpStream>> {
-    let stream = dial(&proxy.host, proxy.port, deadline).map_err(|error| {
+fn dial_proxy(proxy: &ProxyServer, deadline: Instant, stop: &Stop) -> Result<Arc<TcpStream>> {
+    dial(&proxy.host, proxy.port, deadline, stop).map_err(|error| {
         error.hint(format!(
             "HTTPS_PROXY names {}:{}; unset it, or add the hub to NO_PROXY",
             proxy.host, proxy.port
         ))
-    })?;
+    })
+}
+
+fn through_proxy(
+    mut stream: &TcpStream,
+    proxy: &ProxyServer,
+    (host, port): (&str, u16),
+    deadline: Instant,
+) -> Result<()> {
     let authority = format!("{}:{port}", bracketed(host));
     let mut request = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n");
     if let Some(authorization) = &proxy.authorization {
@@ -103,8 +126,8 @@ fn through_proxy(proxy: &ProxyServer, host: &str, port: u16, deadline: Instant) 
     }
     request.push_str("\r\n");
     let said = || format!("The proxy {}:{} does not answer", proxy.host, proxy.port);
-    set_deadline(&stream, deadline).and_then(|()| (&*stream).write_all(request.as_bytes())).or_say(said)?;
-    let status = read_status(&stream, deadline).or_say(said)?;
+    set_deadline(stream, deadline).and_then(|()| stream.write_all(request.as_bytes())).or_say(said)?;
+    let status = read_status(stream, deadline).or_say(said)?;
     if !(200..300).contains(&status) {
         return Err(Error::new(format!(
             "The proxy {}:{} refused with status {status}",
@@ -113,7 +136,7 @@ fn through_proxy(proxy: &ProxyServer, host: &str, port: u16, deadline: Instant) 
         .hint(format!("Allow {authority} on the proxy, or add it to NO_PROXY"))
         .kind(Kind::Unreachable));
     }
-    Ok(stream)
+    Ok(())
 }
 
 /// Reads a proxy's answer byte by byte: what comes behind it belongs to the tunnel and must stay in the socket.

@@ -75,8 +75,19 @@ impl Read for Reader {
             return Ok(count);
         }
         match &mut self.source {
-            Source::Plain(socket) => (&**socket).read(buffer),
+            Source::Plain(socket) => read_on(socket, buffer),
             Source::Tls(reader) => reader.read(buffer),
+        }
+    }
+}
+
+/// A signal does not end a connection: under a deadline the system lets a read fail whenever the process
+/// was stopped and went on.
+fn read_on(mut socket: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match socket.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
         }
     }
 }

@@ -267,10 +267,7 @@ pub fn upgrade(mut stream: Duplex, protocol: &str, ask: &Ask<'_>, deadline: Inst
 
 /// The error that an answer of the hub stands for. Its words are a peer's: printed escaped, by whoever prints.
 pub fn refusal(status: u16, body: &[u8]) -> Error {
-    // One line each, or a hub could write lines that look like ours.
     let (error, hint) = read_error_body(body);
-    let one_line = |text: String| text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let (error, hint) = (one_line(error), one_line(hint));
     let what = if error.is_empty() { format!("The hub answered with status {status}") } else { error };
     let error = Error::new(what).kind(Kind::Refused(status));
     if hint.is_empty() { error } else { error.hint(hint) }

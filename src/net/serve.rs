@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
+use std::net::Shutdown;
 use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::net::TcpStream;
@@ -34,8 +35,15 @@ pub struct Service {
     /// Connections served at once.
     pub limit: usize,
     pub serve: Serve,
+    /// Ends a connection when everything stops; must wake whoever blocks on it.
+    pub cut: fn(&TcpStream),
     /// Says in a few bytes that there are too many; must not block.
     pub turn_away: Box<dyn Fn(&TcpStream) + Send + Sync>,
+}
+
+/// The cut for most: both directions end at once.
+pub fn shut(stream: &TcpStream) {
+    let _ = stream.shutdown(Shutdown::Both);
 }
 
 pub struct Server {
@@ -160,7 +168,8 @@ impl Shared {
     fn serve(&self, stream: TcpStream) {
         socket::prepare(&stream);
         let stream = Arc::new(stream);
-        let Some(_attached) = self.stop.attach(&stream) else { return };
+        let (cut, own) = (self.service.cut, Arc::clone(&stream));
+        let Some(_attached) = self.stop.on_stop(move || cut(&own)) else { return };
         let served = panic::catch_unwind(AssertUnwindSafe(|| (self.service.serve)(stream, &self.stop)));
         if served.is_err() {
             log::error!("{}: a connection ended by a fault of ours; the others go on", self.service.name);
@@ -183,7 +192,8 @@ mod tests {
             }
         };
         let turn_away = |mut stream: &TcpStream| drop(stream.write_all(b"full"));
-        let service = Service { name: "echo", limit, serve: Box::new(serve), turn_away: Box::new(turn_away) };
+        let (serve, turn_away) = (Box::new(serve), Box::new(turn_away));
+        let service = Service { name: "echo", limit, serve, cut: shut, turn_away };
         Server::start(TcpListener::bind("127.0.0.1:0").unwrap(), service, stop).unwrap()
     }
 

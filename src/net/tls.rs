@@ -36,6 +36,7 @@ use super::duplex::Reader;
 use super::duplex::Writer;
 use crate::model::fingerprint::Fingerprint;
 use crate::os::secret;
+use crate::wire::record::Headers;
 
 /// An idle connection waits with this much, so that thousands of them stay cheap.
 const BUFFER_IDLE: usize = 1024;
@@ -66,6 +67,7 @@ pub struct TlsReader {
     source: Reader,
     /// Raw records, `start..end` of it not yet decrypted.
     raw: Vec<u8>,
+    headers: Headers,
     start: usize,
     end: usize,
     plain: Vec<u8>,
@@ -184,6 +186,14 @@ impl Tls {
         (peer, kind == Some(rustls::HandshakeKind::Resumed))
     }
 
+    fn speaks_1_3(&self) -> bool {
+        let version = match &self.side {
+            Side::Client(connection) => connection.protocol_version(),
+            Side::Server(connection) => connection.protocol_version(),
+        };
+        version == Some(rustls::ProtocolVersion::TLSv1_3)
+    }
+
     fn decrypt(&mut self, raw: &mut [u8], plain: &mut Vec<u8>) -> (usize, io::Result<Decrypted>) {
         match &mut self.side {
             Side::Client(connection) => decrypt(connection, &mut self.owed, raw, plain),
@@ -238,10 +248,13 @@ fn decrypt<C: Connection>(
         let UnbufferedStatus { mut discard, state } = connection.process(&mut raw[used..]);
         let progress = match state {
             Err(error) => {
-                // rustls queues the alert that names the fault; it is encoded by the next call.
+                // rustls queues the alert that names the fault; it is encoded by the next call. That call must see
+                // the same bytes: where half a message is behind it, rustls counts from their beginning.
                 let fault = io::Error::new(io::ErrorKind::InvalidData, error);
                 used += discard;
-                if let Ok(ConnectionState::EncodeTlsData(mut record)) = connection.process(&mut []).state {
+                if let Ok(ConnectionState::EncodeTlsData(mut record)) =
+                    connection.process(&mut raw[used..]).state
+                {
                     let _ = encode(&mut record, owed);
                 }
                 return (used, Err(fault));
@@ -348,7 +361,8 @@ fn grow_until_it_fits(
 
 impl TlsReader {
     fn new(shared: Arc<Shared>, source: Reader) -> Self {
-        Self { shared, source, raw: Vec::new(), start: 0, end: 0, plain: Vec::new(), used: 0, closed: false }
+        let (headers, raw, plain) = Default::default();
+        Self { shared, source, raw, headers, start: 0, end: 0, plain, used: 0, closed: false }
     }
 
     /// Plaintext that is here, reading more only when there is none. Empty at the end of the stream.
@@ -402,8 +416,12 @@ impl TlsReader {
         match self.source.read(&mut self.raw[self.end..])? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             count => {
+                let fits = self.headers.fit(&self.raw[self.end..self.end + count]);
                 self.end += count;
-                Ok(())
+                if fits || !self.shared.lock().speaks_1_3() {
+                    return Ok(());
+                }
+                Err(io::Error::new(io::ErrorKind::InvalidData, "a record's header was changed"))
             }
         }
     }

@@ -1,9 +1,13 @@
 //! Options of TCP sockets that the standard library does not set.
 
+use std::io;
 use std::net::SocketAddr;
 use std::net::TcpStream;
+use std::time::Duration;
+use std::time::Instant;
 
 use nix::libc;
+use nix::sys::socket::getsockopt;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt;
 
@@ -28,6 +32,56 @@ pub fn prepare(socket: &TcpStream) {
     let _ = setsockopt(socket, sockopt::TcpKeepCount, &KEEPALIVE_COUNT);
     #[cfg(target_os = "linux")]
     let _ = setsockopt(socket, sockopt::TcpUserTimeout, &UNACKNOWLEDGED);
+}
+
+/// How often a connection that is being made looks whether it is still wanted.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Connects by `deadline`, or gives up as soon as `stopped` says so.
+#[cfg(target_os = "linux")]
+pub fn connect(address: SocketAddr, deadline: Instant, stopped: &dyn Fn() -> bool) -> io::Result<TcpStream> {
+    use nix::poll;
+    use nix::sys::socket;
+    use std::os::fd::AsFd;
+    use std::os::fd::AsRawFd;
+
+    let family = if address.is_ipv4() { socket::AddressFamily::Inet } else { socket::AddressFamily::Inet6 };
+    let flags = socket::SockFlag::SOCK_CLOEXEC | socket::SockFlag::SOCK_NONBLOCK;
+    let own = socket::socket(family, socket::SockType::Stream, flags, None)?;
+    match socket::connect(own.as_raw_fd(), &socket::SockaddrStorage::from(address)) {
+        Ok(()) | Err(nix::errno::Errno::EINPROGRESS) => {}
+        Err(error) => return Err(error.into()),
+    }
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now()).min(LOOK);
+        let mut waiting = [poll::PollFd::new(own.as_fd(), poll::PollFlags::POLLOUT)];
+        let slice = poll::PollTimeout::try_from(left).unwrap_or(poll::PollTimeout::ZERO);
+        match poll::poll(&mut waiting, slice) {
+            Ok(1..) => break,
+            Ok(_) if stopped() => return Err(io::ErrorKind::Interrupted.into()),
+            Ok(_) if left.is_zero() => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let stream = TcpStream::from(own);
+    if let Some(error) = stream.take_error()? {
+        return Err(error);
+    }
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+/// Elsewhere a connection that is being made is not cut; it ends at its deadline.
+#[cfg(not(target_os = "linux"))]
+pub fn connect(address: SocketAddr, deadline: Instant, _: &dyn Fn() -> bool) -> io::Result<TcpStream> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    TcpStream::connect_timeout(&address, left.max(LOOK))
+}
+
+/// Whether `reset_on_close` was said of this socket.
+pub fn resets_on_close(socket: &TcpStream) -> bool {
+    getsockopt(socket, sockopt::Linger).is_ok_and(|linger| linger.l_onoff != 0 && linger.l_linger == 0)
 }
 
 /// The last close of this socket will be a reset, which tells the peer that its data did not all arrive.

@@ -42,6 +42,7 @@ use crate::os::secret;
 use crate::wire::api::RegisterAgent;
 use crate::wire::control::ToAgent;
 use crate::wire::control::ToHub;
+use crate::wire::message::one_line;
 
 /// Sessions served at once. Each costs two threads and up to three descriptors.
 const SESSIONS: usize = 4096;
@@ -212,7 +213,7 @@ impl Shared {
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let outgoing = channel.outgoing();
         outgoing.send(&ToHub::Hello { agent: self.registration.id.clone(), version });
-        match channel.next::<ToAgent>() {
+        match channel.first::<ToAgent>(Instant::now() + DEADLINE) {
             Ok(ToAgent::Welcome { .. }) => {}
             Ok(_) => return Err(Error::new("The hub does not speak the control protocol")),
             Err(error) => return Err(gone(error)),
@@ -248,8 +249,8 @@ impl Shared {
             ToAgent::Welcome { .. } => {}
             ToAgent::Exposed { name, service, tunnel_port } => self.exposed(name, service, tunnel_port),
             ToAgent::Refused { name, reason, hint } => {
-                let error = Error::new(reason).kind(Kind::Refused(409));
-                let error = if hint.is_empty() { error } else { error.hint(hint) };
+                let error = Error::new(one_line(&reason)).kind(Kind::Refused(409));
+                let error = if hint.is_empty() { error } else { error.hint(one_line(&hint)) };
                 (self.report)(Event::Refused { name, error });
             }
             ToAgent::Open { session, service, peer, ticket, relay } => {

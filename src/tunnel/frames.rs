@@ -5,8 +5,13 @@ use std::io::Read;
 use std::io::Write;
 use std::net::Shutdown;
 use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::Duration;
 
+use crate::net::connect::is_timeout;
 use crate::net::relay::Adaptive;
+use crate::net::stop::Registration;
+use crate::net::stop::Stop;
 use crate::net::tls::TlsReader;
 use crate::net::tls::TlsWriter;
 use crate::os::socket;
@@ -16,6 +21,9 @@ use crate::wire::frame::HEADER;
 use crate::wire::frame::Header;
 use crate::wire::frame::Kind;
 
+/// A local peer that does not read blocks whoever writes to it; so often that one looks whether the
+/// connection was broken off in the meantime.
+const LOOK_UP: Duration = Duration::from_millis(250);
 /// What a quiet connection reads with.
 const CHUNK_IDLE: usize = 4 * 1024;
 
@@ -69,8 +77,8 @@ impl FrameReader {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             let piece = &plain[..plain.len().min(left)];
-            if let Some(mut socket) = local
-                && let Err(error) = socket.write_all(piece)
+            if let Some(socket) = local
+                && let Err(error) = write_all(socket, piece)
             {
                 outcome = Err(error);
                 local = None;
@@ -112,6 +120,8 @@ impl FrameWriter {
     pub fn copy_from(&mut self, mut local: &TcpStream, count: impl Fn(usize)) -> io::Result<CopyEnd> {
         loop {
             let length = match local.read(self.buffer.room()) {
+                // What was broken off here reads as if it had ended.
+                Ok(0) if socket::resets_on_close(local) => return Ok(CopyEnd::Broken),
                 Ok(0) => return Ok(CopyEnd::Eof),
                 Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -136,9 +146,35 @@ impl FrameWriter {
     }
 }
 
-/// Ends a local connection as broken: whoever reads it here wakes, and its peer gets a reset when the
-/// last holder lets go.
+/// Ends a local connection as broken: whoever reads it here wakes, whoever writes to it wakes before long,
+/// and its peer gets a reset when the last holder lets go. Not a `shutdown` of both directions: that would
+/// send an end of file first, and what was cut would look whole.
 pub fn break_off(local: &TcpStream) {
     socket::reset_on_close(local);
     let _ = local.shutdown(Shutdown::Read);
+}
+
+/// The local connection is broken off when everything stops.
+pub fn breaks_off(stop: &Stop, local: &Arc<TcpStream>) -> Option<Registration> {
+    let local = Arc::clone(local);
+    stop.on_stop(move || break_off(&local))
+}
+
+/// From here on a write to this local connection looks up now and then.
+pub fn look_up(local: &TcpStream) {
+    let _ = local.set_write_timeout(Some(LOOK_UP));
+}
+
+/// Writes everything, until the connection is broken off.
+fn write_all(mut local: &TcpStream, mut piece: &[u8]) -> io::Result<()> {
+    while !piece.is_empty() {
+        match local.write(piece) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => piece = &piece[count..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if is_timeout(&error) && !socket::resets_on_close(local) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }

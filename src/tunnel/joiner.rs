@@ -14,6 +14,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use super::frames::break_off;
+use super::frames::look_up;
 use super::pool::Opener;
 use super::pool::Pool;
 use super::pool::SESSIONS;
@@ -81,7 +82,7 @@ pub struct Tunnel {
 }
 
 struct Shared {
-    pool: Pool,
+    pool: Arc<Pool>,
     stop: Stop,
     report: Report,
     /// What the owner was last told.
@@ -132,7 +133,7 @@ impl Tunnel {
     /// agent and joiner both; the tunnel would lead into itself.
     pub fn new(opener: Opener, admit: Admit, report: Report, stop: &Stop) -> Result<Self> {
         let (stop, registration) = stop.child();
-        let pool = Pool::new(opener, stop.clone());
+        let pool = Arc::new(Pool::new(opener, stop.clone()));
         let shared = Arc::new(Shared {
             pool,
             stop: stop.clone(),
@@ -156,6 +157,7 @@ impl Tunnel {
                 serve: Box::new(
                     move |local, _| if admit(&local) { own.carry(&local) } else { break_off(&local) },
                 ),
+                cut: break_off,
                 turn_away: Box::new(break_off),
             };
             Server::start(listener, service, &self.stop)
@@ -215,6 +217,7 @@ impl Shared {
 
     /// One local connection, from accept to close.
     fn carry(&self, local: &Arc<TcpStream>) {
+        look_up(local);
         let deadline = Instant::now() + PATIENCE;
         let mut backoff = Backoff::default();
         loop {
@@ -238,7 +241,7 @@ impl Shared {
                 }
                 Carried::Spoiled => return self.pool.lost(),
                 Carried::Untouched => {
-                    self.pool.lost();
+                    self.pool.lost_to_silence();
                     drop(session);
                     if Instant::now() >= deadline {
                         return break_off(local);
@@ -307,5 +310,7 @@ impl Shared {
 }
 
 fn refusal(reason: &str) -> Error {
-    Error::new(format!("{} beside its agent", reason.escape_debug())).kind(Kind::Unreachable)
+    Error::new(format!("{} beside its agent", reason.escape_debug()))
+        .hint("Start the service there; it needs nothing else")
+        .kind(Kind::Unreachable)
 }

@@ -21,6 +21,7 @@ use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::fingerprint::Fingerprint;
 use crate::net::connect::DEADLINE;
+use crate::net::crew::Crew;
 use crate::net::identity::Identity;
 use crate::net::stop::Stop;
 use crate::net::tls;
@@ -32,6 +33,9 @@ use crate::wire::api::SessionGranted;
 pub const SESSIONS: usize = 4096;
 /// An idle session beyond the first is dropped after this long.
 const IDLE: Duration = Duration::from_mins(1);
+/// A session is free again a moment after its client has the last byte: so long a new connection waits for
+/// a busy one before another is opened.
+const MOMENT: Duration = Duration::from_millis(2);
 /// An idle session is asked this often whether it is still there.
 const ASK_AFTER: Duration = Duration::from_secs(5);
 
@@ -84,59 +88,121 @@ pub struct Pool {
     state: Mutex<State>,
     changed: Condvar,
     stop: Stop,
+    crew: Crew,
 }
 
 #[derive(Default)]
 struct State {
     /// Used last, taken first, so that the surplus of a burst grows old at the front.
     idle: VecDeque<(Session, Instant)>,
+    /// Idle, busy and being opened.
     total: usize,
+    opening: usize,
+    /// Those who wait for a session; each may have one opened, and takes whichever is ready first.
+    wanting: usize,
+    /// Why one could not be opened, for those who wait.
+    failures: Vec<Error>,
+}
+
+impl State {
+    /// The session used last that is still good.
+    fn idle_one(&mut self, leaving: &mut Vec<Session>) -> Option<Session> {
+        loop {
+            let (session, _) = self.idle.pop_back()?;
+            if !session.is_dead() {
+                return Some(session);
+            }
+            self.total -= 1;
+            leaving.push(session);
+        }
+    }
 }
 
 impl Pool {
     pub fn new(opener: Opener, stop: Stop) -> Self {
-        Self { opener, traffic: Arc::default(), state: Mutex::default(), changed: Condvar::new(), stop }
+        let (traffic, state, changed, crew) = Default::default();
+        Self { opener, traffic, state, changed, stop, crew }
     }
 
     pub fn total(&self) -> usize {
-        self.lock().total
+        let state = self.lock();
+        state.total - state.opening
     }
 
-    /// An idle session, else a new one.
-    pub fn take(&self, deadline: Instant) -> Result<Session> {
+    /// An idle session, else a new one, else one that has become idle while the new one was long in coming.
+    pub fn take(self: &Arc<Self>, deadline: Instant) -> Result<Session> {
+        let mut leaving = Vec::new();
+        self.lock().wanting += 1;
+        let taken = self.wait_for_one(deadline, &mut leaving);
+        let mut state = self.lock();
+        state.wanting -= 1;
+        if state.wanting == 0 {
+            state.failures.clear();
+        }
+        drop(state);
+        taken
+    }
+
+    fn wait_for_one(self: &Arc<Self>, deadline: Instant, leaving: &mut Vec<Session>) -> Result<Session> {
+        let moment = Instant::now() + MOMENT;
         let mut state = self.lock();
         loop {
             if self.stop.is_stopped() {
-                return Err(Error::new("The tunnel is closing"));
+                return Err(Error::new("The tunnel is closing").kind(Kind::Interrupted));
             }
-            if let Some((session, _)) = state.idle.pop_back() {
-                if !session.is_dead() {
-                    return Ok(session);
-                }
-                state.total -= 1;
+            if let Some(session) = state.idle_one(leaving) {
+                return Ok(session);
+            }
+            if let Some(error) = state.failures.pop() {
+                return Err(error);
+            }
+            let may_open = state.opening < state.wanting && state.total < SESSIONS;
+            let none_is_busy = state.total == state.opening;
+            if may_open && (none_is_busy || Instant::now() >= moment) {
+                state.opening += 1;
+                state.total += 1;
                 drop(state);
-                drop(session);
+                self.open_aside();
                 state = self.lock();
                 continue;
             }
-            if state.total < SESSIONS {
-                state.total += 1;
-                break;
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(Error::new("Too many connections at once on this tunnel").kind(Kind::Unreachable));
+            let until = if may_open { moment.min(deadline) } else { deadline };
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() && Instant::now() >= deadline {
+                return Err(Error::new("No session came about in time").kind(Kind::Unreachable));
             }
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        drop(state);
-        match self.opener.open(&self.traffic, &self.stop) {
-            Ok((session, _)) => Ok(session),
+    }
+
+    /// Opens a session in a thread of its own, for whoever waits longest.
+    fn open_aside(self: &Arc<Self>) {
+        let own = Arc::clone(self);
+        let spawned = self.crew.spawn("session-open", move || {
+            let opened = own.opener.open(&own.traffic, &own.stop).map(|(session, _)| session);
+            own.opened(opened);
+        });
+        if spawned.is_err() {
+            self.opened(spawned.or_say(|| "Cannot start a thread").and(Err(Error::new("No session"))));
+        }
+    }
+
+    fn opened(&self, opened: Result<Session>) {
+        let mut state = self.lock();
+        state.opening -= 1;
+        match opened {
+            Ok(session) => {
+                state.idle.push_back((session, Instant::now()));
+            }
             Err(error) => {
-                self.lost();
-                Err(error)
+                state.total -= 1;
+                if state.wanting > 0 {
+                    state.failures.push(error);
+                }
             }
         }
+        drop(state);
+        self.changed.notify_all();
     }
 
     /// The session is idle again. After a stop it is dropped instead, or nobody would.
@@ -157,6 +223,19 @@ impl Pool {
     pub fn lost(&self) {
         self.lock().total -= 1;
         self.changed.notify_one();
+    }
+
+    /// A session did not answer: those that have been as silent are as dead.
+    pub fn lost_to_silence(&self) {
+        let mut state = self.lock();
+        state.total -= 1;
+        let (silent, kept) =
+            std::mem::take(&mut state.idle).into_iter().partition(|(session, _)| !session.is_fresh());
+        let silent: VecDeque<(Session, Instant)> = silent;
+        (state.idle, state.total) = (kept, state.total - silent.len());
+        drop(state);
+        drop(silent);
+        self.changed.notify_all();
     }
 
     /// Drops what is dead or has been idle for long, and asks the rest whether they are there.
@@ -180,8 +259,10 @@ impl Pool {
             state.idle = kept;
         }
         drop(leaving);
-        for (mut session, since) in doubtful {
-            let alive = session.check();
+        // All are asked before the first is waited for: a path that is dead costs one wait, not one each.
+        let asked: Vec<_> = doubtful.into_iter().map(|(mut one, since)| (one.ask(), one, since)).collect();
+        for (question, session, since) in asked {
+            let alive = question.is_some_and(|question| session.answers(question));
             let mut state = self.lock();
             if alive && !self.stop.is_stopped() {
                 state.idle.push_front((session, since));
@@ -193,8 +274,10 @@ impl Pool {
         }
     }
 
-    /// Drops every idle session.
+    /// Drops every idle session; behind a stop, none is opened any more.
     pub fn drain(&self) {
+        self.changed.notify_all();
+        self.crew.join(|| ());
         let idle = {
             let mut state = self.lock();
             state.total -= state.idle.len();

@@ -18,6 +18,8 @@ use super::frames::CopyEnd;
 use super::frames::FrameReader;
 use super::frames::FrameWriter;
 use super::frames::break_off;
+use super::frames::breaks_off;
+use super::frames::look_up;
 use crate::model::target::Target;
 use crate::net::connect::DEADLINE;
 use crate::net::connect::dial;
@@ -115,14 +117,15 @@ impl Listener<'_> {
     }
 
     fn open(&mut self) -> io::Result<()> {
-        let dialled = dial(&self.target.host, self.target.port, Instant::now() + DEADLINE);
+        let dialled = dial(&self.target.host, self.target.port, Instant::now() + DEADLINE, self.stop);
         let Ok(target) = dialled else {
-            self.say(Say::Refused(format!("nothing answers at {}", self.target)))?;
+            self.say(Say::Refused(format!("Nothing answers at {}", self.target)))?;
             return self.discard();
         };
-        let Some(_attached) = self.stop.attach(&target) else {
+        let Some(_attached) = breaks_off(self.stop, &target) else {
             return Err(io::ErrorKind::Interrupted.into());
         };
+        look_up(&target);
         let (broken, ended) = Default::default();
         let open = Arc::new(Open { target, broken, ended });
         self.say(Say::Opened(Arc::clone(&open)))?;

@@ -120,10 +120,20 @@ impl Session {
         self.lane.lock().heard.elapsed()
     }
 
-    /// Asks the agent whether it is there; only between connections.
-    pub fn check(&mut self) -> bool {
+    /// Heard so recently that nothing need be asked.
+    pub fn is_fresh(&self) -> bool {
+        self.silent_for() < FRESH
+    }
+
+    /// Asks the agent whether it is there; only between connections. When it was asked, or nothing.
+    pub fn ask(&mut self) -> Option<Instant> {
         let asked = Instant::now();
-        self.writer.send(&[Kind::Ping]).is_ok() && self.lane.wait(ANSWER, |state| state.heard >= asked)
+        self.writer.send(&[Kind::Ping]).is_ok().then_some(asked)
+    }
+
+    pub fn answers(&self, asked: Instant) -> bool {
+        let left = (asked + ANSWER).saturating_duration_since(Instant::now());
+        self.lane.wait(left, |state| state.heard >= asked)
     }
 
     /// Serves one local connection from its beginning to its end.

@@ -11,13 +11,11 @@ use crate::model::record::Joined;
 use crate::model::record::Protocol;
 use crate::model::record::SharedService;
 use crate::model::time::Time;
+use crate::wire::message::one_line;
 
-/// What a peer calls itself is shown within lines of ours: it has one line itself, and an end.
-const SHOWN: usize = 256;
-
+/// What a peer calls itself is shown within lines of ours.
 fn shown<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    Ok(text.chars().map(|c| if c == '\n' { ' ' } else { c }).take(SHOWN).collect())
+    String::deserialize(deserializer).map(|text| one_line(&text))
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

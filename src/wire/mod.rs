@@ -10,5 +10,6 @@ pub mod head;
 pub mod host;
 pub mod message;
 pub mod pconnect;
+pub mod record;
 pub mod reply;
 mod scan;

@@ -131,7 +131,16 @@ impl Path {
 
     /// Cuts every connection of this kind.
     pub fn cut(&self, kind: Kind) {
-        for line in self.shared.lines.lock().unwrap().iter().filter(|line| line.kind.get() == Some(&kind)) {
+        self.cut_all(|line| line.kind.get() == Some(&kind));
+    }
+
+    /// Those that fell silent end now.
+    pub fn cut_silent(&self) {
+        self.cut_all(|line| line.silent.load(Ordering::SeqCst));
+    }
+
+    fn cut_all(&self, fits: impl Fn(&Line) -> bool) {
+        for line in self.shared.lines.lock().unwrap().iter().filter(|line| fits(line)) {
             line.ends.iter().for_each(|end| drop(end.shutdown(Shutdown::Both)));
         }
     }

@@ -503,6 +503,13 @@ impl Hub {
     }
 }
 
+impl Home {
+    /// A folder that somebody else made and removes.
+    pub fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+}
+
 // Shares, join and dev.
 
 pub mod team;

@@ -42,6 +42,10 @@ fn wanted(call: &Call) -> Result<Exposure> {
             return Err(Error::usage("The name is given twice")
                 .hint("Write: connect expose NAME PORT, or [HOST:]PORT --name NAME"));
         }
+        (None, None) if Target::parse(first).is_none() => {
+            return Err(Error::usage("The service needs a port")
+                .hint(format!("Write: connect expose {} PORT", first.escape_debug())));
+        }
         (None, None) => {
             return Err(Error::usage("The service needs a name")
                 .hint(format!("Write: connect expose NAME {}", first.escape_debug())));

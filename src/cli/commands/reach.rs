@@ -43,7 +43,7 @@ pub fn run(call: &Call) -> Outcome {
     let hub = call.hub()?;
     call.say.line(&format!("🔗 Reaching {name}"));
     let mut report = Diagnosis::default();
-    look(&hub, &mut report, patience)?;
+    look(call, &hub, &mut report, patience)?;
     let service = find(&hub, &name, &mut report)?;
     let right = Right {
         identity: call.identity()?,
@@ -55,12 +55,15 @@ pub fn run(call: &Call) -> Outcome {
     };
     let mut party = Party::new(call, "reach", &[name.to_string()], right);
     let began = Instant::now();
+    let check = call.args.flag("check");
     party.add(vec![Wanted {
         name: name.clone(),
         service: name.to_string(),
-        port: asked_port.unwrap_or(service.target_port),
-        chosen: asked_port.is_some(),
-        strict: false,
+        // Whoever only looks takes no port but any free one: on the agent's own machine it might be the very
+        // one that the service is missing from, and the tunnel would answer for it.
+        port: if check { 0 } else { asked_port.unwrap_or(service.target_port) },
+        chosen: check || asked_port.is_some(),
+        strict: check,
     }]);
     let Some(member) = party.members().next() else { return Ok(1) };
     if member.trouble.is_none() {
@@ -72,7 +75,7 @@ pub fn run(call: &Call) -> Outcome {
     if let Some(error) = party.take_trouble(&name) {
         return Err(error);
     }
-    if call.args.flag("check") {
+    if check {
         call.say.result(&format!("[ok] {name} can be reached"));
         call.say.value(&report.as_json(&name, None));
         return Ok(0);
@@ -91,15 +94,15 @@ pub fn run(call: &Call) -> Outcome {
 }
 
 /// The way to the hub, step by step.
-fn look(hub: &Hub, report: &mut Diagnosis, patience: Duration) -> Result<()> {
+fn look(call: &Call, hub: &Hub, report: &mut Diagnosis, patience: Duration) -> Result<()> {
     let (host, port) = (&hub.url.host, hub.url.port);
     let deadline = Instant::now() + patience;
     let began = Instant::now();
-    let addresses = resolve(host, port, deadline)?;
+    let addresses = resolve(host, port, deadline, &call.stop)?;
     let shown = addresses.first().map(|address| address.ip().to_string()).unwrap_or_default();
     report.add("DNS", format!("{host} → {shown}"), began.elapsed());
     let began = Instant::now();
-    drop(dial_hub(host, port, deadline)?);
+    drop(dial_hub(host, port, deadline, &call.stop)?);
     report.add("TCP", format!("port {port}"), began.elapsed());
     let began = Instant::now();
     hub.whoami()?;

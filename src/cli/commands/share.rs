@@ -61,6 +61,7 @@ pub fn run(call: &Call) -> Outcome {
                 ));
             }
         }
+        call.go_on()?;
         exposing = Some(begun);
     }
     let agent = call.config()?.agent_id.ok_or_else(not_configured)?;
@@ -114,7 +115,7 @@ fn exposures(call: &Call) -> Result<Vec<Exposure>> {
             Some((name, target)) => (Some(name_of(name)?), target_of(target)?),
             None => (None, target_of(text)?),
         };
-        let kind = if name.is_some() { None } else { discover::identify(&target, LOOK) };
+        let kind = if name.is_some() { None } else { discover::identify(&target, LOOK, &call.stop) };
         let name = match name {
             Some(name) => name,
             None => name_of(&kind.unwrap_or(discover::Kind::Tcp).default_name(target.port))?,

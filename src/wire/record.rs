@@ -1,0 +1,84 @@
+//! The headers of TLS records. rustls computes them anew when it checks a record, so that one which was
+//! changed on the way goes unnoticed; it would do no harm, but in a session any change is an end.
+
+const HEADER: usize = 5;
+const APPLICATION_DATA: u8 = 23;
+/// What every record says, whatever is spoken; the first one may say 3.1.
+const VERSION: [u8; 2] = [3, 3];
+const FIRST_VERSION: [u8; 2] = [3, 1];
+
+/// Walks over the bytes of one direction.
+#[derive(Debug, Default)]
+pub struct Headers {
+    header: [u8; HEADER],
+    have: usize,
+    /// Bytes of the present record that are still to come.
+    left: usize,
+    begun: bool,
+    encrypted: bool,
+}
+
+impl Headers {
+    /// Whether these bytes continue a connection of TLS 1.3: once a record is encrypted, all are, and an
+    /// encrypted record looks like application data.
+    pub fn fit(&mut self, mut bytes: &[u8]) -> bool {
+        while !bytes.is_empty() {
+            if self.left > 0 {
+                let count = self.left.min(bytes.len());
+                self.left -= count;
+                bytes = &bytes[count..];
+                continue;
+            }
+            self.header[self.have] = bytes[0];
+            self.have += 1;
+            bytes = &bytes[1..];
+            if self.have == HEADER && !self.begin_record() {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn begin_record(&mut self) -> bool {
+        let [kind, major, minor, high, low] = self.header;
+        let version = [major, minor];
+        let known = version == VERSION || (!self.begun && version == FIRST_VERSION);
+        let fits = known && (!self.encrypted || kind == APPLICATION_DATA);
+        self.have = 0;
+        self.left = usize::from(u16::from_be_bytes([high, low]));
+        self.begun = true;
+        self.encrypted |= kind == APPLICATION_DATA;
+        fits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(kind: u8, version: [u8; 2], length: u8) -> Vec<u8> {
+        let mut bytes = vec![kind, version[0], version[1], 0, length];
+        bytes.extend(std::iter::repeat_n(0xff, usize::from(length)));
+        bytes
+    }
+
+    #[test]
+    fn a_header_that_was_changed_does_not_fit_wherever_the_bytes_are_split() {
+        let (first, data) = (record(22, [3, 1], 7), record(23, [3, 3], 9));
+        for (bytes, fits) in [
+            ([first.clone(), record(20, [3, 3], 1), data.clone(), data.clone()].concat(), true),
+            ([first.clone(), data.clone(), record(22, [3, 3], 9)].concat(), false),
+            ([first.clone(), data.clone(), record(20, [3, 3], 1)].concat(), false),
+            ([first.clone(), data.clone(), record(23, [3, 1], 9)].concat(), false),
+            ([first, record(22, [3, 1], 7)].concat(), false),
+            (record(22, [3, 2], 7), false),
+        ] {
+            for at in 0..=bytes.len() {
+                let mut headers = Headers::default();
+                assert_eq!(headers.fit(&bytes[..at]) && headers.fit(&bytes[at..]), fits, "{bytes:?} at {at}");
+            }
+            let mut headers = Headers::default();
+            assert_eq!(bytes.iter().all(|byte| headers.fit(&[*byte])), fits, "{bytes:?} one by one");
+        }
+    }
+}

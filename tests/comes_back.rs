@@ -1,0 +1,295 @@
+//! Hub, agent and network go and come back; tunnels stand all the while.
+
+mod common;
+
+use std::io::Read;
+use std::io::Write;
+use std::net::TcpStream;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+
+use common::Home;
+use common::Hub;
+use common::PATIENCE;
+use common::Tunnelled;
+use common::dial;
+use common::echo;
+use common::echoes;
+use common::eventually;
+use common::expose;
+use common::fault::Ending;
+use common::fault::Kind;
+use common::fault::Path;
+use common::fault::read_out;
+use common::noise;
+use common::reach;
+use common::service;
+
+/// Three seconds, and what a machine that runs many tests at once takes on top.
+const SOON: Duration = Duration::from_millis(4500);
+
+/// A connection made now works before long. Its own tries are its user's: each is a new connection.
+fn works_soon(port: u16, since: Instant) {
+    eventually("a new connection works", SOON, || echoes(port, b"back?"));
+    assert!(since.elapsed() < SOON, "{:?}", since.elapsed());
+}
+
+fn service_id(home: &Home) -> String {
+    let listed = home.run(&["services", "--json"]).ok().json();
+    listed[0]["id"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn after_a_hub_was_killed_and_restarted() {
+    let mut tunnel = Tunnelled::to(service(echo));
+    let id = service_id(&tunnel.user);
+    tunnel.hub.running.kill();
+    tunnel.exposed.wait_event("lost");
+    tunnel.reached.wait_event("down");
+    // It listens all the while: a connection is taken, and waits a moment before it is given up.
+    let waiting = dial(tunnel.port);
+    tunnel.hub.restart();
+    works_soon(tunnel.port, Instant::now());
+    drop(waiting);
+    tunnel.exposed.wait_event("back");
+    assert_eq!(tunnel.exposed.events("lost"), 1, "{}", tunnel.exposed.out());
+    eventually("reach says that it is back", PATIENCE, || tunnel.reached.events("up") == 2);
+    assert_eq!(tunnel.reached.events("down"), 1, "{}", tunnel.reached.out());
+    assert_eq!(service_id(&tunnel.user), id);
+}
+
+#[test]
+fn a_connection_that_comes_while_the_hub_restarts_waits_for_it() {
+    let mut tunnel = Tunnelled::to(service(echo));
+    tunnel.hub.running.kill();
+    tunnel.reached.wait_event("down");
+    let port = tunnel.port;
+    let waiting = thread::spawn(move || echoes(port, b"patience"));
+    tunnel.hub.restart();
+    assert!(waiting.join().unwrap());
+}
+
+#[test]
+fn after_an_agent_was_killed_and_restarted() {
+    let target = service(echo);
+    let mut tunnel = Tunnelled::to(target);
+    let id = service_id(&tunnel.user);
+    for round in 1..3 {
+        tunnel.exposed.kill();
+        eventually("reach notices", PATIENCE, || {
+            let _ = echoes(tunnel.port, b"?");
+            tunnel.reached.events("down") == round
+        });
+        tunnel.exposed = expose(&tunnel.owner, "service", target);
+        works_soon(tunnel.port, Instant::now());
+        eventually("reach says that it is back", PATIENCE, || tunnel.reached.events("up") == round + 1);
+        assert_eq!(tunnel.reached.events("down"), round, "{}", tunnel.reached.out());
+    }
+    assert_eq!(service_id(&tunnel.user), id);
+}
+
+#[test]
+fn after_both_were_gone_for_a_while() {
+    let target = service(echo);
+    let mut tunnel = Tunnelled::to(target);
+    let id = service_id(&tunnel.user);
+    tunnel.hub.running.kill();
+    tunnel.exposed.kill();
+    tunnel.reached.wait_event("down");
+    // Long enough for the longest pause between two tries.
+    let until = Instant::now() + Duration::from_secs(6);
+    while Instant::now() < until {
+        assert!(!echoes(tunnel.port, b"?"));
+    }
+    tunnel.hub.restart();
+    tunnel.exposed = expose(&tunnel.owner, "service", target);
+    works_soon(tunnel.port, Instant::now());
+    eventually("reach says that it is back", PATIENCE, || tunnel.reached.events("up") == 2);
+    assert_eq!(tunnel.reached.events("down"), 1, "{}", tunnel.reached.out());
+    assert_eq!(service_id(&tunnel.user), id);
+}
+
+#[test]
+fn an_agent_may_start_before_its_hub() {
+    let mut hub = Hub::start();
+    let (owner, user) = (hub.machine("member"), hub.machine("member"));
+    hub.running.kill();
+    let exposed = owner.start(&["expose", "--json", "service", &service(echo).to_string()]);
+    exposed.wait_event("lost");
+    hub.restart();
+    let began = Instant::now();
+    exposed.wait_event("exposed");
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    let (_reached, port) = reach(&user, "service");
+    assert!(echoes(port, b"hello"));
+}
+
+#[test]
+fn after_the_joiners_connections_died_a_moment_ago() {
+    let hub = Hub::start();
+    let path = Path::to(&hub.address);
+    let (owner, user) = (hub.machine("member"), hub.machine_by(&path.url(), "member"));
+    let _exposed = expose(&owner, "service", service(echo));
+    let (_reached, port) = reach(&user, "service");
+    assert!(echoes(port, b"warm"));
+    // The path changes under it: the old connections are dead, new ones work at once.
+    path.fall_silent();
+    path.recover();
+    works_soon_with_new_tries(port);
+}
+
+#[test]
+fn one_connection_is_enough_to_find_that_the_path_has_changed() {
+    let hub = Hub::start();
+    let path = Path::to(&hub.address);
+    let (owner, user) = (hub.machine("member"), hub.machine_by(&path.url(), "member"));
+    let _exposed = expose(&owner, "service", service(echo));
+    let (_reached, port) = reach(&user, "service");
+    stand(port, 12);
+    path.fall_silent();
+    // So long that nothing counts as just heard.
+    thread::sleep(Duration::from_millis(2200));
+    path.recover();
+    let began = Instant::now();
+    assert!(echoes(port, b"hello"));
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+}
+
+/// So many sessions stand.
+fn stand(port: u16, count: usize) {
+    let held: Vec<TcpStream> = (0..count)
+        .map(|_| {
+            let mut client = dial(port);
+            client.write_all(b"w").unwrap();
+            client.read_exact(&mut [0]).unwrap();
+            client
+        })
+        .collect();
+    for client in held {
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(read_out(&client), (Vec::new(), Ending::Eof));
+    }
+}
+
+/// As for a person who opens another connection when one does not answer.
+fn works_soon_with_new_tries(port: u16) {
+    let began = Instant::now();
+    loop {
+        let mut client = dial(port);
+        client.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        if client.write_all(b"?").is_ok() && client.read_exact(&mut [0]).is_ok() {
+            break;
+        }
+        assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    }
+}
+
+#[test]
+fn after_all_connections_died_without_a_word() {
+    let hub = Hub::start();
+    let path = Path::to(&hub.address);
+    let (owner, user) = (hub.machine_by(&path.url(), "member"), hub.machine_by(&path.url(), "member"));
+    let exposed = expose(&owner, "service", service(echo));
+    let (reached, port) = reach(&user, "service");
+    let id = service_id(&user);
+    path.fall_silent();
+    // Each notices by the silence of the other.
+    let began = Instant::now();
+    reached.wait_event("down");
+    exposed.wait_event("lost");
+    assert!(began.elapsed() < Duration::from_secs(29), "{:?}", began.elapsed());
+    path.recover();
+    let began = Instant::now();
+    exposed.wait_event("back");
+    works_soon(port, began);
+    eventually("reach says that it is back", PATIENCE, || reached.events("up") == 2);
+    assert_eq!((exposed.events("lost"), reached.events("down")), (1, 1));
+    assert_eq!(service_id(&user), id);
+}
+
+#[test]
+fn a_late_end_of_an_old_channel_does_not_unregister_its_successor() {
+    let hub = Hub::start();
+    let path = Path::to(&hub.address);
+    let (owner, user) = (hub.machine_by(&path.url(), "member"), hub.machine("member"));
+    let target = service(echo);
+    let mut first = expose(&owner, "service", target);
+    let id = service_id(&user);
+    // The agent dies and its host with it: nobody tells the hub.
+    path.fall_silent();
+    first.kill();
+    path.recover();
+    let _second = expose(&owner, "service", target);
+    let (_reached, port) = reach(&user, "service");
+    // Now the hub hears that the old channel is gone.
+    path.cut_silent();
+    eventually("the old channel is gone", PATIENCE, || hub.audit().contains("agent.down"));
+    for _ in 0..5 {
+        assert!(echoes(port, b"still there"));
+        let listed = user.run(&["services", "--json"]).ok().json();
+        assert_eq!((&listed[0]["status"], &listed[0]["id"]), (&"online".into(), &id.clone().into()));
+    }
+}
+
+#[test]
+fn two_processes_of_one_agent_do_not_displace_each_other() {
+    let mut hub = Hub::start();
+    let (owner, user) = (hub.machine("member"), hub.machine("member"));
+    let (mut one, mut two) = (expose(&owner, "one", service(echo)), expose(&owner, "two", service(echo)));
+    let ((_a, first), (_b, second)) = (reach(&user, "one"), reach(&user, "two"));
+    assert!(echoes(first, b"1") && echoes(second, b"2"));
+    hub.running.kill();
+    one.wait_event("lost");
+    two.wait_event("lost");
+    hub.restart();
+    one.wait_event("back");
+    two.wait_event("back");
+    let began = Instant::now();
+    works_soon(first, began);
+    works_soon(second, began);
+    assert_eq!((one.events("lost"), two.events("lost")), (1, 1));
+    // When one ends, the other stays.
+    assert_eq!(one.interrupt().0.code(), Some(0));
+    let listed = user.run(&["services", "--json"]).ok().json();
+    assert_eq!((listed.as_array().unwrap().len(), &listed[0]["name"]), (1, &"two".into()));
+    assert!(echoes(second, b"2"));
+    assert!(two.is_running());
+}
+
+#[test]
+fn running_connections_outlive_the_control_channel() {
+    let hub = Hub::start();
+    let path = Path::to(&hub.address);
+    let (owner, user) = (hub.machine_by(&path.url(), "member"), hub.machine_by(&path.url(), "member"));
+    let exposed = expose(&owner, "service", service(echo));
+    let (_reached, port) = reach(&user, "service");
+    let mut client = dial(port);
+    let mut round = |seed| {
+        let (sent, mut back) = (noise(seed, 100_000), vec![0; 100_000]);
+        client.write_all(&sent).unwrap();
+        client.read_exact(&mut back).unwrap();
+        assert!(back == sent);
+    };
+    round(1);
+    path.cut(Kind::Api);
+    exposed.wait_event("lost");
+    round(2);
+    exposed.wait_event("back");
+    round(3);
+    assert!(echoes(port, b"new ones too"));
+}
+
+#[test]
+fn a_process_that_was_stopped_goes_on() {
+    let tunnel = Tunnelled::to(service(echo));
+    for program in [&tunnel.exposed, &tunnel.reached, &tunnel.hub.running] {
+        program.signal(Signal::SIGSTOP);
+        thread::sleep(Duration::from_millis(300));
+        program.signal(Signal::SIGCONT);
+        works_soon(tunnel.port, Instant::now());
+    }
+    assert_eq!((tunnel.exposed.events("lost"), tunnel.reached.events("down")), (0, 0));
+}

@@ -1,0 +1,419 @@
+//! What the hub and its clients write: it survives kill -9, a full disk, torn and damaged files, symlinks in
+//! their place, and many writers at once; and nobody else can read it.
+
+mod common;
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Mutex;
+use std::thread;
+use std::time::Duration;
+
+use common::Home;
+use common::Hub;
+use common::PATIENCE;
+use common::Running;
+use common::Said;
+use common::eventually;
+use common::expose;
+use common::https::RawAgent;
+use common::noise;
+use common::under;
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+fn ids(hub: &Hub) -> Vec<String> {
+    let keys = hub.ask("GET /v1/keys", &hub.admin_key, "").json();
+    keys.as_array().unwrap().iter().map(|key| key["id"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Makes a key; `None` when the hub died before it answered.
+fn make_key(hub: &Hub) -> Option<String> {
+    use common::https;
+    let mut stream = https::dial_from(https::LOOPBACK, &hub.address).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+    let mut stream = https::tls_over(stream, "127.0.0.1", &hub.ca());
+    let request = https::request("POST /v1/keys", "h", &[("x-api-key", hub.admin_key.as_str())], "");
+    stream.write_all(request.as_bytes()).ok()?;
+    let answer = https::Answer::read(&mut stream);
+    (answer.status == 201).then(|| answer.text("id"))
+}
+
+#[test]
+fn every_acknowledged_write_is_there_after_kill_9_at_any_moment() {
+    let mut hub = Hub::start();
+    let acknowledged = Mutex::new(Vec::new());
+    let moments = noise(7, 16);
+    for (round, moment) in moments.iter().take(8).enumerate() {
+        // Three writers at once; the hub dies somewhere among their writes.
+        let pid = i32::try_from(hub.running.pid()).unwrap();
+        let kill_at = acknowledged.lock().unwrap().len() + 26 + usize::from(*moment) % 20;
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while let Some(id) = make_key(&hub) {
+                        let mut all = acknowledged.lock().unwrap();
+                        all.push(id);
+                        if all.len() == kill_at {
+                            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        hub.restart();
+        let there = ids(&hub);
+        let lost: Vec<_> =
+            acknowledged.lock().unwrap().iter().filter(|id| !there.contains(id)).cloned().collect();
+        assert!(lost.is_empty(), "round {round} lost {lost:?}");
+        let acknowledged = acknowledged.lock().unwrap().len();
+        assert!(there.len() <= acknowledged + 1 + 3 * (round + 1), "{} of {acknowledged}", there.len());
+    }
+    assert!(acknowledged.lock().unwrap().len() >= 200);
+    hub.home.run(&["hub", "audit", "verify"]).ok();
+}
+
+#[test]
+fn a_torn_last_line_is_dropped_and_said_and_damage_before_it_is_refused() {
+    let mut hub = Hub::start();
+    for _ in 0..5 {
+        make_key(&hub).unwrap();
+    }
+    let before = ids(&hub);
+    hub.running.kill();
+    let journal = hub.home.file("hub/journal");
+    let whole = fs::read(&journal).unwrap();
+    let line = whole.split_inclusive(|byte| *byte == b'\n').next_back().unwrap();
+    fs::write(&journal, [&whole[..], &line[..line.len() / 2]].concat()).unwrap();
+    hub.restart();
+    hub.running.wait_err(|line| line.contains("[!]") && line.contains("torn by a crash"));
+    assert_eq!(ids(&hub), before);
+    make_key(&hub).unwrap();
+    hub.running.kill();
+    let whole = fs::read(&journal).unwrap();
+    for (at, what) in
+        [(whole.len() / 2, "a changed byte"), (0, "the first byte"), (whole.len() - 3, "the last line")]
+    {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 1;
+        fs::write(&journal, &damaged).unwrap();
+        let said = hub.home.run(&["hub", "--listen", "127.0.0.1:0"]);
+        assert_eq!(said.code, Some(1), "{what}: {said:#?}");
+        assert!(said.err.contains("journal is damaged at line") && said.err.contains("backup"), "{said:#?}");
+        assert_eq!(fs::read(&journal).unwrap(), damaged, "a damaged journal is left as it is");
+        let listed = hub.home.run(&["hub", "key", "list"]);
+        assert!(listed.code == Some(1) && listed.err.contains("damaged"), "{listed:#?}");
+    }
+    fs::write(&journal, &whole).unwrap();
+    fs::write(hub.home.file("hub/registry.json"), "{\"version\":1,").unwrap();
+    let said = hub.home.run(&["hub", "--listen", "127.0.0.1:0"]);
+    assert!(said.code == Some(1) && said.err.contains("registry.json is damaged"), "{said:#?}");
+    fs::write(hub.home.file("hub/registry.json"), r#"{"version":9,"n":0,"records":[]}"#).unwrap();
+    let said = hub.home.run(&["hub", "--listen", "127.0.0.1:0"]);
+    assert!(said.code == Some(1) && said.err.contains("another version"), "{said:#?}");
+    fs::remove_file(hub.home.file("hub/registry.json")).unwrap();
+    // What a crash in the middle of a snapshot leaves goes away.
+    fs::write(hub.home.file("hub/.registry.json.abcd1234"), "half").unwrap();
+    hub.restart();
+    assert!(!hub.home.file("hub/.registry.json.abcd1234").exists());
+}
+
+#[test]
+fn the_journal_is_folded_into_a_snapshot_and_nothing_is_lost_on_the_way() {
+    let mut hub = Hub::start();
+    let owner = hub.key("member");
+    let mut agent = RawAgent::up(&hub, &owner, "agent_a");
+    agent.expose("db");
+    let label = "l".repeat(60);
+    // A join rewrites its share, which grows with each: a few hundred make more than the journal may hold.
+    let body = json!({ "name": label, "agent": "agent_a", "services": ["db"], "expiresInSeconds": 600 });
+    let code = hub.ask("POST /v1/shares", &owner, &body.to_string()).text("code");
+    let snapshot = hub.home.file("hub/registry.json");
+    let mut joins = 0;
+    eventually("a snapshot is written", PATIENCE, || {
+        thread::scope(|scope| {
+            let join = || {
+                for _ in 0..25 {
+                    assert_eq!(hub.ask(&format!("POST /v1/shares/{code}/join"), &owner, "").status, 200);
+                }
+            };
+            (0..4).for_each(|_| drop(scope.spawn(join)));
+        });
+        joins += 100;
+        snapshot.exists()
+    });
+    hub.running.kill();
+    assert!(fs::metadata(hub.home.file("hub/journal")).unwrap().len() < 1024 * 1024);
+    hub.restart();
+    assert_eq!(hub.ask("GET /v1/shares", &owner, "").json()[0]["joinCount"], joins);
+    assert_eq!(mode(&snapshot), 0o600);
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+fn everything_below(path: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries.flat_map(|entry| [vec![entry.path()], everything_below(&entry.path())].concat()).collect()
+}
+
+#[test]
+fn files_are_0600_and_folders_0700_whatever_the_umask() {
+    for umask in ["umask 0", "umask 022", "umask 077"] {
+        let outer = Home::new();
+        let open = |args: &[&str]| {
+            let mut command = outer.connect(args);
+            command.env("PRIVATECONNECT_HOME", outer.file("state"));
+            under(umask, &command)
+        };
+        let hub =
+            Running::start(open(&["hub", "--json", "--listen", "127.0.0.1:0", "--tunnel-ports", "off"]));
+        let said = hub.wait_event("listening");
+        let (url, key) = (said["url"].as_str().unwrap(), said["firstKey"].as_str().unwrap());
+        Said::of(open(&["up", "--hub", url, "--api-key", key])).ok();
+        let exposed = Running::start(open(&["expose", "--json", "web", "1"]));
+        exposed.wait_event("exposed");
+        Said::of(open(&["hub", "key", "create"])).ok();
+        let mut all = everything_below(&outer.file("state"));
+        all.push(outer.file("state"));
+        assert!(all.len() > 12, "{all:?}");
+        for path in all {
+            let wanted = if path.is_dir() { 0o700 } else { 0o600 };
+            assert_eq!(mode(&path), wanted, "{umask}: {} has {:o}", path.display(), mode(&path));
+        }
+    }
+}
+
+#[test]
+fn a_link_in_the_place_of_a_state_file_is_refused_and_its_target_untouched() {
+    let mut hub = Hub::start();
+    let machine = hub.machine("member");
+    hub.running.kill();
+    let refused = |home: &Home, file: &str, args: &[&str]| {
+        let (path, victim) = (home.file(file), home.file("victim"));
+        fs::write(&victim, "untouched").unwrap();
+        let kept = fs::read(&path).ok();
+        let _ = fs::remove_file(&path);
+        symlink(&victim, &path).unwrap();
+        let said = home.run(args);
+        assert!(said.code == Some(1) && said.err.contains("symbolic link"), "{file}: {said:#?}");
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched", "{file}");
+        assert_eq!(fs::metadata(&victim).unwrap().permissions().mode() & 0o777, 0o644, "{file}");
+        assert!(fs::symlink_metadata(&path).unwrap().is_symlink(), "{file}");
+        fs::remove_file(&path).unwrap();
+        if let Some(kept) = kept {
+            fs::write(&path, kept).unwrap();
+        }
+    };
+    for file in
+        ["journal", "registry.json", "audit.log", "hub.lock", "hub.json", "certs/ca.key", "certs/ca.crt"]
+    {
+        refused(
+            &hub.home,
+            &format!("hub/{file}"),
+            &["hub", "--listen", "127.0.0.1:0", "--tunnel-ports", "off"],
+        );
+    }
+    hub.restart();
+    for file in ["config.json", "identity.pem", ".lock"] {
+        refused(&machine, file, &["up", "--hub", &hub.url, "--api-key", &hub.admin_key]);
+    }
+    // A pipe there is not waited for either.
+    let config = machine.file("config.json");
+    fs::remove_file(&config).unwrap();
+    nix::unistd::mkfifo(&config, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let said = machine.run(&["whoami"]);
+    assert!(said.code == Some(1) && said.err.contains("not a plain file"), "{said:#?}");
+}
+
+#[test]
+fn a_second_hub_on_one_data_folder_is_refused_and_commands_beside_it_work() {
+    let hub = Hub::start();
+    let said = hub.home.run(&["hub", "--listen", "127.0.0.1:0"]);
+    assert!(said.code == Some(1) && said.err.contains("Another hub runs on this data folder"), "{said:#?}");
+    assert!(said.err.contains("--data DIR"));
+    // The one that runs is not disturbed, nor its note removed.
+    assert_eq!(hub.home.run(&["hub", "status", "--json"]).ok().json()["running"], true);
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| hub.home.run(&["hub", "key", "create"]).ok());
+        }
+    });
+    assert_eq!(ids(&hub).len(), 9);
+    let mut hub = hub;
+    hub.running.kill();
+    // Without a hub they take turns; a note that a killed hub left behind misleads nobody.
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| hub.home.run(&["hub", "key", "create"]).ok());
+        }
+    });
+    hub.restart();
+    assert_eq!(ids(&hub).len(), 17);
+    hub.home.run(&["hub", "audit", "verify"]).ok();
+}
+
+/// A small disk of its own; `None`, loudly, where that needs more rights than the tester has.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(path: PathBuf) -> Option<Self> {
+        fs::create_dir_all(&path).unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=512k,mode=700", "connect-test"]).arg(&path);
+        if mount.output().is_ok_and(|done| done.status.success()) {
+            return Some(Self(path));
+        }
+        eprintln!("\n*** SKIPPED: the full disk; mounting a tmpfs needs root: sudo make test ***\n");
+        None
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_changes_with_a_reason_loses_nothing_and_recovers() {
+    let home = Home::new();
+    let Some(_disk) = Disk::mount(home.file("hub")) else { return };
+    let command = home.connect(&["hub", "--json", "--listen", "127.0.0.1:0", "--tunnel-ports", "off"]);
+    let mut hub = Hub::start_by(home, command, &["--tunnel-ports", "off"]);
+    let kept = make_key(&hub).unwrap();
+    let filler = hub.home.file("hub/filler");
+    let mut file = fs::File::create(&filler).unwrap();
+    while file.write_all(&[0; 512]).is_ok() {}
+    drop(file);
+    let (mut made, mut refused) = (vec![kept], 0);
+    eventually("the disk is full", PATIENCE, || {
+        let answer = hub.ask("POST /v1/keys", &hub.admin_key, "");
+        match answer.status {
+            201 => made.push(answer.text("id")),
+            503 => {
+                assert!(
+                    answer.text("error").contains("cannot write")
+                        && answer.text("hint").contains("nothing was changed")
+                );
+                refused += 1;
+            }
+            other => panic!("{other}"),
+        }
+        // Refused logins go on filling the audit log.
+        hub.ask("GET /v1/whoami", "pc_wrong", "");
+        refused > 10
+    });
+    // Reading works, and what was refused is not there.
+    assert_eq!(ids(&hub).len(), made.len() + 1);
+    assert_eq!(hub.ask("GET /health", "", "").status, 200);
+    fs::remove_file(&filler).unwrap();
+    made.push(make_key(&hub).expect("it recovers"));
+    let verified = |hub: &Hub| hub.home.run(&["hub", "audit", "verify"]).code == Some(0);
+    eventually("the audit log has caught up", PATIENCE, || {
+        hub.audit().contains(made.last().unwrap()) && verified(&hub)
+    });
+    hub.running.kill();
+    hub.restart();
+    let there = ids(&hub);
+    assert!(made.iter().all(|id| there.contains(id)) && there.len() == made.len() + 1);
+    assert!(verified(&hub));
+}
+
+#[test]
+fn a_changed_byte_of_the_audit_log_is_found_wherever_it_is() {
+    let mut hub = Hub::start();
+    for key in ["pc_a", "pc_b"] {
+        hub.ask("GET /v1/whoami", key, "");
+    }
+    make_key(&hub).unwrap();
+    hub.running.signal(Signal::SIGTERM);
+    assert!(hub.running.wait().success());
+    let log = hub.home.file("hub/audit.log");
+    let whole = fs::read(&log).unwrap();
+    let said = hub.home.run(&["hub", "audit", "verify", "--json"]).ok().json();
+    assert!(said["lines"].as_u64().unwrap() >= 4);
+    // The unit tests try every byte; here, the command tells which line, and exits 1.
+    for at in (0..whole.len()).step_by(whole.len() / 12).chain([whole.len() - 30]) {
+        let mut changed = whole.clone();
+        changed[at] ^= 1;
+        fs::write(&log, &changed).unwrap();
+        let said = hub.home.run(&["hub", "audit", "verify"]);
+        let line = whole[..at].iter().filter(|byte| **byte == b'\n').count() + 1;
+        assert_eq!(said.code, Some(1), "byte {at}: {said:#?}");
+        let named = [line, line + 1].map(|line| format!("at line {line}\n"));
+        assert!(
+            named.iter().any(|words| format!("{}\n", said.err).contains(words)),
+            "byte {at} in {line}: {said:#?}"
+        );
+    }
+    let text = String::from_utf8(whole.clone()).unwrap();
+    let without: String =
+        text.lines().enumerate().filter(|(n, _)| *n != 1).map(|(_, line)| format!("{line}\n")).collect();
+    let long = format!("{}{}", "x".repeat(200_000), text);
+    for tampered in [without, long] {
+        fs::write(&log, tampered).unwrap();
+        assert_eq!(hub.home.run(&["hub", "audit", "verify"]).code, Some(1));
+    }
+    // A torn last line is what a crash leaves, and no tampering.
+    fs::write(&log, [&whole[..], &whole[..20]].concat()).unwrap();
+    hub.home.run(&["hub", "audit", "verify"]).ok();
+    hub.restart();
+    make_key(&hub).unwrap();
+    eventually("the chain goes on", PATIENCE, || {
+        hub.home.run(&["hub", "audit", "verify", "--json"]).ok().json()["lines"].as_u64()
+            > said["lines"].as_u64()
+    });
+}
+
+#[test]
+fn many_processes_on_one_state_folder_lose_nothing_of_each_other() {
+    let hub = Hub::start();
+    let home = hub.machine("member");
+    let exposed: Vec<Running> =
+        (0..6).map(|n| expose(&home, &format!("s{n}"), common::service(common::echo))).collect();
+    let reached: Vec<Running> = thread::scope(|scope| {
+        let start = |n: usize| {
+            let home = &home;
+            move || {
+                let running = home.start(&["reach", "--json", &format!("s{n}")]);
+                running.wait_event("up");
+                running
+            }
+        };
+        let started: Vec<_> = (0..6).map(|n| scope.spawn(start(n))).collect();
+        for n in 0..4 {
+            let (home, hub) = (&home, &hub);
+            scope.spawn(move || {
+                home.run(&["up", "--hub", &hub.url, "--api-key", &hub.admin_key, "--label", &format!("l{n}")])
+            });
+        }
+        started.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    let names = |file: &str| {
+        let text = fs::read_to_string(home.file(file)).unwrap();
+        (0..6).filter(|n| text.contains(&format!("s{n}\""))).count()
+    };
+    assert_eq!((names("active-routes.json"), names("known_agents.json"), names("ports.json")), (6, 6, 6));
+    let routes: Vec<serde_json::Value> =
+        serde_json::from_str(&fs::read_to_string(home.file("active-routes.json")).unwrap()).unwrap();
+    assert_eq!(routes.len(), 6);
+    let config: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(home.file("config.json")).unwrap()).unwrap();
+    assert_eq!(config["hubUrl"], hub.url.as_str());
+    drop(reached);
+    drop(exposed);
+    // The killed ones left their routes behind; the next writer drops them, and no draft stays.
+    let hub_side = expose(&home, "s9", common::service(common::echo));
+    let (next, _) = common::reach(&home, "s9");
+    let routes: Vec<serde_json::Value> =
+        serde_json::from_str(&fs::read_to_string(home.file("active-routes.json")).unwrap()).unwrap();
+    assert_eq!(routes.len(), 1, "{routes:?}");
+    drop((hub_side, next));
+}

@@ -1,0 +1,305 @@
+//! How clients recognise their hub, and how they get to it: pins, CA files, proxies, a TLS-terminating nginx.
+
+mod common;
+
+use std::fs;
+use std::io;
+use std::io::Read;
+use std::io::Write;
+use std::net::TcpListener;
+use std::net::TcpStream;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::thread;
+
+use common::Home;
+use common::Hub;
+use common::PATIENCE;
+use common::Running;
+use common::Said;
+use common::echo;
+use common::echoes;
+use common::eventually;
+use common::expose;
+use common::fake_hub::Certificates;
+use common::fake_hub::FakeHub;
+use common::fake_hub::friendly;
+use common::is_here;
+use common::noise;
+use common::reach;
+use common::service;
+
+#[test]
+fn a_hub_with_another_pin_is_refused_clearly_and_hears_nothing() {
+    let fake = FakeHub::start(|asked, stream| friendly(asked, stream));
+    let hub = Hub::start();
+    let home = Home::new();
+    let said = home.run(&["up", "--hub", &fake.url, "--api-key", &hub.admin_key]);
+    assert_eq!(said.code, Some(1));
+    assert!(
+        said.err.contains("did not prove that it is your hub") && said.err.contains("--ca FILE"),
+        "{said:#?}"
+    );
+    assert!(!home.file("config.json").exists());
+    // A machine that is logged in is redirected to another hub.
+    let machine = hub.machine("member");
+    for args in [&["whoami"][..], &["services"], &["reach", "db"], &["expose", "db", "1"]] {
+        let said = machine.run(&[args, &["--hub", &fake.url]].concat());
+        assert!(said.code == Some(1) && said.err.contains("did not prove"), "{args:?}: {said:#?}");
+    }
+    assert!(fake.asked().is_empty(), "{:?}", fake.asked());
+    // The same hub is believed by whoever has its key.
+    home.run(&["up", "--hub", &fake.url, "--api-key", &fake.key]).ok();
+    assert!(fake.asked().iter().any(|asked| asked.head.contains(&fake.key)));
+    // Without a key nothing but the handshake is made before the user has seen the pin.
+    let seen = fake.asked().len();
+    let said = Home::new().run(&["up", "--hub", &fake.url]);
+    assert!(said.code == Some(1) && said.err.contains(&fake.certificates.pin), "{said:#?}");
+    assert_eq!(fake.asked().len(), seen);
+}
+
+#[test]
+fn a_ca_file_is_believed_by_option_and_by_environment_and_a_wrong_one_is_not() {
+    let hub = Hub::start();
+    let secret = hub.admin_key.split('.').next().unwrap();
+    let ca = hub.home.file("hub/certs/ca.crt").display().to_string();
+    let up = ["up", "--hub", &hub.url, "--api-key", secret];
+    let without = Home::new().run(&up);
+    assert!(without.code == Some(1) && without.err.contains("did not prove"), "{without:#?}");
+    let home = Home::new();
+    home.run(&[&up[..], &["--ca", &ca]].concat()).ok();
+    home.run(&["whoami"]).ok();
+    let by_environment = Home::new();
+    let mut command = by_environment.connect(&up);
+    command.env("PRIVATECONNECT_CA", &ca);
+    Said::of(command).ok();
+    let other = Home::new();
+    let wrong = other.file("wrong.pem");
+    fs::write(&wrong, Certificates::make().ca).unwrap();
+    let said = other.run(&[&up[..], &["--ca", wrong.to_str().unwrap()]].concat());
+    assert!(said.code == Some(1) && said.err.contains("did not prove"), "{said:#?}");
+    // A CA that was asked for outweighs the pin in the key.
+    let said = home.run(&["whoami", "--hub", &hub.url]);
+    assert_eq!(said.code, Some(0));
+    for (file, words) in [("/nowhere/ca.pem", "Cannot read the CA file"), ("/etc/hostname", "no certificate")]
+    {
+        let said = other.run(&[&up[..], &["--ca", file]].concat());
+        assert!(said.code == Some(1) && said.err.contains(words), "{said:#?}");
+    }
+}
+
+/// A proxy that speaks CONNECT, and what it was asked for.
+struct Proxy {
+    address: String,
+    seen: Arc<Mutex<Vec<String>>>,
+}
+
+impl Proxy {
+    fn start(answer: &'static str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let seen: Arc<Mutex<Vec<String>>> = Arc::default();
+        let own = Arc::clone(&seen);
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let seen = Arc::clone(&own);
+                thread::spawn(move || serve_connect(stream, answer, &seen));
+            }
+        });
+        Self { address, seen }
+    }
+
+    fn seen(&self) -> Vec<String> {
+        self.seen.lock().unwrap().clone()
+    }
+}
+
+fn serve_connect(mut client: TcpStream, answer: &str, seen: &Mutex<Vec<String>>) -> io::Result<()> {
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") {
+        client.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8_lossy(&head).into_owned();
+    seen.lock().unwrap().push(head.clone());
+    client.write_all(answer.as_bytes())?;
+    if !answer.contains(" 200 ") {
+        return Ok(());
+    }
+    let target = head.strip_prefix("CONNECT ").and_then(|rest| rest.split(' ').next()).unwrap_or_default();
+    let hub = TcpStream::connect(target)?;
+    let (mut from, mut to) = (client.try_clone()?, hub.try_clone()?);
+    thread::spawn(move || {
+        let _ = io::copy(&mut from, &mut to);
+        let _ = to.shutdown(std::net::Shutdown::Write);
+    });
+    let (mut from, mut to) = (hub, client);
+    let _ = io::copy(&mut from, &mut to);
+    to.shutdown(std::net::Shutdown::Write)
+}
+
+#[test]
+fn api_control_channel_and_relay_go_through_the_proxy_that_is_set() {
+    let hub = Hub::start();
+    let proxy = Proxy::start("HTTP/1.1 200 Connection established\r\n\r\n");
+    let with = |home: &Home, args: &[&str], variables: &[(&str, &str)]| {
+        let mut command = home.connect(args);
+        command.envs(variables.iter().copied());
+        command
+    };
+    let url = format!("http://us%65r:pass@{}", proxy.address);
+    let set = [("HTTPS_PROXY", url.as_str())];
+    let home = Home::new();
+    Said::of(with(&home, &["up", "--hub", &hub.url, "--api-key", &hub.admin_key], &set)).ok();
+    assert_eq!(proxy.seen().len(), 1, "one kept-alive connection does for all of `up`");
+    let exposed =
+        Running::start(with(&home, &["expose", "--json", "echo", &service(echo).to_string()], &set));
+    exposed.wait_event("exposed");
+    let for_agent = proxy.seen().len();
+    assert_eq!(for_agent, 3, "API and control channel: {:#?}", proxy.seen());
+    let reached = Running::start(with(&home, &["reach", "--json", "echo"], &set));
+    let port = u16::try_from(reached.wait_event("up")["localPort"].as_u64().unwrap()).unwrap();
+    assert!(echoes(port, &noise(1, 500_000)));
+    // The look at the way, the API, and both halves of one session.
+    assert_eq!(proxy.seen().len(), for_agent + 4, "{:#?}", proxy.seen());
+    for head in proxy.seen() {
+        assert!(head.starts_with(&format!("CONNECT {} HTTP/1.1\r\n", hub.address)), "{head}");
+        assert!(
+            head.contains("Proxy-Authorization: Basic dXNlcjpwYXNz\r\n") && !head.contains("pc_"),
+            "{head}"
+        );
+    }
+    drop((exposed, reached));
+    let before = proxy.seen().len();
+    for except in ["127.0.0.1", "127.0.0.0/8", "*", "example.com, 127.0.0.1"] {
+        Said::of(with(&home, &["whoami"], &[set[0], ("NO_PROXY", except)])).ok();
+    }
+    assert_eq!(proxy.seen().len(), before);
+    Said::of(with(&home, &["whoami"], &[("https_proxy", &proxy.address), ("no_proxy", "example.com")])).ok();
+    assert_eq!(proxy.seen().len(), before + 1);
+}
+
+#[test]
+fn a_proxy_that_refuses_babbles_or_is_not_there_is_named_in_the_error() {
+    let hub = Hub::start();
+    let endless: &'static str =
+        Box::leak(format!("HTTP/1.1 403 Forbidden\r\nA: {}", "a".repeat(200_000)).into_boxed_str());
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let machine = hub.machine("member");
+    for (proxy, words) in [
+        (
+            Proxy::start("HTTP/1.1 407 Proxy Authentication Required\r\n\r\n").address,
+            "refused with status 407",
+        ),
+        (Proxy::start("SSH-2.0-x\r\n\r\n").address, "does not answer"),
+        (Proxy::start(endless).address, "does not answer"),
+        (gone, "unset it, or add the hub to NO_PROXY"),
+        ("socks5://x".into(), "HTTPS_PROXY is not a proxy address"),
+    ] {
+        let mut command = machine.connect(&["whoami"]);
+        command.env("HTTPS_PROXY", &proxy);
+        let said = Said::of(command);
+        assert!(said.code == Some(1) && said.err.contains(words), "{proxy}: {said:#?}");
+    }
+}
+
+/// nginx that ends TLS before a hub with `--behind-proxy`, with everything in one folder.
+struct Nginx {
+    _running: Running,
+    url: String,
+    ca: String,
+}
+
+impl Nginx {
+    fn start(home: &Home, hub: &str) -> Self {
+        let certificates = Certificates::make();
+        let ca = home.file("front-ca.pem").display().to_string();
+        fs::write(&ca, &certificates.ca).unwrap();
+        fs::write(home.file("front.pem"), &certificates.leaf).unwrap();
+        fs::write(home.file("front.key"), &certificates.key).unwrap();
+        let folder = home.path().display();
+        // nginx cannot be told to choose a port and say which, so one is chosen for it; another if it is lost.
+        for _ in 0..10 {
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let config = format!(
+                "worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log stderr; user root;
+                 events {{ worker_connections 256; }}
+                 http {{ access_log off;
+                   client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f;
+                   uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+                   map $http_upgrade $connection_upgrade {{ default upgrade; '' close; }}
+                   server {{ listen 127.0.0.1:{port} ssl; ssl_certificate {folder}/front.pem; ssl_certificate_key {folder}/front.key;
+                     location / {{ proxy_pass http://{hub}; proxy_http_version 1.1; proxy_set_header Host $host;
+                       proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $connection_upgrade;
+                       proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; proxy_buffering off; }} }} }}"
+            );
+            fs::write(home.file("nginx.conf"), config).unwrap();
+            let path = format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default());
+            let mut command = Command::new("nginx");
+            command
+                .env("PATH", path)
+                .arg("-e")
+                .arg("stderr")
+                .arg("-p")
+                .arg(home.path())
+                .arg("-c")
+                .arg(home.file("nginx.conf"));
+            let mut running = Running::start(command);
+            let listens = || TcpStream::connect(("127.0.0.1", port)).is_ok();
+            let mut ended = false;
+            eventually("nginx listens or ends", PATIENCE, || {
+                ended = !running.is_running();
+                ended || listens()
+            });
+            if !ended {
+                return Self { _running: running, url: format!("https://127.0.0.1:{port}"), ca };
+            }
+        }
+        panic!("nginx does not start");
+    }
+}
+
+#[test]
+fn behind_an_nginx_that_ends_tls_everything_works() {
+    if !is_here("nginx", "nginx-light") {
+        return;
+    }
+    let hub = Hub::start_with(&["--behind-proxy", "--tunnel-ports", "47100-47199"]);
+    assert!(!hub.admin_key.contains('.'), "a key carries no pin of a certificate that clients do not see");
+    let nginx = Nginx::start(&hub.home, &hub.address);
+    let up = |role: &str| {
+        let home = Home::new();
+        home.run(&["up", "--hub", &nginx.url, "--api-key", &hub.key(role), "--ca", &nginx.ca]).ok();
+        home
+    };
+    let (owner, user) = (up("member"), up("member"));
+    let exposed = expose(&owner, "echo", service(echo));
+    let (reached, port) = reach(&user, "echo");
+    assert!(echoes(port, &noise(2, 2_000_000)));
+    // Half-close, one end first and then the other, passes through three TLS layers.
+    assert!(echoes(port, b""));
+    let tunnel = user.run(&["services", "--json"]).ok().json()[0]["tunnelPort"].as_u64().unwrap();
+    assert!(echoes(u16::try_from(tunnel).unwrap(), &noise(3, 100_000)), "the hub's own tunnel port");
+    // The client's address is what nginx says last, not what the client says it is.
+    let said = hub.ask_plainly(&[
+        ("X-Forwarded-For", "6.6.6.6"),
+        ("X-Forwarded-For", "7.7.7.7, 127.9.9.9"),
+        ("x-api-key", "pc_x"),
+    ]);
+    assert_eq!(said, 401);
+    eventually("the refusal is audited", PATIENCE, || hub.audit().contains("127.9.9.9"));
+    assert!(!hub.audit().contains("6.6.6.6") && !hub.audit().contains("7.7.7.7"));
+    // The hub's own command line works beside it.
+    assert_eq!(hub.home.run(&["hub", "status", "--json"]).ok().json()["running"], true);
+    drop((exposed, reached));
+}
+
+impl Hub {
+    /// As a proxy in front would ask it.
+    fn ask_plainly(&self, fields: &[(&str, &str)]) -> u16 {
+        let mut stream = common::https::dial_from(common::https::LOOPBACK, &self.address).unwrap();
+        stream.write_all(common::https::request("GET /v1/whoami", "h", fields, "").as_bytes()).unwrap();
+        common::https::Answer::read(&mut stream).status
+    }
+}
