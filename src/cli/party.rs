@@ -290,9 +290,9 @@ impl<'c> Party<'c> {
             .hint("Give it more time with --wait 5m, or look at the agent: connect status there"))
     }
 
-    /// Lists the tunnels as routes, remembers their ports, and writes the file that was asked for. A state
-    /// folder that cannot be written costs the list, not the tunnels.
-    pub fn settle(&mut self) -> Result<()> {
+    /// Lists the tunnels as routes and remembers their ports, before the user hears of them. A state folder
+    /// that cannot be written costs the list, not the tunnels.
+    pub fn list(&mut self) {
         let home = &self.call.home;
         for member in self.members.values_mut().filter(|member| member.route.is_none()) {
             let Some(port) = member.port() else { continue };
@@ -303,6 +303,11 @@ impl<'c> Party<'c> {
                 Err(error) => log::info!("{name} is not listed as a route: {error}"),
             }
         }
+    }
+
+    /// Writes the file that was asked for, and begins to watch.
+    pub fn settle(&mut self) -> Result<()> {
+        self.list();
         if let Some(path) = self.call.args.value("env-file") {
             let lines: String =
                 self.environment().iter().map(|(name, value)| format!("{name}={value}\n")).collect();

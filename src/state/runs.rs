@@ -124,7 +124,8 @@ pub fn all(home: &Home) -> Vec<Run> {
             let _ = files::remove(&home.file(&lock_name(pid)));
         }
     }
-    runs.sort_by_key(|run| run.started_at);
+    // Of those that began in one second, the later one has the higher number.
+    runs.sort_by_key(|run| (run.started_at, run.pid));
     runs
 }
 

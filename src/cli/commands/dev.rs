@@ -69,6 +69,7 @@ pub fn run(call: &Call) -> Outcome {
     party.add(file.project.services.iter().map(|needed| wanted(needed, &services)).collect());
     party.wait_as_asked(wait)?;
     call.go_on()?;
+    party.list();
     report(call, &party, &name)?;
     party.settle()?;
     background::ready(call)?;
@@ -296,7 +297,10 @@ fn init(call: &Call) -> Outcome {
         return Err(Error::new(format!("{} is there already", there.display()))
             .hint("Edit it; --init overwrites nothing"));
     }
-    let services = call.hub().and_then(|hub| hub.services()).unwrap_or_default();
+    let services = call.hub().and_then(|hub| hub.services()).unwrap_or_else(|error| {
+        call.say.warn(&format!("No services are in it: {error}"));
+        Vec::new()
+    });
     let hub = call.hub_url(&call.config()?)?;
     files::write(&path, template(&hub, &services).as_bytes())?;
     call.say.value(&json!({ "written": path, "services": services.len() }));

@@ -84,6 +84,7 @@ pub fn run(call: &Call) -> Outcome {
     party.add(wanted);
     party.wait_as_asked(wait)?;
     call.go_on()?;
+    party.list();
     report(call, &share, invitation.code.as_str(), &party)?;
     party.settle()?;
     background::ready(call)?;

@@ -1,0 +1,193 @@
+//! What a CI job does: PostgreSQL, Redis and a web service on one machine, joined by a link on another that
+//! has no account, and used by the programs that people use. What is not installed is skipped, loudly.
+
+mod common;
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::Child;
+use std::process::Command;
+use std::process::Stdio;
+use std::time::Duration;
+
+use common::Home;
+use common::Said;
+use common::eventually;
+use common::is_here;
+use common::team::Team;
+use common::team::is_root;
+
+/// A database may take its time on a busy machine.
+const START: Duration = Duration::from_secs(30);
+
+/// A server that is ended when the test is.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(i32::try_from(self.0.id()).unwrap()),
+            nix::sys::signal::Signal::SIGINT,
+        );
+        let _ = self.0.wait();
+    }
+}
+
+/// A port that is free now; whoever takes it meanwhile makes the server's start fail, and it is tried again.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn listens(port: u16) -> bool {
+    std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+}
+
+/// Starts `make(port)` until it listens.
+fn start(what: &str, mut make: impl FnMut(u16) -> Command) -> (Server, u16) {
+    for _ in 0..3 {
+        let port = free_port();
+        let mut server = Server(make(port).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        let mut ended = false;
+        eventually(what, START, || {
+            ended = server.0.try_wait().unwrap().is_some();
+            ended || listens(port)
+        });
+        if !ended {
+            return (server, port);
+        }
+    }
+    panic!("{what} does not start");
+}
+
+/// Where Debian keeps what PostgreSQL needs to run, newest first.
+fn postgres_folder() -> Option<PathBuf> {
+    let mut versions: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
+        .map(|found| found.flatten().map(|entry| entry.path().join("bin")).collect())
+        .unwrap_or_default();
+    versions.sort();
+    versions.into_iter().rev().find(|bin| bin.join("initdb").is_file())
+}
+
+/// PostgreSQL does not run as root.
+fn unprivileged(program: PathBuf) -> Command {
+    if !is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"]).arg(program);
+    command
+}
+
+fn postgres(home: &Home) -> Option<(Server, u16)> {
+    let bin = postgres_folder();
+    let Some(bin) = bin.filter(|_| is_here("psql", "postgresql-client")) else {
+        eprintln!("\n*** SKIPPED: there is no PostgreSQL; get it with: apt-get install postgresql ***\n");
+        return None;
+    };
+    let data = home.file("postgres");
+    fs::create_dir(&data).unwrap();
+    if is_root() {
+        nix::unistd::chown(&data, Some(65534.into()), Some(65534.into())).unwrap();
+    }
+    let mut initdb = unprivileged(bin.join("initdb"));
+    initdb.args(["--no-sync", "-A", "trust", "-U", "ci", "-D"]).arg(&data).current_dir("/");
+    let said = Said::of(initdb);
+    assert_eq!(said.code, Some(0), "{said:#?}");
+    let socket = data.display().to_string();
+    Some(start("PostgreSQL", |port| {
+        let mut server = unprivileged(bin.join("postgres"));
+        server.args(["-F", "-h", "127.0.0.1", "-k", &socket, "-p", &port.to_string(), "-D"]).arg(&data);
+        server.current_dir("/");
+        server
+    }))
+}
+
+fn redis(home: &Home) -> Option<(Server, u16)> {
+    if !(is_here("redis-server", "redis-server") && is_here("redis-cli", "redis-tools")) {
+        return None;
+    }
+    let folder = home.path().display().to_string();
+    Some(start("Redis", |port| {
+        let mut server = Command::new("redis-server");
+        server.args(["--bind", "127.0.0.1", "--save", "", "--dir", &folder, "--port", &port.to_string()]);
+        server
+    }))
+}
+
+/// A page that says its request's path.
+fn web() -> u16 {
+    common::service(|mut stream| {
+        use std::io::Read;
+        use std::io::Write;
+        let mut request = [0; 4096];
+        let count = stream.read(&mut request).unwrap_or(0);
+        let text = String::from_utf8_lossy(&request[..count]).into_owned();
+        let path = text.split(' ').nth(1).unwrap_or_default();
+        let body = format!("you asked for {path}\n");
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+        let _ = stream.write_all(format!("{head}{body}").as_bytes());
+    })
+}
+
+#[test]
+fn a_job_joins_by_link_and_its_programs_get_their_answers() {
+    let (team, place) = (Team::new(), Home::new());
+    let (postgres, redis) = (postgres(&place), redis(&place));
+    let mut targets = Vec::new();
+    let mut steps = vec!["set -e"];
+    let mut answers = Vec::new();
+    if let Some((_, port)) = &postgres {
+        targets.push(format!("staging-db=127.0.0.1:{port}"));
+        steps.push("export PGHOST=$STAGING_DB_HOST PGPORT=$STAGING_DB_PORT PGUSER=ci PGDATABASE=postgres");
+        steps.push("psql -qc 'create table t as select generate_series(1, 20000) n'");
+        steps.push("psql -Atc 'select sum(n) from t'");
+        // A large answer, and several connections at once.
+        steps.push("psql -Atc 'select n from t' | tail -1");
+        steps.push("for i in 1 2 3 4; do psql -qc \"insert into t values ($i)\" & done; wait");
+        steps.push("psql -Atc 'select count(*) from t'");
+        answers.extend(["200010000", "20000", "20004"]);
+    }
+    if let Some((_, port)) = &redis {
+        targets.push(format!("redis=127.0.0.1:{port}"));
+        steps.push("redis-cli -h $REDIS_HOST -p $REDIS_PORT set greeting hello");
+        steps.push("redis-cli -u redis://$REDIS_ADDR get greeting");
+        answers.extend(["OK", "hello"]);
+    }
+    targets.push(format!("api=127.0.0.1:{}", web()));
+    if is_here("curl", "curl") {
+        steps.push("curl -fsS http://$API_ADDR/health");
+        steps.push("curl -fsS http://localhost:$API_PORT/again");
+        answers.extend(["you asked for /health", "you asked for /again"]);
+    }
+    steps.push("exit 42");
+    let mut args = vec!["--link", "--name", "staging-env", "--max-joins", "2"];
+    args.extend(targets.iter().map(String::as_str));
+    let shared = team.share(&args);
+
+    // As the README has it: no account, nothing in the process list, the link in a variable.
+    let runner = Home::new();
+    let script = steps.join("\n");
+    let job = || {
+        let mut job = runner.connect(&["join", "-", "--wait", "2m", "--", "sh", "-c", &script]);
+        job.env("CONNECT_JOIN", &shared.link);
+        job
+    };
+    let said = Said::of(job());
+    assert_eq!(said.out.lines().collect::<Vec<_>>(), answers, "{said:#?}");
+    assert_eq!(said.code, Some(42), "{said:#?}");
+
+    // The second and last join: the variables in a file, for the steps that follow.
+    let file = runner.file(".env.connect").display().to_string();
+    let said = {
+        let mut job = runner.connect(&["join", "-", "--env-file", &file, "--", "cat", &file]);
+        job.env("CONNECT_JOIN", &shared.link);
+        Said::of(job)
+    };
+    assert_eq!(said.code, Some(0), "{said:#?}");
+    assert_eq!(said.out.lines().count(), 3 * targets.len(), "{said:#?}");
+
+    let said = Said::of(job());
+    assert_eq!((said.code, said.out.as_str()), (Some(1), ""), "{said:#?}");
+    assert!(said.err.contains("[x] This share has been joined as often as it may be"), "{said:#?}");
+}

@@ -1,0 +1,281 @@
+//! `connect dev`: what a project's file asks for is brought here, and a saved change is taken up.
+
+mod common;
+
+use std::fs;
+use std::io::Read;
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+use std::time::Instant;
+
+use serde_json::Value;
+
+use common::Home;
+use common::Hub;
+use common::PATIENCE;
+use common::Running;
+use common::Said;
+use common::dial;
+use common::echoes;
+use common::eventually;
+use common::team::Ports;
+use common::team::Team;
+use common::team::routes;
+
+/// Services at `ports`, exposed by the owner for as long as the share runs.
+fn offered(names: &[&str]) -> (Team, Ports, common::team::Shared) {
+    let (team, ports) = (Team::new(), Ports::claim());
+    let target = |(at, name): (usize, &&str)| {
+        let offset = u16::try_from(at).unwrap();
+        ports.echo(offset);
+        ports.target(name, offset)
+    };
+    let targets: Vec<String> = names.iter().enumerate().map(target).collect();
+    let shared = team.share(&targets.iter().map(String::as_str).collect::<Vec<_>>());
+    (team, ports, shared)
+}
+
+fn dev(home: &Home, folder: &Path, args: &[&str]) -> Command {
+    let mut command = home.connect(&[&["dev"], args].concat());
+    command.current_dir(folder);
+    command
+}
+
+fn write(home: &Home, file: &str, text: &str) {
+    fs::write(home.file(file), text).unwrap();
+}
+
+/// Starts it, and waits until it says what it has connected: `name port …`.
+fn connected(command: Command) -> (Running, String) {
+    let running = Running::start(command);
+    let said = running.wait_event("connected");
+    let one = |service: &Value| {
+        let port = service["localPort"].as_u64().map_or("-".to_owned(), |port| port.to_string());
+        format!("{} {port}", service["name"].as_str().unwrap())
+    };
+    let list = said["services"].as_array().unwrap().iter().map(one).collect::<Vec<_>>().join(", ");
+    (running, list)
+}
+
+#[test]
+fn it_says_the_documented_words() {
+    let (team, ports, _shared) = offered(&["staging-db", "staging-redis", "staging-api"]);
+    let [db, redis, api] = [0, 1, 2].map(|offset| ports.at(offset));
+    let text = format!(
+        "services:\n  - name: staging-db\n    port: {db}\n  - name: staging-redis\n    port: {redis}\n  - name: staging-api\n    port: {api}\n"
+    );
+    write(&team.user, "pconnect.yml", &text);
+    let mut running = Running::start(dev(&team.user, team.user.path(), &[]));
+    running.wait_out(|line| line.contains("Ctrl+C"));
+    assert_eq!(routes(&team.user), ["staging-api", "staging-db", "staging-redis"]);
+    let (status, took) = running.interrupt();
+    let expected = format!(
+        "🚀 Private Connect Dev Mode
+
+  Config: pconnect.yml
+  Hub:    {}
+
+  Connecting to services...
+
+  [ok] 3 service(s) connected:
+
+    staging-db localhost:{db}
+    staging-redis localhost:{redis}
+    staging-api localhost:{api}
+
+  Press Ctrl+C to disconnect all services",
+        team.hub.url
+    );
+    assert_eq!((running.out(), running.err().as_str(), status.code()), (expected, "", Some(0)));
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(routes(&team.user).is_empty());
+}
+
+#[test]
+fn every_spelling_of_the_file_is_read_from_here_upwards() {
+    let (team, ports, _shared) = offered(&["db", "web"]);
+    let (at, two) = (ports.at(20), ports.at(21));
+    for (file, text) in [
+        (
+            "pconnect.yml",
+            format!("services:\n  - name: db\n    port: {at}\n  - name: web\n    protocol: http\n"),
+        ),
+        ("pconnect.yaml", format!("services: [{{name: db, localPort: {at}}}, {{name: web}}]\n")),
+        ("pconnect.json", format!(r#"{{"services":[{{"name":"db","local_port":{at}}},{{"name":"web"}}]}}"#)),
+    ] {
+        write(&team.user, file, &text);
+        let below = team.user.file("a/b");
+        fs::create_dir_all(&below).unwrap();
+        let (running, list) = connected(dev(&team.user, &below, &["--json"]));
+        assert_eq!(list, format!("db {at}, web {}", ports.at(1)), "{file}");
+        assert!(echoes(at, b"hello"));
+        drop(running);
+        fs::rename(team.user.file(file), team.user.file("other.conf")).unwrap();
+        let (_running, list) = connected(dev(&team.user, &below, &["--json", "--file", "../../other.conf"]));
+        assert_eq!(list, format!("db {at}, web {}", ports.at(1)), "{file}");
+    }
+    // What the file says comes before what was so yesterday.
+    write(&team.user, "pconnect.yml", &format!("services:\n  - name: db\n    port: {two}\n"));
+    let (_running, list) = connected(dev(&team.user, team.user.path(), &["--json"]));
+    assert_eq!(list, format!("db {two}"));
+    fs::remove_file(team.user.file("pconnect.yml")).unwrap();
+    let said = Said::of(dev(&team.user, team.user.path(), &[]));
+    assert_eq!(said.err, "[x] There is no pconnect.yml here or above\n  Write one: connect dev --init");
+    assert_eq!(said.code, Some(1));
+}
+
+#[test]
+fn a_faulty_file_is_refused_with_its_line_and_the_reason() {
+    let (team, _ports, _shared) = offered(&["db"]);
+    for (text, reason) in [
+        ("services:\n  - name: db\n    prot: 1\n", "unknown field `prot`"),
+        ("services:\n  - name: db\n    port: 70000\n", "line 3"),
+        ("services:\n  - name: DB one\n", "may only have a-z, 0-9 and - at line 2"),
+        ("services:\n  - name: db\n  - name: db\n", "the service db stands there twice, at line 3"),
+        ("expose:\n  web: nonsense\n", "`nonsense` is no port and no HOST:PORT"),
+        ("services: [\n", "line"),
+        ("hub: nonsense://x\nservices: []\n", "hub: "),
+        ("", "the file is empty"),
+    ] {
+        write(&team.user, "pconnect.yml", text);
+        let said = Said::of(dev(&team.user, team.user.path(), &[]));
+        assert!(
+            said.err.starts_with("[x] pconnect.yml: ") && said.err.contains(reason),
+            "{text:?} {said:#?}"
+        );
+        assert_eq!((said.code, said.out.as_str()), (Some(1), ""), "{text:?}");
+    }
+}
+
+#[test]
+fn a_saved_change_is_taken_up_and_the_others_are_not_touched() {
+    let (team, ports, _shared) = offered(&["db", "web", "redis"]);
+    let line = |name: &str, offset: u16| format!("  - name: {name}\n    port: {}\n", ports.at(offset));
+    write(&team.user, "pconnect.yml", &format!("services:\n{}{}", line("db", 20), line("web", 21)));
+    let (running, _) = connected(dev(&team.user, team.user.path(), &["--json"]));
+    let mut open = dial(ports.at(20));
+    let mut still_open = || {
+        open.write_all(b"x").unwrap();
+        open.read_exact(&mut [0]).unwrap();
+    };
+    still_open();
+
+    // One more.
+    let saved = Instant::now();
+    write(
+        &team.user,
+        "pconnect.yml",
+        &format!("services:\n{}{}{}", line("db", 20), line("web", 21), line("redis", 22)),
+    );
+    running.wait_event("added");
+    assert!(saved.elapsed() < Duration::from_millis(1500), "{:?}", saved.elapsed());
+    assert!(echoes(ports.at(22), b"new"));
+    still_open();
+
+    // A faulty one changes nothing, and is said once.
+    write(&team.user, "pconnect.yml", "services:\n  - name: db\n    prot: 1\n");
+    running.wait_err(|line| line.contains("at line 3") && line.ends_with("the services stay as they are"));
+    assert!(echoes(ports.at(21), b"old"));
+    still_open();
+
+    // One less, and one that moves; replaced by rename, as editors do.
+    write(&team.user, "draft", &format!("services:\n{}{}", line("db", 20), line("redis", 23)));
+    fs::rename(team.user.file("draft"), team.user.file("pconnect.yml")).unwrap();
+    eventually("the change is taken up", PATIENCE, || routes(&team.user) == ["db", "redis"]);
+    eventually("redis moves", PATIENCE, || echoes(ports.at(23), b"moved"));
+    assert!(!echoes(ports.at(21), b"left") && !echoes(ports.at(22), b"left"));
+    still_open();
+
+    // A folder that is saved without the file for a moment loses nothing.
+    fs::remove_file(team.user.file("pconnect.yml")).unwrap();
+    write(&team.user, "pconnect.yml", &format!("services:\n{}{}", line("db", 20), line("web", 21)));
+    eventually("web is back", PATIENCE, || echoes(ports.at(21), b"back"));
+    still_open();
+    assert_eq!(running.err().lines().count(), 1, "{}", running.err());
+}
+
+#[test]
+fn what_the_file_exposes_can_be_used_by_others_while_it_runs() {
+    let (team, ports, _shared) = offered(&["db"]);
+    ports.echo(10);
+    let target = |offset: u16| format!("127.0.0.2:{}", ports.at(offset));
+    write(
+        &team.user,
+        "pconnect.yml",
+        &format!("expose:\n  my-api: {}\nservices:\n  - name: db\n", target(10)),
+    );
+    let (running, list) = connected(dev(&team.user, team.user.path(), &["--json"]));
+    assert_eq!((list, running.events("exposed")), (format!("db {}", ports.at(0)), 1));
+    let (_reached, port) = common::reach(&team.owner, "my-api");
+    assert!(echoes(port, b"offered"));
+
+    // Another one beside it; a name that another process has is said, and ends nothing.
+    let _taken = team.user.start(&["expose", "taken", "1"]);
+    eventually("it is taken", PATIENCE, || team.user.run(&["services"]).out.contains("taken"));
+    write(
+        &team.user,
+        "pconnect.yml",
+        &format!("expose:\n  my-api: {}\n  taken: 2\nservices:\n  - name: db\n", target(10)),
+    );
+    running.wait_err(|line| line.contains("taken is already exposed"));
+    write(
+        &team.user,
+        "pconnect.yml",
+        &format!("expose:\n  other: {}\nservices:\n  - name: db\n", target(10)),
+    );
+    eventually("the new one is there and the old one gone", PATIENCE, || {
+        let services = team.owner.run(&["services", "--json"]).ok().json();
+        let online = |name: &str| {
+            services.as_array().unwrap().iter().any(|one| one["name"] == name && one["status"] == "online")
+        };
+        online("other") && !online("my-api")
+    });
+    assert!(echoes(ports.at(0), b"untouched"));
+}
+
+#[test]
+fn the_hub_of_the_file_is_used_unless_another_is_asked_for() {
+    let (team, ports, _shared) = offered(&["db"]);
+    let other = Hub::start();
+    // A key for both, so that only the address decides.
+    let home = other.machine("member");
+    let (url, key) = (&team.hub.url, team.hub.key("member"));
+    write(&home, "pconnect.yml", &format!("hub: {url}\nservices:\n  - name: db\n"));
+    let with_key = |args: &[&str]| {
+        let mut command = dev(&home, home.path(), args);
+        command.env("PRIVATECONNECT_TOKEN", &key);
+        command
+    };
+    let (_running, list) = connected(with_key(&["--json"]));
+    assert_eq!(list, format!("db {}", ports.at(0)));
+    let said = Said::of(with_key(&["--hub", &other.url]));
+    assert!(said.err.contains(&format!("{} did not prove", other.url)), "{said:#?}");
+}
+
+#[test]
+fn init_writes_a_file_that_dev_reads_and_overwrites_nothing() {
+    let (team, ports, _shared) = offered(&["db", "web"]);
+    let folder = team.user.file("project");
+    fs::create_dir(&folder).unwrap();
+    let said = Said::of(dev(&team.user, &folder, &["--init"])).ok();
+    assert_eq!(said.out, "[ok] Wrote pconnect.yml\n  Choose what you need in it, then: connect dev");
+    let text = fs::read_to_string(folder.join("pconnect.yml")).unwrap();
+    assert!(text.starts_with("# ") && text.contains(&format!("# hub: {}", team.hub.url)), "{text}");
+    assert!(text.contains("# expose:"), "{text}");
+    let (running, list) = connected(dev(&team.user, &folder, &["--json"]));
+    assert_eq!(list, format!("db {}, web {}", ports.at(0), ports.at(1)));
+    drop(running);
+    let again = Said::of(dev(&team.user, &folder, &["--init"]));
+    assert_eq!(again.code, Some(1));
+    assert!(again.err.starts_with("[x] pconnect.yml is there already"), "{again:#?}");
+    assert_eq!(fs::read_to_string(folder.join("pconnect.yml")).unwrap(), text);
+
+    // Without a hub it writes what there is to say, and says what is missing.
+    let alone = Home::new();
+    let said = Said::of(dev(&alone, alone.path(), &["--init"])).ok();
+    assert!(said.err.contains("[!] No services are in it: Agent not configured"), "{said:#?}");
+    let said = Said::of(dev(&alone, alone.path(), &[]));
+    assert!(said.err.contains("[x] Agent not configured"), "{said:#?}");
+}

@@ -1,0 +1,218 @@
+//! `connect join` while it runs: its ports, its routes, what comes and goes, and the end of the share.
+
+mod common;
+
+use std::fs;
+use std::net::TcpListener;
+use std::time::Duration;
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+
+use common::PATIENCE;
+use common::Running;
+use common::echoes;
+use common::eventually;
+use common::team::Ports;
+use common::team::Team;
+use common::team::echoes_at;
+use common::team::port_of;
+use common::team::routes;
+
+const REVOKED: &str =
+    "[x] The share was revoked or has expired\n  Ask its owner for a new code: connect share";
+
+#[test]
+fn a_service_that_comes_later_is_announced_and_its_tunnel_works() {
+    let (team, ports) = (Team::new(), Ports::claim());
+    ports.echo(0);
+    let _shared = team.share(&[&ports.target("db", 0), &ports.target("late", 1), "--code", "abc123"]);
+    let joined = team.user.start(&["join", "abc123"]);
+    joined.wait_out(|line| line.contains("Ctrl+C"));
+    assert_eq!(routes(&team.user), ["db"]);
+    ports.echo(1);
+    let came = format!("[ok] late → localhost:{} is there now", ports.at(1));
+    joined.wait_out(|line| line == came);
+    assert!(echoes(ports.at(1), b"here"));
+    eventually("its route is listed", PATIENCE, || routes(&team.user) == ["db", "late"]);
+}
+
+#[test]
+fn localhost_means_the_tunnel_over_both_families() {
+    let (team, ports) = (Team::new(), Ports::claim());
+    ports.echo(0);
+    let _shared = team.share(&[&ports.target("db", 0), "--code", "abc123"]);
+    let (mut joined, services) = team.join(&["abc123"]);
+    for host in ["127.0.0.1", "::1", "localhost"] {
+        assert!(echoes_at(host, port_of(&services, "db"), b"hello"), "{host}");
+    }
+    joined.interrupt();
+    // A port that is taken over one of them only is not free: `localhost` would mean two things.
+    fs::remove_file(team.user.file("ports.json")).unwrap();
+    let _other = TcpListener::bind(("::1", ports.at(0))).unwrap();
+    let (_joined, services) = team.join(&["abc123"]);
+    assert_eq!(port_of(&services, "db"), ports.at(1));
+}
+
+#[test]
+fn a_port_is_the_same_tomorrow_unless_another_is_chosen() {
+    let (team, ports) = (Team::new(), Ports::claim());
+    ports.echo(0);
+    let _shared = team.share(&[&ports.target("db", 0), "--code", "abc123"]);
+    let once = |args: &[&str]| {
+        let (mut joined, services) = team.join(&[&["abc123"], args].concat());
+        assert_eq!(joined.interrupt().0.code(), Some(0));
+        port_of(&services, "db")
+    };
+    let held = ports.hold(0);
+    assert_eq!(once(&[]), ports.at(1));
+    drop(held);
+    assert_eq!(once(&[]), ports.at(1), "remembered, though the first one is free again");
+    let remembered = fs::read_to_string(team.user.file("ports.json")).unwrap();
+    assert!(remembered.contains(&format!("\"db\": {}", ports.at(1))), "{remembered}");
+    assert_eq!(once(&["--strict-ports"]), ports.at(0));
+    let chosen = format!("db={}", ports.at(50));
+    assert_eq!(once(&["--port", &chosen]), ports.at(50));
+    let _held = ports.hold(50);
+    assert_eq!(once(&["--port", &chosen]), ports.at(51));
+    let (_joined, services) = {
+        let said = team.user.run(&["join", "abc123", "--strict-ports", "--port", &chosen, "--json"]);
+        assert_eq!(said.code, Some(1), "{said:#?}");
+        common::team::joined(team.user.start(&["join", "abc123", "--json"]))
+    };
+    assert_eq!(port_of(&services, "db"), ports.at(51));
+}
+
+#[test]
+fn a_revoked_share_ends_its_joiners_within_about_a_second() {
+    let (team, ports) = (Team::new(), Ports::claim());
+    (0..3).for_each(|offset| ports.echo(offset));
+    let shared = team.share(&[&ports.target("db", 0), &ports.target("web", 1), &ports.target("x", 2)]);
+    let (joined, services) = team.join(&[&shared.code]);
+    let plain = team.user.start(&["join", &shared.verified]);
+    plain.wait_out(|line| line.contains("Ctrl+C"));
+    let mut open = common::dial(port_of(&services, "db"));
+    let command = team.user.start(&["join", &shared.code, "--", "sh", "-c", "echo began; exec sleep 60"]);
+    command.wait_out(|line| line == "began");
+    team.owner.run(&["share", "revoke", &shared.id]).ok();
+    let revoked = Instant::now();
+    let ends = [plain.finish(), command.finish()];
+    let took = revoked.elapsed();
+    for said in ends {
+        assert_eq!((said.code, said.err.as_str().ends_with(REVOKED)), (Some(1), true), "{said:#?}");
+    }
+    assert!(took < Duration::from_millis(2500), "{took:?}");
+    assert_eq!(joined.finish().code, Some(1));
+    assert!(matches!(std::io::Read::read(&mut open, &mut [0; 1]), Ok(0) | Err(_)));
+    assert!(routes(&team.user).is_empty());
+}
+
+#[test]
+fn an_expired_share_ends_its_joiners() {
+    let (team, ports) = (Team::new(), Ports::claim());
+    ports.echo(0);
+    let shared = team.share(&[&ports.target("db", 0), "--expires", "3s"]);
+    let joined = team.user.start(&["join", &shared.code]);
+    joined.wait_out(|line| line.contains("Ctrl+C"));
+    let began = Instant::now();
+    let said = joined.finish();
+    assert!(said.out.contains("  Expires in 2 seconds\n") || said.out.contains("  Expires in 3 seconds\n"));
+    assert_eq!((said.code, said.err.as_str()), (Some(1), REVOKED));
+    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+}
+
+#[test]
+fn ending_the_sharing_ends_the_joining() {
+    let (team, ports) = (Team::new(), Ports::claim());
+    ports.echo(0);
+    let mut shared = team.share(&[&ports.target("db", 0)]);
+    let (joined, _) = team.join(&[&shared.code]);
+    assert_eq!(shared.running.interrupt().0.code(), Some(0));
+    let said = joined.finish();
+    assert_eq!(said.code, Some(1), "{said:#?}");
+    assert!(team.user.run(&["join", &shared.code]).err.contains("[x] Share not found or expired"));
+}
+
+#[test]
+fn a_hub_and_an_agent_that_go_and_come_are_told_in_one_line_each() {
+    let (mut team, ports) = (Team::new(), Ports::claim());
+    ports.echo(0);
+    let target = ports.target("db", 0);
+    let target = target.split_once('=').unwrap().1.to_owned();
+    let expose = |team: &Team| {
+        let exposed = team.owner.start(&["expose", "--json", "db", &target]);
+        exposed.wait_event("exposed");
+        exposed
+    };
+    let mut exposed = expose(&team);
+    team.owner.run(&["share", "--service", "db", "--code", "abc123"]).ok();
+    let joined = team.user.start(&["join", "abc123"]);
+    joined.wait_out(|line| line.contains("Ctrl+C"));
+    let told = |away: usize, back: usize| {
+        eventually("it is told", PATIENCE, || {
+            let said =
+                (joined.err().matches("db is away: ").count(), joined.out().matches("is back").count());
+            assert!(said.0 <= away && said.1 <= back, "{}\n{}", joined.err(), joined.out());
+            said == (away, back)
+        });
+    };
+
+    team.hub.running.kill();
+    told(1, 0);
+    assert!(joined.err().contains("[!] db is away: Cannot reach the hub"), "{}", joined.err());
+    assert_eq!(routes(&team.user), ["db"]);
+    team.hub.restart();
+    told(1, 1);
+    assert!(echoes(ports.at(0), b"the hub is back"));
+
+    exposed.kill();
+    told(2, 1);
+    assert!(joined.err().contains("[!] db is away: db is offline"), "{}", joined.err());
+    let _exposed = expose(&team);
+    told(2, 2);
+    assert!(echoes(ports.at(0), b"the agent is back"));
+    assert_eq!(joined.err().lines().count(), 2, "{}", joined.err());
+}
+
+#[test]
+fn routes_are_gone_after_every_way_out() {
+    let (team, ports) = (Team::new(), Ports::claim());
+    (0..2).for_each(|offset| ports.echo(offset));
+    let shared = team.share(&[&ports.target("db", 0), &ports.target("web", 1), "--code", "abc123"]);
+    let join = || -> Running {
+        let (joined, _) = team.join(&["abc123"]);
+        eventually("the routes are listed", PATIENCE, || routes(&team.user) == ["db", "web"]);
+        joined
+    };
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        let joined = join();
+        joined.signal(signal);
+        assert_eq!(joined.finish().code, Some(0), "{signal}");
+        assert!(routes(&team.user).is_empty(), "{signal}");
+    }
+    let command = team.user.run(&["join", "abc123", "--", "sh", "-c", "kill -9 $$"]);
+    assert_eq!((command.code, routes(&team.user).len()), (Some(137), 0), "{command:#?}");
+
+    join().kill();
+    assert_eq!(routes(&team.user).len(), 2, "nobody was there to remove them");
+    assert!(team.user.run(&["status", "--json"]).ok().json().as_array().unwrap().is_empty());
+    let (mut reached, _) = common::reach(&team.user, "db");
+    eventually("the next one drops them", PATIENCE, || routes(&team.user) == ["db"]);
+    reached.interrupt();
+    let joined = join();
+    team.owner.run(&["share", "revoke", &shared.code]).ok();
+    joined.finish();
+    assert!(routes(&team.user).is_empty());
+}
+
+#[test]
+fn agent_and_joiner_on_one_machine_do_not_lead_into_themselves() {
+    let (team, ports) = (Team::new(), Ports::claim());
+    // Nothing stands at the target yet, so its port is free for whoever comes first.
+    let target = format!("web={}", ports.at(0));
+    let _shared = team.share(&[&target, "--code", "abc123"]);
+    let said = team.user.run(&["join", "abc123"]);
+    assert!(said.out.contains("[!] web → failed: nothing answers at localhost:"), "{said:#?}");
+    let (owner, _) = (team.owner.path(), ());
+    assert!(!owner.join("active-routes.json").exists());
+}
