@@ -2,6 +2,7 @@
 //!
 //! What concerns one connection stays behind (RFC 9110 7.6.1), what a client claims about itself is
 //! replaced by what we know, and the framing is what our own walker will do.
+//! Everything is appended to a `Vec`, to which writing cannot fail.
 
 use super::body::Body;
 use super::head::BadHead;
@@ -46,9 +47,12 @@ pub struct Onward<'a> {
 
 /// Whether a request has been through the proxy of that name already.
 pub fn has_been_here(request: &Request<'_>, via: &str) -> bool {
-    // An entry is a protocol, a name and perhaps a comment.
-    let mut names = request.fields.list("via").filter_map(|entry| entry.split(|&byte| byte == b' ').nth(1));
-    names.any(|name| name.eq_ignore_ascii_case(via.as_bytes()))
+    request.fields.list("via").filter_map(name_in_via).any(|name| name.eq_ignore_ascii_case(via.as_bytes()))
+}
+
+/// An entry is a protocol, a name and perhaps a comment.
+fn name_in_via(entry: &[u8]) -> Option<&[u8]> {
+    entry.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()).nth(1)
 }
 
 /// Whether a client asks to leave HTTP for another protocol. One to HTTP/2 is not heard: behind it,
@@ -212,22 +216,22 @@ fn line(out: &mut Vec<u8>, name: &str, value: impl AsRef<[u8]>) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Fields about the connection or the framing: those of the next connection are written anew.
+/// Fields about the connection or the framing: those of the next connection are written anew. Ordered by
+/// length, which alone dismisses nearly every name: this is asked for each field of each message.
 fn concerns_one_hop(name: &str) -> bool {
-    const NAMES: [&str; 11] = [
-        "connection",
-        "content-length",
-        "http2-settings",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authentication-info",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "transfer-encoding",
-        "upgrade",
-    ];
-    NAMES.iter().any(|other| is_same(name, other))
+    let names: &[&str] = match name.len() {
+        2 => &["te"],
+        7 => &["upgrade"],
+        10 => &["connection", "keep-alive"],
+        14 => &["content-length", "http2-settings"],
+        16 => &["proxy-connection"],
+        17 => &["transfer-encoding"],
+        18 => &["proxy-authenticate"],
+        19 => &["proxy-authorization"],
+        25 => &["proxy-authentication-info"],
+        _ => &[],
+    };
+    names.iter().any(|other| is_same(name, other))
 }
 
 /// Fields in which a request says who asked for what. Ours take their place.
@@ -409,6 +413,7 @@ mod tests {
         assert!(been("Via: 1.1 connect-x\r\n"));
         assert!(been("Via: 1.0 fred, 1.1 Connect-X (comment)\r\n"));
         assert!(been("Via: 1.0 fred\r\nvia: HTTP/1.1 connect-x\r\n"));
+        assert!(been("Via: 1.1 \t connect-x\r\n"));
         assert!(!been("Via: 1.1 connect-xy, 1.1 connect\r\n"));
         assert!(!been(""));
     }
