@@ -8,9 +8,11 @@ use std::io;
 use std::io::Read;
 use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use nix::fcntl::OFlag;
 
@@ -73,6 +75,14 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 pub fn append(path: &Path) -> Result<File> {
     let opened = options().read(true).append(true).create(true).mode(0o600).open(path);
     opened.map_err(|error| trouble("write", path, error))
+}
+
+/// Changes whenever the file is replaced or written: its age, size and number.
+pub type Stamp = Option<(SystemTime, u64, u64)>;
+
+pub fn stamp(path: &Path) -> Stamp {
+    let found = fs::metadata(path).ok()?;
+    Some((found.modified().ok()?, found.len(), found.ino()))
 }
 
 pub fn remove(path: &Path) -> Result<()> {

@@ -1,9 +1,20 @@
 //! Options of TCP sockets that the standard library does not set.
 
+use std::io;
 use std::net::SocketAddr;
 use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::libc;
+use nix::poll::PollFd;
+use nix::poll::PollFlags;
+use nix::poll::PollTimeout;
+use nix::poll::poll;
+use nix::sys::socket::MsgFlags;
+use nix::sys::socket::recv;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt;
 
@@ -28,6 +39,43 @@ pub fn prepare(socket: &TcpStream) {
     let _ = setsockopt(socket, sockopt::TcpKeepCount, &KEEPALIVE_COUNT);
     #[cfg(target_os = "linux")]
     let _ = setsockopt(socket, sockopt::TcpUserTimeout, &UNACKNOWLEDGED);
+}
+
+/// What ended a wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    Data,
+    WatcherLeft,
+    Nothing,
+}
+
+/// Linux tells of a peer's end even while there is data in front of it; elsewhere data hides it.
+#[cfg(target_os = "linux")]
+const LEFT: PollFlags = PollFlags::from_bits_retain(libc::POLLRDHUP);
+#[cfg(not(target_os = "linux"))]
+const LEFT: PollFlags = PollFlags::POLLHUP;
+
+/// Waits until `socket` can be read, unless the peer of `watcher`, for whom it is read, leaves before.
+pub fn wait_for_data(socket: &TcpStream, watcher: &TcpStream, patience: Duration) -> io::Result<Woken> {
+    let mut both = [PollFd::new(socket.as_fd(), PollFlags::POLLIN), PollFd::new(watcher.as_fd(), LEFT)];
+    let patience = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+    match poll(&mut both, patience) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    // nix has no name for POLLRDHUP and says None when it is among the answers.
+    let [data, left] = both.map(|one| one.revents().is_none_or(|seen| !seen.is_empty()));
+    Ok(match (data, left) {
+        (true, _) => Woken::Data,
+        (_, true) => Woken::WatcherLeft,
+        _ => Woken::Nothing,
+    })
+}
+
+/// Whether a connection that rests is still open, with nothing said that nobody asked for.
+pub fn is_at_rest(socket: &TcpStream) -> bool {
+    let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    recv(socket.as_raw_fd(), &mut [0], peek) == Err(Errno::EAGAIN)
 }
 
 /// The last close of this socket will be a reset, which tells the peer that its data did not all arrive.

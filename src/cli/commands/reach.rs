@@ -6,11 +6,13 @@ use std::time::Instant;
 
 use serde_json::json;
 
+use super::proxy;
 use crate::api::Hub;
 use crate::cli::Call;
 use crate::cli::Outcome;
 use crate::cli::args::name_of;
 use crate::cli::args::port_of;
+use crate::cli::context::variable;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
@@ -68,6 +70,15 @@ pub fn run(call: &Call) -> Outcome {
     ports::remember(&call.home, name.as_str(), port)?;
     let _route = routes::add(&call.home, name.as_str(), port)?;
     announce(call, &name, &report, (original, port));
+    if wants_proxy(call)
+        && let Some(line) = proxy::beside_reach(call, name.as_str())
+    {
+        call.say.line(&format!("  {line}"));
+    }
+    if call.args.run.is_none() {
+        call.say.line("");
+        call.say.line("  Press Ctrl+C to disconnect");
+    }
     tunnel.watch();
     let code = stay(call, &[(name.clone(), port)])?;
     drop(tunnel);
@@ -173,10 +184,11 @@ fn announce(call: &Call, name: &Name, report: &Diagnosis, (original, port): (u16
     call.say.event(&report.as_json(name, Some(port)));
     let moved = if port == original { String::new() } else { format!(" (was {original})") };
     call.say.result(&format!("[ok] {name} → localhost:{port}{moved}"));
-    if call.args.run.is_none() {
-        call.say.line("");
-        call.say.line("  Press Ctrl+C to disconnect");
-    }
+}
+
+/// Scripts get what they asked for and nothing beside it.
+fn wants_proxy(call: &Call) -> bool {
+    call.args.run.is_none() && !call.say.json && variable("CONNECT_NO_PROXY").is_none_or(|value| value == "0")
 }
 
 /// What was found on the way.
