@@ -10,4 +10,5 @@ pub mod process;
 pub mod secret;
 pub mod socket;
 pub mod terminal;
+pub mod trust;
 pub mod user;
