@@ -137,26 +137,24 @@ fn system(machine: &Machine, ca: &Path, aim: Aim) -> Option<Store> {
 }
 
 /// The NSS databases there are, and Chromium's when it is installed and has none yet.
-fn databases(machine: &Machine, aim: Aim) -> Vec<(String, PathBuf)> {
-    let mut found: Vec<(String, PathBuf)> = CHROMIUM
+fn databases(machine: &Machine, aim: Aim) -> Vec<(&'static str, PathBuf)> {
+    let mut found: Vec<(&'static str, PathBuf)> = CHROMIUM
         .iter()
-        .map(|place| ("Chromium's store".to_owned(), machine.home.join(place)))
+        .map(|place| ("Chromium's store", machine.home.join(place)))
         .filter(|(_, folder)| folder.join("cert9.db").exists())
         .collect();
     if found.is_empty() && aim == Aim::Trust && CHROMIUMS.iter().any(|name| is_installed(name)) {
-        found.extend(
-            CHROMIUM[..2].iter().map(|place| ("Chromium's store".to_owned(), machine.home.join(place))),
-        );
+        found.extend(CHROMIUM[..2].iter().map(|place| ("Chromium's store", machine.home.join(place))));
     }
     for place in FIREFOX {
         let profiles = fs::read_dir(machine.home.join(place)).into_iter().flatten().flatten();
         let used = profiles.map(|profile| profile.path()).filter(|folder| folder.join("cert9.db").exists());
-        found.extend(used.map(|folder| ("Firefox's store".to_owned(), folder)));
+        found.extend(used.map(|folder| ("Firefox's store", folder)));
     }
     found
 }
 
-fn nss(name: String, folder: &Path, ca: &Path, aim: Aim) -> Store {
+fn nss(name: &str, folder: &Path, ca: &Path, aim: Aim) -> Store {
     let database = format!("sql:{}", folder.display());
     let remove = words(&["certutil", "-D", "-d", &database, "-n", NICKNAME]);
     let mut steps = Vec::new();
@@ -336,10 +334,10 @@ mod tests {
         fs::create_dir_all(&machine.home).unwrap();
         fs::write(&ca, params.self_signed(&key).unwrap().pem()).unwrap();
         for _ in 0..2 {
-            nss("Chromium".into(), &folder, &ca, Aim::Trust).carry_out().unwrap();
+            nss("Chromium", &folder, &ca, Aim::Trust).carry_out().unwrap();
             assert!(listed());
         }
-        nss("Chromium".into(), &folder, &ca, Aim::Untrust).carry_out().unwrap();
+        nss("Chromium", &folder, &ca, Aim::Untrust).carry_out().unwrap();
         assert!(!listed());
     }
 }

@@ -284,7 +284,7 @@ impl Judge<'_> {
         Ok(Decision::Forward(route))
     }
 
-    /// Same-origin rules do not hold for WebSockets, so a hostile page could open one to any service. Clients
+    /// Same-origin rules do not hold for a `WebSocket`, so a hostile page could open one to any service. Clients
     /// that are no browsers send no Origin.
     fn may_upgrade(&self, request: &Request<'_>) -> bool {
         let mut origins = request.fields.all("origin");

@@ -67,7 +67,7 @@ impl Connection<'_> {
                 // It died while it was idle: nobody can have seen the request.
                 continue;
             }
-            return self.conclude(route, upstream, &walker, outcome, upload);
+            return self.conclude(route, Ended { upstream, heard_all: walker.ended(), outcome, upload });
         }
     }
 
@@ -133,14 +133,8 @@ impl Connection<'_> {
         })
     }
 
-    fn conclude(
-        &mut self,
-        route: &Route,
-        upstream: Upstream,
-        walker: &BodyWalker,
-        outcome: Result<Answered, Fault>,
-        upload: Upload,
-    ) -> Next {
+    fn conclude(&mut self, route: &Route, ended: Ended) -> Next {
+        let Ended { upstream, heard_all, outcome, upload } = ended;
         match (outcome, upload) {
             (Ok(answered), Upload::Whole) if answered.switched => {
                 self.note(answered.status);
@@ -172,7 +166,7 @@ impl Connection<'_> {
             (Err(_), Upload::Bad(bad)) => self.refuse(&refusal::plain(bad.status(), bad.reason(), "")),
             (Err(_), Upload::Stalled) => self.refuse(&refusal::timed_out()),
             (Err(fault), _) => match gateway_reply(route, fault) {
-                Some(reply) => self.gateway_trouble(&reply, walker.ended()),
+                Some(reply) => self.gateway_trouble(&reply, heard_all),
                 None => Next::Close,
             },
         }
@@ -187,6 +181,14 @@ impl Connection<'_> {
             Ok(()) => Next::Linger,
         }
     }
+}
+
+/// An exchange that is over, well or not.
+struct Ended {
+    upstream: Upstream,
+    heard_all: bool,
+    outcome: Result<Answered, Fault>,
+    upload: Upload,
 }
 
 /// What a client is told when its service gave no answer that could be passed on.

@@ -30,7 +30,7 @@ pub struct Settings {
     pub open_tunnel: OpenTunnel,
     /// Services that get their own host instead of the one that the client sent.
     pub rewrite_host: Vec<String>,
-    /// Origins from elsewhere whose pages may open WebSockets.
+    /// Origins from elsewhere whose pages may open a `WebSocket`.
     pub allow_origin: Vec<String>,
     /// Outside hosts that CONNECT may reach, with a port or on all.
     pub connect_allow: Vec<(String, Option<u16>)>,

@@ -13,6 +13,7 @@ use super::proxy::Wanted;
 use super::proxy_trust;
 use crate::api::Hub;
 use crate::cli::Call;
+use crate::cli::context::not_configured;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
@@ -114,42 +115,59 @@ pub fn ask_hub(call: &Call) -> Option<AskHub> {
 
 /// One tunnel for each service of the hub, from its first request on.
 fn open_tunnel(call: &Call) -> OpenTunnel {
-    let (hub, home, stop) = (call.hub().ok(), call.home.clone(), call.stop.clone());
-    let identity: OnceLock<Identity> = OnceLock::new();
+    let way = call.hub().ok().map(|hub| Way {
+        hub,
+        home: call.home.clone(),
+        stop: call.stop.clone(),
+        identity: OnceLock::new(),
+    });
     let tunnels: Mutex<HashMap<String, Tunnel>> = Mutex::default();
     Box::new(move |service| {
-        let hub = hub.as_ref().ok_or_else(crate::cli::context::not_configured)?;
-        let known = |tunnels: &HashMap<String, Tunnel>| tunnels.get(service).map(|tunnel| tunnel.port);
-        if let Some(port) = known(&tunnels.lock().unwrap_or_else(PoisonError::into_inner)) {
+        let way = way.as_ref().ok_or_else(not_configured)?;
+        let known =
+            tunnels.lock().unwrap_or_else(PoisonError::into_inner).get(service).map(|tunnel| tunnel.port);
+        if let Some(port) = known {
             return Ok(port);
         }
-        let identity = match identity.get() {
-            Some(identity) => identity,
-            None => {
-                let loaded = identity::load_or_make(&home)?;
-                identity.get_or_init(|| loaded)
-            }
-        };
         // It listens at once and dials nobody before its first connection.
-        let tunnel = tunnel_to(hub, identity, &home, service, &stop)?;
+        let tunnel = way.tunnel_to(service)?;
         let mut tunnels = tunnels.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(tunnels.entry(service.to_owned()).or_insert(tunnel).port)
     })
 }
 
-fn tunnel_to(hub: &Arc<Hub>, identity: &Identity, home: &Home, service: &str, stop: &Stop) -> Result<Tunnel> {
-    let name = Name::parse(service).map_err(|_| Error::new("That is no service's name"))?;
-    let ask = AskSession { service: name.to_string(), fingerprint: identity.fingerprint, share: None };
-    let (home, what) = (home.clone(), format!("{}/{name}", hub.url));
-    let approve = Box::new(move |granted: &SessionGranted| {
-        known::check_or_pin(&home, &what, granted.agent_fingerprint)
-    });
-    let opener = Opener::new(Arc::clone(hub), identity, ask, approve)?;
-    let bound = Bound::first_free([0]).ok_or_else(|| Error::new("No port is free for a tunnel"))?;
-    Tunnel::start(bound, opener, everyone, Box::new(|_| ()), stop)
+/// What every tunnel of the proxy needs.
+struct Way {
+    hub: Arc<Hub>,
+    home: Home,
+    stop: Stop,
+    identity: OnceLock<Identity>,
 }
 
-/// `12:30:01 GET api /path 200 3.1 ms`
+impl Way {
+    fn identity(&self) -> Result<&Identity> {
+        if let Some(identity) = self.identity.get() {
+            return Ok(identity);
+        }
+        let loaded = identity::load_or_make(&self.home)?;
+        Ok(self.identity.get_or_init(|| loaded))
+    }
+
+    fn tunnel_to(&self, service: &str) -> Result<Tunnel> {
+        let name = Name::parse(service).map_err(|_| Error::new("That is no service's name"))?;
+        let identity = self.identity()?;
+        let ask = AskSession { service: name.to_string(), fingerprint: identity.fingerprint, share: None };
+        let (home, what) = (self.home.clone(), format!("{}/{name}", self.hub.url));
+        let approve = Box::new(move |granted: &SessionGranted| {
+            known::check_or_pin(&home, &what, granted.agent_fingerprint)
+        });
+        let opener = Opener::new(Arc::clone(&self.hub), identity, ask, approve)?;
+        let bound = Bound::first_free([0]).ok_or_else(|| Error::new("No port is free for a tunnel"))?;
+        Tunnel::start(bound, opener, everyone, Box::new(|_| ()), &self.stop)
+    }
+}
+
+/// `200 GET api /path 3.1 ms`
 fn line_a_request(call: &Call) -> OnRequest {
     let say = call.say.clone();
     Box::new(move |note: &Note<'_>| {
