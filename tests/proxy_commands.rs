@@ -181,6 +181,26 @@ fn services_of_the_hub_are_reached_without_reaching_for_them() {
 }
 
 #[test]
+fn a_hub_that_is_away_changes_nothing_for_local_routes() {
+    let mut hub = Hub::start();
+    let (owner, user) = (hub.machine("member"), hub.machine("member"));
+    let (port, _) = answering(OK);
+    let _exposed = expose(&owner, "billing", port);
+    write_routes(&user, &[("api", port)]);
+    let proxy = Proxy::start_in(user, &[]);
+    assert!(proxy.get("billing", "/").ends_with("ok"));
+    hub.running.kill();
+    assert!(proxy.get("api", "/").ends_with("ok"));
+    let user = Home::new();
+    fs::copy(proxy.home.file("config.json"), user.file("config.json")).unwrap();
+    write_routes(&user, &[("api", port)]);
+    let began = std::time::Instant::now();
+    let later = Proxy::start_in(user, &[]);
+    assert!(later.get("api", "/").ends_with("ok"));
+    assert!(began.elapsed() < std::time::Duration::from_secs(5));
+}
+
+#[test]
 fn reach_starts_the_proxy_and_names_the_address() {
     let hub = Hub::start();
     let (owner, user) = (hub.machine("member"), hub.machine("member"));

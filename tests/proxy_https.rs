@@ -5,6 +5,8 @@ mod common;
 mod proxy;
 
 use std::fs;
+use std::io::Read;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -159,6 +161,55 @@ fn a_leaf_for_another_host_signed_by_the_ca_is_refused() {
             assert_eq!(gnutls.contains("Chain verification output: Verified"), good, "{name}: {gnutls}");
         }
     }
+}
+
+#[test]
+fn large_bodies_and_switched_connections_pass_through_tls() {
+    if !has("python3") {
+        return;
+    }
+    let port = common::service(|mut stream| {
+        let head = proxy::read_head(&mut stream).unwrap();
+        if head.contains("websocket") {
+            let _ =
+                stream.write_all(b"HTTP/1.1 101 S\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nearly");
+            return common::echo(stream);
+        }
+        let mut body = vec![0; proxy::field(&head, "content-length").unwrap().parse().unwrap()];
+        stream.read_exact(&mut body).unwrap();
+        let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+        let _ = stream.write_all(&body);
+    });
+    let proxy = Proxy::start_with(&[("api", port)], &["--https"]);
+    let program = "import ssl, socket, sys, threading, os\n\
+        c = ssl.create_default_context(cafile=sys.argv[2])\n\
+        def dial(): return c.wrap_socket(socket.create_connection(('127.0.0.1', int(sys.argv[1]))), server_hostname='api.localhost')\n\
+        def exactly(s, n):\n\
+        \x20   b = b''\n\
+        \x20   while len(b) < n:\n\
+        \x20       p = s.recv(min(65536, n - len(b)))\n\
+        \x20       if not p: break\n\
+        \x20       b += p\n\
+        \x20   return b\n\
+        def head(s):\n\
+        \x20   b = b''\n\
+        \x20   while not b.endswith(b'\\r\\n\\r\\n'): b += s.recv(1)\n\
+        \x20   return b\n\
+        body = os.urandom(3000000)\n\
+        s = dial()\n\
+        s.sendall(b'POST / HTTP/1.1\\r\\nHost: api.localhost\\r\\nContent-Length: %d\\r\\n\\r\\n' % len(body) + body)\n\
+        head(s); print('body', exactly(s, len(body)) == body)\n\
+        s = dial()\n\
+        s.sendall(b'GET / HTTP/1.1\\r\\nHost: api.localhost\\r\\nConnection: Upgrade\\r\\nUpgrade: websocket\\r\\n\\r\\nfirst')\n\
+        print('head', b' 101 ' in head(s), exactly(s, 10) == b'earlyfirst')\n\
+        t = threading.Thread(target=lambda: s.sendall(body)); t.start()\n\
+        print('both ways', exactly(s, len(body)) == body)\n";
+    let answer = said(
+        Command::new("python3")
+            .args(["-c", program, &proxy.port.to_string()])
+            .arg(proxy.home.file("certs/ca.crt")),
+    );
+    assert_eq!(answer.matches("True").count(), 4, "{answer}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! What breaks off or is garbled never looks complete: before its head has gone home the client gets a
 //! 502, behind it the connection is cut.
 
+use std::io;
 use std::io::Write;
 use std::net::TcpStream;
 use std::sync::atomic::AtomicBool;
@@ -13,7 +14,10 @@ use super::asked::Asked;
 use super::inbox::Inbox;
 use super::upstream::Silence;
 use super::upstream::Upstream;
+use crate::net::connect::is_timeout;
 use crate::net::duplex::Writer;
+use crate::os::splice::Moved;
+use crate::os::splice::Pipe;
 use crate::wire::body::BadBody;
 use crate::wire::body::Body;
 use crate::wire::body::BodyWalker;
@@ -34,6 +38,8 @@ const THINK: Duration = Duration::from_secs(600);
 const INTERIM: usize = 32;
 /// What a read of a body's next piece brings at most.
 const CHUNK: usize = 128 * 1024;
+/// From so much on, a pipe between the sockets is worth its making.
+const BULK: u64 = 256 * 1024;
 
 /// How an exchange ended for the two connections.
 #[derive(Debug, PartialEq, Eq)]
@@ -158,6 +164,7 @@ fn deliver(upstream: &mut Upstream, plan: Plan, home: &mut Home<'_>) -> Result<A
     let framed = frame(&mut walker, &mut upstream.inbox, chunked, home.out);
     home.flush()?;
     framed.map_err(|_| cut)?;
+    bulk(&mut walker, upstream, to, home).map_err(|bad| bad.unwrap_or(cut))?;
     while !walker.ended() {
         if upstream.inbox.is_full() || walker.ahead().is_none_or(|ahead| ahead > CHUNK as u64) {
             upstream.inbox.widen(CHUNK);
@@ -186,6 +193,35 @@ fn deliver(upstream: &mut Upstream, plan: Plan, home: &mut Home<'_>) -> Result<A
     // What stands behind an answer belongs to no request.
     answered.keeps_service &= upstream.inbox.is_empty();
     Ok(answered)
+}
+
+/// A large body of known length goes from socket to socket, when nothing has to be encrypted. `None`: it broke off.
+fn bulk(
+    walker: &mut BodyWalker,
+    upstream: &Upstream,
+    to: Body,
+    home: &Home<'_>,
+) -> Result<(), Option<Fault>> {
+    let (Body::Length(_), Some(client)) = (to, home.writer.plain()) else { return Ok(()) };
+    if walker.ahead().is_none_or(|ahead| ahead < BULK) {
+        return Ok(());
+    }
+    let Ok(pipe) = Pipe::new() else { return Ok(()) };
+    while let Some(ahead @ 1..) = walker.ahead() {
+        match pipe.carry(&upstream.socket, client, ahead) {
+            Moved::Bytes(0) => return Err(None),
+            Moved::Bytes(count) => walker.pass(count),
+            Moved::ReadFailed(error) if is_timeout(&error) => match upstream.wait_for(home.socket, None) {
+                Ok(()) => {}
+                Err(Silence::ClientLeft) => return Err(Some(Fault::ClientLeft)),
+                Err(_) => return Err(None),
+            },
+            Moved::ReadFailed(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Moved::ReadFailed(_) => return Err(None),
+            Moved::WriteFailed => return Err(Some(Fault::ClientLeft)),
+        }
+    }
+    Ok(())
 }
 
 /// Content that needs no framing goes out from where it was read.

@@ -32,8 +32,15 @@ pub struct Seen {
 
 #[derive(Default)]
 pub struct Recent {
-    seen: Mutex<VecDeque<Seen>>,
+    log: Mutex<Log>,
     more: Condvar,
+}
+
+#[derive(Default)]
+struct Log {
+    seen: VecDeque<Seen>,
+    /// Who waits for more. Waking nobody costs a system call as well.
+    watchers: usize,
 }
 
 /// A request as it is noted; the words are copied into memory that is used again.
@@ -51,7 +58,8 @@ impl Recent {
         let path = note.target.split('?').next().unwrap_or_default();
         let path = path.get(..PATH_LIMIT).unwrap_or(path);
         let at = clock::now();
-        let mut seen = self.lock();
+        let mut log = self.lock();
+        let Log { seen, watchers } = &mut *log;
         let number = seen.back().map_or(1, |last| last.number + 1);
         let mut entry =
             if seen.len() < REMEMBERED { Seen::default() } else { seen.pop_front().unwrap_or_default() };
@@ -64,20 +72,26 @@ impl Recent {
         (entry.number, entry.at, entry.status) = (number, at, note.status);
         entry.micros = u64::try_from(note.began.elapsed().as_micros()).unwrap_or(u64::MAX);
         seen.push_back(entry);
-        drop(seen);
-        self.more.notify_all();
+        let watched = *watchers > 0;
+        drop(log);
+        if watched {
+            self.more.notify_all();
+        }
     }
 
     /// Those after `number`, waiting for one if there is none yet.
     pub fn after(&self, number: u64, patience: Duration) -> Vec<Seen> {
-        let nothing_new = |seen: &mut VecDeque<Seen>| seen.back().is_none_or(|last| last.number <= number);
-        let seen = self.more.wait_timeout_while(self.lock(), patience, nothing_new);
-        let (seen, _) = seen.unwrap_or_else(PoisonError::into_inner);
-        seen.iter().filter(|entry| entry.number > number).cloned().collect()
+        let nothing_new = |log: &mut Log| log.seen.back().is_none_or(|last| last.number <= number);
+        let mut log = self.lock();
+        log.watchers += 1;
+        let waited = self.more.wait_timeout_while(log, patience, nothing_new);
+        let (mut log, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        log.watchers -= 1;
+        log.seen.iter().filter(|entry| entry.number > number).cloned().collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Seen>> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -80,16 +80,21 @@ impl Upstream {
                 Err(error) if is_timeout(&error) => {}
                 Err(_) => return Err(Silence::Failed),
             }
-            loop {
-                match socket::wait_for_data(&self.socket, client, TURN) {
-                    Ok(Woken::Data) => break,
-                    Ok(Woken::WatcherLeft) => return Err(Silence::ClientLeft),
-                    Ok(Woken::Nothing) if patience.is_some_and(|most| began.elapsed() > most) => {
-                        return Err(Silence::TooLong);
-                    }
-                    Ok(Woken::Nothing) => {}
-                    Err(_) => return Err(Silence::Failed),
+            self.wait_for(client, patience.map(|most| began + most))?;
+        }
+    }
+
+    /// Until there is something to read.
+    pub fn wait_for(&self, client: &TcpStream, until: Option<Instant>) -> Result<(), Silence> {
+        loop {
+            match socket::wait_for_data(&self.socket, client, TURN) {
+                Ok(Woken::Data) => return Ok(()),
+                Ok(Woken::WatcherLeft) => return Err(Silence::ClientLeft),
+                Ok(Woken::Nothing) if until.is_some_and(|until| Instant::now() > until) => {
+                    return Err(Silence::TooLong);
                 }
+                Ok(Woken::Nothing) => {}
+                Err(_) => return Err(Silence::Failed),
             }
         }
     }
