@@ -2,8 +2,8 @@
 //!
 //! The rooms, from the bottom: `model` is what is true and `wire` how it looks on the wire, both pure;
 //! `os` is the machine, `error` the one error. `net` makes, serves, encrypts and cuts connections; `state`
-//! keeps the files under `~/.privateconnect`; `api` is the hub as its clients see it. `hub` and `tunnel`
-//! do the work and do not know each other. `cli` reads the command line, puts the rooms together and is
+//! keeps the files under `~/.privateconnect`; `api` is the hub as its clients see it. `hub`, `tunnel` and
+//! `proxy` do the work and do not know each other. `cli` reads the command line, puts the rooms together and is
 //! the only one that prints.
 //!
 //! Bytes flow socket → wire → model → wire → socket. Commands flow argv → `cli` → a room's `start()` → a
@@ -17,6 +17,7 @@ mod hub;
 mod model;
 mod net;
 mod os;
+mod proxy;
 mod state;
 mod tunnel;
 mod wire;

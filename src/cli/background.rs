@@ -8,6 +8,7 @@ use super::context::Call;
 use super::say;
 use crate::error::Result;
 use crate::os::daemon;
+use crate::os::daemon::Begin;
 use crate::os::daemon::Started;
 use crate::os::daemon::Stream;
 use crate::os::process;
@@ -18,18 +19,30 @@ pub fn detach(call: &Call, kind: &str, name: &str, environment: &[(&str, &str)])
         return Ok(None);
     }
     let log = log_file(call, kind, name);
-    let (mut pid, mut cut) = (0, None);
+    let begin = Begin { arguments: daemon::own_arguments(), environment, log: &log };
+    begun(call, &begin, true).map(Some)
+}
+
+/// Runs ourselves in the background, repeating aloud what is said there. The exit code is 0 once it is ready.
+pub fn begun(call: &Call, begin: &Begin<'_>, aloud: bool) -> Result<u8> {
+    let (mut cut, mut pid) = (None, 0);
     let started = |begun| {
         pid = begun;
         // Until it is ready, Ctrl-C means it, though it has left the terminal.
         cut = call.stop.on_stop(move || process::terminate(begun));
     };
-    match daemon::start(&log, environment, started, |stream, line| say::repeat(line, stream == Stream::Err))?
-    {
-        Started::Ended { code } => Ok(Some(code)),
+    let repeat = |stream, line: &str| {
+        if aloud {
+            say::repeat(line, stream == Stream::Err);
+        }
+    };
+    match daemon::start(begin, started, repeat)? {
+        Started::Ended { code } => Ok(code),
         Started::Ready => {
-            call.say.event(&json!({ "event": "background", "pid": pid, "log": log }));
-            Ok(Some(0))
+            if aloud {
+                call.say.event(&json!({ "event": "background", "pid": pid, "log": begin.log }));
+            }
+            Ok(0)
         }
     }
 }

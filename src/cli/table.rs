@@ -47,6 +47,22 @@ pub const GLOBAL: [Opt; 7] = [
 
 const DETACH: Opt =
     Opt { short: Some('d'), ..switch("detach", "Run in the background; return once it is ready") };
+const PROXY: &[Opt] = &[
+    opt("port", "PORT", "Port to listen on [default: 3456]"),
+    switch("https", "Enable HTTPS with auto-generated certificates"),
+    opt("cert", "FILE", "Path to custom TLS certificate"),
+    opt("key", "FILE", "Path to custom TLS private key"),
+    switch("trust", "Automatically trust the CA certificate"),
+    switch("replace", "Stop the proxy that runs and take over"),
+    switch("foreground", "Run in foreground (for debugging); shows a line a request"),
+    opt("rewrite-host", "NAME", "Send this service its own Host, localhost:PORT (may be repeated)"),
+    opt(
+        "allow-origin",
+        "ORIGIN",
+        "Let pages from there open WebSockets, like https://app.example (may be repeated)",
+    ),
+    opt("connect-allow", "HOST[:PORT]", "Let CONNECT reach this outside host (may be repeated)"),
+];
 const DATA: Opt = opt("data", "DIR", "The hub's data folder [default: ~/.privateconnect/hub]");
 
 pub const TABLE: &[Command] = &[
@@ -318,6 +334,80 @@ pub const TABLE: &[Command] = &[
         runs_command: false,
         examples: &["connect stop staging-db", "connect stop --all"],
         run: commands::status::stop,
+    },
+    Command {
+        path: "proxy",
+        usage: "[start|stop|status|trust|untrust|logs] [options]",
+        about: "Open every service at http://NAME.localhost:3456 (the same as proxy start)",
+        positionals: (0, 0),
+        options: PROXY,
+        runs_command: false,
+        examples: &["connect proxy", "connect proxy --https"],
+        run: commands::proxy::start,
+    },
+    Command {
+        path: "proxy start",
+        usage: "[--port PORT] [--https] [--foreground]",
+        about: "Start the proxy server",
+        positionals: (0, 0),
+        options: PROXY,
+        runs_command: false,
+        examples: &[
+            "connect proxy start",
+            "connect proxy start --https --trust",
+            "connect proxy start --port 8080 --replace",
+        ],
+        run: commands::proxy::start,
+    },
+    Command {
+        path: "proxy stop",
+        usage: "",
+        about: "Stop the running proxy server",
+        positionals: (0, 0),
+        options: &[],
+        runs_command: false,
+        examples: &["connect proxy stop"],
+        run: commands::proxy::stop,
+    },
+    Command {
+        path: "proxy status",
+        usage: "",
+        about: "Show proxy status and active routes",
+        positionals: (0, 0),
+        options: &[],
+        runs_command: false,
+        examples: &["connect proxy status"],
+        run: commands::proxy::status,
+    },
+    Command {
+        path: "proxy trust",
+        usage: "[--dry-run]",
+        about: "Trust the local CA certificate for HTTPS",
+        positionals: (0, 0),
+        options: &[switch("dry-run", "Show what would be done")],
+        runs_command: false,
+        examples: &["connect proxy trust"],
+        run: commands::proxy_trust::trust,
+    },
+    Command {
+        path: "proxy untrust",
+        usage: "[--dry-run]",
+        about: "Undo what trust did, in every store",
+        positionals: (0, 0),
+        options: &[switch("dry-run", "Show what would be done")],
+        runs_command: false,
+        examples: &["connect proxy untrust"],
+        run: commands::proxy_trust::untrust,
+    },
+    Command {
+        path: "proxy logs",
+        usage: "[-f]",
+        about: "Show the proxy's log",
+        positionals: (0, 0),
+        options: &[Opt { short: Some('f'), ..switch("follow", "Go on with what is added") }],
+        runs_command: false,
+        examples: &["connect proxy logs -f"],
+        run: commands::proxy::logs,
     },
     Command {
         path: "help",

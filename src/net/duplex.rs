@@ -106,6 +106,14 @@ impl Write for Writer {
 }
 
 impl Writer {
+    /// The socket itself, when nothing stands between it and the bytes.
+    pub fn plain(&self) -> Option<&Arc<TcpStream>> {
+        match self {
+            Self::Plain(socket) => Some(socket),
+            Self::Tls(_) => None,
+        }
+    }
+
     /// No more will be written: the other end reads the end of the stream, not a cut.
     pub fn finish(&mut self) -> io::Result<()> {
         match self {

@@ -7,6 +7,7 @@ pub mod crew;
 pub mod duplex;
 pub mod http;
 pub mod identity;
+pub mod mint;
 pub mod relay;
 pub mod serve;
 pub mod stop;

@@ -5,6 +5,7 @@
 //! turns its output to a log file.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::fs::File;
 use std::io;
@@ -38,6 +39,11 @@ pub fn own_log() -> Option<PathBuf> {
     env::var_os(MARK).filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
+/// The arguments of this very command.
+pub fn own_arguments() -> Vec<OsString> {
+    env::args_os().skip(1).collect()
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Started {
     Ready,
@@ -54,17 +60,23 @@ pub enum Stream {
     Err,
 }
 
-/// Starts this very command in the background, and hands on what it says until it is ready. `started` is
-/// told its number at once.
+/// What is to run in the background.
+pub struct Begin<'b> {
+    pub arguments: Vec<OsString>,
+    pub environment: &'b [(&'b str, &'b str)],
+    pub log: &'b Path,
+}
+
+/// Starts ourselves in the background, and hands on what is said there until it is ready. `started` is told
+/// its number at once.
 pub fn start(
-    log: &Path,
-    environment: &[(&str, &str)],
+    begin: &Begin<'_>,
     started: impl FnOnce(u32),
     say: impl Fn(Stream, &str) + Sync,
 ) -> Result<Started> {
     let program = env::current_exe().or_say(|| "Cannot find this program's own file")?;
     let mut command = Command::new(program);
-    command.args(env::args_os().skip(1)).envs(environment.iter().copied()).env(MARK, log);
+    command.args(&begin.arguments).envs(begin.environment.iter().copied()).env(MARK, begin.log);
     let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut child = spawned.or_say(|| "Cannot start in the background")?;
     started(child.id());

@@ -9,5 +9,7 @@ pub mod paths;
 pub mod process;
 pub mod secret;
 pub mod socket;
+pub mod splice;
 pub mod terminal;
+pub mod trust;
 pub mod user;

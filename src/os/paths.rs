@@ -1,6 +1,7 @@
 //! Where this user's state lies.
 
 use std::env;
+use std::path::Path;
 use std::path::PathBuf;
 
 /// Where somebody without a home lives, as Debian calls it. Nothing is there to be read, and whoever
@@ -21,6 +22,14 @@ pub fn foreign_routes() -> Option<PathBuf> {
     user_home().map(|home| home.join(".connect/active-routes.json"))
 }
 
-fn user_home() -> Option<PathBuf> {
+pub fn user_home() -> Option<PathBuf> {
     env::home_dir().filter(|home| home.is_absolute())
+}
+
+/// As people write it: `~` for their home folder.
+pub fn shown(path: &Path) -> String {
+    match user_home().and_then(|home| path.strip_prefix(home).ok().map(Path::to_owned)) {
+        Some(rest) => format!("~/{}", rest.display()),
+        None => path.display().to_string(),
+    }
 }

@@ -1,6 +1,8 @@
 //! Running a user's command: its signals are passed on, its exit code comes back.
 
 use std::ffi::OsString;
+#[cfg(target_os = "linux")]
+use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Child;
 use std::process::Command;
@@ -145,4 +147,40 @@ fn send(pid: u32, signal: Signal) {
     if let Ok(pid) = i32::try_from(pid) {
         let _ = kill(Pid::from_raw(pid), signal);
     }
+}
+
+/// The process that listens on this port of the loopback, with its name, where the system lets us see.
+#[cfg(target_os = "linux")]
+pub fn listener_on(port: u16) -> Option<(u32, String)> {
+    let socket =
+        ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|table| listening_socket(table, port))?;
+    let link = format!("socket:[{socket}]");
+    for process in fs::read_dir("/proc").ok()?.flatten() {
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let Ok(files) = fs::read_dir(process.path().join("fd")) else { continue };
+        let holds =
+            |file: fs::DirEntry| fs::read_link(file.path()).is_ok_and(|to| to.as_os_str() == link.as_str());
+        if files.flatten().any(holds) {
+            let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            return Some((pid, name.trim_end().to_owned()));
+        }
+    }
+    None
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn listener_on(_: u16) -> Option<(u32, String)> {
+    None
+}
+
+/// The number of the socket that listens (state 0A) on this port, from a table of the kernel's.
+#[cfg(target_os = "linux")]
+fn listening_socket(table: &str, port: u16) -> Option<String> {
+    let wanted = format!(":{port:04X}");
+    let table = fs::read_to_string(table).ok()?;
+    table.lines().skip(1).find_map(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        let listens = columns.get(3) == Some(&"0A") && columns.get(1)?.ends_with(&wanted);
+        listens.then(|| columns.get(9).map(|socket| (*socket).to_owned()))?
+    })
 }

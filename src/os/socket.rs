@@ -3,11 +3,20 @@
 use std::io;
 use std::net::SocketAddr;
 use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 use std::time::Instant;
 
+use nix::errno::Errno;
 use nix::libc;
+use nix::poll::PollFd;
+use nix::poll::PollFlags;
+use nix::poll::PollTimeout;
+use nix::poll::poll;
+use nix::sys::socket::MsgFlags;
 use nix::sys::socket::getsockopt;
+use nix::sys::socket::recv;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt;
 
@@ -40,27 +49,24 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Connects by `deadline`, or gives up as soon as `stopped` says so.
 #[cfg(target_os = "linux")]
 pub fn connect(address: SocketAddr, deadline: Instant, stopped: &dyn Fn() -> bool) -> io::Result<TcpStream> {
-    use nix::poll;
     use nix::sys::socket;
-    use std::os::fd::AsFd;
-    use std::os::fd::AsRawFd;
 
     let family = if address.is_ipv4() { socket::AddressFamily::Inet } else { socket::AddressFamily::Inet6 };
     let flags = socket::SockFlag::SOCK_CLOEXEC | socket::SockFlag::SOCK_NONBLOCK;
     let own = socket::socket(family, socket::SockType::Stream, flags, None)?;
     match socket::connect(own.as_raw_fd(), &socket::SockaddrStorage::from(address)) {
-        Ok(()) | Err(nix::errno::Errno::EINPROGRESS) => {}
+        Ok(()) | Err(Errno::EINPROGRESS) => {}
         Err(error) => return Err(error.into()),
     }
     loop {
         let left = deadline.saturating_duration_since(Instant::now()).min(LOOK);
-        let mut waiting = [poll::PollFd::new(own.as_fd(), poll::PollFlags::POLLOUT)];
-        let slice = poll::PollTimeout::try_from(left).unwrap_or(poll::PollTimeout::ZERO);
-        match poll::poll(&mut waiting, slice) {
+        let mut waiting = [PollFd::new(own.as_fd(), PollFlags::POLLOUT)];
+        let slice = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+        match poll(&mut waiting, slice) {
             Ok(1..) => break,
             Ok(_) if stopped() => return Err(io::ErrorKind::Interrupted.into()),
             Ok(_) if left.is_zero() => return Err(io::ErrorKind::TimedOut.into()),
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -82,6 +88,43 @@ pub fn connect(address: SocketAddr, deadline: Instant, _: &dyn Fn() -> bool) -> 
 /// Whether `reset_on_close` was said of this socket.
 pub fn resets_on_close(socket: &TcpStream) -> bool {
     getsockopt(socket, sockopt::Linger).is_ok_and(|linger| linger.l_onoff != 0 && linger.l_linger == 0)
+}
+
+/// What ended a wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    Data,
+    WatcherLeft,
+    Nothing,
+}
+
+/// Linux tells of a peer's end even while there is data in front of it; elsewhere data hides it.
+#[cfg(target_os = "linux")]
+const LEFT: PollFlags = PollFlags::from_bits_retain(libc::POLLRDHUP);
+#[cfg(not(target_os = "linux"))]
+const LEFT: PollFlags = PollFlags::POLLHUP;
+
+/// Waits until `socket` can be read, unless the peer of `watcher`, for whom it is read, leaves before.
+pub fn wait_for_data(socket: &TcpStream, watcher: &TcpStream, patience: Duration) -> io::Result<Woken> {
+    let mut both = [PollFd::new(socket.as_fd(), PollFlags::POLLIN), PollFd::new(watcher.as_fd(), LEFT)];
+    let patience = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+    match poll(&mut both, patience) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    // nix has no name for POLLRDHUP and says None when it is among the answers.
+    let [data, left] = both.map(|one| one.revents().is_none_or(|seen| !seen.is_empty()));
+    Ok(match (data, left) {
+        (true, _) => Woken::Data,
+        (_, true) => Woken::WatcherLeft,
+        _ => Woken::Nothing,
+    })
+}
+
+/// Whether a connection that rests is still open, with nothing said that nobody asked for.
+pub fn is_at_rest(socket: &TcpStream) -> bool {
+    let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    recv(socket.as_raw_fd(), &mut [0], peek) == Err(Errno::EAGAIN)
 }
 
 /// The last close of this socket will be a reset, which tells the peer that its data did not all arrive.

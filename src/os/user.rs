@@ -11,3 +11,7 @@ pub fn hostname() -> String {
     let clean: String = name.trim().chars().filter(char::is_ascii_graphic).take(64).collect();
     if clean.is_empty() { "machine".to_owned() } else { clean }
 }
+
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}

@@ -5,5 +5,6 @@ pub mod home;
 pub mod identity;
 pub mod known;
 pub mod ports;
+pub mod proxy;
 pub mod routes;
 pub mod runs;

@@ -1,9 +1,11 @@
 //! `active-routes.json`: which service is on which loopback port, for the proxy and for whoever looks.
 
 use std::fs;
+use std::path::Path;
 
 use super::home::Home;
 use super::runs;
+use crate::error::Error;
 use crate::error::Result;
 use crate::model::route;
 use crate::model::route::Route;
@@ -51,6 +53,33 @@ fn rewrite(home: &Home, change: impl FnOnce(&mut Vec<Route>)) -> Result<()> {
 
 fn read_own(home: &Home) -> Result<Option<Vec<Route>>> {
     Ok(files::read_text(&home.file(FILE))?.and_then(|text| route::parse(&text)))
+}
+
+/// What changes whenever one of the files does.
+pub fn stamps(home: &Home) -> [files::Stamp; 2] {
+    let foreign = paths::foreign_routes();
+    [files::stamp(&home.file(FILE)), foreign.and_then(|path| files::stamp(&path))]
+}
+
+/// All that the files list, ours first; a damaged one is an error that names it. Entries of ours whose process was killed are left
+/// out. One whose process never held a lock was written by somebody else's tool, which is believed.
+pub fn listed(home: &Home) -> Result<Vec<Route>> {
+    let damaged = |path: &Path| {
+        Error::new(format!("{} is damaged", path.display()))
+            .hint("The routes stay as they were; mend it, or move it away")
+    };
+    let own = home.file(FILE);
+    let text = files::read_text(&own)?.unwrap_or_default();
+    let mut routes = route::parse(&text).ok_or_else(|| damaged(&own))?;
+    routes.retain(|route| !runs::is_known_dead(home, route.pid));
+    let Some(path) = paths::foreign_routes() else { return Ok(routes) };
+    let Ok(text) = fs::read_to_string(&path) else { return Ok(routes) };
+    for route in route::parse(&text).ok_or_else(|| damaged(&path))? {
+        if !routes.iter().any(|own| own.service_name.eq_ignore_ascii_case(&route.service_name)) {
+            routes.push(route);
+        }
+    }
+    Ok(routes)
 }
 
 /// The live routes of ours, and those that a tool of the same family keeps in its own folder.

@@ -110,6 +110,16 @@ pub fn is_alive(home: &Home, pid: u32) -> bool {
     files::is_locked(&home.file(&lock_name(pid)))
 }
 
+/// Whether that process was ours and ended without tidying up: its lock is there, and free.
+pub fn is_known_dead(home: &Home, pid: u32) -> bool {
+    let path = home.file(&lock_name(pid));
+    pid != std::process::id() && path.exists() && matches!(files::try_lock(&path), Ok(Some(_)))
+}
+
+pub fn kind_of(home: &Home, pid: u32) -> Option<String> {
+    home.read::<Run>(&format!("{FOLDER}/{pid}.json")).ok().flatten().map(|run| run.kind)
+}
+
 /// Every live process of ours; what dead ones left behind is removed.
 pub fn all(home: &Home) -> Vec<Run> {
     let mut runs = Vec::new();

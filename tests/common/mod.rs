@@ -60,6 +60,7 @@ impl Home {
             .args(args)
             .env("PRIVATECONNECT_HOME", &self.path)
             .env("HOME", &self.path)
+            .env("CONNECT_NO_PROXY", "1")
             .env("LANG", "C.UTF-8");
         for name in [
             "CONNECT_HUB_URL",

@@ -5,12 +5,14 @@ use std::time::Instant;
 
 use serde_json::json;
 
+use super::proxy;
 use crate::api::Hub;
 use crate::cli::Call;
 use crate::cli::Outcome;
 use crate::cli::args::name_of;
 use crate::cli::args::port_of;
 use crate::cli::background;
+use crate::cli::context::variable;
 use crate::cli::party::Party;
 use crate::cli::party::Right;
 use crate::cli::party::Wanted;
@@ -83,6 +85,11 @@ pub fn run(call: &Call) -> Outcome {
     party.settle()?;
     call.say.event(&report.as_json(&name, port));
     call.say.result(&format!("[ok] {name} → {shown}"));
+    if wants_proxy(call)
+        && let Some(line) = proxy::beside_reach(call, name.as_str())
+    {
+        call.say.line(&format!("  {line}"));
+    }
     if call.args.run.is_none() {
         background::how_to_end(call, name.as_str(), "Press Ctrl+C to disconnect");
     }
@@ -130,6 +137,11 @@ fn find(hub: &Hub, name: &Name, report: &mut Diagnosis) -> Result<ServiceInfo> {
         )));
     }
     Ok(service)
+}
+
+/// Scripts get what they asked for and nothing beside it.
+fn wants_proxy(call: &Call) -> bool {
+    call.args.run.is_none() && !call.say.json && variable("CONNECT_NO_PROXY").is_none_or(|value| value == "0")
 }
 
 /// What was found on the way.

@@ -1,0 +1,321 @@
+//! `connect proxy start`, `stop`, `status` and `logs`.
+
+use std::ffi::OsString;
+use std::io;
+use std::io::Read;
+use std::io::Seek;
+use std::io::SeekFrom;
+use std::path::Path;
+use std::time::Duration;
+use std::time::Instant;
+
+use serde_json::Value;
+use serde_json::json;
+
+use super::proxy_parts;
+use crate::cli::Call;
+use crate::cli::Outcome;
+use crate::cli::background;
+use crate::error::Error;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::net::address::HubUrl;
+use crate::net::connect::DEADLINE;
+use crate::os::daemon;
+use crate::os::daemon::Begin;
+use crate::os::files;
+use crate::os::paths;
+use crate::os::process;
+use crate::proxy::Listening;
+use crate::proxy::Proxy;
+use crate::proxy::table::Routes;
+use crate::proxy::table::Table;
+use crate::state::proxy;
+use crate::state::proxy::ProxyState;
+use crate::state::runs;
+
+pub const PORT: u16 = 3456;
+const TURN: Duration = Duration::from_millis(20);
+/// What `logs` shows of a long log.
+const TAIL: u64 = 64 * 1024;
+
+/// What the command line asks for.
+pub struct Wanted {
+    pub port: u16,
+    pub tls: bool,
+}
+
+impl Wanted {
+    fn read(call: &Call) -> Result<Self> {
+        let own = (call.args.value("cert"), call.args.value("key"));
+        if own.0.is_some() != own.1.is_some() {
+            return Err(
+                Error::usage("A certificate and its key go together").hint("Write: --cert FILE --key FILE")
+            );
+        }
+        // Port 0 is any that is free; --json says which.
+        let port = if call.args.value("port") == Some("0") { Some(0) } else { call.args.port("port")? };
+        Ok(Self { port: port.unwrap_or(PORT), tls: call.args.flag("https") || own.0.is_some() })
+    }
+}
+
+pub fn start(call: &Call) -> Outcome {
+    let wanted = Wanted::read(call)?;
+    if call.args.flag("foreground") || daemon::own_log().is_some() {
+        return serve(call, &wanted);
+    }
+    detach(call, daemon::own_arguments(), true)
+}
+
+/// Runs ourselves in the background; Ctrl-C ends it as long as it is not ready.
+fn detach(call: &Call, arguments: Vec<OsString>, aloud: bool) -> Outcome {
+    let log = call.home.file(proxy::LOG);
+    let code = background::begun(call, &Begin { arguments, environment: &[], log: &log }, aloud)?;
+    call.go_on()?;
+    Ok(code)
+}
+
+fn serve(call: &Call, wanted: &Wanted) -> Outcome {
+    call.say.line(if wanted.tls { "🌐 Starting subdomain proxy...\n" } else { "🌐 Starting proxy...\n" });
+    if let Some(running) = proxy::running(&call.home)
+        && is_served_already(call, wanted, &running)?
+    {
+        return Ok(0);
+    }
+    let listening = listen(call, wanted)?;
+    let port = listening.port;
+    let _run = runs::register(&call.home, proxy::KIND, &[proxy::KIND.to_owned()])?;
+    let config = call.config()?;
+    if wanted.tls {
+        say_plan(call, &call.hub_url(&config)?, port);
+    }
+    let settings = proxy_parts::settings(call, wanted)?;
+    let certificates = if wanted.tls { Some((settings.certificates)()?) } else { None };
+    if let Some(certificates) = &certificates {
+        proxy_parts::say_certificates(call, certificates)?;
+    }
+    let (home, own) = (call.home.clone(), certificates.clone());
+    let changed = move |routes: &Routes| proxy_parts::note_routes(&home, own.as_deref(), routes);
+    changed(&Routes::default());
+    let table = Table::start(&call.home, proxy_parts::ask_hub(call), changed, &call.stop)?;
+    let serving = Proxy::start(listening, table, settings, &call.stop)?;
+    let _state = proxy::announce(&call.home, port, wanted.tls)?;
+    announce(call, &serving);
+    if daemon::own_log().is_some() {
+        daemon::ready(&call.home.file(proxy::LOG))?;
+    }
+    call.stop.wait();
+    drop(serving);
+    call.say.event(&json!({ "event": "stopped" }));
+    Ok(0)
+}
+
+/// A proxy of ours is there. Asked for the same thing again, that is fine; otherwise it has to go first.
+fn is_served_already(call: &Call, wanted: &Wanted, running: &ProxyState) -> Result<bool> {
+    if call.args.flag("replace") {
+        end(call, running.pid)?;
+        return Ok(false);
+    }
+    let same = wanted.port == running.port && wanted.tls == running.tls && !call.args.flag("foreground");
+    if same {
+        call.say.line(&format!("[ok] The proxy already runs on port {} (PID {})", running.port, running.pid));
+        call.say.event(
+            &json!({ "event": "running", "pid": running.pid, "port": running.port, "tls": running.tls }),
+        );
+        return Ok(true);
+    }
+    Err(Error::new(format!("The proxy already runs on port {} (PID {})", running.port, running.pid))
+        .hint("Stop it: connect proxy stop, or take over: connect proxy start --replace"))
+}
+
+fn listen(call: &Call, wanted: &Wanted) -> Result<Listening> {
+    let port = wanted.port;
+    Listening::on(port).map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse if call.args.flag("replace") => {
+            let holder = match process::listener_on(port) {
+                Some((pid, name)) => format!("{} (PID {pid})", name.escape_debug()),
+                None => "another user's process".to_owned(),
+            };
+            Error::new(format!("Port {port} is in use by {holder}, which is no proxy of yours"))
+                .hint(format!("End it yourself, or: connect proxy start --port {}", next_port(port)))
+        }
+        io::ErrorKind::AddrInUse => Error::new(format!("Port {port} is already in use")).hint(format!(
+            "Try: connect proxy start --port {}\n  Or use --replace to take over:\n  connect proxy start --port {port} --replace",
+            next_port(port)
+        )),
+        io::ErrorKind::PermissionDenied => Error::new(format!("Port {port} is not for everyone"))
+            .because(error)
+            .hint(format!("Try: connect proxy start --port {PORT}")),
+        _ => Error::new(format!("Cannot listen on port {port}")).because(error),
+    })
+}
+
+fn next_port(port: u16) -> u16 {
+    port.checked_add(1).unwrap_or(PORT)
+}
+
+fn say_plan(call: &Call, hub: &HubUrl, port: u16) {
+    call.say.line(&format!("  Hub:  {hub}"));
+    call.say.line(&format!("  Port: {port}"));
+    let tls = if call.args.value("cert").is_some() {
+        "your certificate"
+    } else {
+        "auto-generating certificates..."
+    };
+    call.say.line(&format!("  TLS:  {tls}\n"));
+}
+
+fn announce(call: &Call, serving: &Proxy) {
+    let front = &serving.front;
+    let routes = front.table.now();
+    let listed: Vec<Value> = routes
+        .iter()
+        .map(|route| json!({ "name": route.name, "port": route.port, "source": route.source_word(), "url": front.url_of(&route.name) }))
+        .collect();
+    call.say.event(&json!({ "event": "listening", "pid": std::process::id(), "port": front.port,
+        "tls": front.settings.secure, "url": front.url(), "routes": listed }));
+    let foreground = daemon::own_log().is_none();
+    let kind = if front.settings.secure { "HTTPS" } else { "HTTP" };
+    if front.settings.secure || foreground {
+        if routes.len() > 0 {
+            call.say.line(&format!("[ok] Found {} route(s):", routes.len()));
+            for route in routes.iter() {
+                call.say.line(&format!(
+                    "  • {} → 127.0.0.1:{} [{}]",
+                    route.name,
+                    route.port,
+                    route.source_word()
+                ));
+            }
+            call.say.line("");
+        }
+        call.say.line(&format!("[ok] {kind} proxy running on port {}\n", front.port));
+        call.say.line("  Access your services via subdomains:\n");
+        for route in routes.iter() {
+            call.say.line(&format!("    {}", front.url_of(&route.name)));
+        }
+        if routes.len() == 0 {
+            call.say.line("    No services yet. Bring one near: connect reach NAME");
+        }
+        call.say.line("");
+    } else {
+        call.say.line(&format!("[ok] {kind} proxy started on port {}", front.port));
+    }
+    if foreground {
+        call.say.line("  Press Ctrl+C to stop\n");
+    } else {
+        call.say.line(&format!("  Logs: {}", paths::shown(&call.home.file(proxy::LOG))));
+        call.say.line("  Stop: connect proxy stop");
+    }
+}
+
+pub fn stop(call: &Call) -> Outcome {
+    let Some(running) = proxy::running(&call.home) else {
+        call.say.line("[ok] No proxy is running.");
+        call.say.value(&json!({ "stopped": false }));
+        return Ok(0);
+    };
+    end(call, running.pid)?;
+    call.say.line("[ok] Proxy stopped.");
+    call.say.value(&json!({ "stopped": true, "pid": running.pid }));
+    Ok(0)
+}
+
+/// Ends a proxy that holds its run's lock, and waits until it has let go of it.
+fn end(call: &Call, pid: u32) -> Result<()> {
+    process::terminate(pid);
+    let deadline = Instant::now() + DEADLINE;
+    while proxy::is_running(&call.home, pid) {
+        if Instant::now() > deadline {
+            return Err(Error::new(format!("The proxy (PID {pid}) does not stop"))
+                .hint(format!("Try: kill -9 {pid}")));
+        }
+        call.stop.wait_for(TURN);
+        call.go_on()?;
+    }
+    Ok(())
+}
+
+#[allow(clippy::unnecessary_wraps)] // The shape that the table asks for.
+pub fn status(call: &Call) -> Outcome {
+    let running = proxy::running(&call.home);
+    call.say.line("🌐 Proxy Status\n");
+    let Some(running) = running else {
+        call.say.result("  ○ Proxy: not running");
+        call.say.line("    Start it: connect proxy start");
+        call.say.value(&json!({ "running": false }));
+        return Ok(0);
+    };
+    let scheme = if running.tls { "https" } else { "http" };
+    let urls = proxy::routes(&call.home)
+        .into_iter()
+        .map(|name| format!("{scheme}://{name}.localhost:{}", running.port));
+    let urls: Vec<String> = urls.collect();
+    call.say.result(&format!("  ● Proxy: running (PID {})", running.pid));
+    call.say.result(&format!("    Port: {}", running.port));
+    call.say.result(&format!("    TLS:  {}", if running.tls { "enabled" } else { "disabled" }));
+    call.say.result(if urls.is_empty() { "    Routes: none" } else { "    Routes:" });
+    for url in &urls {
+        call.say.result(&format!("      {url}"));
+    }
+    call.say.value(&json!({ "running": true, "pid": running.pid, "port": running.port, "tls": running.tls,
+        "startedAt": running.started_at, "routes": urls }));
+    Ok(0)
+}
+
+pub fn logs(call: &Call) -> Outcome {
+    let path = call.home.file(proxy::LOG);
+    let mut at = 0;
+    let Some(tail) = read_from(&path, None, &mut at)? else {
+        return Err(Error::new("There is no log yet").hint("Start the proxy: connect proxy start"));
+    };
+    print(call, &tail);
+    while call.args.flag("follow") && !call.stop.wait_for(TURN * 10) {
+        // A log that is shorter than it was has been put aside, and this is the next one.
+        let rest = read_from(&path, Some(at), &mut at)?;
+        print(call, &rest.unwrap_or_default());
+    }
+    Ok(0)
+}
+
+fn print(call: &Call, bytes: &[u8]) {
+    String::from_utf8_lossy(bytes).lines().for_each(|line| call.say.result(line));
+}
+
+/// What stands behind `from`, or the last piece of it all.
+fn read_from(path: &Path, from: Option<u64>, at: &mut u64) -> Result<Option<Vec<u8>>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let sorry = || format!("Cannot read {}", path.display());
+    let mut file = files::append(path)?;
+    let length = file.metadata().or_say(sorry)?.len();
+    let from = from.map_or(length.saturating_sub(TAIL), |from| if from > length { 0 } else { from });
+    file.seek(SeekFrom::Start(from)).or_say(sorry)?;
+    let mut bytes = Vec::new();
+    file.take(TAIL * 4).read_to_end(&mut bytes).or_say(sorry)?;
+    *at = from + bytes.len() as u64;
+    Ok(Some(bytes))
+}
+
+/// For `reach`: starts the proxy if none runs. The line that names the service's address there; a failure is a
+/// hint and no more.
+pub fn beside_reach(call: &Call, name: &str) -> Option<String> {
+    let url = |state: &ProxyState| {
+        format!("{}://{name}.localhost:{}", if state.tls { "https" } else { "http" }, state.port)
+    };
+    if let Some(running) = proxy::running(&call.home) {
+        return Some(url(&running));
+    }
+    let mut arguments: Vec<OsString> = vec!["proxy".into(), "start".into(), "--quiet".into()];
+    for option in ["hub", "config"] {
+        if let Some(value) = call.args.value(option) {
+            arguments.extend([format!("--{option}").into(), value.into()]);
+        }
+    }
+    match detach(call, arguments, false) {
+        Ok(0) => proxy::running(&call.home)
+            .map(|state| format!("{} (proxy auto-started on port {})", url(&state), state.port)),
+        Ok(_) | Err(_) => Some("To reach it by name, start the proxy: connect proxy start".to_owned()),
+    }
+}

@@ -1,0 +1,187 @@
+//! What the proxy is made of: its settings, certificates, and the ways to the hub.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::OnceLock;
+use std::sync::PoisonError;
+
+use serde_json::json;
+
+use super::proxy::Wanted;
+use super::proxy_trust;
+use crate::api::Hub;
+use crate::cli::Call;
+use crate::cli::context::not_configured;
+use crate::error::Error;
+use crate::error::Result;
+use crate::model::name::Name;
+use crate::net::address::split_host_port;
+use crate::net::identity::Identity;
+use crate::net::stop::Stop;
+use crate::os::daemon;
+use crate::proxy::certificates::Certificates;
+use crate::proxy::front::LoadCertificates;
+use crate::proxy::front::OnRequest;
+use crate::proxy::front::OpenTunnel;
+use crate::proxy::front::Settings;
+use crate::proxy::recent::Note;
+use crate::proxy::table::AskHub;
+use crate::proxy::table::Routes;
+use crate::state::home::Home;
+use crate::state::identity;
+use crate::state::known;
+use crate::state::proxy;
+use crate::tunnel::joiner::Bound;
+use crate::tunnel::joiner::Tunnel;
+use crate::tunnel::joiner::everyone;
+use crate::tunnel::pool::Opener;
+use crate::wire::api::AskSession;
+use crate::wire::api::SessionGranted;
+use crate::wire::host::parse_host;
+
+pub const CERTIFICATES: &str = "certs";
+
+pub fn settings(call: &Call, wanted: &Wanted) -> Result<Settings> {
+    let values = |name: &str| call.args.values(name).map(str::to_owned).collect::<Vec<_>>();
+    let connect_allow = call.args.values("connect-allow").map(outside).collect::<Result<_>>()?;
+    let allow_origin =
+        values("allow-origin").into_iter().map(|it| it.trim_end_matches('/').to_owned()).collect();
+    Ok(Settings {
+        secure: wanted.tls,
+        certificates: certificates(call),
+        open_tunnel: open_tunnel(call),
+        rewrite_host: values("rewrite-host"),
+        allow_origin,
+        connect_allow,
+        on_request: daemon::own_log().is_none().then(|| line_a_request(call)),
+    })
+}
+
+fn outside(text: &str) -> Result<(String, Option<u16>)> {
+    let bad = || {
+        Error::usage(format!("`{}` is no HOST and no HOST:PORT", text.escape_debug()))
+            .hint("Write it like --connect-allow api.example.com:443")
+    };
+    let host = parse_host(text.as_bytes()).map_err(|_| bad())?;
+    let (name, _) = split_host_port(text, 443).ok_or_else(bad)?;
+    Ok((name, host.port))
+}
+
+/// With `--cert` the user's, otherwise from our own CA; made when first needed.
+fn certificates(call: &Call) -> LoadCertificates {
+    let folder = call.home.file(CERTIFICATES);
+    let own = call.args.value("cert").zip(call.args.value("key"));
+    let own = own.map(|(certificate, key)| (certificate.to_owned(), key.to_owned()));
+    let made: OnceLock<Arc<Certificates>> = OnceLock::new();
+    Box::new(move || {
+        if let Some(made) = made.get() {
+            return Ok(Arc::clone(made));
+        }
+        let loaded = Arc::new(match &own {
+            Some((certificate, key)) => Certificates::of_files(Path::new(certificate), Path::new(key))?,
+            None => Certificates::of_folder(&folder)?,
+        });
+        Ok(Arc::clone(made.get_or_init(|| loaded)))
+    })
+}
+
+/// What was made, and whether it is believed.
+pub fn say_certificates(call: &Call, certificates: &Certificates) -> Result<()> {
+    let Some(is_new) = certificates.is_new() else { return Ok(()) };
+    call.say.line(if is_new { "  [ok] Generated local CA" } else { "  [ok] Local CA found" });
+    call.say.line("  [ok] Generated server certificate");
+    proxy_trust::beside_start(call)?;
+    call.say.line("");
+    Ok(())
+}
+
+/// For `proxy status`, and for whoever serves with `server.crt`.
+pub fn note_routes(home: &Home, certificates: Option<&Certificates>, routes: &Routes) {
+    let names: Vec<String> = routes.iter().map(|route| route.name.clone()).collect();
+    let noted = proxy::write_routes(home, &names);
+    let written = certificates.map_or(Ok(()), |certificates| certificates.write_server(names.into_iter()));
+    if let Err(error) = noted.and(written) {
+        log::warn!("{error}");
+    }
+}
+
+/// Without a hub there are the local routes.
+pub fn ask_hub(call: &Call) -> Option<AskHub> {
+    let hub = call.hub().ok()?;
+    Some(Box::new(move || hub.services()))
+}
+
+/// One tunnel for each service of the hub, from its first request on.
+fn open_tunnel(call: &Call) -> OpenTunnel {
+    let way = call.hub().ok().map(|hub| Way {
+        hub,
+        home: call.home.clone(),
+        stop: call.stop.clone(),
+        identity: OnceLock::new(),
+    });
+    let tunnels: Mutex<HashMap<String, Tunnel>> = Mutex::default();
+    Box::new(move |service| {
+        let way = way.as_ref().ok_or_else(not_configured)?;
+        let known =
+            tunnels.lock().unwrap_or_else(PoisonError::into_inner).get(service).map(|tunnel| tunnel.port);
+        if let Some(port) = known {
+            return Ok(port);
+        }
+        // It listens at once and dials nobody before its first connection.
+        let tunnel = way.tunnel_to(service)?;
+        let mut tunnels = tunnels.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(tunnels.entry(service.to_owned()).or_insert(tunnel).port)
+    })
+}
+
+/// What every tunnel of the proxy needs.
+struct Way {
+    hub: Arc<Hub>,
+    home: Home,
+    stop: Stop,
+    identity: OnceLock<Identity>,
+}
+
+impl Way {
+    fn identity(&self) -> Result<&Identity> {
+        if let Some(identity) = self.identity.get() {
+            return Ok(identity);
+        }
+        let loaded = identity::load_or_make(&self.home)?;
+        Ok(self.identity.get_or_init(|| loaded))
+    }
+
+    fn tunnel_to(&self, service: &str) -> Result<Tunnel> {
+        let name = Name::parse(service).map_err(|_| Error::new("That is no service's name"))?;
+        let identity = self.identity()?;
+        let ask = AskSession { service: name.to_string(), fingerprint: identity.fingerprint, share: None };
+        let (home, what) = (self.home.clone(), format!("{}/{name}", self.hub.url));
+        let approve = Box::new(move |granted: &SessionGranted| {
+            known::check_or_pin(&home, &what, granted.agent_fingerprint)
+        });
+        let opener = Opener::new(Arc::clone(&self.hub), identity, ask, approve)?;
+        let bound = Bound::first_free([0]).ok_or_else(|| Error::new("No port is free for a tunnel"))?;
+        Tunnel::start(bound, opener, everyone, Box::new(|_| ()), &self.stop)
+    }
+}
+
+/// `200 GET api /path 3.1 ms`
+fn line_a_request(call: &Call) -> OnRequest {
+    let say = call.say.clone();
+    Box::new(move |note: &Note<'_>| {
+        let took = note.began.elapsed();
+        let path = note.target.split('?').next().unwrap_or_default();
+        if say.json {
+            say.event(
+                &json!({ "event": "request", "method": note.method, "service": note.service, "path": path,
+                "status": note.status, "micros": took.as_micros() }),
+            );
+            return;
+        }
+        let service = if note.service.is_empty() { "-" } else { note.service };
+        let millis = took.as_secs_f64() * 1000.0;
+        say.line(&format!("  {} {} {service} {path} {millis:.1} ms", note.status, note.method));
+    })
+}

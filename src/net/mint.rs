@@ -1,0 +1,142 @@
+//! A certificate authority of our own: loaded or made, and the leaves that it signs, remembered by name.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+use std::time::Instant;
+
+use rcgen::CertificateParams;
+use rcgen::Issuer;
+use rcgen::KeyPair;
+use rustls::ServerConfig;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::server::ResolvesServerCert;
+use rustls::sign::CertifiedKey;
+
+use super::trust::provider;
+use crate::error::Error;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::os::files;
+
+/// Names that are remembered with their leaf; a client that makes up more gets new leaves, no more memory.
+const LEAVES: usize = 256;
+/// A leaf is minted anew after this long; it is valid for much longer.
+const RENEWAL: Duration = Duration::from_secs(30 * 24 * 3600);
+
+type Params = std::result::Result<CertificateParams, rcgen::Error>;
+
+/// What tells one authority from another.
+pub struct Terms {
+    /// `the hub's CA`, as messages call it.
+    pub title: &'static str,
+    /// Makes the CA's own certificate. Given the same key it must name the same subject.
+    pub root: fn(&KeyPair) -> Params,
+    pub leaf: fn(Vec<String>) -> Params,
+    pub when_damaged: &'static str,
+}
+
+pub struct Authority {
+    pub certificate: CertificateDer<'static>,
+    /// Whether it was made just now.
+    pub is_new: bool,
+    terms: Terms,
+    issuer: Issuer<'static, KeyPair>,
+    /// One key for all leaves: what tells them apart is the name.
+    leaf_key: KeyPair,
+    leaves: Mutex<HashMap<String, (Arc<CertifiedKey>, Instant)>>,
+}
+
+impl Authority {
+    /// Loads the CA from `folder`, or makes it. The key is private before the certificate exists.
+    pub fn load_or_make(folder: &Path, terms: Terms) -> Result<Self> {
+        let (key_file, certificate_file) = (folder.join("ca.key"), folder.join("ca.crt"));
+        let damaged = |path: &Path, error: &dyn fmt::Display| {
+            Error::new(format!("{} is damaged: {error}", path.display())).hint(terms.when_damaged)
+        };
+        let cannot = || format!("Cannot make {}", terms.title);
+        let key = match files::read_text(&key_file)? {
+            Some(pem) => KeyPair::from_pem(&pem).map_err(|error| damaged(&key_file, &error))?,
+            None => {
+                let key = new_key(cannot)?;
+                files::write(&key_file, key.serialize_pem().as_bytes())?;
+                key
+            }
+        };
+        let stored = files::read(&certificate_file)?;
+        let is_new = stored.is_none();
+        let certificate = match stored {
+            Some(pem) => {
+                CertificateDer::from_pem_slice(&pem).map_err(|error| damaged(&certificate_file, &error))?
+            }
+            None => {
+                let made = (terms.root)(&key).and_then(|params| params.self_signed(&key)).or_say(cannot)?;
+                files::write(&certificate_file, made.pem().as_bytes())?;
+                made.der().clone()
+            }
+        };
+        // The stored certificate has the same name and key as these parameters; leaves are signed by them.
+        let issuer = Issuer::new((terms.root)(&key).or_say(cannot)?, key);
+        let leaf_key = new_key(cannot)?;
+        Ok(Self { certificate, is_new, terms, issuer, leaf_key, leaves: Mutex::default() })
+    }
+
+    /// The leaf for `name` and the `others` that shall stand in it as well.
+    pub fn leaf(&self, name: &str, others: &[String]) -> Option<Arc<CertifiedKey>> {
+        let known = self.leaves.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        if let Some((leaf, made)) = known
+            && made.elapsed() < RENEWAL
+        {
+            return Some(leaf);
+        }
+        let leaf = self.certified(name, others);
+        let leaf = leaf.inspect_err(|error| log::debug!("no certificate for a name: {error}")).ok()?;
+        let mut leaves = self.leaves.lock().unwrap_or_else(PoisonError::into_inner);
+        if leaves.len() >= LEAVES {
+            leaves.clear();
+        }
+        leaves.insert(name.to_owned(), (Arc::clone(&leaf), Instant::now()));
+        Some(leaf)
+    }
+
+    fn certified(&self, name: &str, others: &[String]) -> Result<Arc<CertifiedKey>> {
+        let sorry = || "Cannot mint a certificate";
+        let mut names = vec![name.to_owned()];
+        names.extend(others.iter().filter(|known| *known != name).cloned());
+        let leaf = self.sign(names)?;
+        let key = PrivateKeyDer::from_pem_slice(self.leaf_key.serialize_pem().as_bytes());
+        let key = key.map_err(|_| Error::new(sorry()))?;
+        let key = provider().key_provider.load_private_key(key).or_say(sorry)?;
+        Ok(Arc::new(CertifiedKey::new(vec![leaf.der().clone(), self.certificate.clone()], key)))
+    }
+
+    /// A leaf for all `names`, and its key, as PEM.
+    pub fn leaf_pem(&self, names: Vec<String>) -> Result<(String, String)> {
+        Ok((self.sign(names)?.pem(), self.leaf_key.serialize_pem()))
+    }
+
+    fn sign(&self, names: Vec<String>) -> Result<rcgen::Certificate> {
+        let params = (self.terms.leaf)(names);
+        let leaf = params.and_then(|params| params.signed_by(&self.leaf_key, &self.issuer));
+        leaf.or_say(|| "Cannot mint a certificate")
+    }
+}
+
+fn new_key<S: Into<String>>(cannot: impl FnOnce() -> S) -> Result<KeyPair> {
+    KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).or_say(cannot)
+}
+
+/// TLS 1.2 and 1.3, no client certificates, HTTP/1.1.
+pub fn server_config(resolver: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig> {
+    let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    let mut config =
+        builder.or_say(|| "Cannot set up TLS")?.with_no_client_auth().with_cert_resolver(resolver);
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}

@@ -1,0 +1,343 @@
+//! Trusting a CA on this machine: which stores there are, what each needs, and doing it.
+//!
+//! A plan comes first, so that it can be shown; every store stands alone, and one that fails does not
+//! stop the rest. Undoing is planned the same way.
+
+use std::env;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::process::Stdio;
+
+use crate::error::Error;
+use crate::error::OrSay;
+use crate::error::Result;
+
+/// What the CA is called in stores that have names.
+const NICKNAME: &str = "Private Connect local CA";
+const FILE: &str = "private-connect-local-ca.crt";
+
+/// Where Linux systems take roots from, and what makes them count: RHEL, Debian, Arch, SUSE.
+const LAYOUTS: [(&str, &[&str]); 4] = [
+    ("etc/pki/ca-trust/source/anchors", &["update-ca-trust", "extract"]),
+    ("usr/local/share/ca-certificates", &["update-ca-certificates"]),
+    ("etc/ca-certificates/trust-source/anchors", &["trust", "extract-compat"]),
+    ("usr/share/pki/trust/anchors", &["update-ca-certificates"]),
+];
+/// Where Chromium keeps its own, in the order of their age.
+const CHROMIUM: [&str; 3] = [".pki/nssdb", ".local/share/pki/nssdb", "snap/chromium/current/.pki/nssdb"];
+const CHROMIUMS: [&str; 5] =
+    ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "brave-browser"];
+/// Folders of Firefox, with a folder for each profile.
+const FIREFOX: [&str; 4] = [
+    ".mozilla/firefox",
+    "snap/firefox/common/.mozilla/firefox",
+    ".var/app/org.mozilla.firefox/.mozilla/firefox",
+    "Library/Application Support/Firefox/Profiles",
+];
+/// In which package `certutil` comes.
+const CERTUTIL_PACKAGE: &str =
+    "libnss3-tools (Debian, Ubuntu), nss-tools (Fedora, RHEL), nss (Arch, brew) or mozilla-nss-tools (SUSE)";
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct Store {
+    /// `system trust store`, as the messages call it.
+    pub name: String,
+    pub steps: Vec<Step>,
+    pub needs_root: bool,
+    /// The programme that is missing, and where it comes from.
+    pub missing: Option<String>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    Copy {
+        from: PathBuf,
+        to: PathBuf,
+    },
+    Remove(PathBuf),
+    Folder(PathBuf),
+    Run(Vec<String>),
+    /// As `Run`, and its failure says that there was nothing to do.
+    Try(Vec<String>),
+}
+
+/// Where to look: `/` and the user's home, elsewhere in tests.
+pub struct Machine {
+    pub root: PathBuf,
+    pub home: PathBuf,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Aim {
+    Trust,
+    Untrust,
+}
+
+/// Every store of this machine in which `ca` has to be, or has to be no more.
+pub fn plan(machine: &Machine, ca: &Path, aim: Aim) -> Vec<Store> {
+    let mut stores: Vec<Store> = system(machine, ca, aim).into_iter().collect();
+    stores.extend(databases(machine, aim).into_iter().map(|(name, folder)| nss(name, &folder, ca, aim)));
+    stores
+}
+
+/// Whether the system's store has this very CA.
+pub fn is_in_system(machine: &Machine, ca: &Path) -> bool {
+    let there = LAYOUTS.iter().map(|(folder, _)| machine.root.join(folder).join(FILE));
+    let ours = fs::read(ca).unwrap_or_default();
+    !ours.is_empty() && there.into_iter().any(|copy| fs::read(copy).is_ok_and(|bytes| bytes == ours))
+}
+
+#[cfg(target_os = "macos")]
+fn system(_: &Machine, ca: &Path, aim: Aim) -> Option<Store> {
+    let ca = ca.display().to_string();
+    let line = match aim {
+        Aim::Trust => {
+            vec![
+                "security",
+                "add-trusted-cert",
+                "-d",
+                "-r",
+                "trustRoot",
+                "-k",
+                "/Library/Keychains/System.keychain",
+                &ca,
+            ]
+        }
+        Aim::Untrust => vec!["security", "remove-trusted-cert", "-d", &ca],
+    };
+    let steps = vec![Step::Run(words(&line))];
+    Some(Store { name: "system keychain".into(), steps, needs_root: true, missing: None })
+}
+
+#[cfg(windows)]
+fn system(_: &Machine, ca: &Path, aim: Aim) -> Option<Store> {
+    let ca = ca.display().to_string();
+    let line = match aim {
+        Aim::Trust => vec!["certutil", "-addstore", "-user", "Root", &ca],
+        Aim::Untrust => vec!["certutil", "-delstore", "-user", "Root", NICKNAME],
+    };
+    let steps = vec![Step::Run(words(&line))];
+    Some(Store { name: "certificate store".into(), steps, needs_root: false, missing: None })
+}
+
+#[cfg(not(any(target_os = "macos", windows)))]
+fn system(machine: &Machine, ca: &Path, aim: Aim) -> Option<Store> {
+    let (folder, update) = LAYOUTS.iter().find(|(folder, _)| machine.root.join(folder).is_dir())?;
+    let copy = machine.root.join(folder).join(FILE);
+    let file = match aim {
+        Aim::Trust => Step::Copy { from: ca.to_owned(), to: copy },
+        Aim::Untrust => Step::Remove(copy),
+    };
+    let missing = (!is_installed(update[0])).then(|| format!("{} (package ca-certificates)", update[0]));
+    let steps = vec![file, Step::Run(words(update))];
+    Some(Store { name: "system trust store".into(), steps, needs_root: true, missing })
+}
+
+/// The NSS databases there are, and Chromium's when it is installed and has none yet.
+fn databases(machine: &Machine, aim: Aim) -> Vec<(&'static str, PathBuf)> {
+    let mut found: Vec<(&'static str, PathBuf)> = CHROMIUM
+        .iter()
+        .map(|place| ("Chromium's store", machine.home.join(place)))
+        .filter(|(_, folder)| folder.join("cert9.db").exists())
+        .collect();
+    if found.is_empty() && aim == Aim::Trust && CHROMIUMS.iter().any(|name| is_installed(name)) {
+        found.extend(CHROMIUM[..2].iter().map(|place| ("Chromium's store", machine.home.join(place))));
+    }
+    for place in FIREFOX {
+        let profiles = fs::read_dir(machine.home.join(place)).into_iter().flatten().flatten();
+        let used = profiles.map(|profile| profile.path()).filter(|folder| folder.join("cert9.db").exists());
+        found.extend(used.map(|folder| ("Firefox's store", folder)));
+    }
+    found
+}
+
+fn nss(name: &str, folder: &Path, ca: &Path, aim: Aim) -> Store {
+    let database = format!("sql:{}", folder.display());
+    let remove = words(&["certutil", "-D", "-d", &database, "-n", NICKNAME]);
+    let mut steps = Vec::new();
+    if aim == Aim::Trust {
+        if !folder.join("cert9.db").exists() {
+            steps.push(Step::Folder(folder.to_owned()));
+            steps.push(Step::Run(words(&["certutil", "-N", "-d", &database, "--empty-password"])));
+        }
+        let ca = ca.display().to_string();
+        // An older CA of ours by the same name would stay in front.
+        steps.push(Step::Try(remove));
+        steps.push(Step::Run(words(&[
+            "certutil", "-A", "-d", &database, "-t", "C,,", "-n", NICKNAME, "-i", &ca,
+        ])));
+    } else {
+        steps.push(Step::Try(remove));
+    }
+    let missing = (!is_installed("certutil")).then(|| format!("certutil, from {CERTUTIL_PACKAGE}"));
+    Store { name: format!("{name} ({})", folder.display()), steps, needs_root: false, missing }
+}
+
+fn words(line: &[&str]) -> Vec<String> {
+    line.iter().map(|word| (*word).to_owned()).collect()
+}
+
+fn is_installed(program: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    // Tools of the administrator are not on every user's path.
+    let folders = env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    folders.into_iter().any(|folder| folder.join(program).is_file())
+}
+
+impl Store {
+    pub fn carry_out(&self) -> Result<()> {
+        self.steps.iter().try_for_each(Step::carry_out)
+    }
+
+    /// What a user types to do the same.
+    pub fn commands(&self) -> Vec<String> {
+        let sudo = if self.needs_root { "sudo " } else { "" };
+        self.steps.iter().map(|step| format!("{sudo}{}", step.command())).collect()
+    }
+}
+
+impl Step {
+    fn command(&self) -> String {
+        match self {
+            Step::Copy { from, to } => format!("install -m 644 {} {}", from.display(), to.display()),
+            Step::Remove(path) => format!("rm -f {}", path.display()),
+            Step::Folder(path) => format!("mkdir -p {}", path.display()),
+            Step::Run(line) | Step::Try(line) => {
+                line.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+            }
+        }
+    }
+
+    fn carry_out(&self) -> Result<()> {
+        let sorry = || format!("This failed: {}", self.command());
+        match self {
+            Step::Copy { from, to } => {
+                let bytes = fs::read(from).or_say(sorry)?;
+                fs::write(to, bytes).or_say(sorry)?;
+                fs::set_permissions(to, fs::Permissions::from_mode(0o644)).or_say(sorry)
+            }
+            Step::Remove(path) => match fs::remove_file(path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).or_say(sorry),
+                _ => Ok(()),
+            },
+            Step::Folder(path) => fs::create_dir_all(path).or_say(sorry),
+            Step::Run(line) => run(line),
+            Step::Try(line) => {
+                let _ = run(line);
+                Ok(())
+            }
+        }
+    }
+}
+
+fn quoted(word: &str) -> String {
+    if word.contains([' ', '\'', '"', '$']) {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    } else {
+        word.to_owned()
+    }
+}
+
+fn run(line: &[String]) -> Result<()> {
+    let sorry = || format!("This failed: {}", line.join(" "));
+    let Some((program, arguments)) = line.split_first() else { return Ok(()) };
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().or_say(sorry)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(Error::new(sorry()).because(said.lines().last().unwrap_or("it says no more").to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::os::secret;
+
+    fn machine() -> Machine {
+        let base = env::temp_dir().join(secret::id("connect-trust"));
+        Machine { root: base.join("root"), home: base.join("home") }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn each_linux_family_has_its_place_and_its_command() {
+        for (folder, update) in LAYOUTS {
+            let machine = machine();
+            fs::create_dir_all(machine.root.join(folder)).unwrap();
+            let ca = machine.root.join("ca.crt");
+            let plan = plan(&machine, &ca, Aim::Trust);
+            let system = plan.iter().find(|store| store.name == "system trust store").unwrap();
+            let copy = machine.root.join(folder).join(FILE);
+            assert_eq!(system.steps[0], Step::Copy { from: ca, to: copy.clone() });
+            assert_eq!(system.steps[1], Step::Run(words(update)));
+            assert!(system.needs_root && system.commands()[0].starts_with("sudo install -m 644 "));
+        }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_was_copied_is_known_and_is_readable_by_all_and_goes_again() {
+        let machine = machine();
+        let folder = machine.root.join(LAYOUTS[1].0);
+        fs::create_dir_all(&folder).unwrap();
+        let ca = machine.root.join("ca.crt");
+        fs::write(&ca, "CA").unwrap();
+        fs::set_permissions(&ca, fs::Permissions::from_mode(0o600)).unwrap();
+        let step = |aim| plan(&machine, &ca, aim).remove(0).steps.remove(0);
+        assert!(!is_in_system(&machine, &ca));
+        step(Aim::Trust).carry_out().unwrap();
+        assert!(is_in_system(&machine, &ca));
+        assert_eq!(fs::metadata(folder.join(FILE)).unwrap().permissions().mode() & 0o777, 0o644);
+        fs::write(&ca, "another CA").unwrap();
+        assert!(!is_in_system(&machine, &ca));
+        step(Aim::Untrust).carry_out().unwrap();
+        step(Aim::Untrust).carry_out().unwrap();
+        assert!(!folder.join(FILE).exists());
+    }
+
+    #[test]
+    fn every_browser_profile_is_a_store_of_its_own() {
+        let machine = machine();
+        for place in [".pki/nssdb", ".mozilla/firefox/a.default", ".mozilla/firefox/b.work"] {
+            fs::create_dir_all(machine.home.join(place)).unwrap();
+            fs::write(machine.home.join(place).join("cert9.db"), "").unwrap();
+        }
+        fs::create_dir_all(machine.home.join(".mozilla/firefox/empty")).unwrap();
+        let plan = plan(&machine, Path::new("/ca.crt"), Aim::Trust);
+        let names: Vec<_> = plan.iter().map(|store| store.name.split(' ').next().unwrap()).collect();
+        assert_eq!(names, ["Chromium's", "Firefox's", "Firefox's"]);
+        let commands = plan[0].commands();
+        assert!(commands[1].ends_with("-t C,, -n 'Private Connect local CA' -i /ca.crt"), "{commands:?}");
+    }
+
+    #[test]
+    fn certutil_adds_the_ca_and_takes_it_out_again() {
+        if !is_installed("certutil") {
+            println!("skipped: certutil is not installed");
+            return;
+        }
+        let machine = machine();
+        let folder = machine.home.join(CHROMIUM[0]);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
+        let ca = machine.home.join("ca.crt");
+        let listed = || {
+            let database = format!("sql:{}", folder.display());
+            let output = Command::new("certutil").args(["-L", "-d", &database]).output().unwrap();
+            String::from_utf8(output.stdout).unwrap().contains(NICKNAME)
+        };
+        fs::create_dir_all(&machine.home).unwrap();
+        fs::write(&ca, params.self_signed(&key).unwrap().pem()).unwrap();
+        for _ in 0..2 {
+            nss("Chromium", &folder, &ca, Aim::Trust).carry_out().unwrap();
+            assert!(listed());
+        }
+        nss("Chromium", &folder, &ca, Aim::Untrust).carry_out().unwrap();
+        assert!(!listed());
+    }
+}

@@ -1,0 +1,62 @@
+//! What stays known of a request after its bytes are gone. The words lie in memory that is used again.
+
+use std::time::Instant;
+
+use crate::wire::body::Body;
+use crate::wire::forward::is_upgrade;
+use crate::wire::head::Request;
+use crate::wire::head::Version;
+
+pub struct Asked {
+    pub method: String,
+    pub target: String,
+    /// Of the route, or empty.
+    pub service: String,
+    pub version: Version,
+    pub body: Body,
+    pub keep_alive: bool,
+    pub upgrade: bool,
+    pub began: Instant,
+}
+
+impl Asked {
+    pub fn new() -> Self {
+        Self {
+            method: String::new(),
+            target: String::new(),
+            service: String::new(),
+            version: Version::Http11,
+            body: Body::None,
+            keep_alive: false,
+            upgrade: false,
+            began: Instant::now(),
+        }
+    }
+
+    pub fn note(&mut self, request: &Request<'_>, body: Body) {
+        for (field, text) in
+            [(&mut self.method, request.method), (&mut self.target, request.target), (&mut self.service, "")]
+        {
+            field.clear();
+            field.push_str(text);
+        }
+        self.version = request.version;
+        self.body = body;
+        self.keep_alive = request.keeps_alive();
+        self.upgrade = is_upgrade(request);
+        self.began = Instant::now();
+    }
+
+    /// Whether asking twice does what asking once does (RFC 9110 9.2.1).
+    pub fn is_safe(&self) -> bool {
+        matches!(self.method.as_str(), "GET" | "HEAD" | "OPTIONS" | "TRACE")
+    }
+
+    pub fn is_head(&self) -> bool {
+        self.method == "HEAD"
+    }
+
+    pub fn has_body(&self) -> bool {
+        !matches!(self.body, Body::None | Body::Length(0))
+    }
+}

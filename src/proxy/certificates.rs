@@ -1,0 +1,196 @@
+//! The proxy's certificates: a CA that can vouch for this machine's own names and nothing else, and a leaf
+//! for each name that a client asks for, since no client takes a wildcard right under `localhost`.
+
+use std::fmt;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rcgen::BasicConstraints;
+use rcgen::CertificateParams;
+use rcgen::CidrSubnet;
+use rcgen::DnType;
+use rcgen::ExtendedKeyUsagePurpose;
+use rcgen::GeneralSubtree;
+use rcgen::IsCa;
+use rcgen::KeyPair;
+use rcgen::KeyUsagePurpose;
+use rcgen::NameConstraints;
+use rcgen::PublicKeyData;
+use rcgen::date_time_ymd;
+use rustls::ServerConfig;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::server::ClientHello;
+use rustls::server::ResolvesServerCert;
+use rustls::sign::CertifiedKey;
+
+use crate::error::Error;
+use crate::error::Result;
+use crate::net::mint;
+use crate::net::mint::Authority;
+use crate::net::mint::Terms;
+use crate::net::trust::provider;
+use crate::os::clock;
+use crate::os::files;
+use crate::os::secret;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const CA_DAYS: u32 = 3650;
+/// Apple refuses 825 and more; renewed long before, with every start.
+const LEAF_DAYS: u32 = 397;
+/// Names in `server.crt`; more make a certificate larger than some clients read.
+const NAMES: usize = 100;
+
+const TERMS: Terms = Terms {
+    title: "the local CA",
+    root,
+    leaf,
+    when_damaged: "Move the certs folder away and start again; then trust the new one: connect proxy trust",
+};
+
+pub struct Certificates {
+    config: Arc<ServerConfig>,
+    /// Of our own making; not with `--cert`.
+    own: Option<Own>,
+}
+
+struct Own {
+    authority: Arc<Authority>,
+    folder: PathBuf,
+}
+
+impl Certificates {
+    /// From the CA in `folder`, which is made when there is none.
+    pub fn of_folder(folder: &Path) -> Result<Self> {
+        let authority = Arc::new(Authority::load_or_make(folder, TERMS)?);
+        let config = mint::server_config(Arc::new(LeafByName { authority: Arc::clone(&authority) }))?;
+        Ok(Self { config: Arc::new(config), own: Some(Own { authority, folder: folder.to_owned() }) })
+    }
+
+    /// The user's own, for every name.
+    pub fn of_files(certificate: &Path, key: &Path) -> Result<Self> {
+        let read = |path: &Path| {
+            let missing =
+                || Error::new(format!("There is no {}", path.display())).hint("Check --cert and --key");
+            files_read(path)?.ok_or_else(missing)
+        };
+        let no_pem = |path: &Path, what: &str| {
+            Error::new(format!("{} holds no {what} in PEM", path.display())).hint("Check --cert and --key")
+        };
+        let chain: std::result::Result<Vec<_>, _> =
+            CertificateDer::pem_slice_iter(&read(certificate)?).collect();
+        let chain =
+            chain.ok().filter(|chain| !chain.is_empty()).ok_or_else(|| no_pem(certificate, "certificate"))?;
+        let secret = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|_| no_pem(key, "private key"))?;
+        let certified = CertifiedKey::from_der(chain, secret, &provider()).map_err(|error| {
+            Error::new(format!("{} and {} do not belong together", certificate.display(), key.display()))
+                .because(error)
+                .hint("Give the key that the certificate was made for")
+        })?;
+        let config = mint::server_config(Arc::new(Always(Arc::new(certified))))?;
+        Ok(Self { config: Arc::new(config), own: None })
+    }
+
+    pub fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.config)
+    }
+
+    /// Whether the CA was made just now; `None` when there is none.
+    pub fn is_new(&self) -> Option<bool> {
+        self.own.as_ref().map(|own| own.authority.is_new)
+    }
+
+    /// Writes `server.crt` and its key for whoever wants to serve by itself what the proxy serves.
+    pub fn write_server(&self, names: impl Iterator<Item = String>) -> Result<()> {
+        let Some(own) = &self.own else { return Ok(()) };
+        let mut all: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
+        all.extend(names.map(|name| format!("{name}.localhost")).take(NAMES));
+        let (certificate, key) = own.authority.leaf_pem(all)?;
+        files::write(&own.folder.join("server.key"), key.as_bytes())?;
+        files::write(&own.folder.join("server.crt"), certificate.as_bytes())
+    }
+}
+
+/// A user's file may be a link, unlike ours.
+fn files_read(path: &Path) -> Result<Option<Vec<u8>>> {
+    let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    files::read(&real)
+}
+
+/// The CA's name tells one machine's CA from another's; it comes from the key, so it stays the same.
+fn root(key: &KeyPair) -> std::result::Result<CertificateParams, rcgen::Error> {
+    let mark = secret::sha256(key.der_bytes())
+        .to_string()
+        .chars()
+        .filter(char::is_ascii_alphanumeric)
+        .take(8)
+        .collect::<String>();
+    let mut params = CertificateParams::new(Vec::new())?;
+    params.distinguished_name.push(DnType::OrganizationName, "Private Connect");
+    params.distinguished_name.push(DnType::CommonName, format!("Private Connect local CA {mark}"));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    // Both kinds: a client that sees only names constrained would still take a leaf for an address.
+    params.name_constraints = Some(NameConstraints {
+        permitted_subtrees: vec![
+            GeneralSubtree::DnsName("localhost".into()),
+            GeneralSubtree::IpAddress(CidrSubnet::V4([127, 0, 0, 0], [255, 0, 0, 0])),
+            GeneralSubtree::IpAddress(CidrSubnet::V6(std::net::Ipv6Addr::LOCALHOST.octets(), [255; 16])),
+        ],
+        excluded_subtrees: Vec::new(),
+    });
+    valid_for(&mut params, CA_DAYS);
+    Ok(params)
+}
+
+fn leaf(names: Vec<String>) -> std::result::Result<CertificateParams, rcgen::Error> {
+    let mut params = CertificateParams::new(names)?;
+    params.distinguished_name.push(DnType::OrganizationName, "Private Connect");
+    params.use_authority_key_identifier_extension = true;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    valid_for(&mut params, LEAF_DAYS);
+    Ok(params)
+}
+
+/// From yesterday on, for clocks that are a little behind.
+fn valid_for(params: &mut CertificateParams, days: u32) {
+    let today = date_time_ymd(1970, 1, 1) + Duration::from_secs(clock::now().unix());
+    params.not_before = today - DAY;
+    params.not_after = today + DAY * (days - 1);
+}
+
+struct LeafByName {
+    authority: Arc<Authority>,
+}
+
+impl fmt::Debug for LeafByName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LeafByName")
+    }
+}
+
+impl ResolvesServerCert for LeafByName {
+    /// A name outside `localhost` gets none: no client would believe it.
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let name = hello.server_name().unwrap_or("localhost").trim_end_matches('.').to_ascii_lowercase();
+        match name.strip_suffix("localhost") {
+            Some("") => self.authority.leaf("localhost", &["127.0.0.1".into(), "::1".into()]),
+            Some(front) if front.ends_with('.') => self.authority.leaf(&name, &[]),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Always(Arc<CertifiedKey>);
+
+impl ResolvesServerCert for Always {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0))
+    }
+}

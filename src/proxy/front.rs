@@ -1,0 +1,112 @@
+//! What every connection of the proxy shares.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+use super::certificates::Certificates;
+use super::live::Live;
+use super::recent::Note;
+use super::recent::Recent;
+use super::table::Route;
+use super::table::Source;
+use super::table::Table;
+use super::upstream::Upstream;
+use crate::error::Error;
+use crate::error::Result;
+use crate::model::record::Protocol;
+use crate::net::stop::Stop;
+
+/// Makes sure that a tunnel to that hub service stands, and says on which loopback port.
+pub type OpenTunnel = Box<dyn Fn(&str) -> Result<u16> + Send + Sync>;
+/// Makes or loads the certificates when they are first needed.
+pub type LoadCertificates = Box<dyn Fn() -> Result<Arc<Certificates>> + Send + Sync>;
+pub type OnRequest = Box<dyn Fn(&Note<'_>) + Send + Sync>;
+
+pub struct Settings {
+    /// HTTPS on the port itself.
+    pub secure: bool,
+    pub certificates: LoadCertificates,
+    pub open_tunnel: OpenTunnel,
+    /// Services that get their own host instead of the one that the client sent.
+    pub rewrite_host: Vec<String>,
+    /// Origins from elsewhere whose pages may open a `WebSocket`.
+    pub allow_origin: Vec<String>,
+    /// Outside hosts that CONNECT may reach, with a port or on all.
+    pub connect_allow: Vec<(String, Option<u16>)>,
+    /// Told of every request that was answered.
+    pub on_request: Option<OnRequest>,
+}
+
+pub struct Front {
+    pub settings: Settings,
+    pub table: Table,
+    pub live: Live,
+    pub recent: Recent,
+    pub stop: Stop,
+    /// Our name in `Via`, unlike any other.
+    pub via: String,
+    pub port: u16,
+    pub certificates: Mutex<Option<Arc<Certificates>>>,
+}
+
+impl Front {
+    pub fn scheme(&self) -> &'static str {
+        if self.settings.secure { "https" } else { "http" }
+    }
+
+    pub fn url(&self) -> String {
+        format!("{}://localhost:{}", self.scheme(), self.port)
+    }
+
+    pub fn url_of(&self, name: &str) -> String {
+        format!("{}://{name}.localhost:{}", self.scheme(), self.port)
+    }
+
+    pub fn certificates(&self) -> Result<Arc<Certificates>> {
+        let mut made = self.certificates.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(made) = &*made {
+            return Ok(Arc::clone(made));
+        }
+        let loaded = (self.settings.certificates)()?;
+        *made = Some(Arc::clone(&loaded));
+        Ok(loaded)
+    }
+
+    /// A new connection to a service; a hub's first gets its tunnel.
+    pub fn dial(&self, route: &Route) -> Result<Upstream> {
+        let port = if route.is_local() { route.port } else { (self.settings.open_tunnel)(&route.name)? };
+        Upstream::dial(&route.name, port).map_err(|error| {
+            Error::new(format!("{} does not answer on port {port}", route.name)).because(error)
+        })
+    }
+
+    pub fn rewritten_host(&self, route: &Route) -> Option<String> {
+        let wanted = self.settings.rewrite_host.iter().any(|name| name.eq_ignore_ascii_case(&route.name));
+        wanted.then(|| format!("localhost:{}", route.port))
+    }
+
+    pub fn allows_origin(&self, origin: &[u8]) -> bool {
+        let text = str::from_utf8(origin).unwrap_or_default();
+        self.settings.allow_origin.iter().any(|allowed| allowed.eq_ignore_ascii_case(text))
+    }
+
+    pub fn allows_connect(&self, host: &str, port: u16) -> bool {
+        let fits = |(name, only): &(String, Option<u16>)| {
+            name.eq_ignore_ascii_case(host) && only.is_none_or(|only| only == port)
+        };
+        self.settings.connect_allow.iter().any(fits)
+    }
+
+    pub fn note(&self, note: &Note<'_>) {
+        self.recent.note(note);
+        if let Some(tell) = &self.settings.on_request {
+            tell(note);
+        }
+    }
+}
+
+/// Whether the service itself speaks TLS, so that a CONNECT's bytes are for it alone.
+pub fn speaks_tls(route: &Route) -> bool {
+    matches!(route.source, Source::Hub { protocol: Protocol::Https, .. })
+}

@@ -1,0 +1,97 @@
+//! The client connections that are open, and which of them rests the longest: that one goes when there
+//! are too many, so that accepting never stops.
+
+use std::collections::HashMap;
+use std::net::Shutdown;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+/// Client connections at once. A browser opens six to a host, so this is some hundred of its windows; each
+/// costs a thread with about 30 KiB.
+pub const CONNECTIONS: usize = 1024;
+
+pub struct Live {
+    began: Instant,
+    entries: Mutex<Entries>,
+}
+
+#[derive(Default)]
+struct Entries {
+    next: u64,
+    open: HashMap<u64, Arc<Slot>>,
+}
+
+struct Slot {
+    socket: Arc<TcpStream>,
+    /// Milliseconds from the start, and 0 while a request is under way.
+    resting_since: AtomicU64,
+}
+
+/// A connection's own entry; gone when dropped.
+pub struct Entry<'l> {
+    live: &'l Live,
+    id: u64,
+    slot: Arc<Slot>,
+}
+
+impl Live {
+    pub fn new() -> Self {
+        Self { began: Instant::now(), entries: Mutex::default() }
+    }
+
+    pub fn enter(&self, socket: &Arc<TcpStream>) -> Entry<'_> {
+        let slot = Arc::new(Slot { socket: Arc::clone(socket), resting_since: AtomicU64::new(self.now()) });
+        let mut entries = self.lock();
+        if entries.open.len() >= CONNECTIONS {
+            close_longest_resting(&entries.open);
+        }
+        entries.next += 1;
+        let id = entries.next;
+        entries.open.insert(id, Arc::clone(&slot));
+        Entry { live: self, id, slot }
+    }
+
+    pub fn count(&self) -> usize {
+        self.lock().open.len()
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn close_longest_resting(open: &HashMap<u64, Arc<Slot>>) {
+    let since = |slot: &Slot| slot.resting_since.load(Ordering::Relaxed);
+    let resting = open.values().filter(|slot| since(slot) > 0);
+    if let Some(longest) = resting.min_by_key(|slot| since(slot)) {
+        // It counts as busy from now on, so that the next one to come chooses another.
+        longest.resting_since.store(0, Ordering::Relaxed);
+        let _ = longest.socket.shutdown(Shutdown::Both);
+    }
+}
+
+impl Entry<'_> {
+    pub fn rests(&self) {
+        self.slot.resting_since.store(self.live.now(), Ordering::Relaxed);
+    }
+
+    pub fn works(&self) {
+        self.slot.resting_since.store(0, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Entry<'_> {
+    fn drop(&mut self) {
+        self.live.lock().open.remove(&self.id);
+    }
+}

@@ -1,0 +1,154 @@
+//! The local proxy: `http(s)://NAME.localhost:PORT` leads to the service of that name.
+//!
+//! A thread for each client connection (`connection`) hears one request after the other. What is not plainly
+//! valid goes no further. What is, is written anew (`exchange`) and its answer too (`answer`). The table of
+//! routes stays true by itself (`table`). Nothing here listens beyond loopback.
+
+pub mod certificates;
+pub mod front;
+pub mod recent;
+pub mod table;
+
+mod answer;
+mod asked;
+mod connection;
+mod exchange;
+mod inbox;
+mod live;
+mod page;
+mod refusal;
+mod switch;
+mod upstream;
+
+use std::io;
+use std::io::Write;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+use std::net::TcpListener;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use crate::error::Result;
+use crate::net::connect::DEADLINE;
+use crate::net::duplex::Duplex;
+use crate::net::serve::Server;
+use crate::net::serve::Service;
+use crate::net::serve::shut;
+use crate::net::stop::Registration;
+use crate::net::stop::Stop;
+use crate::net::tls;
+use crate::os::secret;
+use front::Front;
+use front::Settings;
+use live::CONNECTIONS;
+use live::Live;
+use recent::Recent;
+use table::Table;
+
+/// Above the cap of `live`, which makes room: only when nothing rests is a connection turned away.
+const THREADS: usize = CONNECTIONS + 64;
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// A proxy that serves until it is dropped, or until its `Stop`.
+pub struct Proxy {
+    pub front: Arc<Front>,
+    servers: Vec<Server>,
+    stop: Stop,
+    _registration: Option<Registration>,
+}
+
+/// The port, taken on both loopback addresses.
+pub struct Listening {
+    pub port: u16,
+    listeners: Vec<TcpListener>,
+}
+
+impl Listening {
+    pub fn on(port: u16) -> io::Result<Self> {
+        let first = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+        let port = first.local_addr()?.port();
+        let listeners = match TcpListener::bind((Ipv6Addr::LOCALHOST, port)) {
+            Ok(second) => vec![first, second],
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
+            // A machine without IPv6 has no second loopback.
+            Err(_) => vec![first],
+        };
+        Ok(Self { port, listeners })
+    }
+}
+
+impl Proxy {
+    pub fn start(listening: Listening, table: Table, settings: Settings, stop: &Stop) -> Result<Self> {
+        let (stop, registration) = stop.child();
+        let front = Arc::new(Front {
+            settings,
+            table,
+            live: Live::new(),
+            recent: Recent::default(),
+            stop: stop.clone(),
+            via: secret::id("connect-proxy"),
+            port: listening.port,
+            certificates: Mutex::default(),
+        });
+        if front.settings.secure {
+            front.certificates()?;
+        }
+        let servers = listening.listeners.into_iter().map(|listener| {
+            let own = Arc::clone(&front);
+            let service = Service {
+                name: "proxy",
+                limit: THREADS,
+                serve: Box::new(move |stream, _| serve(&own, &stream)),
+                cut: shut,
+                turn_away: Box::new(|stream| drop(turn_away(stream))),
+            };
+            Server::start(listener, service, &stop)
+        });
+        let servers = servers.collect::<Result<_>>()?;
+        Ok(Self { front, servers, stop, _registration: registration })
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.stop.stop();
+        self.servers.clear();
+    }
+}
+
+fn serve(front: &Arc<Front>, stream: &Arc<TcpStream>) {
+    let entry = front.live.enter(stream);
+    let served = if front.settings.secure {
+        serve_secure(front, stream, &entry)
+    } else {
+        connection::serve(front, Duplex::plain(Arc::clone(stream)), false, &entry)
+    };
+    if let Err(error) = served {
+        log::debug!("a connection ended: {error}");
+    }
+}
+
+/// The first byte tells TLS from a client that forgot it, which is sent there.
+fn serve_secure(front: &Arc<Front>, stream: &Arc<TcpStream>, entry: &live::Entry<'_>) -> io::Result<()> {
+    stream.set_read_timeout(Some(DEADLINE))?;
+    let mut first = [0];
+    if stream.peek(&mut first)? == 0 {
+        return Ok(());
+    }
+    let below = Duplex::plain(Arc::clone(stream));
+    if first[0] != TLS_HANDSHAKE {
+        return connection::serve(front, below, false, entry);
+    }
+    let certificates = front.certificates().map_err(io::Error::other)?;
+    let established = tls::server(&certificates.config(), below, Instant::now() + DEADLINE)?;
+    connection::serve(front, established.into_duplex(), true, entry)
+}
+
+fn turn_away(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nonblocking(true)?;
+    let mut out = Vec::new();
+    refusal::too_many().write_into(&mut out, false, false);
+    (&*stream).write_all(&out)
+}

@@ -1,0 +1,114 @@
+//! The proxy's own page: the routes, and the last requests as they happen.
+
+use std::io::Write;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+use std::net::SocketAddr;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use serde_json::Value;
+use serde_json::json;
+
+use super::connection::Connection;
+use super::connection::Next;
+use super::front::Front;
+use super::refusal;
+use super::table::Route;
+use super::table::Source;
+use crate::os::secret;
+use crate::os::socket;
+use crate::wire::host::Target;
+use crate::wire::host::parse_target;
+use crate::wire::reply::Reply;
+
+const PAGE: &str = include_str!("page.html");
+/// On this machine an open port accepts at once.
+const PROBE: Duration = Duration::from_millis(200);
+/// How often the stream of requests looks whether anybody still listens.
+const TURN: Duration = Duration::from_millis(400);
+
+pub fn serve(it: &mut Connection<'_>) -> Next {
+    if !matches!(it.asked.method.as_str(), "GET" | "HEAD") {
+        let reply = refusal::plain(405, "This page can only be read", "").field("Allow", "GET, HEAD");
+        return it.say(&reply);
+    }
+    let path = match parse_target(&it.asked.method, &it.asked.target) {
+        Ok(Target::Path(path) | Target::Url { path, .. }) => path.split('?').next().unwrap_or_default(),
+        _ => "",
+    };
+    match path {
+        "" | "/" => it.say(&home()),
+        "/_connect/state" => {
+            let reply = state(it.front);
+            it.say(&reply)
+        }
+        "/_connect/events" => {
+            // Whoever leaves early, or is cut by a stop, ends it.
+            let _ = events(it);
+            Next::Close
+        }
+        _ => it.say(&refusal::plain(404, "There is nothing here", &format!("See {}", it.front.url()))),
+    }
+}
+
+fn home() -> Reply {
+    let nonce = secret::secret();
+    let policy = format!(
+        "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    );
+    let reply = Reply::html(200, PAGE.replace("{{nonce}}", &nonce));
+    guarded(reply.field("Content-Security-Policy", policy))
+}
+
+fn guarded(reply: Reply) -> Reply {
+    reply
+        .field("X-Content-Type-Options", "nosniff")
+        .field("Referrer-Policy", "no-referrer")
+        .field("Cross-Origin-Resource-Policy", "same-origin")
+        .field("Cache-Control", "no-store")
+}
+
+fn state(front: &Front) -> Reply {
+    let routes: Vec<Value> = front.table.now().iter().map(|route| as_json(front, route)).collect();
+    let state = json!({ "port": front.port, "tls": front.settings.secure, "connections": front.live.count(), "routes": routes });
+    guarded(Reply::json(200, state))
+}
+
+fn as_json(front: &Front, route: &Route) -> Value {
+    let (agent, health) = match &route.source {
+        Source::Local => (None, if answers(route.port) { "up" } else { "down" }),
+        Source::Hub { agent, online, .. } => (Some(agent), if *online { "up" } else { "down" }),
+    };
+    json!({ "name": route.name, "url": front.url_of(&route.name), "target": format!("127.0.0.1:{}", route.port),
+        "source": route.source_word(), "agent": agent, "health": health })
+}
+
+fn answers(port: u16) -> bool {
+    let four = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let six = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
+    [four, six].iter().any(|address| TcpStream::connect_timeout(address, PROBE).is_ok())
+}
+
+/// Server-sent events, one for each request, beginning with those that are remembered.
+fn events(it: &mut Connection<'_>) -> std::io::Result<()> {
+    it.client.writer.write_all(
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\n\
+          Cross-Origin-Resource-Policy: same-origin\r\nConnection: close\r\n\r\nretry: 1000\n\n",
+    )?;
+    let mut last = 0;
+    while !it.front.stop.is_stopped() {
+        let mut out = Vec::new();
+        for seen in it.front.recent.after(last, TURN) {
+            last = seen.number;
+            let _ = write!(out, "id: {last}\ndata: {}\n\n", serde_json::to_string(&seen).unwrap_or_default());
+        }
+        if !out.is_empty() {
+            it.client.writer.write_all(&out)?;
+        } else if !socket::is_at_rest(&it.client.socket) {
+            break;
+        }
+    }
+    Ok(())
+}

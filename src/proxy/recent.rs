@@ -1,0 +1,115 @@
+//! The last requests: method, host, path, status and time, never a header's value or a body.
+
+use std::collections::VecDeque;
+use std::sync::Condvar;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::time::Duration;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::model::time::Time;
+use crate::os::clock;
+
+/// What the page shows; older ones are forgotten.
+const REMEMBERED: usize = 200;
+/// What is kept of a long path.
+const PATH_LIMIT: usize = 300;
+
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Seen {
+    pub number: u64,
+    pub at: Time,
+    pub method: String,
+    pub service: String,
+    pub path: String,
+    pub status: u16,
+    /// Until the answer was through, in microseconds.
+    pub micros: u64,
+}
+
+#[derive(Default)]
+pub struct Recent {
+    log: Mutex<Log>,
+    more: Condvar,
+}
+
+#[derive(Default)]
+struct Log {
+    seen: VecDeque<Seen>,
+    /// Who waits for more. Waking nobody costs a system call as well.
+    watchers: usize,
+}
+
+/// A request as it is noted; the words are copied into memory that is used again.
+pub struct Note<'a> {
+    pub method: &'a str,
+    pub service: &'a str,
+    pub target: &'a str,
+    pub status: u16,
+    pub began: Instant,
+}
+
+impl Recent {
+    pub fn note(&self, note: &Note<'_>) {
+        // Secrets travel in queries; the page needs none of them.
+        let path = note.target.split('?').next().unwrap_or_default();
+        let path = path.get(..PATH_LIMIT).unwrap_or(path);
+        let at = clock::now();
+        let mut log = self.lock();
+        let Log { seen, watchers } = &mut *log;
+        let number = seen.back().map_or(1, |last| last.number + 1);
+        let mut entry =
+            if seen.len() < REMEMBERED { Seen::default() } else { seen.pop_front().unwrap_or_default() };
+        for (field, text) in
+            [(&mut entry.method, note.method), (&mut entry.service, note.service), (&mut entry.path, path)]
+        {
+            field.clear();
+            field.push_str(text);
+        }
+        (entry.number, entry.at, entry.status) = (number, at, note.status);
+        entry.micros = u64::try_from(note.began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        seen.push_back(entry);
+        let watched = *watchers > 0;
+        drop(log);
+        if watched {
+            self.more.notify_all();
+        }
+    }
+
+    /// Those after `number`, waiting for one if there is none yet.
+    pub fn after(&self, number: u64, patience: Duration) -> Vec<Seen> {
+        let nothing_new = |log: &mut Log| log.seen.back().is_none_or(|last| last.number <= number);
+        let mut log = self.lock();
+        log.watchers += 1;
+        let waited = self.more.wait_timeout_while(log, patience, nothing_new);
+        let (mut log, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        log.watchers -= 1;
+        log.seen.iter().filter(|entry| entry.number > number).cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_ones_are_kept_without_their_queries() {
+        let recent = Recent::default();
+        for status in 0..300 {
+            let target = "/a?token=secret";
+            recent.note(&Note { method: "GET", service: "api", target, status, began: Instant::now() });
+        }
+        let seen = recent.after(0, Duration::ZERO);
+        assert_eq!((seen.len(), seen[0].status, seen[199].status), (REMEMBERED, 100, 299));
+        assert_eq!((seen[0].path.as_str(), seen[0].number), ("/a", 101));
+        assert_eq!(recent.after(299, Duration::ZERO).len(), 1);
+        assert!(recent.after(300, Duration::from_millis(1)).is_empty());
+    }
+}

@@ -1,0 +1,152 @@
+//! The answers that are our own: why a request went no further, in JSON for tools and in a page for people.
+
+use serde::Serialize;
+
+use super::front::Front;
+use crate::wire::head::BadHead;
+use crate::wire::head::Request;
+use crate::wire::host::Host;
+use crate::wire::host::Target;
+use crate::wire::host::parse_target;
+use crate::wire::message::error_body;
+use crate::wire::reply::Reply;
+
+#[derive(Serialize)]
+struct NotFound<'a> {
+    error: &'a str,
+    subdomain: &'a str,
+    available: Vec<&'a str>,
+    hint: String,
+}
+
+#[derive(Serialize)]
+struct BadGateway<'a> {
+    error: &'a str,
+    service: &'a str,
+}
+
+pub fn bad_head(bad: BadHead) -> Reply {
+    plain(bad.status(), bad.reason(), "")
+}
+
+pub fn plain(status: u16, error: &str, hint: &str) -> Reply {
+    Reply::json(status, error_body(error, hint))
+}
+
+/// A host outside `.localhost`: somebody's DNS points here, perhaps on purpose.
+pub fn elsewhere(front: &Front) -> Reply {
+    let hint = format!("Use a name under .localhost, like {}", front.url_of("NAME"));
+    plain(421, "This proxy serves names under .localhost only", &hint)
+}
+
+pub fn not_found(front: &Front, name: &str, request: &Request<'_>) -> Reply {
+    let routes = front.table.now();
+    let available: Vec<&str> = routes.iter().map(|route| route.name.as_str()).collect();
+    if wants_html(request) {
+        return page(404, &not_found_page(front, name, &available));
+    }
+    let hint = match available.first() {
+        Some(first) => format!("Try: {}", front.url_of(first)),
+        None => "No services yet. Try: connect reach NAME".to_owned(),
+    };
+    json(404, &NotFound { error: "Service not found", subdomain: name, available, hint })
+}
+
+pub fn bad_gateway(service: &str, error: &str) -> Reply {
+    json(502, &BadGateway { error, service })
+}
+
+pub const NOT_RESPONDING: &str = "Bad Gateway: the service is not responding.";
+
+/// Plain HTTP on the HTTPS port.
+pub fn use_https(request: &Request<'_>, host: &Host<'_>) -> Reply {
+    let path = match parse_target(request.method, request.target) {
+        Ok(Target::Path(path) | Target::Url { path, .. }) => path,
+        _ => "/",
+    };
+    let slash = if path.starts_with('/') { "" } else { "/" };
+    plain(308, "This port speaks HTTPS", "").field("Location", format!("https://{}{slash}{path}", host.text))
+}
+
+pub fn looped() -> Reply {
+    plain(
+        508,
+        "This request has been here before",
+        "A route leads back to the proxy itself: connect proxy status",
+    )
+}
+
+pub fn foreign_origin() -> Reply {
+    plain(
+        403,
+        "A page from elsewhere may not open this connection",
+        "If you trust it: connect proxy start --allow-origin ORIGIN",
+    )
+}
+
+pub fn timed_out() -> Reply {
+    plain(408, "The request did not come in time", "")
+}
+
+pub fn too_many() -> Reply {
+    plain(503, "The proxy has too many connections", "Try again in a moment")
+}
+
+/// In the order of its fields, which a map would not keep.
+fn json(status: u16, value: &impl Serialize) -> Reply {
+    let mut text = serde_json::to_string_pretty(value).unwrap_or_default();
+    text.push('\n');
+    let reply = Reply::empty(status).field("Content-Type", "application/json");
+    Reply { body: text.into_bytes(), ..reply }
+}
+
+pub fn page(status: u16, html: &str) -> Reply {
+    Reply::html(status, html)
+        .field("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'")
+        .field("X-Content-Type-Options", "nosniff")
+        .field("Referrer-Policy", "no-referrer")
+        .field("Cache-Control", "no-store")
+}
+
+fn wants_html(request: &Request<'_>) -> bool {
+    request.fields.list("accept").any(|kind| {
+        let kind = kind.split(|&byte| byte == b';').next().unwrap_or_default();
+        kind.eq_ignore_ascii_case(b"text/html")
+    })
+}
+
+fn not_found_page(front: &Front, name: &str, available: &[&str]) -> String {
+    let links = available.iter().map(|name| {
+        let (url, name) = (escaped(&front.url_of(name)), escaped(name));
+        format!("<li><a href=\"{url}/\">{name}</a> <small>{url}</small></li>")
+    });
+    let list = if available.is_empty() {
+        "<p>There are no services yet. Bring one near: <code>connect reach NAME</code></p>".to_owned()
+    } else {
+        format!("<p>Available:</p><ul>{}</ul>", links.collect::<String>())
+    };
+    let home = escaped(&front.url());
+    format!(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
+         <title>Service not found</title><style>:root{{color-scheme:light dark;font:16px/1.5 system-ui,sans-serif}}\
+         body{{max-width:40rem;margin:3rem auto;padding:0 1rem}}small{{opacity:.7}}</style>\
+         <h1>Service not found</h1><p>There is no service called <b>{}</b> here.</p>{list}\
+         <p><a href=\"{home}/\">All routes</a></p></html>\n",
+        escaped(name)
+    )
+}
+
+pub fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            _ => out.push(c),
+        }
+    }
+    out
+}

@@ -1,0 +1,323 @@
+//! The route table: what is on this machine by the routes file, what is elsewhere by the hub. Local wins.
+//!
+//! A snapshot is replaced whole, so a request sees one state of it; nothing that serves waits for a file
+//! or for the hub.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::RwLock;
+use std::sync::mpsc;
+use std::sync::mpsc::Receiver;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::model::record::Protocol;
+use crate::model::route::Route as Listed;
+use crate::net::crew;
+use crate::net::stop::Registration;
+use crate::net::stop::Stop;
+use crate::os::files::Stamp;
+use crate::state::home::Home;
+use crate::state::routes;
+use crate::wire::api::ServiceInfo;
+use crate::wire::api::Status;
+
+/// How often the routes file is looked at, so that a change counts within a second.
+const LOCAL_POLL: Duration = Duration::from_millis(500);
+const HUB_POLL: Duration = Duration::from_secs(10);
+/// How long the start waits for the hub; a slow one comes in later.
+const HUB_FIRST: Duration = Duration::from_secs(2);
+/// What one label can be (RFC 1035); a longer name could never be asked for.
+const NAME_LIMIT: usize = 63;
+
+/// Asks the hub for its services.
+pub type AskHub = Box<dyn Fn() -> Result<Vec<ServiceInfo>> + Send + Sync>;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// In lower case, as a host names it.
+    pub name: String,
+    /// On this machine for a local route, beside its agent for the hub's.
+    pub port: u16,
+    pub source: Source,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    Local,
+    Hub { agent: String, online: bool, protocol: Protocol },
+}
+
+impl Route {
+    pub fn is_local(&self) -> bool {
+        self.source == Source::Local
+    }
+
+    /// As `proxy status` and the page call it.
+    pub fn source_word(&self) -> &'static str {
+        if self.is_local() { "reach" } else { "hub" }
+    }
+}
+
+/// One state of the table, local routes first, each kind by name.
+#[derive(Default, Debug, PartialEq, Eq)]
+pub struct Routes {
+    list: Vec<Arc<Route>>,
+    by_name: HashMap<String, usize>,
+}
+
+impl Routes {
+    pub fn new(local: &[Listed], hub: &[ServiceInfo]) -> Self {
+        let mut found: HashMap<String, Arc<Route>> = HashMap::new();
+        // Of two agents that offer one name, the one that is there.
+        let mut services: Vec<_> = hub.iter().collect();
+        services.sort_by_key(|service| service.status == Status::Online);
+        for service in services {
+            let source = Source::Hub {
+                agent: service.agent_label.clone(),
+                online: service.status == Status::Online,
+                protocol: service.protocol,
+            };
+            let name = service.name.to_string();
+            found.insert(name.clone(), Arc::new(Route { name, port: service.target_port, source }));
+        }
+        for route in local.iter().filter(|route| is_label(&route.service_name) && route.local_port != 0) {
+            let name = route.service_name.to_ascii_lowercase();
+            let route = Route { name: name.clone(), port: route.local_port, source: Source::Local };
+            found.insert(name, Arc::new(route));
+        }
+        let mut list: Vec<_> = found.into_values().collect();
+        list.sort_by(|a, b| (!a.is_local(), &a.name).cmp(&(!b.is_local(), &b.name)));
+        let by_name = list.iter().enumerate().map(|(at, route)| (route.name.clone(), at)).collect();
+        Self { list, by_name }
+    }
+
+    /// `name` is in lower case.
+    pub fn find(&self, name: &str) -> Option<&Arc<Route>> {
+        self.by_name.get(name).and_then(|at| self.list.get(*at))
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Route>> {
+        self.list.iter()
+    }
+
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+}
+
+fn is_label(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    (1..=NAME_LIMIT).contains(&name.len()) && name.bytes().all(plain)
+}
+
+/// The table and the threads that keep it true; they end when it is dropped.
+pub struct Table {
+    shared: Arc<Shared>,
+    stop: Stop,
+    keepers: Vec<JoinHandle<()>>,
+    _registration: Option<Registration>,
+}
+
+struct Shared {
+    home: Home,
+    ask_hub: Option<AskHub>,
+    changed: Box<dyn Fn(&Routes) + Send + Sync>,
+    current: RwLock<Arc<Routes>>,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    local: Vec<Listed>,
+    hub: Vec<ServiceInfo>,
+    stamps: Option<[Stamp; 2]>,
+    /// Trouble is told when it begins, not as long as it lasts.
+    local_trouble: bool,
+    hub_trouble: bool,
+}
+
+impl Table {
+    /// Has the local routes when this returns, and the hub's unless it takes long. `changed` is called with every new state.
+    pub fn start(
+        home: &Home,
+        ask_hub: Option<AskHub>,
+        changed: impl Fn(&Routes) + Send + Sync + 'static,
+        stop: &Stop,
+    ) -> Result<Self> {
+        let shared = Arc::new(Shared {
+            home: home.clone(),
+            ask_hub,
+            changed: Box::new(changed),
+            current: RwLock::default(),
+            known: Mutex::default(),
+        });
+        let (stop, registration) = stop.child();
+        let mut table = Self { shared, stop, keepers: Vec::new(), _registration: registration };
+        let local = table.keep("proxy-routes", LOCAL_POLL, Shared::look_at_files)?;
+        let _ = local.recv_timeout(HUB_POLL);
+        if table.shared.ask_hub.is_some() {
+            let hub = table.keep("proxy-hub", HUB_POLL, Shared::look_at_hub)?;
+            let _ = hub.recv_timeout(HUB_FIRST);
+        }
+        Ok(table)
+    }
+
+    /// Looks at once and then again and again; what is returned says when the first look is done.
+    fn keep(&mut self, name: &str, every: Duration, look: fn(&Shared)) -> Result<Receiver<()>> {
+        let (shared, stop) = (Arc::clone(&self.shared), self.stop.clone());
+        let (done, first) = mpsc::sync_channel(1);
+        let kept = crew::spawn(name, move || {
+            look(&shared);
+            let _ = done.send(());
+            while !stop.wait_for(every) {
+                look(&shared);
+            }
+        });
+        self.keepers.push(kept.or_say(|| "Cannot start a thread")?);
+        Ok(first)
+    }
+
+    pub fn now(&self) -> Arc<Routes> {
+        Arc::clone(&self.shared.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub fn find(&self, name: &str) -> Option<Arc<Route>> {
+        self.shared.current.read().unwrap_or_else(PoisonError::into_inner).find(name).cloned()
+    }
+}
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        self.stop.stop();
+        for keeper in self.keepers.drain(..) {
+            let _ = keeper.join();
+        }
+    }
+}
+
+impl Shared {
+    /// The file is read again when it has changed; whether its writers live is asked each time.
+    fn look_at_files(&self) {
+        let stamps = routes::stamps(&self.home);
+        let unchanged_trouble = {
+            let known = self.known();
+            known.local_trouble && known.stamps == Some(stamps)
+        };
+        if unchanged_trouble {
+            return;
+        }
+        let listed = routes::listed(&self.home);
+        let mut known = self.known();
+        known.stamps = Some(stamps);
+        match listed {
+            Ok(local) => {
+                known.local_trouble = false;
+                known.local = local;
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut known.local_trouble, true) {
+                    log::warn!("{error}. The routes stay as they were");
+                }
+                return;
+            }
+        }
+        self.publish(&known);
+    }
+
+    fn look_at_hub(&self) {
+        let Some(ask) = &self.ask_hub else { return };
+        let began = Instant::now();
+        let asked = ask();
+        let mut known = self.known();
+        match asked {
+            Ok(services) => {
+                known.hub_trouble = false;
+                known.hub = services;
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut known.hub_trouble, true) {
+                    log::warn!("the hub's services stay as they were: {error}");
+                }
+                log::debug!("asking the hub took {:?}", began.elapsed());
+                return;
+            }
+        }
+        self.publish(&known);
+    }
+
+    fn publish(&self, known: &Known) {
+        let routes = Arc::new(Routes::new(&known.local, &known.hub));
+        let before = {
+            let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *current, Arc::clone(&routes))
+        };
+        if before != routes {
+            (self.changed)(&routes);
+        }
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::name::Name;
+    use crate::model::time::Time;
+
+    fn local(name: &str, local_port: u16) -> Listed {
+        Listed { service_name: name.to_owned(), local_port, pid: 1, started_at: Time::from_unix(0) }
+    }
+
+    fn hub(name: &str, target_port: u16, status: Status) -> ServiceInfo {
+        ServiceInfo {
+            id: "svc".into(),
+            name: Name::parse(name).unwrap(),
+            target_port,
+            tunnel_port: None,
+            status,
+            protocol: Protocol::Http,
+            agent_id: "agent".into(),
+            agent_label: "box".into(),
+            created_at: Time::from_unix(0),
+        }
+    }
+
+    #[test]
+    fn local_routes_come_first_and_win() {
+        let routes = Routes::new(
+            &[local("Redis", 6380), local("api", 8081)],
+            &[hub("api", 8080, Status::Online), hub("billing", 9000, Status::Online)],
+        );
+        let listed: Vec<_> = routes.iter().map(|route| (route.name.as_str(), route.port)).collect();
+        assert_eq!(listed, [("api", 8081), ("redis", 6380), ("billing", 9000)]);
+        assert!(routes.find("api").unwrap().is_local() && !routes.find("billing").unwrap().is_local());
+        assert!(routes.find("none").is_none());
+    }
+
+    #[test]
+    fn of_two_agents_with_one_name_the_one_that_is_there_counts() {
+        let (up, down) = (hub("api", 1, Status::Online), hub("api", 2, Status::Offline));
+        for services in [[up.clone(), down.clone()], [down, up]] {
+            assert_eq!(Routes::new(&[], &services).find("api").unwrap().port, 1);
+        }
+    }
+
+    #[test]
+    fn names_that_no_host_can_spell_are_left_out() {
+        let long = "a".repeat(64);
+        let routes = Routes::new(
+            &[local("a.b", 1), local("", 1), local("<b>", 1), local(&long, 1), local("ok", 0)],
+            &[],
+        );
+        assert_eq!(routes.len(), 0);
+    }
+}

@@ -1,0 +1,67 @@
+//! `proxy-state.json`: whether the proxy runs, where, and what it serves.
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::home::Home;
+use super::runs;
+use crate::error::Result;
+use crate::model::time::Time;
+use crate::os::clock;
+use crate::os::files;
+
+const FILE: &str = "proxy-state.json";
+/// Which names it serves; beside the runs, since it is gone when the run is.
+const ROUTES: &str = "run/proxy-routes.json";
+pub const LOG: &str = "proxy.log";
+pub const KIND: &str = "proxy";
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProxyState {
+    pub pid: u32,
+    pub port: u16,
+    pub tls: bool,
+    pub started_at: Time,
+}
+
+/// The file of this process; gone when dropped.
+pub struct OwnState {
+    home: Home,
+}
+
+/// The proxy that runs. What the file says counts only when a live run of ours stands behind it.
+pub fn running(home: &Home) -> Option<ProxyState> {
+    let state: ProxyState = home.read(FILE).ok().flatten()?;
+    is_running(home, state.pid).then_some(state)
+}
+
+pub fn is_running(home: &Home, pid: u32) -> bool {
+    pid != std::process::id()
+        && runs::is_alive(home, pid)
+        && runs::kind_of(home, pid).as_deref() == Some(KIND)
+}
+
+pub fn announce(home: &Home, port: u16, tls: bool) -> Result<OwnState> {
+    home.write(FILE, &ProxyState { pid: std::process::id(), port, tls, started_at: clock::now() })?;
+    Ok(OwnState { home: home.clone() })
+}
+
+pub fn write_routes(home: &Home, names: &[String]) -> Result<()> {
+    home.write(ROUTES, &names)
+}
+
+pub fn routes(home: &Home) -> Vec<String> {
+    home.read(ROUTES).ok().flatten().unwrap_or_default()
+}
+
+impl Drop for OwnState {
+    fn drop(&mut self) {
+        let own = |state: &ProxyState| state.pid == std::process::id();
+        // A proxy that took over has written its own by now.
+        if self.home.read(FILE).ok().flatten().as_ref().is_some_and(own) {
+            let _ = files::remove(&self.home.file(FILE));
+            let _ = files::remove(&self.home.file(ROUTES));
+        }
+    }
+}

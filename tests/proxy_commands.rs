@@ -1,0 +1,287 @@
+//! `connect proxy` as its users see it: start, stop, status, logs, taking over, and the state files.
+
+mod common;
+#[path = "common/proxy.rs"]
+mod proxy;
+
+use std::fs;
+use std::io::Write;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+
+use common::Home;
+use common::Hub;
+use common::Said;
+use common::expose;
+use common::service;
+use proxy::Proxy;
+use proxy::answering;
+use proxy::read_head;
+use proxy::read_message;
+use proxy::status;
+use proxy::write_routes;
+use serde_json::Value;
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+/// A home whose proxy is stopped in the end, whatever happens.
+struct Background(Home);
+
+impl Background {
+    fn new() -> Self {
+        Self(Home::new())
+    }
+
+    /// Starts on any free port, and says which.
+    fn start(&self, options: &[&str]) -> Value {
+        let mut args = vec!["proxy", "start", "--json", "--port", "0"];
+        args.extend_from_slice(options);
+        self.0.run(&args).ok().json()
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.0.run(&["proxy", "stop"]);
+    }
+}
+
+fn get(port: u64, name: &str) -> String {
+    let mut stream = common::dial(u16::try_from(port).unwrap());
+    write!(stream, "GET / HTTP/1.1\r\nHost: {name}.localhost\r\n\r\n").unwrap();
+    let (head, body) = read_message(&mut stream);
+    format!("{} {body}", status(&head))
+}
+
+#[test]
+fn it_starts_in_the_background_says_how_it_is_and_stops() {
+    let it = Background::new();
+    write_routes(&it.0, &[("postgres", 5432), ("api", answering(OK).0)]);
+    let said = it.start(&[]);
+    let (port, pid) = (said["port"].as_u64().unwrap(), said["pid"].as_u64().unwrap());
+    assert_eq!(get(port, "api"), "200 ok");
+    let state: Value =
+        serde_json::from_str(&fs::read_to_string(it.0.file("proxy-state.json")).unwrap()).unwrap();
+    assert_eq!((&state["pid"], &state["port"], &state["tls"]), (&pid.into(), &port.into(), &false.into()));
+    let shown = it.0.run(&["proxy", "status"]).ok().out;
+    let wanted = format!(
+        "🌐 Proxy Status\n\n  ● Proxy: running (PID {pid})\n    Port: {port}\n    TLS:  disabled\n    Routes:\n      http://api.localhost:{port}\n      http://postgres.localhost:{port}"
+    );
+    assert_eq!(shown.trim_end(), wanted);
+    assert!(it.0.file("proxy.log").exists());
+    it.0.run(&["proxy", "logs"]).ok();
+    assert_eq!(it.0.run(&["proxy", "stop"]).ok().out.trim(), "[ok] Proxy stopped.");
+    assert!(!it.0.file("proxy-state.json").exists());
+    assert!(it.0.run(&["proxy", "status"]).ok().out.contains("not running"));
+    it.0.run(&["proxy", "stop"]).ok();
+}
+
+#[test]
+fn what_is_said_at_the_start_is_as_the_page_says() {
+    let it = Background::new();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let said = it.0.run(&["proxy", "start", "--port", &free]).ok();
+    let log = format!("Logs: {}", it.0.file("proxy.log").display());
+    let log = log.replace(&it.0.path().display().to_string(), "~");
+    let wanted = format!(
+        "🌐 Starting proxy...\n\n[ok] HTTP proxy started on port {free}\n  {log}\n  Stop: connect proxy stop"
+    );
+    assert_eq!(said.out.trim_end(), wanted);
+    let again = it.0.run(&["proxy", "start", "--port", &free]).ok();
+    assert!(again.out.contains(&format!("[ok] The proxy already runs on port {free}")), "{again:?}");
+}
+
+#[test]
+fn a_busy_port_fails_at_the_caller_and_is_not_taken_from_a_stranger() {
+    let stranger = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = stranger.local_addr().unwrap().port();
+    let home = Home::new();
+    let said = home.run(&["proxy", "start", "--port", &port.to_string()]);
+    assert_eq!(said.code, Some(1));
+    let wanted = format!("[x] Port {port} is already in use\n  Try: connect proxy start --port {}", port + 1);
+    assert!(said.err.starts_with(&wanted), "{said:?}");
+    assert!(said.err.contains(&format!("connect proxy start --port {port} --replace")), "{said:?}");
+    let said = home.run(&["proxy", "start", "--port", &port.to_string(), "--replace"]);
+    assert_eq!(said.code, Some(1));
+    assert!(said.err.contains(&format!("(PID {})", std::process::id())), "{said:?}");
+    assert!(!home.file("proxy-state.json").exists());
+}
+
+#[test]
+fn a_proxy_of_ours_is_replaced_on_its_own_port() {
+    let it = Background::new();
+    let first = it.start(&[]);
+    let port = first["port"].as_u64().unwrap().to_string();
+    let second = it.0.run(&["proxy", "start", "--json", "--port", &port, "--replace"]).ok().json();
+    assert_eq!(second["port"], first["port"]);
+    assert_ne!(second["pid"], first["pid"]);
+    assert_eq!(it.0.run(&["proxy", "status", "--json"]).ok().json()["pid"], second["pid"]);
+}
+
+#[test]
+fn a_pid_that_is_not_provably_the_proxy_is_never_signalled() {
+    let home = Home::new();
+    let mut bystander = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    let state = serde_json::json!({ "pid": bystander.id(), "port": 3456, "tls": false, "startedAt": "2026-01-15T10:30:00.000Z" });
+    fs::write(home.file("proxy-state.json"), state.to_string()).unwrap();
+    assert!(home.run(&["proxy", "stop"]).ok().out.contains("No proxy is running"));
+    assert!(home.run(&["proxy", "status"]).ok().out.contains("not running"));
+    assert!(bystander.try_wait().unwrap().is_none());
+    bystander.kill().unwrap();
+    bystander.wait().unwrap();
+}
+
+#[test]
+fn the_foreground_shows_a_line_a_request_without_its_query() {
+    let (port, _) = answering(OK);
+    let home = Home::new();
+    write_routes(&home, &[("api", port)]);
+    let running = home.start(&["proxy", "start", "--foreground", "--port", "0"]);
+    let line = running.wait_out(|line| line.contains("[ok] HTTP proxy running on port"));
+    let port = line.rsplit(' ').next().unwrap().parse().unwrap();
+    assert_eq!(get(port, "api"), "200 ok");
+    assert_eq!(get(port, "none").split(' ').next(), Some("404"));
+    running.wait_out(|line| line.trim_start().starts_with("200 GET api / "));
+    running.wait_out(|line| line.trim_start().starts_with("404 GET none / "));
+    assert!(running.out().contains("  • api → 127.0.0.1:"));
+}
+
+#[test]
+fn the_page_lists_routes_and_requests_and_no_header_values() {
+    let (port, _) = answering(OK);
+    let proxy = Proxy::start(&[("api", port)]);
+    assert!(proxy.get("api", "/a?secret=1").ends_with("ok"));
+    let page = proxy.raw(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    assert!(page.contains("Content-Security-Policy: default-src 'none'; script-src 'nonce-"), "{page}");
+    assert!(page.contains("<title>connect proxy</title>") && !page.contains("{{nonce}}"), "{page}");
+    let state = proxy.raw(b"GET /_connect/state HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n");
+    let state: Value = serde_json::from_str(state.split_once("\r\n\r\n").unwrap().1).unwrap();
+    assert_eq!((&state["routes"][0]["name"], &state["routes"][0]["health"]), (&"api".into(), &"up".into()));
+    let mut events = proxy.dial();
+    events.write_all(b"GET /_connect/events HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    read_head(&mut events).unwrap();
+    let mut seen = String::new();
+    while !seen.contains("\"path\":\"/a\"") {
+        seen.push_str(&proxy::read_exactly(&mut events, 1));
+    }
+    assert!(!seen.contains("secret"), "{seen}");
+}
+
+#[test]
+fn services_of_the_hub_are_reached_without_reaching_for_them() {
+    let hub = Hub::start();
+    let (owner, user) = (hub.machine("member"), hub.machine("member"));
+    let (port, heard) = answering(OK);
+    let _exposed = expose(&owner, "billing", port);
+    let proxy = Proxy::start_in(user, &[]);
+    assert!(proxy.get("billing", "/x").ends_with("ok"));
+    assert!(proxy.get("billing", "/y").ends_with("ok"));
+    let heard = String::from_utf8(heard.lock().unwrap().clone()).unwrap();
+    assert!(heard.contains("GET /x HTTP/1.1\r\nHost: billing.localhost\r\n"), "{heard}");
+}
+
+#[test]
+fn a_hub_that_is_away_changes_nothing_for_local_routes() {
+    let mut hub = Hub::start();
+    let (owner, user) = (hub.machine("member"), hub.machine("member"));
+    let (port, _) = answering(OK);
+    let _exposed = expose(&owner, "billing", port);
+    write_routes(&user, &[("api", port)]);
+    let proxy = Proxy::start_in(user, &[]);
+    assert!(proxy.get("billing", "/").ends_with("ok"));
+    hub.running.kill();
+    assert!(proxy.get("api", "/").ends_with("ok"));
+    let user = Home::new();
+    fs::copy(proxy.home.file("config.json"), user.file("config.json")).unwrap();
+    write_routes(&user, &[("api", port)]);
+    let began = std::time::Instant::now();
+    let later = Proxy::start_in(user, &[]);
+    assert!(later.get("api", "/").ends_with("ok"));
+    assert!(began.elapsed() < std::time::Duration::from_secs(5));
+}
+
+#[test]
+fn reach_starts_the_proxy_and_names_the_address() {
+    let hub = Hub::start();
+    let (owner, user) = (hub.machine("member"), hub.machine("member"));
+    let _exposed = expose(&owner, "web", service(|_| ()));
+    // The default port may be taken on this machine; then reach says how to go on, and goes on.
+    let it = Background(user);
+    let mut command = it.0.connect(&["reach", "web"]);
+    command.env_remove("CONNECT_NO_PROXY");
+    let reached = common::Running::start(command);
+    reached.wait_out(|line| {
+        line.contains("http://web.localhost:3456 (proxy auto-started on port 3456)")
+            || line.contains("start the proxy: connect proxy start")
+    });
+    reached.wait_out(|line| line.contains("Press Ctrl+C to disconnect"));
+}
+
+#[test]
+fn keys_are_private_and_made_before_their_certificates() {
+    let it = Background::new();
+    let said = it.start(&["--https"]);
+    assert_eq!(said["tls"], true);
+    for file in ["ca.key", "server.key"] {
+        let mode = fs::metadata(it.0.file("certs").join(file)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{file}");
+    }
+    for file in ["ca.crt", "server.crt"] {
+        assert!(it.0.file("certs").join(file).exists(), "{file}");
+    }
+}
+
+#[test]
+fn a_certificate_and_a_key_that_do_not_belong_together_are_refused() {
+    let (one, two) = (rcgen_like("one"), rcgen_like("two"));
+    let (Some(one), Some(two)) = (one, two) else {
+        println!("skipped: openssl is not installed");
+        return;
+    };
+    let home = Home::new();
+    let run = |certificate: &str, key: &str| -> Said {
+        home.run(&["proxy", "start", "--json", "--port", "0", "--cert", certificate, "--key", key])
+    };
+    let refused = run(&one.1, &two.0);
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.err.contains("do not belong together"), "{refused:?}");
+    let it = Background(home);
+    assert_eq!(it.0.run(&["proxy", "start", "--cert", &one.1]).code, Some(2));
+    assert_eq!(
+        it.0.run(&["proxy", "start", "--json", "--port", "0", "--cert", &one.1, "--key", &one.0]).ok().json()
+            ["tls"],
+        true
+    );
+}
+
+/// A key and a self-signed certificate, by openssl.
+fn rcgen_like(name: &str) -> Option<(String, String)> {
+    let folder = std::env::temp_dir().join(format!("connect-own-{}-{name}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let path = |file: &str| folder.join(file).display().to_string();
+    let (key, certificate) = (path("key.pem"), path("cert.pem"));
+    let made = std::process::Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "9",
+        ])
+        .args([
+            "-keyout",
+            &key,
+            "-out",
+            &certificate,
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost",
+        ])
+        .output();
+    made.ok().filter(|output| output.status.success()).map(|_| (key, certificate))
+}

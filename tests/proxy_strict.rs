@@ -1,0 +1,187 @@
+//! What the proxy refuses, and that the service sees not one byte of it; hostile pages and slow clients.
+
+mod common;
+#[path = "common/proxy.rs"]
+mod proxy;
+
+use std::io::Read;
+use std::io::Write;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
+
+use common::service;
+use proxy::Proxy;
+use proxy::answering;
+use proxy::read_message;
+use proxy::status;
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+#[test]
+fn what_is_not_plainly_valid_never_reaches_a_service() {
+    let touched = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&touched);
+    let port = service(move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+    });
+    let proxy = Proxy::start(&[("api", port)]);
+    let post =
+        |fields: &str, body: &str| format!("POST / HTTP/1.1\r\nHost: api.localhost\r\n{fields}\r\n{body}");
+    let get = |fields: &str| format!("GET / HTTP/1.1\r\n{fields}\r\n");
+    let cases: Vec<(String, u16)> = vec![
+        (post("Content-Length: 1\r\nContent-Length: 2\r\n", "ab"), 400),
+        (post("Content-Length: 2\r\nContent-Length: 2\r\n", "ab"), 400),
+        (post("Content-Length: 2, 2\r\n", "ab"), 400),
+        (post("Content-Length: 3\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\n"), 400),
+        (post("Transfer-Encoding: gzip, chunked\r\n", "0\r\n\r\n"), 501),
+        (post("Transfer-Encoding: chunked, gzip\r\n", "0\r\n\r\n"), 400),
+        (post("Transfer-Encoding: identity\r\n", ""), 400),
+        (post("Content-Length: +3\r\n", "abc"), 400),
+        (post("Content-Length: 0x3\r\n", "abc"), 400),
+        (post("Content-Length: -1\r\n", ""), 400),
+        (post("Transfer-Encoding: chunked\r\n", "0x3\r\nabc\r\n0\r\n\r\n"), 400),
+        (post("Transfer-Encoding: chunked\r\n", "+3\r\nabc\r\n0\r\n\r\n"), 400),
+        (post("Transfer-Encoding: chunked\r\n", "3\nabc\r\n0\r\n\r\n"), 400),
+        (post("Transfer-Encoding: chunked\r\n", "3\r\nabcd\r\n0\r\n\r\n"), 400),
+        (post("Transfer-Encoding: chunked\r\n", "10000000000000000\r\n"), 400),
+        (post("X: a\nY: b\r\n", ""), 400),
+        (post("X: a\rY: b\r\n", ""), 400),
+        (post("X: a\r\n b\r\n", ""), 400),
+        (post("X : a\r\n", ""), 400),
+        (post("X: a\0b\r\n", ""), 400),
+        (get("X: no host\r\n"), 400),
+        (get("Host: api.localhost\r\nHost: api.localhost\r\n"), 400),
+        (get("Host: api.localhost, evil\r\n"), 400),
+        (get("Host: a@api.localhost\r\n"), 400),
+        (get("Host:\r\n"), 400),
+        ("GET / HTTP/1.1\nHost: api.localhost\n\n".into(), 400),
+        ("GET  / HTTP/1.1\r\nHost: api.localhost\r\n\r\n".into(), 400),
+        ("GET /#x HTTP/1.1\r\nHost: api.localhost\r\n\r\n".into(), 400),
+        ("GET / HTTP/2.0\r\nHost: api.localhost\r\n\r\n".into(), 505),
+        (format!("GET /{} HTTP/1.1\r\nHost: api.localhost\r\n\r\n", "a".repeat(9000)), 414),
+        (get(&format!("Host: api.localhost\r\nX: {}\r\n", "a".repeat(70_000))), 431),
+        (get(&format!("Host: api.localhost\r\n{}", "X: a\r\n".repeat(101))), 431),
+        ("\u{16}\u{3}\u{1}".into(), 400),
+    ];
+    for (request, wanted) in cases {
+        let answer = proxy.raw(request.as_bytes());
+        let shown = request.escape_default().to_string();
+        assert_eq!(status(&answer), wanted, "{}: {answer}", &shown[..shown.len().min(200)]);
+        assert!(answer.contains("\r\nConnection: close\r\n"), "{answer}");
+        assert_eq!(answer.matches("\r\nContent-Length:").count(), 1, "{answer}");
+    }
+    assert_eq!(touched.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn hosts_from_elsewhere_are_misdirected_and_unknown_names_not_found() {
+    let (port, heard) = answering(OK);
+    let proxy = Proxy::start(&[("postgres", port), ("redis", port)]);
+    for host in ["evil.com", "api.localhost.evil.com", "10.0.0.1", "169.254.169.254", "[::ffff:127.0.0.1]"] {
+        let answer =
+            proxy.raw(format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes());
+        assert_eq!(status(&answer), 421, "{host}: {answer}");
+    }
+    let answer = proxy.get("unknown", "/");
+    let body: serde_json::Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    let hint = format!("Try: http://postgres.localhost:{}", proxy.port);
+    let said = serde_json::json!({ "error": "Service not found", "subdomain": "unknown", "available": ["postgres", "redis"], "hint": hint });
+    assert_eq!((status(&answer), body), (404, said));
+    let page = proxy.raw(b"GET / HTTP/1.1\r\nHost: unknown.localhost\r\nAccept: text/html,*/*;q=0.8\r\nConnection: close\r\n\r\n");
+    assert!(
+        page.starts_with("HTTP/1.1 404") && page.contains("text/html") && page.contains("postgres.localhost"),
+        "{page}"
+    );
+    assert!(heard.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_request_that_comes_back_is_a_loop() {
+    let home = common::Home::new();
+    proxy::write_routes(&home, &[]);
+    let proxy = Proxy::start_in(home, &[]);
+    proxy::write_routes(&proxy.home, &[("loop", proxy.port)]);
+    common::eventually("the route is there", common::PATIENCE, || {
+        // The second time, the same name leads back here, so the answer of the inner round comes out.
+        status(&proxy.get("loop", "/")) == 508
+    });
+}
+
+#[test]
+fn pages_from_elsewhere_open_no_websocket() {
+    let (port, heard) =
+        answering("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n");
+    let proxy = Proxy::start_with(&[("api", port)], &["--allow-origin", "https://app.example"]);
+    let ask = |origin: &str| {
+        let request = format!(
+            "GET / HTTP/1.1\r\nHost: api.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nOrigin: {origin}\r\n\r\n"
+        );
+        let mut stream = proxy.dial();
+        stream.write_all(request.as_bytes()).unwrap();
+        status(&proxy::read_head(&mut stream).unwrap())
+    };
+    for origin in ["https://evil.com", "null", "http://127.0.0.1:8000", "https://localhost.evil.com"] {
+        assert_eq!(ask(origin), 403, "{origin}");
+    }
+    assert!(heard.lock().unwrap().is_empty());
+    for origin in ["http://localhost:3000", "https://web.localhost", "https://app.example"] {
+        assert_eq!(ask(origin), 101, "{origin}");
+    }
+}
+
+#[test]
+fn silent_and_slow_clients_leave_the_others_alone() {
+    let (port, _) = answering(OK);
+    let proxy = Proxy::start(&[("api", port)]);
+    let quick = || {
+        let began = Instant::now();
+        assert!(proxy.get("api", "/").ends_with("ok"));
+        began.elapsed()
+    };
+    quick();
+    let silent: Vec<TcpStream> = (0..500).map(|_| proxy.dial()).collect();
+    let mut slow: Vec<TcpStream> = (0..50).map(|_| proxy.dial()).collect();
+    for (at, stream) in slow.iter_mut().enumerate() {
+        let begun: &[u8] = if at % 2 == 0 {
+            b"GET / HT"
+        } else {
+            b"POST / HTTP/1.1\r\nHost: api.localhost\r\nContent-Length: 9\r\n\r\n12"
+        };
+        stream.write_all(begun).unwrap();
+    }
+    let best = (0..20).map(|_| quick()).min().unwrap();
+    assert!(best < Duration::from_millis(100), "{best:?}");
+    drop((silent, slow));
+}
+
+#[test]
+fn at_the_cap_the_longest_idle_connection_goes_and_accepting_goes_on() {
+    let (port, _) = answering(OK);
+    let proxy = Proxy::start(&[("api", port)]);
+    let mut oldest = proxy.dial();
+    let ask = |stream: &mut TcpStream| {
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: api.localhost\r\n\r\n").unwrap();
+        read_message(stream).1
+    };
+    assert_eq!(ask(&mut oldest), "ok");
+    let mut others: Vec<TcpStream> = Vec::new();
+    for _ in 0..1100 {
+        others.push(proxy.dial());
+    }
+    assert_eq!(ask(others.last_mut().unwrap()), "ok");
+    assert_eq!(oldest.read(&mut [0]).unwrap_or(0), 0);
+}
+
+#[test]
+fn a_head_that_does_not_come_is_answered_and_the_connection_closed() {
+    let (port, _) = answering(OK);
+    let proxy = Proxy::start(&[("api", port)]);
+    let began = Instant::now();
+    let answer = proxy.raw(b"GET / HTTP/1.1\r\nHost: api.loc");
+    assert_eq!(status(&answer), 408, "{answer}");
+    assert!(began.elapsed() < Duration::from_secs(15));
+}
