@@ -117,10 +117,6 @@ impl Hub {
         self.call("GET", "/v1/services", &[], None::<&()>)
     }
 
-    pub fn agents(&self) -> Result<Vec<AgentInfo>> {
-        self.call("GET", "/v1/agents", &[], None::<&()>)
-    }
-
     pub fn register(&self, agent: &RegisterAgent) -> Result<AgentInfo> {
         self.call("POST", "/v1/agents/register", &[], Some(agent))
     }

@@ -20,14 +20,17 @@ pub fn detach(call: &Call, kind: &str, name: &str, environment: &[(&str, &str)])
     }
     let log = log_file(call, kind, name);
     let begin = Begin { arguments: daemon::own_arguments(), environment, log: &log };
-    begun(call, &begin, true).map(Some)
+    let code = begun(call, &begin, true)?;
+    if code == 0 {
+        call.say.event(&json!({ "event": "background", "log": log }));
+    }
+    Ok(Some(code))
 }
 
 /// Runs ourselves in the background, repeating aloud what is said there. The exit code is 0 once it is ready.
 pub fn begun(call: &Call, begin: &Begin<'_>, aloud: bool) -> Result<u8> {
-    let (mut cut, mut pid) = (None, 0);
+    let mut cut = None;
     let started = |begun| {
-        pid = begun;
         // Until it is ready, Ctrl-C means it, though it has left the terminal.
         cut = call.stop.on_stop(move || process::terminate(begun));
     };
@@ -38,12 +41,7 @@ pub fn begun(call: &Call, begin: &Begin<'_>, aloud: bool) -> Result<u8> {
     };
     match daemon::start(begin, started, repeat)? {
         Started::Ended { code } => Ok(code),
-        Started::Ready => {
-            if aloud {
-                call.say.event(&json!({ "event": "background", "pid": pid, "log": begin.log }));
-            }
-            Ok(0)
-        }
+        Started::Ready => Ok(0),
     }
 }
 

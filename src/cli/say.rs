@@ -221,7 +221,7 @@ mod tests {
         let value = serde_json::json!({ "a": "\u{1b}\u{7f}\u{9b}31m\u{202e}\u{e4}\n" });
         let text = clean_json(&serde_json::to_string_pretty(&value).unwrap());
         assert!(text.chars().all(|c| c == '\n' || !is_hidden(c)), "{text}");
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), value);
     }
 
     #[test]

@@ -78,14 +78,6 @@ impl Server {
     pub fn address(&self) -> SocketAddr {
         self.shared.address
     }
-
-    /// Connections being served.
-    pub fn connections(&self) -> usize {
-        self.shared
-            .threads
-            .load(Ordering::Relaxed)
-            .saturating_sub(self.shared.accepting.load(Ordering::Relaxed))
-    }
 }
 
 impl Drop for Server {

@@ -111,8 +111,6 @@ pub struct Established {
     pub socket: Arc<TcpStream>,
     /// The fingerprint of the certificate that the peer proved to hold.
     pub peer: Option<Fingerprint>,
-    /// Whether the peer was known from an earlier session and no signature was needed.
-    pub resumed: bool,
 }
 
 impl Established {
@@ -158,8 +156,8 @@ fn handshake(side: Side, below: Duplex, deadline: Instant) -> io::Result<Establi
     }
     socket.set_read_timeout(None)?;
     socket.set_write_timeout(None)?;
-    let (peer, resumed) = shared.lock().outcome();
-    Ok(Established { reader, writer, socket, peer, resumed })
+    let peer = shared.lock().peer();
+    Ok(Established { reader, writer, socket, peer })
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,13 +175,12 @@ impl Shared {
 }
 
 impl Tls {
-    fn outcome(&self) -> (Option<Fingerprint>, bool) {
-        let (certificates, kind) = match &self.side {
-            Side::Client(connection) => (connection.peer_certificates(), connection.handshake_kind()),
-            Side::Server(connection) => (connection.peer_certificates(), connection.handshake_kind()),
+    fn peer(&self) -> Option<Fingerprint> {
+        let certificates = match &self.side {
+            Side::Client(connection) => connection.peer_certificates(),
+            Side::Server(connection) => connection.peer_certificates(),
         };
-        let peer = certificates.and_then(<[_]>::first).map(|certificate| secret::sha256(certificate));
-        (peer, kind == Some(rustls::HandshakeKind::Resumed))
+        certificates.and_then(<[_]>::first).map(|certificate| secret::sha256(certificate))
     }
 
     fn speaks_1_3(&self) -> bool {

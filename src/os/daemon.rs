@@ -139,14 +139,3 @@ fn turn_output_to(log: &Path) -> Result<()> {
     let turned = nix::unistd::dup2_stdout(&file).and_then(|()| nix::unistd::dup2_stderr(&file));
     turned.or_say(|| format!("Cannot write to {}", log.display()))
 }
-
-/// The last lines of a log, for showing.
-pub fn last_lines(log: &Path, count: usize) -> Vec<String> {
-    let text = files::read(log)
-        .ok()
-        .flatten()
-        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-        .unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(count)..].iter().map(|line| (*line).to_owned()).collect()
-}

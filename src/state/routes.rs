@@ -81,18 +81,3 @@ pub fn listed(home: &Home) -> Result<Vec<Route>> {
     }
     Ok(routes)
 }
-
-/// The live routes of ours, and those that a tool of the same family keeps in its own folder.
-pub fn all(home: &Home) -> Result<Vec<Route>> {
-    let mut routes = read_own(home)?.unwrap_or_default();
-    routes.retain(|route| runs::is_alive(home, route.pid));
-    let foreign = paths::foreign_routes()
-        .and_then(|path| fs::read_to_string(path).ok())
-        .and_then(|text| route::parse(&text));
-    for route in foreign.into_iter().flatten() {
-        if !routes.iter().any(|own| own.service_name.eq_ignore_ascii_case(&route.service_name)) {
-            routes.push(route);
-        }
-    }
-    Ok(routes)
-}

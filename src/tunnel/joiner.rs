@@ -189,10 +189,6 @@ impl Tunnel {
         self.shared.pool.total()
     }
 
-    pub fn connections(&self) -> usize {
-        self.servers.iter().map(Server::connections).sum()
-    }
-
     pub fn is_up(&self) -> bool {
         *self.shared.told() == Told::Up
     }

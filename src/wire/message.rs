@@ -69,10 +69,6 @@ impl Answer {
     pub fn from_head(head: &head::Response<'_>) -> Self {
         Self { status: head.status, fields: owned(&head.fields), body: Vec::new() }
     }
-
-    pub fn field(&self, name: &str) -> Option<&str> {
-        find(&self.fields, name)
-    }
 }
 
 fn owned(fields: &head::Fields<'_>) -> Vec<(String, String)> {

@@ -225,7 +225,7 @@ pub fn status(call: &Call) -> Outcome {
     let figure = |name: &str| {
         metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).unwrap_or("?").to_owned()
     };
-    let up = std::time::Duration::from_secs(uptime_seconds);
+    let up = Duration::from_secs(uptime_seconds);
     let (agents, services) = (figure("connect_agents"), figure("connect_services_online"));
     let (open, total) = (figure("connect_sessions_open"), figure("connect_sessions_total"));
     call.say.value(&json!({ "running": true, "url": hub.url.to_string(), "version": version, "uptimeSeconds": uptime_seconds,
