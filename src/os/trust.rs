@@ -5,11 +5,15 @@
 
 use std::env;
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
 use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
 
 use crate::error::Error;
 use crate::error::OrSay;
@@ -40,6 +44,12 @@ const FIREFOX: [&str; 4] = [
 /// In which package `certutil` comes.
 const CERTUTIL_PACKAGE: &str =
     "libnss3-tools (Debian, Ubuntu), nss-tools (Fedora, RHEL), nss (Arch, brew) or mozilla-nss-tools (SUSE)";
+
+/// No tool takes so long that it is not waiting for somebody.
+const PATIENCE: Duration = Duration::from_secs(20);
+const TURN: Duration = Duration::from_millis(10);
+/// What is kept of a tool's complaint.
+const SAID: u64 = 4096;
 
 #[derive(Debug, PartialEq, Eq)]
 pub struct Store {
@@ -241,14 +251,33 @@ fn quoted(word: &str) -> String {
     }
 }
 
+/// Bounded: `certutil` asks for a database's password again and again, though nobody can answer.
 fn run(line: &[String]) -> Result<()> {
     let sorry = || format!("This failed: {}", line.join(" "));
     let Some((program, arguments)) = line.split_first() else { return Ok(()) };
-    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().or_say(sorry)?;
-    if output.status.success() {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().or_say(sorry)?;
+    let deadline = Instant::now() + PATIENCE;
+    let status = loop {
+        match child.try_wait().or_say(sorry)? {
+            Some(status) => break status,
+            None if Instant::now() < deadline => thread::park_timeout(TURN),
+            None => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(Error::new(sorry()).because("it did not end; the store may have a password"));
+            }
+        }
+    };
+    if status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
+    let mut said = Vec::new();
+    if let Some(stderr) = child.stderr.take() {
+        let _ = stderr.take(SAID).read_to_end(&mut said);
+    }
+    let said = String::from_utf8_lossy(&said);
     Err(Error::new(sorry()).because(said.lines().last().unwrap_or("it says no more").to_owned()))
 }
 

@@ -72,7 +72,7 @@ fn guarded(reply: Reply) -> Reply {
 
 fn state(front: &Front) -> Reply {
     let routes: Vec<Value> = front.table.now().iter().map(|route| as_json(front, route)).collect();
-    let state = json!({ "port": front.port, "tls": front.settings.secure, "connections": front.live.count(), "routes": routes });
+    let state = json!({ "port": front.port, "tls": front.settings.secure, "connections": front.live.count(), "routes": routes, "recent": front.recent.after(0, Duration::ZERO) });
     guarded(Reply::json(200, state))
 }
 

@@ -74,7 +74,10 @@ fn machine() -> Result<Machine> {
 }
 
 fn carry_out(call: &Call, aim: Aim) -> Result<Done> {
-    let stores = trust::plan(&machine()?, &ca_file(call), aim);
+    let mut stores = trust::plan(&machine()?, &ca_file(call), aim);
+    if call.args.flag("user") {
+        stores.retain(|store| !store.needs_root);
+    }
     if stores.is_empty() {
         return Err(Error::new("No trust store was found on this machine")
             .hint(format!("Trust it by hand: {}", ca_file(call).display())));
