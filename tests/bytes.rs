@@ -18,11 +18,11 @@ use common::Tunnelled;
 use common::dial;
 use common::echo;
 use common::echoes;
-use common::fault::Ending;
-use common::fault::Target;
-use common::fault::is_refused;
-use common::fault::read_out;
-use common::fault::reset;
+use common::ends::Ending;
+use common::ends::Target;
+use common::ends::is_refused;
+use common::ends::read_out;
+use common::ends::reset;
 use common::noise;
 use common::service;
 

@@ -18,12 +18,12 @@ use common::Tunnelled;
 use common::dial;
 use common::echo;
 use common::echoes;
+use common::ends::Ending;
+use common::ends::read_out;
 use common::eventually;
 use common::expose;
-use common::fault::Ending;
 use common::fault::Kind;
 use common::fault::Path;
-use common::fault::read_out;
 use common::noise;
 use common::reach;
 use common::service;
@@ -252,9 +252,13 @@ fn two_processes_of_one_agent_do_not_displace_each_other() {
     works_soon(second, began);
     assert_eq!((one.events("lost"), two.events("lost")), (1, 1));
     // When one ends, the other stays.
+    let downs = || hub.audit().matches("agent.down").count();
+    let before = downs();
     assert_eq!(one.interrupt().0.code(), Some(0));
+    eventually("the hub has seen it end", PATIENCE, || downs() > before);
     let listed = user.run(&["services", "--json"]).ok().json();
     assert_eq!((listed.as_array().unwrap().len(), &listed[0]["name"]), (1, &"two".into()));
+    assert_eq!(listed[0]["status"], "online");
     assert!(echoes(second, b"2"));
     assert!(two.is_running());
 }

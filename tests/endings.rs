@@ -25,11 +25,11 @@ use common::Said;
 use common::Tunnelled;
 use common::dial;
 use common::echo;
+use common::ends::Ending;
+use common::ends::read_out;
 use common::eventually;
 use common::expose;
-use common::fault::Ending;
 use common::fault::Path;
-use common::fault::read_out;
 use common::reach;
 use common::service;
 
@@ -58,7 +58,7 @@ fn busy(port: u16) -> Vec<TcpStream> {
     (&idle).read_exact(&mut [0]).unwrap();
     (&stuck).write_all(b"S").unwrap();
     stuck.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
-    while (&stuck).write_all(&[0; 64 * 1024]).is_ok() {}
+    while (&stuck).write_all(&[0; 16 * 1024]).is_ok() {}
     (&lazy).write_all(b"L").unwrap();
     (&lazy).read_exact(&mut [0; 1000]).unwrap();
     vec![idle, stuck, lazy]
@@ -77,7 +77,7 @@ fn moody(mut stream: TcpStream) {
             let _ = forever.recv_timeout(PATIENCE);
             drop((hold, stream));
         }
-        Ok(1) => while stream.write_all(&[7; 64 * 1024]).is_ok() {},
+        Ok(1) => while stream.write_all(&[7; 16 * 1024]).is_ok() {},
         _ => {}
     }
 }

@@ -20,13 +20,13 @@ use common::Running;
 use common::dial;
 use common::echo;
 use common::echoes;
+use common::ends::Ending;
+use common::ends::read_out;
 use common::eventually;
 use common::expose;
-use common::fault::Ending;
 use common::fault::Path;
 use common::fault::Verdict;
 use common::fault::Way;
-use common::fault::read_out;
 use common::noise;
 use common::raw::Stranger;
 use common::reach;
@@ -135,7 +135,7 @@ fn a_change_in_the_data_ends_the_connection_and_never_reaches_anybody() {
     let (wanted, wrong) = (sent.clone(), Arc::new(AtomicBool::new(false)));
     let own = Arc::clone(&wrong);
     let watched = watched(move |mut stream| {
-        let (mut heard, mut buffer) = (0, [0; 64 * 1024]);
+        let (mut heard, mut buffer) = (0, vec![0; 64 * 1024]);
         while let Ok(count @ 1..) = stream.read(&mut buffer) {
             let piece = &buffer[..count];
             let fits = wanted[heard..].starts_with(piece) || NEXT.starts_with(piece);

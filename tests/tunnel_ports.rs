@@ -18,11 +18,11 @@ use common::Running;
 use common::dial;
 use common::echo;
 use common::echoes;
+use common::ends::Ending;
+use common::ends::is_refused;
+use common::ends::read_out;
 use common::eventually;
 use common::expose;
-use common::fault::Ending;
-use common::fault::is_refused;
-use common::fault::read_out;
 use common::noise;
 use common::reach;
 use common::service;
@@ -154,7 +154,8 @@ fn another_user_is_refused() {
     if !nix::unistd::getuid().is_root() {
         return eprintln!("SKIPPED: only root can try this as another user; run the tests as root");
     }
-    let script = "exec 3<>/dev/tcp/127.0.0.1/$0 || exit 9; echo hello >&3; cat <&3";
+    let script =
+        "exec 3<>/dev/tcp/127.0.0.1/$0 || exit 9; echo hello >&3; read -t 5 -r -u 3 answer; echo -n $answer";
     let mut command = Command::new("bash");
     command.args(["-c", script, &port.to_string()]);
     std::os::unix::process::CommandExt::uid(&mut command, 65_534);
@@ -170,7 +171,7 @@ fn another_user_is_refused() {
 fn a_connection_through_it_ends_with_its_agent() {
     let (hub, _) = hub_with_ports(4);
     let owner = hub.machine("member");
-    let mut target = common::fault::Target::serving(echo);
+    let mut target = common::ends::Target::serving(echo);
     let mut exposed = expose(&owner, "service", target.port);
     let port = tunnel_port(&owner, "service").unwrap();
     let mut client = dial(port);
