@@ -20,17 +20,31 @@ pub fn detach(call: &Call, kind: &str, name: &str, environment: &[(&str, &str)])
     }
     let log = log_file(call, kind, name);
     let begin = Begin { arguments: daemon::own_arguments(), environment, log: &log };
-    let code = begun(call, &begin, true)?;
-    if code == 0 {
-        call.say.event(&json!({ "event": "background", "log": log }));
+    match begun(call, &begin, true)? {
+        Begun::Ready { pid } => {
+            call.say.event(&json!({ "event": "background", "pid": pid, "log": log }));
+            Ok(Some(0))
+        }
+        Begun::Ended { code } => Ok(Some(code)),
     }
-    Ok(Some(code))
 }
 
-/// Runs ourselves in the background, repeating aloud what is said there. The exit code is 0 once it is ready.
-pub fn begun(call: &Call, begin: &Begin<'_>, aloud: bool) -> Result<u8> {
-    let mut cut = None;
+/// How it went with the one in the background.
+pub enum Begun {
+    Ready {
+        pid: u32,
+    },
+    /// It ended before it was ready, and has said why.
+    Ended {
+        code: u8,
+    },
+}
+
+/// Runs ourselves in the background, repeating aloud what is said there.
+pub fn begun(call: &Call, begin: &Begin<'_>, aloud: bool) -> Result<Begun> {
+    let (mut cut, mut pid) = (None, 0);
     let started = |begun| {
+        pid = begun;
         // Until it is ready, Ctrl-C means it, though it has left the terminal.
         cut = call.stop.on_stop(move || process::terminate(begun));
     };
@@ -39,10 +53,10 @@ pub fn begun(call: &Call, begin: &Begin<'_>, aloud: bool) -> Result<u8> {
             say::repeat(line, stream == Stream::Err);
         }
     };
-    match daemon::start(begin, started, repeat)? {
-        Started::Ended { code } => Ok(code),
-        Started::Ready => Ok(0),
-    }
+    Ok(match daemon::start(begin, started, repeat)? {
+        Started::Ended { code } => Begun::Ended { code },
+        Started::Ready => Begun::Ready { pid },
+    })
 }
 
 /// In the background: ready, so whoever started it may go on.

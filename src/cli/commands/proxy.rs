@@ -16,6 +16,7 @@ use super::proxy_parts;
 use crate::cli::Call;
 use crate::cli::Outcome;
 use crate::cli::background;
+use crate::cli::background::Begun;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
@@ -70,9 +71,12 @@ pub fn start(call: &Call) -> Outcome {
 /// Runs ourselves in the background; Ctrl-C ends it as long as it is not ready.
 fn detach(call: &Call, arguments: Vec<OsString>, aloud: bool) -> Outcome {
     let log = call.home.file(proxy::LOG);
-    let code = background::begun(call, &Begin { arguments, environment: &[], log: &log }, aloud)?;
+    let begun = background::begun(call, &Begin { arguments, environment: &[], log: &log }, aloud)?;
     call.go_on()?;
-    Ok(code)
+    match begun {
+        Begun::Ready { .. } => Ok(0),
+        Begun::Ended { code } => Ok(code),
+    }
 }
 
 fn serve(call: &Call, wanted: &Wanted) -> Outcome {
