@@ -1,4 +1,4 @@
-//! What a CI job does: PostgreSQL, Redis and a web service on one machine, joined by a link on another that
+//! What a CI job does: `PostgreSQL`, Redis and a web service on one machine, joined by a link on another that
 //! has no account, and used by the programs that people use. What is not installed is skipped, loudly.
 
 mod common;
@@ -60,7 +60,7 @@ fn start(what: &str, mut make: impl FnMut(u16) -> Command) -> (Server, u16) {
     panic!("{what} does not start");
 }
 
-/// Where Debian keeps what PostgreSQL needs to run, newest first.
+/// Where Debian keeps what `PostgreSQL` needs to run, newest first.
 fn postgres_folder() -> Option<PathBuf> {
     let mut versions: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
         .map(|found| found.flatten().map(|entry| entry.path().join("bin")).collect())
@@ -69,7 +69,7 @@ fn postgres_folder() -> Option<PathBuf> {
     versions.into_iter().rev().find(|bin| bin.join("initdb").is_file())
 }
 
-/// PostgreSQL does not run as root.
+/// `PostgreSQL` does not run as root.
 fn unprivileged(program: PathBuf) -> Command {
     if !is_root() {
         return Command::new(program);
