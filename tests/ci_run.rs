@@ -191,3 +191,19 @@ fn a_job_joins_by_link_and_its_programs_get_their_answers() {
     assert_eq!((said.code, said.out.as_str()), (Some(1), ""), "{said:#?}");
     assert!(said.err.contains("[x] This share has been joined as often as it may be"), "{said:#?}");
 }
+
+#[test]
+fn a_key_of_the_role_join_joins_and_does_nothing_else() {
+    let team = Team::new();
+    let target = format!("api=127.0.0.1:{}", web());
+    let shared = team.share(&[&target]);
+    let job = team.hub.machine("join");
+    let said = job.run(&["join", &shared.code, "--", "sh", "-c", "echo $API_HOST"]);
+    assert_eq!((said.code, said.out.as_str()), (Some(0), "127.0.0.1"), "{said:#?}");
+    for refused in [&["reach", "api"][..], &["expose", "mine", "1"], &["share", "mine=1"], &["share", "list"]]
+    {
+        let said = job.run(refused);
+        assert_eq!(said.code, Some(1), "{refused:?}: {said:#?}");
+    }
+    assert!(!job.run(&["services"]).out.contains("api"));
+}
