@@ -76,14 +76,25 @@ pub struct Hub {
     key: Option<String>,
     dialer: Dialer,
     agent: ureq::Agent,
+    patience: Duration,
 }
 
 impl Hub {
     /// Every connection it makes is cut by `stop`.
     pub fn new(url: HubUrl, trust: &HubTrust, key: Option<String>, stop: &Stop) -> Result<Self> {
-        let dialer = Dialer { url: url.clone(), tls: trust::hub_client(trust)?, stop: stop.clone() };
+        let dialer = Dialer { url, tls: trust::hub_client(trust)?, stop: stop.clone() };
+        Ok(Self::with(dialer, key, DEADLINE))
+    }
+
+    /// The same hub for somebody who tries again and again: a try that meets silence must not hold up the
+    /// next one, which may meet a hub that is back.
+    pub fn for_retries(&self, patience: Duration) -> Self {
+        Self::with(self.dialer.clone(), self.key.clone(), patience)
+    }
+
+    fn with(dialer: Dialer, key: Option<String>, patience: Duration) -> Self {
         let config = ureq::Agent::config_builder()
-            .timeout_global(Some(DEADLINE))
+            .timeout_global(Some(patience))
             .max_idle_age(KEPT)
             .http_status_as_error(false)
             .max_redirects(0)
@@ -91,7 +102,7 @@ impl Hub {
             .user_agent(concat!("connect/", env!("CARGO_PKG_VERSION")))
             .build();
         let agent = ureq::Agent::with_parts(config, dialer.clone(), NoResolver);
-        Ok(Self { url, key, dialer, agent })
+        Self { url: dialer.url.clone(), key, dialer, agent, patience }
     }
 
     pub fn health(&self) -> Result<Health> {
@@ -165,7 +176,7 @@ impl Hub {
 
     /// The agent's control channel.
     pub fn control(&self) -> Result<Duplex> {
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + self.patience;
         let key = self.key.clone().unwrap_or_default();
         let ask = Ask {
             method: "GET",

@@ -56,7 +56,7 @@ fn after_a_hub_was_killed_and_restarted() {
     drop(waiting);
     tunnel.exposed.wait_event("back");
     assert_eq!(tunnel.exposed.events("lost"), 1, "{}", tunnel.exposed.out());
-    eventually("reach says that it is back", PATIENCE, || tunnel.reached.events("up") == 2);
+    eventually("reach says that it is back", PATIENCE, || tunnel.reached.events("back") == 1);
     assert_eq!(tunnel.reached.events("down"), 1, "{}", tunnel.reached.out());
     assert_eq!(service_id(&tunnel.user), id);
 }
@@ -85,7 +85,7 @@ fn after_an_agent_was_killed_and_restarted() {
         });
         tunnel.exposed = expose(&tunnel.owner, "service", target);
         works_soon(tunnel.port, Instant::now());
-        eventually("reach says that it is back", PATIENCE, || tunnel.reached.events("up") == round + 1);
+        eventually("reach says that it is back", PATIENCE, || tunnel.reached.events("back") == round);
         assert_eq!(tunnel.reached.events("down"), round, "{}", tunnel.reached.out());
     }
     assert_eq!(service_id(&tunnel.user), id);
@@ -107,7 +107,7 @@ fn after_both_were_gone_for_a_while() {
     tunnel.hub.restart();
     tunnel.exposed = expose(&tunnel.owner, "service", target);
     works_soon(tunnel.port, Instant::now());
-    eventually("reach says that it is back", PATIENCE, || tunnel.reached.events("up") == 2);
+    eventually("reach says that it is back", PATIENCE, || tunnel.reached.events("back") == 1);
     assert_eq!(tunnel.reached.events("down"), 1, "{}", tunnel.reached.out());
     assert_eq!(service_id(&tunnel.user), id);
 }
@@ -205,7 +205,7 @@ fn after_all_connections_died_without_a_word() {
     let began = Instant::now();
     exposed.wait_event("back");
     works_soon(port, began);
-    eventually("reach says that it is back", PATIENCE, || reached.events("up") == 2);
+    eventually("reach says that it is back", PATIENCE, || reached.events("back") == 1);
     assert_eq!((exposed.events("lost"), reached.events("down")), (1, 1));
     assert_eq!(service_id(&user), id);
 }

@@ -151,7 +151,9 @@ fn run(home: &Home, args: &[&str]) -> Vec<u8> {
         }
         thread::park_timeout(Duration::from_millis(5));
     };
-    readers.into_iter().for_each(|reader| reader.join().unwrap());
+    for reader in readers {
+        reader.join().unwrap();
+    }
     let said = said.lock().unwrap().0.clone();
     let text = String::from_utf8_lossy(&said);
     assert!(status.signal().is_none() && status.code() != Some(101), "{args:?} died: {status:?} {text}");
@@ -166,7 +168,7 @@ fn read_all(
 ) -> thread::JoinHandle<()> {
     let said = Arc::clone(said);
     thread::spawn(move || {
-        let mut room = [0; 65536];
+        let mut room = [0; 16384];
         while let Ok(count @ 1..) = from.read(&mut room) {
             let mut said = said.lock().unwrap();
             said.0.extend_from_slice(&room[..count]);
@@ -250,7 +252,7 @@ fn a_hub_that_never_finishes_is_left_at_the_deadline() {
         ("a body without end", |stream| {
             stream.write_all(b"HTTP/1.1 200 X\r\n\r\n[")?;
             loop {
-                stream.write_all(&[b' '; 65536])?;
+                stream.write_all(&[b' '; 16384])?;
             }
         }),
         ("continue for ever", |stream| drip(stream, b"HTTP/1.1 100 Continue\r\n\r\n")),
@@ -289,8 +291,10 @@ fn control(stream: &mut Stream, lines: &[String], heard: &Mutex<Vec<String>>) ->
     Ok(())
 }
 
-fn agent_of(lines: Vec<String>) -> (FakeHub, Running, Arc<Mutex<Vec<String>>>, (Home, Home)) {
-    let heard: Arc<Mutex<Vec<String>>> = Arc::default();
+type Lines = Arc<Mutex<Vec<String>>>;
+
+fn agent_of(lines: Vec<String>) -> (FakeHub, Running, Lines, (Home, Home)) {
+    let heard = Lines::default();
     let own = Arc::clone(&heard);
     let fake = FakeHub::start(move |asked, stream| match asked.call.as_str() {
         "GET /v1/agent" => control(stream, &lines, &own),

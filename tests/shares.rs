@@ -145,7 +145,7 @@ fn unknown_expired_and_revoked_codes_get_one_404_and_the_eleventh_guess_a_429() 
     let elsewhere = Ipv4Addr::new(127, 0, 0, 2);
     eventually("the share expires", PATIENCE, || {
         let key = hub.key("join");
-        hub.ask_from(elsewhere, &format!("GET /v1/shares/{expiring}"), &key, "").status == 404
+        hub.from(elsewhere).ask(&format!("GET /v1/shares/{expiring}"), &key, "").status == 404
     });
     let codes = ["unknown1", &expiring, &revoked, "x", "%20", "a-b"];
     let answers = codes.map(|code| hub.ask(&format!("GET /v1/shares/{code}"), &join, ""));
@@ -157,7 +157,7 @@ fn unknown_expired_and_revoked_codes_get_one_404_and_the_eleventh_guess_a_429() 
     let elsewhere = Ipv4Addr::new(127, 0, 0, 3);
     for (source, key) in [(elsewhere, &join), (LOOPBACK, &other)] {
         for code in ["unknown2", &standing] {
-            let answer = hub.ask_from(source, &format!("GET /v1/shares/{code}"), key, "");
+            let answer = hub.from(source).ask(&format!("GET /v1/shares/{code}"), key, "");
             assert_eq!(answer.status, 429, "{answer:?}");
             assert!(answer.field("retry-after").is_some());
         }

@@ -35,7 +35,7 @@ fn ids(hub: &Hub) -> Vec<String> {
 /// Makes a key; `None` when the hub died before it answered.
 fn make_key(hub: &Hub) -> Option<String> {
     use common::https;
-    let mut stream = https::dial_from(https::LOOPBACK, &hub.address).ok()?;
+    let stream = https::dial_from(https::LOOPBACK, &hub.address).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
     let mut stream = https::tls_over(stream, "127.0.0.1", &hub.ca());
     let request = https::request("POST /v1/keys", "h", &[("x-api-key", hub.admin_key.as_str())], "");
@@ -345,7 +345,7 @@ fn a_changed_byte_of_the_audit_log_is_found_wherever_it_is() {
         changed[at] ^= 1;
         fs::write(&log, &changed).unwrap();
         let said = hub.home.run(&["hub", "audit", "verify"]);
-        let line = whole[..at].iter().filter(|byte| **byte == b'\n').count() + 1;
+        let line = whole[..at].split(|byte| *byte == b'\n').count();
         assert_eq!(said.code, Some(1), "byte {at}: {said:#?}");
         let named = [line, line + 1].map(|line| format!("at line {line}\n"));
         assert!(
@@ -354,8 +354,8 @@ fn a_changed_byte_of_the_audit_log_is_found_wherever_it_is() {
         );
     }
     let text = String::from_utf8(whole.clone()).unwrap();
-    let without: String =
-        text.lines().enumerate().filter(|(n, _)| *n != 1).map(|(_, line)| format!("{line}\n")).collect();
+    let (first, rest) = text.split_once('\n').unwrap();
+    let without = format!("{first}\n{}", rest.split_once('\n').unwrap().1);
     let long = format!("{}{}", "x".repeat(200_000), text);
     for tampered in [without, long] {
         fs::write(&log, tampered).unwrap();

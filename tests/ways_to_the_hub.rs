@@ -32,7 +32,7 @@ use common::service;
 
 #[test]
 fn a_hub_with_another_pin_is_refused_clearly_and_hears_nothing() {
-    let fake = FakeHub::start(|asked, stream| friendly(asked, stream));
+    let fake = FakeHub::start(friendly);
     let hub = Hub::start();
     let home = Home::new();
     let said = home.run(&["up", "--hub", &fake.url, "--api-key", &hub.admin_key]);

@@ -46,6 +46,8 @@ use crate::wire::message::one_line;
 
 /// Sessions served at once. Each costs two threads and up to three descriptors.
 const SESSIONS: usize = 4096;
+/// A try to come back that meets silence is given up after this long, since the next may meet the hub.
+const RETRY: Duration = Duration::from_millis(2500);
 /// At the end, the farewell to the hub may take this long.
 const FAREWELL: Duration = Duration::from_millis(300);
 
@@ -184,10 +186,16 @@ impl Shared {
     }
 
     fn run(self: &Arc<Self>) {
+        let retrying = self.hub.for_retries(RETRY);
         let mut backoff = Backoff::default();
         let mut lost = false;
         while !self.stop.is_stopped() {
-            let ended = self.connect().and_then(|mut channel| {
+            let began = Instant::now();
+            let hub = if lost { &retrying } else { &*self.hub };
+            let connected = self.connect(hub);
+            // A try that met silence has waited already; the end of a channel that stood has not.
+            let waited = if connected.is_err() { began.elapsed() } else { Duration::ZERO };
+            let ended = connected.and_then(|mut channel| {
                 backoff.reset();
                 if std::mem::take(&mut lost) {
                     (self.report)(Event::Back);
@@ -202,13 +210,13 @@ impl Shared {
             if !std::mem::replace(&mut lost, true) {
                 (self.report)(Event::Lost(error));
             }
-            self.stop.wait_for(backoff.next(secret::number()));
+            self.stop.wait_for(backoff.next(secret::number()).saturating_sub(waited));
         }
     }
 
-    fn connect(&self) -> Result<Channel> {
-        self.hub.register(&self.registration)?;
-        let stream = self.hub.control()?;
+    fn connect(&self, hub: &Hub) -> Result<Channel> {
+        hub.register(&self.registration)?;
+        let stream = hub.control()?;
         let mut channel = Channel::start(stream).or_say(|| "Cannot use the control channel")?;
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let outgoing = channel.outgoing();

@@ -112,12 +112,14 @@ impl Answer {
 /// One request, as bytes; closes afterwards.
 pub fn request(call: &str, host: &str, fields: &[(&str, &str)], body: &str) -> String {
     let mut text = format!("{call} HTTP/1.1\r\nHost: {host}\r\n");
-    fields.iter().for_each(|(name, value)| text.push_str(&format!("{name}: {value}\r\n")));
+    for (name, value) in fields {
+        text.extend([name, ": ", value, "\r\n"]);
+    }
     if !fields.iter().any(|(name, _)| name.eq_ignore_ascii_case("connection")) {
         text.push_str("Connection: close\r\n");
     }
     if !body.is_empty() {
-        text.push_str(&format!("Content-Length: {}\r\n", body.len()));
+        text.extend(["Content-Length: ", &body.len().to_string(), "\r\n"]);
     }
     format!("{text}\r\n{body}")
 }
@@ -128,27 +130,16 @@ impl Hub {
     }
 
     pub fn tls(&self) -> Tls {
-        self.tls_from(LOOPBACK)
-    }
-
-    pub fn tls_from(&self, source: Ipv4Addr) -> Tls {
-        tls_over(dial_from(source, &self.address).unwrap(), "127.0.0.1", &self.ca())
+        self.from(LOOPBACK).tls()
     }
 
     /// `ask("GET /v1/services", key, "")`; an empty key is not sent.
     pub fn ask(&self, call: &str, key: &str, body: &str) -> Answer {
-        self.ask_from(LOOPBACK, call, key, body)
+        self.from(LOOPBACK).ask(call, key, body)
     }
 
-    pub fn ask_from(&self, source: Ipv4Addr, call: &str, key: &str, body: &str) -> Answer {
-        let fields = [("x-api-key", key)];
-        self.ask_with(source, call, if key.is_empty() { &[] } else { &fields }, body)
-    }
-
-    pub fn ask_with(&self, source: Ipv4Addr, call: &str, fields: &[(&str, &str)], body: &str) -> Answer {
-        let mut stream = self.tls_from(source);
-        stream.write_all(request(call, &self.address, fields, body).as_bytes()).unwrap();
-        Answer::read(&mut stream)
+    pub fn from(&self, source: Ipv4Addr) -> Client<'_> {
+        Client { hub: self, source }
     }
 
     /// A key as `hub key create` makes it, with its id.
@@ -170,6 +161,29 @@ impl Hub {
         let fields = [("Connection", "Upgrade"), ("Upgrade", "connect-relay/1"), ("x-ticket", ticket)];
         stream.write_all(request("GET /v1/relay", &self.address, &fields, "").as_bytes()).unwrap();
         stream
+    }
+}
+
+/// Asks the hub from one loopback address.
+pub struct Client<'h> {
+    hub: &'h Hub,
+    source: Ipv4Addr,
+}
+
+impl Client<'_> {
+    pub fn tls(&self) -> Tls {
+        tls_over(dial_from(self.source, &self.hub.address).unwrap(), "127.0.0.1", &self.hub.ca())
+    }
+
+    pub fn ask(&self, call: &str, key: &str, body: &str) -> Answer {
+        let fields = [("x-api-key", key)];
+        self.ask_with(call, if key.is_empty() { &[] } else { &fields }, body)
+    }
+
+    pub fn ask_with(&self, call: &str, fields: &[(&str, &str)], body: &str) -> Answer {
+        let mut stream = self.tls();
+        stream.write_all(request(call, &self.hub.address, fields, body).as_bytes()).unwrap();
+        Answer::read(&mut stream)
     }
 }
 

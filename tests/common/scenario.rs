@@ -313,7 +313,7 @@ fn compare(said: &Said, expected: &[String]) -> Told {
     let given: Vec<&str> = said.out.lines().collect();
     let given_err: Vec<&str> = said.err.lines().collect();
     if said.code != Some(code) || !all_fit(&out, &given) || !all_fit(&err, &given_err) {
-        let shown = |lines: &[&str]| lines.iter().map(|line| format!("  |{line}\n")).collect::<String>();
+        let shown = |lines: &[&str]| lines.iter().flat_map(|line| ["  |", line, "\n"]).collect::<String>();
         return Err(format!(
             "expected {code}, got {:?}\nexpected stdout:\n{}got:\n{}expected stderr:\n{}got:\n{}",
             said.code,
