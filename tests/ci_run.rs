@@ -1,4 +1,4 @@
-//! What a CI job does: PostgreSQL, Redis and a web service on one machine, joined by a link on another that
+//! What a CI job does: `PostgreSQL`, Redis and a web service on one machine, joined by a link on another that
 //! has no account, and used by the programs that people use. What is not installed is skipped, loudly.
 
 mod common;
@@ -60,7 +60,7 @@ fn start(what: &str, mut make: impl FnMut(u16) -> Command) -> (Server, u16) {
     panic!("{what} does not start");
 }
 
-/// Where Debian keeps what PostgreSQL needs to run, newest first.
+/// Where Debian keeps what `PostgreSQL` needs to run, newest first.
 fn postgres_folder() -> Option<PathBuf> {
     let mut versions: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
         .map(|found| found.flatten().map(|entry| entry.path().join("bin")).collect())
@@ -69,7 +69,7 @@ fn postgres_folder() -> Option<PathBuf> {
     versions.into_iter().rev().find(|bin| bin.join("initdb").is_file())
 }
 
-/// PostgreSQL does not run as root.
+/// `PostgreSQL` does not run as root.
 fn unprivileged(program: PathBuf) -> Command {
     if !is_root() {
         return Command::new(program);
@@ -190,4 +190,20 @@ fn a_job_joins_by_link_and_its_programs_get_their_answers() {
     let said = Said::of(job());
     assert_eq!((said.code, said.out.as_str()), (Some(1), ""), "{said:#?}");
     assert!(said.err.contains("[x] This share has been joined as often as it may be"), "{said:#?}");
+}
+
+#[test]
+fn a_key_of_the_role_join_joins_and_does_nothing_else() {
+    let team = Team::new();
+    let target = format!("api=127.0.0.1:{}", web());
+    let shared = team.share(&[&target]);
+    let job = team.hub.machine("join");
+    let said = job.run(&["join", &shared.code, "--", "sh", "-c", "echo $API_HOST"]);
+    assert_eq!((said.code, said.out.as_str()), (Some(0), "127.0.0.1"), "{said:#?}");
+    for refused in [&["reach", "api"][..], &["expose", "mine", "1"], &["share", "mine=1"], &["share", "list"]]
+    {
+        let said = job.run(refused);
+        assert_eq!(said.code, Some(1), "{refused:?}: {said:#?}");
+    }
+    assert!(!job.run(&["services"]).out.contains("api"));
 }

@@ -1,5 +1,5 @@
 //! `make demo`: the main job on this one machine, with nothing but the binary. A hub, an agent that exposes
-//! a web page, another machine that reaches it, and a teammate's job that joins by a link. Every step is
+//! a web page, another machine that reaches it, a teammate who joins by a code and a job that joins by a link. Every step is
 //! printed with the command that a user would type. Machines are state folders of their own.
 
 mod common;
@@ -53,9 +53,22 @@ fn main() {
     typed(&format!("curl http://localhost:{port}/"));
     println!("{}", indented(&fetch(port)));
 
-    step("5. Machine A shares it by a link. A CI job joins with nothing but that: no account, no key.");
+    step("5. Machine A shares it by a code that opens this and nothing else, until it expires.");
+    typed("connect share --service demo-web --name demo --code demo42 --expires 1h");
+    let share = ["share", "--service", "demo-web", "--name", "demo", "--expires", "1h"];
+    let shared = a.run(&[&share[..], &["--code", "demo42"]].concat()).ok();
+    println!("{}", indented(&shared.out));
+    typed("connect join demo42");
+    let joined = b.start(&["join", "demo42"]);
+    let joined_port = port_in(&joined.wait_out(|line| line.contains("[ok] demo-web →")));
+    joined.wait_out(|line| line.contains("Ctrl+C"));
+    show(&joined);
+    typed(&format!("curl http://localhost:{joined_port}/"));
+    println!("{}", indented(&fetch(joined_port)));
+
+    step("6. A CI job joins by a link, with nothing but that: no account, no key.");
     typed("connect share --service demo-web --name demo --link");
-    let shared = a.run(&["share", "--service", "demo-web", "--name", "demo", "--link", "--json"]).ok();
+    let shared = a.run(&[&share[..], &["--link", "--json"]].concat()).ok();
     let link = shared.json()["link"].as_str().unwrap_or_default().to_owned();
     println!("{}", indented(&format!("{}…", &link[..link.len().min(60)])));
     typed("CONNECT_JOIN=\"$LINK\" connect join - -- sh -c 'echo \"the page is at $DEMO_WEB_ADDR\"'");

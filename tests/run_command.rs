@@ -208,12 +208,13 @@ fn the_environment_is_written_to_a_file_for_later_steps() {
 #[test]
 fn a_connect_started_by_the_command_is_not_taken_for_the_one_in_the_background() {
     let (team, _ports, _shared) = two();
-    let script =
-        format!("'{}' status --json > status.json; mv status.json done.json", env!("CARGO_BIN_EXE_connect"));
-    let mut command = team.user.connect(&["join", "-d", "abc123", "--", "sh", "-c", &script]);
+    let script = "\"$CONNECT\" reach db -d && \"$CONNECT\" status --json > new; mv new status.json";
+    let mut command = team.user.connect(&["join", "-d", "abc123", "--", "sh", "-c", script]);
+    command.env("CONNECT", env!("CARGO_BIN_EXE_connect"));
     command.current_dir(team.user.path());
     assert_eq!(Said::of(command).code, Some(0));
-    eventually("it has run", PATIENCE, || team.user.file("done.json").exists());
-    let status = fs::read_to_string(team.user.file("done.json")).unwrap();
-    assert!(status.contains("\"join\""), "{status}");
+    eventually("it has run", PATIENCE, || team.user.file("status.json").exists());
+    let status = fs::read_to_string(team.user.file("status.json")).unwrap();
+    assert!(status.contains("\"join\"") && status.contains("\"reach\""), "{status}");
+    team.user.run(&["stop", "--all"]).ok();
 }

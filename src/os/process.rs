@@ -1,21 +1,30 @@
 //! Running a user's command: its signals are passed on, its exit code comes back.
 
+use std::collections::BTreeMap;
+use std::env;
+use std::ffi::CString;
+use std::ffi::OsStr;
 use std::ffi::OsString;
 #[cfg(target_os = "linux")]
 use std::fs;
-use std::os::unix::process::ExitStatusExt;
-use std::process::Child;
-use std::process::Command;
-use std::process::ExitStatus;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::thread;
 
+use nix::errno::Errno;
+use nix::spawn::PosixSpawnAttr;
+use nix::spawn::PosixSpawnFileActions;
+use nix::spawn::PosixSpawnFlags;
+use nix::spawn::posix_spawnp;
 use nix::sys::signal::SigSet;
+use nix::sys::signal::SigmaskHow;
 use nix::sys::signal::Signal;
 use nix::sys::signal::kill;
+use nix::sys::wait::WaitStatus;
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 use crate::error::Error;
@@ -32,7 +41,8 @@ const PASSED_ON: [Signal; 6] =
 /// Takes the signals of this process. Before the command runs they stop us; while it runs they are its own.
 #[derive(Clone)]
 pub struct Signals {
-    set: SigSet,
+    /// What the command has blocked: what we found, without what we block ourselves.
+    mask: SigSet,
     state: Arc<Mutex<State>>,
 }
 
@@ -45,76 +55,83 @@ struct State {
 
 impl Signals {
     /// Must be called before any thread is started, since threads inherit what is blocked.
-    pub fn take(stop: impl Fn() + Send + Sync + 'static) -> Result<Self> {
+    pub fn take(stop: impl Fn() + Send + 'static) -> Result<Self> {
         let set: SigSet = PASSED_ON.into_iter().collect();
-        set.thread_block().or_say(|| "Cannot take this process's signals")?;
+        let blocked = set.thread_swap_mask(SigmaskHow::SIG_BLOCK);
+        let mut mask = blocked.or_say(|| "Cannot take this process's signals")?;
+        PASSED_ON.into_iter().for_each(|signal| mask.remove(signal));
         let state = Arc::new(Mutex::new(State::default()));
         let seen = Arc::clone(&state);
-        let got = Arc::new(move |signal| {
-            let mut state: MutexGuard<'_, State> = seen.lock().unwrap_or_else(PoisonError::into_inner);
-            match state.child {
-                None => state.stopped = true,
-                Some(pid) if !came_from_terminal(signal) => drop(kill(pid, signal)),
-                Some(_) => {}
-            }
-            let stopped = state.stopped;
-            drop(state);
-            if stopped {
-                stop();
-            }
-        });
-        // For the moment in which they are not blocked, because the command is being started.
-        let meanwhile = Arc::clone(&got);
-        ctrlc::set_handler(move || meanwhile(Signal::SIGTERM))
-            .or_say(|| "Cannot take this process's signals")?;
         let watch = move || {
             while let Ok(signal) = set.wait() {
-                got(signal);
+                let mut state: MutexGuard<'_, State> = seen.lock().unwrap_or_else(PoisonError::into_inner);
+                match state.child {
+                    None => state.stopped = true,
+                    Some(pid) if !came_from_terminal(signal) => drop(kill(pid, signal)),
+                    Some(_) => {}
+                }
+                let stopped = state.stopped;
+                drop(state);
+                if stopped {
+                    stop();
+                }
             }
         };
         // It waits for signals until the process ends, and has no other end.
         thread::Builder::new().name("signals".into()).spawn(watch).or_say(|| "Cannot start a thread")?;
-        Ok(Self { set, state })
+        Ok(Self { mask, state })
     }
 
-    /// Runs the command to its end. `until_cut` is called with a way to end it early.
+    /// Runs the command to its end. `started` is told its number.
     pub fn run(
         &self,
         command: &[OsString],
         environment: &[(String, String)],
         started: impl FnOnce(u32),
     ) -> Result<u8> {
-        let (program, arguments) =
-            command.split_first().ok_or_else(|| Error::usage("There is no command behind --"))?;
-        let mut command = Command::new(program);
-        // What runs in the background is we, not a connect that the command starts.
-        command.args(arguments).envs(environment.iter().cloned()).env_remove(daemon::MARK);
-        let mut child = self.spawn(&mut command)?;
-        started(child.id());
-        let status = child.wait();
+        let pid = self.start(command, environment)?;
+        started(pid.as_raw().unsigned_abs());
+        let ended = wait(pid);
         self.lock().child = None;
-        Ok(code_of(status.or_say(|| "Cannot wait for the command")?))
+        ended.or_say(|| "Cannot wait for the command")
     }
 
     /// The lock is held over the start, so that each signal finds the command not begun or to be told.
-    fn spawn(&self, command: &mut Command) -> Result<Child> {
+    fn start(&self, command: &[OsString], environment: &[(String, String)]) -> Result<Pid> {
+        let program = command.first().ok_or_else(|| Error::usage("There is no command behind --"))?;
         let mut state = self.lock();
         if state.stopped {
             return Err(Error::new("Interrupted").kind(Kind::Interrupted));
         }
-        // The command inherits what this thread blocks; with these blocked, nothing could end it.
-        let unblocked = self.set.thread_unblock();
-        let spawned = command.spawn();
-        let blocked = self.set.thread_block();
-        unblocked.and(blocked).or_say(|| "Cannot take this process's signals back")?;
-        let child = spawned.map_err(|error| {
-            Error::new(format!("Cannot run {}", command.get_program().to_string_lossy()))
-                .because(error)
+        let pid = self.spawn(command, environment).map_err(|error| {
+            Error::new(format!("Cannot run {}", program.to_string_lossy()))
+                .because(error.desc())
                 .hint("Check the command behind --")
         })?;
-        let pid = i32::try_from(child.id()).or_say(|| "The command's process number is odd")?;
-        state.child = Some(Pid::from_raw(pid));
-        Ok(child)
+        state.child = Some(pid);
+        Ok(pid)
+    }
+
+    /// Not by the standard library: its children inherit what the thread blocks, and a command with these
+    /// blocked could not be ended. Unblocking them here for the moment would let them hit us instead.
+    fn spawn(&self, command: &[OsString], environment: &[(String, String)]) -> nix::Result<Pid> {
+        let text = |text: &OsStr| CString::new(text.as_bytes()).map_err(|_| Errno::EINVAL);
+        let arguments = command.iter().map(|word| text(word)).collect::<nix::Result<Vec<_>>>()?;
+        // What runs in the background is we, not a connect that the command starts.
+        let mut variables: BTreeMap<OsString, OsString> =
+            env::vars_os().filter(|(name, _)| name != daemon::MARK).collect();
+        variables.extend(environment.iter().map(|(name, value)| (name.into(), value.into())));
+        let line = |(name, value): (&OsString, &OsString)| {
+            text(&[name.as_os_str(), value.as_os_str()].join(OsStr::new("=")))
+        };
+        let variables = variables.iter().map(line).collect::<nix::Result<Vec<_>>>()?;
+        let mut attributes = PosixSpawnAttr::init()?;
+        attributes.set_sigmask(&self.mask)?;
+        // Rust ignores it from the start; commands expect to end when their reader does.
+        attributes.set_sigdefault(&Signal::SIGPIPE.into())?;
+        attributes
+            .set_flags(PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF)?;
+        posix_spawnp(&arguments[0], &PosixSpawnFileActions::init()?, &attributes, &arguments, &variables)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -129,9 +146,16 @@ fn came_from_terminal(signal: Signal) -> bool {
 }
 
 /// As a shell reports it: 128 and the signal for a command that was killed.
-fn code_of(status: ExitStatus) -> u8 {
-    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
-    u8::try_from(code).unwrap_or(1)
+fn wait(pid: Pid) -> nix::Result<u8> {
+    let code = loop {
+        match waitpid(pid, None) {
+            Ok(WaitStatus::Exited(_, code)) => break code,
+            Ok(WaitStatus::Signaled(_, signal, _)) => break 128 + signal as i32,
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error),
+        }
+    };
+    Ok(u8::try_from(code).unwrap_or(1))
 }
 
 pub fn terminate(pid: u32) {

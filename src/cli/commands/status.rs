@@ -19,6 +19,7 @@ use crate::state::runs::Run;
 /// Everything of ours ends in under a second; the rest is patience with a busy machine.
 const ENDING: Duration = Duration::from_secs(5);
 
+#[allow(clippy::unnecessary_wraps)] // It is a command like the others.
 pub fn status(call: &Call) -> Outcome {
     let (say, all) = (&call.say, runs::all(&call.home));
     say.value(&all);
