@@ -122,7 +122,8 @@ impl Stage {
         let joined = stage.hub.ask(&format!("POST /v1/shares/{}/join", stage.full), &owner, "");
         assert_eq!(joined.status, 200);
         common::eventually("the keys expire", common::PATIENCE, || {
-            stage.keys[3].iter().all(|key| stage.hub.ask("GET /v1/whoami", key, "").status == 401)
+            // The second one was made last. Each look at a dead key counts as a failure of its own.
+            stage.hub.ask("GET /v1/whoami", &stage.keys[3][1], "").status == 401
         });
         stage
     }
