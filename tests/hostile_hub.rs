@@ -408,14 +408,18 @@ fn no_message_on_the_control_channel_ends_the_agent() {
                     });
                     let status = if running.is_running() {
                         let (status, took) = running.interrupt();
-                        assert!(took < Duration::from_secs(10), "{what}: {took:?}");
+                        assert!(took < Duration::from_secs(5), "{what}: {took:?}");
                         status
                     } else {
                         running.wait()
                     };
                     let said = running.finish();
                     let refused = status.code() == Some(1) && said.err.contains("[x]");
-                    assert!(refused || status.code() == Some(0), "{what}: {status:?} {said:#?}");
+                    // Cut off before it was exposed, or after.
+                    assert!(
+                        refused || matches!(status.code(), Some(0 | 130)),
+                        "{what}: {status:?} {said:#?}"
+                    );
                     assert!(
                         is_clean(said.out.as_bytes()) && is_clean(said.err.as_bytes()),
                         "{what}: {said:#?}"

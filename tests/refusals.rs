@@ -122,7 +122,8 @@ impl Stage {
         let joined = stage.hub.ask(&format!("POST /v1/shares/{}/join", stage.full), &owner, "");
         assert_eq!(joined.status, 200);
         common::eventually("the keys expire", common::PATIENCE, || {
-            stage.keys[3].iter().all(|key| stage.hub.ask("GET /v1/whoami", key, "").status == 401)
+            // The second one was made last. Each look at a dead key counts as a failure of its own.
+            stage.hub.ask("GET /v1/whoami", &stage.keys[3][1], "").status == 401
         });
         stage
     }
@@ -188,7 +189,7 @@ fn the_control_channel_is_for_those_who_may_expose_and_for_their_own_agent() {
     let (mut thief, _) = RawAgent::connect(&hub, &neighbour);
     thief.send(&json!({ "type": "hello", "agent": "agent_owner", "version": "x" }));
     assert_eq!(thief.next(), None);
-    assert!(hub.audit().contains("agent.refused"));
+    common::eventually("it is audited", common::PATIENCE, || hub.audit().contains("agent.refused"));
 }
 
 #[test]
@@ -214,8 +215,9 @@ fn unknown_revoked_and_expired_keys_get_one_answer_and_after_twenty_a_429() {
     // Neither another address nor a good key from the same one pays for it.
     assert_eq!(hub.from(other).ask("GET /v1/whoami", "pc_new", "").status, 401);
     assert_eq!(hub.ask("GET /v1/whoami", &hub.admin_key, "").status, 200);
-    let lines = hub.audit().matches("key.refused").count();
-    assert!((20..=45).contains(&lines), "{lines}");
+    let lines = || hub.audit().matches("key.refused").count();
+    common::eventually("the failures are audited", common::PATIENCE, || lines() >= 20);
+    assert!(lines() <= 45, "{}", lines());
     assert!(!hub.audit().contains("pc_"));
 }
 

@@ -33,8 +33,8 @@ const REST: Duration = Duration::from_secs(30);
 const ANSWER_LIMIT: usize = 16 * 1024 * 1024;
 const CHUNK: usize = 8 * 1024;
 /// How much of an unwanted request is read away, and for how long.
-const LINGER_BYTES: usize = 1024 * 1024;
-const LINGER: Duration = Duration::from_millis(500);
+const LINGER_BYTES: usize = 8 * 1024 * 1024;
+const LINGER: Duration = Duration::from_secs(2);
 
 /// The server's side of a connection.
 pub struct Conversation {
@@ -98,7 +98,9 @@ impl Conversation {
             }
         };
         let mut walker = BodyWalker::new(body);
-        if !walker.ended()
+        // A body that is refused all the same is not asked for.
+        if walker.ahead().is_none_or(|length| length <= BODY_LIMIT as u64)
+            && !walker.ended()
             && request.field("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue"))
         {
             let _ = self.stream.writer.write_all(b"HTTP/1.1 100 Continue\r\n\r\n");

@@ -218,6 +218,8 @@ impl Shared {
         hub.register(&self.registration)?;
         let stream = hub.control()?;
         let mut channel = Channel::start(stream).or_say(|| "Cannot use the control channel")?;
+        let stopped = || Error::new("The agent is stopping").kind(Kind::Interrupted);
+        let _cut = self.stop.attach(&channel.socket()).ok_or_else(stopped)?;
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let outgoing = channel.outgoing();
         outgoing.send(&ToHub::Hello { agent: self.registration.id.clone(), version });
