@@ -113,7 +113,7 @@ fn a_leaf_for_another_host_signed_by_the_ca_is_refused() {
         ("DNS:localhost.example.com", false),
     ] {
         let run = |args: &[&str]| {
-            assert!(Command::new("openssl").args(args).output().unwrap().status.success(), "{args:?}")
+            assert!(Command::new("openssl").args(args).output().unwrap().status.success(), "{args:?}");
         };
         run(&[
             "req",

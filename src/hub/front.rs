@@ -73,13 +73,13 @@ struct Front {
 /// Serves until `stop`. While it runs, `hub.json` in the data folder says how the hub's own command line
 /// reaches it.
 pub fn start(
-    core: Arc<Core>,
+    core: &Arc<Core>,
     listener: TcpListener,
     opener: Option<TunnelOpener>,
     stop: &Stop,
 ) -> Result<RunningHub> {
     let (stop, registration) = stop.child();
-    let front = Arc::new(Front { tls: ca::base_config(&core.ca)?, core: Arc::clone(&core), opener });
+    let front = Arc::new(Front { tls: ca::base_config(&core.ca)?, core: Arc::clone(core), opener });
     let serving = Arc::clone(&front);
     let service = Service {
         name: "hub",
@@ -89,7 +89,7 @@ pub fn start(
         turn_away: Box::new(|stream| drop(turn_away(stream))),
     };
     let server = Server::start(listener, service, &stop)?;
-    let (own, sweeping) = (stop.clone(), Arc::clone(&core));
+    let (own, sweeping) = (stop.clone(), Arc::clone(core));
     let sweeper = crew::spawn("hub-sweep", move || {
         while !own.wait_for(services::SWEEP) {
             services::sweep(&sweeping);

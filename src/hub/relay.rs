@@ -76,7 +76,7 @@ pub fn serve(core: &Core, stream: Duplex, request: &Request) -> Result<(), (Repl
     };
     log::debug!("relaying {session}");
     let _ = socket.set_read_timeout(None).and_then(|()| socket.set_write_timeout(None));
-    pump(core, &socket, &partner, &early, &open, mine_is_joiner);
+    pump(core, [&socket, &partner], &early, &open, mine_is_joiner);
     Ok(())
 }
 
@@ -103,7 +103,8 @@ fn begin(core: &Core, session: &str, mine: &Half, partner: &Half) -> Option<Arc<
     Some(open)
 }
 
-fn pump(core: &Core, own: &TcpStream, partner: &TcpStream, early: &[u8], open: &Open, from_joiner: bool) {
+/// One direction, from the first of the two sockets to the second.
+fn pump(core: &Core, [own, partner]: [&TcpStream; 2], early: &[u8], open: &Open, from_joiner: bool) {
     let count = if from_joiner { &open.to_agent } else { &open.to_joiner };
     let begun = (&*partner).write_all(early);
     if begun.is_ok() {

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use super::core::AgentChannel;
 use super::core::locked;
 use super::endpoints::Call;
 use super::endpoints::ok;
@@ -48,6 +49,7 @@ pub fn health(call: &Call<'_>) -> Result<Reply, Reply> {
     )
 }
 
+#[allow(clippy::unnecessary_wraps)] // It is an endpoint like the others.
 pub fn metrics(call: &Call<'_>) -> Result<Reply, Reply> {
     let core = call.core;
     let (agents, services, online) = {
@@ -209,55 +211,23 @@ fn may_speak_for(
 
 pub fn open_session(call: &Call<'_>) -> Result<Reply, Reply> {
     let asked: AskSession = call.body()?;
-    let now = clock::now();
-    let (service, share) = match &asked.share {
-        Some(membership) => {
-            let (service, share) = shares::service_of(call, &asked.service, membership)?;
-            (service, Some(share))
-        }
-        None => {
-            super::access::allow(call.core, &call.principal, Action::Reach)?;
-            let registry = call.core.registry();
-            let by_id = registry.service(&asked.service).filter(|service| may_see(call, service));
-            let named = || registry.service_named(call.workspace(), &asked.service);
-            (by_id.or_else(named).cloned().ok_or_else(no_such_service)?, None)
-        }
-    };
-    let (channel, agent) = {
-        let registry = call.core.registry();
-        let channel = registry.presence(&service.id).map(|presence| presence.channel);
-        (channel, registry.agent(&service.agent_id).cloned())
-    };
-    let offline = || {
-        Reply::json(
-            503,
-            error_body(
-                &format!("{} is offline", service.name),
-                "Its agent is not connected; start it there: connect expose",
-            ),
-        )
-    };
-    let (channel, agent) = channel.and_then(|id| call.core.channel(id)).zip(agent).ok_or_else(|| {
-        call.core.counters.refused("offline");
-        offline()
-    })?;
+    let (service, share) = asked_for(call, &asked)?;
+    let (channel, agent) = whose(call, &service)?;
     let (session, ticket, agents_ticket) = (secret::id("ses"), secret::secret(), secret::secret());
     let pending = Pending {
         session: session.clone(),
         service: service.id.clone(),
         credential: Credential {
             principal: call.principal.id().to_owned(),
-            share: share.clone(),
+            share,
             agent: channel.key.clone(),
         },
         joiner_ticket: ticket.clone(),
     };
-    if !call.core.sessions.expect(pending, [&ticket, &agents_ticket], now) {
+    if !call.core.sessions.expect(pending, [&ticket, &agents_ticket], clock::now()) {
         call.core.counters.refused("too-many-tickets");
-        return Err(Reply::json(
-            503,
-            error_body("The hub has too many sessions waiting", "Try again in a moment"),
-        ));
+        let what = error_body("The hub has too many sessions waiting", "Try again in a moment");
+        return Err(Reply::json(503, what));
     }
     let relay = relay_address(call.request, call.visit.over_tls)?;
     let open = ToAgent::Open {
@@ -268,7 +238,7 @@ pub fn open_session(call: &Call<'_>) -> Result<Reply, Reply> {
         relay: channel.relay.clone(),
     };
     if !channel.outgoing.send(&open) {
-        return Err(offline());
+        return Err(offline(&service));
     }
     ok(
         200,
@@ -285,6 +255,37 @@ pub fn open_session(call: &Call<'_>) -> Result<Reply, Reply> {
             agent_fingerprint: agent.fingerprint,
         },
     )
+}
+
+/// The service that is meant, and the share by whose right it is asked for.
+fn asked_for(call: &Call<'_>, asked: &AskSession) -> Result<(Service, Option<String>), Reply> {
+    if let Some(membership) = &asked.share {
+        let (service, share) = shares::service_of(call, &asked.service, membership)?;
+        return Ok((service, Some(share)));
+    }
+    super::access::allow(call.core, &call.principal, Action::Reach)?;
+    let registry = call.core.registry();
+    let by_id = registry.service(&asked.service).filter(|service| may_see(call, service));
+    let named = || registry.service_named(call.workspace(), &asked.service);
+    Ok((by_id.or_else(named).cloned().ok_or_else(no_such_service)?, None))
+}
+
+/// The agent behind a service, and its channel, when it is here.
+fn whose(call: &Call<'_>, service: &Service) -> Result<(AgentChannel, Agent), Reply> {
+    let (channel, agent) = {
+        let registry = call.core.registry();
+        let channel = registry.presence(&service.id).map(|presence| presence.channel);
+        (channel, registry.agent(&service.agent_id).cloned())
+    };
+    channel.and_then(|id| call.core.channel(id)).zip(agent).ok_or_else(|| {
+        call.core.counters.refused("offline");
+        offline(service)
+    })
+}
+
+fn offline(service: &Service) -> Reply {
+    let hint = "Its agent is not connected; start it there: connect expose";
+    Reply::json(503, error_body(&format!("{} is offline", service.name), hint))
 }
 
 fn may_see(call: &Call<'_>, service: &Service) -> bool {

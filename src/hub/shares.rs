@@ -15,6 +15,8 @@ use super::services::no_such_service;
 use crate::model::access::Principal;
 use crate::model::access::Role;
 use crate::model::code::Code;
+use crate::model::fingerprint::Fingerprint;
+use crate::model::record::Agent;
 use crate::model::record::Change;
 use crate::model::record::Record;
 use crate::model::record::Service;
@@ -41,82 +43,25 @@ const LONGEST: Duration = Duration::from_hours(24 * 365);
 
 pub fn make(call: &Call<'_>) -> Result<Reply, Reply> {
     let asked: MakeShare = call.body()?;
-    let now = clock::now();
     let code = match &asked.code {
         Some(text) => {
             Code::parse(text).map_err(|bad| bad_request(bad.reason(), "Choose 6 to 32 letters and digits"))?
         }
         None => Code::make(|| secret::bytes::<1>()[0]),
     };
-    if asked.services.is_empty() || asked.services.len() > SERVICES {
-        return Err(bad_request(
-            "A share has 1 to 100 services",
-            "Expose something first: connect expose NAME PORT",
-        ));
-    }
-    let life = Duration::from_secs(asked.expires_in_seconds);
-    if life.is_zero() || life > LONGEST {
-        return Err(bad_request("A share lives between a second and a year", "Try --expires 24h"));
-    }
-    if asked.max_joins == Some(0) {
-        return Err(bad_request(
-            "A share that nobody may join is of no use",
-            "Leave --max-joins out, or give 1 or more",
-        ));
-    }
+    check(&asked)?;
     // That a code is taken says that it exists, so choosing codes is limited like guessing them.
     guess_allowed(call)?;
     let link_secret = asked.link.then(secret::secret);
-    let (share, fingerprint) = call
-        .core
-        .change(|registry| {
-            if registry.share_by_code(&secret::hash(code.as_str()), now).is_some() {
-                return Err(taken());
-            }
-            if registry.shares(call.workspace()).count() >= SHARES {
-                return Err(Reply::json(
-                    409,
-                    error_body(
-                        "There are too many shares in this workspace",
-                        "Revoke some: connect share list",
-                    ),
-                ));
-            }
-            let agent = registry
-                .agent(&asked.agent)
-                .filter(|agent| agent.workspace == call.workspace() && may_share_for(call, &agent.key));
-            let agent = agent.ok_or_else(|| {
-                Reply::json(
-                    403,
-                    error_body(
-                        "This agent belongs to another key",
-                        "Share from the machine that exposes the services",
-                    ),
-                )
-            })?;
-            let share = Share {
-                id: secret::id("shr"),
-                code_hash: secret::hash(code.as_str()),
-                link_hash: link_secret.as_deref().map(|secret| secret::hash(&link_key(secret))),
-                join_secret: secret::secret(),
-                name: clean_label(&asked.name),
-                workspace: call.workspace().to_owned(),
-                key: call.principal.id().to_owned(),
-                agent_id: agent.id.clone(),
-                services: chosen(registry, &asked, &agent.id)?,
-                created_at: now,
-                expires_at: now.plus(life),
-                max_joins: asked.max_joins,
-                join_count: 0,
-                joins: Vec::new(),
-            };
-            Ok((vec![Change::Put(Record::Share(share.clone()))], (share, agent.fingerprint)))
-        })
-        .inspect_err(|reply| {
-            if *reply == taken() {
-                guess_failed(call);
-            }
-        })?;
+    let made = call.core.change(|registry| {
+        let (share, fingerprint) = new_share(call, registry, &asked, &code, link_secret.as_deref())?;
+        Ok((vec![Change::Put(Record::Share(share.clone()))], (share, fingerprint)))
+    });
+    let (share, fingerprint) = made.inspect_err(|reply| {
+        if *reply == taken() {
+            guess_failed(call);
+        }
+    })?;
     call.core.audit.say("share.made", &[("share", &share.id), ("by", call.principal.id())]);
     ok(
         201,
@@ -129,6 +74,61 @@ pub fn make(call: &Call<'_>) -> Result<Reply, Reply> {
             services: share.services,
         },
     )
+}
+
+/// What can be said of the request without looking at what there is.
+fn check(asked: &MakeShare) -> Result<(), Reply> {
+    let life = Duration::from_secs(asked.expires_in_seconds);
+    if asked.services.is_empty() || asked.services.len() > SERVICES {
+        let hint = "Expose something first: connect expose NAME PORT";
+        Err(bad_request("A share has 1 to 100 services", hint))
+    } else if life.is_zero() || life > LONGEST {
+        Err(bad_request("A share lives between a second and a year", "Try --expires 24h"))
+    } else if asked.max_joins == Some(0) {
+        let hint = "Leave --max-joins out, or give 1 or more";
+        Err(bad_request("A share that nobody may join is of no use", hint))
+    } else {
+        Ok(())
+    }
+}
+
+fn new_share(
+    call: &Call<'_>,
+    registry: &Registry,
+    asked: &MakeShare,
+    code: &Code,
+    link_secret: Option<&str>,
+) -> Result<(Share, Fingerprint), Reply> {
+    let now = clock::now();
+    if registry.share_by_code(&secret::hash(code.as_str()), now).is_some() {
+        return Err(taken());
+    }
+    if registry.shares(call.workspace()).count() >= SHARES {
+        let what = "There are too many shares in this workspace";
+        return Err(Reply::json(409, error_body(what, "Revoke some: connect share list")));
+    }
+    let mine = |agent: &&Agent| agent.workspace == call.workspace() && may_share_for(call, &agent.key);
+    let agent = registry.agent(&asked.agent).filter(mine).ok_or_else(|| {
+        let hint = "Share from the machine that exposes the services";
+        Reply::json(403, error_body("This agent belongs to another key", hint))
+    })?;
+    let share = Share {
+        id: secret::id("shr"),
+        code_hash: secret::hash(code.as_str()),
+        link_hash: link_secret.map(|secret| secret::hash(&link_key(secret))),
+        join_secret: secret::secret(),
+        name: clean_label(&asked.name),
+        workspace: call.workspace().to_owned(),
+        key: call.principal.id().to_owned(),
+        agent_id: agent.id.clone(),
+        services: chosen(registry, asked, &agent.id)?,
+        created_at: now,
+        expires_at: now.plus(Duration::from_secs(asked.expires_in_seconds)),
+        max_joins: asked.max_joins,
+        join_count: 0,
+        joins: Vec::new(),
+    };
+    Ok((share, agent.fingerprint))
 }
 
 fn taken() -> Reply {

@@ -28,7 +28,7 @@ use crate::os::files;
 /// Names that are remembered with their leaf; a client that makes up more gets new leaves, no more memory.
 const LEAVES: usize = 256;
 /// A leaf is minted anew after this long; it is valid for much longer.
-const RENEWAL: Duration = Duration::from_secs(30 * 24 * 3600);
+const RENEWAL: Duration = Duration::from_hours(720);
 
 type Params = std::result::Result<CertificateParams, rcgen::Error>;
 

@@ -33,7 +33,7 @@ use crate::wire::head::Version;
 use crate::wire::head::parse_response;
 
 /// A service may think this long before it answers; browsers wait half as long at most.
-const THINK: Duration = Duration::from_secs(600);
+const THINK: Duration = Duration::from_mins(10);
 /// 1xx answers before the real one. Servers send one or two; a stream of them keeps everyone busy.
 const INTERIM: usize = 32;
 /// What a read of a body's next piece brings at most.

@@ -37,7 +37,7 @@ use crate::os::clock;
 use crate::os::files;
 use crate::os::secret;
 
-const DAY: Duration = Duration::from_secs(24 * 3600);
+const DAY: Duration = Duration::from_hours(24);
 const CA_DAYS: u32 = 3650;
 /// Apple refuses 825 and more; renewed long before, with every start.
 const LEAF_DAYS: u32 = 397;

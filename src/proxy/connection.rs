@@ -42,11 +42,11 @@ use crate::wire::reply::Reply;
 /// A head has this long from its first byte on: a person types faster, and a browser sends it at once.
 const HEAD_PATIENCE: Duration = Duration::from_secs(10);
 /// A connection that rests so long is closed; browsers give up theirs after five minutes, too.
-const REST: Duration = Duration::from_secs(300);
+const REST: Duration = Duration::from_mins(5);
 /// How often a read that waits for the client looks at the clock.
 const TURN: Duration = Duration::from_secs(2);
 /// A client that takes no more bytes for so long is given up; a paused video is not.
-const TAKE: Duration = Duration::from_secs(600);
+const TAKE: Duration = Duration::from_mins(10);
 /// Behind an answer that came early, so much of the request is read away, for so long.
 pub const DRAIN_BYTES: usize = 64 * 1024 * 1024;
 pub const DRAIN_TIME: Duration = Duration::from_secs(5);

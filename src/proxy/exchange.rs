@@ -37,7 +37,7 @@ use crate::wire::body::BodyWalker;
 use crate::wire::reply::Reply;
 
 /// An upload of which nothing comes for so long is given up.
-const BODY_PATIENCE: Duration = Duration::from_secs(120);
+const BODY_PATIENCE: Duration = Duration::from_mins(2);
 /// An upload that ends within this of its answer ended with it.
 const NEARLY: Duration = Duration::from_millis(50);
 const UPLOAD_CHUNK: usize = 64 * 1024;

@@ -22,7 +22,7 @@ const DIAL: Duration = Duration::from_secs(5);
 /// that a quick answer costs no extra system call.
 const GLANCE: Duration = Duration::from_millis(50);
 /// A service that takes no more bytes for so long is given up.
-const TAKE: Duration = Duration::from_secs(120);
+const TAKE: Duration = Duration::from_mins(2);
 /// How often a long wait looks up.
 const TURN: Duration = Duration::from_secs(10);
 const INBOX: usize = 16 * 1024;

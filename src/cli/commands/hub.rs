@@ -60,7 +60,7 @@ pub fn run(call: &Call) -> Outcome {
     if let Some(note) = &core.note {
         call.say.warn(note);
     }
-    let running = hub::start(Arc::clone(&core), listener, opener, &call.stop)?;
+    let running = hub::start(&core, listener, opener, &call.stop)?;
     let public = named.unwrap_or_else(|| shown_host(address.ip()));
     let port = if behind_proxy { 443 } else { running.address().map_or(port, |address| address.port()) };
     let url = HubUrl { host: public, port };
