@@ -33,7 +33,10 @@ fn detached(command: Command) -> (Said, u32) {
 
 fn kinds(home: &Home) -> Vec<String> {
     let all = home.run(&["status", "--json"]).ok().json();
-    all.as_array().unwrap().iter().map(|run| run["kind"].as_str().unwrap().to_owned()).collect()
+    let kinds = all.as_array().unwrap().iter().map(|run| run["kind"].as_str().unwrap().to_owned());
+    let mut kinds: Vec<String> = kinds.collect();
+    kinds.sort();
+    kinds
 }
 
 /// Dead, or a zombie that nobody has buried yet: its parent is gone.
@@ -83,7 +86,7 @@ fn every_command_that_stays_can_stay_in_the_background() {
     for offset in [10, 20, 30, 1] {
         assert!(echoes(ports.at(offset), b"through the background"), "{offset}");
     }
-    assert_eq!(kinds(user), ["reach", "join", "dev"]);
+    assert_eq!(kinds(user), ["dev", "join", "reach"]);
     assert_eq!(kinds(owner), ["expose", "share"]);
 
     // By name, by code whatever its case, by project; what was not named stays.

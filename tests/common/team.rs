@@ -79,8 +79,7 @@ pub struct Shared {
 /// listener on an address of its own. The services stand on 127.0.0.2, so that on this one machine the
 /// joiner can have the very port of the service, as it can on two.
 pub struct Ports {
-    pub base: u16,
-    _held: TcpListener,
+    base: u16,
 }
 
 const SERVICES: &str = "127.0.0.2";
@@ -95,7 +94,9 @@ impl Ports {
             let Ok(held) = TcpListener::bind(("127.0.0.3", base)) else { continue };
             let is_free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
             if (base..base + 100).all(is_free) {
-                return Self { base, _held: held };
+                // For as long as this process lives, as long as the services behind these ports.
+                std::mem::forget(held);
+                return Self { base };
             }
         }
         panic!("no hundred ports are free");
