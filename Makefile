@@ -23,7 +23,7 @@ demo:
 
 # nextest where it is installed; the same tests with cargo alone.
 test:
-	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --locked; else cargo test --locked; fi
+	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --locked --no-fail-fast; else cargo test --locked; fi
 
 lint:
 	cargo fmt --check
