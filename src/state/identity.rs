@@ -1,5 +1,7 @@
 //! `identity.pem`: this machine's certificate and key, made when first needed.
 
+use std::path::Path;
+
 use super::home::Home;
 use crate::error::Result;
 use crate::net::identity::Identity;
@@ -9,8 +11,13 @@ const FILE: &str = "identity.pem";
 
 /// Loads the identity, or makes it. The lock keeps two processes from making two.
 pub fn load_or_make(home: &Home) -> Result<Identity> {
-    let path = home.file(FILE);
     let _lock = home.lock()?;
+    load_or_make_in(&home.file(""))
+}
+
+/// The same in a folder that only the caller writes to.
+pub fn load_or_make_in(folder: &Path) -> Result<Identity> {
+    let path = folder.join(FILE);
     let pem = match files::read(&path)? {
         Some(pem) => pem,
         None => {
@@ -20,9 +27,6 @@ pub fn load_or_make(home: &Home) -> Result<Identity> {
         }
     };
     Identity::parse(&pem).map_err(|error| {
-        error.hint(format!(
-            "{0} is damaged; move it away and run connect up again: mv {0} {0}.old",
-            path.display()
-        ))
+        error.hint(format!("{0} is damaged; move it away and try again: mv {0} {0}.old", path.display()))
     })
 }

@@ -23,9 +23,8 @@ use crate::model::target::parse_port;
 use crate::net::address::HubUrl;
 use crate::net::address::bracketed;
 use crate::net::address::split_host_port;
-use crate::net::identity::Identity;
 use crate::net::trust::HubTrust;
-use crate::os::files;
+use crate::state::identity;
 use crate::tunnel::joiner;
 use crate::tunnel::pool::Opener;
 use crate::wire::api::AskSession;
@@ -166,17 +165,7 @@ fn shown_host(ip: IpAddr) -> String {
 
 /// Tunnel ports are tunnels like any joiner's, with the hub's own machine as the joiner.
 fn tunnel_opener(call: &Call, core: &Arc<Core>, port: u16) -> Result<TunnelOpener> {
-    let path = core.settings.data.join("identity.pem");
-    let pem = match files::read(&path)? {
-        Some(pem) => pem,
-        None => {
-            let pem = Identity::generate()?.into_bytes();
-            files::write(&path, &pem)?;
-            pem
-        }
-    };
-    let identity = Identity::parse(&pem)
-        .map_err(|error| error.hint(format!("Move it away: mv {0} {0}.old", path.display())))?;
+    let identity = identity::load_or_make_in(&core.settings.data)?;
     let url = HubUrl::parse(&format!("https://{}:{port}", bracketed("127.0.0.1")))?;
     let trust = HubTrust::Pin(core.ca.pin());
     let hub = Arc::new(Hub::new(url, &trust, Some(core.local_token.clone()), &call.stop)?);
