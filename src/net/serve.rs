@@ -1,6 +1,7 @@
 //! Accepting connections: the thread that accepts one serves it, after it has made sure that another
 //! thread accepts the next. No connection is handed over, and threads are used again.
 
+use std::io;
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
@@ -39,6 +40,18 @@ pub struct Service {
     pub cut: fn(&TcpStream),
     /// Says in a few bytes that there are too many; must not block.
     pub turn_away: Box<dyn Fn(&TcpStream) + Send + Sync>,
+}
+
+/// The port, taken on both loopback addresses so that `localhost` means it either way. Port 0 is any.
+pub fn on_loopback(port: u16) -> io::Result<(u16, Vec<TcpListener>)> {
+    let first = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+    let port = first.local_addr()?.port();
+    match TcpListener::bind((Ipv6Addr::LOCALHOST, port)) {
+        Ok(second) => Ok((port, vec![first, second])),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(error),
+        // A machine without IPv6 has no second loopback.
+        Err(_) => Ok((port, vec![first])),
+    }
 }
 
 /// The cut for most: both directions end at once.
@@ -100,7 +113,7 @@ impl Shared {
         let _ = TcpStream::connect_timeout(&address, Duration::from_millis(100));
     }
 
-    fn spawn(shared: &Arc<Self>) -> std::io::Result<()> {
+    fn spawn(shared: &Arc<Self>) -> io::Result<()> {
         shared.accepting.fetch_add(1, Ordering::SeqCst);
         shared.threads.fetch_add(1, Ordering::SeqCst);
         let own = Arc::clone(shared);

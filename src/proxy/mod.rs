@@ -22,8 +22,6 @@ mod upstream;
 
 use std::io;
 use std::io::Write;
-use std::net::Ipv4Addr;
-use std::net::Ipv6Addr;
 use std::net::TcpListener;
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -35,6 +33,7 @@ use crate::net::connect::DEADLINE;
 use crate::net::duplex::Duplex;
 use crate::net::serve::Server;
 use crate::net::serve::Service;
+use crate::net::serve::on_loopback;
 use crate::net::serve::shut;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
@@ -67,14 +66,7 @@ pub struct Listening {
 
 impl Listening {
     pub fn on(port: u16) -> io::Result<Self> {
-        let first = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
-        let port = first.local_addr()?.port();
-        let listeners = match TcpListener::bind((Ipv6Addr::LOCALHOST, port)) {
-            Ok(second) => vec![first, second],
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
-            // A machine without IPv6 has no second loopback.
-            Err(_) => vec![first],
-        };
+        let (port, listeners) = on_loopback(port)?;
         Ok(Self { port, listeners })
     }
 }

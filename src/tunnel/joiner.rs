@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::net::Ipv6Addr;
 use std::net::TcpListener;
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -29,6 +28,7 @@ use crate::net::connect::DEADLINE;
 use crate::net::crew;
 use crate::net::serve::Server;
 use crate::net::serve::Service;
+use crate::net::serve::on_loopback;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
 use crate::os::secret;
@@ -108,14 +108,7 @@ impl Bound {
     }
 
     pub fn take(port: u16) -> io::Result<Self> {
-        let first = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
-        let port = first.local_addr()?.port();
-        let listeners = match TcpListener::bind((Ipv6Addr::LOCALHOST, port)) {
-            Ok(second) => vec![first, second],
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
-            // A machine without IPv6 has no second loopback.
-            Err(_) => vec![first],
-        };
+        let (port, listeners) = on_loopback(port)?;
         Ok(Self { port, listeners })
     }
 }
