@@ -141,7 +141,9 @@ pub fn on_terminal(command: &Command) -> Command {
     let quoted = |word: &OsStr| format!("'{}'", word.to_str().unwrap().replace('\'', r"'\''"));
     let line = std::iter::once(command.get_program()).chain(command.get_args()).map(quoted);
     let mut wrapped = Command::new("script");
-    wrapped.args(["-qec", &line.collect::<Vec<_>>().join(" "), "/dev/null"]);
+    // A shell that stays in between would die of the Ctrl-C that the command bears.
+    let line = format!("exec {}", line.collect::<Vec<_>>().join(" "));
+    wrapped.args(["-qec", &line, "/dev/null"]).env("SHELL", "/bin/sh");
     copy_environment(command, &mut wrapped);
     wrapped.env("TERM", "xterm");
     wrapped
