@@ -6,6 +6,7 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::Instant;
@@ -35,6 +36,7 @@ use crate::model::fingerprint::Pin;
 use crate::net::address::HubUrl;
 use crate::net::connect::DEADLINE;
 use crate::net::connect::dial_hub;
+use crate::net::connect::is_quiet;
 use crate::net::connect::is_timeout;
 use crate::net::connect::set_deadline;
 use crate::net::duplex::Duplex;
@@ -64,6 +66,8 @@ use crate::wire::message::one_line;
 
 /// Lists of thousands of services are larger than any other answer.
 const ANSWER_LIMIT: u64 = 16 * 1024 * 1024;
+/// May be said to several hubs: it says who the agent is.
+const REGISTER: &str = "/v1/agents/register";
 /// What ureq keeps for a head and a piece of body.
 const BUFFER: usize = 16 * 1024;
 
@@ -71,8 +75,16 @@ const BUFFER: usize = 16 * 1024;
 /// slept, and the call would wait out its deadline.
 const KEPT: Duration = Duration::from_secs(2);
 
+/// A fleet has no more hubs than this; a list that is longer is cut.
+const HUBS: usize = 32;
+/// With other hubs to go to, one that does not answer takes this part of the time.
+const SHARE: u32 = 3;
+
 pub struct Hub {
+    /// The one that was asked for. Others of its fleet may stand in for it.
     pub url: HubUrl,
+    /// Whether its certificate is its own, so that others by the same pin or CA are of its fleet.
+    knows_fleet: bool,
     key: Option<String>,
     dialer: Dialer,
     agent: ureq::Agent,
@@ -80,19 +92,22 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// Every connection it makes is cut by `stop`.
-    pub fn new(url: HubUrl, trust: &HubTrust, key: Option<String>, stop: &Stop) -> Result<Self> {
-        let dialer = Dialer { url, tls: trust::hub_client(trust)?, stop: stop.clone() };
-        Ok(Self::with(dialer, key, DEADLINE))
+    /// The first of `urls` is the one that is meant, the rest are used while it is away. Every connection is
+    /// cut by `stop`.
+    pub fn new(urls: Vec<HubUrl>, trust: &HubTrust, key: Option<String>, stop: &Stop) -> Result<Self> {
+        let given = urls.len();
+        let hubs = Arc::new(Mutex::new(Hubs { list: urls, given, at: 0 }));
+        let dialer = Dialer { hubs, tls: trust::hub_client(trust)?, stop: stop.clone() };
+        Self::with(dialer, *trust != HubTrust::Public, key, DEADLINE)
     }
 
     /// The same hub for somebody who tries again and again: a try that meets silence must not hold up the
     /// next one, which may meet a hub that is back.
-    pub fn for_retries(&self, patience: Duration) -> Self {
-        Self::with(self.dialer.clone(), self.key.clone(), patience)
+    pub fn for_retries(&self, patience: Duration) -> Result<Self> {
+        Self::with(self.dialer.clone(), self.knows_fleet, self.key.clone(), patience)
     }
 
-    fn with(dialer: Dialer, key: Option<String>, patience: Duration) -> Self {
+    fn with(dialer: Dialer, knows_fleet: bool, key: Option<String>, patience: Duration) -> Result<Self> {
         let config = ureq::Agent::config_builder()
             .timeout_global(Some(patience))
             .max_idle_age(KEPT)
@@ -102,7 +117,30 @@ impl Hub {
             .user_agent(concat!("connect/", env!("CARGO_PKG_VERSION")))
             .build();
         let agent = ureq::Agent::with_parts(config, dialer.clone(), NoResolver);
-        Self { url: dialer.url.clone(), key, dialer, agent, patience }
+        let url = dialer.hubs().list.first().cloned().ok_or_else(|| Error::usage("There is no hub"))?;
+        Ok(Self { url, knows_fleet, key, dialer, agent, patience })
+    }
+
+    /// The hubs of the fleet, as far as they are known, the one that is meant first.
+    pub fn fleet(&self) -> Vec<String> {
+        self.dialer.hubs().list.iter().map(ToString::to_string).collect()
+    }
+
+    /// A hub says where else its fleet is. Each has to prove the pin before it is believed.
+    fn learn(&self, urls: &[String]) {
+        if !self.knows_fleet || urls.is_empty() {
+            return;
+        }
+        let mut hubs = self.dialer.hubs();
+        let now = hubs.list[hubs.at].clone();
+        let given = hubs.given;
+        hubs.list.truncate(given);
+        for url in urls.iter().filter_map(|url| HubUrl::parse(url).ok()).take(HUBS) {
+            if !hubs.list.contains(&url) {
+                hubs.list.push(url);
+            }
+        }
+        hubs.at = hubs.list.iter().position(|url| *url == now).unwrap_or(0);
     }
 
     pub fn health(&self) -> Result<Health> {
@@ -110,7 +148,9 @@ impl Hub {
     }
 
     pub fn whoami(&self) -> Result<WhoAmI> {
-        self.call("GET", "/v1/whoami", &[], None::<&()>)
+        let whoami: WhoAmI = self.call("GET", "/v1/whoami", &[], None::<&()>)?;
+        self.learn(&whoami.hubs);
+        Ok(whoami)
     }
 
     pub fn services(&self) -> Result<Vec<ServiceInfo>> {
@@ -118,11 +158,32 @@ impl Hub {
     }
 
     pub fn register(&self, agent: &RegisterAgent) -> Result<AgentInfo> {
-        self.call("POST", "/v1/agents/register", &[], Some(agent))
+        let agent: AgentInfo = self.call("POST", REGISTER, &[], Some(agent))?;
+        self.learn(&agent.hubs);
+        Ok(agent)
     }
 
-    pub fn ask_session(&self, ask: &AskSession) -> Result<SessionGranted> {
-        self.call("POST", "/v1/sessions", &[], Some(ask))
+    /// The session, and the hub that granted it: where the agent is. If that one cannot be reached from here,
+    /// the hub that named it carries the session there.
+    pub fn ask_session(&self, ask: &AskSession) -> Result<(SessionGranted, HubUrl)> {
+        let body = |ask: &AskSession| serde_json::to_vec(ask).or_say(|| "Cannot write the request");
+        let asked = body(ask)?;
+        let post = |url: &HubUrl, body: &[u8]| self.exchange_at(url, ("POST", "/v1/sessions"), &[], Some(body));
+        let (mut answer, mut at) = self.somewhere(true, |url| post(url, &asked))?;
+        if answer.status == 421 {
+            let named: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+            let named = named["hub"].as_str().filter(|_| self.knows_fleet);
+            let there = named.and_then(|url| HubUrl::parse(url).ok());
+            let followed = there.and_then(|url| Some((post(&url, &asked).ok()?, url)));
+            (answer, at) = match followed.filter(|(answer, _)| answer.status != 421) {
+                Some(followed) => followed,
+                None => {
+                    let carried = body(&AskSession { carry: true, ..ask.clone() })?;
+                    (post(&at, &carried).map_err(|missed| missed.error)?, at)
+                }
+            };
+        }
+        Ok((self.read(&answer.content()?)?, at))
     }
 
     pub fn ask_device(&self, label: &str) -> Result<DeviceAsked> {
@@ -148,7 +209,10 @@ impl Hub {
     }
 
     pub fn join_share(&self, code: &Code) -> Result<SharePreview> {
-        self.call("POST", &format!("/v1/shares/{}/join", code.as_str()), &[], None::<&()>)
+        let path = format!("/v1/shares/{}/join", code.as_str());
+        let share: SharePreview = self.call("POST", &path, &[], None::<&()>)?;
+        self.learn(&share.hubs);
+        Ok(share)
     }
 
     pub fn metrics(&self) -> Result<String> {
@@ -165,37 +229,68 @@ impl Hub {
     pub fn observe(&self) -> Result<Pin> {
         let (tls, seen) = trust::observer()?;
         let dialer = Dialer { tls, ..self.dialer.clone() };
-        drop(dialer.dial(Instant::now() + DEADLINE)?);
+        drop(dialer.dial(&self.url, Instant::now() + DEADLINE)?);
         let seen = seen.lock().unwrap_or_else(PoisonError::into_inner).take();
         seen.ok_or_else(|| Error::new("The hub showed no certificate"))
     }
 
-    /// The agent's control channel.
-    pub fn control(&self) -> Result<Duplex> {
-        let deadline = Instant::now() + self.patience;
+    /// The agent's control channel, and the hub it leads to.
+    pub fn control(&self) -> Result<(Duplex, HubUrl)> {
         let key = self.key.clone().unwrap_or_default();
-        let ask = Ask {
-            method: "GET",
-            path: "/v1/agent",
-            host: &self.url.authority(),
-            fields: &[("x-api-key", &key)],
-            body: None,
-        };
-        let (stream, _cut) = self.dialer.dial(deadline)?;
-        http::upgrade(stream, control::UPGRADE, &ask, deadline)
+        self.somewhere(true, |url| {
+            let deadline = Instant::now() + self.patience;
+            let (fields, host) = ([("x-api-key", key.as_str())], url.authority());
+            let ask = Ask { method: "GET", path: "/v1/agent", host: &host, fields: &fields, body: None };
+            let dialled = self.dialer.dial(url, deadline);
+            let upgraded =
+                dialled.and_then(|(stream, _cut)| http::upgrade(stream, control::UPGRADE, &ask, deadline));
+            upgraded.map_err(|error| Missed { before: error.may_pass(), error })
+        })
     }
 
-    /// One half of a session. The relay is this same hub; what it names says only whether TLS ends before it.
-    /// Were the address believed, a hub could have its clients connect to anything in their networks.
-    pub fn relay(&self, relay: &str, ticket: &str, deadline: Instant) -> Result<Duplex> {
+    /// One half of a session, at the hub that granted or announced it; what it names says only whether TLS ends
+    /// before it. Were the address believed, a hub could have its clients connect to anything in their networks.
+    pub fn relay(&self, at: &HubUrl, relay: &str, ticket: &str, deadline: Instant) -> Result<Duplex> {
         let (stream, _cut) = match relay.split_once("://") {
-            Some(("http", _)) => self.dialer.dial_plain(deadline)?,
-            Some(("https", _)) => self.dialer.dial(deadline)?,
+            Some(("http", _)) => self.dialer.dial_plain(at, deadline)?,
+            Some(("https", _)) => self.dialer.dial(at, deadline)?,
             _ => return Err(Error::new(format!("The hub named an odd relay: {}", relay.escape_debug()))),
         };
-        let (fields, host) = ([("x-ticket", ticket)], self.url.authority());
+        let (fields, host) = ([("x-ticket", ticket)], at.authority());
         let ask = Ask { method: "GET", path: "/v1/relay", host: &host, fields: &fields, body: None };
         http::upgrade(stream, control::RELAY_UPGRADE, &ask, deadline)
+    }
+
+    /// At the hub used last or, while that one is away, at the next that is there.
+    fn somewhere<T>(
+        &self,
+        may_repeat: bool,
+        call: impl Fn(&HubUrl) -> std::result::Result<T, Missed>,
+    ) -> Result<(T, HubUrl)> {
+        let (list, first) = {
+            let hubs = self.dialer.hubs();
+            (hubs.list.clone(), hubs.at)
+        };
+        let mut missed = None;
+        for step in 0..list.len() {
+            let at = &list[(first + step) % list.len()];
+            match call(at) {
+                Ok(done) => {
+                    let mut hubs = self.dialer.hubs();
+                    hubs.at = hubs.list.iter().position(|url| url == at).unwrap_or(0);
+                    return Ok((done, at.clone()));
+                }
+                Err(Missed { error, before }) => {
+                    // What may have been heard is not said to another one too.
+                    if !before && !(may_repeat && error.kind == Kind::Unreachable) {
+                        return Err(error);
+                    }
+                    log::debug!("{at}: {error}");
+                    missed = missed.or(Some(error));
+                }
+            }
+        }
+        Err(missed.unwrap_or_else(|| Error::new("There is no hub")))
     }
 
     fn call<T: DeserializeOwned>(
@@ -225,38 +320,77 @@ impl Hub {
         fields: &[(&str, &str)],
         body: Option<Vec<u8>>,
     ) -> Result<Vec<u8>> {
-        let mut request = ureq::http::Request::builder().method(method).uri(format!("{}{path}", self.url));
+        let may_repeat = method == "GET" || path == REGISTER;
+        let call = |url: &HubUrl| self.exchange_at(url, (method, path), fields, body.as_deref());
+        self.somewhere(may_repeat, call)?.0.content()
+    }
+
+    fn exchange_at(
+        &self,
+        url: &HubUrl,
+        (method, path): (&str, &str),
+        fields: &[(&str, &str)],
+        body: Option<&[u8]>,
+    ) -> std::result::Result<Answered, Missed> {
+        let mut request = ureq::http::Request::builder().method(method).uri(format!("{url}{path}"));
         if let Some(key) = &self.key {
             request = request.header("x-api-key", key);
         }
         for (name, value) in fields {
             request = request.header(*name, *value);
         }
-        let odd = || "The API key has characters that a key never has";
+        let odd = |_| {
+            let error = Error::new("The API key has characters that a key never has");
+            Missed { error, before: false }
+        };
         let answered = match body {
             Some(body) => {
-                let request = request.header("content-type", "application/json").body(body).or_say(odd)?;
+                let request = request.header("content-type", "application/json").body(body).map_err(odd)?;
                 self.agent.run(request)
             }
-            None => self.agent.run(request.body(()).or_say(odd)?),
+            None => self.agent.run(request.body(()).map_err(odd)?),
         };
-        let mut answer = answered.map_err(|error| self.trouble(error))?;
+        let mut answer = answered.map_err(|error| trouble(url, error))?;
         let status = answer.status().as_u16();
         let read = answer.body_mut().with_config().limit(ANSWER_LIMIT).read_to_vec();
-        let bytes = read.map_err(|error| self.trouble(error))?;
-        if (200..300).contains(&status) { Ok(bytes) } else { Err(explain(status, &bytes)) }
-    }
-
-    fn trouble(&self, error: ureq::Error) -> Error {
-        match error {
-            ureq::Error::Other(inner) => match inner.downcast::<Error>() {
-                Ok(ours) => *ours,
-                Err(inner) => unreachable_hub(&self.url, inner.to_string()),
-            },
-            ureq::Error::Timeout(_) => unreachable_hub(&self.url, "it did not answer in time".to_owned()),
-            error => unreachable_hub(&self.url, error.to_string()),
+        let body = read.map_err(|error| trouble(url, error))?;
+        let goes_on = || serde_json::from_slice::<Value>(&body).is_ok_and(|body| body["elsewhere"] == true);
+        if status == 503 && goes_on() {
+            return Err(Missed { error: explain(status, &body), before: true });
         }
+        Ok(Answered { status, body })
     }
+}
+
+/// A hub's answer, whatever it says.
+struct Answered {
+    status: u16,
+    body: Vec<u8>,
+}
+
+impl Answered {
+    fn content(self) -> Result<Vec<u8>> {
+        if (200..300).contains(&self.status) { Ok(self.body) } else { Err(explain(self.status, &self.body)) }
+    }
+}
+
+/// A hub that was not there.
+struct Missed {
+    error: Error,
+    /// It has surely done nothing of what it was asked for.
+    before: bool,
+}
+
+fn trouble(url: &HubUrl, error: ureq::Error) -> Missed {
+    let (error, before) = match error {
+        ureq::Error::Other(inner) => match inner.downcast::<Error>() {
+            Ok(ours) => (*ours, true),
+            Err(inner) => (unreachable_hub(url, inner.to_string()), false),
+        },
+        ureq::Error::Timeout(_) => (unreachable_hub(url, "it did not answer in time".to_owned()), false),
+        error => (unreachable_hub(url, error.to_string()), false),
+    };
+    Missed { error, before }
 }
 
 fn unreachable_hub(url: &HubUrl, why: String) -> Error {
@@ -275,50 +409,66 @@ fn explain(status: u16, body: &[u8]) -> Error {
     }
 }
 
-/// Makes TLS connections to one hub; for ureq, and for the upgrades.
+/// The hubs of a fleet, in the order in which they are tried.
+struct Hubs {
+    list: Vec<HubUrl>,
+    /// So many were given by the user; the rest was learnt.
+    given: usize,
+    /// The one used last.
+    at: usize,
+}
+
+/// Makes TLS connections to hubs; for ureq, and for the upgrades.
 #[derive(Clone)]
 struct Dialer {
-    url: HubUrl,
+    hubs: Arc<Mutex<Hubs>>,
     tls: Arc<ClientConfig>,
     stop: Stop,
 }
 
 impl fmt::Debug for Dialer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Dialer({})", self.url)
+        f.write_str("Dialer")
     }
 }
 
 impl Dialer {
-    fn dial_plain(&self, deadline: Instant) -> Result<(Duplex, Registration)> {
-        let socket = dial_hub(&self.url.host, self.url.port, deadline, &self.stop).map_err(|error| {
+    fn hubs(&self) -> MutexGuard<'_, Hubs> {
+        self.hubs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn dial_plain(&self, url: &HubUrl, deadline: Instant) -> Result<(Duplex, Registration)> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let share = if self.hubs().list.len() > 1 { left / SHARE } else { left };
+        let dialled = dial_hub(&url.host, url.port, Instant::now() + share, &self.stop);
+        let socket = dialled.map_err(|error| {
             let hint = error.hint.clone();
-            let error = unreachable_hub(&self.url, error.to_string());
+            let error = unreachable_hub(url, error.to_string());
             if let Some(hint) = hint { error.hint(hint) } else { error }
         })?;
         let cut = self.stop.attach(&socket).ok_or_else(|| Error::new("Stopped").kind(Kind::Interrupted))?;
         Ok((Duplex::plain(socket), cut))
     }
 
-    fn dial(&self, deadline: Instant) -> Result<(Duplex, Registration)> {
-        let (below, cut) = self.dial_plain(deadline)?;
-        let host = &self.url.host;
+    fn dial(&self, url: &HubUrl, deadline: Instant) -> Result<(Duplex, Registration)> {
+        let (below, cut) = self.dial_plain(url, deadline)?;
+        let host = &url.host;
         let name = ServerName::try_from(host.clone()).or_say(|| format!("{host} cannot be a host's name"))?;
         let established =
-            tls::client(&self.tls, name, below, deadline).map_err(|error| self.distrust(&error))?;
+            tls::client(&self.tls, name, below, deadline).map_err(|error| distrust(url, &error))?;
         Ok((established.into_duplex(), cut))
     }
+}
 
-    fn distrust(&self, error: &std::io::Error) -> Error {
-        let certificate = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        match certificate {
-            Some(rustls::Error::InvalidCertificate(why)) => {
-                Error::new(format!("{} did not prove that it is your hub", self.url))
-                    .because(format!("{why}"))
-                    .hint("Its certificate does not match the key's pin or your CA file. Ask for a new key (hub key create), or give --ca FILE")
-            }
-            _ => unreachable_hub(&self.url, error.to_string()),
+fn distrust(url: &HubUrl, error: &std::io::Error) -> Error {
+    let certificate = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match certificate {
+        Some(rustls::Error::InvalidCertificate(why)) => {
+            Error::new(format!("{url} did not prove that it is your hub"))
+                .because(format!("{why}"))
+                .hint("Its certificate does not match the key's pin or your CA file. Ask for a new key (hub key create), or give --ca FILE")
         }
+        _ => unreachable_hub(url, error.to_string()),
     }
 }
 
@@ -331,7 +481,9 @@ impl Connector for Dialer {
         _: Option<()>,
     ) -> std::result::Result<Option<HubTransport>, ureq::Error> {
         let deadline = Instant::now() + (*details.timeout.after).min(DEADLINE);
-        let (stream, cut) = self.dial(deadline).map_err(|error| ureq::Error::Other(Box::new(error)))?;
+        let authority = details.uri.authority().map(ToString::to_string).unwrap_or_default();
+        let dialled = HubUrl::parse(&authority).and_then(|url| self.dial(&url, deadline));
+        let (stream, cut) = dialled.map_err(|error| ureq::Error::Other(Box::new(error)))?;
         Ok(Some(HubTransport {
             stream: Mutex::new(stream),
             buffers: LazyBuffers::new(BUFFER, BUFFER),
@@ -394,11 +546,7 @@ impl Transport for HubTransport {
     }
 
     fn is_open(&mut self) -> bool {
-        // A kept connection that the hub has closed meanwhile is readable: its farewell is there.
-        let socket = &self.stream().socket;
-        let quiet = socket.set_nonblocking(true).and_then(|()| socket.peek(&mut [0]));
-        let back = socket.set_nonblocking(false);
-        back.is_ok() && quiet.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+        is_quiet(&self.stream().socket)
     }
 
     fn is_tls(&self) -> bool {

@@ -55,11 +55,22 @@ impl Call {
         Config::load(&self.home, self.config_file())
     }
 
-    /// Option, environment, config, default: in this order.
+    /// The hub that is meant: option, environment, config, default, in this order.
     pub fn hub_url(&self, config: &Config) -> Result<HubUrl> {
-        let asked = self.args.value("hub").map(str::to_owned).or_else(|| variable("CONNECT_HUB_URL"));
-        let url = asked.or_else(|| config.hub_url.clone());
-        HubUrl::parse(url.as_deref().unwrap_or(DEFAULT_HUB))
+        self.hub_urls(config).map(|mut urls| urls.remove(0))
+    }
+
+    /// The same, and behind it those of its fleet that may stand in for it.
+    pub fn hub_urls(&self, config: &Config) -> Result<Vec<HubUrl>> {
+        let mut asked: Vec<String> = self.args.values("hub").map(str::to_owned).collect();
+        if asked.is_empty() {
+            asked.extend(variable("CONNECT_HUB_URL"));
+        }
+        if asked.is_empty() {
+            let configured = config.hub_url.clone().unwrap_or_else(|| DEFAULT_HUB.to_owned());
+            asked.extend([configured].into_iter().chain(config.hubs.iter().cloned()));
+        }
+        asked.iter().flat_map(|list| list.split(',')).map(HubUrl::parse).collect()
     }
 
     pub fn api_key(config: &Config) -> Option<String> {
@@ -82,24 +93,24 @@ impl Call {
     /// The same, but its calls are cut by another stop: for what is still to be said after Ctrl-C.
     pub fn hub_until(&self, stop: &Stop) -> Result<Arc<Hub>> {
         let config = self.config()?;
-        self.connected(self.hub_url(&config)?, &config, stop)
+        self.connected(self.hub_urls(&config)?, &config, stop)
     }
 
     /// The hub that a project names, unless this call or the environment names another.
     pub fn hub_named(&self, project: Option<&str>) -> Result<Arc<Hub>> {
         let config = self.config()?;
         let asked = self.args.value("hub").is_some() || variable("CONNECT_HUB_URL").is_some();
-        let url = match project.filter(|_| !asked) {
-            Some(url) => HubUrl::parse(url)?,
-            None => self.hub_url(&config)?,
+        let urls = match project.filter(|_| !asked) {
+            Some(url) if config.hub_url.as_deref() != Some(url) => vec![HubUrl::parse(url)?],
+            _ => self.hub_urls(&config)?,
         };
-        self.connected(url, &config, &self.stop)
+        self.connected(urls, &config, &self.stop)
     }
 
-    fn connected(&self, url: HubUrl, config: &Config, stop: &Stop) -> Result<Arc<Hub>> {
+    fn connected(&self, urls: Vec<HubUrl>, config: &Config, stop: &Stop) -> Result<Arc<Hub>> {
         let key = Self::api_key(config).ok_or_else(not_configured)?;
         let trust = self.trust(config, Some(&key))?;
-        Hub::new(url, &trust, Some(key), stop).map(Arc::new)
+        Hub::new(urls, &trust, Some(key), stop).map(Arc::new)
     }
 
     pub fn identity(&self) -> Result<Identity> {

@@ -8,6 +8,7 @@ mod exposing;
 mod help;
 mod party;
 mod say;
+mod store;
 mod table;
 
 use std::ffi::OsString;

@@ -197,6 +197,7 @@ impl<'c> Party<'c> {
             service: wanted.service.clone(),
             fingerprint: self.right.identity.fingerprint,
             share: self.right.share.clone(),
+            carry: false,
         };
         let opener =
             Opener::new(Arc::clone(&self.right.hub), &self.right.identity, ask, self.approve(&wanted.name))?;

@@ -36,7 +36,7 @@ const fn switch(long: &'static str, about: &'static str) -> Opt {
 }
 
 pub const GLOBAL: [Opt; 7] = [
-    opt("hub", "URL", "Hub to use for this call"),
+    opt("hub", "URL", "Hub to use for this call; more of its fleet behind commas"),
     opt("config", "FILE", "Config file to use instead of ~/.privateconnect/config.json"),
     switch("json", "Print JSON: one value, or one object a line for what goes on"),
     Opt { short: Some('q'), ..switch("quiet", "Print results and errors only") },
@@ -64,6 +64,12 @@ const PROXY: &[Opt] = &[
     opt("connect-allow", "HOST[:PORT]", "Let CONNECT reach this outside host (may be repeated)"),
 ];
 const DATA: Opt = opt("data", "DIR", "The hub's data folder [default: ~/.privateconnect/hub]");
+const STORE: Opt = opt("store", "file|etcd=URL[,URL]", "Where the registry is kept [default: file]");
+const ETCD_CA: Opt = opt("etcd-ca", "FILE", "PEM file of the CA that signed etcd's certificate");
+const ETCD_USER: Opt = opt("etcd-user", "NAME", "User towards etcd; the password is in CONNECT_ETCD_PASSWORD");
+const ETCD_PASSWORD: Opt = opt("etcd-password-file", "FILE", "File that holds that password");
+/// Of the commands beside a hub, which otherwise mean the store that it was started with last.
+const BESIDE: &[Opt] = &[DATA, STORE, ETCD_CA, ETCD_USER, ETCD_PASSWORD];
 
 pub const TABLE: &[Command] = &[
     Command {
@@ -80,11 +86,18 @@ pub const TABLE: &[Command] = &[
                 "A-B|off",
                 "Loopback ports for tunnels on this machine [default: 45000-45999]",
             ),
-            opt("store", "file", "Where the registry is kept [default: file]"),
+            STORE,
+            ETCD_CA,
+            ETCD_USER,
+            ETCD_PASSWORD,
             switch("behind-proxy", "TLS ends before us: speak plain HTTP on the listening address"),
         ],
         runs_command: false,
-        examples: &["connect hub", "connect hub --listen 0.0.0.0:7443 --name hub.example"],
+        examples: &[
+            "connect hub",
+            "connect hub --listen 0.0.0.0:7443 --name hub.example",
+            "connect hub --listen 0.0.0.0:7443 --name hub-a.example --store etcd=http://127.0.0.1:2379",
+        ],
         run: commands::hub::run,
     },
     Command {
@@ -98,6 +111,10 @@ pub const TABLE: &[Command] = &[
             opt("workspace", "NAME", "Keys see each other's services within a workspace [default: default]"),
             opt("expires", "TIME", "Lifetime like 12h or 30d [default: none]"),
             DATA,
+            STORE,
+            ETCD_CA,
+            ETCD_USER,
+            ETCD_PASSWORD,
         ],
         runs_command: false,
         examples: &["connect hub key create --role join --label ci --expires 30d"],
@@ -108,7 +125,7 @@ pub const TABLE: &[Command] = &[
         usage: "",
         about: "List the API keys",
         positionals: (0, 0),
-        options: &[DATA],
+        options: BESIDE,
         runs_command: false,
         examples: &["connect hub key list"],
         run: commands::hub_admin::key_list,
@@ -118,7 +135,7 @@ pub const TABLE: &[Command] = &[
         usage: "ID",
         about: "Revoke an API key; its sessions end within a second",
         positionals: (1, 1),
-        options: &[DATA],
+        options: BESIDE,
         runs_command: false,
         examples: &["connect hub key revoke key_k3v7q2m9x4ab"],
         run: commands::hub_admin::key_revoke,
@@ -132,6 +149,10 @@ pub const TABLE: &[Command] = &[
             opt("role", "ROLE", "admin, member or join [default: member]"),
             opt("workspace", "NAME", "The workspace it will be in [default: default]"),
             DATA,
+            STORE,
+            ETCD_CA,
+            ETCD_USER,
+            ETCD_PASSWORD,
         ],
         runs_command: false,
         examples: &["connect hub approve ABCD-EFGH"],
@@ -146,6 +167,27 @@ pub const TABLE: &[Command] = &[
         runs_command: false,
         examples: &["connect hub audit verify"],
         run: commands::hub_admin::audit_verify,
+    },
+    Command {
+        path: "hub migrate",
+        usage: "--from file[=DIR]|etcd=URL --to etcd=URL|file[=DIR] [--replace]",
+        about: "Copy everything that a hub keeps into another store, and read it back",
+        positionals: (0, 0),
+        options: &[
+            opt("from", "STORE", "file, file=DIR, or etcd=URL[,URL]"),
+            opt("to", "STORE", "The same; it must be empty"),
+            switch("replace", "Drop what the destination holds"),
+            DATA,
+            ETCD_CA,
+            ETCD_USER,
+            ETCD_PASSWORD,
+        ],
+        runs_command: false,
+        examples: &[
+            "connect hub migrate --from file --to etcd=http://127.0.0.1:2379",
+            "connect hub migrate --from etcd=http://127.0.0.1:2379 --to file=/srv/hub",
+        ],
+        run: commands::hub_migrate::run,
     },
     Command {
         path: "hub status",

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::core::Core;
-use super::core::locked;
+use super::core::LOGINS;
 use crate::model::access::Action;
 use crate::model::access::Principal;
 use crate::model::limiter::network_of;
@@ -36,18 +36,14 @@ pub fn authenticate(core: &Core, request: &Request, address: IpAddr) -> Result<P
     if let Some(principal) = believe(core, given, &hash) {
         return Ok(principal);
     }
-    let (now, by_address, by_key) = (clock::now(), network_of(address).to_string(), hash[..16].to_owned());
-    let mut logins = locked(&core.limits.logins);
-    if let Some(seconds) = logins.blocked(&by_address, now).max(logins.blocked(&by_key, now)) {
-        drop(logins);
+    let (now, who) = (clock::now(), [network_of(address).to_string(), hash[..16].to_owned()]);
+    if let Some(seconds) = core.blocked(&LOGINS, &who, now) {
         core.counters.refused("too-many-logins");
         return Err(too_many(seconds));
     }
-    logins.failed(&by_address, now);
-    logins.failed(&by_key, now);
-    drop(logins);
+    core.failed(&LOGINS, &who, now);
     core.counters.refused("bad-key");
-    core.audit.say("key.refused", &[("address", &by_address)]);
+    core.audit.say("key.refused", &[("address", &who[0])]);
     Err(Reply::json(
         401,
         error_body(
@@ -74,6 +70,11 @@ fn believe(core: &Core, given: &str, hash: &str) -> Option<Principal> {
         return Some(Principal::Link { share: share.id.clone(), workspace: share.workspace.clone() });
     }
     (secret::hash(&core.local_token) == hash).then_some(Principal::Local)
+}
+
+/// Whether it comes from the hub's own machine, by whoever reads its data folder.
+pub fn is_local(core: &Core, request: &Request) -> bool {
+    request.field("x-api-key").is_some_and(|given| secret::hash(given) == secret::hash(&core.local_token))
 }
 
 pub fn allow(core: &Core, principal: &Principal, action: Action) -> Result<(), Reply> {

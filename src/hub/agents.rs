@@ -8,12 +8,13 @@ use super::core::TunnelOpener;
 use crate::model::access::Principal;
 use crate::model::name::Name;
 use crate::model::record::Change;
+use crate::model::record::ChannelId;
+use crate::model::record::Online;
 use crate::model::record::Protocol;
 use crate::model::record::Record;
 use crate::model::record::Service;
 use crate::model::record::Table;
-use crate::model::registry::ChannelId;
-use crate::model::registry::Presence;
+use crate::model::record::online_id;
 use crate::model::registry::Registry;
 use crate::net::channel::Channel;
 use crate::net::connect::DEADLINE;
@@ -100,14 +101,20 @@ impl Served<'_> {
     }
 
     fn expose(&self, name: Name, target_port: u16, protocol: Protocol) -> bool {
-        let refuse =
-            |name, (reason, hint)| self.channel.outgoing.send(&ToAgent::Refused { name, reason, hint });
-        if let Some(objection) = self.objection(&self.core.registry(), &name) {
-            refuse(name, objection);
-            return true;
-        }
         let id = secret::derived_id("svc", &[&self.workspace, &self.agent, name.as_str()]);
+        let now = clock::now();
+        let online = |registry: &Registry| Online {
+            id: online_id(&self.workspace, &name),
+            service: id.clone(),
+            agent_id: self.agent.clone(),
+            hub: registry.me.clone(),
+            channel: self.id,
+            since: registry.connected_since(&self.agent).unwrap_or(now),
+        };
         let stored = self.core.change(|registry| {
+            if let Some(objection) = self.objection(registry, &name) {
+                return Ok((Vec::new(), Some(objection)));
+            }
             let known = registry.service(&id);
             let service = Service {
                 id: id.clone(),
@@ -116,30 +123,30 @@ impl Served<'_> {
                 protocol,
                 agent_id: self.agent.clone(),
                 workspace: self.workspace.clone(),
-                created_at: known.map_or_else(clock::now, |known| known.created_at),
+                created_at: known.map_or(now, |known| known.created_at),
             };
             let same = known == Some(&service);
-            Ok((if same { Vec::new() } else { vec![Change::Put(Record::Service(service))] }, ()))
+            let service = (!same).then_some(Change::Put(Record::Service(service)));
+            Ok((service.into_iter().chain([Change::Put(Record::Online(online(registry)))]).collect(), None))
         });
-        if stored.is_err() {
-            return false;
-        }
-        // Online before its tunnel is opened: a channel that is just ending closes no tunnel that is in use.
-        self.core.registry().bring_online(&id, Presence { channel: self.id, tunnel_port: None });
-        let tunnel_port = self.opener.and_then(|opener| self.core.open_tunnel(&id, opener));
-        {
-            // Another agent may have brought the same name online in the meantime.
-            let mut registry = self.core.registry();
-            if let Some(objection) = self.objection(&registry, &name) {
-                drop(registry);
-                self.core.close_tunnel(&id, tunnel_port);
-                refuse(name, objection);
-                return true;
+        match stored {
+            Ok(None) => {}
+            Ok(Some((reason, hint))) => {
+                return self.channel.outgoing.send(&ToAgent::Refused { name, reason, hint });
             }
-            registry.bring_online(&id, Presence { channel: self.id, tunnel_port });
+            Err(_) => {
+                // The agent is here, whether the fleet's store hears of it now or later.
+                let mut registry = self.core.registry();
+                let known = registry.service(&id).is_some() && self.objection(&registry, &name).is_none();
+                if !known {
+                    return false;
+                }
+                let online = online(&registry);
+                registry.apply(Change::Put(Record::Online(online)));
+            }
         }
-        self.channel.outgoing.send(&ToAgent::Exposed { name, service: id, tunnel_port });
-        true
+        let tunnel_port = self.opener.and_then(|opener| self.core.open_tunnel(&id, opener));
+        self.channel.outgoing.send(&ToAgent::Exposed { name, service: id, tunnel_port })
     }
 
     /// Why this name cannot be had, and what to do.
@@ -169,9 +176,12 @@ impl Served<'_> {
     }
 
     fn withdraw(&self, service: &str) {
-        let Some(presence) = self.core.registry().take_offline(service, self.id) else { return };
-        self.core.close_tunnel(service, presence.tunnel_port);
-        self.core.forget_tunnel(service);
+        let held = self.core.registry().held_by(self.id);
+        if !held.iter().any(|online| online.service == service) {
+            return;
+        }
+        self.core.take_offline(self.id, |id| id == service);
+        self.core.close_tunnel(service, false);
         let dropped = self.core.change(|registry| {
             // Another process of this agent may have exposed it in the meantime.
             let gone = registry.presence(service).is_none() && registry.service(service).is_some();

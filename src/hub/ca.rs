@@ -17,13 +17,19 @@ use rustls::ServerConfig;
 use rustls::server::ClientHello;
 use rustls::server::ResolvesServerCert;
 use rustls::sign::CertifiedKey;
+use serde_json::json;
 
+use super::store::Gateway;
+use super::store::Replica;
 use crate::error::Result;
 use crate::model::fingerprint::Pin;
 use crate::net::mint;
 use crate::net::mint::Authority;
 use crate::net::mint::Terms;
 use crate::os::secret;
+
+/// Where a fleet keeps its CA: key and certificate as PEM.
+pub const CA: &str = "ca";
 
 const TERMS: Terms = Terms {
     title: "the hub's CA",
@@ -41,6 +47,20 @@ pub struct Ca {
 impl Ca {
     pub fn load_or_make(folder: &Path, names: Vec<String>) -> Result<Self> {
         Ok(Self { authority: Authority::load_or_make(folder, TERMS)?, names })
+    }
+
+    /// The CA of a fleet, which lies in its store; the first hub makes it.
+    pub fn shared(gateway: &mut Gateway, names: Vec<String>) -> Result<Self> {
+        let made = || Ok(json!(Authority::make(&TERMS)?).to_string());
+        let (stored, is_new) = Replica::found_or_put(gateway, CA, made)?;
+        let (key, certificate) = serde_json::from_slice::<(String, String)>(&stored).unwrap_or_default();
+        let at = [Path::new("The fleet's CA in etcd"); 2];
+        Ok(Self { authority: Authority::of(&key, certificate.as_bytes(), at, TERMS, is_new)?, names })
+    }
+
+    /// Whether this hub is the first one.
+    pub fn is_new(&self) -> bool {
+        self.authority.is_new
     }
 
     pub fn pin(&self) -> Pin {

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::net::Shutdown;
 use std::net::TcpStream;
 use std::ops::RangeInclusive;
@@ -11,38 +10,59 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::time::Duration;
 use std::time::Instant;
 
 use super::audit::Audit;
 use super::audit::Details;
 use super::ca::Ca;
+use super::fleet::Fleet;
 use super::sessions::Sessions;
+use super::store;
+use super::store::EtcdAt;
+use super::store::Outcome;
 use super::store::Store;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::limiter::Limiter;
 use crate::model::record::Change;
+use crate::model::record::ChannelId;
 use crate::model::record::Record;
-use crate::model::registry::ChannelId;
+use crate::model::record::Table;
+use crate::model::record::Tries;
 use crate::model::registry::Registry;
+use crate::model::time::Time;
 use crate::net::channel::Outgoing;
+use crate::net::stop::Stop;
 use crate::os::clock;
 use crate::os::files;
 use crate::os::secret;
 use crate::wire::message::error_body;
 use crate::wire::reply::Reply;
 
-/// Failed logins a minute from one address or with one key; then 429.
-const LOGIN_FAILURES: u32 = 20;
-/// Wrong share codes a minute by one key and from one address.
-const WRONG_CODES: u32 = 10;
+/// How many failed tries somebody has within a window of seconds. All hubs of a fleet count together.
+pub struct Limit {
+    name: &'static str,
+    allowed: u32,
+    window: u64,
+}
+
+/// From one address or with one key; then 429.
+pub const LOGINS: Limit = Limit { name: "logins", allowed: 20, window: 60 };
+/// Wrong share codes by one key and from one address.
+pub const CODES: Limit = Limit { name: "codes", allowed: 10, window: 60 };
 /// Device codes that one address may ask for while an asked one lives: it must leave room for the others.
-const DEVICE_CODES: u32 = 10;
-const DEVICE_WINDOW: u64 = 15 * 60;
+pub const DEVICES: Limit = Limit { name: "devices", allowed: 10, window: 15 * 60 };
+/// Failed tries a second that are written for the other hubs; in a flood of them each hub counts by itself.
+const TRIES_SHARED: u32 = 50;
 /// Refusals a minute that one caller leaves in the audit log; a loop must not fill the disk.
 const REFUSALS_TOLD: u32 = 20;
 const WINDOW: u64 = 60;
+/// A change that others overtake so often is given up, and the longest pause between two tries.
+const OVERTAKEN: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(20);
 
+#[derive(Default)]
 pub struct Settings {
     pub data: PathBuf,
     /// Names and addresses by which clients come, beside those the hub sees itself.
@@ -50,6 +70,8 @@ pub struct Settings {
     /// TLS ends before us: clients use https for the relay too, and the client's address is in a header.
     pub behind_proxy: bool,
     pub tunnel_ports: Option<RangeInclusive<u16>>,
+    /// The etcd that this hub shares with others; `None` for its own disk.
+    pub store: Option<EtcdAt>,
 }
 
 /// Opens a tunnel on a loopback port to one service; the hub's command brings it, since this room knows
@@ -62,14 +84,17 @@ pub struct Core {
     pub audit: Audit,
     pub sessions: Sessions,
     pub counters: Counters,
-    pub limits: Limits,
+    pub fleet: Option<Fleet>,
     /// What the hub's own command line calls itself with; new at each start.
     pub local_token: String,
     pub started: Instant,
     /// What recovery found, for the operator.
     pub note: Option<String>,
-    registry: Mutex<Registry>,
-    store: Mutex<Store>,
+    pub stop: Stop,
+    registry: Arc<Mutex<Registry>>,
+    store: Mutex<Box<dyn Store>>,
+    told: Mutex<Limiter<String>>,
+    tries_shared: Mutex<Limiter<()>>,
     channels: Mutex<HashMap<ChannelId, AgentChannel>>,
     tunnels: Mutex<BTreeMap<u16, Tunnel>>,
 }
@@ -89,13 +114,6 @@ struct Tunnel {
     service: String,
     /// Closed by being dropped. A port whose service is away keeps its place without one.
     open: Option<Box<dyn Send>>,
-}
-
-pub struct Limits {
-    pub logins: Mutex<Limiter<String>>,
-    pub codes: Mutex<Limiter<String>>,
-    pub devices: Mutex<Limiter<IpAddr>>,
-    told: Mutex<Limiter<String>>,
 }
 
 /// Refusals by reason; the rest is counted where it happens.
@@ -120,38 +138,77 @@ pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Core {
     /// `None` when a running hub has the data folder.
-    pub fn open(settings: Settings) -> Result<Option<Self>> {
-        files::private_dir(&settings.data)?;
-        let Some(opened) = Store::open(&settings.data)? else { return Ok(None) };
+    pub fn open(settings: Settings, stop: &Stop) -> Result<Option<Self>> {
+        let Some(opened) = store::open(&settings.data, settings.store.as_ref(), stop)? else {
+            return Ok(None);
+        };
         let certificates = settings.data.join("certs");
-        files::private_dir(&certificates)?;
+        let (ca, fleet) = match opened.shared {
+            Some((replica, mut gateway)) => {
+                let ca = Ca::shared(&mut gateway, settings.names.clone())?;
+                let fleet = Fleet::new(replica, gateway, &ca, settings.behind_proxy)?;
+                (ca, Some(fleet))
+            }
+            None => {
+                files::private_dir(&certificates)?;
+                (Ca::load_or_make(&certificates, settings.names.clone())?, None)
+            }
+        };
         Ok(Some(Self {
-            ca: Arc::new(Ca::load_or_make(&certificates, settings.names.clone())?),
+            ca: Arc::new(ca),
             audit: Audit::open(&settings.data)?,
             settings,
             sessions: Sessions::default(),
             counters: Counters::default(),
-            limits: Limits {
-                logins: Mutex::new(Limiter::new(LOGIN_FAILURES, WINDOW)),
-                codes: Mutex::new(Limiter::new(WRONG_CODES, WINDOW)),
-                devices: Mutex::new(Limiter::new(DEVICE_CODES, DEVICE_WINDOW)),
-                told: Mutex::new(Limiter::new(REFUSALS_TOLD, WINDOW)),
-            },
+            fleet,
             local_token: secret::secret(),
             started: Instant::now(),
             note: opened.note,
-            registry: Mutex::new(opened.registry),
+            stop: stop.clone(),
+            registry: opened.registry,
             store: Mutex::new(opened.store),
+            told: Mutex::new(Limiter::new(REFUSALS_TOLD, WINDOW)),
+            tries_shared: Mutex::new(Limiter::new(TRIES_SHARED, 1)),
             channels: Mutex::default(),
             tunnels: Mutex::default(),
         }))
+    }
+
+    /// Seconds until these may try again; `None` when they may now.
+    pub fn blocked(&self, limit: &Limit, who: &[String], now: Time) -> Option<u64> {
+        let registry = self.registry();
+        let tries = who.iter().filter_map(|who| registry.tries(&format!("{}/{who}", limit.name), now));
+        tries.filter(|tries| tries.count >= limit.allowed).map(|tries| tries.until.since(now).as_secs()).max()
+    }
+
+    /// Counts a failed try of each of these.
+    pub fn failed(&self, limit: &Limit, who: &[String], now: Time) {
+        let one_more = |registry: &Registry| {
+            let counted = who.iter().map(|who| {
+                let who = format!("{}/{who}", limit.name);
+                let until = now.plus(Duration::from_secs(limit.window));
+                let before = registry.tries(&who, now).cloned();
+                let tries = before.unwrap_or(Tries { who, count: 0, until });
+                Change::Put(Record::Tries(Tries { count: tries.count.saturating_add(1), ..tries }))
+            });
+            counted.collect::<Vec<_>>()
+        };
+        let is_flood = {
+            let mut shared = locked(&self.tries_shared);
+            shared.failed(&(), now);
+            shared.blocked(&(), now).is_some()
+        };
+        if is_flood || self.change(|registry| Ok((one_more(registry), ()))).is_err() {
+            let mut registry = self.registry();
+            one_more(&registry).into_iter().for_each(|change| registry.apply(change));
+        }
     }
 
     /// Audits what somebody known was refused, named first in `details`; not more often than a person would try.
     pub fn audit_refusal(&self, event: &str, details: Details<'_>) {
         let who = details.first().map(|(_, who)| (*who).to_owned()).unwrap_or_default();
         let now = clock::now();
-        let mut told = locked(&self.limits.told);
+        let mut told = locked(&self.told);
         if told.blocked(&who, now).is_none() {
             told.failed(&who, now);
             drop(told);
@@ -159,52 +216,59 @@ impl Core {
         }
     }
 
-    /// For reading, and for presence, which no store keeps. Held for moments, never over I/O.
+    /// For reading, and for what is true though no store knows it yet. Held for moments, never over I/O.
     pub fn registry(&self) -> MutexGuard<'_, Registry> {
         locked(&self.registry)
     }
 
-    /// Decides on the registry as it is, writes the changes, and only then lets them be seen. Those who
-    /// change queue here, on the store's own lock; readers wait for nobody's disk.
+    /// Decides on the registry as it is and writes the changes; only then they are seen. If another hub was
+    /// first, decides again. Those who change queue here, on the store's own lock; readers wait for nobody.
     pub fn change<T>(
         &self,
-        decide: impl FnOnce(&Registry) -> std::result::Result<(Vec<Change>, T), Reply>,
+        mut decide: impl FnMut(&Registry) -> std::result::Result<(Vec<Change>, T), Reply>,
     ) -> std::result::Result<T, Reply> {
         let mut store = locked(&self.store);
-        let (changes, value) = decide(&self.registry())?;
-        if changes.is_empty() {
-            return Ok(value);
+        for attempt in 0..OVERTAKEN {
+            let (changes, value) = decide(&self.registry())?;
+            if changes.is_empty() {
+                return Ok(value);
+            }
+            match store.commit(changes) {
+                Ok(Outcome::Done) => return Ok(value),
+                // What the other one did may still be on its way here.
+                Ok(Outcome::Overtaken) => drop(self.stop.wait_for(PAUSE * attempt / OVERTAKEN)),
+                Err(error) => return Err(self.cannot_write(&error)),
+            }
         }
-        store.commit(&changes).map_err(|error| self.cannot_write(&error))?;
-        let records: Option<Vec<Record>> = {
-            let mut registry = self.registry();
-            changes.into_iter().for_each(|change| registry.apply(change));
-            store.wants_snapshot().then(|| registry.records().collect())
-        };
-        if let Some(records) = records
-            && let Err(error) = store.snapshot(records)
-        {
-            log::error!("the journal grows on: {error}");
-        }
-        Ok(value)
+        Err(self.cannot_write(&Error::new("other hubs were faster each time")))
     }
 
     fn cannot_write(&self, error: &Error) -> Reply {
         log::error!("a change was refused: {error}");
         self.counters.refused("store");
-        Reply::json(
-            503,
-            error_body(
-                "The hub cannot write to its data folder",
-                "Tell whoever runs the hub; nothing was changed",
+        let (what, hint) = match self.fleet {
+            None => {
+                ("The hub cannot write to its data folder", "Tell whoever runs the hub; nothing was changed")
+            }
+            Some(_) => (
+                "The hub cannot reach the store of its fleet, so nothing can be changed now",
+                "Try again in a moment; what runs goes on",
             ),
-        )
+        };
+        Reply::json(503, error_body(what, hint))
     }
 
     pub fn add_channel(&self, agent_id: &str, channel: AgentChannel) -> ChannelId {
-        let id = self.registry().open_channel(agent_id, clock::now());
+        let id = ChannelId(u64::from_ne_bytes(secret::bytes()));
+        self.registry().open_channel(id, agent_id, clock::now());
         locked(&self.channels).insert(id, channel);
         id
+    }
+
+    /// Has every agent look for another hub.
+    pub fn let_agents_go(&self) {
+        let channels: Vec<_> = locked(&self.channels).values().cloned().collect();
+        channels.iter().for_each(|channel| drop(channel.socket.shutdown(Shutdown::Both)));
     }
 
     pub fn channel(&self, id: ChannelId) -> Option<AgentChannel> {
@@ -224,9 +288,25 @@ impl Core {
 
     pub fn remove_channel(&self, id: ChannelId) {
         locked(&self.channels).remove(&id);
-        let gone = self.registry().close_channel(id);
-        for (service, presence) in gone {
-            self.close_tunnel(&service, presence.tunnel_port);
+        let held = {
+            let mut registry = self.registry();
+            registry.close_channel(id);
+            registry.held_by(id)
+        };
+        self.take_offline(id, |_| true);
+        held.iter().for_each(|online| self.close_tunnel(&online.service, true));
+    }
+
+    /// Takes those services offline that this channel still holds. Whether the store hears of it or not, they
+    /// are not here any more.
+    pub fn take_offline(&self, channel: ChannelId, which: impl Fn(&str) -> bool) {
+        let drops = |registry: &Registry| {
+            let held = registry.held_by(channel).into_iter().filter(|online| which(&online.service));
+            held.map(|online| Change::drop(Table::Online, &online.id)).collect::<Vec<_>>()
+        };
+        if self.change(|registry| Ok((drops(registry), ()))).is_err() {
+            let mut registry = self.registry();
+            drops(&registry).into_iter().for_each(|change| registry.apply(change));
         }
     }
 
@@ -252,31 +332,32 @@ impl Core {
         Some(port)
     }
 
-    /// Closes the tunnel of a service that is offline. Its port stays this service's until the range runs out of others.
-    pub fn close_tunnel(&self, service: &str, port: Option<u16>) {
-        let Some(port) = port else { return };
-        let closing = {
+    /// Closes the tunnel of a service that is offline here. Its port may stay this service's until the range
+    /// runs out of others.
+    pub fn close_tunnel(&self, service: &str, keep_port: bool) {
+        let closing: Vec<_> = {
             let mut tunnels = locked(&self.tunnels);
             // Another channel may have brought it online again in the meantime.
-            let is_offline = self.registry().presence(service).is_none();
-            tunnels
-                .get_mut(&port)
-                .filter(|tunnel| is_offline && tunnel.service == service)
-                .and_then(|tunnel| tunnel.open.take())
+            let registry = self.registry();
+            if registry.presence(service).is_some_and(|online| registry.is_here(online)) {
+                return;
+            }
+            drop(registry);
+            let its = |tunnel: &Tunnel| tunnel.service == service;
+            if keep_port {
+                tunnels.values_mut().filter(|tunnel| its(tunnel)).map(|tunnel| tunnel.open.take()).collect()
+            } else {
+                tunnels.extract_if(.., |_, tunnel| its(tunnel)).map(|(_, tunnel)| tunnel.open).collect()
+            }
         };
         drop(closing);
     }
 
-    pub fn forget_tunnel(&self, service: &str) {
-        let gone: Vec<Tunnel> = {
-            let mut tunnels = locked(&self.tunnels);
-            let is_offline = self.registry().presence(service).is_none();
-            tunnels
-                .extract_if(.., |_, tunnel| is_offline && tunnel.service == service)
-                .map(|(_, tunnel)| tunnel)
-                .collect()
-        };
-        drop(gone);
+    /// The ports on which services can be reached on this machine, by their ids.
+    pub fn tunnel_ports(&self) -> HashMap<String, u16> {
+        let tunnels = locked(&self.tunnels);
+        let open = tunnels.iter().filter(|(_, tunnel)| tunnel.open.is_some());
+        open.map(|(port, tunnel)| (tunnel.service.clone(), *port)).collect()
     }
 
     pub fn close_all_tunnels(&self) {

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 
 use super::access;
 use super::core::Core;
+use super::fleet::Fleet;
 use super::keys;
 use super::pages;
 use super::services;
@@ -74,6 +75,7 @@ const TABLE: [(&str, &str, Needs, Endpoint); 23] = [
 
 pub fn answer(core: &Core, request: &Request, visit: Visit) -> Reply {
     let routed = route(request).and_then(|(needs, endpoint, parts)| {
+        refuse_adrift(core, request)?;
         let principal = match needs {
             Needs::Nothing => Principal::Local,
             Needs::AnyKey | Needs::To(_) => access::authenticate(core, request, visit.address)?,
@@ -84,6 +86,18 @@ pub fn answer(core: &Core, request: &Request, visit: Visit) -> Reply {
         endpoint(&Call { core, request, principal, visit, parts })
     });
     routed.unwrap_or_else(|refusal| refusal)
+}
+
+/// A hub that has lost what the others still have sends everybody to them.
+pub fn refuse_adrift(core: &Core, request: &Request) -> Result<(), Reply> {
+    let is_adrift = core.fleet.as_ref().is_some_and(Fleet::is_adrift);
+    if !is_adrift || request.path == "/health" || access::is_local(core, request) {
+        return Ok(());
+    }
+    core.counters.refused("adrift");
+    let mut body = error_body("This hub is cut off from its fleet", "Use another hub of the fleet");
+    body["elsewhere"] = true.into();
+    Err(Reply::json(503, body))
 }
 
 /// For the hub's own command line when no hub runs: the data folder is the key.

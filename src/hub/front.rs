@@ -3,7 +3,6 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::net::TcpStream;
 use std::path::PathBuf;
@@ -21,6 +20,7 @@ use super::core::Core;
 use super::core::TunnelOpener;
 use super::endpoints;
 use super::endpoints::Visit;
+use super::fleet;
 use super::relay;
 use super::services;
 use crate::error::OrSay;
@@ -59,6 +59,7 @@ pub struct RunningHub {
     front: Arc<Front>,
     server: Option<Server>,
     sweeper: Option<JoinHandle<()>>,
+    member: Option<fleet::Member>,
     stop: Stop,
     note: PathBuf,
     _registration: Option<Registration>,
@@ -70,15 +71,17 @@ struct Front {
     opener: Option<TunnelOpener>,
 }
 
-/// Serves until `stop`. While it runs, `hub.json` in the data folder says how the hub's own command line
+/// Serves until `stop`, in a fleet as the hub at `url`. While it runs, `hub.json` in the data folder says how the hub's own command line
 /// reaches it.
 pub fn start(
     core: &Arc<Core>,
     listener: TcpListener,
     opener: Option<TunnelOpener>,
+    url: &str,
     stop: &Stop,
 ) -> Result<RunningHub> {
     let (stop, registration) = stop.child();
+    let member = fleet::join(core, url, &stop)?;
     let front = Arc::new(Front { tls: ca::base_config(&core.ca)?, core: Arc::clone(core), opener });
     let serving = Arc::clone(&front);
     let service = Service {
@@ -99,19 +102,14 @@ pub fn start(
     let how = json!({ "address": server.address().to_string(), "pin": core.ca.pin().to_string(), "token": core.local_token });
     files::write(&note, how.to_string().as_bytes())?;
     let sweeper = Some(sweeper.or_say(|| "Cannot start a thread")?);
-    Ok(RunningHub { front, server: Some(server), sweeper, stop, note, _registration: registration })
-}
-
-impl RunningHub {
-    pub fn address(&self) -> Option<SocketAddr> {
-        self.server.as_ref().map(Server::address)
-    }
+    Ok(RunningHub { front, server: Some(server), sweeper, member, stop, note, _registration: registration })
 }
 
 impl Drop for RunningHub {
     fn drop(&mut self) {
         self.stop.stop();
         let _ = files::remove(&self.note);
+        self.member = None;
         self.server = None;
         if let Some(sweeper) = self.sweeper.take() {
             let _ = sweeper.join();
@@ -214,7 +212,9 @@ impl Front {
     }
 
     fn agent(&self, mut conversation: Conversation, request: &Request, visit: Visit) {
-        let welcome = access::authenticate(&self.core, request, visit.address).and_then(|principal| {
+        let known = endpoints::refuse_adrift(&self.core, request)
+            .and_then(|()| access::authenticate(&self.core, request, visit.address));
+        let welcome = known.and_then(|principal| {
             access::allow(&self.core, &principal, Action::Expose)?;
             let relay = services::relay_address(request, visit.over_tls)?;
             Ok((principal, relay))

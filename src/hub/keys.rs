@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::access;
-use super::core::locked;
+use super::core::DEVICES as ASKED;
 use super::endpoints::Call;
 use super::endpoints::ok;
 use crate::model::access::Principal;
@@ -83,7 +83,7 @@ pub fn make(call: &Call<'_>) -> Result<Reply, Reply> {
                 error_body("There are too many keys", "Revoke some: connect hub key list"),
             ));
         }
-        Ok((vec![Change::Put(Record::Key(key))], ()))
+        Ok((vec![Change::Put(Record::Key(key.clone()))], ()))
     })?;
     call.core.audit.say("key.made", &[("key", &id), ("role", role.as_str()), ("by", call.principal.id())]);
     ok(201, &made)
@@ -105,14 +105,12 @@ pub fn revoke(call: &Call<'_>) -> Result<Reply, Reply> {
 pub fn ask_device(call: &Call<'_>) -> Result<Reply, Reply> {
     let asked: AskDevice = call.body()?;
     let now = clock::now();
-    {
-        let mut devices = locked(&call.core.limits.devices);
-        if let Some(seconds) = devices.blocked(&network_of(call.visit.address), now) {
-            call.core.counters.refused("too-many-devices");
-            return Err(access::too_many(seconds));
-        }
-        devices.failed(&network_of(call.visit.address), now);
+    let who = [network_of(call.visit.address).to_string()];
+    if let Some(seconds) = call.core.blocked(&ASKED, &who, now) {
+        call.core.counters.refused("too-many-devices");
+        return Err(access::too_many(seconds));
     }
+    call.core.failed(&ASKED, &who, now);
     let letters = crate::model::code::Code::make(|| secret::bytes::<1>()[0]).as_str().to_ascii_uppercase();
     let code = format!("{}-{}", &letters[..4], &letters[4..]);
     let secret = secret::secret();
@@ -131,7 +129,7 @@ pub fn ask_device(call: &Call<'_>) -> Result<Reply, Reply> {
                 error_body("Too many logins wait for approval", "Try again in a quarter of an hour"),
             ));
         }
-        Ok((vec![Change::Put(Record::Device(device))], ()))
+        Ok((vec![Change::Put(Record::Device(device.clone()))], ()))
     })?;
     call.core.audit.say(
         "device.asked",
@@ -174,7 +172,7 @@ pub fn device_state(call: &Call<'_>) -> Result<Reply, Reply> {
     let id = key.id.clone();
     // The code is used up by the same change that makes the key.
     call.core.change(|registry| match registry.device(&device.code, now) {
-        Some(_) => Ok((vec![Change::Put(Record::Key(key)), Change::drop(Table::Device, &device.code)], ())),
+        Some(_) => Ok((vec![Change::Put(Record::Key(key.clone())), Change::drop(Table::Device, &device.code)], ())),
         None => Err(unknown()),
     })?;
     call.core.audit.say("key.made", &[("key", &id), ("by", "device"), ("label", &device.label)]);
@@ -205,7 +203,8 @@ pub fn approve(call: &Call<'_>, code: &str, asked: &ApproveDevice) -> Result<Str
             )
         })?;
         let label = device.label.clone();
-        Ok((vec![Change::Put(Record::Device(Device { approved: Some(approval), ..device }))], label))
+        let approved = Some(approval.clone());
+        Ok((vec![Change::Put(Record::Device(Device { approved, ..device }))], label))
     })?;
     call.core
         .audit

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use super::carry;
 use super::core::Core;
 use super::sessions::Half;
 use super::sessions::Met;
@@ -26,6 +27,9 @@ const MEETING: Duration = Duration::from_secs(10);
 /// Serves one end of a session to its end. A refusal comes back, to be answered.
 pub fn serve(core: &Core, stream: Duplex, request: &Request) -> Result<(), (Reply, Duplex)> {
     let ticket = request.field("x-ticket").unwrap_or_default();
+    if let Some(carried) = carry::redeem(core, ticket) {
+        return carry_on(core, stream, &carried);
+    }
     let (socket, early) = match stream.into_plain() {
         Ok(plain) => plain,
         Err(stream) => {
@@ -77,6 +81,21 @@ pub fn serve(core: &Core, stream: Duplex, request: &Request) -> Result<(), (Repl
     log::debug!("relaying {session}");
     let _ = socket.set_read_timeout(None).and_then(|()| socket.set_write_timeout(None));
     pump(core, [&socket, &partner], &early, &open, mine_is_joiner);
+    Ok(())
+}
+
+/// The agent is at another hub.
+fn carry_on(core: &Core, mut near: Duplex, carried: &carry::Carried) -> Result<(), (Reply, Duplex)> {
+    let (far, _cut) = match carry::dial_relay(core, carried) {
+        Ok(far) => far,
+        Err(reply) => return Err((reply, near)),
+    };
+    let mut hello = Vec::new();
+    Reply::switching(RELAY_UPGRADE).write_into(&mut hello, true, false);
+    let _ = near.socket.set_read_timeout(None).and_then(|()| near.socket.set_write_timeout(None));
+    if near.writer.write_all(&hello).is_ok() {
+        carry::pump(near, far);
+    }
     Ok(())
 }
 

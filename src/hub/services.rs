@@ -1,10 +1,12 @@
 //! Health, services, agents, and asking for a session.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::time::Duration;
 
+use super::carry;
 use super::core::AgentChannel;
-use super::core::locked;
+use super::core::CODES;
 use super::endpoints::Call;
 use super::endpoints::ok;
 use super::keys::clean_label;
@@ -45,6 +47,7 @@ pub fn health(call: &Call<'_>) -> Result<Reply, Reply> {
             status: "ok".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             uptime_seconds: call.core.started.elapsed().as_secs(),
+            store: call.core.fleet.as_ref().map(|fleet| if fleet.replica.is_away() { "away" } else { "ok" }.into()),
         },
     )
 }
@@ -52,9 +55,10 @@ pub fn health(call: &Call<'_>) -> Result<Reply, Reply> {
 #[allow(clippy::unnecessary_wraps)] // It is an endpoint like the others.
 pub fn metrics(call: &Call<'_>) -> Result<Reply, Reply> {
     let core = call.core;
-    let (agents, services, online) = {
+    let (agents, services, online, hubs) = {
         let registry = core.registry();
-        (registry.channel_count(), registry.service_count(), registry.online_count())
+        let hubs = registry.hubs().count();
+        (registry.channel_count(), registry.service_count(), registry.online().count(), hubs)
     };
     let totals = core.sessions.totals();
     let mut text = String::new();
@@ -65,6 +69,10 @@ pub fn metrics(call: &Call<'_>) -> Result<Reply, Reply> {
     line("agents", "gauge", agents as u64);
     line("services", "gauge", services as u64);
     line("services_online", "gauge", online as u64);
+    if let Some(fleet) = &core.fleet {
+        line("hubs", "gauge", hubs as u64);
+        line("store_up", "gauge", u64::from(!fleet.replica.is_away()));
+    }
     line("sessions_open", "gauge", totals.open);
     line("sessions_total", "counter", totals.opened);
     let _ = writeln!(
@@ -84,29 +92,35 @@ pub fn whoami(call: &Call<'_>) -> Result<Reply, Reply> {
         Principal::Key { role, .. } => Some(*role),
         Principal::Link { .. } | Principal::Local => None,
     };
-    ok(200, &WhoAmI { label: call.principal.label().into(), role, workspace: call.workspace().into() })
+    ok(200, &WhoAmI { label: call.principal.label().into(), role, workspace: call.workspace().into(), hubs: hubs(call) })
+}
+
+/// Where else this fleet can be reached.
+pub fn hubs(call: &Call<'_>) -> Vec<String> {
+    call.core.registry().hubs().map(|hub| hub.url.clone()).collect()
 }
 
 pub fn list(call: &Call<'_>) -> Result<Reply, Reply> {
     let wanted = call.request.parameter("name");
+    let ports = call.core.tunnel_ports();
     let registry = call.core.registry();
     let services = registry
         .services(call.workspace())
         .filter(|service| wanted.is_none_or(|name| service.name.as_str() == name));
-    let mut services: Vec<ServiceInfo> = services.map(|service| describe(&registry, service)).collect();
+    let mut services: Vec<ServiceInfo> = 
+        services.map(|service| describe(&registry, &ports, service)).collect();
     drop(registry);
     services.sort_by(|a, b| a.name.cmp(&b.name).then(a.created_at.cmp(&b.created_at)));
     ok(200, &services)
 }
 
-fn describe(registry: &Registry, service: &Service) -> ServiceInfo {
-    let presence = registry.presence(&service.id);
+fn describe(registry: &Registry, ports: &HashMap<String, u16>, service: &Service) -> ServiceInfo {
     ServiceInfo {
         id: service.id.clone(),
         name: service.name.clone(),
         target_port: service.target_port,
-        tunnel_port: presence.and_then(|presence| presence.tunnel_port),
-        status: Status::of(presence.is_some()),
+        tunnel_port: ports.get(&service.id).copied(),
+        status: Status::of(registry.presence(&service.id).is_some()),
         protocol: service.protocol,
         agent_id: service.agent_id.clone(),
         agent_label: registry.agent(&service.agent_id).map(|agent| agent.label.clone()).unwrap_or_default(),
@@ -131,6 +145,7 @@ fn agent_info(registry: &Registry, agent: &Agent) -> AgentInfo {
         fingerprint: agent.fingerprint,
         services: registry.service_count_of(&agent.id),
         connected_at,
+        hubs: Vec::new(),
     }
 }
 
@@ -171,7 +186,7 @@ pub fn register(call: &Call<'_>) -> Result<Reply, Reply> {
             &[("agent", &info.id), ("label", &info.label), ("by", call.principal.id())],
         );
     }
-    ok(200, &info)
+    ok(200, &AgentInfo { hubs: hubs(call), ..info })
 }
 
 /// An agent's id belongs to its identity, its workspace, and to the key that registered it for as long as
@@ -212,7 +227,16 @@ fn may_speak_for(
 pub fn open_session(call: &Call<'_>) -> Result<Reply, Reply> {
     let asked: AskSession = call.body()?;
     let (service, share) = asked_for(call, &asked)?;
-    let (channel, agent) = whose(call, &service)?;
+    let (channel, agent) = match whose(call, &service)? {
+        Whose::Here(channel, agent) => (channel, agent),
+        Whose::At(hub) if asked.carry => return carry::ask(call, &asked, &service, &hub),
+        Whose::At(hub) => {
+            let what = format!("The agent of {} is at another hub", service.name);
+            let mut body = error_body(&what, &format!("Ask {hub}"));
+            body["hub"] = hub.into();
+            return Err(Reply::json(421, body));
+        }
+    };
     let (session, ticket, agents_ticket) = (secret::id("ses"), secret::secret(), secret::secret());
     let pending = Pending {
         session: session.clone(),
@@ -270,20 +294,31 @@ fn asked_for(call: &Call<'_>, asked: &AskSession) -> Result<(Service, Option<Str
     Ok((by_id.or_else(named).cloned().ok_or_else(no_such_service)?, None))
 }
 
-/// The agent behind a service, and its channel, when it is here.
-fn whose(call: &Call<'_>, service: &Service) -> Result<(AgentChannel, Agent), Reply> {
-    let (channel, agent) = {
+/// Where the agent behind a service is.
+enum Whose {
+    Here(AgentChannel, Agent),
+    At(String),
+}
+
+fn whose(call: &Call<'_>, service: &Service) -> Result<Whose, Reply> {
+    let (online, agent, me) = {
         let registry = call.core.registry();
-        let channel = registry.presence(&service.id).map(|presence| presence.channel);
-        (channel, registry.agent(&service.agent_id).cloned())
+        let agent = registry.agent(&service.agent_id).cloned();
+        (registry.presence(&service.id).cloned(), agent, registry.me.clone())
     };
-    channel.and_then(|id| call.core.channel(id)).zip(agent).ok_or_else(|| {
+    if let Some(online) = &online
+        && online.hub != me
+    {
+        return Ok(Whose::At(online.hub.clone()));
+    }
+    let channel = online.and_then(|online| call.core.channel(online.channel));
+    channel.zip(agent).map(|(channel, agent)| Whose::Here(channel, agent)).ok_or_else(|| {
         call.core.counters.refused("offline");
         offline(service)
     })
 }
 
-fn offline(service: &Service) -> Reply {
+pub fn offline(service: &Service) -> Reply {
     let hint = "Its agent is not connected; start it there: connect expose";
     Reply::json(503, error_body(&format!("{} is offline", service.name), hint))
 }
@@ -322,26 +357,17 @@ pub fn sweep(core: &super::core::Core) {
 
 pub const SWEEP: Duration = Duration::from_millis(500);
 
-/// Counts a wrong share code and audits it; says when there were too many before.
+/// Says when there were too many wrong share codes before.
 pub fn guess_allowed(call: &Call<'_>) -> Result<(), Reply> {
-    let now = clock::now();
-    let codes = locked(&call.core.limits.codes);
-    let blocked = guess_keys(call).iter().filter_map(|key| codes.blocked(key, now)).max();
-    drop(codes);
-    match blocked {
-        Some(seconds) => {
-            call.core.counters.refused("too-many-codes");
-            Err(super::access::too_many(seconds))
-        }
-        None => Ok(()),
-    }
+    call.core.blocked(&CODES, &guess_keys(call), clock::now()).map_or(Ok(()), |seconds| {
+        call.core.counters.refused("too-many-codes");
+        Err(super::access::too_many(seconds))
+    })
 }
 
+/// Counts a wrong share code and audits it.
 pub fn guess_failed(call: &Call<'_>) {
-    let now = clock::now();
-    let mut codes = locked(&call.core.limits.codes);
-    guess_keys(call).iter().for_each(|key| codes.failed(key, now));
-    drop(codes);
+    call.core.failed(&CODES, &guess_keys(call), clock::now());
     call.core.counters.refused("share");
     call.core
         .audit

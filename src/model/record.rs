@@ -1,5 +1,5 @@
-//! What the hub remembers over a restart, and the two changes that there are: a record is put, a record
-//! is dropped. Both stores write exactly these.
+//! What the hub remembers, and the two changes that there are: a record is put, a record is dropped. Both
+//! stores write exactly these. Some records last over a restart; the others say who is here now.
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -133,6 +133,45 @@ pub struct Approval {
     pub workspace: String,
 }
 
+/// A service that is here now. Its id is its name, so that of two agents only one has it, at whichever hub.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Online {
+    /// See `online_id`.
+    pub id: String,
+    pub service: String,
+    pub agent_id: String,
+    /// The hub that holds the agent's control channel.
+    pub hub: String,
+    pub channel: ChannelId,
+    pub since: Time,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ChannelId(pub u64);
+
+pub fn online_id(workspace: &str, name: &Name) -> String {
+    format!("{workspace}.{name}")
+}
+
+/// A hub of the fleet that is here now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// How clients come to it: `https://host:port`. No two hubs have the same.
+    pub url: String,
+    /// The process, so that a second hub by the same address is noticed.
+    pub instance: String,
+}
+
+/// Failed tries of somebody within a window of time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tries {
+    pub who: String,
+    pub count: u32,
+    /// When the window ends, and the count with it.
+    pub until: Time,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Record {
@@ -141,6 +180,9 @@ pub enum Record {
     Service(Service),
     Share(Share),
     Device(Device),
+    Online(Online),
+    Hub(Peer),
+    Tries(Tries),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -151,6 +193,32 @@ pub enum Table {
     Service,
     Share,
     Device,
+    Online,
+    Hub,
+    Tries,
+}
+
+impl Table {
+    pub const ALL: [(Self, &str); 8] = [
+        (Self::Key, "key"),
+        (Self::Agent, "agent"),
+        (Self::Service, "service"),
+        (Self::Share, "share"),
+        (Self::Device, "device"),
+        (Self::Online, "online"),
+        (Self::Hub, "hub"),
+        (Self::Tries, "tries"),
+    ];
+
+    /// Whether its records outlive the hub that made them.
+    pub fn lasts(self) -> bool {
+        !matches!(self, Self::Online | Self::Hub | Self::Tries)
+    }
+
+    /// Whether its records end with the hub that made them.
+    pub fn is_presence(self) -> bool {
+        matches!(self, Self::Online | Self::Hub)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -169,6 +237,9 @@ impl Record {
             Self::Service(_) => Table::Service,
             Self::Share(_) => Table::Share,
             Self::Device(_) => Table::Device,
+            Self::Online(_) => Table::Online,
+            Self::Hub(_) => Table::Hub,
+            Self::Tries(_) => Table::Tries,
         }
     }
 
@@ -179,6 +250,9 @@ impl Record {
             Self::Service(service) => &service.id,
             Self::Share(share) => &share.id,
             Self::Device(device) => &device.code,
+            Self::Online(online) => &online.id,
+            Self::Hub(hub) => &hub.url,
+            Self::Tries(tries) => &tries.who,
         }
     }
 }
@@ -186,6 +260,14 @@ impl Record {
 impl Change {
     pub fn drop(table: Table, id: &str) -> Self {
         Self::Drop { table, id: id.to_owned() }
+    }
+
+    /// Of which record.
+    pub fn key(&self) -> (Table, &str) {
+        match self {
+            Self::Put(record) => (record.table(), record.id()),
+            Self::Drop { table, id } => (*table, id),
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! Everything the hub knows: the records that its store keeps, and which agents are here now.
 //!
 //! Presence hangs on channels: an agent may have several control channels at once (one for each process
-//! that exposes something), a service belongs to the channel that exposed it last, and only the end of
-//! that very channel takes the service offline.
+//! that exposes something), a service belongs to the channel that exposed it last, at this hub or another of
+//! the fleet, and only the end of that very channel takes the service offline.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -10,27 +10,27 @@ use std::collections::HashMap;
 use super::access::Principal;
 use super::record::Agent;
 use super::record::Change;
+use super::record::ChannelId;
 use super::record::Device;
 use super::record::Key;
+use super::record::Online;
+use super::record::Peer;
 use super::record::Record;
 use super::record::Service;
 use super::record::Share;
 use super::record::Table;
+use super::record::Tries;
+use super::record::online_id;
 use super::time::Time;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ChannelId(pub u64);
+/// How many different callers' failed tries are remembered. A flood from more addresses than this is
+/// forgotten by its oldest windows first, so memory stays bounded.
+const REMEMBERED: usize = 10_000;
 
 #[derive(Clone, Debug)]
 struct Channel {
     agent_id: String,
     since: Time,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Presence {
-    pub channel: ChannelId,
-    pub tunnel_port: Option<u16>,
 }
 
 #[derive(Debug, Default)]
@@ -43,9 +43,13 @@ pub struct Registry {
     key_by_hash: HashMap<String, String>,
     share_by_code: HashMap<String, String>,
     share_by_link: HashMap<String, String>,
+    online: HashMap<String, Online>,
+    hubs: BTreeMap<String, Peer>,
+    tries: HashMap<String, Tries>,
+    /// This hub's own control channels.
     channels: BTreeMap<ChannelId, Channel>,
-    online: HashMap<String, Presence>,
-    last_channel: u64,
+    /// What the others know this hub by; alone, it has no name.
+    pub me: String,
 }
 
 impl Registry {
@@ -73,6 +77,15 @@ impl Registry {
                 self.shares.insert(share.id.clone(), share);
             }
             Record::Device(device) => drop(self.devices.insert(device.code.clone(), device)),
+            Record::Online(online) => drop(self.online.insert(online.id.clone(), online)),
+            Record::Hub(hub) => drop(self.hubs.insert(hub.url.clone(), hub)),
+            Record::Tries(tries) => {
+                if self.tries.len() >= REMEMBERED && !self.tries.contains_key(&tries.who) {
+                    let oldest = self.tries.values().map(|one| one.until).min();
+                    self.tries.retain(|_, one| Some(one.until) != oldest);
+                }
+                self.tries.insert(tries.who.clone(), tries);
+            }
         }
     }
 
@@ -81,12 +94,12 @@ impl Registry {
         match table {
             Table::Key => drop(self.keys.remove(id)),
             Table::Agent => drop(self.agents.remove(id)),
-            Table::Service => {
-                self.services.remove(id);
-                self.online.remove(id);
-            }
+            Table::Service => drop(self.services.remove(id)),
             Table::Share => drop(self.shares.remove(id)),
             Table::Device => drop(self.devices.remove(id)),
+            Table::Online => drop(self.online.remove(id)),
+            Table::Hub => drop(self.hubs.remove(id)),
+            Table::Tries => drop(self.tries.remove(id)),
         }
     }
 
@@ -99,17 +112,20 @@ impl Registry {
             }
             Table::Share => {
                 if let Some(share) = self.shares.get(id) {
-                    self.share_by_code.remove(&share.code_hash);
+                    // The code of a share that has expired may be another's by now.
+                    if self.share_by_code.get(&share.code_hash).is_some_and(|owner| owner == id) {
+                        self.share_by_code.remove(&share.code_hash);
+                    }
                     if let Some(hash) = &share.link_hash {
                         self.share_by_link.remove(hash);
                     }
                 }
             }
-            Table::Agent | Table::Service | Table::Device => {}
+            _ => {}
         }
     }
 
-    /// Every record, in the order in which a snapshot lists them.
+    /// Every record that lasts, in the order in which a snapshot lists them.
     pub fn records(&self) -> impl Iterator<Item = Record> + '_ {
         let keys = self.keys.values().cloned().map(Record::Key);
         let agents = self.agents.values().cloned().map(Record::Agent);
@@ -123,8 +139,10 @@ impl Registry {
     pub fn expired(&self, now: Time) -> Vec<Change> {
         let shares = self.shares.values().filter(|share| !self.share_is_live(share, now));
         let devices = self.devices.values().filter(|device| now >= device.expires_at);
+        let tries = self.tries.values().filter(|tries| now >= tries.until);
         let shares = shares.map(|share| Change::drop(Table::Share, &share.id));
-        shares.chain(devices.map(|device| Change::drop(Table::Device, &device.code))).collect()
+        let devices = devices.map(|device| Change::drop(Table::Device, &device.code));
+        shares.chain(devices).chain(tries.map(|tries| Change::drop(Table::Tries, &tries.who))).collect()
     }
 
     pub fn keys(&self) -> impl Iterator<Item = &Key> {
@@ -165,7 +183,7 @@ impl Registry {
     /// The service of that name; where two agents have had it, the one that is online.
     pub fn service_named(&self, workspace: &str, name: &str) -> Option<&Service> {
         let named = self.services(workspace).filter(|service| service.name.as_str() == name);
-        named.max_by_key(|service| (self.online.contains_key(&service.id), service.created_at))
+        named.max_by_key(|service| (self.presence(&service.id).is_some(), service.created_at))
     }
 
     pub fn services_of(&self, agent_id: &str) -> impl Iterator<Item = &Service> {
@@ -194,6 +212,15 @@ impl Registry {
         self.share(self.share_by_code.get(code_hash)?, now)
     }
 
+    /// The share that had this code last, live or not.
+    pub fn code_owner(&self, code_hash: &str) -> Option<&str> {
+        self.share_by_code.get(code_hash).map(String::as_str)
+    }
+
+    pub fn any_share(&self, id: &str) -> Option<&Share> {
+        self.shares.get(id)
+    }
+
     pub fn share_by_link(&self, link_hash: &str, now: Time) -> Option<&Share> {
         self.share(self.share_by_link.get(link_hash)?, now)
     }
@@ -206,49 +233,60 @@ impl Registry {
         self.devices.get(code).filter(|device| now < device.expires_at)
     }
 
-    pub fn open_channel(&mut self, agent_id: &str, now: Time) -> ChannelId {
-        self.last_channel += 1;
-        let id = ChannelId(self.last_channel);
+    pub fn tries(&self, who: &str, now: Time) -> Option<&Tries> {
+        self.tries.get(who).filter(|tries| now < tries.until)
+    }
+
+    pub fn hubs(&self) -> impl Iterator<Item = &Peer> {
+        self.hubs.values()
+    }
+
+    pub fn open_channel(&mut self, id: ChannelId, agent_id: &str, now: Time) {
         self.channels.insert(id, Channel { agent_id: agent_id.to_owned(), since: now });
-        id
     }
 
-    /// The service is online by this channel, whoever had it before.
-    pub fn bring_online(&mut self, service_id: &str, presence: Presence) {
-        self.online.insert(service_id.to_owned(), presence);
-    }
-
-    pub fn presence(&self, service_id: &str) -> Option<Presence> {
-        self.online.get(service_id).copied()
-    }
-
-    /// Takes one service offline, if this channel is still the one that holds it.
-    pub fn take_offline(&mut self, service_id: &str, channel: ChannelId) -> Option<Presence> {
-        let held = self.online.get(service_id).filter(|presence| presence.channel == channel).copied();
-        if held.is_some() {
-            self.online.remove(service_id);
-        }
-        held
-    }
-
-    /// Ends a channel: what it still held goes offline, and nothing that another channel took over.
-    pub fn close_channel(&mut self, channel: ChannelId) -> Vec<(String, Presence)> {
+    pub fn close_channel(&mut self, channel: ChannelId) {
         self.channels.remove(&channel);
-        let held = self.online.extract_if(|_, presence| presence.channel == channel);
-        held.collect()
+    }
+
+    pub fn has_channel(&self, channel: ChannelId) -> bool {
+        self.channels.contains_key(&channel)
+    }
+
+    /// Where the service is online.
+    pub fn presence(&self, service_id: &str) -> Option<&Online> {
+        let service = self.services.get(service_id)?;
+        let online = self.online.get(&online_id(&service.workspace, &service.name))?;
+        Some(online).filter(|online| online.service == service_id)
+    }
+
+    pub fn online(&self) -> impl Iterator<Item = &Online> {
+        self.online.values()
+    }
+
+    pub fn online_by_id(&self, id: &str) -> Option<&Online> {
+        self.online.get(id)
+    }
+
+    pub fn is_here(&self, online: &Online) -> bool {
+        online.hub == self.me
+    }
+
+    /// What this channel still holds, and nothing that another took over.
+    pub fn held_by(&self, channel: ChannelId) -> Vec<Online> {
+        let held = self.online.values().filter(|online| self.is_here(online) && online.channel == channel);
+        held.cloned().collect()
     }
 
     /// When the agent's oldest channel opened; `None` when it has none.
     pub fn connected_since(&self, agent_id: &str) -> Option<Time> {
-        self.channels.values().find(|channel| channel.agent_id == agent_id).map(|channel| channel.since)
+        let here = self.channels.values().filter(|channel| channel.agent_id == agent_id);
+        let online = self.online.values().filter(|online| online.agent_id == agent_id);
+        here.map(|channel| channel.since).chain(online.map(|online| online.since)).min()
     }
 
     pub fn channel_count(&self) -> usize {
         self.channels.len()
-    }
-
-    pub fn online_count(&self) -> usize {
-        self.online.len()
     }
 
     pub fn service_count(&self) -> usize {
@@ -279,21 +317,28 @@ mod tests {
         }))
     }
 
-    fn presence(channel: ChannelId) -> Presence {
-        Presence { channel, tunnel_port: None }
+    fn online(service: &str, agent: &str, channel: u64) -> Change {
+        Change::Put(Record::Online(Online {
+            id: "default.db".into(),
+            service: service.into(),
+            agent_id: agent.into(),
+            hub: String::new(),
+            channel: ChannelId(channel),
+            since: now(),
+        }))
     }
 
     #[test]
     fn a_late_end_of_an_old_channel_leaves_its_successor_alone() {
         let mut registry = Registry::default();
         registry.apply(service("svc_1", "agent_1"));
-        let (old, new) = (registry.open_channel("agent_1", now()), registry.open_channel("agent_1", now()));
-        registry.bring_online("svc_1", presence(old));
-        registry.bring_online("svc_1", presence(new));
-        assert_eq!(registry.close_channel(old), []);
-        assert_eq!(registry.take_offline("svc_1", old), None);
-        assert_eq!(registry.presence("svc_1"), Some(presence(new)));
-        assert_eq!(registry.close_channel(new), [("svc_1".to_owned(), presence(new))]);
+        registry.apply(online("svc_1", "agent_1", 1));
+        registry.apply(online("svc_1", "agent_1", 2));
+        assert_eq!(registry.held_by(ChannelId(1)), []);
+        assert_eq!(registry.presence("svc_1").unwrap().channel, ChannelId(2));
+        for held in registry.held_by(ChannelId(2)) {
+            registry.apply(Change::drop(Table::Online, &held.id));
+        }
         assert_eq!(registry.presence("svc_1"), None);
         assert_eq!(registry.connected_since("agent_1"), None);
     }
@@ -304,12 +349,54 @@ mod tests {
         registry.apply(service("svc_1", "agent_1"));
         registry.apply(service("svc_2", "agent_2"));
         for (agent, id) in [("agent_1", "svc_1"), ("agent_2", "svc_2")] {
-            let channel = registry.open_channel(agent, now());
-            registry.bring_online(id, presence(channel));
+            registry.apply(online(id, agent, 1));
             assert_eq!(registry.service_named("default", "db").unwrap().id, id);
-            registry.close_channel(channel);
         }
         assert!(registry.service_named("other", "db").is_none());
+    }
+
+    #[test]
+    fn what_another_hub_took_over_is_not_held_by_the_old_one() {
+        let mut registry = Registry { me: "https://a".into(), ..Registry::default() };
+        registry.apply(service("svc_1", "agent_1"));
+        registry.apply(online("svc_1", "agent_1", 1));
+        assert_eq!(registry.held_by(ChannelId(1)), []);
+        assert!(!registry.is_here(registry.presence("svc_1").unwrap()));
+    }
+
+    #[test]
+    fn a_code_that_an_expired_share_had_stays_with_its_new_owner() {
+        let mut registry = Registry::default();
+        let share = |id: &str| Share {
+            id: id.into(),
+            code_hash: "code".into(),
+            link_hash: None,
+            join_secret: String::new(),
+            name: String::new(),
+            workspace: "default".into(),
+            key: Principal::Local.id().into(),
+            agent_id: "agent_1".into(),
+            services: Vec::new(),
+            created_at: now(),
+            expires_at: Time::from_unix(2000),
+            max_joins: None,
+            join_count: 0,
+            joins: Vec::new(),
+        };
+        registry.apply(Change::Put(Record::Share(share("old"))));
+        registry.apply(Change::Put(Record::Share(share("new"))));
+        registry.apply(Change::drop(Table::Share, "old"));
+        assert_eq!(registry.share_by_code("code", now()).unwrap().id, "new");
+    }
+
+    #[test]
+    fn a_flood_of_failed_tries_does_not_grow_without_end() {
+        let mut registry = Registry::default();
+        for caller in 0..50_000_u32 {
+            let until = Time::from_unix(2000 + u64::from(caller / 1000));
+            registry.apply(Change::Put(Record::Tries(Tries { who: caller.to_string(), count: 1, until })));
+        }
+        assert!(registry.tries.len() <= REMEMBERED && registry.tries("49999", now()).is_some());
     }
 
     #[test]

@@ -209,6 +209,25 @@ pub struct Ask<'a> {
 
 /// Sends one request and reads its answer. Bytes behind the answer come back with it.
 pub fn exchange(stream: &mut Duplex, ask: &Ask<'_>, deadline: Instant) -> io::Result<(Answer, Vec<u8>)> {
+    let (mut answer, mut walker, mut buffer) = begin(stream, ask, deadline)?;
+    let read = read_body(stream, &mut buffer, &mut walker, ANSWER_LIMIT, deadline);
+    answer.body = read.map_err(|trouble| match trouble {
+        BodyTrouble::Io(error) => error,
+        BodyTrouble::Bad(_, reason) => invalid(reason),
+    })?;
+    Ok((answer, buffer))
+}
+
+fn invalid(reason: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, reason)
+}
+
+/// Sends one request and reads the head of its answer, and what came with it.
+fn begin(
+    stream: &mut Duplex,
+    ask: &Ask<'_>,
+    deadline: Instant,
+) -> io::Result<(Answer, BodyWalker, Vec<u8>)> {
     let mut out = format!("{} {} HTTP/1.1\r\nHost: {}\r\n", ask.method, ask.path, ask.host);
     for (name, value) in ask.fields {
         // A ticket is the hub's word and a key the user's; neither may begin a line of its own.
@@ -227,22 +246,47 @@ pub fn exchange(stream: &mut Duplex, ask: &Ask<'_>, deadline: Instant) -> io::Re
     stream.writer.write_all(&out)?;
     let mut buffer = Vec::new();
     loop {
-        let parsed = head::parse_response(&buffer);
-        if let Some(head) = parsed.map_err(|bad| io::Error::new(io::ErrorKind::InvalidData, bad.reason()))? {
-            let mut answer = Answer::from_head(&head);
-            let body = response_body(ask.method, &head);
-            let body = body.map_err(|bad| io::Error::new(io::ErrorKind::InvalidData, bad.reason()))?;
+        if let Some(head) = head::parse_response(&buffer).map_err(|bad| invalid(bad.reason()))? {
+            let answer = Answer::from_head(&head);
+            let body = response_body(ask.method, &head).map_err(|bad| invalid(bad.reason()))?;
             buffer.drain(..head.length);
-            let mut walker = BodyWalker::new(body);
-            let read = read_body(stream, &mut buffer, &mut walker, ANSWER_LIMIT, deadline);
-            answer.body = read.map_err(|trouble| match trouble {
-                BodyTrouble::Io(error) => error,
-                BodyTrouble::Bad(_, reason) => io::Error::new(io::ErrorKind::InvalidData, reason),
-            })?;
-            return Ok((answer, buffer));
+            return Ok((answer, BodyWalker::new(body), buffer));
         }
         if read_more(stream, &mut buffer, deadline)? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+/// An answer that goes on and on, read line by line.
+pub struct Lines {
+    stream: Duplex,
+    walker: BodyWalker,
+    buffer: Vec<u8>,
+    content: Vec<u8>,
+}
+
+impl Lines {
+    pub fn ask(mut stream: Duplex, ask: &Ask<'_>, deadline: Instant) -> io::Result<(u16, Self)> {
+        let (answer, walker, buffer) = begin(&mut stream, ask, deadline)?;
+        Ok((answer.status, Self { stream, walker, buffer, content: Vec::new() }))
+    }
+
+    /// The next line, without its end; `None` when the answer has ended.
+    pub fn next(&mut self, deadline: Instant) -> io::Result<Option<Vec<u8>>> {
+        let mut searched = 0;
+        loop {
+            let collected = self.walker.collect(&self.buffer, &mut self.content, ANSWER_LIMIT);
+            let used = collected.map_err(|bad| invalid(bad.reason()))?;
+            self.buffer.drain(..used);
+            if let Some(at) = self.content[searched..].iter().position(|byte| *byte == b'\n') {
+                let line = self.content.drain(..=searched + at);
+                return Ok(Some(line.take(searched + at).collect()));
+            }
+            searched = self.content.len();
+            if self.walker.ended() || read_more(&mut self.stream, &mut self.buffer, deadline)? == 0 {
+                return Ok(None);
+            }
         }
     }
 }

@@ -57,34 +57,47 @@ impl Authority {
     /// Loads the CA from `folder`, or makes it. The key is private before the certificate exists.
     pub fn load_or_make(folder: &Path, terms: Terms) -> Result<Self> {
         let (key_file, certificate_file) = (folder.join("ca.key"), folder.join("ca.crt"));
-        let damaged = |path: &Path, error: &dyn fmt::Display| {
-            Error::new(format!("{} is damaged: {error}", path.display())).hint(terms.when_damaged)
-        };
         let cannot = || format!("Cannot make {}", terms.title);
         let key = match files::read_text(&key_file)? {
-            Some(pem) => KeyPair::from_pem(&pem).map_err(|error| damaged(&key_file, &error))?,
+            Some(pem) => pem,
             None => {
-                let key = new_key(cannot)?;
-                files::write(&key_file, key.serialize_pem().as_bytes())?;
-                key
+                let pem = new_key(cannot)?.serialize_pem();
+                files::write(&key_file, pem.as_bytes())?;
+                pem
             }
         };
         let stored = files::read(&certificate_file)?;
         let is_new = stored.is_none();
         let certificate = match stored {
-            Some(pem) => {
-                CertificateDer::from_pem_slice(&pem).map_err(|error| damaged(&certificate_file, &error))?
-            }
+            Some(pem) => pem,
             None => {
+                let key = KeyPair::from_pem(&key).map_err(|error| damaged(&key_file, &terms, &error))?;
                 let made = (terms.root)(&key).and_then(|params| params.self_signed(&key)).or_say(cannot)?;
                 files::write(&certificate_file, made.pem().as_bytes())?;
-                made.der().clone()
+                made.pem().into_bytes()
             }
         };
+        Self::of(&key, &certificate, [&key_file, &certificate_file], terms, is_new)
+    }
+
+    /// From PEM that came from elsewhere; `at` are its names in messages.
+    pub fn of(key: &str, certificate: &[u8], at: [&Path; 2], terms: Terms, is_new: bool) -> Result<Self> {
+        let cannot = || format!("Cannot make {}", terms.title);
+        let key = KeyPair::from_pem(key).map_err(|error| damaged(at[0], &terms, &error))?;
+        let certificate = CertificateDer::from_pem_slice(certificate)
+            .map_err(|error| damaged(at[1], &terms, &error))?;
         // The stored certificate has the same name and key as these parameters; leaves are signed by them.
         let issuer = Issuer::new((terms.root)(&key).or_say(cannot)?, key);
         let leaf_key = new_key(cannot)?;
         Ok(Self { certificate, is_new, terms, issuer, leaf_key, leaves: Mutex::default() })
+    }
+
+    /// A new key and its certificate, as PEM.
+    pub fn make(terms: &Terms) -> Result<(String, String)> {
+        let cannot = || format!("Cannot make {}", terms.title);
+        let key = new_key(cannot)?;
+        let made = (terms.root)(&key).and_then(|params| params.self_signed(&key)).or_say(cannot)?;
+        Ok((key.serialize_pem(), made.pem()))
     }
 
     /// The leaf for `name` and the `others` that shall stand in it as well.
@@ -126,6 +139,10 @@ impl Authority {
         let leaf = params.and_then(|params| params.signed_by(&self.leaf_key, &self.issuer));
         leaf.or_say(|| "Cannot mint a certificate")
     }
+}
+
+fn damaged(path: &Path, terms: &Terms, error: &dyn fmt::Display) -> Error {
+    Error::new(format!("{} is damaged: {error}", path.display())).hint(terms.when_damaged)
 }
 
 fn new_key<S: Into<String>>(cannot: impl FnOnce() -> S) -> Result<KeyPair> {

@@ -21,7 +21,7 @@ const CALM: u32 = 64;
 
 /// Copies until the end of the stream or an error. `true` when it ended well.
 pub fn copy(from: &TcpStream, to: &TcpStream, count: &AtomicU64) -> bool {
-    match copy_all(from, to, count) {
+    match copy_all(&mut &*from, &mut &*to, count) {
         Ok(()) => {
             // The other direction may have cut it already.
             let _ = to.shutdown(Shutdown::Write);
@@ -36,7 +36,8 @@ pub fn copy(from: &TcpStream, to: &TcpStream, count: &AtomicU64) -> bool {
     }
 }
 
-fn copy_all(mut from: &TcpStream, mut to: &TcpStream, count: &AtomicU64) -> io::Result<()> {
+/// The same, without what comes at the end.
+pub fn copy_all(from: &mut impl Read, to: &mut impl Write, count: &AtomicU64) -> io::Result<()> {
     let mut buffer = Adaptive::new(0, CHUNK_IDLE, CHUNK_BUSY);
     loop {
         let read = match from.read(buffer.room()) {

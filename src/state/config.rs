@@ -20,6 +20,9 @@ const FILE: &str = "config.json";
 pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hub_url: Option<String>,
+    /// Others of its fleet, for when it is away.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hubs: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub api_key: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -28,6 +28,7 @@ use crate::model::fingerprint::Fingerprint;
 use crate::model::name::Name;
 use crate::model::record::Protocol;
 use crate::model::target::Target;
+use crate::net::address::HubUrl;
 use crate::net::channel::Channel;
 use crate::net::channel::Outgoing;
 use crate::net::connect::DEADLINE;
@@ -178,6 +179,8 @@ struct Announced {
     peer: Fingerprint,
     ticket: String,
     relay: String,
+    /// Where it was announced, and will be relayed.
+    at: HubUrl,
 }
 
 impl Shared {
@@ -186,7 +189,10 @@ impl Shared {
     }
 
     fn run(self: &Arc<Self>) {
-        let retrying = self.hub.for_retries(RETRY);
+        let retrying = match self.hub.for_retries(RETRY) {
+            Ok(retrying) => retrying,
+            Err(error) => return (self.report)(Event::Lost(error)),
+        };
         let mut backoff = Backoff::default();
         let mut lost = false;
         while !self.stop.is_stopped() {
@@ -195,12 +201,12 @@ impl Shared {
             let connected = self.connect(hub);
             // A try that met silence has waited already; the end of a channel that stood has not.
             let waited = if connected.is_err() { began.elapsed() } else { Duration::ZERO };
-            let ended = connected.and_then(|mut channel| {
+            let ended = connected.and_then(|(mut channel, at)| {
                 backoff.reset();
                 if std::mem::take(&mut lost) {
                     (self.report)(Event::Back);
                 }
-                self.listen(&mut channel)
+                self.listen(&mut channel, &at)
             });
             self.exposures().channel = None;
             if self.stop.is_stopped() {
@@ -214,9 +220,9 @@ impl Shared {
         }
     }
 
-    fn connect(&self, hub: &Hub) -> Result<Channel> {
+    fn connect(&self, hub: &Hub) -> Result<(Channel, HubUrl)> {
         hub.register(&self.registration)?;
-        let stream = hub.control()?;
+        let (stream, at) = hub.control()?;
         let mut channel = Channel::start(stream).or_say(|| "Cannot use the control channel")?;
         let stopped = || Error::new("The agent is stopping").kind(Kind::Interrupted);
         let _cut = self.stop.attach(&channel.socket()).ok_or_else(stopped)?;
@@ -234,16 +240,16 @@ impl Shared {
         }
         exposures.channel = Some(outgoing);
         drop(exposures);
-        Ok(channel)
+        Ok((channel, at))
     }
 
-    fn listen(self: &Arc<Self>, channel: &mut Channel) -> Result<()> {
+    fn listen(self: &Arc<Self>, channel: &mut Channel, at: &HubUrl) -> Result<()> {
         let (socket, outgoing) = (channel.socket(), channel.outgoing());
         // Reading wakes; writing still works, so that the hub hears that the services are withdrawn.
         let cut = self.stop.on_stop(move || drop(socket.shutdown(Shutdown::Read)));
         while cut.is_some() && !self.stop.is_stopped() {
             match channel.next::<ToAgent>() {
-                Ok(message) => self.heard(message, &outgoing),
+                Ok(message) => self.heard(message, &outgoing, at),
                 Err(_) if self.stop.is_stopped() => break,
                 Err(error) => return Err(gone(error)),
             }
@@ -254,7 +260,7 @@ impl Shared {
         Ok(())
     }
 
-    fn heard(self: &Arc<Self>, message: ToAgent, outgoing: &Outgoing) {
+    fn heard(self: &Arc<Self>, message: ToAgent, outgoing: &Outgoing, at: &HubUrl) {
         match message {
             ToAgent::Welcome { .. } => {}
             ToAgent::Exposed { name, service, tunnel_port } => self.exposed(name, service, tunnel_port),
@@ -264,7 +270,7 @@ impl Shared {
                 (self.report)(Event::Refused { name, error });
             }
             ToAgent::Open { session, service, peer, ticket, relay } => {
-                let announced = Announced { session, peer, ticket, relay };
+                let announced = Announced { session, peer, ticket, relay, at: at.clone() };
                 if let Err(reason) = self.begin_session(&service, announced) {
                     outgoing.send(&ToHub::Decline { session: reason.0, reason: reason.1 });
                 }
@@ -316,7 +322,7 @@ impl Shared {
 
     fn serve(&self, exposure: &Exposure, carried: &Arc<Carried>, announced: &Announced) -> Result<()> {
         let deadline = Instant::now() + DEADLINE;
-        let below = self.hub.relay(&announced.relay, &announced.ticket, deadline)?;
+        let below = self.hub.relay(&announced.at, &announced.relay, &announced.ticket, deadline)?;
         let Some(_cut) = self.stop.attach(&below.socket) else { return Ok(()) };
         let established = tls::server(&self.tls, below, deadline).or_say(|| "The joiner does not answer")?;
         if established.peer != Some(announced.peer) {

@@ -57,9 +57,9 @@ impl Opener {
 
     pub fn open(&self, traffic: &Arc<Traffic>, stop: &Stop) -> Result<(Session, SessionGranted)> {
         let deadline = Instant::now() + DEADLINE;
-        let granted = self.hub.ask_session(&self.ask)?;
+        let (granted, at) = self.hub.ask_session(&self.ask)?;
         (self.approve)(&granted)?;
-        let below = self.hub.relay(&granted.relay, &granted.ticket, deadline)?;
+        let below = self.hub.relay(&at, &granted.relay, &granted.ticket, deadline)?;
         let closing = || Error::new("The tunnel is closing").kind(Kind::Interrupted);
         let _cut = stop.attach(&below.socket).ok_or_else(closing)?;
         let name = name_for(granted.agent_fingerprint)?;

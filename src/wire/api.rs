@@ -25,6 +25,9 @@ pub struct Health {
     #[serde(deserialize_with = "shown")]
     pub version: String,
     pub uptime_seconds: u64,
+    /// In a fleet: `ok`, or `away` while its store does not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -34,6 +37,9 @@ pub struct WhoAmI {
     pub role: Option<Role>,
     #[serde(deserialize_with = "shown")]
     pub workspace: String,
+    /// Where this fleet can be reached; empty for a hub alone. So in the answers below.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hubs: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +87,8 @@ pub struct AgentInfo {
     pub fingerprint: Fingerprint,
     pub services: usize,
     pub connected_at: Option<Time>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hubs: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -100,6 +108,9 @@ pub struct AskSession {
     pub fingerprint: Fingerprint,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub share: Option<Membership>,
+    /// The hub that has the agent cannot be reached from the joiner: this one shall carry the bytes there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub carry: bool,
 }
 
 /// The right to a share's services, as joining gave it.
@@ -253,6 +264,8 @@ pub struct SharePreview {
     /// Given by joining: what sessions are asked for with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hubs: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::api::Hub;
 use crate::cli::Call;
 use crate::cli::Outcome;
+use crate::cli::store::StoreAt;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
@@ -37,17 +38,13 @@ pub fn run(call: &Call) -> Outcome {
     let listen = args.value("listen").unwrap_or(DEFAULT_LISTEN);
     let (host, port) = split_listen(listen)?;
     let names: Vec<String> = args.values("name").map(name_of_host).collect::<Result<_>>()?;
-    if let Some(store) = args.value("store").filter(|store| *store != "file") {
-        return Err(
-            Error::usage(format!("There is no store `{}`", store.escape_debug())).hint("Use --store file")
-        );
-    }
     let behind_proxy = args.flag("behind-proxy");
-    let settings =
-        Settings { data: data_folder(call)?, names, behind_proxy, tunnel_ports: tunnel_ports(call)? };
+    let at = StoreAt::given(call, args.value("store"))?;
+    let (data, store, tunnel_ports) = (data_folder(call)?, at.read()?, tunnel_ports(call)?);
+    let settings = Settings { data, names, behind_proxy, tunnel_ports, store };
     let named = settings.names.first().cloned();
     let (data, has_tunnels) = (settings.data.clone(), settings.tunnel_ports.is_some());
-    let core = Core::open(settings)?.ok_or_else(|| {
+    let core = Core::open(settings, &call.stop)?.ok_or_else(|| {
         Error::new("Another hub runs on this data folder")
             .because(data.display().to_string())
             .hint("Look at it: connect hub status. For a second hub, give it its own folder: --data DIR")
@@ -59,10 +56,11 @@ pub fn run(call: &Call) -> Outcome {
     if let Some(note) = &core.note {
         call.say.warn(note);
     }
-    let running = hub::start(&core, listener, opener, &call.stop)?;
     let public = named.unwrap_or_else(|| shown_host(address.ip()));
-    let port = if behind_proxy { 443 } else { running.address().map_or(port, |address| address.port()) };
+    let port = if behind_proxy { 443 } else { address.port() };
     let url = HubUrl { host: public, port };
+    let running = hub::start(&core, listener, opener, &url.to_string(), &call.stop)?;
+    at.note(&data)?;
     announce(call, &core, &url, &address.to_string());
     call.stop.wait();
     drop(running);
@@ -76,6 +74,10 @@ fn announce(call: &Call, core: &Core, url: &HubUrl, listening: &str) {
         "pin": core.ca.pin().to_string(), "data": core.settings.data, "firstKey": first_key }));
     say.line(&format!("[ok] Hub listening on {listening}"));
     say.line(&format!("  Data: {}", core.settings.data.display()));
+    let others: Vec<String> = core.registry().hubs().map(|hub| hub.url.clone()).collect();
+    if core.fleet.is_some() {
+        say.line(&format!("  Fleet: {}", others.join(" ")));
+    }
     if !core.settings.behind_proxy {
         say.line(&format!("  Pin:  {}", core.ca.pin()));
     }
@@ -93,7 +95,8 @@ fn announce(call: &Call, core: &Core, url: &HubUrl, listening: &str) {
 
 /// A hub without keys could be used by nobody.
 fn first_key(core: &Core) -> Option<String> {
-    if core.registry().keys().next().is_some() {
+    // In a fleet the one that begins it makes the key, or two that start at once would make two.
+    if core.registry().keys().next().is_some() || (core.fleet.is_some() && !core.ca.is_new()) {
         return None;
     }
     let body = json!({ "role": Role::Admin.as_str(), "label": "first admin" });
@@ -168,10 +171,10 @@ fn tunnel_opener(call: &Call, core: &Arc<Core>, port: u16) -> Result<TunnelOpene
     let identity = identity::load_or_make_in(&core.settings.data)?;
     let url = HubUrl::parse(&format!("https://{}:{port}", bracketed("127.0.0.1")))?;
     let trust = HubTrust::Pin(core.ca.pin());
-    let hub = Arc::new(Hub::new(url, &trust, Some(core.local_token.clone()), &call.stop)?);
+    let hub = Arc::new(Hub::new(vec![url], &trust, Some(core.local_token.clone()), &call.stop)?);
     let stop = call.stop.clone();
     Ok(Box::new(move |service, port| {
-        let ask = AskSession { service: service.to_owned(), fingerprint: identity.fingerprint, share: None };
+        let ask = AskSession { service: service.to_owned(), fingerprint: identity.fingerprint, share: None, carry: false };
         let opener = Opener::new(Arc::clone(&hub), &identity, ask, Box::new(|_| Ok(())))?;
         let bound = joiner::Bound::take_v4(port).or_say(|| "The port is taken")?;
         let tunnel = joiner::Tunnel::start(bound, opener, joiner::same_user, Box::new(|_| ()), &stop)?;

@@ -12,6 +12,7 @@ use super::hub::data_folder;
 use crate::api::Hub;
 use crate::cli::Call;
 use crate::cli::Outcome;
+use crate::cli::store::StoreAt;
 use crate::error::Error;
 use crate::error::Result;
 use crate::hub;
@@ -51,14 +52,14 @@ impl Admin {
             return Ok(Self::Running(hub));
         }
         let data = data_folder(call)?;
-        if !data.join("certs").exists() {
+        let store = StoreAt::of(call, &data)?.read()?;
+        if store.is_none() && !data.join("certs").exists() {
             return Err(no_hub(&data));
         }
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let data = data.clone();
-            let settings = Settings { data, names: Vec::new(), behind_proxy: false, tunnel_ports: None };
-            if let Some(core) = Core::open(settings)? {
+            let settings = Settings { data: data.clone(), store: store.clone(), ..Settings::default() };
+            if let Some(core) = Core::open(settings, &call.stop)? {
                 return Ok(Self::Offline(Box::new(core)));
             }
             // A hub that is just starting or ending, or another command like this one.
@@ -110,7 +111,7 @@ fn running(call: &Call) -> Result<Option<Hub>> {
         ip if ip.is_unspecified() => format!("127.0.0.1:{}", address.port()),
         _ => address.to_string(),
     };
-    let hub = Hub::new(HubUrl::parse(&address)?, &HubTrust::Pin(pin), Some(running.token), &call.stop)?;
+    let hub = Hub::new(vec![HubUrl::parse(&address)?], &HubTrust::Pin(pin), Some(running.token), &call.stop)?;
     Ok(hub.whoami().is_ok().then_some(hub))
 }
 

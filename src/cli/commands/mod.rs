@@ -5,6 +5,7 @@ pub mod expose;
 pub mod help;
 pub mod hub;
 pub mod hub_admin;
+pub mod hub_migrate;
 pub mod join;
 pub mod proxy;
 mod proxy_parts;

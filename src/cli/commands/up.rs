@@ -25,7 +25,8 @@ use crate::wire::api::RegisterAgent;
 
 pub fn run(call: &Call) -> Outcome {
     let mut config = call.config()?;
-    let url = call.hub_url(&config)?;
+    let urls = call.hub_urls(&config)?;
+    let url = urls[0].clone();
     let given = call.args.value("api-key").or_else(|| call.args.value("token")).map(str::to_owned);
     let moved = config.hub_url.as_ref().is_some_and(|known| *known != url.to_string());
     if moved {
@@ -41,7 +42,7 @@ pub fn run(call: &Call) -> Outcome {
         None => ask_for_key(call, &mut config, &url)?,
     };
     let trust = call.trust(&config, Some(&key))?;
-    let hub = Arc::new(Hub::new(url.clone(), &trust, Some(key.clone()), &call.stop)?);
+    let hub = Arc::new(Hub::new(urls, &trust, Some(key.clone()), &call.stop)?);
     let began = Instant::now();
     let whoami = hub.whoami()?;
     let latency = began.elapsed();
@@ -61,6 +62,7 @@ pub fn run(call: &Call) -> Outcome {
         config.ca = Some(pem.clone());
     }
     config.hub_url = Some(url.to_string());
+    config.hubs = hub.fleet().split_off(1);
     config.api_key = Some(key);
     config.agent_id = Some(id.clone());
     config.label = Some(label.clone());
@@ -71,6 +73,9 @@ pub fn run(call: &Call) -> Outcome {
     call.say.result(&format!("[ok] Connected to {url} ({} ms)", latency.as_millis()));
     call.say.line(&format!("  Agent: {label} ({id})"));
     call.say.line(&format!("  Role:  {role}, workspace {}", whoami.workspace));
+    if !config.hubs.is_empty() {
+        call.say.line(&format!("  Else:  {}", config.hubs.join(" ")));
+    }
     call.say.line("");
     call.say.line(if may_expose {
         "  Next: connect expose NAME PORT, or connect services"
@@ -114,7 +119,7 @@ fn ask_for_key(call: &Call, config: &mut Config, url: &HubUrl) -> Result<String>
 /// The hub, when there is no key whose pin would tell that it is the right one: by CA file, by public
 /// roots, or because the user looked at its pin.
 fn recognised(call: &Call, config: &mut Config, url: &HubUrl) -> Result<Hub> {
-    let hub = Hub::new(url.clone(), &call.trust(config, None)?, None, &call.stop)?;
+    let hub = Hub::new(vec![url.clone()], &call.trust(config, None)?, None, &call.stop)?;
     let Err(error) = hub.health() else { return Ok(hub) };
     if error.kind == Kind::Unreachable {
         return Err(error);
@@ -132,5 +137,5 @@ fn recognised(call: &Call, config: &mut Config, url: &HubUrl) -> Result<Hub> {
             .hint("Ask its owner for a key, which carries the pin"));
     }
     config.hub_pin = Some(pin.to_string());
-    Hub::new(url.clone(), &HubTrust::Pin(pin), None, &call.stop)
+    Hub::new(vec![url.clone()], &HubTrust::Pin(pin), None, &call.stop)
 }

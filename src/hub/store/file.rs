@@ -1,4 +1,4 @@
-//! The registry on disk: a snapshot, and a journal of the changes since.
+//! The registry on one hub's disk: a snapshot, and a journal of the changes since.
 //!
 //! A change is on the disk before its answer is given. Each line of the journal carries a number and a
 //! checksum. A last line without its end is what a crash leaves: it was never acknowledged, it is dropped
@@ -10,13 +10,18 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::Mutex;
 
 use serde::Deserialize;
 use serde::Serialize;
 
+use super::Outcome;
+use super::Store;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::hub::core::locked;
 use crate::model::record::Change;
 use crate::model::record::Record;
 use crate::model::registry::Registry;
@@ -31,8 +36,9 @@ const JOURNAL_LIMIT: u64 = 4 * 1024 * 1024;
 const FILE_LIMIT: u64 = 4 * 1024 * 1024 * 1024;
 const CHECKSUM: usize = 8;
 
-pub struct Store {
+pub struct FileStore {
     folder: PathBuf,
+    registry: Arc<Mutex<Registry>>,
     journal: File,
     /// Bytes of the journal that are whole lines.
     length: u64,
@@ -59,18 +65,15 @@ struct Snapshot {
 
 /// What opening found.
 pub struct Opened {
-    pub store: Store,
-    pub registry: Registry,
+    pub store: FileStore,
     /// What the operator should hear about recovery.
     pub note: Option<String>,
 }
 
-impl Store {
-    /// `None` when another process has it open.
-    pub fn open(folder: &Path) -> Result<Option<Opened>> {
-        files::private_dir(folder)?;
-        let Some(lock) = files::try_lock(&folder.join("hub.lock"))? else { return Ok(None) };
-        let mut registry = Registry::default();
+impl FileStore {
+    /// Reads all there is into `registry`.
+    pub fn open(folder: &Path, lock: Lock, shared: &Arc<Mutex<Registry>>) -> Result<Opened> {
+        let mut registry = locked(shared);
         let (mut last, mut snapshot_length) = (0, 0);
         files::remove_drafts(&folder.join("registry.json"));
         if let Some((snapshot, length)) = read_snapshot(&folder.join("registry.json"))? {
@@ -102,6 +105,7 @@ impl Store {
         });
         let store = Self {
             folder: folder.to_owned(),
+            registry: Arc::clone(shared),
             journal,
             length: whole,
             torn: false,
@@ -109,11 +113,11 @@ impl Store {
             last,
             _lock: lock,
         };
-        Ok(Some(Opened { store, registry, note }))
+        Ok(Opened { store, note })
     }
 
     /// Returns when the changes are on the disk. After an error nothing of them is.
-    pub fn commit(&mut self, changes: &[Change]) -> Result<()> {
+    fn journal(&mut self, changes: Vec<Change>) -> Result<()> {
         if changes.is_empty() {
             return Ok(());
         }
@@ -123,7 +127,7 @@ impl Store {
             self.journal.set_len(self.length).or_say(|| "The journal cannot be mended")?;
             self.torn = false;
         }
-        let entry = Entry { n: self.last + 1, changes: changes.to_vec() };
+        let entry = Entry { n: self.last + 1, changes };
         let line = encode(&entry)?;
         let written = self.journal.write_all(&line).and_then(|()| self.journal.sync_data());
         if let Err(error) = written {
@@ -138,7 +142,7 @@ impl Store {
     }
 
     /// Whether the journal has grown so long that a new snapshot should replace it.
-    pub fn wants_snapshot(&self) -> bool {
+    fn wants_snapshot(&self) -> bool {
         self.length > JOURNAL_LIMIT.max(self.snapshot_length)
     }
 
@@ -154,6 +158,23 @@ impl Store {
         self.length = 0;
         self.snapshot_length = bytes.len() as u64;
         Ok(())
+    }
+}
+
+impl Store for FileStore {
+    fn commit(&mut self, changes: Vec<Change>) -> Result<Outcome> {
+        self.journal(changes.iter().filter(|change| change.key().0.lasts()).cloned().collect())?;
+        let records: Option<Vec<Record>> = {
+            let mut registry = locked(&self.registry);
+            changes.into_iter().for_each(|change| registry.apply(change));
+            self.wants_snapshot().then(|| registry.records().collect())
+        };
+        if let Some(records) = records
+            && let Err(error) = self.snapshot(records)
+        {
+            log::error!("the journal grows on: {error}");
+        }
+        Ok(Outcome::Done)
     }
 }
 
@@ -252,8 +273,13 @@ mod tests {
     #[test]
     fn a_snapshot_holds_all_and_the_journal_begins_anew() {
         let folder = std::env::temp_dir().join(secret::id("connect-store"));
-        let mut opened = Store::open(&folder).unwrap().unwrap();
-        assert!(Store::open(&folder).unwrap().is_none());
+        files::private_dir(&folder).unwrap();
+        let open = || {
+            let lock = files::try_lock(&folder.join("hub.lock")).unwrap().unwrap();
+            let registry = Arc::default();
+            (FileStore::open(&folder, lock, &registry).unwrap(), registry)
+        };
+        let (mut opened, registry) = open();
         for n in 0..20_u64 {
             let device = crate::model::record::Device {
                 code: format!("C{n}"),
@@ -262,16 +288,15 @@ mod tests {
                 expires_at: crate::model::time::Time::from_unix(n),
                 approved: None,
             };
-            let change = Change::Put(Record::Device(device));
-            opened.store.commit(std::slice::from_ref(&change)).unwrap();
-            opened.registry.apply(change);
+            opened.store.commit(vec![Change::Put(Record::Device(device))]).unwrap();
             if n == 9 {
-                opened.store.snapshot(opened.registry.records().collect()).unwrap();
+                let records = locked(&registry).records().collect();
+                opened.store.snapshot(records).unwrap();
             }
         }
         drop(opened.store);
-        let again = Store::open(&folder).unwrap().unwrap();
-        assert_eq!(again.registry.devices().count(), 20);
+        let (again, registry) = open();
+        assert_eq!(locked(&registry).devices().count(), 20);
         assert!(again.note.is_none());
     }
 }

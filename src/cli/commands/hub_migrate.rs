@@ -1,0 +1,58 @@
+//! `connect hub migrate`: from one store to another, checked by reading it back.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::hub::data_folder;
+use crate::cli::Call;
+use crate::cli::Outcome;
+use crate::cli::store::StoreAt;
+use crate::error::Error;
+use crate::error::Result;
+use crate::hub::store::migrate::Place;
+
+pub fn run(call: &Call) -> Outcome {
+    let (from, from_name) = place(call, "from")?;
+    let (to, to_name) = place(call, "to")?;
+    let contents = from.read(&call.stop)?;
+    if contents.is_empty() {
+        return Err(Error::new(format!("There is nothing in {from_name}"))
+            .hint("Check --from; a hub that lies elsewhere is named by file=DIR"));
+    }
+    let there = to.read(&call.stop)?;
+    if !there.is_empty() && !call.args.flag("replace") {
+        return Err(Error::new(format!("{to_name} is not empty: it holds {} record(s)", there.records.len()))
+            .hint("Look at it first. To drop what it holds, add --replace"));
+    }
+    to.write(&contents, &call.stop)?;
+    if to.read(&call.stop)? != contents {
+        return Err(Error::new(format!("{to_name} does not hold what was written"))
+            .hint(format!("{from_name} is untouched; look at the destination, then try again")));
+    }
+    let count = contents.records.len();
+    call.say.value(&json!({ "records": count, "from": from_name, "to": to_name }));
+    call.say.result(&format!("[ok] Copied {count} record(s) and the CA from {from_name} to {to_name}, and read them back"));
+    call.say.line("  Keys, shares and pins are the same. Start the hub on its new store:");
+    call.say.line(&format!("    connect hub --store {}", if to_name.starts_with("file") { "file" } else { &to_name }));
+    Ok(0)
+}
+
+fn place(call: &Call, option: &str) -> Result<(Place, String)> {
+    let Some(named) = call.args.value(option) else {
+        return Err(Error::usage(format!("--{option} is missing"))
+            .hint("Usage: connect hub migrate --from file --to etcd=http://127.0.0.1:2379"));
+    };
+    let folder = match named.split_once('=') {
+        Some(("file", folder)) => Some(PathBuf::from(folder)),
+        None if named == "file" => Some(data_folder(call)?),
+        _ => None,
+    };
+    if let Some(folder) = folder {
+        let name = format!("file={}", folder.display());
+        return Ok((Place::Folder(folder), name));
+    }
+    let etcd = StoreAt::given(call, Some(named))?.read()?;
+    let etcd = etcd.ok_or_else(|| Error::usage(format!("There is no store `{}`", named.escape_debug())))?;
+    Ok((Place::Etcd(etcd), named.to_owned()))
+}

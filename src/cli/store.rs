@@ -1,0 +1,87 @@
+//! Which store the hub's commands mean: the one that the command line names, else the one that the hub of this
+//! data folder was started with last.
+
+use std::path::Path;
+use std::path::absolute;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::Call;
+use super::context::variable;
+use crate::error::Error;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::hub::store::Endpoint;
+use crate::hub::store::EtcdAt;
+use crate::net::trust::HubTrust;
+use crate::net::trust::read_roots;
+use crate::os::files;
+
+const NOTE: &str = "store.json";
+const PASSWORD: &str = "CONNECT_ETCD_PASSWORD";
+
+/// As the command line says it. The password itself is kept nowhere.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct StoreAt {
+    store: Option<String>,
+    ca: Option<String>,
+    user: Option<String>,
+    password_file: Option<String>,
+}
+
+impl StoreAt {
+    /// With the options that go with it; `named` is the value of `--store` or the like.
+    pub fn given(call: &Call, named: Option<&str>) -> Result<Self> {
+        let file = |name: &str| {
+            let path = call.args.value(name).map(|file| absolute(file).or_say(|| "Cannot use this path"));
+            path.transpose().map(|path| path.map(|path| path.display().to_string()))
+        };
+        let user = call.args.value("etcd-user").map(str::to_owned);
+        let (ca, password_file) = (file("etcd-ca")?, file("etcd-password-file")?);
+        Ok(Self { store: named.map(str::to_owned), ca, user, password_file })
+    }
+
+    /// For the commands beside a hub.
+    pub fn of(call: &Call, data: &Path) -> Result<Self> {
+        let given = Self::given(call, call.args.value("store"))?;
+        let note = if given.store.is_some() { None } else { files::read(&data.join(NOTE))? };
+        Ok(note.and_then(|note| serde_json::from_slice(&note).ok()).unwrap_or(given))
+    }
+
+    /// For those commands, when the hub has started with this store.
+    pub fn note(&self, data: &Path) -> Result<()> {
+        let text = serde_json::to_string(self).or_say(|| "Cannot note the store")?;
+        files::write(&data.join(NOTE), text.as_bytes())
+    }
+
+    /// `None` for the disk.
+    pub fn read(&self) -> Result<Option<EtcdAt>> {
+        let named = self.store.as_deref().unwrap_or("file");
+        let Some(list) = named.strip_prefix("etcd=") else {
+            return if named == "file" { Ok(None) } else { Err(no_such_store(named)) };
+        };
+        let endpoints = list.split(',').map(|url| Endpoint::parse(url).ok_or_else(|| no_such_store(named)));
+        let trust = self.ca.as_deref().map(|file| read_roots(Path::new(file))).transpose()?;
+        let login = self.user.clone().map(|user| Ok((user, self.password()?))).transpose()?;
+        let trust = trust.unwrap_or(HubTrust::Public);
+        Ok(Some(EtcdAt { endpoints: endpoints.collect::<Result<_>>()?, trust, login }))
+    }
+
+    fn password(&self) -> Result<String> {
+        if let Some(file) = &self.password_file {
+            let text = std::fs::read_to_string(file).or_say(|| format!("Cannot read {file}"))?;
+            return Ok(text.trim_end().to_owned());
+        }
+        variable(PASSWORD).ok_or_else(|| {
+            Error::usage("--etcd-user needs a password")
+                .hint(format!("Give it in {PASSWORD} or in a file: --etcd-password-file FILE"))
+        })
+    }
+}
+
+fn no_such_store(text: &str) -> Error {
+    Error::usage(format!("There is no store `{}`", text.escape_debug()))
+        .hint("Use file, or etcd=http://127.0.0.1:2379 with more addresses behind commas")
+}

@@ -1,0 +1,164 @@
+//! One hub as the client of another: it asks there in a joiner's name, with the joiner's own key, and carries
+//! the session's bytes. The other hub decides as if the joiner had come itself, so hubs need no secret of
+//! their own; and a hub is believed to be one of the fleet only when it proves the fleet's pin.
+
+use std::net::Shutdown;
+use std::net::TcpStream;
+use std::sync::atomic::AtomicU64;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use rustls::pki_types::ServerName;
+use serde_json::Value;
+use serde_json::json;
+
+use super::core::Core;
+use super::core::locked;
+use super::endpoints::Call;
+use super::endpoints::ok;
+use super::services;
+use crate::error::Error;
+use crate::error::Kind;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::model::access::Principal;
+use crate::model::pairing::TICKET_SECONDS;
+use crate::model::record::Service;
+use crate::net::address::HubUrl;
+use crate::net::connect::DEADLINE;
+use crate::net::connect::dial;
+use crate::net::crew;
+use crate::net::duplex::Duplex;
+use crate::net::duplex::Reader;
+use crate::net::duplex::Writer;
+use crate::net::http;
+use crate::net::http::Ask;
+use crate::net::relay;
+use crate::net::stop::Registration;
+use crate::net::tls;
+use crate::os::clock;
+use crate::os::secret;
+use crate::wire::api::AskSession;
+use crate::wire::api::SessionGranted;
+use crate::wire::control::RELAY_UPGRADE;
+use crate::wire::message::Answer;
+use crate::wire::message::error_body;
+use crate::wire::reply::Reply;
+
+/// A hub that does not answer for so long is not waited for.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+type Refusable<T> = std::result::Result<T, Reply>;
+
+/// A session at another hub, for a joiner that cannot go there.
+pub struct Carried {
+    hub: String,
+    relay: String,
+    ticket: String,
+}
+
+/// A connection to another hub, and its cut.
+fn connect(core: &Core, hub: &str, is_tls: bool, deadline: Instant) -> Result<(Duplex, Registration)> {
+    let url = HubUrl::parse(hub)?;
+    let fleet = core.fleet.as_ref().ok_or_else(|| Error::new("This hub is alone"))?;
+    let socket = dial(&url.host, url.port, deadline, &core.stop)?;
+    let cut = core.stop.attach(&socket).ok_or_else(|| Error::new("Stopped").kind(Kind::Interrupted))?;
+    let plain = Duplex::plain(socket);
+    if !is_tls {
+        return Ok((plain, cut));
+    }
+    let name = ServerName::try_from(url.host.clone()).or_say(|| "This hub has no name")?;
+    let proved = tls::client(&fleet.tls, name, plain, deadline);
+    Ok((proved.or_say(|| format!("{hub} did not prove that it is of this fleet"))?.into_duplex(), cut))
+}
+
+fn call(core: &Core, hub: &str, ask: &Ask<'_>) -> Result<Answer> {
+    let deadline = Instant::now() + PATIENCE;
+    let (mut stream, _cut) = connect(core, hub, true, deadline)?;
+    let answered = http::exchange(&mut stream, ask, deadline);
+    answered.map(|(answer, _)| answer).or_say(|| format!("{hub} does not answer"))
+}
+
+/// Whether the hub there has what this one has lost.
+pub fn has_store(core: &Core, hub: &str) -> bool {
+    let ask = Ask { method: "GET", path: "/health", host: "hub", fields: &[], body: None };
+    let health = call(core, hub, &ask).ok().and_then(|answer| serde_json::from_slice(&answer.body).ok());
+    health.is_some_and(|health: Value| health["store"] == "ok")
+}
+
+/// Asks for a session where the agent is, and keeps what is needed to carry it.
+pub fn ask(call: &Call<'_>, asked: &AskSession, service: &Service, hub: &str) -> Refusable<Reply> {
+    let (core, key) = (call.core, call.request.field("x-api-key").unwrap_or_default());
+    let Some(fleet) = core.fleet.as_ref().filter(|_| call.principal != Principal::Local) else {
+        return Err(services::offline(service));
+    };
+    let body = json!(AskSession { carry: false, ..asked.clone() }).to_string();
+    let fields = [("x-api-key", key)];
+    let ask =
+        Ask { method: "POST", path: "/v1/sessions", host: "hub", fields: &fields, body: Some(body.into()) };
+    let answer = self::call(core, hub, &ask).map_err(|error| {
+        log::debug!("a session cannot be carried: {error}");
+        services::offline(service)
+    })?;
+    if answer.status == 421 {
+        // The agent has moved on meanwhile.
+        return Err(services::offline(service));
+    }
+    let value: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    let Ok(granted) = serde_json::from_value::<SessionGranted>(value.clone()) else {
+        return Err(Reply::json(answer.status.max(400), value));
+    };
+    let (ticket, now) = (secret::secret(), clock::now());
+    let relay = services::relay_address(call.request, call.visit.over_tls)?;
+    let carried = Carried { hub: hub.to_owned(), relay: granted.relay, ticket: granted.ticket };
+    let mut all = locked(&fleet.carried);
+    all.retain(|_, (_, made)| now.since(*made).as_secs() <= TICKET_SECONDS);
+    all.insert(ticket.clone(), (carried, now));
+    drop(all);
+    let by = [("session", granted.session.as_str()), ("who", call.principal.id()), ("hub", hub)];
+    core.audit.say("session.carried", &by);
+    ok(200, &SessionGranted { ticket, relay, ..granted })
+}
+
+/// Whether this ticket is for a session at another hub.
+pub fn redeem(core: &Core, ticket: &str) -> Option<Carried> {
+    let fleet = core.fleet.as_ref()?;
+    let (carried, made) = locked(&fleet.carried).remove(ticket)?;
+    (clock::now().since(made).as_secs() < TICKET_SECONDS).then_some(carried)
+}
+
+/// The other end of a carried session, when the agent has come there.
+pub fn dial_relay(core: &Core, carried: &Carried) -> Refusable<(Duplex, Registration)> {
+    let deadline = Instant::now() + DEADLINE;
+    let fields = [("x-ticket", carried.ticket.as_str())];
+    let ask = Ask { method: "GET", path: "/v1/relay", host: "hub", fields: &fields, body: None };
+    let is_tls = carried.relay.starts_with("https://");
+    let dialled = connect(core, &carried.hub, is_tls, deadline).and_then(|(stream, cut)| {
+        http::upgrade(stream, RELAY_UPGRADE, &ask, deadline).map(|stream| (stream, cut))
+    });
+    dialled.map_err(|error| {
+        let status = if let Kind::Refused(status) = error.kind { status } else { 504 };
+        Reply::json(status, error_body(&error.to_string(), "Try again in a moment"))
+    })
+}
+
+/// Copies both ways until both have ended.
+pub fn pump(near: Duplex, far: Duplex) {
+    let sockets = [&*near.socket, &*far.socket];
+    thread::scope(|scope| {
+        let back = thread::Builder::new().name("carry".into()).stack_size(crew::STACK);
+        let (reader, writer) = (far.reader, near.writer);
+        if back.spawn_scoped(scope, move || one_way(reader, writer, sockets)).is_err() {
+            return sockets.iter().for_each(|socket| drop(socket.shutdown(Shutdown::Both)));
+        }
+        one_way(near.reader, far.writer, sockets);
+    });
+}
+
+fn one_way(mut from: Reader, mut to: Writer, sockets: [&TcpStream; 2]) {
+    let copied = relay::copy_all(&mut from, &mut to, &AtomicU64::new(0));
+    if copied.and_then(|()| to.finish()).is_err() {
+        sockets.iter().for_each(|socket| drop(socket.shutdown(Shutdown::Both)));
+    }
+}

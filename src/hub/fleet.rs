@@ -1,0 +1,246 @@
+//! A hub among others on one etcd: it follows what the others do, and says that it is here by a lease that
+//! everything hangs on that is true only while it lives: its address, and the services of its agents.
+//!
+//! A hub that has been cut off for longer than its lease has lost its agents to the others' eyes. If another
+//! hub still has etcd, it lets them go there; if none has, it keeps them and works from memory.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use std::time::Instant;
+
+use rustls::ClientConfig;
+use serde_json::json;
+
+use super::ca::Ca;
+use super::carry;
+use super::carry::Carried;
+use super::core::Core;
+use super::store::Gateway;
+use super::store::Replica;
+use super::store::number;
+use crate::error::Error;
+use crate::error::Kind;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::model::record::Change;
+use crate::model::record::Peer;
+use crate::model::record::Record;
+use crate::model::record::Table;
+use crate::model::time::Time;
+use crate::net::crew;
+use crate::net::stop::Stop;
+use crate::net::trust;
+use crate::net::trust::HubTrust;
+use crate::os::secret;
+use crate::os::user;
+
+/// A hub that says nothing for so long is gone to the others.
+const LEASE: Duration = Duration::from_secs(6);
+/// How often it says that it is here.
+const BEAT: Duration = Duration::from_millis(1500);
+/// A watch that ended is begun again after this long.
+const AGAIN: Duration = Duration::from_millis(200);
+/// What is still to be said at the end may take this long.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+pub struct Fleet {
+    pub replica: Arc<Replica>,
+    gateway: Gateway,
+    /// How another hub proves that it is one of us.
+    pub tls: Arc<ClientConfig>,
+    /// Tickets for sessions that are carried on to another hub.
+    pub carried: Mutex<HashMap<String, (Carried, Time)>>,
+    is_adrift: AtomicBool,
+}
+
+impl Fleet {
+    pub fn new(replica: Arc<Replica>, gateway: Gateway, ca: &Ca, behind_proxy: bool) -> Result<Self> {
+        let trust = if behind_proxy { HubTrust::Public } else { HubTrust::Pin(ca.pin()) };
+        let tls = trust::hub_client(&trust)?;
+        Ok(Self { replica, gateway, tls, carried: Mutex::default(), is_adrift: AtomicBool::new(false) })
+    }
+
+    /// Whether others have what this hub has lost; then it serves nobody but its own machine.
+    pub fn is_adrift(&self) -> bool {
+        self.is_adrift.load(Ordering::Relaxed)
+    }
+}
+
+/// The threads of a hub in its fleet; they end when it is dropped.
+pub struct Member {
+    stop: Stop,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.stop.stop();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Joins the fleet as the hub at `url`. A hub with a store of its own has nothing to join.
+pub fn join(core: &Arc<Core>, url: &str, stop: &Stop) -> Result<Option<Member>> {
+    let Some(fleet) = &core.fleet else { return Ok(None) };
+    let host = user::hostname();
+    let instance = secret::derived_id("hub", &[&host, &core.settings.data.to_string_lossy()]);
+    let other = core.registry().hubs().any(|hub| hub.url == url && hub.instance != instance);
+    if other {
+        return Err(Error::new(format!("Another hub of this fleet is called {url}")).hint(format!(
+            "Give each hub a --name of its own. If that one was killed just now, try again in {} seconds",
+            LEASE.as_secs()
+        )));
+    }
+    core.registry().me = url.to_owned();
+    let mut keeper = Keeper {
+        core: Arc::clone(core),
+        gateway: fleet.gateway.another(),
+        myself: Peer { url: url.to_owned(), instance },
+        last: Instant::now(),
+    };
+    keeper.beat()?;
+    let (own, following, stop) = (stop.clone(), Arc::clone(core), stop.clone());
+    let mut gateway = fleet.gateway.another();
+    let ending = own.clone();
+    let threads = [
+        crew::spawn("fleet-keep", move || keeper.keep(&own)),
+        crew::spawn("fleet-follow", move || follow(&following, &mut gateway, &ending)),
+    ];
+    let threads = threads.into_iter().collect::<std::io::Result<_>>().or_say(|| "Cannot start a thread")?;
+    Ok(Some(Member { stop, threads }))
+}
+
+fn follow(core: &Core, gateway: &mut Gateway, stop: &Stop) {
+    let Some(fleet) = &core.fleet else { return };
+    while !stop.is_stopped() {
+        let followed = fleet.replica.follow(gateway);
+        let followed = match followed {
+            Ok(false) => fleet.replica.reload(gateway),
+            other => other.map(drop),
+        };
+        if let Err(error) = followed {
+            log::debug!("{error}");
+            stop.wait_for(AGAIN);
+        }
+    }
+}
+
+struct Keeper {
+    core: Arc<Core>,
+    gateway: Gateway,
+    myself: Peer,
+    /// When etcd last confirmed the lease.
+    last: Instant,
+}
+
+impl Keeper {
+    fn keep(&mut self, stop: &Stop) {
+        let core = Arc::clone(&self.core);
+        let Some(fleet) = &core.fleet else { return };
+        while !stop.wait_for(BEAT) {
+            match self.beat() {
+                Ok(()) if fleet.is_adrift.swap(false, Ordering::Relaxed) => {
+                    log::warn!("this hub is with its fleet again");
+                }
+                Ok(()) => {}
+                Err(error) => {
+                    log::debug!("{error}");
+                    self.drift();
+                }
+            }
+        }
+        self.say_farewell();
+    }
+
+    /// Renews the lease, or takes a new one, and sets right what etcd says of this hub.
+    fn beat(&mut self) -> Result<()> {
+        let core = Arc::clone(&self.core);
+        let Some(fleet) = &core.fleet else { return Ok(()) };
+        if let Some(lease) = fleet.replica.lease() {
+            let kept = self.call("/v3/lease/keepalive", &json!({ "ID": lease }))?;
+            if number(&kept["result"]["TTL"]) == 0 {
+                fleet.replica.set_lease(None);
+            }
+        }
+        if fleet.replica.lease().is_none() {
+            let granted = self.call("/v3/lease/grant", &json!({ "TTL": LEASE.as_secs().to_string() }))?;
+            fleet.replica.set_lease(granted["ID"].as_str().map(str::to_owned));
+        }
+        self.last = Instant::now();
+        fleet.replica.say_away(false);
+        self.set_right(fleet);
+        Ok(())
+    }
+
+    fn call(&mut self, path: &str, body: &serde_json::Value) -> Result<serde_json::Value> {
+        let called = self.gateway.call(path, body);
+        called.inspect_err(|error| {
+            if error.kind == Kind::Unreachable
+                && let Some(fleet) = &self.core.fleet
+                && !fleet.replica.say_away(true)
+            {
+                log::warn!("{error}; until it does, changes are refused and the rest works from memory");
+            }
+        })
+    }
+
+    /// What is here and not in etcd is put there, and the other way round.
+    fn set_right(&self, fleet: &Fleet) {
+        let (missing, surplus) = fleet.replica.differences();
+        let is_listed = fleet.replica.has(Table::Hub, &self.myself.url);
+        if is_listed && missing.is_empty() && surplus.is_empty() {
+            return;
+        }
+        let myself = (!is_listed).then(|| Change::Put(Record::Hub(self.myself.clone())));
+        // A failure is logged where it happens; the next beat tries again.
+        let _ = self.core.change(|registry| {
+            let still = |id: &str| registry.online_by_id(id).filter(|online| registry.is_here(online));
+            let missing = missing.iter().filter_map(|online| still(&online.id)).cloned();
+            let surplus = surplus.iter().filter(|id| still(id).is_none());
+            let drops = surplus.map(|id| Change::drop(Table::Online, id));
+            let puts = missing.map(|online| Change::Put(Record::Online(online)));
+            Ok((myself.clone().into_iter().chain(puts).chain(drops).collect(), ()))
+        });
+    }
+
+    /// etcd is away. If it is for us only, and for longer than the lease, the agents are better off elsewhere.
+    fn drift(&self) {
+        let Some(fleet) = &self.core.fleet else { return };
+        if self.last.elapsed() < LEASE || fleet.is_adrift() {
+            return;
+        }
+        let hubs: Vec<Peer> = self.core.registry().hubs().cloned().collect();
+        let others = hubs.iter().filter(|hub| hub.url != self.myself.url);
+        if let Some(other) = others.into_iter().find(|hub| carry::has_store(&self.core, &hub.url)) {
+            log::warn!("this hub has lost its fleet's etcd and {} has not: agents go there", other.url);
+            fleet.is_adrift.store(true, Ordering::Relaxed);
+            self.core.let_agents_go();
+        }
+    }
+
+    /// The others need not wait for the lease to end.
+    fn say_farewell(&mut self) {
+        let Some(fleet) = &self.core.fleet else { return };
+        let Some(lease) = fleet.replica.lease() else { return };
+        fleet.replica.say_away(true);
+        let last_word = Stop::new();
+        let Ok(mut gateway) = self.gateway.until(&last_word) else { return };
+        let said = crew::spawn("fleet-farewell", move || {
+            let _ = gateway.call("/v3/lease/revoke", &json!({ "ID": lease }));
+        });
+        let deadline = Instant::now() + FAREWELL;
+        let Ok(said) = said else { return };
+        while !said.is_finished() && Instant::now() < deadline {
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+        last_word.stop();
+        let _ = said.join();
+    }
+}

@@ -1,0 +1,342 @@
+//! etcd by its JSON gateway: one call at a time over a kept connection, and the watch, which goes on.
+//!
+//! Every call ends by its deadline. The endpoints are gone through in order: one that does not answer makes
+//! all who share it move on to the next, the watch included.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Duration;
+use std::time::Instant;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use serde_json::Value;
+use serde_json::json;
+
+use crate::error::Error;
+use crate::error::Kind;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::hub::core::locked;
+use crate::net::address::bracketed;
+use crate::net::address::split_host_port;
+use crate::net::connect::dial;
+use crate::net::connect::is_quiet;
+use crate::net::duplex::Duplex;
+use crate::net::http;
+use crate::net::http::Ask;
+use crate::net::http::Lines;
+use crate::net::stop::Registration;
+use crate::net::stop::Stop;
+use crate::net::tls;
+use crate::net::trust;
+use crate::net::trust::HubTrust;
+
+/// One call at one endpoint takes no longer.
+const CALL: Duration = Duration::from_secs(2);
+const DEFAULT_PORT: u16 = 2379;
+
+/// Where an etcd is, and who we are to it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct EtcdAt {
+    pub endpoints: Vec<Endpoint>,
+    /// For https; without it the system's roots count.
+    pub trust: HubTrust,
+    pub login: Option<(String, String)>,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    tls: bool,
+    host: String,
+    port: u16,
+}
+
+impl Endpoint {
+    /// Reads `http://host:2379`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (scheme, rest) = text.trim().split_once("://")?;
+        let (host, port) = split_host_port(rest.trim_end_matches('/'), DEFAULT_PORT)?;
+        matches!(scheme, "http" | "https").then(|| Self { tls: scheme == "https", host, port })
+    }
+
+    fn authority(&self) -> String {
+        format!("{}:{}", bracketed(&self.host), self.port)
+    }
+}
+
+/// What all connections to one etcd share.
+struct Access {
+    at: EtcdAt,
+    tls: Arc<ClientConfig>,
+    stop: Stop,
+    place: Mutex<Place>,
+    token: Mutex<Option<String>>,
+}
+
+/// The endpoint that is used now. Whoever finds it dead moves everybody on.
+struct Place {
+    number: usize,
+    cut: Stop,
+}
+
+pub struct Gateway {
+    access: Arc<Access>,
+    kept: Option<Kept>,
+}
+
+struct Kept {
+    number: usize,
+    stream: Duplex,
+    cut: Registration,
+}
+
+/// What went wrong with one try.
+enum Trouble {
+    /// This endpoint does not answer; another may.
+    Away(Error),
+    /// The token is not good any more.
+    Stranger,
+    Refused(Error),
+}
+
+impl Gateway {
+    pub fn new(at: &EtcdAt, stop: &Stop) -> Result<Self> {
+        let place = Mutex::new(Place { number: 0, cut: Stop::new() });
+        let (tls, at, stop) = (trust::hub_client(&at.trust)?, at.clone(), stop.clone());
+        let access = Arc::new(Access { at, tls, stop, place, token: Mutex::default() });
+        Ok(Self { access, kept: None })
+    }
+
+    /// Another connection to the same etcd.
+    pub fn another(&self) -> Self {
+        Self { access: Arc::clone(&self.access), kept: None }
+    }
+
+    /// The same, cut by another stop: for what is still to be said after the end.
+    pub fn until(&self, stop: &Stop) -> Result<Self> {
+        let number = locked(&self.access.place).number;
+        let own = Self::new(&self.access.at, stop)?;
+        locked(&own.access.place).number = number;
+        (*locked(&own.access.token)).clone_from(&locked(&self.access.token));
+        Ok(own)
+    }
+
+    pub fn call(&mut self, path: &str, body: &Value) -> Result<Value> {
+        let mut result = Err(Error::new("There is no etcd"));
+        for _ in 0..self.access.at.endpoints.len() {
+            result = self.call_once(path, body);
+            match &result {
+                Err(error) if error.kind == Kind::Unreachable => {}
+                _ => return result,
+            }
+        }
+        result
+    }
+
+    fn call_once(&mut self, path: &str, body: &Value) -> Result<Value> {
+        let mut asked_again = false;
+        loop {
+            let deadline = Instant::now() + CALL;
+            let number = locked(&self.access.place).number;
+            match self.try_call(number, path, body, deadline) {
+                Ok(answer) => return Ok(answer),
+                Err(Trouble::Stranger) if !asked_again => {
+                    *locked(&self.access.token) = None;
+                    asked_again = true;
+                }
+                Err(Trouble::Stranger) => {
+                    return Err(Error::new("etcd does not accept this user")
+                        .hint("Check --etcd-user and its password"));
+                }
+                Err(Trouble::Refused(error)) => return Err(error),
+                Err(Trouble::Away(error)) => {
+                    self.access.move_on(number);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    fn try_call(
+        &mut self,
+        number: usize,
+        path: &str,
+        body: &Value,
+        deadline: Instant,
+    ) -> std::result::Result<Value, Trouble> {
+        let token = self.token(number, deadline)?;
+        let kept = self.kept.take().filter(|kept| kept.number == number && is_quiet(&kept.stream.socket));
+        let mut kept = match kept {
+            Some(kept) => kept,
+            None => self.access.connect(number, deadline).map_err(Trouble::Away)?,
+        };
+        let endpoint = &self.access.at.endpoints[number];
+        let host = endpoint.authority();
+        let fields = token.iter().map(|token| ("Authorization", token.as_str())).collect::<Vec<_>>();
+        let ask =
+            Ask { method: "POST", path, host: &host, fields: &fields, body: Some(body.to_string().into()) };
+        let exchanged = http::exchange(&mut kept.stream, &ask, deadline);
+        let (answer, _) = exchanged.map_err(|error| Trouble::Away(away(endpoint, error)))?;
+        let value: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+        if answer.status == 200 {
+            self.kept = Some(kept);
+            return Ok(value);
+        }
+        Err(refused(endpoint, answer.status, &value))
+    }
+
+    /// What proves to etcd who we are; `None` where nobody asks.
+    fn token(&mut self, number: usize, deadline: Instant) -> std::result::Result<Option<String>, Trouble> {
+        let Some((name, password)) = &self.access.at.login else { return Ok(None) };
+        if let Some(token) = locked(&self.access.token).clone() {
+            return Ok(Some(token));
+        }
+        let endpoint = &self.access.at.endpoints[number];
+        let mut kept = self.access.connect(number, deadline).map_err(Trouble::Away)?;
+        let body = json!({ "name": name, "password": password }).to_string();
+        let host = endpoint.authority();
+        let ask = Ask {
+            method: "POST",
+            path: "/v3/auth/authenticate",
+            host: &host,
+            fields: &[],
+            body: Some(body.into()),
+        };
+        let exchanged = http::exchange(&mut kept.stream, &ask, deadline);
+        let (answer, _) = exchanged.map_err(|error| Trouble::Away(away(endpoint, error)))?;
+        let value: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+        let token = value["token"].as_str().map(str::to_owned);
+        match token {
+            Some(token) => Ok(locked(&self.access.token).insert(token).clone().into()),
+            None => match refused(endpoint, answer.status, &value) {
+                Trouble::Stranger | Trouble::Refused(_) => Err(Trouble::Refused(
+                    Error::new("etcd does not accept this user").because(words(&value)).hint(
+                        "Check --etcd-user and its password, in --etcd-password-file or CONNECT_ETCD_PASSWORD",
+                    ),
+                )),
+                away @ Trouble::Away(_) => Err(away),
+            },
+        }
+    }
+
+    /// Everything that happens from `revision` on to keys from `front` up to `end`.
+    pub fn watch(&mut self, front: &str, end: &str, revision: u64) -> Result<(Lines, Vec<Registration>)> {
+        let deadline = Instant::now() + CALL;
+        let (number, cut) = {
+            let place = locked(&self.access.place);
+            (place.number, place.cut.clone())
+        };
+        let watched = self.try_watch(number, &cut, (front, end, revision), deadline);
+        watched.map_err(|trouble| match trouble {
+            Trouble::Stranger => {
+                *locked(&self.access.token) = None;
+                Error::new("etcd wants us to log in again").kind(Kind::Unreachable)
+            }
+            Trouble::Refused(error) => error,
+            Trouble::Away(error) => {
+                self.access.move_on(number);
+                error
+            }
+        })
+    }
+
+    fn try_watch(
+        &mut self,
+        number: usize,
+        cut: &Stop,
+        (front, end, revision): (&str, &str, u64),
+        deadline: Instant,
+    ) -> std::result::Result<(Lines, Vec<Registration>), Trouble> {
+        let token = self.token(number, deadline)?;
+        let kept = self.access.connect(number, deadline).map_err(Trouble::Away)?;
+        let endpoint = &self.access.at.endpoints[number];
+        let stopped = || Trouble::Refused(Error::new("Stopped").kind(Kind::Interrupted));
+        let moved = cut.attach(&kept.stream.socket).ok_or_else(stopped)?;
+        let create = json!({ "create_request": { "key": encoded(front), "range_end": encoded(end),
+            "start_revision": revision.to_string(), "progress_notify": true } });
+        let host = endpoint.authority();
+        let fields = token.iter().map(|token| ("Authorization", token.as_str())).collect::<Vec<_>>();
+        let ask = Ask {
+            method: "POST",
+            path: "/v3/watch",
+            host: &host,
+            fields: &fields,
+            body: Some(create.to_string().into()),
+        };
+        let asked = Lines::ask(kept.stream, &ask, deadline);
+        let (status, lines) = asked.map_err(|error| Trouble::Away(away(endpoint, error)))?;
+        if status != 200 {
+            return Err(refused(endpoint, status, &Value::Null));
+        }
+        Ok((lines, vec![kept.cut, moved]))
+    }
+}
+
+impl Access {
+    fn connect(&self, number: usize, deadline: Instant) -> Result<Kept> {
+        let endpoint = &self.at.endpoints[number];
+        let socket = dial(&endpoint.host, endpoint.port, deadline, &self.stop)?;
+        let cut = self.stop.attach(&socket).ok_or_else(|| Error::new("Stopped").kind(Kind::Interrupted))?;
+        let mut stream = Duplex::plain(socket);
+        if endpoint.tls {
+            let name = ServerName::try_from(endpoint.host.clone()).or_say(|| "This etcd has no name")?;
+            let established = tls::client(&self.tls, name, stream, deadline);
+            stream = established.map_err(|error| away(endpoint, error))?.into_duplex();
+        }
+        Ok(Kept { number, stream, cut })
+    }
+
+    /// From `number` to the next endpoint, unless somebody has gone there already.
+    fn move_on(&self, number: usize) {
+        let mut place = locked(&self.place);
+        if place.number == number {
+            place.number = (number + 1) % self.at.endpoints.len();
+            std::mem::take(&mut place.cut).stop();
+        }
+    }
+}
+
+fn away(endpoint: &Endpoint, why: std::io::Error) -> Error {
+    Error::new(format!("etcd at {} does not answer", endpoint.authority()))
+        .because(why)
+        .hint("Check that it runs, and the address given with --store etcd=")
+        .kind(Kind::Unreachable)
+}
+
+fn refused(endpoint: &Endpoint, status: u16, answer: &Value) -> Trouble {
+    let why = words(answer);
+    let error = Error::new(format!("etcd at {} refused", endpoint.authority())).because(why.clone());
+    // An outdated token has several names, depending on what it is asked for.
+    if status == 401 || why.contains("invalid auth token") || why.contains("revision of auth store") {
+        Trouble::Stranger
+    } else if why.contains("user name is empty") {
+        Trouble::Refused(error.hint("It wants a user: --etcd-user NAME, and its password"))
+    } else if why.contains("permission denied") {
+        Trouble::Refused(error.hint("Grant this user read and write on /connect/"))
+    } else if status >= 500 {
+        Trouble::Away(error.kind(Kind::Unreachable))
+    } else {
+        Trouble::Refused(error)
+    }
+}
+
+fn words(answer: &Value) -> String {
+    let text = |name: &str| answer[name].as_str().map(crate::wire::message::one_line);
+    text("error").or_else(|| text("message")).unwrap_or_else(|| "without a reason".into())
+}
+
+pub fn encoded(text: impl AsRef<[u8]>) -> String {
+    STANDARD.encode(text)
+}
+
+pub fn decoded(value: &Value) -> Vec<u8> {
+    STANDARD.decode(value.as_str().unwrap_or_default()).unwrap_or_default()
+}
+
+/// etcd writes 64-bit numbers as text.
+pub fn number(value: &Value) -> u64 {
+    value.as_str().and_then(|text| text.parse().ok()).unwrap_or_default()
+}

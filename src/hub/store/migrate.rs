@@ -1,0 +1,110 @@
+//! From one store to another: every record that lasts, and the CA, so that no client notices.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::EtcdAt;
+use super::Etcd;
+use super::FileStore;
+use super::Store;
+use super::etcd::CHUNK;
+use super::etcd::Replica;
+use super::file;
+use super::gateway::Gateway;
+use crate::error::Error;
+use crate::error::Result;
+use crate::hub::ca::CA;
+use crate::hub::core::locked;
+use crate::model::record::Change;
+use crate::model::record::Record;
+use crate::net::stop::Stop;
+use crate::os::files;
+use crate::os::files::Lock;
+
+pub enum Place {
+    Folder(PathBuf),
+    Etcd(EtcdAt),
+}
+
+/// Key and certificate as PEM.
+type CaPem = (String, String);
+
+/// What a store holds.
+#[derive(PartialEq, Eq)]
+pub struct Contents {
+    pub records: Vec<Record>,
+    ca: Option<CaPem>,
+}
+
+impl Contents {
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.ca.is_none()
+    }
+}
+
+impl Place {
+    /// All there is; no hub may be changing it meanwhile.
+    pub fn read(&self, stop: &Stop) -> Result<Contents> {
+        let registry = Arc::default();
+        let ca = match self {
+            Self::Folder(folder) => {
+                let lock = lock(folder)?;
+                drop(FileStore::open(folder, lock, &registry)?);
+                let pem = |name: &str| files::read_text(&folder.join("certs").join(name));
+                pem("ca.key")?.zip(pem("ca.crt")?)
+            }
+            Self::Etcd(at) => {
+                let (_, gateway) = Etcd::open(at, None, &registry, stop)?;
+                let hubs: Vec<String> = locked(&registry).hubs().map(|hub| hub.url.clone()).collect();
+                if !hubs.is_empty() {
+                    return Err(Error::new(format!("The fleet's hubs are running: {}", hubs.join(" ")))
+                        .hint("Stop them first; nothing was changed"));
+                }
+                let found = Replica::find(&mut gateway.another(), CA)?;
+                found.and_then(|found| serde_json::from_slice(&found).ok())
+            }
+        };
+        let records = locked(&registry).records().collect();
+        Ok(Contents { records, ca })
+    }
+
+    /// Drops what is there and writes this.
+    pub fn write(&self, contents: &Contents, stop: &Stop) -> Result<()> {
+        let registry = Arc::default();
+        let ca = contents.ca.as_ref();
+        match self {
+            Self::Folder(folder) => {
+                let lock = lock(folder)?;
+                let file::Opened { mut store, .. } = FileStore::open(folder, lock, &registry)?;
+                store.snapshot(contents.records.clone())?;
+                let certificates = folder.join("certs");
+                files::private_dir(&certificates)?;
+                for (name, pem) in ca.into_iter().flat_map(|(key, crt)| [("ca.key", key), ("ca.crt", crt)]) {
+                    files::write(&certificates.join(name), pem.as_bytes())?;
+                }
+            }
+            Self::Etcd(at) => {
+                Replica::clear(&mut Gateway::new(at, stop)?)?;
+                let (mut store, gateway) = Etcd::open(at, None, &registry, stop)?;
+                for some in contents.records.chunks(CHUNK) {
+                    store.commit(some.iter().cloned().map(Change::Put).collect())?;
+                }
+                if let Some(ca) = ca {
+                    Replica::found_or_put(&mut gateway.another(), CA, || Ok(json!(ca).to_string()))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn lock(folder: &std::path::Path) -> Result<Lock> {
+    files::private_dir(folder)?;
+    files::try_lock(&folder.join("hub.lock"))?.ok_or_else(|| {
+        Error::new("A hub runs on this data folder")
+            .because(folder.display().to_string())
+            .hint("Stop it first; nothing was changed")
+    })
+}

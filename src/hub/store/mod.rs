@@ -1,0 +1,62 @@
+//! Where the registry is kept: on this hub's disk, or in an etcd that several hubs share.
+
+mod etcd;
+mod file;
+mod gateway;
+pub mod migrate;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::Mutex;
+
+use crate::error::Result;
+use crate::model::record::Change;
+use crate::model::registry::Registry;
+use crate::net::stop::Stop;
+use crate::os::files;
+
+pub use etcd::Etcd;
+pub use etcd::Replica;
+pub use file::FileStore;
+pub use gateway::EtcdAt;
+pub use gateway::Endpoint;
+pub use gateway::Gateway;
+pub use gateway::number;
+
+/// What became of changes that were to be committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// They are kept, and the registry in memory shows them.
+    Done,
+    /// Somebody else was first. The registry shows that now: decide again.
+    Overtaken,
+}
+
+pub trait Store: Send {
+    /// After an error nothing of it is kept, or, if the store did not answer, nobody knows.
+    fn commit(&mut self, changes: Vec<Change>) -> Result<Outcome>;
+}
+
+/// A store that is open.
+pub struct Opened {
+    pub store: Box<dyn Store>,
+    pub registry: Arc<Mutex<Registry>>,
+    /// What keeps this hub's copy of a shared store fresh.
+    pub shared: Option<(Arc<Replica>, Gateway)>,
+    /// What the operator should hear about recovery.
+    pub note: Option<String>,
+}
+
+/// `None` when another process has the data folder.
+pub fn open(data: &Path, shared: Option<&EtcdAt>, stop: &Stop) -> Result<Option<Opened>> {
+    files::private_dir(data)?;
+    let Some(lock) = files::try_lock(&data.join("hub.lock"))? else { return Ok(None) };
+    let registry = Arc::default();
+    let Some(at) = shared else {
+        let file::Opened { store, note } = FileStore::open(data, lock, &registry)?;
+        return Ok(Some(Opened { store: Box::new(store), registry, shared: None, note }));
+    };
+    let (store, gateway) = Etcd::open(at, Some(lock), &registry, stop)?;
+    let shared = Some((store.replica(), gateway));
+    Ok(Some(Opened { store: Box::new(store), registry, shared, note: None }))
+}
