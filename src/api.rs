@@ -168,7 +168,8 @@ impl Hub {
     pub fn ask_session(&self, ask: &AskSession) -> Result<(SessionGranted, HubUrl)> {
         let body = |ask: &AskSession| serde_json::to_vec(ask).or_say(|| "Cannot write the request");
         let asked = body(ask)?;
-        let post = |url: &HubUrl, body: &[u8]| self.exchange_at(url, ("POST", "/v1/sessions"), &[], Some(body));
+        let post =
+            |url: &HubUrl, body: &[u8]| self.exchange_at(url, ("POST", "/v1/sessions"), &[], Some(body));
         let (mut answer, mut at) = self.somewhere(true, |url| post(url, &asked))?;
         if answer.status == 421 {
             let named: Value = serde_json::from_slice(&answer.body).unwrap_or_default();

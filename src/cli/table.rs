@@ -66,7 +66,8 @@ const PROXY: &[Opt] = &[
 const DATA: Opt = opt("data", "DIR", "The hub's data folder [default: ~/.privateconnect/hub]");
 const STORE: Opt = opt("store", "file|etcd=URL[,URL]", "Where the registry is kept [default: file]");
 const ETCD_CA: Opt = opt("etcd-ca", "FILE", "PEM file of the CA that signed etcd's certificate");
-const ETCD_USER: Opt = opt("etcd-user", "NAME", "User towards etcd; the password is in CONNECT_ETCD_PASSWORD");
+const ETCD_USER: Opt =
+    opt("etcd-user", "NAME", "User towards etcd; the password is in CONNECT_ETCD_PASSWORD");
 const ETCD_PASSWORD: Opt = opt("etcd-password-file", "FILE", "File that holds that password");
 /// Of the commands beside a hub, which otherwise mean the store that it was started with last.
 const BESIDE: &[Opt] = &[DATA, STORE, ETCD_CA, ETCD_USER, ETCD_PASSWORD];

@@ -49,13 +49,14 @@ impl Ca {
         Ok(Self { authority: Authority::load_or_make(folder, TERMS)?, names })
     }
 
-    /// The CA of a fleet, which lies in its store; the first hub makes it.
-    pub fn shared(gateway: &mut Gateway, names: Vec<String>) -> Result<Self> {
+    /// The CA of a fleet, which lies in its store, and its certificate as PEM; the first hub makes it.
+    pub fn shared(gateway: &mut Gateway, names: Vec<String>) -> Result<(Self, String)> {
         let made = || Ok(json!(Authority::make(&TERMS)?).to_string());
         let (stored, is_new) = Replica::found_or_put(gateway, CA, made)?;
-        let (key, certificate) = serde_json::from_slice::<(String, String)>(&stored).unwrap_or_default();
+        let (key, pem) = serde_json::from_slice::<(String, String)>(&stored).unwrap_or_default();
         let at = [Path::new("The fleet's CA in etcd"); 2];
-        Ok(Self { authority: Authority::of(&key, certificate.as_bytes(), at, TERMS, is_new)?, names })
+        let authority = Authority::of(&key, pem.as_bytes(), at, TERMS, is_new)?;
+        Ok((Self { authority, names }, pem))
     }
 
     /// Whether this hub is the first one.

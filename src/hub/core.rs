@@ -145,7 +145,9 @@ impl Core {
         let certificates = settings.data.join("certs");
         let (ca, fleet) = match opened.shared {
             Some((replica, mut gateway)) => {
-                let ca = Ca::shared(&mut gateway, settings.names.clone())?;
+                let (ca, pem) = Ca::shared(&mut gateway, settings.names.clone())?;
+                // For those who give it to clients with `--ca`.
+                files::write(&settings.data.join("fleet-ca.crt"), pem.as_bytes())?;
                 let fleet = Fleet::new(replica, gateway, &ca, settings.behind_proxy)?;
                 (ca, Some(fleet))
             }

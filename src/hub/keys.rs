@@ -172,7 +172,9 @@ pub fn device_state(call: &Call<'_>) -> Result<Reply, Reply> {
     let id = key.id.clone();
     // The code is used up by the same change that makes the key.
     call.core.change(|registry| match registry.device(&device.code, now) {
-        Some(_) => Ok((vec![Change::Put(Record::Key(key.clone())), Change::drop(Table::Device, &device.code)], ())),
+        Some(_) => {
+            Ok((vec![Change::Put(Record::Key(key.clone())), Change::drop(Table::Device, &device.code)], ()))
+        }
         None => Err(unknown()),
     })?;
     call.core.audit.say("key.made", &[("key", &id), ("by", "device"), ("label", &device.label)]);

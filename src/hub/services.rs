@@ -47,7 +47,11 @@ pub fn health(call: &Call<'_>) -> Result<Reply, Reply> {
             status: "ok".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             uptime_seconds: call.core.started.elapsed().as_secs(),
-            store: call.core.fleet.as_ref().map(|fleet| if fleet.replica.is_away() { "away" } else { "ok" }.into()),
+            store: call
+                .core
+                .fleet
+                .as_ref()
+                .map(|fleet| if fleet.replica.is_away() { "away" } else { "ok" }.into()),
         },
     )
 }
@@ -92,7 +96,15 @@ pub fn whoami(call: &Call<'_>) -> Result<Reply, Reply> {
         Principal::Key { role, .. } => Some(*role),
         Principal::Link { .. } | Principal::Local => None,
     };
-    ok(200, &WhoAmI { label: call.principal.label().into(), role, workspace: call.workspace().into(), hubs: hubs(call) })
+    ok(
+        200,
+        &WhoAmI {
+            label: call.principal.label().into(),
+            role,
+            workspace: call.workspace().into(),
+            hubs: hubs(call),
+        },
+    )
 }
 
 /// Where else this fleet can be reached.
@@ -107,7 +119,7 @@ pub fn list(call: &Call<'_>) -> Result<Reply, Reply> {
     let services = registry
         .services(call.workspace())
         .filter(|service| wanted.is_none_or(|name| service.name.as_str() == name));
-    let mut services: Vec<ServiceInfo> = 
+    let mut services: Vec<ServiceInfo> =
         services.map(|service| describe(&registry, &ports, service)).collect();
     drop(registry);
     services.sort_by(|a, b| a.name.cmp(&b.name).then(a.created_at.cmp(&b.created_at)));

@@ -223,11 +223,7 @@ fn invalid(reason: &str) -> io::Error {
 }
 
 /// Sends one request and reads the head of its answer, and what came with it.
-fn begin(
-    stream: &mut Duplex,
-    ask: &Ask<'_>,
-    deadline: Instant,
-) -> io::Result<(Answer, BodyWalker, Vec<u8>)> {
+fn begin(stream: &mut Duplex, ask: &Ask<'_>, deadline: Instant) -> io::Result<(Answer, BodyWalker, Vec<u8>)> {
     let mut out = format!("{} {} HTTP/1.1\r\nHost: {}\r\n", ask.method, ask.path, ask.host);
     for (name, value) in ask.fields {
         // A ticket is the hub's word and a key the user's; neither may begin a line of its own.

@@ -84,8 +84,8 @@ impl Authority {
     pub fn of(key: &str, certificate: &[u8], at: [&Path; 2], terms: Terms, is_new: bool) -> Result<Self> {
         let cannot = || format!("Cannot make {}", terms.title);
         let key = KeyPair::from_pem(key).map_err(|error| damaged(at[0], &terms, &error))?;
-        let certificate = CertificateDer::from_pem_slice(certificate)
-            .map_err(|error| damaged(at[1], &terms, &error))?;
+        let certificate =
+            CertificateDer::from_pem_slice(certificate).map_err(|error| damaged(at[1], &terms, &error))?;
         // The stored certificate has the same name and key as these parameters; leaves are signed by them.
         let issuer = Issuer::new((terms.root)(&key).or_say(cannot)?, key);
         let leaf_key = new_key(cannot)?;

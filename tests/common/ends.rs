@@ -26,6 +26,12 @@ pub fn reset_on_close(stream: &TcpStream) {
     setsockopt(stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).unwrap();
 }
 
+/// Whether an echo comes back on a connection that stays open.
+pub fn exchanges(stream: &mut TcpStream, bytes: &[u8]) -> bool {
+    let mut back = vec![0; bytes.len()];
+    stream.write_all(bytes).is_ok() && stream.read_exact(&mut back).is_ok() && back == bytes
+}
+
 /// How a connection ended for the one who reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {

@@ -126,7 +126,8 @@ pub fn request(call: &str, host: &str, fields: &[(&str, &str)], body: &str) -> S
 
 impl Hub {
     pub fn ca(&self) -> String {
-        fs::read_to_string(self.home.file("hub/certs/ca.crt")).unwrap()
+        let file = |name: &str| fs::read_to_string(self.home.file(name));
+        file("hub/fleet-ca.crt").or_else(|_| file("hub/certs/ca.crt")).unwrap()
     }
 
     pub fn tls(&self) -> Tls {

@@ -401,6 +401,7 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
 // Tunnels: what bytes, sessions, hostile_relay, comes_back, tunnel_ports and endings share.
 
 pub mod ends;
+pub mod etcd;
 pub mod fault;
 pub mod raw;
 

@@ -22,8 +22,11 @@ pub fn run(call: &Call) -> Outcome {
     }
     let there = to.read(&call.stop)?;
     if !there.is_empty() && !call.args.flag("replace") {
-        return Err(Error::new(format!("{to_name} is not empty: it holds {} record(s)", there.records.len()))
-            .hint("Look at it first. To drop what it holds, add --replace"));
+        return Err(Error::new(format!(
+            "{to_name} is not empty: it holds {} record(s)",
+            there.records.len()
+        ))
+        .hint("Look at it first. To drop what it holds, add --replace"));
     }
     to.write(&contents, &call.stop)?;
     if to.read(&call.stop)? != contents {
@@ -32,9 +35,14 @@ pub fn run(call: &Call) -> Outcome {
     }
     let count = contents.records.len();
     call.say.value(&json!({ "records": count, "from": from_name, "to": to_name }));
-    call.say.result(&format!("[ok] Copied {count} record(s) and the CA from {from_name} to {to_name}, and read them back"));
+    call.say.result(&format!(
+        "[ok] Copied {count} record(s) and the CA from {from_name} to {to_name}, and read them back"
+    ));
     call.say.line("  Keys, shares and pins are the same. Start the hub on its new store:");
-    call.say.line(&format!("    connect hub --store {}", if to_name.starts_with("file") { "file" } else { &to_name }));
+    call.say.line(&format!(
+        "    connect hub --store {}",
+        if to_name.starts_with("file") { "file" } else { &to_name }
+    ));
     Ok(0)
 }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::EtcdAt;
 use super::Etcd;
+use super::EtcdAt;
 use super::FileStore;
 use super::Store;
 use super::etcd::CHUNK;

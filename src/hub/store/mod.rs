@@ -18,8 +18,8 @@ use crate::os::files;
 pub use etcd::Etcd;
 pub use etcd::Replica;
 pub use file::FileStore;
-pub use gateway::EtcdAt;
 pub use gateway::Endpoint;
+pub use gateway::EtcdAt;
 pub use gateway::Gateway;
 pub use gateway::number;
 

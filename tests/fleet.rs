@@ -1,0 +1,412 @@
+//! Several hubs on one etcd are one hub to everybody: they agree on every change, find each other's agents, and
+//! lose a hub, the network or etcd without their clients noticing for long.
+
+mod common;
+
+use std::net::Ipv4Addr;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use common::Home;
+use common::Hub;
+use common::PATIENCE;
+use common::dial;
+use common::echo;
+use common::echoes;
+use common::ends::Ending;
+use common::etcd::Etcd;
+use common::etcd::Fleet;
+use common::eventually;
+use common::expose;
+use common::https::RawAgent;
+use common::reach;
+use common::service;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use serde_json::json;
+
+/// Three seconds, and what a machine that runs many tests at once takes on top.
+const SOON: Duration = Duration::from_millis(4500);
+
+fn status(hub: &Hub, what: &str) -> u64 {
+    let status = hub.home.run(&["hub", "status", "--json"]).ok().json();
+    status[what].as_str().unwrap().parse().unwrap()
+}
+
+fn config(home: &Home) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(home.file("config.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn a_joiner_finds_an_agent_at_another_hub_and_goes_there() {
+    let Some(fleet) = Fleet::of(3) else { return };
+    let (owner, user) = (fleet.machine(0), fleet.machine(1));
+    let hubs = &config(&user)["hubs"];
+    assert!((0..3).all(|n| n == 1 || hubs.as_array().unwrap().contains(&json!(fleet.hubs[n].url))), "{hubs}");
+    let _exposed = expose(&owner, "db", service(echo));
+    let (_reached, port) = reach(&user, "db");
+    assert!(echoes(port, b"over there"));
+    let relayed = fleet.hubs.iter().map(|hub| status(hub, "sessionsTotal")).collect::<Vec<_>>();
+    assert!(relayed[0] > 0 && relayed[1] + relayed[2] == 0, "{relayed:?}");
+}
+
+#[test]
+fn where_the_agents_hub_cannot_be_reached_the_asked_one_carries() {
+    let Some(fleet) = Fleet::of(2) else { return };
+    let owner = fleet.machine(0);
+    let _exposed = expose(&owner, "db", service(echo));
+    // This joiner comes to one hub by a name, and to addresses only through a proxy that is not there.
+    let port = fleet.hubs[1].address.rsplit(':').next().unwrap().to_owned();
+    let user = Home::new();
+    let outside = |args: &[&str]| {
+        let mut command = user.connect(args);
+        command.env("HTTPS_PROXY", "http://127.0.0.1:1").env("NO_PROXY", "localhost");
+        command
+    };
+    let url = format!("https://localhost:{port}");
+    common::Said::of(outside(&["up", "--hub", &url, "--api-key", &fleet.key("member")])).ok();
+    let reached = common::Running::start(outside(&["reach", "--json", "db"]));
+    let port = u16::try_from(reached.wait_event("up")["localPort"].as_u64().unwrap()).unwrap();
+    for size in [1, 3_000_000] {
+        assert!(echoes(port, &common::noise(3, size)));
+    }
+    assert!(fleet.hubs[1].audit().contains("session.carried"));
+    // Revoking the joiner's key at any hub cuts what another one carries for it.
+    let mut held = dial(port);
+    assert!(common::ends::exchanges(&mut held, b"still"));
+    let keys = fleet.hubs[1].ask("GET /v1/keys", &fleet.admin_key, "").json();
+    let member = |key: &&Value| key["role"] == "member";
+    for key in keys.as_array().unwrap().iter().filter(member) {
+        let call = format!("DELETE /v1/keys/{}", key["id"].as_str().unwrap());
+        assert_eq!(fleet.hubs[1].ask(&call, &fleet.admin_key, "").status, 204);
+    }
+    let began = Instant::now();
+    assert_ne!(common::ends::read_out(&held).1, Ending::Hung);
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+}
+
+#[test]
+fn two_hubs_never_disagree_on_a_code_a_join_or_a_revocation() {
+    let Some(fleet) = Fleet::of(3) else { return };
+    let key = fleet.key("member");
+    let mut agent = RawAgent::up(&fleet.hubs[0], &key, "agent_a");
+    agent.expose("db");
+    for hub in &fleet.hubs {
+        eventually("the service is known", PATIENCE, || {
+            hub.ask("GET /v1/services", &key, "").json()[0]["status"] == "online"
+        });
+    }
+    let share = |code: &str, joins: u32| {
+        json!({ "name": "s", "agent": "agent_a", "services": ["db"], "expiresInSeconds": 600, "code": code,
+            "maxJoins": joins })
+        .to_string()
+    };
+    // Codes that are taken or unknown count as guesses, so that each round has a key and an address of its own.
+    let at_all = |round: u8, key: &str, call: &str, body: &str| -> Vec<u16> {
+        let from = Ipv4Addr::new(127, 0, 1, round);
+        thread::scope(|scope| {
+            let ask = |hub: &Hub| hub.from(from).ask(call, key, body).status;
+            let asked = fleet.hubs.iter().map(|hub| scope.spawn(move || ask(hub)));
+            let asked: Vec<_> = asked.collect();
+            asked.into_iter().map(|one| one.join().unwrap()).collect()
+        })
+    };
+    for round in 0..8 {
+        let (code, key) = (format!("race{round:03}"), fleet.key("admin"));
+        let mut made = at_all(round, &key, "POST /v1/shares", &share(&code, 2));
+        made.sort_unstable();
+        assert_eq!(made, [201, 409, 409], "{code}");
+        for hub in &fleet.hubs {
+            eventually("the share is known", PATIENCE, || {
+                hub.ask("GET /v1/shares", &key, "").json().as_array().unwrap().len() == 1
+            });
+        }
+        let mut joined = at_all(round, &key, &format!("POST /v1/shares/{code}/join"), "");
+        joined.sort_unstable();
+        assert_eq!(joined, [200, 200, 409], "{code}");
+        let mut revoked = at_all(round, &key, &format!("DELETE /v1/shares/{code}"), "");
+        revoked.sort_unstable();
+        assert_eq!(revoked, [204, 404, 404], "{code}");
+    }
+    // Revoked while others join: whoever joined was first, and afterwards nobody does.
+    let open = fleet.hubs[1].ask("POST /v1/shares", &key, &share("lastone", 1000));
+    let id = open.text("id");
+    let (hubs, key) = (&fleet.hubs, &key);
+    let late = thread::scope(|scope| {
+        let joining = scope.spawn(move || {
+            let mut statuses = Vec::new();
+            for n in 0..60 {
+                statuses.push(hubs[n % 2].ask("POST /v1/shares/lastone/join", key, "").status);
+                if statuses.last() != Some(&200) {
+                    break;
+                }
+            }
+            statuses
+        });
+        assert_eq!(hubs[2].ask(&format!("DELETE /v1/shares/{id}"), key, "").status, 204);
+        joining.join().unwrap()
+    });
+    assert!(late.iter().all(|status| [200, 404].contains(status)), "{late:?}");
+    for hub in hubs {
+        eventually("it is gone everywhere", PATIENCE, || {
+            hub.ask("GET /v1/shares", key, "").json().as_array().unwrap().is_empty()
+        });
+    }
+}
+
+#[test]
+fn wrong_codes_and_keys_count_over_the_fleet() {
+    let Some(fleet) = Fleet::of(3) else { return };
+    let key = fleet.key("join");
+    let mut statuses = Vec::new();
+    for guess in 0..12 {
+        let call = format!("GET /v1/shares/wrong{guess:02}");
+        statuses.push(fleet.hubs[guess % 3].ask(&call, &key, "").status);
+    }
+    assert_eq!(statuses, [[404; 10].as_slice(), &[429, 429]].concat());
+    let statuses: Vec<u16> =
+        (0..22).map(|n| fleet.hubs[n % 3].ask("GET /v1/whoami", &format!("pc_{n}"), "").status).collect();
+    assert_eq!(statuses, [[401; 20].as_slice(), &[429, 429]].concat());
+}
+
+/// Connects anew all the time until told to stop; counts what worked, and the longest time that nothing did.
+fn load(port: u16, stop: &AtomicBool) -> (usize, Duration) {
+    let (mut worked, mut last, mut longest) = (0, Instant::now(), Duration::ZERO);
+    while !stop.load(Ordering::Relaxed) {
+        if echoes(port, b"load") {
+            longest = longest.max(last.elapsed());
+            (worked, last) = (worked + 1, Instant::now());
+        }
+    }
+    (worked, longest.max(last.elapsed()))
+}
+
+#[test]
+fn after_kill_9_of_a_hub_under_load_its_agents_are_reached_soon_and_the_others_notice_nothing() {
+    let Some(mut fleet) = Fleet::of(3) else { return };
+    let (owner, user) = (fleet.machine(0), fleet.machine(1));
+    let other = fleet.machine(2);
+    let _at_dying = expose(&owner, "dying", service(echo));
+    let _at_other = expose(&other, "other", service(echo));
+    let ((_reached, port), (_kept, other_port)) = (reach(&user, "dying"), reach(&user, "other"));
+    let mut held = dial(other_port);
+    assert!(common::ends::exchanges(&mut held, b"before"));
+    let stop = AtomicBool::new(false);
+    let (worked, longest) = thread::scope(|scope| {
+        let loads: Vec<_> = (0..4).map(|_| scope.spawn(|| load(port, &stop))).collect();
+        eventually("the load runs", PATIENCE, || echoes(port, b"under load"));
+        fleet.hubs[0].running.kill();
+        let back = eventually("a new connection works", PATIENCE, || echoes(port, b"again"));
+        println!("new connections work {back:?} after kill -9");
+        assert!(back < SOON, "{back:?}");
+        assert!(common::ends::exchanges(&mut held, b"after"), "a session at another hub was disturbed");
+        stop.store(true, Ordering::Relaxed);
+        let done: Vec<_> = loads.into_iter().map(|load| load.join().unwrap()).collect();
+        (done.iter().map(|one| one.0).sum::<usize>(), done.iter().map(|one| one.1).max().unwrap())
+    });
+    println!("{worked} connections under load, the longest gap {longest:?}");
+    assert!(worked > 0 && longest < SOON, "{worked} {longest:?}");
+    fleet.hubs[0].restart();
+    fleet.wait_for(3);
+}
+
+#[test]
+fn while_etcd_is_away_what_is_known_works_changes_are_refused_and_all_heals() {
+    let Some(mut fleet) = Fleet::of(2) else { return };
+    let (owner, user) = (fleet.machine(0), fleet.machine(1));
+    let exposed = expose(&owner, "db", service(echo));
+    let (_reached, port) = reach(&user, "db");
+    let mut held = dial(port);
+    assert!(common::ends::exchanges(&mut held, b"before"));
+    fleet.etcd.kill();
+    let make = |hub: &Hub| hub.ask("POST /v1/keys", &fleet.admin_key, "");
+    for hub in &fleet.hubs {
+        let refused = make(hub);
+        assert_eq!(refused.status, 503, "{refused:?}");
+        assert!(refused.text("error").contains("store of its fleet"), "{refused:?}");
+        let began = Instant::now();
+        assert_eq!(make(hub).status, 503);
+        assert!(began.elapsed() < Duration::from_secs(1), "a refusal takes {:?}", began.elapsed());
+        assert_eq!(hub.ask("GET /health", "", "").json()["store"], "away");
+    }
+    // Longer than the lease: nobody has etcd, so nobody lets go of an agent.
+    thread::sleep(Duration::from_secs(8));
+    assert!(common::ends::exchanges(&mut held, b"while"));
+    let (again, new_port) = reach(&user, "db");
+    assert!(echoes(new_port, b"a new session"));
+    drop(again);
+    fleet.etcd.restart();
+    eventually("changes work again", PATIENCE, || fleet.hubs.iter().all(|hub| make(hub).status == 201));
+    fleet.wait_for(2);
+    // It is claimed again under a new lease, and known to a hub that starts only now.
+    let late = fleet.etcd.hub();
+    eventually("the service is online for all", PATIENCE, || {
+        late.ask("GET /v1/services", &fleet.admin_key, "").json()[0]["status"] == "online"
+    });
+    assert!(common::ends::exchanges(&mut held, b"after"));
+    assert_eq!(exposed.events("lost"), 0, "{}", exposed.out());
+}
+
+#[test]
+fn a_hub_that_alone_lost_etcd_lets_its_agents_go_and_takes_part_again_later() {
+    let Some(fleet) = Fleet::of(3) else { return };
+    let (owner, user, local) = (fleet.machine(0), fleet.machine(1), fleet.machine(0));
+    let exposed = expose(&owner, "db", service(echo));
+    let ((_reached, port), (_beside, local_port)) = (reach(&user, "db"), reach(&local, "db"));
+    assert!(echoes(port, b"before") && echoes(local_port, b"before"));
+    let mut held = dial(local_port);
+    assert!(common::ends::exchanges(&mut held, b"before"));
+    fleet.paths[0].fall_silent();
+    exposed.wait_event("lost");
+    exposed.wait_event("back");
+    // The others have it, the cut off one sends everybody there, and what ran through it runs on.
+    let adrift = fleet.hubs[0].ask("GET /v1/services", &fleet.admin_key, "");
+    assert_eq!((adrift.status, &adrift.json()["elsewhere"]), (503, &json!(true)));
+    assert!(common::ends::exchanges(&mut held, b"while"));
+    for port in [port, local_port] {
+        eventually("it is reached elsewhere", PATIENCE, || echoes(port, b"elsewhere"));
+    }
+    let listed = fleet.etcd.ctl(&["get", "--prefix", "/connect/v1/hub/", "--keys-only"]).unwrap();
+    assert!(!listed.contains(&fleet.hubs[0].url), "{listed}");
+    fleet.paths[0].recover();
+    fleet.paths[0].cut_silent();
+    eventually("it is with its fleet again", PATIENCE, || {
+        fleet.hubs[0].ask("GET /v1/services", &fleet.admin_key, "").status == 200
+    });
+    fleet.wait_for(3);
+    let services = fleet.hubs[0].ask("GET /v1/services", &fleet.admin_key, "").json();
+    assert_eq!(services[0]["status"], "online");
+}
+
+#[test]
+fn through_a_rolling_restart_a_client_that_retries_once_never_sees_an_error_twice() {
+    let Some(mut fleet) = Fleet::of(3) else { return };
+    let (owner, user) = (fleet.machine(0), fleet.machine(1));
+    let _exposed = expose(&owner, "db", service(echo));
+    let (_reached, port) = reach(&user, "db");
+    let (stop, tried, twice) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                tried.fetch_add(1, Ordering::Relaxed);
+                if !echoes(port, b"once") && !echoes(port, b"twice") {
+                    twice.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        let (stop, tried) = (&stop, &tried);
+        scope.spawn(move || {
+            for number in 0..3 {
+                fleet.hubs[number].running.signal(Signal::SIGTERM);
+                assert!(fleet.hubs[number].running.wait().success());
+                fleet.hubs[number].restart();
+                fleet.wait_for(3);
+                let so_far = tried.load(Ordering::Relaxed);
+                eventually("the client goes on", PATIENCE, || tried.load(Ordering::Relaxed) > so_far + 20);
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    });
+    assert!(tried.load(Ordering::Relaxed) > 60);
+    assert_eq!(twice.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_hub_moves_into_etcd_and_back_and_its_clients_notice_nothing() {
+    let Some(etcd) = Etcd::start() else { return };
+    let hub = Hub::start();
+    let machine = hub.machine("member");
+    let store = etcd.store();
+    let busy = hub.home.run(&["hub", "migrate", "--from", "file", "--to", &store]);
+    assert!(busy.code == Some(1) && busy.err.contains("Stop it first"), "{busy:#?}");
+    let (home, address, url) = (hub.home, hub.address.clone(), hub.url.clone());
+    drop(hub.running);
+    let moved = home.run(&["hub", "migrate", "--from", "file", "--to", &store, "--json"]).ok().json();
+    assert_eq!(moved["records"], 3);
+    let again = home.run(&["hub", "migrate", "--from", "file", "--to", &store]);
+    assert!(again.code == Some(1) && again.err.contains("--replace"), "{again:#?}");
+    home.run(&["hub", "migrate", "--from", "file", "--to", &store, "--replace"]).ok();
+    let start = |store: &str, folder: &str| {
+        let data = home.file(folder).display().to_string();
+        let args = ["hub", "--json", "--listen", &address, "--tunnel-ports", "off", "--store", store];
+        let running = home.start(&[&args[..], &["--data", &data]].concat());
+        running.wait_event("listening");
+        running
+    };
+    let fleet = start(&store, "hub");
+    machine.run(&["whoami"]).ok();
+    let made = home.run(&["hub", "key", "create", "--json"]).ok().json();
+    let running = home.run(&["hub", "migrate", "--from", &store, "--to", "file=/nowhere"]);
+    assert!(running.code == Some(1) && running.err.contains(&url), "{running:#?}");
+    fleet.signal(Signal::SIGTERM);
+    let mut fleet = fleet;
+    fleet.wait();
+    // Without a hub the commands beside it mean the store that it ran on.
+    let listed = home.run(&["hub", "key", "list", "--json"]).ok().json();
+    assert!(listed.as_array().unwrap().iter().any(|key| key["id"] == made["id"]), "{listed}");
+    let back = format!("file={}", home.file("back").display());
+    home.run(&["hub", "migrate", "--from", &store, "--to", &back]).ok();
+    let _alone = start("file", "back");
+    machine.run(&["whoami"]).ok();
+    home.run(&["up", "--hub", &url, "--api-key", made["key"].as_str().unwrap()]).ok();
+}
+
+#[test]
+fn etcd_with_passwords_is_logged_in_to_and_a_wrong_one_is_named() {
+    let Some(mut etcd) = Etcd::start() else { return };
+    for args in [
+        &["user", "add", "root:r"][..],
+        &["user", "grant-role", "root", "root"],
+        &["role", "add", "hub"],
+        &["role", "grant-permission", "hub", "--prefix=true", "readwrite", "/connect/"],
+        &["user", "add", "hub:secret"],
+        &["user", "grant-role", "hub", "hub"],
+        &["auth", "enable"],
+    ] {
+        etcd.ctl(args).unwrap();
+    }
+    let (home, store) = (Home::new(), etcd.store());
+    let args = ["hub", "--json", "--listen", "127.0.0.1:0", "--tunnel-ports", "off", "--store", &store];
+    let with = |password: &str, more: &[&str]| {
+        let mut command = home.connect(&[&args[..], more].concat());
+        command.env("CONNECT_ETCD_PASSWORD", password);
+        command
+    };
+    for (password, more, named) in [
+        ("", &[][..], "--etcd-user"),
+        ("", &["--etcd-user", "hub"], "CONNECT_ETCD_PASSWORD"),
+        ("wrong", &["--etcd-user", "hub"], "does not accept this user"),
+    ] {
+        let said = common::Said::of(with(password, more));
+        assert!(said.code != Some(0) && said.err.contains(named), "{named}: {said:#?}");
+    }
+    let command = with("secret", &["--etcd-user", "hub"]);
+    let hub = Hub::start_by(home, command, &[]);
+    assert!(hub.ca().contains("BEGIN CERTIFICATE"));
+    // An etcd that restarts has forgotten all tokens; the hub logs in again.
+    etcd.restart_with_auth();
+    eventually("changes work again", PATIENCE, || hub.ask("POST /v1/keys", &hub.admin_key, "").status == 201);
+}
+
+#[test]
+fn two_hubs_by_one_name_are_noticed() {
+    let Some(etcd) = Etcd::start() else { return };
+    let hub = etcd.hub();
+    let port = hub.address.rsplit(':').next().unwrap().to_owned();
+    let said = Home::new().run(&[
+        "hub",
+        "--listen",
+        &format!("127.0.0.2:{port}"),
+        "--name",
+        "127.0.0.1",
+        "--tunnel-ports",
+        "off",
+        "--store",
+        &etcd.store(),
+    ]);
+    assert!(said.code == Some(1) && said.err.contains("Another hub of this fleet is called"), "{said:#?}");
+}
