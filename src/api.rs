@@ -1,31 +1,21 @@
 //! The hub as its clients see it: typed calls over one kept-alive TLS connection, and the two upgrades.
 
-use std::fmt;
-use std::io::Read;
-use std::io::Write;
-use std::net::TcpStream;
+mod dialer;
+
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::Instant;
 
-use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use ureq::config::Config;
-use ureq::http::Uri;
-use ureq::unversioned::resolver::ResolvedSocketAddrs;
-use ureq::unversioned::resolver::Resolver;
-use ureq::unversioned::transport::Buffers;
-use ureq::unversioned::transport::ConnectionDetails;
-use ureq::unversioned::transport::Connector;
-use ureq::unversioned::transport::LazyBuffers;
-use ureq::unversioned::transport::NextTimeout;
-use ureq::unversioned::transport::Transport;
+
+use dialer::Dialer;
+use dialer::Hubs;
+use dialer::NoResolver;
+use dialer::unreachable_hub;
 
 use crate::error::Error;
 use crate::error::Kind;
@@ -35,18 +25,13 @@ use crate::model::code::Code;
 use crate::model::fingerprint::Pin;
 use crate::net::address::HubUrl;
 use crate::net::connect::DEADLINE;
-use crate::net::connect::dial_hub;
-use crate::net::connect::is_quiet;
-use crate::net::connect::is_timeout;
-use crate::net::connect::set_deadline;
 use crate::net::duplex::Duplex;
 use crate::net::http;
 use crate::net::http::Ask;
-use crate::net::stop::Registration;
 use crate::net::stop::Stop;
-use crate::net::tls;
 use crate::net::trust;
 use crate::net::trust::HubTrust;
+use crate::os::secret;
 use crate::wire::api::AgentInfo;
 use crate::wire::api::AskDevice;
 use crate::wire::api::AskSession;
@@ -68,8 +53,6 @@ use crate::wire::message::one_line;
 const ANSWER_LIMIT: u64 = 16 * 1024 * 1024;
 /// May be said to several hubs: it says who the agent is.
 const REGISTER: &str = "/v1/agents/register";
-/// What ureq keeps for a head and a piece of body.
-const BUFFER: usize = 16 * 1024;
 
 /// A connection that rested longer is not used again: it may have died without a word, as when a laptop
 /// slept, and the call would wait out its deadline.
@@ -77,8 +60,6 @@ const KEPT: Duration = Duration::from_secs(2);
 
 /// A fleet has no more hubs than this; a list that is longer is cut.
 const HUBS: usize = 32;
-/// With other hubs to go to, one that does not answer takes this part of the time.
-const SHARE: u32 = 3;
 
 pub struct Hub {
     /// The one that was asked for. Others of its fleet may stand in for it.
@@ -122,8 +103,8 @@ impl Hub {
     }
 
     /// The hubs of the fleet, as far as they are known, the one that is meant first.
-    pub fn fleet(&self) -> Vec<String> {
-        self.dialer.hubs().list.iter().map(ToString::to_string).collect()
+    pub fn fleet(&self) -> Vec<HubUrl> {
+        self.dialer.hubs().list.clone()
     }
 
     /// A hub says where else its fleet is. Each has to prove the pin before it is believed.
@@ -135,8 +116,12 @@ impl Hub {
         let now = hubs.list[hubs.at].clone();
         let given = hubs.given;
         hubs.list.truncate(given);
-        for url in urls.iter().filter_map(|url| HubUrl::parse(url).ok()).take(HUBS) {
-            if !hubs.list.contains(&url) {
+        // Each from another place on, or all the clients of a hub that dies would fall upon the same one.
+        let first = secret::number() as usize % urls.len();
+        for url in urls.iter().cycle().skip(first).take(urls.len().min(HUBS)) {
+            if let Ok(url) = HubUrl::parse(url)
+                && !hubs.list.contains(&url)
+            {
                 hubs.list.push(url);
             }
         }
@@ -222,7 +207,8 @@ impl Hub {
 
     /// A call without a type of its own, for the hub's own command line. No content is `null`.
     pub fn any(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
-        let bytes = self.exchange(method, path, &[], body.map(|body| body.to_string().into_bytes()))?;
+        let body = body.map(ToString::to_string);
+        let bytes = self.exchange(method, path, &[], body.as_deref().map(str::as_bytes))?;
         if bytes.is_empty() { Ok(Value::Null) } else { self.read(&bytes) }
     }
 
@@ -283,7 +269,7 @@ impl Hub {
                 }
                 Err(Missed { error, before }) => {
                     // What may have been heard is not said to another one too.
-                    if !before && !(may_repeat && error.kind == Kind::Unreachable) {
+                    if !before && (!may_repeat || error.kind != Kind::Unreachable) {
                         return Err(error);
                     }
                     log::debug!("{at}: {error}");
@@ -302,7 +288,7 @@ impl Hub {
         body: Option<&impl Serialize>,
     ) -> Result<T> {
         let body = body.map(serde_json::to_vec).transpose().or_say(|| "Cannot write the request")?;
-        let bytes = self.exchange(method, path, fields, body)?;
+        let bytes = self.exchange(method, path, fields, body.as_deref())?;
         self.read(&bytes)
     }
 
@@ -319,10 +305,10 @@ impl Hub {
         method: &str,
         path: &str,
         fields: &[(&str, &str)],
-        body: Option<Vec<u8>>,
+        body: Option<&[u8]>,
     ) -> Result<Vec<u8>> {
         let may_repeat = method == "GET" || path == REGISTER;
-        let call = |url: &HubUrl| self.exchange_at(url, (method, path), fields, body.as_deref());
+        let call = |url: &HubUrl| self.exchange_at(url, (method, path), fields, body);
         self.somewhere(may_repeat, call)?.0.content()
     }
 
@@ -394,179 +380,12 @@ fn trouble(url: &HubUrl, error: ureq::Error) -> Missed {
     Missed { error, before }
 }
 
-fn unreachable_hub(url: &HubUrl, why: String) -> Error {
-    Error::new(format!("Cannot reach the hub {url}"))
-        .because(why)
-        .hint("Check the address, and on its machine that it runs: connect hub status")
-        .kind(Kind::Unreachable)
-}
-
 /// What a refusal means for the person who got it.
 fn explain(status: u16, body: &[u8]) -> Error {
     let error = http::refusal(status, body);
     match (status, &error.hint) {
         (401, None) => error.hint("Run: connect up --hub URL --api-key KEY"),
         _ => error,
-    }
-}
-
-/// The hubs of a fleet, in the order in which they are tried.
-struct Hubs {
-    list: Vec<HubUrl>,
-    /// So many were given by the user; the rest was learnt.
-    given: usize,
-    /// The one used last.
-    at: usize,
-}
-
-/// Makes TLS connections to hubs; for ureq, and for the upgrades.
-#[derive(Clone)]
-struct Dialer {
-    hubs: Arc<Mutex<Hubs>>,
-    tls: Arc<ClientConfig>,
-    stop: Stop,
-}
-
-impl fmt::Debug for Dialer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Dialer")
-    }
-}
-
-impl Dialer {
-    fn hubs(&self) -> MutexGuard<'_, Hubs> {
-        self.hubs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn dial_plain(&self, url: &HubUrl, deadline: Instant) -> Result<(Duplex, Registration)> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let share = if self.hubs().list.len() > 1 { left / SHARE } else { left };
-        let dialled = dial_hub(&url.host, url.port, Instant::now() + share, &self.stop);
-        let socket = dialled.map_err(|error| {
-            let hint = error.hint.clone();
-            let error = unreachable_hub(url, error.to_string());
-            if let Some(hint) = hint { error.hint(hint) } else { error }
-        })?;
-        let cut = self.stop.attach(&socket).ok_or_else(|| Error::new("Stopped").kind(Kind::Interrupted))?;
-        Ok((Duplex::plain(socket), cut))
-    }
-
-    fn dial(&self, url: &HubUrl, deadline: Instant) -> Result<(Duplex, Registration)> {
-        let (below, cut) = self.dial_plain(url, deadline)?;
-        let host = &url.host;
-        let name = ServerName::try_from(host.clone()).or_say(|| format!("{host} cannot be a host's name"))?;
-        let established =
-            tls::client(&self.tls, name, below, deadline).map_err(|error| distrust(url, &error))?;
-        Ok((established.into_duplex(), cut))
-    }
-}
-
-fn distrust(url: &HubUrl, error: &std::io::Error) -> Error {
-    let certificate = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match certificate {
-        Some(rustls::Error::InvalidCertificate(why)) => {
-            Error::new(format!("{url} did not prove that it is your hub"))
-                .because(format!("{why}"))
-                .hint("Its certificate does not match the key's pin or your CA file. Ask for a new key (hub key create), or give --ca FILE")
-        }
-        _ => unreachable_hub(url, error.to_string()),
-    }
-}
-
-impl Connector for Dialer {
-    type Out = HubTransport;
-
-    fn connect(
-        &self,
-        details: &ConnectionDetails,
-        _: Option<()>,
-    ) -> std::result::Result<Option<HubTransport>, ureq::Error> {
-        let deadline = Instant::now() + (*details.timeout.after).min(DEADLINE);
-        let authority = details.uri.authority().map(ToString::to_string).unwrap_or_default();
-        let dialled = HubUrl::parse(&authority).and_then(|url| self.dial(&url, deadline));
-        let (stream, cut) = dialled.map_err(|error| ureq::Error::Other(Box::new(error)))?;
-        Ok(Some(HubTransport {
-            stream: Mutex::new(stream),
-            buffers: LazyBuffers::new(BUFFER, BUFFER),
-            _cut: cut,
-        }))
-    }
-}
-
-/// ureq wants its transports `Sync`, which a reader that holds decrypted bytes is not by itself; the
-/// mutex is never contended.
-struct HubTransport {
-    stream: Mutex<Duplex>,
-    buffers: LazyBuffers,
-    _cut: Registration,
-}
-
-impl fmt::Debug for HubTransport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("HubTransport")
-    }
-}
-
-impl HubTransport {
-    fn stream(&mut self) -> &mut Duplex {
-        self.stream.get_mut().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn arm(socket: &TcpStream, timeout: &NextTimeout) -> std::result::Result<(), ureq::Error> {
-    set_deadline(socket, Instant::now() + (*timeout.after).min(DEADLINE)).map_err(ureq::Error::Io)
-}
-
-fn timed(error: std::io::Error, timeout: &NextTimeout) -> ureq::Error {
-    if is_timeout(&error) { ureq::Error::Timeout(timeout.reason) } else { ureq::Error::Io(error) }
-}
-
-impl Transport for HubTransport {
-    fn buffers(&mut self) -> &mut dyn Buffers {
-        &mut self.buffers
-    }
-
-    fn transmit_output(
-        &mut self,
-        amount: usize,
-        timeout: NextTimeout,
-    ) -> std::result::Result<(), ureq::Error> {
-        let stream = self.stream.get_mut().unwrap_or_else(PoisonError::into_inner);
-        arm(&stream.socket, &timeout)?;
-        let output = &self.buffers.output()[..amount];
-        stream.writer.write_all(output).map_err(|error| timed(error, &timeout))
-    }
-
-    fn await_input(&mut self, timeout: NextTimeout) -> std::result::Result<bool, ureq::Error> {
-        let stream = self.stream.get_mut().unwrap_or_else(PoisonError::into_inner);
-        arm(&stream.socket, &timeout)?;
-        let room = self.buffers.input_append_buf();
-        let read = stream.reader.read(room).map_err(|error| timed(error, &timeout))?;
-        self.buffers.input_appended(read);
-        Ok(read > 0)
-    }
-
-    fn is_open(&mut self) -> bool {
-        is_quiet(&self.stream().socket)
-    }
-
-    fn is_tls(&self) -> bool {
-        true
-    }
-}
-
-/// The dialer resolves for itself, or lets the proxy do it.
-#[derive(Debug)]
-struct NoResolver;
-
-impl Resolver for NoResolver {
-    fn resolve(
-        &self,
-        _: &Uri,
-        _: &Config,
-        _: NextTimeout,
-    ) -> std::result::Result<ResolvedSocketAddrs, ureq::Error> {
-        Ok(self.empty())
     }
 }
 

@@ -356,8 +356,8 @@ fn a_hub_moves_into_etcd_and_back_and_its_clients_notice_nothing() {
 }
 
 #[test]
-fn etcd_with_passwords_is_logged_in_to_and_a_wrong_one_is_named() {
-    let Some(mut etcd) = Etcd::start() else { return };
+fn etcd_with_tls_and_passwords_is_logged_in_to_and_what_is_wrong_is_named() {
+    let Some(mut etcd) = Etcd::start_tls() else { return };
     for args in [
         &["user", "add", "root:r"][..],
         &["user", "grant-role", "root", "root"],
@@ -376,15 +376,18 @@ fn etcd_with_passwords_is_logged_in_to_and_a_wrong_one_is_named() {
         command.env("CONNECT_ETCD_PASSWORD", password);
         command
     };
+    let ca = ["--etcd-ca", etcd.ca()];
+    let known = [&ca[..], &["--etcd-user", "hub"]].concat();
     for (password, more, named) in [
-        ("", &[][..], "--etcd-user"),
-        ("", &["--etcd-user", "hub"], "CONNECT_ETCD_PASSWORD"),
-        ("wrong", &["--etcd-user", "hub"], "does not accept this user"),
+        ("", &["--etcd-user", "hub"][..], "CONNECT_ETCD_PASSWORD"),
+        ("secret", &["--etcd-user", "hub"], "UnknownIssuer"),
+        ("", &ca, "--etcd-user"),
+        ("wrong", &known, "does not accept this user"),
     ] {
         let said = common::Said::of(with(password, more));
         assert!(said.code != Some(0) && said.err.contains(named), "{named}: {said:#?}");
     }
-    let command = with("secret", &["--etcd-user", "hub"]);
+    let command = with("secret", &known);
     let hub = Hub::start_by(home, command, &[]);
     assert!(hub.ca().contains("BEGIN CERTIFICATE"));
     // An etcd that restarts has forgotten all tokens; the hub logs in again.

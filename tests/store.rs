@@ -19,6 +19,7 @@ use common::Hub;
 use common::PATIENCE;
 use common::Running;
 use common::Said;
+use common::etcd::Etcd;
 use common::eventually;
 use common::expose;
 use common::https::RawAgent;
@@ -26,6 +27,14 @@ use common::noise;
 use common::under;
 use nix::sys::signal::Signal;
 use serde_json::json;
+
+/// The same for a hub on its own disk and for one on a real etcd.
+fn on_each_store(test: impl Fn(Hub)) {
+    test(Hub::start());
+    if let Some(etcd) = Etcd::start() {
+        test(etcd.hub());
+    }
+}
 
 fn ids(hub: &Hub) -> Vec<String> {
     let keys = hub.ask("GET /v1/keys", &hub.admin_key, "").json();
@@ -46,7 +55,10 @@ fn make_key(hub: &Hub) -> Option<String> {
 
 #[test]
 fn every_acknowledged_write_is_there_after_kill_9_at_any_moment() {
-    let mut hub = Hub::start();
+    on_each_store(kill_9_at_any_moment);
+}
+
+fn kill_9_at_any_moment(mut hub: Hub) {
     let acknowledged = Mutex::new(Vec::new());
     let moments = noise(7, 16);
     for (round, moment) in moments.iter().take(8).enumerate() {
@@ -76,6 +88,44 @@ fn every_acknowledged_write_is_there_after_kill_9_at_any_moment() {
     }
     assert!(acknowledged.lock().unwrap().len() >= 200);
     hub.home.run(&["hub", "audit", "verify"]).ok();
+}
+
+#[test]
+fn all_that_a_hub_knows_is_the_same_after_a_restart() {
+    on_each_store(the_same_after_a_restart);
+}
+
+fn the_same_after_a_restart(mut hub: Hub) {
+    let (owner, (gone, id)) = (hub.key("member"), hub.new_key(&["--role", "member"]));
+    let mut agent = RawAgent::up(&hub, &owner, "agent_a");
+    let service = agent.expose("db");
+    let share = |seconds: u64, code: &str| {
+        let body = json!({ "name": "s", "agent": "agent_a", "services": ["db"], "expiresInSeconds": seconds,
+            "maxJoins": 3, "code": code });
+        hub.ask("POST /v1/shares", &owner, &body.to_string())
+    };
+    assert_eq!((share(600, "lasting").status, share(1, "passing").status), (201, 201));
+    assert_eq!(share(600, "lasting").status, 409);
+    for _ in 0..2 {
+        assert_eq!(hub.ask("POST /v1/shares/lasting/join", &owner, "").status, 200);
+    }
+    assert_eq!(hub.ask(&format!("DELETE /v1/keys/{id}"), &hub.admin_key, "").status, 204);
+    // A code that is free again may be had at once, and its end leaves the new owner's alone.
+    eventually("the code is free again", PATIENCE, || share(600, "passing").status == 201);
+    drop(agent);
+    hub.running.kill();
+    hub.restart();
+    assert_eq!(hub.ask("GET /v1/whoami", &gone, "").status, 401);
+    let shares = hub.ask("GET /v1/shares", &owner, "").json();
+    let counts = shares.as_array().unwrap().iter().map(|share| share["joinCount"].as_u64().unwrap());
+    assert_eq!(counts.collect::<Vec<_>>(), [2, 0], "{shares}");
+    let listed = hub.ask("GET /v1/services", &owner, "").json();
+    assert_eq!((&listed[0]["id"], &listed[0]["status"]), (&json!(service), &json!("offline")), "{listed}");
+    let mut agent = RawAgent::up(&hub, &owner, "agent_a");
+    assert_eq!(agent.expose("db"), service);
+    assert_eq!(hub.ask("POST /v1/shares/lasting/join", &owner, "").status, 200);
+    assert_eq!(hub.ask("POST /v1/shares/lasting/join", &owner, "").status, 409);
+    assert_eq!(hub.ask("GET /v1/shares/passing", &owner, "").status, 200);
 }
 
 #[test]
@@ -234,7 +284,10 @@ fn a_link_in_the_place_of_a_state_file_is_refused_and_its_target_untouched() {
 
 #[test]
 fn a_second_hub_on_one_data_folder_is_refused_and_commands_beside_it_work() {
-    let hub = Hub::start();
+    on_each_store(commands_beside);
+}
+
+fn commands_beside(hub: Hub) {
     let said = hub.home.run(&["hub", "--listen", "127.0.0.1:0"]);
     assert!(said.code == Some(1) && said.err.contains("Another hub runs on this data folder"), "{said:#?}");
     assert!(said.err.contains("--data DIR"));

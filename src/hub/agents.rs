@@ -151,10 +151,8 @@ impl Served<'_> {
 
     /// Why this name cannot be had, and what to do.
     fn objection(&self, registry: &Registry, name: &Name) -> Option<(String, String)> {
-        let other = registry
-            .service_named(&self.workspace, name.as_str())
-            .filter(|service| service.agent_id != self.agent);
-        if let Some(other) = other.filter(|service| registry.presence(&service.id).is_some()) {
+        let online = registry.online_by_id(&online_id(&self.workspace, name));
+        if let Some(other) = online.filter(|online| online.agent_id != self.agent) {
             let label = registry.agent(&other.agent_id).map(|agent| agent.label.clone()).unwrap_or_default();
             return Some((
                 format!("{name} is already exposed by {label}"),

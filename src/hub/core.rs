@@ -290,13 +290,10 @@ impl Core {
 
     pub fn remove_channel(&self, id: ChannelId) {
         locked(&self.channels).remove(&id);
-        let held = {
-            let mut registry = self.registry();
-            registry.close_channel(id);
-            registry.held_by(id)
-        };
+        self.registry().close_channel(id);
         self.take_offline(id, |_| true);
-        held.iter().for_each(|online| self.close_tunnel(&online.service, true));
+        // Also of what another hub has taken over.
+        self.tunnel_ports().keys().for_each(|service| self.close_tunnel(service, true));
     }
 
     /// Takes those services offline that this channel still holds. Whether the store hears of it or not, they

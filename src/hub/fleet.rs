@@ -98,7 +98,7 @@ pub fn join(core: &Arc<Core>, url: &str, stop: &Stop) -> Result<Option<Member>> 
             LEASE.as_secs()
         )));
     }
-    core.registry().me = url.to_owned();
+    fleet.replica.become_hub(url);
     let mut keeper = Keeper {
         core: Arc::clone(core),
         gateway: fleet.gateway.another(),

@@ -1,5 +1,7 @@
 //! A real etcd of one node, and hubs around it.
 
+use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -10,6 +12,7 @@ use super::Hub;
 use super::PATIENCE;
 use super::Running;
 use super::eventually;
+use super::fake_hub::Certificates;
 use super::fault::Path;
 use super::is_here;
 use super::team::Ports;
@@ -19,18 +22,35 @@ pub struct Etcd {
     running: Running,
     pub address: String,
     peer: String,
+    /// The CA of an etcd that speaks TLS.
+    ca: Option<PathBuf>,
 }
 
 impl Etcd {
     /// `None`, loudly, where there is no etcd.
     pub fn start() -> Option<Self> {
+        Self::start_with(None)
+    }
+
+    /// By TLS, with a certificate of a CA that only `ca` knows.
+    pub fn start_tls() -> Option<Self> {
+        Self::start_with(Some(&Certificates::make()))
+    }
+
+    fn start_with(certificates: Option<&Certificates>) -> Option<Self> {
         if !is_here("etcd", "etcd-server") {
             return None;
         }
         let (home, ports) = (Home::new(), Ports::claim());
         let [address, peer] = [97, 98].map(|offset| format!("127.0.0.1:{}", ports.at(offset)));
-        let running = run(&home, &address, &peer);
-        let etcd = Self { home, running, address, peer };
+        let ca = certificates.map(|made| {
+            for (name, pem) in [("ca", &made.ca), ("crt", &made.leaf), ("key", &made.key)] {
+                fs::write(home.file(name), pem).unwrap();
+            }
+            home.file("ca")
+        });
+        let running = run(&home, &address, &peer, ca.is_some());
+        let etcd = Self { home, running, address, peer, ca };
         etcd.wait();
         Some(etcd)
     }
@@ -46,31 +66,37 @@ impl Etcd {
     }
 
     pub fn restart(&mut self) {
-        self.running.kill();
-        self.running = run(&self.home, &self.address, &self.peer);
+        self.restart_with_auth();
         self.wait();
     }
 
     /// The same, where only logged in users may ask.
     pub fn restart_with_auth(&mut self) {
         self.running.kill();
-        self.running = run(&self.home, &self.address, &self.peer);
+        self.running = run(&self.home, &self.address, &self.peer, self.ca.is_some());
     }
 
     /// What `etcdctl` says; `None` when it fails.
     pub fn ctl(&self, args: &[&str]) -> Option<String> {
         let mut command = Command::new("etcdctl");
-        command.env("ETCDCTL_API", "3").args(["--endpoints", &self.address]).args(args);
+        command.env("ETCDCTL_API", "3").args(["--endpoints", &self.url()]).args(args);
+        if let Some(ca) = &self.ca {
+            command.arg("--cacert").arg(ca);
+        }
         let done = command.output().ok().filter(|done| done.status.success())?;
         Some(String::from_utf8_lossy(&done.stdout).into_owned())
     }
 
-    pub fn store(&self) -> String {
-        format!("etcd=http://{}", self.address)
+    fn url(&self) -> String {
+        format!("{}://{}", if self.ca.is_some() { "https" } else { "http" }, self.address)
     }
 
-    pub fn pid(&self) -> u32 {
-        self.running.pid()
+    pub fn store(&self) -> String {
+        format!("etcd={}", self.url())
+    }
+
+    pub fn ca(&self) -> &str {
+        self.ca.as_ref().unwrap().to_str().unwrap()
     }
 
     pub fn hub(&self) -> Hub {
@@ -78,13 +104,17 @@ impl Etcd {
     }
 }
 
-fn run(home: &Home, address: &str, peer: &str) -> Running {
-    let (client, peer) = (format!("http://{address}"), format!("http://{peer}"));
+fn run(home: &Home, address: &str, peer: &str, tls: bool) -> Running {
+    let (client, peer) =
+        (format!("{}://{address}", if tls { "https" } else { "http" }), format!("http://{peer}"));
     let data = home.file("etcd").display().to_string();
     let mut command = Command::new("etcd");
     command.args(["--data-dir", &data, "--listen-client-urls", &client, "--advertise-client-urls", &client]);
     command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
     command.args(["--initial-cluster", &format!("default={peer}"), "--unsafe-no-fsync"]);
+    if tls {
+        command.arg("--cert-file").arg(home.file("crt")).arg("--key-file").arg(home.file("key"));
+    }
     Running::start(command)
 }
 

@@ -221,7 +221,7 @@ pub fn status(call: &Call) -> Outcome {
         call.say.line("  Start: connect hub");
         return Ok(1);
     };
-    let Health { version, uptime_seconds, .. } = hub.health()?;
+    let Health { version, uptime_seconds, store, .. } = hub.health()?;
     let metrics = hub.metrics()?;
     let figure = |name: &str| {
         metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).unwrap_or("?").to_owned()
@@ -230,13 +230,21 @@ pub fn status(call: &Call) -> Outcome {
     let (agents, services) = (figure("connect_agents"), figure("connect_services_online"));
     let (open, total) = (figure("connect_sessions_open"), figure("connect_sessions_total"));
     call.say.value(&json!({ "running": true, "url": hub.url.to_string(), "version": version, "uptimeSeconds": uptime_seconds,
-        "agents": agents, "servicesOnline": services, "sessionsOpen": open, "sessionsTotal": total, "data": data }));
+        "agents": agents, "servicesOnline": services, "sessionsOpen": open, "sessionsTotal": total, "data": data,
+        "hubs": store.as_ref().map(|_| figure("connect_hubs")), "store": store }));
     call.say.result(&format!("● Hub: running on {}", hub.url));
     call.say.line(&format!("    Version:  {version}"));
     call.say.line(&format!("    Up:       {}", crate::model::time::in_words(up)));
     call.say.line(&format!("    Agents:   {agents}"));
     call.say.line(&format!("    Services: {services} online"));
     call.say.line(&format!("    Sessions: {open} open, {total} in all"));
+    if let Some(store) = store {
+        call.say.line(&format!(
+            "    Fleet:    {} hub(s), etcd is {}",
+            figure("connect_hubs"),
+            if store == "ok" { "there" } else { "away" }
+        ));
+    }
     call.say.line(&format!("    Data:     {}", data.display()));
     Ok(0)
 }

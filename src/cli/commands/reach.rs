@@ -20,6 +20,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
 use crate::model::suggest;
+use crate::net::address::HubUrl;
 use crate::net::connect::dial_hub;
 use crate::net::connect::resolve;
 use crate::wire::api::ServiceInfo;
@@ -102,8 +103,23 @@ pub fn run(call: &Call) -> Outcome {
 
 /// The way to the hub, step by step.
 fn look(call: &Call, hub: &Hub, report: &mut Diagnosis, patience: Duration) -> Result<()> {
-    let (host, port) = (&hub.url.host, hub.url.port);
-    let deadline = Instant::now() + patience;
+    let mut looked = Ok(());
+    for url in hub.fleet() {
+        *report = Diagnosis::default();
+        looked = look_at(call, &url, report, Instant::now() + patience);
+        if looked.is_ok() {
+            break;
+        }
+    }
+    looked?;
+    let began = Instant::now();
+    hub.whoami()?;
+    report.add("TLS", "the hub proved who it is".into(), began.elapsed());
+    Ok(())
+}
+
+fn look_at(call: &Call, url: &HubUrl, report: &mut Diagnosis, deadline: Instant) -> Result<()> {
+    let (host, port) = (&url.host, url.port);
     let began = Instant::now();
     let addresses = resolve(host, port, deadline, &call.stop)?;
     let shown = addresses.first().map(|address| address.ip().to_string()).unwrap_or_default();
@@ -111,9 +127,6 @@ fn look(call: &Call, hub: &Hub, report: &mut Diagnosis, patience: Duration) -> R
     let began = Instant::now();
     drop(dial_hub(host, port, deadline, &call.stop)?);
     report.add("TCP", format!("port {port}"), began.elapsed());
-    let began = Instant::now();
-    hub.whoami()?;
-    report.add("TLS", "the hub proved who it is".into(), began.elapsed());
     Ok(())
 }
 

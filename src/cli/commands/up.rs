@@ -62,7 +62,7 @@ pub fn run(call: &Call) -> Outcome {
         config.ca = Some(pem.clone());
     }
     config.hub_url = Some(url.to_string());
-    config.hubs = hub.fleet().split_off(1);
+    config.hubs = hub.fleet().iter().skip(1).map(ToString::to_string).collect();
     config.api_key = Some(key);
     config.agent_id = Some(id.clone());
     config.label = Some(label.clone());

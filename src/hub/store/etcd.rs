@@ -138,6 +138,17 @@ impl Replica {
         std::mem::replace(&mut locked(&self.known).is_away, is_away)
     }
 
+    /// From here on this is the hub at `url`. What it held in an earlier life is not here.
+    pub fn become_hub(&self, url: &str) {
+        let (mut known, mut registry) = (locked(&self.known), locked(&self.registry));
+        url.clone_into(&mut registry.me);
+        let earlier = registry.online().filter(|online| registry.is_here(online));
+        for id in earlier.map(|online| online.id.clone()).collect::<Vec<_>>() {
+            registry.apply(Change::drop(Table::Online, &id));
+            known.mine.insert(id);
+        }
+    }
+
     pub fn lease(&self) -> Option<String> {
         locked(&self.known).lease.clone()
     }
@@ -229,21 +240,19 @@ impl Replica {
         for (index, step) in steps.iter().enumerate() {
             if is_done {
                 let value = step.value.as_deref().map(str::as_bytes);
-                self.learn(&mut known, &step.key, revision, value, Source::Commit);
+                self.learn(&mut known, &step.key, (revision, value), Source::Commit);
                 continue;
             }
             let kv = &answer["responses"][index]["response_range"]["kvs"][0];
-            let (at, value) = match kv.is_object() {
-                true => (number(&kv["mod_revision"]), Some(decoded(&kv["value"]))),
-                false => (revision, None),
-            };
-            self.learn(&mut known, &step.key, at, value.as_deref(), Source::Reading);
+            let value = kv.is_object().then(|| decoded(&kv["value"]));
+            let at = if value.is_some() { number(&kv["mod_revision"]) } else { revision };
+            self.learn(&mut known, &step.key, (at, value.as_deref()), Source::Reading);
         }
         Ok(is_done)
     }
 
-    /// A key was changed at this revision. What is older than what we know is passed over.
-    fn learn(&self, known: &mut Known, key: &str, revision: u64, value: Option<&[u8]>, source: Source) {
+    /// A key was changed, at a revision to a value. What is older than what we know is passed over.
+    fn learn(&self, known: &mut Known, key: &str, (revision, value): (u64, Option<&[u8]>), source: Source) {
         if source == Source::Watch {
             if known.ahead.get(key).is_some_and(|ahead| *ahead >= revision) {
                 return;
@@ -275,11 +284,12 @@ impl Replica {
             return;
         };
         if let Record::Online(online) = &record {
-            if !registry.is_here(online) {
-                known.mine.remove(id);
-            } else if known.mine.insert(id.to_owned()) && !registry.has_channel(online.channel) {
-                // Left by an earlier life of this hub, or by a channel that is gone.
-                return;
+            known.mine.remove(id);
+            if registry.is_here(online) {
+                known.mine.insert(id.to_owned());
+                if !registry.has_channel(online.channel) {
+                    return;
+                }
             }
         }
         if record.table() == table && record.id() == id {
@@ -317,11 +327,11 @@ impl Replica {
         let gone: Vec<String> =
             known.versions.keys().filter(|key| !there.contains(key.as_str())).cloned().collect();
         for key in gone {
-            self.learn(&mut known, &key, revision, None, Source::Watch);
+            self.learn(&mut known, &key, (revision, None), Source::Watch);
         }
         for (key, at, value) in &found {
             if is_restored || known.versions.get(key) != Some(at) {
-                self.learn(&mut known, key, *at, Some(value), Source::Watch);
+                self.learn(&mut known, key, (*at, Some(value)), Source::Watch);
             }
         }
         known.seen = revision;
@@ -353,7 +363,7 @@ impl Replica {
                 told = number(&kv["mod_revision"]);
                 let key = String::from_utf8_lossy(&decoded(&kv["key"])).into_owned();
                 let value = (event["type"] != "DELETE").then(|| decoded(&kv["value"]));
-                self.learn(&mut known, &key, told, value.as_deref(), Source::Watch);
+                self.learn(&mut known, &key, (told, value.as_deref()), Source::Watch);
             }
             known.seen = known.seen.max(told);
             let seen = known.seen;
