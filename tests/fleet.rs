@@ -168,8 +168,9 @@ fn wrong_codes_and_keys_count_over_the_fleet() {
         statuses.push(fleet.hubs[guess % 3].ask(&call, &key, "").status);
     }
     assert_eq!(statuses, [[404; 10].as_slice(), &[429, 429]].concat());
-    let statuses: Vec<u16> =
-        (0..22).map(|n| fleet.hubs[n % 3].ask("GET /v1/whoami", &format!("pc_{n}"), "").status).collect();
+    let from = Ipv4Addr::new(127, 0, 1, 1);
+    let login = |n: usize| fleet.hubs[n % 3].from(from).ask("GET /v1/whoami", &format!("pc_{n}"), "").status;
+    let statuses: Vec<u16> = (0..22).map(login).collect();
     assert_eq!(statuses, [[401; 20].as_slice(), &[429, 429]].concat());
 }
 

@@ -20,7 +20,7 @@ use rustls::sign::CertifiedKey;
 use serde_json::json;
 
 use super::store::Gateway;
-use super::store::Replica;
+use super::store::found_or_put;
 use crate::error::Result;
 use crate::model::fingerprint::Pin;
 use crate::net::mint;
@@ -51,8 +51,8 @@ impl Ca {
 
     /// The CA of a fleet, which lies in its store, and its certificate as PEM; the first hub makes it.
     pub fn shared(gateway: &mut Gateway, names: Vec<String>) -> Result<(Self, String)> {
-        let made = || Ok(json!(Authority::make(&TERMS)?).to_string());
-        let (stored, is_new) = Replica::found_or_put(gateway, CA, made)?;
+        let made = || Ok(json!(Authority::make(&TERMS, None)?).to_string());
+        let (stored, is_new) = found_or_put(gateway, CA, made)?;
         let (key, pem) = serde_json::from_slice::<(String, String)>(&stored).unwrap_or_default();
         let at = [Path::new("The fleet's CA in etcd"); 2];
         let authority = Authority::of(&key, pem.as_bytes(), at, TERMS, is_new)?;

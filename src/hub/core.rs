@@ -231,11 +231,12 @@ impl Core {
     ) -> std::result::Result<T, Reply> {
         let mut store = locked(&self.store);
         for attempt in 0..OVERTAKEN {
+            let mark = store.mark();
             let (changes, value) = decide(&self.registry())?;
             if changes.is_empty() {
                 return Ok(value);
             }
-            match store.commit(changes) {
+            match store.commit(changes, mark) {
                 Ok(Outcome::Done) => return Ok(value),
                 // What the other one did may still be on its way here.
                 Ok(Outcome::Overtaken) => drop(self.stop.wait_for(PAUSE * attempt / OVERTAKEN)),

@@ -57,26 +57,18 @@ impl Authority {
     /// Loads the CA from `folder`, or makes it. The key is private before the certificate exists.
     pub fn load_or_make(folder: &Path, terms: Terms) -> Result<Self> {
         let (key_file, certificate_file) = (folder.join("ca.key"), folder.join("ca.crt"));
-        let cannot = || format!("Cannot make {}", terms.title);
-        let key = match files::read_text(&key_file)? {
-            Some(pem) => pem,
-            None => {
-                let pem = new_key(cannot)?.serialize_pem();
-                files::write(&key_file, pem.as_bytes())?;
-                pem
-            }
-        };
+        let stored = files::read_text(&key_file)?;
+        let key = stored.as_deref().map(KeyPair::from_pem).transpose();
+        let (key, made) = Self::make(&terms, key.map_err(|error| damaged(&key_file, &terms, &error))?)?;
+        if stored.is_none() {
+            files::write(&key_file, key.as_bytes())?;
+        }
         let stored = files::read(&certificate_file)?;
+        if stored.is_none() {
+            files::write(&certificate_file, made.as_bytes())?;
+        }
         let is_new = stored.is_none();
-        let certificate = match stored {
-            Some(pem) => pem,
-            None => {
-                let key = KeyPair::from_pem(&key).map_err(|error| damaged(&key_file, &terms, &error))?;
-                let made = (terms.root)(&key).and_then(|params| params.self_signed(&key)).or_say(cannot)?;
-                files::write(&certificate_file, made.pem().as_bytes())?;
-                made.pem().into_bytes()
-            }
-        };
+        let certificate = stored.unwrap_or(made.into_bytes());
         Self::of(&key, &certificate, [&key_file, &certificate_file], terms, is_new)
     }
 
@@ -92,10 +84,10 @@ impl Authority {
         Ok(Self { certificate, is_new, terms, issuer, leaf_key, leaves: Mutex::default() })
     }
 
-    /// A new key and its certificate, as PEM.
-    pub fn make(terms: &Terms) -> Result<(String, String)> {
+    /// A key, new unless there is one, and its certificate, as PEM.
+    pub fn make(terms: &Terms, key: Option<KeyPair>) -> Result<(String, String)> {
         let cannot = || format!("Cannot make {}", terms.title);
-        let key = new_key(cannot)?;
+        let key = key.map_or_else(|| new_key(cannot), Ok)?;
         let made = (terms.root)(&key).and_then(|params| params.self_signed(&key)).or_say(cannot)?;
         Ok((key.serialize_pem(), made.pem()))
     }

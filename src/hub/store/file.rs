@@ -162,7 +162,7 @@ impl FileStore {
 }
 
 impl Store for FileStore {
-    fn commit(&mut self, changes: Vec<Change>) -> Result<Outcome> {
+    fn commit(&mut self, changes: Vec<Change>, _: u64) -> Result<Outcome> {
         self.journal(changes.iter().filter(|change| change.key().0.lasts()).cloned().collect())?;
         let records: Option<Vec<Record>> = {
             let mut registry = locked(&self.registry);
@@ -288,7 +288,7 @@ mod tests {
                 expires_at: crate::model::time::Time::from_unix(n),
                 approved: None,
             };
-            opened.store.commit(vec![Change::Put(Record::Device(device))]).unwrap();
+            opened.store.commit(vec![Change::Put(Record::Device(device))], 0).unwrap();
             if n == 9 {
                 let records = locked(&registry).records().collect();
                 opened.store.snapshot(records).unwrap();

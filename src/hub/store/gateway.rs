@@ -93,7 +93,16 @@ struct Kept {
     cut: Registration,
 }
 
-/// What went wrong with one try.
+/// One try at one endpoint.
+#[derive(Clone, Copy)]
+struct Try {
+    number: usize,
+    deadline: Instant,
+}
+
+type Tried<T> = std::result::Result<T, Trouble>;
+
+/// What went wrong with it.
 enum Trouble {
     /// This endpoint does not answer; another may.
     Away(Error),
@@ -137,166 +146,132 @@ impl Gateway {
     }
 
     fn call_once(&mut self, path: &str, body: &Value) -> Result<Value> {
-        let mut asked_again = false;
-        loop {
-            let deadline = Instant::now() + CALL;
-            let number = locked(&self.access.place).number;
-            match self.try_call(number, path, body, deadline) {
-                Ok(answer) => return Ok(answer),
-                Err(Trouble::Stranger) if !asked_again => {
-                    *locked(&self.access.token) = None;
-                    asked_again = true;
-                }
-                Err(Trouble::Stranger) => {
-                    return Err(Error::new("etcd does not accept this user")
-                        .hint("Check --etcd-user and its password"));
-                }
-                Err(Trouble::Refused(error)) => return Err(error),
-                Err(Trouble::Away(error)) => {
-                    self.access.move_on(number);
-                    return Err(error);
-                }
+        let one = self.access.one_try();
+        let ask = |own: &mut Self| {
+            let token = own.token(one)?;
+            own.exchange(one, path, token.as_deref(), body)
+        };
+        let called = match ask(self) {
+            Err(Trouble::Stranger) => {
+                *locked(&self.access.token) = None;
+                ask(self)
             }
-        }
+            called => called,
+        };
+        called.map_err(|trouble| self.access.give_up(one, trouble))
     }
 
-    fn try_call(
-        &mut self,
-        number: usize,
-        path: &str,
-        body: &Value,
-        deadline: Instant,
-    ) -> std::result::Result<Value, Trouble> {
-        let token = self.token(number, deadline)?;
-        let kept = self.kept.take().filter(|kept| kept.number == number && is_quiet(&kept.stream.socket));
-        let mut kept = match kept {
-            Some(kept) => kept,
-            None => self.access.connect(number, deadline).map_err(Trouble::Away)?,
-        };
-        let endpoint = &self.access.at.endpoints[number];
-        let host = endpoint.authority();
-        let fields = token.iter().map(|token| ("Authorization", token.as_str())).collect::<Vec<_>>();
-        let ask =
-            Ask { method: "POST", path, host: &host, fields: &fields, body: Some(body.to_string().into()) };
-        let exchanged = http::exchange(&mut kept.stream, &ask, deadline);
-        let (answer, _) = exchanged.map_err(|error| Trouble::Away(away(endpoint, error)))?;
+    fn exchange(&mut self, one: Try, path: &str, token: Option<&str>, body: &Value) -> Tried<Value> {
+        let kept = self.kept.take().filter(|kept| kept.number == one.number && is_quiet(&kept.stream.socket));
+        let mut kept = kept.map_or_else(|| self.access.connect(one), Ok)?;
+        let endpoint = &self.access.at.endpoints[one.number];
+        let (answer, _) =
+            endpoint.ask(path, token, body, |ask| http::exchange(&mut kept.stream, ask, one.deadline))?;
         let value: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-        if answer.status == 200 {
-            self.kept = Some(kept);
-            return Ok(value);
+        if answer.status != 200 {
+            return Err(refused(endpoint, answer.status, &value));
         }
-        Err(refused(endpoint, answer.status, &value))
+        self.kept = Some(kept);
+        Ok(value)
     }
 
     /// What proves to etcd who we are; `None` where nobody asks.
-    fn token(&mut self, number: usize, deadline: Instant) -> std::result::Result<Option<String>, Trouble> {
+    fn token(&mut self, one: Try) -> Tried<Option<String>> {
         let Some((name, password)) = &self.access.at.login else { return Ok(None) };
         if let Some(token) = locked(&self.access.token).clone() {
             return Ok(Some(token));
         }
-        let endpoint = &self.access.at.endpoints[number];
-        let mut kept = self.access.connect(number, deadline).map_err(Trouble::Away)?;
-        let body = json!({ "name": name, "password": password }).to_string();
-        let host = endpoint.authority();
-        let ask = Ask {
-            method: "POST",
-            path: "/v3/auth/authenticate",
-            host: &host,
-            fields: &[],
-            body: Some(body.into()),
+        let body = json!({ "name": name, "password": password });
+        let answer = match self.exchange(one, "/v3/auth/authenticate", None, &body) {
+            Err(Trouble::Stranger | Trouble::Refused(_)) => return Err(Trouble::Refused(not_accepted())),
+            answer => answer?,
         };
-        let exchanged = http::exchange(&mut kept.stream, &ask, deadline);
-        let (answer, _) = exchanged.map_err(|error| Trouble::Away(away(endpoint, error)))?;
-        let value: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-        let token = value["token"].as_str().map(str::to_owned);
-        match token {
-            Some(token) => Ok(locked(&self.access.token).insert(token).clone().into()),
-            None => match refused(endpoint, answer.status, &value) {
-                Trouble::Stranger | Trouble::Refused(_) => Err(Trouble::Refused(
-                    Error::new("etcd does not accept this user").because(words(&value)).hint(
-                        "Check --etcd-user and its password, in --etcd-password-file or CONNECT_ETCD_PASSWORD",
-                    ),
-                )),
-                away @ Trouble::Away(_) => Err(away),
-            },
-        }
+        let token = answer["token"].as_str().map(str::to_owned);
+        locked(&self.access.token).clone_from(&token);
+        Ok(token)
     }
 
-    /// Everything that happens from `revision` on to keys from `front` up to `end`.
-    pub fn watch(&mut self, front: &str, end: &str, revision: u64) -> Result<(Lines, Vec<Registration>)> {
-        let deadline = Instant::now() + CALL;
-        let (number, cut) = {
-            let place = locked(&self.access.place);
-            (place.number, place.cut.clone())
-        };
-        let watched = self.try_watch(number, &cut, (front, end, revision), deadline);
-        watched.map_err(|trouble| match trouble {
-            Trouble::Stranger => {
-                *locked(&self.access.token) = None;
-                Error::new("etcd wants us to log in again").kind(Kind::Unreachable)
-            }
-            Trouble::Refused(error) => error,
-            Trouble::Away(error) => {
-                self.access.move_on(number);
-                error
-            }
-        })
-    }
-
-    fn try_watch(
-        &mut self,
-        number: usize,
-        cut: &Stop,
-        (front, end, revision): (&str, &str, u64),
-        deadline: Instant,
-    ) -> std::result::Result<(Lines, Vec<Registration>), Trouble> {
-        let token = self.token(number, deadline)?;
-        let kept = self.access.connect(number, deadline).map_err(Trouble::Away)?;
-        let endpoint = &self.access.at.endpoints[number];
-        let stopped = || Trouble::Refused(Error::new("Stopped").kind(Kind::Interrupted));
-        let moved = cut.attach(&kept.stream.socket).ok_or_else(stopped)?;
-        let create = json!({ "create_request": { "key": encoded(front), "range_end": encoded(end),
+    /// Everything that happens from `revision` on to keys from `front` up to `end`, until the cuts are dropped.
+    pub fn watch(&mut self, front: &str, end: &str, revision: u64) -> Result<(Lines, [Registration; 2])> {
+        let one = self.access.one_try();
+        let body = json!({ "create_request": { "key": encoded(front), "range_end": encoded(end),
             "start_revision": revision.to_string(), "progress_notify": true } });
-        let host = endpoint.authority();
-        let fields = token.iter().map(|token| ("Authorization", token.as_str())).collect::<Vec<_>>();
-        let ask = Ask {
-            method: "POST",
-            path: "/v3/watch",
-            host: &host,
-            fields: &fields,
-            body: Some(create.to_string().into()),
-        };
-        let asked = Lines::ask(kept.stream, &ask, deadline);
-        let (status, lines) = asked.map_err(|error| Trouble::Away(away(endpoint, error)))?;
-        if status != 200 {
-            return Err(refused(endpoint, status, &Value::Null));
-        }
-        Ok((lines, vec![kept.cut, moved]))
+        self.try_watch(one, &body).map_err(|trouble| self.access.give_up(one, trouble))
+    }
+
+    fn try_watch(&mut self, one: Try, body: &Value) -> Tried<(Lines, [Registration; 2])> {
+        let token = self.token(one)?;
+        let moved = locked(&self.access.place).cut.clone();
+        let Kept { stream, cut, .. } = self.access.connect(one)?;
+        let moved = moved.attach(&stream.socket).ok_or_else(|| Trouble::Refused(stopped()))?;
+        let endpoint = &self.access.at.endpoints[one.number];
+        let (status, lines) =
+            endpoint.ask("/v3/watch", token.as_deref(), body, |ask| Lines::ask(stream, ask, one.deadline))?;
+        if status == 200 { Ok((lines, [cut, moved])) } else { Err(refused(endpoint, status, &Value::Null)) }
+    }
+}
+
+impl Endpoint {
+    fn ask<T>(
+        &self,
+        path: &str,
+        token: Option<&str>,
+        body: &Value,
+        send: impl FnOnce(&Ask<'_>) -> std::io::Result<T>,
+    ) -> Tried<T> {
+        let (host, body) = (self.authority(), Some(body.to_string().into_bytes()));
+        let fields: Vec<_> = token.iter().map(|token| ("Authorization", *token)).collect();
+        send(&Ask { method: "POST", path, host: &host, fields: &fields, body })
+            .map_err(|error| Trouble::Away(away(self, error)))
     }
 }
 
 impl Access {
-    fn connect(&self, number: usize, deadline: Instant) -> Result<Kept> {
-        let endpoint = &self.at.endpoints[number];
-        let socket = dial(&endpoint.host, endpoint.port, deadline, &self.stop)?;
-        let cut = self.stop.attach(&socket).ok_or_else(|| Error::new("Stopped").kind(Kind::Interrupted))?;
-        let mut stream = Duplex::plain(socket);
-        if endpoint.tls {
-            let name = ServerName::try_from(endpoint.host.clone()).or_say(|| "This etcd has no name")?;
-            let established = tls::client(&self.tls, name, stream, deadline);
-            stream = established.map_err(|error| away(endpoint, error))?.into_duplex();
-        }
-        Ok(Kept { number, stream, cut })
+    fn one_try(&self) -> Try {
+        Try { number: locked(&self.place).number, deadline: Instant::now() + CALL }
     }
 
-    /// From `number` to the next endpoint, unless somebody has gone there already.
-    fn move_on(&self, number: usize) {
-        let mut place = locked(&self.place);
-        if place.number == number {
-            place.number = (number + 1) % self.at.endpoints.len();
-            std::mem::take(&mut place.cut).stop();
+    fn connect(&self, one: Try) -> Tried<Kept> {
+        let endpoint = &self.at.endpoints[one.number];
+        let socket = dial(&endpoint.host, endpoint.port, one.deadline, &self.stop).map_err(Trouble::Away)?;
+        let cut = self.stop.attach(&socket).ok_or_else(|| Trouble::Refused(stopped()))?;
+        let mut stream = Duplex::plain(socket);
+        if endpoint.tls {
+            let name = ServerName::try_from(endpoint.host.clone());
+            let name = name.or_say(|| "This etcd has no name").map_err(Trouble::Refused)?;
+            let established = tls::client(&self.tls, name, stream, one.deadline);
+            stream = established.map_err(|error| Trouble::Away(away(endpoint, error)))?.into_duplex();
+        }
+        Ok(Kept { number: one.number, stream, cut })
+    }
+
+    /// After an endpoint that does not answer everybody goes on to the next, unless somebody has gone already.
+    fn give_up(&self, one: Try, trouble: Trouble) -> Error {
+        match trouble {
+            Trouble::Refused(error) => error,
+            Trouble::Stranger => {
+                *locked(&self.token) = None;
+                not_accepted()
+            }
+            Trouble::Away(error) => {
+                let mut place = locked(&self.place);
+                if place.number == one.number {
+                    place.number = (one.number + 1) % self.at.endpoints.len();
+                    std::mem::take(&mut place.cut).stop();
+                }
+                error
+            }
         }
     }
+}
+
+fn stopped() -> Error {
+    Error::new("Stopped").kind(Kind::Interrupted)
+}
+
+fn not_accepted() -> Error {
+    Error::new("etcd does not accept this user")
+        .hint("Check --etcd-user and its password, in --etcd-password-file or CONNECT_ETCD_PASSWORD")
 }
 
 fn away(endpoint: &Endpoint, why: std::io::Error) -> Error {

@@ -9,10 +9,12 @@ use super::Etcd;
 use super::EtcdAt;
 use super::FileStore;
 use super::Store;
-use super::etcd::CHUNK;
-use super::etcd::Replica;
+use super::etcd::clear;
+use super::etcd::find;
+use super::etcd::found_or_put;
 use super::file;
 use super::gateway::Gateway;
+use super::replica::CHUNK;
 use crate::error::Error;
 use crate::error::Result;
 use crate::hub::ca::CA;
@@ -62,7 +64,7 @@ impl Place {
                     return Err(Error::new(format!("The fleet's hubs are running: {}", hubs.join(" ")))
                         .hint("Stop them first; nothing was changed"));
                 }
-                let found = Replica::find(&mut gateway.another(), CA)?;
+                let found = find(&mut gateway.another(), CA)?;
                 found.and_then(|found| serde_json::from_slice(&found).ok())
             }
         };
@@ -86,13 +88,14 @@ impl Place {
                 }
             }
             Self::Etcd(at) => {
-                Replica::clear(&mut Gateway::new(at, stop)?)?;
+                clear(&mut Gateway::new(at, stop)?)?;
                 let (mut store, gateway) = Etcd::open(at, None, &registry, stop)?;
                 for some in contents.records.chunks(CHUNK) {
-                    store.commit(some.iter().cloned().map(Change::Put).collect())?;
+                    let mark = store.mark();
+                    store.commit(some.iter().cloned().map(Change::Put).collect(), mark)?;
                 }
                 if let Some(ca) = ca {
-                    Replica::found_or_put(&mut gateway.another(), CA, || Ok(json!(ca).to_string()))?;
+                    found_or_put(&mut gateway.another(), CA, || Ok(json!(ca).to_string()))?;
                 }
             }
         }

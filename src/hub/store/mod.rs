@@ -4,6 +4,7 @@ mod etcd;
 mod file;
 mod gateway;
 pub mod migrate;
+mod replica;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,12 +17,13 @@ use crate::net::stop::Stop;
 use crate::os::files;
 
 pub use etcd::Etcd;
-pub use etcd::Replica;
+pub use etcd::found_or_put;
 pub use file::FileStore;
 pub use gateway::Endpoint;
 pub use gateway::EtcdAt;
 pub use gateway::Gateway;
 pub use gateway::number;
+pub use replica::Replica;
 
 /// What became of changes that were to be committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +35,14 @@ pub enum Outcome {
 }
 
 pub trait Store: Send {
-    /// After an error nothing of it is kept, or, if the store did not answer, nobody knows.
-    fn commit(&mut self, changes: Vec<Change>) -> Result<Outcome>;
+    /// Stands for the registry in memory as it is now; another when somebody else has changed it.
+    fn mark(&self) -> u64 {
+        0
+    }
+
+    /// Keeps what was decided on the registry as it was at `mark`. After an error nothing of it is kept, or,
+    /// if the store did not answer, nobody knows.
+    fn commit(&mut self, changes: Vec<Change>, mark: u64) -> Result<Outcome>;
 }
 
 /// A store that is open.
