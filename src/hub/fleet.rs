@@ -121,14 +121,13 @@ fn follow(core: &Core, gateway: &mut Gateway, stop: &Stop) {
     let Some(fleet) = &core.fleet else { return };
     while !stop.is_stopped() {
         let followed = fleet.replica.follow(gateway);
-        let followed = match followed {
+        let ended = match followed {
+            Ok(true) => continue,
             Ok(false) => fleet.replica.reload(gateway),
-            other => other.map(drop),
+            Err(error) => Err(error),
         };
-        if let Err(error) = followed {
-            log::debug!("{error}");
-            stop.wait_for(AGAIN);
-        }
+        ended.unwrap_or_else(|error| log::debug!("{error}"));
+        stop.wait_for(AGAIN);
     }
 }
 

@@ -36,6 +36,8 @@ use crate::net::trust::HubTrust;
 
 /// One call at one endpoint takes no longer.
 const CALL: Duration = Duration::from_secs(2);
+/// etcd makes passwords slow to try.
+const LOGIN: Duration = Duration::from_secs(5);
 const DEFAULT_PORT: u16 = 2379;
 
 /// Where an etcd is, and who we are to it.
@@ -100,6 +102,12 @@ struct Try {
     deadline: Instant,
 }
 
+impl Try {
+    fn anew(self, patience: Duration) -> Self {
+        Self { deadline: Instant::now() + patience, ..self }
+    }
+}
+
 type Tried<T> = std::result::Result<T, Trouble>;
 
 /// What went wrong with it.
@@ -149,7 +157,7 @@ impl Gateway {
         let one = self.access.one_try();
         let ask = |own: &mut Self| {
             let token = own.token(one)?;
-            own.exchange(one, path, token.as_deref(), body)
+            own.exchange(one.anew(CALL), path, token.as_deref(), body)
         };
         let called = match ask(self) {
             Err(Trouble::Stranger) => {
@@ -182,7 +190,7 @@ impl Gateway {
             return Ok(Some(token));
         }
         let body = json!({ "name": name, "password": password });
-        let answer = match self.exchange(one, "/v3/auth/authenticate", None, &body) {
+        let answer = match self.exchange(one.anew(LOGIN), "/v3/auth/authenticate", None, &body) {
             Err(Trouble::Stranger | Trouble::Refused(_)) => return Err(Trouble::Refused(not_accepted())),
             answer => answer?,
         };
@@ -200,7 +208,7 @@ impl Gateway {
     }
 
     fn try_watch(&mut self, one: Try, body: &Value) -> Tried<(Lines, [Registration; 2])> {
-        let token = self.token(one)?;
+        let (token, one) = (self.token(one)?, one.anew(CALL));
         let moved = locked(&self.access.place).cut.clone();
         let Kept { stream, cut, .. } = self.access.connect(one)?;
         let moved = moved.attach(&stream.socket).ok_or_else(|| Trouble::Refused(stopped()))?;
