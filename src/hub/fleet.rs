@@ -173,7 +173,9 @@ impl Keeper {
             fleet.replica.set_lease(granted["ID"].as_str().map(str::to_owned));
         }
         self.last = Instant::now();
-        fleet.replica.say_away(false);
+        if fleet.replica.say_away(false) {
+            log::warn!("etcd answers again");
+        }
         self.set_right(fleet);
         Ok(())
     }

@@ -241,7 +241,8 @@ impl Access {
 
     fn connect(&self, one: Try) -> Tried<Kept> {
         let endpoint = &self.at.endpoints[one.number];
-        let socket = dial(&endpoint.host, endpoint.port, one.deadline, &self.stop).map_err(Trouble::Away)?;
+        let dialled = dial(&endpoint.host, endpoint.port, one.deadline, &self.stop);
+        let socket = dialled.map_err(|error| Trouble::Away(away(endpoint, error)))?;
         let cut = self.stop.attach(&socket).ok_or_else(|| Trouble::Refused(stopped()))?;
         let mut stream = Duplex::plain(socket);
         if endpoint.tls {
@@ -282,7 +283,7 @@ fn not_accepted() -> Error {
         .hint("Check --etcd-user and its password, in --etcd-password-file or CONNECT_ETCD_PASSWORD")
 }
 
-fn away(endpoint: &Endpoint, why: std::io::Error) -> Error {
+fn away(endpoint: &Endpoint, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error::new(format!("etcd at {} does not answer", endpoint.authority()))
         .because(why)
         .hint("Check that it runs, and the address given with --store etcd=")
