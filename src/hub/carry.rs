@@ -148,16 +148,17 @@ pub fn pump(near: Duplex, far: Duplex) {
     let sockets = [&*near.socket, &*far.socket];
     thread::scope(|scope| {
         let back = thread::Builder::new().name("carry".into()).stack_size(crew::STACK);
-        let (reader, writer) = (far.reader, near.writer);
-        if back.spawn_scoped(scope, move || one_way(reader, writer, sockets)).is_err() {
+        let (reader, writer, turned) = (far.reader, near.writer, [sockets[1], sockets[0]]);
+        if back.spawn_scoped(scope, move || one_way(reader, writer, turned)).is_err() {
             return sockets.iter().for_each(|socket| drop(socket.shutdown(Shutdown::Both)));
         }
         one_way(near.reader, far.writer, sockets);
     });
 }
 
+/// `sockets` are below the two, in this order.
 fn one_way(mut from: Reader, mut to: Writer, sockets: [&TcpStream; 2]) {
-    let copied = relay::copy_all(&mut from, &mut to, &AtomicU64::new(0));
+    let copied = relay::copy_all(&mut from, &mut to, sockets[0], &AtomicU64::new(0));
     if copied.and_then(|()| to.finish()).is_err() {
         sockets.iter().for_each(|socket| drop(socket.shutdown(Shutdown::Both)));
     }

@@ -11,6 +11,8 @@ use std::net::TcpStream;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
+use crate::os::socket;
+
 /// What a quiet connection waits with.
 const CHUNK_IDLE: usize = 4 * 1024;
 /// What a busy one copies at once. Measured through the whole encrypted path, copies of this size beat
@@ -21,7 +23,7 @@ const CALM: u32 = 64;
 
 /// Copies until the end of the stream or an error. `true` when it ended well.
 pub fn copy(from: &TcpStream, to: &TcpStream, count: &AtomicU64) -> bool {
-    match copy_all(&mut &*from, &mut &*to, count) {
+    match copy_all(&mut &*from, &mut &*to, from, count) {
         Ok(()) => {
             // The other direction may have cut it already.
             let _ = to.shutdown(Shutdown::Write);
@@ -36,14 +38,20 @@ pub fn copy(from: &TcpStream, to: &TcpStream, count: &AtomicU64) -> bool {
     }
 }
 
-/// The same, without what comes at the end.
-pub fn copy_all(from: &mut impl Read, to: &mut impl Write, count: &AtomicU64) -> io::Result<()> {
+/// The same, without what comes at the end; `socket` is below what is read.
+pub fn copy_all(
+    from: &mut impl Read,
+    to: &mut impl Write,
+    socket: &TcpStream,
+    count: &AtomicU64,
+) -> io::Result<()> {
     let mut buffer = Adaptive::new(0, CHUNK_IDLE, CHUNK_BUSY);
+    socket::glance(socket);
     loop {
         let read = match from.read(buffer.room()) {
             Ok(0) => return Ok(()),
             Ok(read) => read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) if socket::still_there(socket, &error) => continue,
             Err(error) => return Err(error),
         };
         to.write_all(buffer.filled(read))?;
