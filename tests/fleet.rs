@@ -299,7 +299,8 @@ fn through_a_rolling_restart_a_client_that_retries_once_never_sees_an_error_twic
                 }
             }
         });
-        let (stop, tried) = (&stop, &tried);
+        // Not the fleet itself: it must outlive the client's last try.
+        let (fleet, stop, tried) = (&mut fleet, &stop, &tried);
         scope.spawn(move || {
             for number in 0..3 {
                 fleet.hubs[number].running.signal(Signal::SIGTERM);

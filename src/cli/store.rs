@@ -83,5 +83,5 @@ impl StoreAt {
 
 fn no_such_store(text: &str) -> Error {
     Error::usage(format!("There is no store `{}`", text.escape_debug()))
-        .hint("Use file, or etcd=http://127.0.0.1:2379 with more addresses behind commas")
+        .hint("Use --store file, or --store etcd=http://127.0.0.1:2379 with more addresses behind commas")
 }

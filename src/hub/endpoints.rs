@@ -88,14 +88,17 @@ pub fn answer(core: &Core, request: &Request, visit: Visit) -> Reply {
     routed.unwrap_or_else(|refusal| refusal)
 }
 
-/// A hub that has lost what the others still have sends everybody to them.
+/// A hub that is ending, or has lost what the others still have, sends everybody to them.
 pub fn refuse_adrift(core: &Core, request: &Request) -> Result<(), Reply> {
-    let is_adrift = core.fleet.as_ref().is_some_and(Fleet::is_adrift);
-    if !is_adrift || request.path == "/health" || access::is_local(core, request) {
+    let is_adrift = |fleet: &Fleet| fleet.is_adrift() || core.stop.is_stopped();
+    if !core.fleet.as_ref().is_some_and(is_adrift)
+        || request.path == "/health"
+        || access::is_local(core, request)
+    {
         return Ok(());
     }
     core.counters.refused("adrift");
-    let mut body = error_body("This hub is cut off from its fleet", "Use another hub of the fleet");
+    let mut body = error_body("This hub is ending or cut off from its fleet", "Use another hub of the fleet");
     body["elsewhere"] = true.into();
     Err(Reply::json(503, body))
 }

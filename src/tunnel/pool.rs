@@ -219,22 +219,25 @@ impl Pool {
         self.changed.notify_one();
     }
 
-    /// A session that was taken is gone.
+    /// A session that was taken has broken: whatever broke it is about to break those that are idle, too.
     pub fn lost(&self) {
-        self.lock().total -= 1;
-        self.changed.notify_one();
+        self.lost_with(|_| true);
     }
 
     /// A session did not answer: those that have been as silent are as dead.
     pub fn lost_to_silence(&self) {
+        self.lost_with(|session| !session.is_fresh());
+    }
+
+    fn lost_with(&self, is_lost: impl Fn(&Session) -> bool) {
         let mut state = self.lock();
         state.total -= 1;
-        let (silent, kept) =
-            std::mem::take(&mut state.idle).into_iter().partition(|(session, _)| !session.is_fresh());
-        let silent: VecDeque<(Session, Instant)> = silent;
-        (state.idle, state.total) = (kept, state.total - silent.len());
+        let (lost, kept) =
+            std::mem::take(&mut state.idle).into_iter().partition(|(session, _)| is_lost(session));
+        let lost: VecDeque<(Session, Instant)> = lost;
+        (state.idle, state.total) = (kept, state.total - lost.len());
         drop(state);
-        drop(silent);
+        drop(lost);
         self.changed.notify_all();
     }
 
