@@ -132,10 +132,34 @@ fn two_hubs_never_disagree_on_a_code_a_join_or_a_revocation() {
         revoked.sort_unstable();
         assert_eq!(revoked, [204, 404, 404], "{code}");
     }
+    // Many joins at once at all hubs are all counted.
+    assert_eq!(fleet.hubs[0].ask("POST /v1/shares", &key, &share("counted", 1000)).status, 201);
+    for hub in &fleet.hubs {
+        eventually("the share is known", PATIENCE, || {
+            hub.ask("GET /v1/shares/counted", &key, "").status == 200
+        });
+    }
+    thread::scope(|scope| {
+        for hub in fleet.hubs.iter().chain(&fleet.hubs) {
+            let join = || hub.ask("POST /v1/shares/counted/join", &key, "").status;
+            scope.spawn(move || (0..20).for_each(|_| assert_eq!(join(), 200)));
+        }
+    });
+    for hub in &fleet.hubs {
+        eventually("every join is counted", PATIENCE, || {
+            hub.ask("GET /v1/shares", &key, "").json()[0]["joinCount"] == 120
+        });
+    }
+    assert_eq!(fleet.hubs[2].ask("DELETE /v1/shares/counted", &key, "").status, 204);
     // Revoked while others join: whoever joined was first, and afterwards nobody does.
     let open = fleet.hubs[1].ask("POST /v1/shares", &key, &share("lastone", 1000));
     let id = open.text("id");
     let (hubs, key) = (&fleet.hubs, &key);
+    for hub in hubs {
+        eventually("the share is known", PATIENCE, || {
+            hub.ask("GET /v1/shares/lastone", key, "").status == 200
+        });
+    }
     let late = thread::scope(|scope| {
         let joining = scope.spawn(move || {
             let mut statuses = Vec::new();
