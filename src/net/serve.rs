@@ -133,7 +133,10 @@ impl Shared {
                 break;
             }
             let stream = match accepted {
-                Ok((stream, _)) => stream,
+                Ok((stream, peer)) => {
+                    socket::prepare(&stream, &peer);
+                    stream
+                }
                 Err(error) => {
                     log::warn!("{}: cannot accept a connection: {error}", self.service.name);
                     self.stop.wait_for(ACCEPT_PAUSE);
@@ -171,7 +174,6 @@ impl Shared {
     }
 
     fn serve(&self, stream: TcpStream) {
-        socket::prepare(&stream);
         let stream = Arc::new(stream);
         let (cut, own) = (self.service.cut, Arc::clone(&stream));
         let Some(_attached) = self.stop.on_stop(move || cut(&own)) else { return };

@@ -28,10 +28,13 @@ const KEEPALIVE_COUNT: u32 = 3;
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED: u32 = 30_000;
 
-/// No delay for small writes, and a dead peer is noticed though it sent no FIN. Failing to set an option
-/// costs only that option.
-pub fn prepare(socket: &TcpStream) {
+/// No delay for small writes, and a dead peer is noticed though it sent no FIN, which cannot happen on this
+/// machine. Failing to set an option costs only that option.
+pub fn prepare(socket: &TcpStream, peer: &SocketAddr) {
     let _ = socket.set_nodelay(true);
+    if peer.ip().is_loopback() {
+        return;
+    }
     let _ = setsockopt(socket, sockopt::KeepAlive, &true);
     #[cfg(any(target_os = "linux", target_os = "android"))]
     let _ = setsockopt(socket, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE);
@@ -76,6 +79,28 @@ pub fn connect(address: SocketAddr, deadline: Instant, stopped: &dyn Fn() -> boo
     }
     stream.set_nonblocking(false)?;
     Ok(stream)
+}
+
+/// Connects to a listener on this machine: the system does that within the call, which a wait for readiness
+/// would only make longer. A listener whose queue is full is waited for.
+#[cfg(target_os = "linux")]
+pub fn connect_at_once(address: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+    use nix::sys::socket;
+
+    let family = if address.is_ipv4() { socket::AddressFamily::Inet } else { socket::AddressFamily::Inet6 };
+    let flags = socket::SockFlag::SOCK_CLOEXEC;
+    let own = TcpStream::from(socket::socket(family, socket::SockType::Stream, flags, None)?);
+    own.set_write_timeout(Some(patience))?;
+    match socket::connect(own.as_raw_fd(), &socket::SockaddrStorage::from(address)) {
+        Ok(()) => Ok(own),
+        Err(Errno::EINPROGRESS) => Err(io::ErrorKind::TimedOut.into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn connect_at_once(address: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+    TcpStream::connect_timeout(&address, patience)
 }
 
 /// Elsewhere a connection that is being made is not cut; it ends at its deadline.

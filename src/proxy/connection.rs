@@ -22,6 +22,7 @@ use crate::net::connect::is_timeout;
 use crate::net::duplex::Duplex;
 use crate::net::duplex::Reader;
 use crate::net::duplex::Writer;
+use crate::os::socket::is_at_rest;
 use crate::wire::body::request_body;
 use crate::wire::forward::Onward;
 use crate::wire::forward::Sender;
@@ -131,9 +132,9 @@ impl Connection<'_> {
 
     /// Reads until a head is whole, and judges it. The inner error is said before the connection closes.
     fn hear(&mut self) -> Result<Result<Decision, Reply>, Next> {
-        self.entry.rests();
-        let mut first_byte = (!self.client.inbox.is_empty()).then(Instant::now);
         let waits_since = Instant::now();
+        self.entry.rests(waits_since);
+        let mut first_byte = (!self.client.inbox.is_empty()).then_some(waits_since);
         loop {
             if !self.client.inbox.is_empty() {
                 match parse_request(self.client.inbox.unread()) {
@@ -222,6 +223,11 @@ impl Connection<'_> {
 }
 
 impl Client {
+    /// Whether nothing more has come: then closing resets nothing. TLS says its farewell by lingering.
+    pub fn is_done(&self) -> bool {
+        self.inbox.is_empty() && self.writer.plain().is_some_and(|socket| is_at_rest(socket))
+    }
+
     /// Closing with unread bytes would reset the connection, and the reset could overtake our answer.
     fn linger(&mut self) {
         let _ = self.writer.finish();

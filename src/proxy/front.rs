@@ -1,20 +1,22 @@
 //! What every connection of the proxy shares.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+
+use rustls::ClientConfig;
 
 use super::certificates::Certificates;
 use super::live::Live;
 use super::recent::Note;
 use super::recent::Recent;
+use super::refusal::NO_TLS;
+use super::refusal::NOT_RESPONDING;
 use super::table::Route;
-use super::table::Source;
 use super::table::Table;
 use super::upstream::Upstream;
-use crate::error::Error;
 use crate::error::Result;
-use crate::model::record::Protocol;
 use crate::net::stop::Stop;
 
 /// Makes sure that a tunnel to that hub service stands, and says on which loopback port.
@@ -48,6 +50,9 @@ pub struct Front {
     pub via: String,
     pub port: u16,
     pub certificates: Mutex<Option<Arc<Certificates>>>,
+    /// Towards services that speak TLS. Whose certificate that is does not matter: the way to a hub's service is
+    /// encrypted and its agent known, and none of them has a certificate for a name under `localhost`.
+    pub tls: Arc<ClientConfig>,
 }
 
 impl Front {
@@ -73,11 +78,30 @@ impl Front {
         Ok(loaded)
     }
 
-    /// A new connection to a service; a hub's first gets its tunnel.
-    pub fn dial(&self, route: &Route) -> Result<Upstream> {
-        let port = if route.is_local() { route.port } else { (self.settings.open_tunnel)(&route.name)? };
-        Upstream::dial(&route.name, port).map_err(|error| {
-            Error::new(format!("{} does not answer on port {port}", route.name)).because(error)
+    /// A new connection to a service, by TLS if that is spoken there; a hub's first gets its tunnel. The error is for
+    /// the client.
+    pub fn dial(&self, route: &Route) -> std::result::Result<Upstream, &'static str> {
+        self.dial_by(route, route.secure.then_some(&self.tls))
+    }
+
+    /// As `dial`, and what is spoken there is the client's affair.
+    pub fn dial_bare(&self, route: &Route) -> std::result::Result<Upstream, &'static str> {
+        self.dial_by(route, None)
+    }
+
+    fn dial_by(
+        &self,
+        route: &Route,
+        tls: Option<&Arc<ClientConfig>>,
+    ) -> std::result::Result<Upstream, &'static str> {
+        let opened = if route.is_local() { Ok(route.port) } else { (self.settings.open_tunnel)(&route.name) };
+        let port = opened.map_err(|error| {
+            log::debug!("{error}");
+            NOT_RESPONDING
+        })?;
+        Upstream::dial(route, port, tls).map_err(|error| {
+            log::debug!("{} does not answer on port {port}: {error}", route.name);
+            if error.kind() == ErrorKind::InvalidData { NO_TLS } else { NOT_RESPONDING }
         })
     }
 
@@ -104,9 +128,4 @@ impl Front {
             tell(note);
         }
     }
-}
-
-/// Whether the service itself speaks TLS, so that a CONNECT's bytes are for it alone.
-pub fn speaks_tls(route: &Route) -> bool {
-    matches!(route.source, Source::Hub { protocol: Protocol::Https, .. })
 }

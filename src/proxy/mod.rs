@@ -38,6 +38,7 @@ use crate::net::serve::shut;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
 use crate::net::tls;
+use crate::net::trust;
 use crate::os::secret;
 use front::Front;
 use front::Settings;
@@ -83,6 +84,7 @@ impl Proxy {
             via: secret::id("connect-proxy"),
             port: listening.port,
             certificates: Mutex::default(),
+            tls: trust::anyone()?,
         });
         if front.settings.secure {
             front.certificates()?;

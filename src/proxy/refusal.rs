@@ -57,6 +57,7 @@ pub fn bad_gateway(service: &str, error: &str) -> Reply {
 }
 
 pub const NOT_RESPONDING: &str = "Bad Gateway: the service is not responding.";
+pub const NO_TLS: &str = "Bad Gateway: the service is said to speak https, and does not.";
 
 /// Plain HTTP on the HTTPS port.
 pub fn use_https(request: &Request<'_>, host: &Host<'_>) -> Reply {

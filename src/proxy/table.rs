@@ -44,13 +44,15 @@ pub struct Route {
     pub name: String,
     /// On this machine for a local route, beside its agent for the hub's.
     pub port: u16,
+    /// Whether the service speaks TLS itself.
+    pub secure: bool,
     pub source: Source,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     Local,
-    Hub { agent: String, online: bool, protocol: Protocol },
+    Hub { agent: String, online: bool },
 }
 
 impl Route {
@@ -78,17 +80,15 @@ impl Routes {
         let mut services: Vec<_> = hub.iter().collect();
         services.sort_by_key(|service| service.status == Status::Online);
         for service in services {
-            let source = Source::Hub {
-                agent: service.agent_label.clone(),
-                online: service.status == Status::Online,
-                protocol: service.protocol,
-            };
-            let name = service.name.to_string();
-            found.insert(name.clone(), Arc::new(Route { name, port: service.target_port, source }));
+            let source =
+                Source::Hub { agent: service.agent_label.clone(), online: service.status == Status::Online };
+            let (name, secure) = (service.name.to_string(), service.protocol == Protocol::Https);
+            found.insert(name.clone(), Arc::new(Route { name, port: service.target_port, secure, source }));
         }
         for route in local.iter().filter(|route| is_label(&route.service_name) && route.local_port != 0) {
             let name = route.service_name.to_ascii_lowercase();
-            let route = Route { name: name.clone(), port: route.local_port, source: Source::Local };
+            let secure = route.protocol == Protocol::Https;
+            let route = Route { name: name.clone(), port: route.local_port, secure, source: Source::Local };
             found.insert(name, Arc::new(route));
         }
         let mut list: Vec<_> = found.into_values().collect();
@@ -274,7 +274,8 @@ mod tests {
     use crate::model::time::Time;
 
     fn local(name: &str, local_port: u16) -> Listed {
-        Listed { service_name: name.to_owned(), local_port, pid: 1, started_at: Time::from_unix(0) }
+        let (service_name, protocol) = (name.to_owned(), Protocol::Tcp);
+        Listed { service_name, local_port, pid: 1, started_at: Time::from_unix(0), protocol }
     }
 
     fn hub(name: &str, target_port: u16, status: Status) -> ServiceInfo {

@@ -7,6 +7,7 @@ use super::home::Home;
 use super::runs;
 use crate::error::Error;
 use crate::error::Result;
+use crate::model::record::Protocol;
 use crate::model::route;
 use crate::model::route::Route;
 use crate::os::clock;
@@ -23,9 +24,9 @@ pub struct OwnRoute {
 }
 
 /// Adds a route, and drops those whose process is dead.
-pub fn add(home: &Home, name: &str, port: u16) -> Result<OwnRoute> {
-    let pid = std::process::id();
-    let added = Route { service_name: name.to_owned(), local_port: port, pid, started_at: clock::now() };
+pub fn add(home: &Home, name: &str, port: u16, protocol: Protocol) -> Result<OwnRoute> {
+    let (pid, service_name, started_at) = (std::process::id(), name.to_owned(), clock::now());
+    let added = Route { service_name, local_port: port, pid, started_at, protocol };
     rewrite(home, |routes| routes.push(added))?;
     Ok(OwnRoute { home: home.clone(), name: name.to_owned(), port })
 }
