@@ -168,8 +168,12 @@ impl Connection<'_> {
 
     /// Answers a request that is understood. What it has of a body is not read, so then it is the last.
     pub fn say(&mut self, reply: &Reply) -> Next {
-        let stays = self.asked.keep_alive && !self.asked.has_body() && !self.front.stop.is_stopped();
         self.note(reply.status);
+        self.answer(reply)
+    }
+
+    pub fn answer(&mut self, reply: &Reply) -> Next {
+        let stays = self.asked.keep_alive && !self.asked.has_body() && !self.front.stop.is_stopped();
         match self.write(reply, stays) {
             Err(_) => Next::Close,
             Ok(()) if stays => Next::Again,

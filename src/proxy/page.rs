@@ -39,9 +39,10 @@ pub fn serve(it: &mut Connection<'_>) -> Next {
     };
     match path {
         "" | "/" => it.say(&home()),
+        // What the page asks for by itself is no request of anybody's, and goes unnoted.
         "/_connect/state" => {
             let reply = state(it.front);
-            it.say(&reply)
+            it.answer(&reply)
         }
         "/_connect/events" => {
             // Whoever leaves early, or is cut by a stop, ends it.
