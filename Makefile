@@ -33,7 +33,7 @@ check: lint test
 
 # Figures beside the direct connection's, taken in the same run.
 bench:
-	@$(STATIC) cargo test --quiet --release --locked --target $(TARGET) --test bench
+	@$(STATIC) cargo test --quiet --release --locked --target $(TARGET) --test bench --test bench_proxy
 
 fuzz:
 	@tests/scripts/fuzz $(FUZZ_SECONDS)

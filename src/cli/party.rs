@@ -203,25 +203,24 @@ impl<'c> Party<'c> {
             fingerprint: self.right.identity.fingerprint,
             share: self.right.share.clone(),
         };
-        let approve = self.approve(&wanted.name);
-        let approve: Approve = Box::new(move |granted| {
-            let _ = protocol.set(granted.protocol);
-            approve(granted)
-        });
+        let approve = self.approve(&wanted.name, protocol);
         let opener = Opener::new(Arc::clone(&self.right.hub), &self.right.identity, ask, approve)?;
         let (tell, name) = (self.tell.clone(), wanted.name.clone());
         let report = Box::new(move |event| drop(tell.send(Told::Service(name.clone(), event))));
         Tunnel::new(opener, everyone, report, &self.call.stop)
     }
 
-    /// Whose agent may answer for this service.
-    fn approve(&self, name: &Name) -> Approve {
+    /// Whose agent may answer for this service; notes what it speaks.
+    fn approve(&self, name: &Name, protocol: Arc<OnceLock<Protocol>>) -> Approve {
         let (right, home) = (Arc::clone(&self.right), self.call.home.clone());
         let what = format!("{}/{name}", right.known_as);
-        Box::new(move |granted| match right.agent {
-            Some(agent) if agent == granted.agent_fingerprint => Ok(()),
-            Some(_) => Err(another_agent()),
-            None => known::check_or_pin(&home, &what, granted.agent_fingerprint),
+        Box::new(move |granted| {
+            let _ = protocol.set(granted.protocol);
+            match right.agent {
+                Some(agent) if agent == granted.agent_fingerprint => Ok(()),
+                Some(_) => Err(another_agent()),
+                None => known::check_or_pin(&home, &what, granted.agent_fingerprint),
+            }
         })
     }
 

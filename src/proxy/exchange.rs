@@ -54,7 +54,7 @@ impl Connection<'_> {
         let repeatable = walker.ended() && self.asked.is_safe();
         loop {
             let kept = self.take_kept(route).filter(|kept| repeatable || kept.is_at_rest());
-            let dialled = kept.map_or_else(|| self.front.dial(route), Ok);
+            let dialled = kept.map_or_else(|| self.front.dial(route, route.secure), Ok);
             let mut upstream = match dialled {
                 Ok(upstream) => upstream,
                 Err(why) => {

@@ -2,8 +2,6 @@
 
 use std::io::ErrorKind;
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 
 use rustls::ClientConfig;
 
@@ -49,7 +47,6 @@ pub struct Front {
     /// Our name in `Via`, unlike any other.
     pub via: String,
     pub port: u16,
-    pub certificates: Mutex<Option<Arc<Certificates>>>,
     /// Towards services that speak TLS. Whose certificate that is does not matter: the way to a hub's service is
     /// encrypted and its agent known, and none of them has a certificate for a name under `localhost`.
     pub tls: Arc<ClientConfig>,
@@ -69,37 +66,18 @@ impl Front {
     }
 
     pub fn certificates(&self) -> Result<Arc<Certificates>> {
-        let mut made = self.certificates.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(made) = &*made {
-            return Ok(Arc::clone(made));
-        }
-        let loaded = (self.settings.certificates)()?;
-        *made = Some(Arc::clone(&loaded));
-        Ok(loaded)
+        (self.settings.certificates)()
     }
 
-    /// A new connection to a service, by TLS if that is spoken there; a hub's first gets its tunnel. The error is for
-    /// the client.
-    pub fn dial(&self, route: &Route) -> std::result::Result<Upstream, &'static str> {
-        self.dial_by(route, route.secure.then_some(&self.tls))
-    }
-
-    /// As `dial`, and what is spoken there is the client's affair.
-    pub fn dial_bare(&self, route: &Route) -> std::result::Result<Upstream, &'static str> {
-        self.dial_by(route, None)
-    }
-
-    fn dial_by(
-        &self,
-        route: &Route,
-        tls: Option<&Arc<ClientConfig>>,
-    ) -> std::result::Result<Upstream, &'static str> {
+    /// A new connection to a service, by TLS if that is wanted; a hub's first gets its tunnel. The error is for the
+    /// client.
+    pub fn dial(&self, route: &Route, by_tls: bool) -> std::result::Result<Upstream, &'static str> {
         let opened = if route.is_local() { Ok(route.port) } else { (self.settings.open_tunnel)(&route.name) };
         let port = opened.map_err(|error| {
             log::debug!("{error}");
             NOT_RESPONDING
         })?;
-        Upstream::dial(route, port, tls).map_err(|error| {
+        Upstream::dial(route, port, by_tls.then_some(&self.tls)).map_err(|error| {
             log::debug!("{} does not answer on port {port}: {error}", route.name);
             if error.kind() == ErrorKind::InvalidData { NO_TLS } else { NOT_RESPONDING }
         })

@@ -101,11 +101,17 @@ fn json(status: u16, value: &impl Serialize) -> Reply {
     Reply { body: text.into_bytes(), ..reply }
 }
 
-pub fn page(status: u16, html: &str) -> Reply {
-    Reply::html(status, html)
-        .field("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'")
+fn page(status: u16, html: &str) -> Reply {
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
+    guarded(Reply::html(status, html).field("Content-Security-Policy", policy))
+}
+
+/// For no other page's eyes, and no cache.
+pub fn guarded(reply: Reply) -> Reply {
+    reply
         .field("X-Content-Type-Options", "nosniff")
         .field("Referrer-Policy", "no-referrer")
+        .field("Cross-Origin-Resource-Policy", "same-origin")
         .field("Cache-Control", "no-store")
 }
 

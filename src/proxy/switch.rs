@@ -10,14 +10,11 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use super::connection;
 use super::connection::Connection;
 use super::connection::Next;
 use super::refusal;
 use super::table::Route;
 use super::upstream::Upstream;
-use crate::error::OrSay;
-use crate::error::Result;
 use crate::net;
 use crate::net::connect::DEADLINE;
 use crate::net::crew::STACK;
@@ -25,7 +22,6 @@ use crate::net::duplex::Duplex;
 use crate::net::duplex::Reader;
 use crate::net::duplex::Writer;
 use crate::net::relay::Adaptive;
-use crate::net::tls;
 use crate::wire::reply::CONNECTED;
 
 /// How long a CONNECT's client has for its first byte, which tells TLS from anything else. Protocols in which the server
@@ -54,10 +50,8 @@ pub fn connect(it: &mut Connection<'_>, route: &Arc<Route>) -> Next {
         return straight_to(it, route, false);
     }
     it.note(200);
-    if let Err(error) = inner_tls(it) {
-        log::debug!("a connection through CONNECT ended: {error}");
-    }
-    Next::Close
+    // It takes us for the service's own HTTPS: requests within are served like any others.
+    Next::Secure
 }
 
 /// To a host outside, which `--connect-allow` names.
@@ -78,7 +72,7 @@ pub fn dial(it: &mut Connection<'_>, host: &str, port: u16) -> Next {
 }
 
 fn straight_to(it: &mut Connection<'_>, route: &Route, tell: bool) -> Next {
-    match it.front.dial_bare(route) {
+    match it.front.dial(route, false) {
         Ok(upstream) => {
             it.note(200);
             if !tell || it.client.writer.write_all(CONNECTED).is_ok() {
@@ -99,28 +93,9 @@ fn first_byte(it: &mut Connection<'_>) -> Option<u8> {
     it.client.inbox.unread().first().copied()
 }
 
-/// The client takes us for the service's own HTTPS: requests within are served like any others.
-fn inner_tls(it: &mut Connection<'_>) -> Result<()> {
-    let certificates = it.front.certificates()?;
-    let below = take_over(it);
-    let established = tls::server(&certificates.config(), below, Instant::now() + DEADLINE);
-    let served =
-        established.and_then(|inner| connection::serve(it.front, inner.into_duplex(), true, it.entry));
-    served.or_say(|| "The TLS connection failed")
-}
-
-/// The client's connection as a whole again, with what was read too much put back.
-fn take_over(it: &mut Connection<'_>) -> Duplex {
-    let nothing = Duplex::plain(Arc::clone(&it.client.socket));
-    let mut reader = std::mem::replace(&mut it.client.reader, nothing.reader);
-    let writer = std::mem::replace(&mut it.client.writer, nothing.writer);
-    reader.push_back(it.client.inbox.take());
-    Duplex { reader, writer, socket: Arc::clone(&it.client.socket) }
-}
-
 /// Copies in both directions until both have ended.
 fn both_ways(it: &mut Connection<'_>, service: Duplex) {
-    let Duplex { mut reader, mut writer, socket: client } = take_over(it);
+    let Duplex { mut reader, mut writer, socket: client } = it.take_over();
     let Duplex { reader: mut answers, writer: mut asks, socket: service } = service;
     it.entry.works();
     let free =
