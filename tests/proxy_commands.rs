@@ -201,7 +201,7 @@ fn the_log_is_followed_into_the_next_file_when_it_has_grown_too_large() {
     let log = it.0.file("proxy.log");
     let mut followed = it.0.start(&["proxy", "logs", "-f"]);
     let append = |text: String| {
-        fs::OpenOptions::new().append(true).open(&log).unwrap().write_all(text.as_bytes()).unwrap()
+        fs::OpenOptions::new().append(true).open(&log).unwrap().write_all(text.as_bytes()).unwrap();
     };
     append("before\n".into());
     followed.wait_out(|line| line == "before");

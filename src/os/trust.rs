@@ -18,6 +18,7 @@ use std::time::Instant;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::os::user;
 
 /// What the CA is called in stores that have names.
 const NICKNAME: &str = "Private Connect local CA";
@@ -196,17 +197,18 @@ impl Store {
 
     /// What a user types to do the same.
     pub fn commands(&self) -> Vec<String> {
-        let sudo = if self.needs_root { "sudo " } else { "" };
+        let sudo = if self.needs_root && !user::is_root() { "sudo " } else { "" };
         self.steps.iter().map(|step| format!("{sudo}{}", step.command())).collect()
     }
 }
 
 impl Step {
     fn command(&self) -> String {
+        let shown = |path: &Path| quoted(&path.display().to_string());
         match self {
-            Step::Copy { from, to } => format!("install -m 644 {} {}", from.display(), to.display()),
-            Step::Remove(path) => format!("rm -f {}", path.display()),
-            Step::Folder(path) => format!("mkdir -p {}", path.display()),
+            Step::Copy { from, to } => format!("install -m 644 {} {}", shown(from), shown(to)),
+            Step::Remove(path) => format!("rm -f {}", shown(path)),
+            Step::Folder(path) => format!("mkdir -p {}", shown(path)),
             Step::Run(line) | Step::Try(line) => {
                 line.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
             }
@@ -295,7 +297,7 @@ mod tests {
             let copy = machine.root.join(folder).join(FILE);
             assert_eq!(system.steps[0], Step::Copy { from: ca, to: copy.clone() });
             assert_eq!(system.steps[1], Step::Run(words(update, &[])));
-            assert!(system.needs_root && system.commands()[0].starts_with("sudo install -m 644 "));
+            assert!(system.needs_root && system.commands()[0].contains("install -m 644 "));
         }
     }
 

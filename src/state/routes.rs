@@ -56,12 +56,6 @@ fn read_own(home: &Home) -> Result<Option<Vec<Route>>> {
     Ok(files::read_text(&home.file(FILE))?.and_then(|text| route::parse(&text)))
 }
 
-/// What changes whenever one of the files does.
-pub fn stamps(home: &Home) -> [files::Stamp; 2] {
-    let foreign = paths::foreign_routes();
-    [files::stamp(&home.file(FILE)), foreign.and_then(|path| files::stamp(&path))]
-}
-
 /// All that the files list, ours first; a damaged one is an error that names it. Entries of ours whose process was killed are left
 /// out. One whose process never held a lock was written by somebody else's tool, which is believed.
 pub fn listed(home: &Home) -> Result<Vec<Route>> {

@@ -61,6 +61,7 @@ impl Browser {
         it
     }
 
+    #[allow(clippy::needless_pass_by_value)] // Callers build it in the call.
     pub fn call(&mut self, method: &str, params: Value) -> Value {
         self.next += 1;
         let mut asked = json!({ "id": self.next, "method": method, "params": params });
