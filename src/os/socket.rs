@@ -148,8 +148,16 @@ pub fn wait_for_data(socket: &TcpStream, watcher: &TcpStream, patience: Duration
 
 /// Whether a connection that rests is still open, with nothing said that nobody asked for.
 pub fn is_at_rest(socket: &TcpStream) -> bool {
-    let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-    recv(socket.as_raw_fd(), &mut [0], peek) == Err(Errno::EAGAIN)
+    peek(socket) == Err(Errno::EAGAIN)
+}
+
+/// Whether something has come and is not read: closing now would reset the connection.
+pub fn has_unread(socket: &TcpStream) -> bool {
+    matches!(peek(socket), Ok(1..))
+}
+
+fn peek(socket: &TcpStream) -> nix::Result<usize> {
+    recv(socket.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)
 }
 
 /// The last close of this socket will be a reset, which tells the peer that its data did not all arrive.
