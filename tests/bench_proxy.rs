@@ -13,13 +13,14 @@ use std::fs;
 use std::net::TcpListener;
 use std::net::TcpStream;
 use std::process::Command;
-use std::time::Duration;
 
 use common::Home;
 use common::PATIENCE;
 use common::Running;
 use common::eventually;
 use common::is_here;
+use common::measure;
+use common::measure::median;
 
 const ROUNDS: usize = 5;
 const SECONDS: &str = "2";
@@ -118,11 +119,6 @@ fn show(row: &str, contenders: &[Contender], figures: &mut [Figures]) {
     }
 }
 
-fn median(figures: &mut [f64]) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
-}
-
 impl Contender {
     fn measure(&self, row: &(&str, &str, u32, bool, bool), figures: &mut Figures) {
         let &(_, path, connections, secure, anew) = row;
@@ -141,7 +137,7 @@ impl Contender {
         if anew {
             wrk.args(["-H", "Connection: close"]);
         }
-        let before = self.cpu(secure);
+        let before = measure::cpu(&[self.pids[usize::from(secure)]]);
         let mut running = Running::start({
             wrk.arg(format!("{scheme}://127.0.0.1:{port}{path}"));
             wrk
@@ -156,7 +152,10 @@ impl Contender {
         assert!(rate > 0.0 && !said.contains("Non-2xx"), "{} {}: {said}", self.name, row.0);
         figures.rate.push(rate);
         figures.p99.push(millis(&number("99%")));
-        figures.cpu.push((self.cpu(secure) - before) * 1e6 / (rate * SECONDS.parse::<f64>().unwrap()));
+        figures.cpu.push(
+            (measure::cpu(&[self.pids[usize::from(secure)]]) - before) * 1e6
+                / (rate * SECONDS.parse::<f64>().unwrap()),
+        );
         figures.memory = figures.memory.max(self.memory(secure));
     }
 
@@ -165,16 +164,6 @@ impl Contender {
         let pid = self.pids[usize::from(secure)];
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
         std::iter::once(pid).chain(children.split_whitespace().filter_map(|pid| pid.parse().ok())).collect()
-    }
-
-    /// Seconds of CPU so far.
-    fn cpu(&self, secure: bool) -> f64 {
-        let ticks = |pid: u32| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-            [11, 12].iter().filter_map(|at| fields.get(*at)?.parse::<f64>().ok()).sum::<f64>()
-        };
-        self.family(secure).into_iter().map(ticks).sum::<f64>() / 100.0
     }
 
     /// MiB, what processes share counted once.
@@ -214,9 +203,10 @@ fn file(place: &Home, name: &str, text: &str) -> String {
     place.file(name).display().to_string()
 }
 
+/// In a session of its own, as ours is in the background: systems share their time out by session.
 fn with(program: &str, args: &[&str]) -> Command {
-    let mut command = Command::new(program);
-    command.args(args);
+    let mut command = Command::new("setsid");
+    command.arg(program).args(args);
     command
 }
 
@@ -343,7 +333,7 @@ fn node(place: &Home, backend: u16) -> Option<Contender> {
         return None;
     }
     let running = started(with("node", &[&script]), plain);
-    std::thread::sleep(Duration::from_millis(300));
+    eventually("it listens for https", PATIENCE, || TcpStream::connect(("127.0.0.1", secure)).is_ok());
     let pid = running.pid();
     Some(Contender { name: "node", plain, secure, pids: [pid; 2], _running: vec![running] })
 }

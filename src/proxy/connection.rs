@@ -18,7 +18,7 @@ use super::upstream::Upstream;
 use crate::net::duplex::Duplex;
 use crate::net::duplex::Reader;
 use crate::net::duplex::Writer;
-use crate::os::socket::has_unread;
+use crate::os::socket;
 use crate::wire::forward::Sender;
 use crate::wire::reply::Reply;
 
@@ -147,7 +147,7 @@ impl<'f> Connection<'f> {
 impl Client {
     /// Whether closing resets nothing. TLS says its farewell by lingering.
     pub fn is_done(&self) -> bool {
-        self.inbox.is_empty() && self.writer.plain().is_some_and(|socket| !has_unread(socket))
+        self.inbox.is_empty() && self.writer.plain().is_some_and(|plain| socket::peek(plain, &mut [0]) == 0)
     }
 
     /// Closing with unread bytes would reset the connection, and the reset could overtake our answer.

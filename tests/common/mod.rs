@@ -515,3 +515,7 @@ impl Home {
 // Shares, join and dev.
 
 pub mod team;
+
+// What the benches measure.
+
+pub mod measure;
