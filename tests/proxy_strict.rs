@@ -152,6 +152,9 @@ fn silent_and_slow_clients_leave_the_others_alone() {
         };
         stream.write_all(begun).unwrap();
     }
+    let mut patient = slow.swap_remove(1);
+    patient.write_all(b"3456789").unwrap();
+    assert_eq!(read_message(&mut patient).1, "ok");
     // Twice what the proxy keeps: for each beyond that, the one that has been silent longest goes.
     let silent: Vec<TcpStream> = (0..2000)
         .map(|at| {
@@ -170,10 +173,35 @@ fn silent_and_slow_clients_leave_the_others_alone() {
     };
     common::eventually("the oldest are closed", common::PATIENCE, || silent[..900].iter().all(closed));
     assert!(!silent[1500..].iter().any(closed), "a younger one was closed");
-    // A body that comes slowly is no reason to close; the rest of it is still taken.
-    let mut patient = slow.swap_remove(1);
-    patient.write_all(b"3456789").unwrap();
-    assert_eq!(read_message(&mut patient).1, "ok");
+}
+
+#[test]
+fn uploads_that_stop_in_the_middle_make_room_like_the_silent() {
+    // It waits for the whole of a request.
+    let port = service(|mut stream| drop(stream.read_to_end(&mut Vec::new())));
+    let proxy = Proxy::start(&[("api", port)]);
+    let begun = b"POST / HTTP/1.1\r\nHost: api.localhost\r\nContent-Length: 9\r\n\r\n12";
+    let stuck: Vec<TcpStream> = (0..1100)
+        .map(|_| {
+            let mut stream = proxy.dial();
+            stream.write_all(begun).unwrap();
+            stream
+        })
+        .collect();
+    common::eventually("it is full", common::PATIENCE, || {
+        let page = proxy.get_page("/_connect/state");
+        let state: serde_json::Value = serde_json::from_str(page.split_once("\r\n\r\n").unwrap().1).unwrap();
+        state["connections"].as_u64().unwrap() >= 1000
+    });
+    let gone = |stream: &&TcpStream| {
+        stream.set_nonblocking(true).is_ok() && matches!((&**stream).read(&mut [0]), Ok(0))
+    };
+    let mut others = Vec::new();
+    common::eventually("silence is noticed, and they go", common::PATIENCE, || {
+        others.push(proxy.dial());
+        stuck.iter().filter(gone).count() > 50
+    });
+    assert_eq!(status(&proxy.get("other", "/")), 404);
 }
 
 #[test]

@@ -22,10 +22,11 @@ use super::connection::DRAIN_BYTES;
 use super::connection::DRAIN_TIME;
 use super::connection::Next;
 use super::inbox::Inbox;
+use super::live::Entry;
 use super::refusal;
-use super::refusal::NOT_RESPONDING;
 use super::switch;
 use super::table::Route;
+use super::upstream::NOT_RESPONDING;
 use super::upstream::Upstream;
 use crate::net::connect::is_timeout;
 use crate::net::crew::STACK;
@@ -92,6 +93,7 @@ impl Connection<'_> {
         let upload = Sending {
             reader,
             inbox,
+            entry: self.entry,
             walker,
             service: &mut service,
             cut: Arc::clone(&upstream.socket),
@@ -226,6 +228,7 @@ enum Upload {
 struct Sending<'a> {
     reader: &'a mut Reader,
     inbox: &'a mut Inbox,
+    entry: &'a Entry<'a>,
     walker: &'a mut BodyWalker,
     service: &'a mut Writer,
     cut: Arc<TcpStream>,
@@ -251,12 +254,19 @@ impl Sending<'_> {
         while !self.walker.ended() {
             match self.inbox.fill(self.reader, UPLOAD_CHUNK) {
                 Ok(0) => return Upload::Left,
-                Ok(_) => last = Instant::now(),
+                Ok(_) => {
+                    last = Instant::now();
+                    self.entry.works();
+                }
                 Err(error) if is_timeout(&error) && last.elapsed() > BODY_PATIENCE => return Upload::Stalled,
                 Err(error) if is_timeout(&error) && self.over.load(Ordering::SeqCst) => {
                     return Upload::Dropped;
                 }
-                Err(error) if is_timeout(&error) => continue,
+                Err(error) if is_timeout(&error) => {
+                    // Whoever stops in the middle rests as well, and makes room when there are too many.
+                    self.entry.rests(last);
+                    continue;
+                }
                 Err(_) => return Upload::Left,
             }
             out.clear();

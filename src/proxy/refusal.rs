@@ -56,9 +56,6 @@ pub fn bad_gateway(service: &str, error: &str) -> Reply {
     json(502, &BadGateway { error, service })
 }
 
-pub const NOT_RESPONDING: &str = "Bad Gateway: the service is not responding.";
-pub const NO_TLS: &str = "Bad Gateway: the service is said to speak https, and does not.";
-
 /// Plain HTTP on the HTTPS port.
 pub fn use_https(request: &Request<'_>, host: &Host<'_>) -> Reply {
     let path = match parse_target(request.method, request.target) {

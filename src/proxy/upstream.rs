@@ -35,6 +35,10 @@ const TAKE: Duration = Duration::from_mins(2);
 const TURN: Duration = Duration::from_secs(10);
 const INBOX: usize = 16 * 1024;
 
+/// What clients are told of a service that gives no answer.
+pub const NOT_RESPONDING: &str = "Bad Gateway: the service is not responding.";
+pub const NO_TLS: &str = "Bad Gateway: the service is said to speak https, and does not.";
+
 pub struct Upstream {
     pub reader: Reader,
     pub writer: Writer,
