@@ -95,15 +95,15 @@ impl Say {
 
     /// A screen that takes the place of the one before; what does not fit on it is left out.
     pub fn screen(&self, text: &str) {
-        let rows = terminal::size().0;
-        let lines: Vec<&str> = text.lines().collect();
-        let over = (lines.len() + 1).saturating_sub(rows);
-        let mut shown = lines[..lines.len() - over].join("\n");
-        if over > 0 {
-            shown.push_str(&format!("\n… and {over} more"));
+        let (rows, width) = terminal::size();
+        let mut lines: Vec<String> = text.lines().map(|line| cut(line, width)).collect();
+        // The last row stays empty: the end of a line there would move all of them up.
+        if lines.len() >= rows {
+            let over = lines.split_off(rows - 2).len();
+            lines.push(format!("… and {over} more"));
         }
         let _ = write!(io::stdout().lock(), "\u{1b}[H\u{1b}[J");
-        self.write(&shown, false);
+        self.write(&lines.join("\n"), false);
     }
 
     pub fn trouble(&self, error: &Error) {
@@ -217,6 +217,13 @@ const GAP: usize = 2;
 /// A column is not made narrower than that.
 const NARROW: usize = 4;
 
+fn cut(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    text.chars().take(width - 1).chain(['…']).collect()
+}
+
 fn columns_within<const N: usize>(
     limit: usize,
     headings: &[&str; N],
@@ -232,12 +239,7 @@ fn columns_within<const N: usize>(
         let Some(widest) = widths.iter_mut().max().filter(|widest| **widest > NARROW) else { break };
         *widest -= 1;
     }
-    let shown = |(cell, width): (&String, usize)| {
-        if cell.chars().count() <= width {
-            return format!("{cell:width$}");
-        }
-        cell.chars().take(width - 1).chain(['…']).collect()
-    };
+    let shown = |(cell, width): (&String, usize)| format!("{:width$}", cut(cell, width));
     let line = |line: &[String; N]| line.iter().zip(widths).map(shown).collect::<Vec<_>>().join("  ");
     lines.iter().map(|cells| line(cells).trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
@@ -258,6 +260,27 @@ mod tests {
         let text = clean_json(&serde_json::to_string_pretty(&value).unwrap());
         assert!(text.chars().all(|c| c == '\n' || !is_hidden(c)), "{text}");
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), value);
+    }
+
+    #[test]
+    fn a_table_fits_and_what_is_cut_says_so() {
+        let rows =
+            || [["db", "5432", "a machine with a long name"], ["staging-database-one", "1", "b"]].into_iter();
+        let drawn = |limit| {
+            columns_within(limit, &["NAME", "PORT", "AGENT"], rows().map(|row| row.map(str::to_owned)))
+        };
+        let whole = "NAME                  PORT  AGENT\n\
+                     db                    5432  a machine with a long name\n\
+                     staging-database-one  1     b";
+        assert_eq!(drawn(usize::MAX), whole);
+        assert_eq!(drawn(54), whole);
+        let narrow = "NAME           PORT  AGENT\n\
+                      db             5432  a machine w…\n\
+                      staging-data…  1     b";
+        assert_eq!(drawn(33), narrow);
+        for limit in 0..60 {
+            assert!(drawn(limit).lines().all(|line| line.chars().count() <= limit.max(16)), "{limit}");
+        }
     }
 
     #[test]

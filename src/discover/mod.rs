@@ -4,6 +4,7 @@
 
 mod interview;
 
+use std::io;
 use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::net::SocketAddr;
@@ -16,6 +17,8 @@ use std::time::Instant;
 
 use interview::Interview;
 
+use crate::error;
+use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::target::Target;
@@ -72,6 +75,8 @@ pub struct Scanned {
 enum Answer {
     Found(Service),
     Refused,
+    /// No packet went there.
+    NoWay(io::Error),
     Silence,
 }
 
@@ -98,10 +103,12 @@ pub fn scan(scan: &Scan<'_>, stop: &Stop, mut progress: impl FnMut(usize)) -> Re
             }
         }
         let (mut scanned, mut seen, mut news) = (Scanned::default(), 0, Instant::now() + NEWS);
+        let mut no_way = None;
         while seen < scan.ports.len() && !stop.is_stopped() {
             match told.recv_timeout(NEWS) {
                 Ok((port, Answer::Found(service))) => scanned.found.push((port, service)),
                 Ok((_, Answer::Refused)) => scanned.refused = true,
+                Ok((_, Answer::NoWay(error))) => no_way = Some(error),
                 Ok((_, Answer::Silence)) => {}
                 Err(_) => continue,
             }
@@ -110,6 +117,12 @@ pub fn scan(scan: &Scan<'_>, stop: &Stop, mut progress: impl FnMut(usize)) -> Re
                 progress(seen);
                 news += NEWS;
             }
+        }
+        if let Some(error) = no_way.filter(|_| scanned.found.is_empty() && !scanned.refused) {
+            return Err(Error::new(format!("There is no way to {}", scan.host))
+                .because(error)
+                .hint("Check the address, and that this machine is in its network")
+                .kind(error::Kind::Unreachable));
         }
         scanned.found.sort_by_key(|(port, _)| *port);
         Ok(scanned)
@@ -121,7 +134,7 @@ pub fn identify(target: &Target, patience: Duration, stop: &Stop) -> Option<Serv
     let addresses = addresses(&target.host, stop).ok()?;
     match answer(&target.host, &addresses, target.port, patience, stop) {
         Answer::Found(service) => Some(service),
-        Answer::Refused | Answer::Silence => None,
+        _ => None,
     }
 }
 
@@ -141,6 +154,11 @@ fn answer(host: &str, addresses: &[IpAddr], port: u16, patience: Duration, stop:
         match interview.begin() {
             Ok(service) => return Answer::Found(service),
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => answer = Answer::Refused,
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable) =>
+            {
+                answer = Answer::NoWay(error);
+            }
             Err(_) => {}
         }
     }

@@ -176,3 +176,114 @@ fn location(head: &Response<'_>) -> Option<String> {
     let is_path = value.starts_with('/') && !value.starts_with("//") && value.len() <= 1024;
     (is_path && value.bytes().all(|byte| byte.is_ascii_graphic())).then(|| value.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(head: &str, body: &str) -> Page {
+        let said = format!("HTTP/1.1 {head}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        let page = read(said.as_bytes()).unwrap();
+        assert!(page.is_whole);
+        for part in 0..said.len() {
+            let early = read(&said.as_bytes()[..part]);
+            assert!(early.is_none_or(|early| !early.is_whole), "{said} at {part}");
+        }
+        page
+    }
+
+    #[test]
+    fn titles_are_read_and_cleaned() {
+        for (body, title) in [
+            ("<html><head><title>Next.js App</title>", Some("Next.js App")),
+            ("<TITLE lang=en>\n a &amp; b\u{1b}[31m &lt;c&gt;\n</TITLE>", Some("a & b [31m <c>")),
+            ("<title></title>", None),
+            ("<title>never closed", None),
+            ("no title", None),
+            ("<svg><title", None),
+        ] {
+            assert_eq!(page("200 OK", body).title.as_deref(), title, "{body}");
+        }
+        let long = page("200 OK", &format!("<title>{}</title>", "é".repeat(500))).title.unwrap();
+        assert_eq!(long.chars().count(), 80);
+        assert_eq!(page("404 Not Found", "<title>404</title>").title, None);
+    }
+
+    #[test]
+    fn frameworks_are_known_by_their_marks() {
+        for (head, body, framework) in [
+            ("200 OK\r\nX-Powered-By: Next.js", "", "Next.js"),
+            ("200 OK", "<script src=/_next/static/a.js>", "Next.js"),
+            ("200 OK", "<script type=module src=\"/@vite/client\">", "Vite"),
+            ("200 OK", "<script src=/_nuxt/entry.js>", "Nuxt"),
+            ("404 Not Found\r\nX-Powered-By: Express", "Cannot GET /", "Express"),
+            ("200 OK", "<meta name=csrf-param content=authenticity_token>", "Rails"),
+            ("200 OK", "<input type=hidden name=csrfmiddlewaretoken>", "Django"),
+            ("404 Not Found", "<h1>Whitelabel Error Page</h1>", "Spring Boot"),
+            ("200 OK", "<script>window.grafanaBootData = {}", "Grafana"),
+            (
+                "200 OK",
+                "<title>Prometheus Time Series Collection and Processing Server</title>",
+                "Prometheus",
+            ),
+            ("200 OK", "<body data-jupyter-api-token=x>", "Jupyter"),
+            ("404 NOT FOUND\r\nServer: Werkzeug/2.2.2 Python/3.11", "", "Flask"),
+            ("404 Not Found\r\nServer: uvicorn", "{\"detail\":\"Not Found\"}", "FastAPI"),
+            ("426 Upgrade Required", "{\"error\":\"This hub speaks https\"}", "connect hub"),
+        ] {
+            assert_eq!(page(head, body).framework.as_deref(), Some(framework), "{head} {body}");
+        }
+        let bare = page("200 OK\r\nServer: nginx/1.22.1", "hello");
+        assert_eq!((bare.framework, bare.server.as_deref()), (None, Some("nginx/1.22.1")));
+    }
+
+    #[test]
+    fn services_that_speak_http_are_told_from_web_sites() {
+        let elastic =
+            "{\n  \"version\" : {\n \"number\" : \"8.11.1\"\n },\n \"tagline\" : \"You Know, for Search\"\n}";
+        let search = "{ \"version\" : { \"distribution\" : \"opensearch\", \"number\" : \"2.11.0\" } }";
+        for (head, body, kind, version) in [
+            ("200 OK", elastic, Kind::Elasticsearch, Some("8.11.1")),
+            ("401 Unauthorized\r\nX-elastic-product: Elasticsearch", "", Kind::Elasticsearch, None),
+            ("200 OK", search, Kind::Opensearch, Some("2.11.0")),
+            (
+                "401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"OpenSearch Security\"",
+                "",
+                Kind::Opensearch,
+                None,
+            ),
+            ("200 OK", "{\"etcdserver\":\"3.4.23\",\"etcdcluster\":\"3.4.0\"}", Kind::Etcd, Some("3.4.23")),
+            ("200 OK", "It looks like you are trying to access MongoDB over HTTP on", Kind::Mongodb, None),
+            ("505 HTTP Version Not Supported", "gRPC requires HTTP/2", Kind::Grpc, None),
+            ("400 Bad Request", "The plain HTTP request was sent to HTTPS port", Kind::Tls, None),
+            ("400 Bad Request", "Client sent an HTTP request to an HTTPS server.", Kind::Tls, None),
+        ] {
+            let page = page(head, body);
+            assert_eq!((page.kind, page.version.as_deref()), (Some(kind), version), "{head} {body}");
+        }
+    }
+
+    #[test]
+    fn only_paths_of_the_same_service_are_followed() {
+        for (location, followed) in [
+            ("/login?next=%2F", true),
+            ("//elsewhere/", false),
+            ("http://elsewhere/", false),
+            ("login", false),
+            ("/a b", false),
+        ] {
+            let page = page(&format!("302 Found\r\nLocation: {location}"), "");
+            assert_eq!(page.location.as_deref(), followed.then_some(location));
+        }
+        assert_eq!(page("200 OK\r\nLocation: /x", "").location, None);
+        assert_eq!(page("404 Not Found", "404 page not found\n").location.as_deref(), Some("/version"));
+    }
+
+    #[test]
+    fn a_page_in_chunks_is_read_whole() {
+        let said = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n<title>Ne\r\na\r\nxt</title>\r\n0\r\n\r\n";
+        let page = read(said).unwrap();
+        assert_eq!((page.title.as_deref(), page.is_whole), (Some("Next"), true));
+        assert_eq!(read(b"SSH-2.0-x\r\n\r\n"), None);
+    }
+}

@@ -122,27 +122,40 @@ pub fn usual_ports() -> Vec<u16> {
     ports
 }
 
+/// What each is called, and the question to which it tells most.
+const KINDS: [(Kind, &str, Question); 17] = [
+    (Http, "http", Question::Page),
+    (Kind::Https, "https", Question::Tls),
+    (Grpc, "grpc", Question::Greeting),
+    (Postgres, "postgres", Question::SslRequest),
+    (Mysql, "mysql", Question::Greeting),
+    (Redis, "redis", Question::Ping),
+    (Memcached, "memcached", Question::Version),
+    (Mongodb, "mongodb", Question::Hello),
+    (Kind::Elasticsearch, "elasticsearch", Question::Page),
+    (Kind::Opensearch, "opensearch", Question::Page),
+    (Kind::Etcd, "etcd", Question::Page),
+    (Kafka, "kafka", Question::ApiVersions),
+    (Amqp, "amqp", Question::Amqp),
+    (Mqtt, "mqtt", Question::Mqtt),
+    (Nats, "nats", Question::Greeting),
+    (Ssh, "ssh", Question::Greeting),
+    (Tls, "tcp", Question::Tls),
+];
+
 impl Kind {
+    fn row(self) -> (&'static str, Question) {
+        let row = KINDS.iter().find(|(kind, ..)| *kind == self);
+        row.map_or(("tcp", Question::Greeting), |(_, name, question)| (*name, *question))
+    }
+
     pub fn as_str(self) -> &'static str {
-        match self {
-            Http => "http",
-            Self::Https => "https",
-            Grpc => "grpc",
-            Postgres => "postgres",
-            Mysql => "mysql",
-            Redis => "redis",
-            Memcached => "memcached",
-            Mongodb => "mongodb",
-            Self::Elasticsearch => "elasticsearch",
-            Self::Opensearch => "opensearch",
-            Self::Etcd => "etcd",
-            Kafka => "kafka",
-            Amqp => "amqp",
-            Mqtt => "mqtt",
-            Nats => "nats",
-            Ssh => "ssh",
-            Tls | Self::Tcp => "tcp",
-        }
+        self.row().0
+    }
+
+    /// The question to which a service of this kind tells most.
+    pub fn question(self) -> Question {
+        self.row().1
     }
 
     /// What one service of this kind is called among the others of its machine.
@@ -163,22 +176,6 @@ impl Kind {
             Http | Self::Elasticsearch | Self::Opensearch | Self::Etcd => Protocol::Http,
             Self::Https => Protocol::Https,
             _ => Protocol::Tcp,
-        }
-    }
-
-    /// The question to which a service of this kind tells most.
-    pub fn question(self) -> Question {
-        match self {
-            Mysql | Nats | Ssh | Grpc | Self::Tcp => Question::Greeting,
-            Redis => Question::Ping,
-            Http | Self::Elasticsearch | Self::Opensearch | Self::Etcd => Question::Page,
-            Tls | Self::Https => Question::Tls,
-            Postgres => Question::SslRequest,
-            Mongodb => Question::Hello,
-            Kafka => Question::ApiVersions,
-            Amqp => Question::Amqp,
-            Mqtt => Question::Mqtt,
-            Memcached => Question::Version,
         }
     }
 }
@@ -236,8 +233,8 @@ pub fn recognise(question: Question, said: &[u8]) -> Option<(Kind, String)> {
     if !bytes.is_empty() && said.starts_with(bytes) {
         return None; // An echo.
     }
-    let fits = SIGNS.iter().filter(|sign| sign.to.is_none_or(|to| to == question));
-    fits.filter_map(|sign| Some((sign.kind, (sign.reads)(said)?))).next()
+    let mut fits = SIGNS.iter().filter(|sign| sign.to.is_none_or(|to| to == question));
+    fits.find_map(|sign| Some((sign.kind, (sign.reads)(said)?)))
 }
 
 fn begins(said: &[u8], start: &[u8]) -> Option<String> {
@@ -307,4 +304,123 @@ pub fn shown(said: &[u8]) -> String {
         return line;
     }
     line.chars().take(SHOWN - 1).chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MARIADB: &[u8] = b"d\0\0\0\n5.5.5-10.11.19-MariaDB-0+deb12u1\0\x03\0\0\0;pFI{Rg/\0\xfe\xf7";
+    const RABBITMQ: &[u8] = b"\x01\0\0\0\0\0\x42\0\x0a\0\x0a\0\x09\0\0\0\x22\x07productS\0\0\0\x08RabbitMQ\
+        \x07versionS\0\0\0\x063.10.8\0\0\0\x0eAMQPLAIN PLAIN\0\0\0\x05en_US\xce";
+
+    /// Replayed from the programs themselves; Kafka's and `MongoDB`'s by their specifications.
+    #[test]
+    fn first_words_are_known_wherever_they_are_split() {
+        use Question::ApiVersions;
+        use Question::Greeting;
+        use Question::Hello;
+        use Question::Page;
+        use Question::Ping;
+        use Question::SslRequest;
+        use Question::Version;
+        let cases: [(Question, &[u8], Kind, &str); 29] = [
+            (Greeting, b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u10\r\n", Ssh, "OpenSSH_9.2p1"),
+            (Greeting, MARIADB, Mysql, "MariaDB 10.11.19"),
+            (Greeting, b"J\0\0\0\n8.0.36\0\x08\0\0\0", Mysql, "8.0.36"),
+            (Ping, MARIADB, Mysql, "MariaDB 10.11.19"),
+            (Greeting, b"INFO {\"server_id\":\"N\",\"version\":\"2.9.10\"} \r\n", Nats, "2.9.10"),
+            (Greeting, b"-DENIED Redis is running in protected mode\r\n", Redis, "protected mode"),
+            (Greeting, b"-ERR max number of clients reached\r\n", Redis, "too many clients"),
+            (Greeting, b"\0\0\x06\x04\0\0\0\0\0\0\x05\0\0\x40\0", Grpc, ""),
+            (Page, b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x01", Grpc, ""),
+            (Ping, b"+PONG\r\n", Redis, ""),
+            (Ping, b"-NOAUTH Authentication required.\r\n", Redis, "needs a password"),
+            (Ping, b"-LOADING Redis is loading the dataset in memory\r\n", Redis, "loading"),
+            (Ping, b"ERROR\r\n", Memcached, ""),
+            (Version, b"VERSION 1.6.18\r\n", Memcached, "1.6.18"),
+            (Ping, b"HTTP/1.1 400 Bad Request\r\n", Http, ""),
+            (Ping, b"\x15\x03\x01\0\x02\x02\x46", Tls, ""),
+            (Page, b"\x15\x03\x03\0\x02\x02\x0a", Tls, ""),
+            (SslRequest, b"S", Postgres, ""),
+            (SslRequest, b"N", Postgres, ""),
+            (Hello, b"\x7f\x01\0\0\x2a\0\0\0\x01\0\0\0\xdd\x07\0\0\0\0\0\0", Mongodb, ""),
+            (Hello, b"\x7f\x01\0\0\x2a\0\0\0\x01\0\0\0\x01\0\0\0\x08\0\0\0", Mongodb, ""),
+            (ApiVersions, b"\0\0\x01\x0aconn\0\0\0\0\0\x3c", Kafka, ""),
+            (Ping, b"AMQP\0\0\x09\x01", Amqp, ""),
+            (Question::Amqp, b"AMQP\0\x01\0\0", Amqp, ""),
+            (Question::Amqp, RABBITMQ, Amqp, "RabbitMQ 3.10.8"),
+            (Question::Mqtt, b"\x20\x02\0\0", Mqtt, ""),
+            (Question::Mqtt, b"\x20\x02\0\x05", Mqtt, ""),
+            (Question::Mqtt, b"\x20\x03\0\x84\0", Mqtt, ""),
+            (Greeting, b"\x4a\0\0\0\xff\x6a\x04Host 'x' is not allowed", Mysql, "Host 'x' is not allowed"),
+        ];
+        for (question, said, kind, note) in cases {
+            let told = || format!("{question:?} {}", String::from_utf8_lossy(said));
+            assert_eq!(recognise(question, said), Some((kind, note.to_owned())), "{}", told());
+            for part in 0..said.len() {
+                let early = recognise(question, &said[..part]).map(|(kind, _)| kind);
+                assert!(early.is_none_or(|early| early == kind), "{} at {part}: {early:?}", told());
+            }
+        }
+    }
+
+    #[test]
+    fn other_words_are_nobodys() {
+        let words: [(Question, &[u8]); 14] = [
+            (Question::Greeting, b"220 mail ESMTP\r\n"),
+            (Question::Greeting, b"SSH"),
+            (Question::Greeting, b"d\0\0\0\n5.5.5-10.11.19-MariaDB"),
+            (Question::Greeting, b"d\0\0\0\n5.5 \x1b[31m\0"),
+            (Question::Greeting, b"+PONG\r\n"),
+            (Question::Ping, b"PING\r\n"),
+            (Question::Ping, b"UNKNOWN_COMMAND\r\n"),
+            (Question::SslRequest, b"NO\r\n"),
+            (Question::Amqp, b"AMQP\0\0\x09\x01"),
+            (Question::Amqp, &RABBITMQ[..40]),
+            (Question::Hello, b"\x34\0\0\0\x01\0\0\0\0\0\0\0\xdd\x07\0\0"),
+            (Question::ApiVersions, b"\0\0\0\x11\0\x12\0\0conn\0\x07connect"),
+            (Question::Mqtt, b"\x20\0\0\0"),
+            (Question::Version, b"ERROR\r\n"),
+        ];
+        for (question, said) in words {
+            assert_eq!(recognise(question, said), None, "{question:?} {}", String::from_utf8_lossy(said));
+        }
+    }
+
+    #[test]
+    fn no_bytes_are_too_odd_to_be_read() {
+        let mut state = 1u32;
+        for _ in 0..200_000 {
+            let mut said = [0; 24];
+            for byte in &mut said {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                // Few values, so that frames and lengths come about.
+                *byte = [0, 1, 2, 4, 7, 10, 0x20, 0xff, b'A', b'\n', 3, 0x15][(state >> 16) as usize % 12];
+            }
+            let length = (state >> 8) as usize % said.len();
+            ASKED.iter().for_each(|asked| drop(recognise(asked.question, &said[..length])));
+        }
+    }
+
+    #[test]
+    fn every_usual_port_has_one_likely_question() {
+        let mut ports = usual_ports();
+        let count = ports.len();
+        ports.dedup();
+        assert_eq!(ports.len(), count);
+        assert!(ASKED.iter().all(|asked| asked.question.bytes() == asked.bytes));
+    }
+
+    #[test]
+    fn a_peers_words_are_one_short_line() {
+        assert_eq!(shown(b" a\r\n\tb\x1b[31m\xff \0"), "a b [31m\u{fffd}");
+        assert_eq!(shown(&[b'x'; 5000]).chars().count(), 80);
+    }
+
+    #[test]
+    fn names_are_those_that_users_know() {
+        assert_eq!([Http, Postgres, Redis].map(|kind| kind.name_at(1)), ["web-1", "postgres-1", "redis-1"]);
+        assert_eq!([Http, Postgres, Tls].map(|kind| kind.name_alone(1)), ["web-1", "postgres", "tcp-1"]);
+    }
 }

@@ -49,7 +49,7 @@ fn cells(service: &ServiceInfo) -> [String; 6] {
 fn watch(call: &Call) -> Outcome {
     let hub = call.hub()?.for_retries(PATIENCE);
     let is_screen = terminal::is_terminal_out() && !call.say.json;
-    let (mut known, mut away) = (Vec::new(), None);
+    let (mut known, mut away): (Option<Vec<_>>, Option<String>) = (None, None);
     loop {
         match hub.services() {
             _ if call.stop.is_stopped() => return Ok(0),
@@ -59,9 +59,9 @@ fn watch(call: &Call) -> Outcome {
                     call.say.line("[ok] The hub is back");
                 }
                 if !is_screen {
-                    tell_changes(call, &known, &services);
+                    tell_changes(call, known.as_deref().unwrap_or_default(), &services);
                 }
-                known = services;
+                known = Some(services);
             }
             Err(error) if !error.may_pass() => return Err(error),
             Err(error) => {
@@ -73,12 +73,14 @@ fn watch(call: &Call) -> Outcome {
             }
         }
         if is_screen {
-            let list = if known.is_empty() { NONE.to_owned() } else { table(&known) };
+            let list =
+                known.as_ref().map(|known| if known.is_empty() { NONE.to_owned() } else { table(known) });
             let state = away.as_ref().map(|why| format!("\n\n[!] {why}; trying again until it is back"));
             call.say.screen(&format!(
-                "Services at {}. Ctrl+C ends.{}\n\n{list}",
+                "Services at {}. Ctrl+C ends.{}\n\n{}",
                 hub.url,
-                state.unwrap_or_default()
+                state.unwrap_or_default(),
+                list.unwrap_or_default()
             ));
         }
         if call.stop.wait_for(EVERY) {

@@ -127,11 +127,10 @@ fn discovered(call: &Call) -> Result<Vec<Found>> {
         }
         return Ok(Vec::new());
     }
-    let ports = ports(call)?;
-    let (mut found, _) = find(call, "localhost", &ports, discover::PATIENCE)?;
+    let (mut found, _) = find(call, "localhost", &ports(call)?, discover::PATIENCE)?;
     found.retain(|one| !one.is_ours);
-    if found.is_empty() {
-        return Err(Error::new(format!("Nothing to share answers at the {} ports that were looked at", ports.len()))
+    if found.is_empty() && call.args.positionals.is_empty() && call.args.value("service").is_none() {
+        return Err(Error::new("Nothing that could be shared listens at the ports that were looked at")
             .hint("Name its port: connect share 5432, or look elsewhere: connect share --discovered --range 3000-9999"));
     }
     Ok(found)
