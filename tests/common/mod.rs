@@ -514,4 +514,5 @@ impl Home {
 
 // Shares, join and dev.
 
+pub mod servers;
 pub mod team;
