@@ -516,3 +516,7 @@ impl Home {
 
 pub mod servers;
 pub mod team;
+
+// What the benches measure.
+
+pub mod measure;
