@@ -20,7 +20,7 @@ const NEAR: &str = "10.213.7.1";
 /// More than the kernels on the way buffer.
 const LARGE: usize = 256 * 1024 * 1024;
 /// Longer than the silence after which a machine is taken for gone, and the kernel's next look at a closed window.
-const PAUSE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_mins(1);
 /// A dead path is noticed within this, while something is on its way.
 const NOTICED: Duration = Duration::from_secs(70);
 /// Tells the inner test where the far machine is.

@@ -118,6 +118,10 @@ pub fn connect(address: SocketAddr, deadline: Instant, stopped: &dyn Fn() -> boo
     if let Some(error) = stream.take_error()? {
         return Err(error);
     }
+    // Between two loopback ports of which nobody listens on the one, a connection can meet itself.
+    if address.ip().is_loopback() && stream.local_addr()? == address {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
     stream.set_nonblocking(false)?;
     Ok(stream)
 }

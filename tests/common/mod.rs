@@ -514,6 +514,7 @@ impl Home {
 
 // Shares, join and dev.
 
+pub mod servers;
 pub mod team;
 
 // What the benches measure.
