@@ -130,7 +130,8 @@ impl Listener<'_> {
         let open = Arc::new(Open { target, broken, ended });
         self.say(Say::Opened(Arc::clone(&open)))?;
         self.current = Arc::downgrade(&open);
-        self.receive(&open)
+        // Nobody else may hold it any more, and then a session that was cut would look like an end of file.
+        self.receive(&open).inspect_err(|_| open.break_off())
     }
 
     /// The joiner's direction of an open connection, to its end.
@@ -195,10 +196,12 @@ fn speak_all(frames: &mut FrameWriter, said: &mpsc::Receiver<Say>, carried: &Car
             Say::Refused(reason) => frames.refuse(&reason)?,
             Say::Reset => frames.send(&[Kind::Reset])?,
             Say::Opened(open) => {
-                frames.send(&[Kind::Opened])?;
-                let end = frames.copy_from(&open.target, |count| {
+                let count = |count| {
                     carried.bytes.fetch_add(count as u64, Ordering::Relaxed);
-                })?;
+                };
+                let copied =
+                    frames.send(&[Kind::Opened]).and_then(|()| frames.copy_from(&open.target, count));
+                let end = copied.inspect_err(|_| open.break_off())?;
                 // A connection that broke is ended by the RESET which is already on its way here.
                 let broken = open.broken.load(Ordering::SeqCst);
                 if end == CopyEnd::Broken && !broken {
