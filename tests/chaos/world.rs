@@ -14,7 +14,6 @@ use crate::common::Disk;
 use crate::common::Home;
 use crate::common::Hub;
 use crate::common::Running;
-use crate::common::eventually;
 use crate::common::fault;
 use crate::faults::Case;
 use crate::faults::Place;
@@ -124,7 +123,7 @@ impl World {
                 scope.spawn(move || transfer(&self.seen, self.front.port, client, SMALLEST, gate))
             };
             let clients: Vec<_> = (0..CLIENTS as u64).map(start).collect();
-            gate.gather(2 * CLIENTS);
+            assert_eq!(gate.gather(2 * CLIENTS), 2 * CLIENTS);
             gate.open();
             clients.into_iter().for_each(|client| assert_eq!(client.join().unwrap(), Outcome::Whole));
         });
@@ -197,10 +196,13 @@ impl World {
                 scope.spawn(move || transfer(seen, port, seed, length, gate))
             };
             let clients: Vec<_> = seeds.iter().map(|seed| start(*seed)).collect();
-            gate.gather(2 * CLIENTS);
-            let is_here = case.inflict(self, || gate.open());
+            let arrived = gate.gather(2 * CLIENTS);
+            let is_here = arrived == 2 * CLIENTS && case.inflict(self, || gate.open());
             gate.open();
-            (is_here, clients.into_iter().map(|client| client.join().unwrap()).collect::<Vec<_>>())
+            let outcomes: Vec<_> = clients.into_iter().map(|client| client.join().unwrap()).collect();
+            let served = || seeds.iter().map(|seed| self.seen.wait_for(*seed)).collect::<Vec<_>>();
+            assert_eq!(arrived, 2 * CLIENTS, "before {case}: clients {outcomes:?}, service {:?}", served());
+            (is_here, outcomes)
         });
         for (seed, outcome) in seeds.iter().zip(&outcomes) {
             let served = self.seen.wait_for(*seed);
@@ -243,21 +245,19 @@ impl World {
 
     /// What the programs have open is what they had open, and not much more memory.
     pub fn leaves_nothing(&self, before: &Counts) {
-        let names = ["hub", "agent", "joiner"];
         // Only a soak has the time to wait until sessions that knocking and recovering made are idle for a minute.
         let room = if soak().is_some() { 0 } else { 5 };
-        let mut after = self.counts();
-        let is_back = || {
-            after = self.counts();
-            let fits = |(now, then): (&(usize, usize, usize), &(usize, usize, usize))| {
-                now.0 <= then.0 + 2 * room && now.1 <= then.1 + 2 * room && now.2 <= then.2 + GROWTH
-            };
-            after.iter().zip(before).all(fits)
+        let fits = |(now, then): (&(usize, usize, usize), &(usize, usize, usize))| {
+            now.0 <= then.0 + 2 * room && now.1 <= then.1 + 2 * room && now.2 <= then.2 + GROWTH
         };
-        let took = eventually("threads, descriptors and memory are what they were", IDLE, is_back);
-        for ((name, then), now) in names.iter().zip(before).zip(&self.counts()) {
-            println!("{name}: threads, descriptors, KiB before {then:?}, after {now:?} ({took:?})");
+        let began = Instant::now();
+        while !self.counts().iter().zip(before).all(fits) && began.elapsed() < IDLE {
+            thread::sleep(Duration::from_millis(100));
         }
+        let after = self.counts();
+        let told = format!("threads, descriptors, KiB of hub, agent, joiner: {before:?}, then {after:?}");
+        assert!(after.iter().zip(before).all(fits), "left behind: {told}");
+        println!("{told}");
     }
 }
 
