@@ -68,9 +68,9 @@ impl Gate {
     }
 
     /// Waits until so many have arrived; how many did.
-    pub fn gather(&self, count: usize) -> usize {
+    pub fn gather(&self, count: usize, patience: Duration) -> usize {
         let state = self.state.lock().unwrap();
-        let (state, _) = self.changed.wait_timeout_while(state, DEADLINE, |state| state.0 < count).unwrap();
+        let (state, _) = self.changed.wait_timeout_while(state, patience, |state| state.0 < count).unwrap();
         state.0
     }
 

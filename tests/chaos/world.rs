@@ -34,6 +34,8 @@ const CLOCKS: [&str; 2] = [
 ];
 /// Sessions that stand from a run to the next have their threads and descriptors; idle ones go after a minute.
 const IDLE: Duration = Duration::from_secs(75);
+/// Threads that a listener keeps, ready to accept.
+const SPARE: usize = 8;
 /// KiB by which a program may have grown over all runs.
 const GROWTH: usize = 24 * 1024;
 
@@ -110,23 +112,8 @@ impl World {
         let (joiner, port) = reached(&user);
         let front = fault::Path::to(&format!("127.0.0.1:{port}"));
         let world = Self { seen, service, front, joiner, user, down, agent, owner, up, hub, hub_machine };
-        world.warm();
+        world.recovers("at the beginning", &Case::of(0));
         world
-    }
-
-    /// As many sessions as there are clients.
-    fn warm(&self) {
-        let gate = Arc::new(Gate::default());
-        thread::scope(|scope| {
-            let start = |client| {
-                let gate = &gate;
-                scope.spawn(move || transfer(&self.seen, self.front.port, client, SMALLEST, gate))
-            };
-            let clients: Vec<_> = (0..CLIENTS as u64).map(start).collect();
-            assert_eq!(gate.gather(2 * CLIENTS), 2 * CLIENTS);
-            gate.open();
-            clients.into_iter().for_each(|client| assert_eq!(client.join().unwrap(), Outcome::Whole));
-        });
     }
 
     pub fn path(&self, place: Place) -> &fault::Path {
@@ -188,7 +175,7 @@ impl World {
     pub fn run(&mut self, case: &Case) -> Option<(usize, usize)> {
         let gate = Arc::new(Gate::default());
         let (seen, port) = (Arc::clone(&self.seen), self.front.port);
-        let seeds: Vec<u64> = (0..CLIENTS as u64).map(|client| case.seed * 100 + client).collect();
+        let seeds: Vec<u64> = (0..CLIENTS as u64).map(|client| case.seed * 1000 + client).collect();
         let length = SMALLEST + case.choose(6, LARGEST - SMALLEST);
         let (is_here, outcomes) = thread::scope(|scope| {
             let start = |seed| {
@@ -196,7 +183,7 @@ impl World {
                 scope.spawn(move || transfer(seen, port, seed, length, gate))
             };
             let clients: Vec<_> = seeds.iter().map(|seed| start(*seed)).collect();
-            let arrived = gate.gather(2 * CLIENTS);
+            let arrived = gate.gather(2 * CLIENTS, DEADLINE);
             let is_here = arrived == 2 * CLIENTS && case.inflict(self, || gate.open());
             gate.open();
             let outcomes: Vec<_> = clients.into_iter().map(|client| client.join().unwrap()).collect();
@@ -218,20 +205,32 @@ impl World {
         is_here.then_some((whole, outcomes.len() - whole))
     }
 
-    /// A new connection works before long, without anybody's help.
+    /// New connections work before long, as many at once as there are clients, without anybody's help.
     pub fn recovers(&self, when: &str, case: &Case) {
         let began = Instant::now();
-        let gate = Arc::new(Gate::default());
-        gate.open();
         for attempt in 0.. {
-            let seed = case.seed * 100 + 50 + attempt % 50;
-            match transfer(&self.seen, self.front.port, seed, SMALLEST, &gate) {
-                Outcome::Whole => return,
-                Outcome::Altered(at) => panic!("{case}: altered at {at} {when}"),
-                other => {
-                    assert!(began.elapsed() < DEADLINE, "{case}: {other:?} {when}, for {:?}", began.elapsed())
-                }
+            let gate = Arc::new(Gate::default());
+            let start = |client| {
+                let seed = case.seed * 1000 + 100 + (attempt * CLIENTS as u64 + client) % 900;
+                transfer(&self.seen, self.front.port, seed, SMALLEST, &gate)
+            };
+            let outcomes: Vec<Outcome> = thread::scope(|scope| {
+                let clients: Vec<_> =
+                    (0..CLIENTS as u64).map(|client| scope.spawn(move || start(client))).collect();
+                // All have to stand at once, or one session would do.
+                gate.gather(2 * CLIENTS, Duration::from_secs(2));
+                gate.open();
+                clients.into_iter().map(|client| client.join().unwrap()).collect()
+            });
+            if outcomes.iter().all(|outcome| *outcome == Outcome::Whole) {
+                return;
             }
+            let altered = outcomes.iter().any(|outcome| matches!(outcome, Outcome::Altered(_)));
+            assert!(
+                !altered && began.elapsed() < DEADLINE,
+                "{case}: {outcomes:?} {when}, for {:?}",
+                began.elapsed()
+            );
             thread::sleep(Duration::from_millis(50));
         }
     }
@@ -248,7 +247,7 @@ impl World {
         // Only a soak has the time to wait until sessions that knocking and recovering made are idle for a minute.
         let room = if soak().is_some() { 0 } else { 5 };
         let fits = |(now, then): (&(usize, usize, usize), &(usize, usize, usize))| {
-            now.0 <= then.0 + 2 * room && now.1 <= then.1 + 2 * room && now.2 <= then.2 + GROWTH
+            now.0 <= then.0 + 2 * room + SPARE && now.1 <= then.1 + 2 * room && now.2 <= then.2 + GROWTH
         };
         let began = Instant::now();
         while !self.counts().iter().zip(before).all(fits) && began.elapsed() < IDLE {
