@@ -141,6 +141,7 @@ impl Path {
     /// Those that fell silent end now.
     pub fn cut_silent(&self) {
         self.cut_all(|line| line.silent.load(Ordering::SeqCst));
+        self.shared.lines.lock().unwrap().retain(|line| !line.silent.load(Ordering::SeqCst));
     }
 
     /// Cuts whatever there is.
