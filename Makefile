@@ -16,7 +16,7 @@ PREFIX   ?= /usr/local
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 600
 
-.PHONY: all fetch demo test lint check bench fuzz soak e2e deps audit sbom vendor reproducible install clean
+.PHONY: all fetch demo test lint check bench bench-peers load fuzz soak e2e deps audit sbom vendor reproducible install clean
 
 all: fetch
 	$(STATIC) cargo build --release --locked --target $(TARGET)
@@ -44,6 +44,18 @@ check: lint test
 # Figures beside the direct connection's, taken in the same run.
 bench:
 	@$(STATIC) cargo test --quiet --release --locked --target $(TARGET) --test bench
+
+# The same work through the tunnel and its peers. Those that are crates are built below target/, the others are
+# Debian's: openssh-server haproxy nginx-light libnginx-mod-stream openssl.
+bench-peers: target/peers/bin/rathole target/peers/bin/bore
+	@$(STATIC) cargo test --quiet --release --locked --target $(TARGET) --test peers
+
+target/peers/bin/rathole target/peers/bin/bore:
+	cargo install --quiet --root target/peers $(if $(filter %bore,$@),bore-cli,rathole)
+
+# Thousands at once, and what the others notice; LOAD_SECONDS=60 is how long 1000 connections a second last.
+load:
+	@$(STATIC) cargo test --quiet --release --locked --target $(TARGET) --test load
 
 # Every target for so many seconds; RUNS=100000000 instead for so many executions each.
 fuzz:

@@ -551,3 +551,7 @@ impl Drop for Disk {
 // Shares, join and dev.
 
 pub mod team;
+
+// What the benches measure.
+
+pub mod measure;
