@@ -144,7 +144,7 @@ impl Case {
                 let full = limit_of(program);
                 limit(&pid, program.resources().1);
                 go();
-                world.knock();
+                world.knock(4);
                 thread::sleep(self.moment());
                 limit(&pid, full);
             }

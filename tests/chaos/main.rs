@@ -119,3 +119,13 @@ fn live(schedule: &Schedule, survived: &Mutex<Survived>) -> bool {
     world.leaves_nothing(&before);
     true
 }
+
+#[test]
+fn with_64_descriptors_everywhere_nobody_dies_and_all_recover() {
+    let mut world = World::where_each_does("ulimit -n 64");
+    for _ in 0..3 {
+        world.knock(150);
+        assert!(world.all_run());
+        world.recovers("with 64 descriptors", &Case::of(0));
+    }
+}

@@ -15,6 +15,7 @@ use crate::common::Home;
 use crate::common::Hub;
 use crate::common::Running;
 use crate::common::fault;
+use crate::common::under;
 use crate::faults::Case;
 use crate::faults::Place;
 use crate::soak;
@@ -44,6 +45,8 @@ struct Machine {
     home: Home,
     disk: Option<Disk>,
     clock: Option<PathBuf>,
+    /// What a shell says before it starts a program there: limits.
+    first: &'static str,
 }
 
 pub struct World {
@@ -64,14 +67,14 @@ pub struct World {
 pub type Counts = [(usize, usize, usize); 3];
 
 impl Machine {
-    fn new() -> Self {
+    fn new(first: &'static str) -> Self {
         let home = Home::new();
         let disk = Disk::mount(&home.file("disk"));
         let clock = CLOCKS.iter().any(|library| Path::new(library).exists()).then(|| home.file("clock"));
         if let Some(clock) = &clock {
             std::fs::write(clock, "+0").unwrap();
         }
-        Self { home, disk, clock }
+        Self { home, disk, clock, first }
     }
 
     fn connect(&self, args: &[&str]) -> Command {
@@ -86,12 +89,12 @@ impl Machine {
                 .env("FAKETIME_NO_CACHE", "1");
             command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");
         }
-        command
+        under(self.first, &command)
     }
 
     /// Logged in at the hub by this path.
-    fn of(hub: &Hub, path: &fault::Path) -> Self {
-        let machine = Self::new();
+    fn of(hub: &Hub, path: &fault::Path, first: &'static str) -> Self {
+        let machine = Self::new(first);
         let key = hub.key("member");
         common::Said::of(machine.connect(&["up", "--hub", &path.url(), "--api-key", &key])).ok();
         machine
@@ -100,12 +103,16 @@ impl Machine {
 
 impl World {
     pub fn new() -> Self {
-        let hub_machine = Machine::new();
+        Self::where_each_does("true")
+    }
+
+    pub fn where_each_does(first: &'static str) -> Self {
+        let hub_machine = Machine::new(first);
         let command =
             hub_machine.connect(&["hub", "--json", "--listen", "127.0.0.1:0", "--tunnel-ports", "off"]);
         let hub = Hub::start_by(Home::at(hub_machine.home.file("disk")), command, &[]);
         let (up, down) = (fault::Path::to(&hub.address), fault::Path::to(&hub.address));
-        let (owner, user) = (Machine::of(&hub, &up), Machine::of(&hub, &down));
+        let (owner, user) = (Machine::of(&hub, &up, first), Machine::of(&hub, &down, first));
         let seen = Arc::new(Seen::default());
         let service = seen.serve();
         let agent = exposed(&owner, service);
@@ -164,9 +171,10 @@ impl World {
         }
     }
 
-    /// A few connections that nobody may have a descriptor for.
-    pub fn knock(&self) {
-        let knocking: Vec<_> = (0..4).map(|_| TcpStream::connect(("127.0.0.1", self.front.port))).collect();
+    /// Connections that nobody may have a descriptor for.
+    pub fn knock(&self, count: usize) {
+        let knocking: Vec<_> =
+            (0..count).map(|_| TcpStream::connect(("127.0.0.1", self.front.port))).collect();
         thread::sleep(Duration::from_millis(50));
         drop(knocking);
     }
@@ -233,6 +241,10 @@ impl World {
             );
             thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    pub fn all_run(&mut self) -> bool {
+        [Place::Agent, Place::Hub, Place::Joiner].into_iter().all(|place| self.program(place).is_running())
     }
 
     pub fn counts(&self) -> Counts {

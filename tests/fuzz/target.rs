@@ -1,11 +1,12 @@
 //! One fuzz target: the property that is called as this binary is.
 #![no_main]
 
+use connect_fuzz::properties::Property;
 use connect_fuzz::properties::TARGETS;
 use connect_fuzz::properties::cuts::Cuts;
 
 /// Found while compiling, so that no other property is linked in and slows the count of what is covered.
-const CHECK: fn(&[u8], Cuts) = {
+const CHECK: Property = {
     let name = env!("CARGO_BIN_NAME").as_bytes();
     let mut at = 0;
     loop {

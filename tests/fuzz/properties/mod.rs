@@ -10,8 +10,11 @@ pub mod session;
 
 use cuts::Cuts;
 
+/// Panics where it does not hold of these bytes.
+pub type Property = fn(&[u8], Cuts);
+
 /// Every target of the fuzzers, by the name of its corpus.
-pub const TARGETS: [(&str, fn(&[u8], Cuts)); 11] = [
+pub const TARGETS: [(&str, Property); 11] = [
     ("head", http::head),
     ("framing", http::framing),
     ("host", http::host),

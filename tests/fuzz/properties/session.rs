@@ -25,7 +25,7 @@ pub fn session(bytes: &[u8], cuts: Cuts) {
         assert!(
             frames.iter().all(|frame| frame.length == 0 || matches!(frame.kind, Kind::Data | Kind::Refused))
         );
-        let headers = again.chunks(HEADER).map(|four| Header::parse(four));
+        let headers = again.chunks(HEADER).map(Header::parse);
         assert!(headers.eq(frames.iter().map(|frame| Ok(Some(*frame)))));
     }
     if let Ok(reason) = str::from_utf8(bytes) {
