@@ -76,19 +76,20 @@ impl Hub {
     /// The first of `urls` is the one that is meant, the rest are used while it is away. Every connection is
     /// cut by `stop`.
     pub fn new(urls: Vec<HubUrl>, trust: &HubTrust, key: Option<String>, stop: &Stop) -> Result<Self> {
+        let url = urls.first().cloned().ok_or_else(|| Error::usage("There is no hub"))?;
         let given = urls.len();
         let hubs = Arc::new(Mutex::new(Hubs { list: urls, given, at: 0 }));
         let dialer = Dialer { hubs, tls: trust::hub_client(trust)?, stop: stop.clone() };
-        Self::with(dialer, *trust != HubTrust::Public, key, DEADLINE)
+        Ok(Self::with(dialer, url, *trust != HubTrust::Public, key, DEADLINE))
     }
 
     /// The same hub for somebody who tries again and again: a try that meets silence must not hold up the
     /// next one, which may meet a hub that is back.
-    pub fn for_retries(&self, patience: Duration) -> Result<Self> {
-        Self::with(self.dialer.clone(), self.knows_fleet, self.key.clone(), patience)
+    pub fn for_retries(&self, patience: Duration) -> Self {
+        Self::with(self.dialer.clone(), self.url.clone(), self.knows_fleet, self.key.clone(), patience)
     }
 
-    fn with(dialer: Dialer, knows_fleet: bool, key: Option<String>, patience: Duration) -> Result<Self> {
+    fn with(dialer: Dialer, url: HubUrl, knows_fleet: bool, key: Option<String>, patience: Duration) -> Self {
         let config = ureq::Agent::config_builder()
             .timeout_global(Some(patience))
             .max_idle_age(KEPT)
@@ -98,8 +99,7 @@ impl Hub {
             .user_agent(concat!("connect/", env!("CARGO_PKG_VERSION")))
             .build();
         let agent = ureq::Agent::with_parts(config, dialer.clone(), NoResolver);
-        let url = dialer.hubs().list.first().cloned().ok_or_else(|| Error::usage("There is no hub"))?;
-        Ok(Self { url, knows_fleet, key, dialer, agent, patience })
+        Self { url, knows_fleet, key, dialer, agent, patience }
     }
 
     /// The hubs of the fleet, as far as they are known, the one that is meant first.

@@ -189,10 +189,7 @@ impl Shared {
     }
 
     fn run(self: &Arc<Self>) {
-        let retrying = match self.hub.for_retries(RETRY) {
-            Ok(retrying) => retrying,
-            Err(error) => return (self.report)(Event::Lost(error)),
-        };
+        let retrying = self.hub.for_retries(RETRY);
         let mut backoff = Backoff::default();
         let mut lost = false;
         while !self.stop.is_stopped() {
