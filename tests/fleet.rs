@@ -123,7 +123,8 @@ fn two_hubs_never_disagree_on_a_code_the_last_join_or_a_revocation() {
     let Some((fleet, _, _agent)) = with_agent() else { return };
     for round in 0..8 {
         // Codes that are taken or unknown count as guesses: each round has a key and an address of its own.
-        let (code, key, from) = (format!("race{round}"), fleet.key("admin"), Ipv4Addr::new(127, 0, 1, round));
+        let (code, key, from) =
+            (format!("race{round:03}"), fleet.key("admin"), Ipv4Addr::new(127, 0, 1, round));
         let at_all = |call: &str, body: &str| -> Vec<u16> {
             let ask = |hub: &Hub| hub.from(from).ask(call, &key, body).status;
             let mut statuses: Vec<u16> = thread::scope(|scope| {

@@ -58,9 +58,10 @@ const TRIES_SHARED: u32 = 50;
 /// Refusals a minute that one caller leaves in the audit log; a loop must not fill the disk.
 const REFUSALS_TOLD: u32 = 20;
 const WINDOW: u64 = 60;
-/// A change that others overtake so often is given up, and the longest pause between two tries.
-const OVERTAKEN: u32 = 20;
-const PAUSE: Duration = Duration::from_millis(20);
+/// A change that others overtake again and again is given up after this long. The pause between two tries is
+/// chance, so that none of them is always the slower one.
+const OVERTAKEN: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(5);
 
 #[derive(Default)]
 pub struct Settings {
@@ -230,7 +231,8 @@ impl Core {
         mut decide: impl FnMut(&Registry) -> std::result::Result<(Vec<Change>, T), Reply>,
     ) -> std::result::Result<T, Reply> {
         let mut store = locked(&self.store);
-        for attempt in 0..OVERTAKEN {
+        let deadline = Instant::now() + OVERTAKEN;
+        while Instant::now() < deadline {
             let mark = store.mark();
             let (changes, value) = decide(&self.registry())?;
             if changes.is_empty() {
@@ -239,7 +241,7 @@ impl Core {
             match store.commit(changes, mark) {
                 Ok(Outcome::Done) => return Ok(value),
                 // What the other one did may still be on its way here.
-                Ok(Outcome::Overtaken) => drop(self.stop.wait_for(PAUSE * attempt / OVERTAKEN)),
+                Ok(Outcome::Overtaken) => drop(self.stop.wait_for(PAUSE * (secret::number() % 100) / 100)),
                 Err(error) => return Err(self.cannot_write(&error)),
             }
         }
