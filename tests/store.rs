@@ -111,7 +111,10 @@ fn the_same_after_a_restart(mut hub: Hub) {
     }
     assert_eq!(hub.ask(&format!("DELETE /v1/keys/{id}"), &hub.admin_key, "").status, 204);
     // A code that is free again may be had at once, and its end leaves the new owner's alone.
-    eventually("the code is free again", PATIENCE, || share(600, "passing").status == 201);
+    eventually("the share has expired", PATIENCE, || {
+        hub.ask("GET /v1/shares", &owner, "").json().as_array().unwrap().len() == 1
+    });
+    assert_eq!(share(600, "passing").status, 201);
     drop(agent);
     hub.running.kill();
     hub.restart();

@@ -70,7 +70,12 @@ impl Registry {
             Record::Agent(agent) => drop(self.agents.insert(agent.id.clone(), agent)),
             Record::Service(service) => drop(self.services.insert(service.id.clone(), service)),
             Record::Share(share) => {
-                self.share_by_code.insert(share.code_hash.clone(), share.id.clone());
+                // Of two with one code, which a store may list in any order, the earlier one is over.
+                let owner = self.share_by_code.get(&share.code_hash).and_then(|id| self.shares.get(id));
+                let age = |share: &Share| (share.created_at, share.expires_at);
+                if owner.is_none_or(|owner| age(owner) <= age(&share)) {
+                    self.share_by_code.insert(share.code_hash.clone(), share.id.clone());
+                }
                 if let Some(hash) = &share.link_hash {
                     self.share_by_link.insert(hash.clone(), share.id.clone());
                 }
@@ -367,7 +372,7 @@ mod tests {
     #[test]
     fn a_code_that_an_expired_share_had_stays_with_its_new_owner() {
         let mut registry = Registry::default();
-        let share = |id: &str| Share {
+        let share = |id: &str, until: u64| Share {
             id: id.into(),
             code_hash: "code".into(),
             link_hash: None,
@@ -378,15 +383,18 @@ mod tests {
             agent_id: "agent_1".into(),
             services: Vec::new(),
             created_at: now(),
-            expires_at: Time::from_unix(2000),
+            expires_at: Time::from_unix(until),
             max_joins: None,
             join_count: 0,
             joins: Vec::new(),
         };
-        registry.apply(Change::Put(Record::Share(share("old"))));
-        registry.apply(Change::Put(Record::Share(share("new"))));
-        registry.apply(Change::drop(Table::Share, "old"));
-        assert_eq!(registry.share_by_code("code", now()).unwrap().id, "new");
+        let [old, new] =
+            [share("old", 1500), share("new", 2000)].map(|share| Change::Put(Record::Share(share)));
+        for order in [[&old, &new], [&new, &old]] {
+            order.into_iter().for_each(|change| registry.apply(change.clone()));
+            registry.apply(Change::drop(Table::Share, "old"));
+            assert_eq!(registry.share_by_code("code", now()).unwrap().id, "new");
+        }
     }
 
     #[test]
