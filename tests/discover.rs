@@ -248,12 +248,12 @@ fn a_live_table_tells_each_change_and_bears_a_hub_that_is_away() {
     let mut exposed = expose(&team.owner, "here-and-gone", port);
     let added = watch.wait_event("added");
     assert_eq!(added["service"]["name"], "here-and-gone");
+    exposed.interrupt();
+    watch.wait_event("removed");
     team.hub.running.kill();
     watch.wait_event("lost");
     team.hub.restart();
     watch.wait_event("back");
-    exposed.interrupt();
-    watch.wait_event("removed");
     let (status, took) = watch.interrupt();
     assert_eq!(status.code(), Some(0));
     assert!(took < Duration::from_secs(1), "{took:?}");
