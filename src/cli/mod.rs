@@ -6,6 +6,7 @@ mod commands;
 mod context;
 mod exposing;
 mod help;
+mod logs;
 mod party;
 mod say;
 mod table;

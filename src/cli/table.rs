@@ -63,6 +63,11 @@ const PROXY: &[Opt] = &[
     ),
     opt("connect-allow", "HOST[:PORT]", "Let CONNECT reach this outside host (may be repeated)"),
 ];
+const FOLLOW: Opt = Opt { short: Some('f'), ..switch("follow", "Go on with what is added") };
+const SERVICE: &[Opt] = &[
+    switch("system", "For the whole machine, from boot on; needs root"),
+    switch("dry-run", "Show what would be done"),
+];
 const DATA: Opt = opt("data", "DIR", "The hub's data folder [default: ~/.privateconnect/hub]");
 
 pub const TABLE: &[Command] = &[
@@ -213,10 +218,18 @@ pub const TABLE: &[Command] = &[
         options: &[
             opt("name", "NAME", "What the service is called"),
             opt("protocol", "tcp|http|https", "What it speaks, for those who look [default: tcp]"),
+            switch(
+                "keep",
+                "Save it: the daemon keeps it exposed, after a reboot too; connect stop NAME undoes it",
+            ),
             DETACH,
         ],
         runs_command: false,
-        examples: &["connect expose staging-db 5432", "connect expose 192.168.1.50:8080 --name internal-api"],
+        examples: &[
+            "connect expose staging-db 5432",
+            "connect expose 192.168.1.50:8080 --name internal-api",
+            "connect expose staging-db 5432 --keep",
+        ],
         run: commands::expose::run,
     },
     Command {
@@ -336,6 +349,80 @@ pub const TABLE: &[Command] = &[
         run: commands::status::stop,
     },
     Command {
+        path: "daemon start",
+        usage: "[--foreground]",
+        about: "Keep up, in the background, what `connect expose --keep` has saved",
+        positionals: (0, 0),
+        options: &[switch("foreground", "Stay in this terminal, as containers and supervisors want it")],
+        runs_command: false,
+        examples: &["connect daemon start", "connect daemon start --foreground"],
+        run: commands::daemon::start,
+    },
+    Command {
+        path: "daemon stop",
+        usage: "",
+        about: "Stop the daemon; what is saved comes back with its next start",
+        positionals: (0, 0),
+        options: &[],
+        runs_command: false,
+        examples: &["connect daemon stop"],
+        run: commands::daemon::stop,
+    },
+    Command {
+        path: "daemon restart",
+        usage: "",
+        about: "Stop the daemon and start it again, as after an update",
+        positionals: (0, 0),
+        options: &[],
+        runs_command: false,
+        examples: &["connect daemon restart"],
+        run: commands::daemon::restart,
+    },
+    Command {
+        path: "daemon status",
+        usage: "",
+        about: "Show whether the daemon runs, and what it keeps exposed",
+        positionals: (0, 0),
+        options: &[],
+        runs_command: false,
+        examples: &["connect daemon status", "connect daemon status --json"],
+        run: commands::daemon::status,
+    },
+    Command {
+        path: "daemon logs",
+        usage: "[-f]",
+        about: "Show the daemon's log",
+        positionals: (0, 0),
+        options: &[FOLLOW],
+        runs_command: false,
+        examples: &["connect daemon logs -f"],
+        run: commands::daemon::logs,
+    },
+    Command {
+        path: "daemon install",
+        usage: "[--system] [--dry-run]",
+        about: "Have systemd or launchd start the daemon, now and after every reboot",
+        positionals: (0, 0),
+        options: SERVICE,
+        runs_command: false,
+        examples: &[
+            "connect daemon install --dry-run",
+            "connect daemon install",
+            "sudo connect daemon install --system",
+        ],
+        run: commands::daemon_service::install,
+    },
+    Command {
+        path: "daemon uninstall",
+        usage: "[--system] [--dry-run]",
+        about: "Undo what install did",
+        positionals: (0, 0),
+        options: SERVICE,
+        runs_command: false,
+        examples: &["connect daemon uninstall"],
+        run: commands::daemon_service::uninstall,
+    },
+    Command {
         path: "proxy",
         usage: "[start|stop|status|trust|untrust|logs] [options]",
         about: "Open every service at http://NAME.localhost:3456 (the same as proxy start)",
@@ -410,7 +497,7 @@ pub const TABLE: &[Command] = &[
         usage: "[-f]",
         about: "Show the proxy's log",
         positionals: (0, 0),
-        options: &[Opt { short: Some('f'), ..switch("follow", "Go on with what is added") }],
+        options: &[FOLLOW],
         runs_command: false,
         examples: &["connect proxy logs -f"],
         run: commands::proxy::logs,

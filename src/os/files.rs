@@ -71,14 +71,25 @@ pub fn read_text(path: &Path) -> Result<Option<String>> {
 
 /// Replaces the file as one step: after a crash there is the old content or the new, nothing between.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    replace(path, bytes, true)
+}
+
+/// As `write`, but not on the disk when it returns: for what is old in a second and worth nothing after a
+/// crash of the machine.
+pub fn note(path: &Path, bytes: &[u8]) -> Result<()> {
+    replace(path, bytes, false)
+}
+
+fn replace(path: &Path, bytes: &[u8], sync: bool) -> Result<()> {
     refuse_symlink(path)?;
     // The parent of a bare name is empty, which is a folder to nobody.
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let folder = parent.unwrap_or(Path::new("."));
     private_dir(folder)?;
     let draft = draft_of(path);
-    let written =
-        write_draft(&draft, bytes).and_then(|()| fs::rename(&draft, path)).and_then(|()| sync_dir(folder));
+    let written = write_draft(&draft, bytes, sync)
+        .and_then(|()| fs::rename(&draft, path))
+        .and_then(|()| if sync { sync_dir(folder) } else { Ok(()) });
     written.map_err(|error| {
         let _ = fs::remove_file(&draft);
         trouble("write", path, error)
@@ -176,10 +187,10 @@ pub fn remove_drafts(path: &Path) {
     }
 }
 
-fn write_draft(draft: &Path, bytes: &[u8]) -> io::Result<()> {
+fn write_draft(draft: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
     let mut file = options().write(true).create_new(true).mode(0o600).open(draft)?;
     file.write_all(bytes)?;
-    file.sync_all()
+    if sync { file.sync_all() } else { Ok(()) }
 }
 
 fn trouble(verb: &str, path: &Path, error: io::Error) -> Error {

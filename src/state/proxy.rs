@@ -25,6 +25,14 @@ pub struct ProxyState {
     pub started_at: Time,
 }
 
+impl ProxyState {
+    /// Where a service stands by its name.
+    pub fn url_of(&self, name: &str) -> String {
+        let scheme = if self.tls { "https" } else { "http" };
+        format!("{scheme}://{name}.localhost:{}", self.port)
+    }
+}
+
 /// The file of this process; gone when dropped.
 pub struct OwnState {
     home: Home,

@@ -1,5 +1,8 @@
 //! One file for each command.
 
+pub mod daemon;
+mod daemon_keep;
+pub mod daemon_service;
 pub mod dev;
 pub mod expose;
 pub mod help;
