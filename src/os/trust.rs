@@ -175,6 +175,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::env;
     use std::os::unix::fs::PermissionsExt;
     use std::process::Command;
 
