@@ -178,6 +178,11 @@ impl Hub {
         seen.ok_or_else(|| Error::new("The hub showed no certificate"))
     }
 
+    /// A connection on which the hub has proved that it is the hub.
+    pub fn greet(&self) -> Result<()> {
+        self.dialer.dial(Instant::now() + self.patience).map(drop)
+    }
+
     /// The agent's control channel.
     pub fn control(&self) -> Result<Duplex> {
         let deadline = Instant::now() + self.patience;

@@ -7,6 +7,7 @@ mod context;
 mod exposing;
 mod help;
 mod logs;
+mod man;
 mod party;
 mod say;
 mod table;

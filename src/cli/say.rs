@@ -66,6 +66,11 @@ impl Say {
         }
     }
 
+    /// A line for a program, whatever was asked of our words.
+    pub fn to_stdout(&self, text: &str) {
+        let _ = writeln!(io::stdout().lock(), "{}", clean_but_tabs(text));
+    }
+
     /// One JSON object a line, under `--json` only.
     pub fn event(&self, value: &Value) {
         if self.json {
@@ -141,6 +146,10 @@ pub fn clean(text: &str) -> String {
     text.chars().map(|c| if is_hidden(c) { c.escape_unicode().to_string() } else { c.to_string() }).collect()
 }
 
+fn clean_but_tabs(text: &str) -> String {
+    text.split('\t').map(clean).collect::<Vec<_>>().join("\t")
+}
+
 fn is_hidden(c: char) -> bool {
     let reorders =
         matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
@@ -165,7 +174,8 @@ fn clean_json(text: &str) -> String {
     shown
 }
 
-fn plain(text: &str) -> String {
+/// Without what plain terminals cannot show.
+pub fn plain(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match PLAIN.iter().find(|(fancy, _)| *fancy == c) {

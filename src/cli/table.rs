@@ -1,4 +1,4 @@
-//! The table of commands: parsing, help, and later the man page and completions, all come from here.
+//! The table of commands: parsing, help, the manual page and the shells' completions all come from here.
 
 use super::Call;
 use super::Outcome;
@@ -98,7 +98,7 @@ pub const TABLE: &[Command] = &[
         about: "Make an API key; it is shown once",
         positionals: (0, 0),
         options: &[
-            opt("role", "ROLE", "admin, member or join [default: member]"),
+            opt("role", "admin|member|join", "What it may do [default: member]"),
             opt("label", "LABEL", "Whose key it is"),
             opt("workspace", "NAME", "Keys see each other's services within a workspace [default: default]"),
             opt("expires", "TIME", "Lifetime like 12h or 30d [default: none]"),
@@ -134,7 +134,7 @@ pub const TABLE: &[Command] = &[
         about: "Approve a machine that ran `connect up` without a key",
         positionals: (1, 1),
         options: &[
-            opt("role", "ROLE", "admin, member or join [default: member]"),
+            opt("role", "admin|member|join", "What it may do [default: member]"),
             opt("workspace", "NAME", "The workspace it will be in [default: default]"),
             DATA,
         ],
@@ -423,6 +423,16 @@ pub const TABLE: &[Command] = &[
         run: commands::daemon_service::uninstall,
     },
     Command {
+        path: "doctor",
+        usage: "[--fix]",
+        about: "Look at everything that connect needs, and say how to mend what is amiss",
+        positionals: (0, 0),
+        options: &[switch("fix", "Mend what can be mended without asking: file modes, stale entries")],
+        runs_command: false,
+        examples: &["connect doctor", "connect doctor --fix"],
+        run: commands::doctor::run,
+    },
+    Command {
         path: "proxy",
         usage: "[start|stop|status|trust|untrust|logs] [options]",
         about: "Open every service at http://NAME.localhost:3456 (the same as proxy start)",
@@ -503,13 +513,37 @@ pub const TABLE: &[Command] = &[
         run: commands::proxy::logs,
     },
     Command {
+        path: "completions",
+        usage: "bash|zsh|fish",
+        about: "Print the script with which a shell completes commands, options, services, codes and names",
+        positionals: (1, 1),
+        options: &[],
+        runs_command: false,
+        examples: &[
+            "source <(connect completions bash)",
+            "connect completions zsh > \"${fpath[1]}/_connect\"",
+            "connect completions fish > ~/.config/fish/completions/connect.fish",
+        ],
+        run: commands::completions::script,
+    },
+    Command {
+        path: "completions words",
+        usage: "-- WORD...",
+        about: "Print what could stand in the place of the last word; the scripts above ask this",
+        positionals: (0, 0),
+        options: &[],
+        runs_command: true,
+        examples: &["connect completions words -- reach st"],
+        run: commands::completions::words,
+    },
+    Command {
         path: "help",
         usage: "[COMMAND]",
         about: "Show help for a command",
         positionals: (0, 3),
-        options: &[],
+        options: &[switch("man", "Print the whole manual page, for man")],
         runs_command: false,
-        examples: &["connect help reach"],
+        examples: &["connect help reach", "connect help --man > connect.1 && man ./connect.1"],
         run: commands::help::run,
     },
 ];

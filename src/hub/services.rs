@@ -47,6 +47,7 @@ pub fn health(call: &Call<'_>) -> Result<Reply, Reply> {
             status: "ok".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             uptime_seconds: call.core.started.elapsed().as_secs(),
+            time: Some(clock::now()),
         },
     )
 }

@@ -10,14 +10,17 @@ use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
 
 use nix::fcntl::OFlag;
 
 use crate::error::Error;
 use crate::error::Result;
+use crate::model::time::Time;
 use crate::os::secret;
 
 /// No state file of ours comes near this; a larger one is damaged, or somebody else's.
@@ -110,6 +113,31 @@ pub type Stamp = Option<(SystemTime, u64, u64)>;
 pub fn stamp(path: &Path) -> Stamp {
     let found = fs::metadata(path).ok()?;
     Some((found.modified().ok()?, found.len(), found.ino()))
+}
+
+pub fn changed_at(path: &Path) -> Option<Time> {
+    let since = fs::metadata(path).ok()?.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    Some(Time::from_unix(since.as_secs()))
+}
+
+/// What below a folder others may look at or write to, the folder included.
+pub fn loose(path: &Path) -> Vec<PathBuf> {
+    let Ok(found) = fs::symlink_metadata(path).map(|found| (found.mode(), found.is_dir(), found.is_symlink())) else {
+        return Vec::new();
+    };
+    let (mode, is_folder, is_link) = found;
+    let mut all: Vec<PathBuf> = (mode & 0o077 != 0 && !is_link).then(|| path.to_owned()).into_iter().collect();
+    let entries = is_folder.then(|| fs::read_dir(path).ok()).flatten();
+    all.extend(entries.into_iter().flatten().flatten().flat_map(|entry| loose(&entry.path())));
+    all
+}
+
+/// Only the owner's from now on.
+pub fn tighten(path: &Path) -> Result<()> {
+    let tightened = fs::metadata(path).and_then(|found| {
+        fs::set_permissions(path, fs::Permissions::from_mode(found.mode() & 0o700))
+    });
+    tightened.map_err(|error| trouble("change", path, error))
 }
 
 pub fn remove(path: &Path) -> Result<()> {
@@ -210,7 +238,6 @@ fn trouble(verb: &str, path: &Path, error: io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     fn folder() -> PathBuf {
         let path = std::env::temp_dir().join(secret::id("connect-files"));

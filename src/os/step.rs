@@ -100,12 +100,21 @@ pub fn quoted(word: &str) -> String {
     }
 }
 
-/// Bounded: `certutil` asks for a database's password again and again, though nobody can answer.
+/// What a tool prints; `None` when it fails or there is no such tool.
+pub fn ask(line: &[&str]) -> Option<String> {
+    finished(&words(line)).ok().map(|said| String::from_utf8_lossy(&said).into_owned())
+}
+
 fn run(line: &[String]) -> Result<()> {
+    finished(line).map(drop)
+}
+
+/// Bounded: `certutil` asks for a database's password again and again, though nobody can answer.
+fn finished(line: &[String]) -> Result<Vec<u8>> {
     let sorry = || format!("This failed: {}", line.join(" "));
-    let Some((program, arguments)) = line.split_first() else { return Ok(()) };
+    let Some((program, arguments)) = line.split_first() else { return Ok(Vec::new()) };
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().or_say(sorry)?;
     let deadline = Instant::now() + PATIENCE;
     let status = loop {
@@ -120,12 +129,16 @@ fn run(line: &[String]) -> Result<()> {
         }
     };
     if status.success() {
-        return Ok(());
+        return Ok(begun(child.stdout.take()));
     }
-    let mut said = Vec::new();
-    if let Some(stderr) = child.stderr.take() {
-        let _ = stderr.take(SAID).read_to_end(&mut said);
-    }
+    let said = begun(child.stderr.take());
     let said = String::from_utf8_lossy(&said);
     Err(Error::new(sorry()).because(said.lines().last().unwrap_or("it says no more").to_owned()))
+}
+
+/// The first part of what it said.
+fn begun(stream: Option<impl Read>) -> Vec<u8> {
+    let mut said = Vec::new();
+    let _ = stream.map(|stream| stream.take(SAID).read_to_end(&mut said));
+    said
 }

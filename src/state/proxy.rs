@@ -10,7 +10,7 @@ use crate::model::time::Time;
 use crate::os::clock;
 use crate::os::files;
 
-const FILE: &str = "proxy-state.json";
+pub const FILE: &str = "proxy-state.json";
 /// Which names it serves; beside the runs, since it is gone when the run is.
 const ROUTES: &str = "run/proxy-routes.json";
 pub const LOG: &str = "proxy.log";

@@ -28,6 +28,9 @@ pub struct Health {
     #[serde(deserialize_with = "shown")]
     pub version: String,
     pub uptime_seconds: u64,
+    /// The hub's clock, for those who doubt their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<Time>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

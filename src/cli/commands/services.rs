@@ -3,9 +3,11 @@
 use crate::cli::Call;
 use crate::cli::Outcome;
 use crate::cli::say::columns;
+use crate::state::seen;
 
 pub fn run(call: &Call) -> Outcome {
     let services = call.hub()?.services()?;
+    seen::remember(&call.home, &services);
     call.say.value(&services);
     if services.is_empty() {
         call.say.line("No services yet. Offer one beside it: connect expose NAME PORT");

@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::model::suggest;
 use crate::model::time::in_words;
 use crate::os::clock;
+use crate::os::files;
 use crate::os::paths;
 use crate::os::step::quoted;
 use crate::state::config::Config;
@@ -42,7 +43,9 @@ fn with_routes(call: &Call, mut run: Run) -> Run {
 }
 
 fn last_words(run: &Run) -> Option<String> {
-    run.log.as_deref().filter(|_| !run.is_alive()).and_then(logs::last_words)
+    let log = run.log.as_deref().filter(|_| !run.is_alive())?;
+    // What an earlier process by this name wrote is not its word.
+    logs::last_words(log).filter(|_| files::changed_at(log).is_some_and(|at| at >= run.started_at))
 }
 
 fn with_last_words(run: &Run) -> Value {
