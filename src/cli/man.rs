@@ -5,6 +5,7 @@ use super::table::Command;
 use super::table::GLOBAL;
 use super::table::Opt;
 use super::table::TABLE;
+use crate::os::clock;
 
 const ENVIRONMENT: &[(&str, &str)] = &[
     ("PRIVATECONNECT_HOME", "The state folder, in the place of ~/.privateconnect."),
@@ -33,7 +34,9 @@ const EXITS: &[(&str, &str)] = &[
 
 pub fn page() -> String {
     let mut page = format!(
-        ".TH CONNECT 1 \"\" \"connect {}\" \"User Commands\"\n.SH NAME\nconnect \\- reach a private service from somewhere else\n",
+        ".TH CONNECT 1 \"{}\" \"connect {}\" \"User Commands\"\n.SH NAME\nconnect \\- reach a private service from somewhere else\n",
+        // The day on which it was drawn: RFC 3339 begins with the date.
+        &clock::now().to_string()[..10],
         env!("CARGO_PKG_VERSION")
     );
     page.push_str(".SH SYNOPSIS\n.B connect\n.I COMMAND\n.RI [ options ]\n.SH COMMANDS\n");
@@ -48,7 +51,11 @@ pub fn page() -> String {
 }
 
 fn command(command: &Command) -> String {
-    let mut part = format!(".SS {}\n{}.\n", text(&format!("connect {} {}", command.path, command.usage)), text(command.about));
+    let mut part = format!(
+        ".SS {}\n{}.\n",
+        text(&format!("connect {} {}", command.path, command.usage)),
+        text(command.about)
+    );
     part.extend(command.options.iter().map(option));
     part.push_str(".PP\nFor example:\n.PP\n.nf\n");
     part.extend(command.examples.iter().map(|example| format!("    {}\n", text(example))));

@@ -247,7 +247,9 @@ impl Front {
         let hub = End { called: "This hub", at: "the hub's machine", speaks: version::OURS };
         let (what, hint) = version::objection(&hub, &client)?;
         self.core.counters.refused("protocol");
-        Some(Reply::json(426, error_body(&what, &hint)).field("upgrade", "connect-control/1, connect-relay/1"))
+        Some(
+            Reply::json(426, error_body(&what, &hint)).field("upgrade", "connect-control/1, connect-relay/1"),
+        )
     }
 
     fn tls_required(&self, request: &Request) -> Reply {

@@ -122,11 +122,14 @@ pub fn changed_at(path: &Path) -> Option<Time> {
 
 /// What below a folder others may look at or write to, the folder included.
 pub fn loose(path: &Path) -> Vec<PathBuf> {
-    let Ok(found) = fs::symlink_metadata(path).map(|found| (found.mode(), found.is_dir(), found.is_symlink())) else {
+    let Ok(found) =
+        fs::symlink_metadata(path).map(|found| (found.mode(), found.is_dir(), found.is_symlink()))
+    else {
         return Vec::new();
     };
     let (mode, is_folder, is_link) = found;
-    let mut all: Vec<PathBuf> = (mode & 0o077 != 0 && !is_link).then(|| path.to_owned()).into_iter().collect();
+    let mut all: Vec<PathBuf> =
+        (mode & 0o077 != 0 && !is_link).then(|| path.to_owned()).into_iter().collect();
     let entries = is_folder.then(|| fs::read_dir(path).ok()).flatten();
     all.extend(entries.into_iter().flatten().flatten().flat_map(|entry| loose(&entry.path())));
     all
@@ -134,9 +137,8 @@ pub fn loose(path: &Path) -> Vec<PathBuf> {
 
 /// Only the owner's from now on.
 pub fn tighten(path: &Path) -> Result<()> {
-    let tightened = fs::metadata(path).and_then(|found| {
-        fs::set_permissions(path, fs::Permissions::from_mode(found.mode() & 0o700))
-    });
+    let tightened = fs::metadata(path)
+        .and_then(|found| fs::set_permissions(path, fs::Permissions::from_mode(found.mode() & 0o700)));
     tightened.map_err(|error| trouble("change", path, error))
 }
 

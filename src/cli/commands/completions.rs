@@ -57,7 +57,8 @@ fn candidates(call: &Call, before: &[String], last: &str) -> Candidates {
     }
     let (path, command) = command_of(before);
     let options = || command.map_or(&[][..], |command| command.options).iter().chain(&GLOBAL);
-    if let Some(option) = options().find(|option| before.last().is_some_and(|word| takes_value(option, word))) {
+    if let Some(option) = options().find(|option| before.last().is_some_and(|word| takes_value(option, word)))
+    {
         return values(call, option);
     }
     if last.starts_with('-') {
@@ -79,7 +80,11 @@ fn command_of(before: &[String]) -> (String, Option<&'static Command>) {
         }
         if word.starts_with('-') {
             let known = TABLE.iter().find(|command| command.path == path);
-            skip = known.map_or(&[][..], |known| known.options).iter().chain(&GLOBAL).any(|option| takes_value(option, word));
+            skip = known
+                .map_or(&[][..], |known| known.options)
+                .iter()
+                .chain(&GLOBAL)
+                .any(|option| takes_value(option, word));
             continue;
         }
         let longer = format!("{path} {word}").trim_start().to_owned();
@@ -105,7 +110,11 @@ fn takes_value(option: &Opt, word: &str) -> bool {
 fn next_words(path: &str) -> Candidates {
     let mut seen = BTreeSet::new();
     let rest = TABLE.iter().filter_map(|command| {
-        let rest = if path.is_empty() { command.path } else { command.path.strip_prefix(path)?.strip_prefix(' ')? };
+        let rest = if path.is_empty() {
+            command.path
+        } else {
+            command.path.strip_prefix(path)?.strip_prefix(' ')?
+        };
         let word = rest.split(' ').next().filter(|word| !word.is_empty())?;
         let about = if word == rest { command.about } else { "" };
         Some((word.to_owned(), about.to_owned()))
@@ -128,7 +137,9 @@ fn values(call: &Call, option: &Opt) -> Candidates {
 
 fn positionals(call: &Call, command: &Command, before: &[String]) -> Candidates {
     let runs = |kinds: &[&str]| -> Candidates {
-        let all = runs::all(&call.home).into_iter().filter(|run| kinds.is_empty() || kinds.contains(&run.kind.as_str()));
+        let all = runs::all(&call.home)
+            .into_iter()
+            .filter(|run| kinds.is_empty() || kinds.contains(&run.kind.as_str()));
         all.flat_map(|run| {
             let about = run.title();
             run.names.into_iter().map(move |name| (name, about.clone()))

@@ -107,6 +107,10 @@ fn tell(call: &Call, name: &str, verdict: &Verdict, is_fixed: bool) {
     };
     let fixed = if is_fixed { "; mended" } else { "" };
     let line = format!("{mark} {name:<16} {}{fixed}", verdict.said);
-    if verdict.level == Level::Ok { call.say.line(&line) } else { call.say.result(&line) }
+    if verdict.level == Level::Ok {
+        call.say.line(&line)
+    } else {
+        call.say.result(&line)
+    }
     verdict.mend.iter().for_each(|mend| call.say.result(&format!("{:22}{mend}", "")));
 }

@@ -74,7 +74,8 @@ fn verdict(outcome: Result<String>) -> Option<Verdict> {
 fn state_folder(exam: &mut Exam<'_>) -> Option<Verdict> {
     let home = &exam.call.home;
     let probe = home.file(".doctor");
-    let written = home.lock().and_then(|_lock| files::write(&probe, b"x")).and_then(|()| files::remove(&probe));
+    let written =
+        home.lock().and_then(|_lock| files::write(&probe, b"x")).and_then(|()| files::remove(&probe));
     verdict(written.map(|()| format!("{} can be written", paths::shown(&home.file("")))))
 }
 
@@ -84,16 +85,19 @@ fn file_modes(exam: &mut Exam<'_>) -> Option<Verdict> {
     let Some(first) = loose.first() else { return Verdict::ok("nobody else can look in") };
     let what = format!("{} file(s) are open to other users, like {}", loose.len(), paths::shown(first));
     let error = Error::new(what).hint("connect doctor --fix");
-    Some(Verdict::fail(&error)?.with(|exam| {
-        files::loose(&exam.call.home.file("")).iter().try_for_each(|path| files::tighten(path))
-    }))
+    Some(
+        Verdict::fail(&error)?.with(|exam| {
+            files::loose(&exam.call.home.file("")).iter().try_for_each(|path| files::tighten(path))
+        }),
+    )
 }
 
 fn config(exam: &mut Exam<'_>) -> Option<Verdict> {
     let read = exam.call.config().and_then(|config| {
         let url = exam.call.hub_url(&config)?;
         exam.config = config;
-        Call::api_key(&exam.config).ok_or_else(|| not_configured().hint("connect up --hub URL --api-key KEY"))?;
+        Call::api_key(&exam.config)
+            .ok_or_else(|| not_configured().hint("connect up --hub URL --api-key KEY"))?;
         exam.hub = Some(exam.call.hub()?);
         Ok(format!("hub {url}, this machine is {}", exam.config.label.as_deref().unwrap_or("not registered")))
     });
@@ -120,7 +124,11 @@ fn identity(exam: &mut Exam<'_>) -> Option<Verdict> {
         Err(error) => return Verdict::fail(&error),
     };
     let damaged = |error: Error| error.hint(format!("mv {0} {0}.old", path.display()));
-    verdict(Identity::parse(&pem).map_err(damaged).map(|identity| format!("fingerprint {}", identity.fingerprint.pin())))
+    verdict(
+        Identity::parse(&pem)
+            .map_err(damaged)
+            .map(|identity| format!("fingerprint {}", identity.fingerprint.pin())),
+    )
 }
 
 fn exposures(exam: &mut Exam<'_>) -> Option<Verdict> {
@@ -175,7 +183,10 @@ fn open_files(_: &mut Exam<'_>) -> Option<Verdict> {
 }
 
 /// A step on the way to the hub. When it fails, what lies behind it is not looked at.
-fn on_the_way(exam: &mut Exam<'_>, step: impl FnOnce(&Exam<'_>, &crate::api::Hub) -> Result<String>) -> Option<Verdict> {
+fn on_the_way(
+    exam: &mut Exam<'_>,
+    step: impl FnOnce(&Exam<'_>, &crate::api::Hub) -> Result<String>,
+) -> Option<Verdict> {
     let hub = exam.hub.clone()?;
     let began = Instant::now();
     let taken = step(exam, &hub).map(|said| format!("{said} ({} ms)", began.elapsed().as_millis()));
@@ -201,7 +212,9 @@ fn hub_tcp(exam: &mut Exam<'_>) -> Option<Verdict> {
     on_the_way(exam, |exam, hub| {
         let (host, port) = (&hub.url.host, hub.url.port);
         drop(dial_hub(host, port, Instant::now() + DEADLINE, &exam.call.stop).map_err(|error| {
-            let hint = format!("See on the hub's machine that it runs: connect hub status. A firewall may drop port {port}");
+            let hint = format!(
+                "See on the hub's machine that it runs: connect hub status. A firewall may drop port {port}"
+            );
             if error.hint.is_some() { error } else { error.hint(hint) }
         })?);
         let through = proxy_for(host, port)?.map(|proxy| format!(" through {}:{}", proxy.host, proxy.port));
@@ -247,7 +260,8 @@ fn control_channel(exam: &mut Exam<'_>) -> Option<Verdict> {
 /// A ticket that nobody made must come back as just that, from the hub and not from a box in between.
 fn relay(exam: &mut Exam<'_>) -> Option<Verdict> {
     let hub = exam.hub.clone()?;
-    let asked = |scheme: &str| hub.relay(&format!("{scheme}://hub"), &secret::secret(), Instant::now() + DEADLINE);
+    let asked =
+        |scheme: &str| hub.relay(&format!("{scheme}://hub"), &secret::secret(), Instant::now() + DEADLINE);
     let is_there = |outcome: &Result<_>| matches!(outcome, Err(error) if error.kind == Kind::Refused(403));
     let plain = asked("http");
     if is_there(&plain) {
@@ -256,7 +270,8 @@ fn relay(exam: &mut Exam<'_>) -> Option<Verdict> {
     if is_there(&asked("https")) {
         return Verdict::ok("usable, by https");
     }
-    let why = plain.err().map_or_else(|| "it took a ticket that is none".to_owned(), |error| error.to_string());
+    let why =
+        plain.err().map_or_else(|| "it took a ticket that is none".to_owned(), |error| error.to_string());
     let port = hub.url.port;
     Verdict::fail(&Error::new("Sessions cannot be relayed").because(why).hint(format!(
         "Something between here and the hub changes what is no TLS on port {port}; use another network, or put the hub behind TLS: connect hub --behind-proxy"
@@ -265,7 +280,8 @@ fn relay(exam: &mut Exam<'_>) -> Option<Verdict> {
 
 fn dot_localhost(exam: &mut Exam<'_>) -> Option<Verdict> {
     let name = "connect-doctor.localhost";
-    let by_system = step::ask(&["getent", "ahosts", name]).map(|said| said.starts_with("127.") || said.starts_with("::1"));
+    let by_system = step::ask(&["getent", "ahosts", name])
+        .map(|said| said.starts_with("127.") || said.starts_with("::1"));
     let known = by_system.unwrap_or_else(|| {
         let found = resolve(name, PORT, Instant::now() + DEADLINE, &exam.call.stop);
         found.is_ok_and(|found| found.iter().all(|address| address.ip().is_loopback()))
@@ -291,8 +307,12 @@ fn local_proxy(exam: &mut Exam<'_>) -> Option<Verdict> {
                 .hint("connect proxy start --replace"),
         ),
         (None, Ok(_)) => {
-            let holder = process::listener_on(port).map_or_else(String::new, |(pid, name)| format!(": {name} (PID {pid})"));
-            Verdict::warn(format!("not running, and its port {port} is taken{holder}"), format!("connect proxy start --port {}", port + 1))
+            let holder = process::listener_on(port)
+                .map_or_else(String::new, |(pid, name)| format!(": {name} (PID {pid})"));
+            Verdict::warn(
+                format!("not running, and its port {port} is taken{holder}"),
+                format!("connect proxy start --port {}", port + 1),
+            )
         }
         (None, Err(_)) => Verdict::ok("not running; connect proxy start"),
     }
@@ -307,7 +327,12 @@ fn certificates(exam: &mut Exam<'_>) -> Option<Verdict> {
         return Verdict::fail(&error);
     }
     match proxy_trust::machine() {
-        Ok(machine) if trust::is_in_system(&machine, &ca) => Verdict::ok("the local CA is trusted by the system"),
-        _ => Verdict::warn("the local CA is not trusted by the system, so browsers warn", "connect proxy trust"),
+        Ok(machine) if trust::is_in_system(&machine, &ca) => {
+            Verdict::ok("the local CA is trusted by the system")
+        }
+        _ => Verdict::warn(
+            "the local CA is not trusted by the system, so browsers warn",
+            "connect proxy trust",
+        ),
     }
 }
