@@ -35,6 +35,8 @@ fn verdicts(home: &Home, options: &[&str]) -> (Option<i32>, Value) {
 fn the_doctor_finds_what_is_amiss_names_the_cure_and_mends_what_is_safe() {
     let mut hub = Hub::start();
     let home = hub.machine("member");
+    fs::set_permissions(home.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    fs::write(home.file("somebody-elses.txt"), "").unwrap();
     let (code, all) = verdicts(&home, &[]);
     assert_eq!(code, Some(0), "{all}");
     for check in [

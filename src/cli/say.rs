@@ -66,11 +66,6 @@ impl Say {
         }
     }
 
-    /// A line for a program, whatever was asked of our words.
-    pub fn to_stdout(&self, text: &str) {
-        let _ = writeln!(io::stdout().lock(), "{}", clean_but_tabs(text));
-    }
-
     /// One JSON object a line, under `--json` only.
     pub fn event(&self, value: &Value) {
         if self.json {
@@ -138,16 +133,18 @@ pub fn repeat(line: &str, to_stderr: bool) {
     };
 }
 
+/// Text for a program and not for people, so it is the same whatever was asked of our words. Tabs stand.
+pub fn for_programs(text: &str) {
+    let text = text.split('\t').map(clean).collect::<Vec<_>>().join("\t");
+    let _ = writeln!(io::stdout().lock(), "{text}");
+}
+
 /// Control characters, and those that reorder or hide text, are shown as their codes.
 pub fn clean(text: &str) -> String {
     if !text.contains(is_hidden) {
         return text.to_owned();
     }
     text.chars().map(|c| if is_hidden(c) { c.escape_unicode().to_string() } else { c.to_string() }).collect()
-}
-
-fn clean_but_tabs(text: &str) -> String {
-    text.split('\t').map(clean).collect::<Vec<_>>().join("\t")
 }
 
 fn is_hidden(c: char) -> bool {

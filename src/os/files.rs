@@ -120,18 +120,18 @@ pub fn changed_at(path: &Path) -> Option<Time> {
     Some(Time::from_unix(since.as_secs()))
 }
 
-/// What below a folder others may look at or write to, the folder included.
-pub fn loose(path: &Path) -> Vec<PathBuf> {
-    let Ok(found) =
-        fs::symlink_metadata(path).map(|found| (found.mode(), found.is_dir(), found.is_symlink()))
-    else {
-        return Vec::new();
-    };
-    let (mode, is_folder, is_link) = found;
-    let mut all: Vec<PathBuf> =
-        (mode & 0o077 != 0 && !is_link).then(|| path.to_owned()).into_iter().collect();
-    let entries = is_folder.then(|| fs::read_dir(path).ok()).flatten();
-    all.extend(entries.into_iter().flatten().flatten().flat_map(|entry| loose(&entry.path())));
+/// Whether others may look at it or write to it.
+pub fn is_loose(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| !found.is_symlink() && found.mode() & 0o077 != 0)
+}
+
+/// The same for a file, or a folder with all that is in it; links are not followed.
+pub fn loose_below(path: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> = is_loose(path).then(|| path.to_owned()).into_iter().collect();
+    if fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        all.extend(entries.flat_map(|entry| loose_below(&entry.path())));
+    }
     all
 }
 

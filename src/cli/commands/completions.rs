@@ -6,6 +6,7 @@ use std::ffi::OsString;
 
 use crate::cli::Call;
 use crate::cli::Outcome;
+use crate::cli::say;
 use crate::cli::table::Command;
 use crate::cli::table::GLOBAL;
 use crate::cli::table::Opt;
@@ -36,6 +37,7 @@ pub fn script(call: &Call) -> Outcome {
 }
 
 /// What could stand in the place of the last of these words, with what it is about.
+#[allow(clippy::unnecessary_wraps)] // The shape that the table asks for.
 pub fn words(call: &Call) -> Outcome {
     let given: Vec<String> =
         call.args.run.iter().flatten().map(|word: &OsString| word.to_string_lossy().into_owned()).collect();
@@ -43,7 +45,7 @@ pub fn words(call: &Call) -> Outcome {
     let fitting = candidates(call, before, last).into_iter().filter(|(word, _)| word.starts_with(last));
     let shown: Vec<String> = fitting.map(|(word, about)| format!("{word}\t{about}")).collect();
     if !shown.is_empty() {
-        call.say.to_stdout(&shown.join("\n"));
+        say::for_programs(&shown.join("\n"));
     }
     Ok(0)
 }

@@ -28,7 +28,7 @@ const CARRIED: [&str; 4] = ["CONNECT_HUB_URL", "PRIVATECONNECT_CA", "HTTPS_PROXY
 pub fn install(call: &Call) -> Outcome {
     let (service, plan) = planned(call)?;
     call.say.line(&format!("{}:\n", plan.file.display()));
-    plan.text.lines().for_each(|line| call.say.line(&format!("    {line}").trim_end().to_owned()));
+    plan.text.lines().for_each(|line| call.say.line(format!("    {line}").trim_end()));
     if !call.args.flag("dry-run") {
         must_be_possible(call, &service)?;
         // One that was started by hand would stand in its way.

@@ -39,6 +39,7 @@ pub struct Verdict {
     pub fix: Option<Fix>,
 }
 
+#[allow(clippy::unnecessary_wraps)] // Checks end with them.
 impl Verdict {
     pub fn ok(said: impl Into<String>) -> Option<Self> {
         Some(Self { level: Level::Ok, said: said.into(), mend: None, fix: None })
@@ -108,9 +109,9 @@ fn tell(call: &Call, name: &str, verdict: &Verdict, is_fixed: bool) {
     let fixed = if is_fixed { "; mended" } else { "" };
     let line = format!("{mark} {name:<16} {}{fixed}", verdict.said);
     if verdict.level == Level::Ok {
-        call.say.line(&line)
+        call.say.line(&line);
     } else {
-        call.say.result(&line)
+        call.say.result(&line);
     }
     verdict.mend.iter().for_each(|mend| call.say.result(&format!("{:22}{mend}", "")));
 }

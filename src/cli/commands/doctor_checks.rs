@@ -2,6 +2,8 @@
 
 use std::net::Ipv4Addr;
 use std::net::TcpStream;
+use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -35,6 +37,7 @@ use crate::os::step;
 use crate::os::trust;
 use crate::proxy::certificates::Certificates;
 use crate::state::config::pin_of;
+use crate::state::home::Home;
 use crate::state::proxy;
 use crate::state::routes;
 use crate::state::runs;
@@ -62,6 +65,21 @@ pub const CHECKS: [(&str, Check); 19] = [
     ("certificates", certificates),
 ];
 
+/// Our own files and folders in the state folder.
+const OWN: [&str; 12] = [
+    "config.json",
+    "identity.pem",
+    "known_agents.json",
+    "active-routes.json",
+    "proxy-state.json",
+    "ports.json",
+    "services.json",
+    "agent.log",
+    "proxy.log",
+    "run",
+    "logs",
+    "certs",
+];
 /// More than this and times in lists and logs mislead.
 const SKEW: Duration = Duration::from_secs(30);
 /// A tunnelled connection takes two.
@@ -79,16 +97,22 @@ fn state_folder(exam: &mut Exam<'_>) -> Option<Verdict> {
     verdict(written.map(|()| format!("{} can be written", paths::shown(&home.file("")))))
 }
 
+/// The state folder may be any folder of the user's, so only what is ours in it counts.
+fn loose(home: &Home) -> Vec<PathBuf> {
+    let folder = home.file("");
+    let is_open = |path: &Path| files::is_loose(path).then(|| path.to_owned());
+    let ours = OWN.iter().flat_map(|name| files::loose_below(&home.file(name)));
+    is_open(&folder).into_iter().chain(ours).collect()
+}
+
 fn file_modes(exam: &mut Exam<'_>) -> Option<Verdict> {
-    let folder = exam.call.home.file("");
-    let loose = files::loose(&folder);
-    let Some(first) = loose.first() else { return Verdict::ok("nobody else can look in") };
-    let what = format!("{} file(s) are open to other users, like {}", loose.len(), paths::shown(first));
+    let loose_ones = loose(&exam.call.home);
+    let Some(first) = loose_ones.first() else { return Verdict::ok("nobody else can look in") };
+    let what = format!("{} file(s) are open to other users, like {}", loose_ones.len(), paths::shown(first));
     let error = Error::new(what).hint("connect doctor --fix");
     Some(
-        Verdict::fail(&error)?.with(|exam| {
-            files::loose(&exam.call.home.file("")).iter().try_for_each(|path| files::tighten(path))
-        }),
+        Verdict::fail(&error)?
+            .with(|exam| loose(&exam.call.home).iter().try_for_each(|path| files::tighten(path))),
     )
 }
 
