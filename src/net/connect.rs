@@ -58,7 +58,7 @@ pub fn dial(host: &str, port: u16, deadline: Instant, stop: &Stop) -> Result<Arc
         let share = if index + 1 < addresses.len() { left / ADDRESS_SHARE } else { left };
         match socket::connect(*address, Instant::now() + share, &|| stop.is_stopped()) {
             Ok(stream) => {
-                socket::prepare(&stream);
+                socket::prepare(&stream, address.ip());
                 return Ok(Arc::new(stream));
             }
             Err(_) if stop.is_stopped() => return Err(stopped()),

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
-use std::time::Instant;
 
 use rcgen::CertificateParams;
 use rcgen::Issuer;
@@ -23,11 +22,13 @@ use super::trust::provider;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::model::time::Time;
+use crate::os::clock;
 use crate::os::files;
 
 /// Names that are remembered with their leaf; a client that makes up more gets new leaves, no more memory.
 const LEAVES: usize = 256;
-/// A leaf is minted anew after this long; it is valid for much longer.
+/// A leaf is minted anew after this long, asleep or awake; it is valid for much longer.
 const RENEWAL: Duration = Duration::from_hours(720);
 
 type Params = std::result::Result<CertificateParams, rcgen::Error>;
@@ -50,7 +51,7 @@ pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     /// One key for all leaves: what tells them apart is the name.
     leaf_key: KeyPair,
-    leaves: Mutex<HashMap<String, (Arc<CertifiedKey>, Instant)>>,
+    leaves: Mutex<HashMap<String, (Arc<CertifiedKey>, Time)>>,
 }
 
 impl Authority {
@@ -89,9 +90,13 @@ impl Authority {
 
     /// The leaf for `name` and the `others` that shall stand in it as well.
     pub fn leaf(&self, name: &str, others: &[String]) -> Option<Arc<CertifiedKey>> {
+        self.leaf_at(name, others, clock::now())
+    }
+
+    fn leaf_at(&self, name: &str, others: &[String], now: Time) -> Option<Arc<CertifiedKey>> {
         let known = self.leaves.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
         if let Some((leaf, made)) = known
-            && made.elapsed() < RENEWAL
+            && (made.unix()..made.unix() + RENEWAL.as_secs()).contains(&now.unix())
         {
             return Some(leaf);
         }
@@ -101,7 +106,7 @@ impl Authority {
         if leaves.len() >= LEAVES {
             leaves.clear();
         }
-        leaves.insert(name.to_owned(), (Arc::clone(&leaf), Instant::now()));
+        leaves.insert(name.to_owned(), (Arc::clone(&leaf), now));
         Some(leaf)
     }
 
@@ -139,4 +144,33 @@ pub fn server_config(resolver: Arc<dyn ResolvesServerCert>) -> Result<ServerConf
         builder.or_say(|| "Cannot set up TLS")?.with_no_client_auth().with_cert_resolver(resolver);
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::os::secret;
+
+    #[test]
+    fn a_leaf_is_kept_for_a_month_and_renewed_then() {
+        let terms = Terms {
+            title: "a CA",
+            root: |_| CertificateParams::new(Vec::new()),
+            leaf: CertificateParams::new,
+            when_damaged: "",
+        };
+        let folder = std::env::temp_dir().join(secret::id("connect-mint"));
+        let authority = Authority::load_or_make(&folder, terms).unwrap();
+        let now = clock::now();
+        let at = |days: u64| {
+            let later = now.plus(Duration::from_hours(24 * days));
+            authority.leaf_at("a.localhost", &[], later).unwrap()
+        };
+        let first = at(0);
+        assert!(Arc::ptr_eq(&first, &at(29)));
+        let renewed = at(31);
+        assert!(!Arc::ptr_eq(&first, &renewed) && Arc::ptr_eq(&renewed, &at(32)));
+        // A clock that was put back may have been wrong before.
+        assert!(!Arc::ptr_eq(&renewed, &at(0)));
+    }
 }

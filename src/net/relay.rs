@@ -11,6 +11,8 @@ use std::net::TcpStream;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
+use crate::os::socket;
+
 /// What a quiet connection waits with.
 const CHUNK_IDLE: usize = 4 * 1024;
 /// What a busy one copies at once. Measured through the whole encrypted path, copies of this size beat
@@ -38,11 +40,12 @@ pub fn copy(from: &TcpStream, to: &TcpStream, count: &AtomicU64) -> bool {
 
 fn copy_all(mut from: &TcpStream, mut to: &TcpStream, count: &AtomicU64) -> io::Result<()> {
     let mut buffer = Adaptive::new(0, CHUNK_IDLE, CHUNK_BUSY);
+    socket::glance(from);
     loop {
         let read = match from.read(buffer.room()) {
             Ok(0) => return Ok(()),
             Ok(read) => read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) if socket::still_there(from, &error) => continue,
             Err(error) => return Err(error),
         };
         to.write_all(buffer.filled(read))?;

@@ -132,8 +132,8 @@ impl Shared {
             if self.stop.is_stopped() {
                 break;
             }
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     log::warn!("{}: cannot accept a connection: {error}", self.service.name);
                     self.stop.wait_for(ACCEPT_PAUSE);
@@ -143,7 +143,7 @@ impl Shared {
             if !self.hand_on_accepting(&stream) {
                 continue;
             }
-            self.serve(stream);
+            self.serve(stream, peer.ip());
             if self.accepting.fetch_add(1, Ordering::SeqCst) >= SPARE {
                 break;
             }
@@ -170,8 +170,8 @@ impl Shared {
         spawned
     }
 
-    fn serve(&self, stream: TcpStream) {
-        socket::prepare(&stream);
+    fn serve(&self, stream: TcpStream, peer: IpAddr) {
+        socket::prepare(&stream, peer);
         let stream = Arc::new(stream);
         let (cut, own) = (self.service.cut, Arc::clone(&stream));
         let Some(_attached) = self.stop.on_stop(move || cut(&own)) else { return };

@@ -108,10 +108,7 @@ fn systemd(service: &Service) -> Plan {
     let system = service.system.is_some();
     let file = file(Manager::Systemd, system);
     let text = unit(service);
-    let control = |rest: &[&str]| {
-        let scope = if system { &["systemctl"][..] } else { &["systemctl", "--user"] };
-        words(&[scope, rest].concat())
-    };
+    let control = |rest: &[&str]| words(if system { "systemctl" } else { "systemctl --user" }, rest);
     let reload = || Step::Run(control(&["daemon-reload"]));
     Plan {
         install: vec![
@@ -177,11 +174,11 @@ fn launchd(service: &Service) -> Plan {
     Plan {
         install: vec![
             Step::Write { path: file.clone(), text: text.clone() },
-            Step::Try(words(&["launchctl", "bootout", &target])),
-            Step::Run(words(&["launchctl", "bootstrap", &domain, &path])),
+            Step::Try(words("launchctl bootout", &[&target])),
+            Step::Run(words("launchctl bootstrap", &[&domain, &path])),
         ],
-        uninstall: vec![Step::Try(words(&["launchctl", "bootout", &target])), Step::Remove(file.clone())],
-        start: vec![Step::Run(words(&["launchctl", "kickstart", &target]))],
+        uninstall: vec![Step::Try(words("launchctl bootout", &[&target])), Step::Remove(file.clone())],
+        start: vec![Step::Run(words("launchctl kickstart", &[&target]))],
         file,
         text,
     }

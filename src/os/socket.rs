@@ -1,6 +1,7 @@
 //! Options of TCP sockets that the standard library does not set.
 
 use std::io;
+use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
@@ -24,14 +25,20 @@ use nix::sys::socket::sockopt;
 const KEEPALIVE_IDLE: u32 = 15;
 const KEEPALIVE_INTERVAL: u32 = 5;
 const KEEPALIVE_COUNT: u32 = 3;
-/// Data that stays unacknowledged this long (ms) ends the connection: a laptop that slept, a cable pulled.
+/// When nothing of what was sent has been acknowledged for so long, the peer's machine is gone: a laptop that
+/// slept, a cable pulled.
 #[cfg(target_os = "linux")]
-const UNACKNOWLEDGED: u32 = 30_000;
+const SILENT_TOO_LONG: Duration = Duration::from_secs(25);
+/// So often a read that waits looks whether it waits for somebody.
+const GLANCE: Duration = Duration::from_secs(5);
 
-/// No delay for small writes, and a dead peer is noticed though it sent no FIN. Failing to set an option
-/// costs only that option.
-pub fn prepare(socket: &TcpStream) {
+/// No delay for small writes, and a dead peer is noticed though it sent no FIN; a peer on this machine does
+/// not die without one. Failing to set an option costs only that option.
+pub fn prepare(socket: &TcpStream, peer: IpAddr) {
     let _ = socket.set_nodelay(true);
+    if peer.is_loopback() {
+        return;
+    }
     let _ = setsockopt(socket, sockopt::KeepAlive, &true);
     #[cfg(any(target_os = "linux", target_os = "android"))]
     let _ = setsockopt(socket, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE);
@@ -39,8 +46,45 @@ pub fn prepare(socket: &TcpStream) {
     let _ = setsockopt(socket, sockopt::TcpKeepAlive, &KEEPALIVE_IDLE);
     let _ = setsockopt(socket, sockopt::TcpKeepInterval, &KEEPALIVE_INTERVAL);
     let _ = setsockopt(socket, sockopt::TcpKeepCount, &KEEPALIVE_COUNT);
-    #[cfg(target_os = "linux")]
-    let _ = setsockopt(socket, sockopt::TcpUserTimeout, &UNACKNOWLEDGED);
+}
+
+/// From here on a read of this socket returns now and then without data, so that `still_there` can be asked.
+pub fn glance(socket: &TcpStream) {
+    let _ = socket.set_read_timeout(Some(GLANCE));
+}
+
+/// After a read that failed: whether to read on, because only the glance's time was up and the peer is there.
+pub fn still_there(socket: &TcpStream, error: &io::Error) -> bool {
+    match error.kind() {
+        io::ErrorKind::Interrupted => true,
+        io::ErrorKind::WouldBlock => !is_lost(socket),
+        _ => false,
+    }
+}
+
+/// Keepalive asks only while nothing is on its way, and `TCP_USER_TIMEOUT` also ends a connection whose reader
+/// merely pauses. A peer that is there answers each repetition, before the time for the next one is up.
+#[cfg(target_os = "linux")]
+fn is_lost(socket: &TcpStream) -> bool {
+    /// The beginning of the kernel's `tcp_info`, the same since 2.6: eight bytes of flags, then numbers.
+    type Info = [u32; 26];
+    const NEXT_REPETITION: usize = 2;
+    const UNACKNOWLEDGED: usize = 6;
+    const SINCE_ACKNOWLEDGED: usize = 14;
+    #[derive(Clone, Copy)]
+    struct TcpInfo;
+    nix::getsockopt_impl!(TcpInfo, libc::IPPROTO_TCP, libc::TCP_INFO, Info, sockopt::GetStruct<Info>);
+
+    getsockopt(socket, TcpInfo).is_ok_and(|info| {
+        let silent = Duration::from_millis(info[SINCE_ACKNOWLEDGED].into());
+        let next = Duration::from_micros(info[NEXT_REPETITION].into());
+        info[UNACKNOWLEDGED] > 0 && silent > SILENT_TOO_LONG && silent > next + next / 2
+    })
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_lost(_: &TcpStream) -> bool {
+    false
 }
 
 /// How often a connection that is being made looks whether it is still wanted.
@@ -74,8 +118,34 @@ pub fn connect(address: SocketAddr, deadline: Instant, stopped: &dyn Fn() -> boo
     if let Some(error) = stream.take_error()? {
         return Err(error);
     }
+    // Between two loopback ports of which nobody listens on the one, a connection can meet itself.
+    if address.ip().is_loopback() && stream.local_addr()? == address {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
     stream.set_nonblocking(false)?;
     Ok(stream)
+}
+
+/// Connects to a listener on this machine: the system does that within the call, which a wait for readiness
+/// would only make longer. A listener whose queue is full is waited for.
+#[cfg(target_os = "linux")]
+pub fn connect_at_once(address: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+    use nix::sys::socket;
+
+    let family = if address.is_ipv4() { socket::AddressFamily::Inet } else { socket::AddressFamily::Inet6 };
+    let flags = socket::SockFlag::SOCK_CLOEXEC;
+    let own = TcpStream::from(socket::socket(family, socket::SockType::Stream, flags, None)?);
+    own.set_write_timeout(Some(patience))?;
+    match socket::connect(own.as_raw_fd(), &socket::SockaddrStorage::from(address)) {
+        Ok(()) => Ok(own),
+        Err(Errno::EINPROGRESS) => Err(io::ErrorKind::TimedOut.into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn connect_at_once(address: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+    TcpStream::connect_timeout(&address, patience)
 }
 
 /// Elsewhere a connection that is being made is not cut; it ends at its deadline.
@@ -119,6 +189,11 @@ pub fn wait_for_data(socket: &TcpStream, watcher: &TcpStream, patience: Duration
         (_, true) => Woken::WatcherLeft,
         _ => Woken::Nothing,
     })
+}
+
+/// What is here to be read by now, without taking it; nothing is no error.
+pub fn peek(socket: &TcpStream, room: &mut [u8]) -> usize {
+    recv(socket.as_raw_fd(), room, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT).unwrap_or(0)
 }
 
 /// Whether a connection that rests is still open, with nothing said that nobody asked for.

@@ -4,6 +4,7 @@ use std::env;
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
 use std::process::Stdio;
@@ -39,8 +40,9 @@ pub enum Step {
     Try(Vec<String>),
 }
 
-pub fn words(line: &[&str]) -> Vec<String> {
-    line.iter().map(|word| (*word).to_owned()).collect()
+/// `more` may hold blanks.
+pub fn words(line: &str, more: &[&str]) -> Vec<String> {
+    line.split(' ').chain(more.iter().copied()).map(str::to_owned).collect()
 }
 
 pub fn is_installed(program: &str) -> bool {
@@ -53,11 +55,12 @@ pub fn is_installed(program: &str) -> bool {
 impl Step {
     /// What a user types to do the same.
     pub fn command(&self) -> String {
+        let shown = |path: &Path| quoted(&path.display().to_string());
         match self {
-            Step::Copy { from, to } => format!("install -m 644 {} {}", from.display(), to.display()),
-            Step::Write { path, .. } => format!("write {}", path.display()),
-            Step::Remove(path) => format!("rm -f {}", path.display()),
-            Step::Folder(path) => format!("mkdir -p {}", path.display()),
+            Step::Copy { from, to } => format!("install -m 644 {} {}", shown(from), shown(to)),
+            Step::Write { path, .. } => format!("write {}", shown(path)),
+            Step::Remove(path) => format!("rm -f {}", shown(path)),
+            Step::Folder(path) => format!("mkdir -p {}", shown(path)),
             Step::Run(line) | Step::Try(line) => {
                 line.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
             }
@@ -102,7 +105,9 @@ pub fn quoted(word: &str) -> String {
 
 /// What a tool prints; `None` when it fails or there is no such tool.
 pub fn ask(line: &[&str]) -> Option<String> {
-    finished(&words(line)).ok().map(|said| String::from_utf8_lossy(&said).into_owned())
+    finished(&line.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
+        .ok()
+        .map(|said| String::from_utf8_lossy(&said).into_owned())
 }
 
 fn run(line: &[String]) -> Result<()> {

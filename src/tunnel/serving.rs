@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
+use std::time::Duration;
 use std::time::Instant;
 
 use super::frames::CopyEnd;
@@ -20,13 +21,18 @@ use super::frames::FrameWriter;
 use super::frames::break_off;
 use super::frames::breaks_off;
 use super::frames::look_up;
+use super::frames::out_of_turn;
 use crate::model::target::Target;
 use crate::net::connect::DEADLINE;
 use crate::net::connect::dial;
 use crate::net::crew;
 use crate::net::stop::Stop;
 use crate::net::tls::Established;
+use crate::os::socket;
 use crate::wire::frame::Kind;
+
+/// OPENED, for which nobody waits with data, waits this long for the target's first words to go with them.
+const FIRST_WORDS: Duration = Duration::from_millis(1);
 
 /// What an exposed service has carried.
 #[derive(Debug, Default)]
@@ -69,8 +75,8 @@ pub fn serve(established: Established, target: &Target, carried: &Arc<Carried>, 
         return;
     };
     carried.sessions.fetch_add(1, Ordering::Relaxed);
-    let mut listener =
-        Listener { frames: FrameReader::new(reader), target, say, carried, stop, current: Weak::new() };
+    let frames = FrameReader::new(reader, Arc::clone(&socket));
+    let mut listener = Listener { frames, target, say, carried, stop, current: Weak::new() };
     let ended = listener.listen();
     log::debug!("a session ended: {ended:?}");
     if let Some(open) = listener.current.upgrade() {
@@ -129,9 +135,10 @@ impl Listener<'_> {
         look_up(&target);
         let (broken, ended) = Default::default();
         let open = Arc::new(Open { target, broken, ended });
-        self.say(Say::Opened(Arc::clone(&open)))?;
         self.current = Arc::downgrade(&open);
-        self.receive(&open)
+        let received = self.say(Say::Opened(Arc::clone(&open))).and_then(|()| self.receive(&open));
+        // The speaker may be done with it, and then a session that was cut would look like an end of file.
+        received.inspect_err(|_| open.break_off())
     }
 
     /// The joiner's direction of an open connection, to its end.
@@ -185,10 +192,6 @@ impl Listener<'_> {
     }
 }
 
-fn out_of_turn(kind: Kind) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("{kind:?} out of turn"))
-}
-
 fn speak_all(frames: &mut FrameWriter, said: &mpsc::Receiver<Say>, carried: &Carried) -> io::Result<()> {
     for what in said {
         match what {
@@ -196,10 +199,8 @@ fn speak_all(frames: &mut FrameWriter, said: &mpsc::Receiver<Say>, carried: &Car
             Say::Refused(reason) => frames.refuse(&reason)?,
             Say::Reset => frames.send(&[Kind::Reset])?,
             Say::Opened(open) => {
-                frames.send(&[Kind::Opened])?;
-                let end = frames.copy_from(&open.target, |count| {
-                    carried.bytes.fetch_add(count as u64, Ordering::Relaxed);
-                })?;
+                // The listener may be gone, and then a session that was cut would look like an end of file.
+                let end = copy_back(frames, &open, carried).inspect_err(|_| open.break_off())?;
                 // A connection that broke is ended by the RESET which is already on its way here.
                 let broken = open.broken.load(Ordering::SeqCst);
                 if end == CopyEnd::Broken && !broken {
@@ -215,4 +216,12 @@ fn speak_all(frames: &mut FrameWriter, said: &mpsc::Receiver<Say>, carried: &Car
         }
     }
     Ok(())
+}
+
+/// All that the target says, OPENED before it.
+fn copy_back(frames: &mut FrameWriter, open: &Open, carried: &Carried) -> io::Result<CopyEnd> {
+    let count = |count: usize| _ = carried.bytes.fetch_add(count as u64, Ordering::Relaxed);
+    let _ = socket::wait_for_data(&open.target, &open.target, FIRST_WORDS);
+    count(frames.begin(Kind::Opened, &open.target)?);
+    frames.copy_from(&open.target, count)
 }

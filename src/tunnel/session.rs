@@ -22,6 +22,7 @@ use super::frames::CopyEnd;
 use super::frames::FrameReader;
 use super::frames::FrameWriter;
 use super::frames::break_off;
+use super::frames::out_of_turn;
 use crate::net::crew;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
@@ -101,7 +102,7 @@ impl Session {
             State { phase: Phase::Idle, local: None, broken: false, heard: Instant::now(), dead: false };
         let lane = Arc::new(Lane { state: Mutex::new(state), changed: Condvar::new(), traffic });
         let (own, cut) = (Arc::clone(&lane), Arc::clone(&socket));
-        let mut frames = FrameReader::new(reader);
+        let mut frames = FrameReader::new(reader, Arc::clone(&socket));
         let thread = crew::spawn("session-read", move || {
             let ended = own.read_all(&mut frames);
             log::debug!("a session ended: {ended:?}");
@@ -138,10 +139,12 @@ impl Session {
 
     /// Serves one local connection from its beginning to its end.
     pub fn carry(&mut self, local: &Arc<TcpStream>) -> Carried {
-        if let Err(unopened) = self.open(Some(local)) {
-            return unopened;
-        }
+        let begun = match self.open(Some(local)) {
+            Ok(begun) => begun,
+            Err(unopened) => return unopened,
+        };
         let traffic = Arc::clone(&self.lane.traffic);
+        traffic.up.fetch_add(begun as u64, Ordering::Relaxed);
         let copied = self.writer.copy_from(local, |count| {
             traffic.up.fetch_add(count as u64, Ordering::Relaxed);
         });
@@ -154,7 +157,7 @@ impl Session {
 
     /// Whether the agent reaches its target: opens a connection, and ends it at once.
     pub fn prove(&mut self, patience: Duration) -> Result<(), Carried> {
-        self.open(None)?;
+        let _ = self.open(None)?;
         let answered = self.lane.wait(patience, |state| state.phase != Phase::Opening);
         if let Some(reason) = self.lane.take_refusal() {
             self.end_direction(Kind::Reset)?;
@@ -178,8 +181,9 @@ impl Session {
         self.writer.send(&[how]).map_err(|_| Carried::Spoiled)
     }
 
-    /// Sends OPEN. When the other end has been silent for a while, the client's data waits for its word.
-    fn open(&mut self, local: Option<&Arc<TcpStream>>) -> Result<(), Carried> {
+    /// Sends OPEN, with the client's first data where they are here; how much that was. When the other end
+    /// has been silent for a while, the data waits for its word.
+    fn open(&mut self, local: Option<&Arc<TcpStream>>) -> Result<usize, Carried> {
         let fresh = {
             let mut state = self.lane.lock();
             if state.dead {
@@ -191,14 +195,19 @@ impl Session {
             state.heard.elapsed() < FRESH
         };
         let asked = Instant::now();
-        let kinds: &[Kind] = if fresh { &[Kind::Open] } else { &[Kind::Ping, Kind::Open] };
-        let sent = self.writer.send(kinds).is_ok();
-        if sent && (fresh || self.lane.heard_since_or_dead(asked)) {
-            return Ok(());
+        let begun = match (fresh, local) {
+            (true, Some(local)) => self.writer.begin(Kind::Open, local),
+            (true, None) => self.writer.send(&[Kind::Open]).map(|()| 0),
+            (false, _) => self.writer.send(&[Kind::Ping, Kind::Open]).map(|()| 0),
+        };
+        match begun {
+            Ok(count) if fresh || self.lane.heard_since_or_dead(asked) => Ok(count),
+            _ => {
+                self.lane.abandon();
+                let _ = self.socket.shutdown(Shutdown::Both);
+                Err(Carried::Untouched)
+            }
         }
-        self.lane.abandon();
-        let _ = self.socket.shutdown(Shutdown::Both);
-        Err(Carried::Untouched)
     }
 
     /// Ends our direction and waits for the other one.
@@ -327,12 +336,20 @@ impl Lane {
 
     /// The session is over; a connection that it carries ends as broken.
     fn die(&self) {
-        let local = {
-            let mut state = self.lock();
+        self.end(|state| {
             state.dead = true;
-            state.local.take()
-        };
-        self.changed.notify_all();
+            true
+        });
+    }
+
+    /// Breaks off the local connection, if `change` says that it has ended.
+    fn end(&self, change: impl FnOnce(&mut State) -> bool) {
+        let mut local = None;
+        self.change(|state| {
+            if change(state) {
+                local = state.local.take();
+            }
+        });
         if let Some(local) = local {
             break_off(&local);
         }
@@ -372,9 +389,7 @@ impl Lane {
                     current = None;
                     self.reset(std::mem::take(&mut open));
                 }
-                kind => {
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{kind:?} out of turn")));
-                }
+                kind => return Err(out_of_turn(kind)),
             }
         }
     }
@@ -388,50 +403,39 @@ impl Lane {
     }
 
     fn opened(&self) -> io::Result<Option<Arc<TcpStream>>> {
-        let mut state = self.lock();
-        if state.dead || state.phase != Phase::Opening {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "OPENED out of turn"));
-        }
-        state.phase = Phase::Open;
-        state.heard = Instant::now();
-        let local = state.local.clone();
-        drop(state);
-        self.changed.notify_all();
-        Ok(local)
+        let mut opened = Err(out_of_turn(Kind::Opened));
+        self.change(|state| {
+            if !state.dead && state.phase == Phase::Opening {
+                state.phase = Phase::Open;
+                opened = Ok(state.local.clone());
+            }
+        });
+        opened
     }
 
     /// The agent says that the connection is broken. When this end considers it over already, or waits for
     /// the answer to its next OPEN, that speaks of the connection before.
     fn reset(&self, open: bool) {
-        let mut state = self.lock();
-        if !open && state.phase != Phase::Ended {
-            return;
-        }
-        state.phase = Phase::Ended;
-        state.broken = true;
-        state.heard = Instant::now();
-        let local = state.local.take();
-        drop(state);
-        self.changed.notify_all();
-        if let Some(local) = local {
-            break_off(&local);
-        }
+        self.end(|state| {
+            let ours = open || state.phase == Phase::Ended;
+            if ours {
+                state.phase = Phase::Ended;
+                state.broken = true;
+            }
+            ours
+        });
     }
 
     fn refused(&self, reason: String) -> io::Result<()> {
-        let mut state = self.lock();
-        if state.phase != Phase::Opening {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "REFUSED out of turn"));
-        }
-        state.phase = Phase::Refused(reason);
-        state.heard = Instant::now();
-        let local = state.local.take();
-        drop(state);
-        self.changed.notify_all();
-        if let Some(local) = local {
-            break_off(&local);
-        }
-        Ok(())
+        let mut in_turn = false;
+        self.end(|state| {
+            in_turn = state.phase == Phase::Opening;
+            if in_turn {
+                state.phase = Phase::Refused(reason);
+            }
+            in_turn
+        });
+        if in_turn { Ok(()) } else { Err(out_of_turn(Kind::Refused)) }
     }
 
     /// The client is gone: its writer wakes and tells the agent, while this thread reads and drops the rest.
