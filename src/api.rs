@@ -10,6 +10,10 @@ use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::Instant;
 
+use rustls::CertificateError::Expired;
+use rustls::CertificateError::ExpiredContext;
+use rustls::CertificateError::NotValidYet;
+use rustls::CertificateError::NotValidYetContext;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use serde::Serialize;
@@ -32,6 +36,9 @@ use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::code::Code;
 use crate::model::fingerprint::Pin;
+use crate::model::version;
+use crate::model::version::End;
+use crate::model::version::Version;
 use crate::net::address::HubUrl;
 use crate::net::connect::DEADLINE;
 use crate::net::connect::dial_hub;
@@ -45,6 +52,7 @@ use crate::net::stop::Stop;
 use crate::net::tls;
 use crate::net::trust;
 use crate::net::trust::HubTrust;
+use crate::os::clock;
 use crate::wire::api::AgentInfo;
 use crate::wire::api::AskDevice;
 use crate::wire::api::AskSession;
@@ -170,6 +178,11 @@ impl Hub {
         seen.ok_or_else(|| Error::new("The hub showed no certificate"))
     }
 
+    /// A connection on which the hub has proved that it is the hub.
+    pub fn greet(&self) -> Result<()> {
+        self.dialer.dial(Instant::now() + self.patience).map(drop)
+    }
+
     /// The agent's control channel.
     pub fn control(&self) -> Result<Duplex> {
         let deadline = Instant::now() + self.patience;
@@ -226,6 +239,7 @@ impl Hub {
         body: Option<Vec<u8>>,
     ) -> Result<Vec<u8>> {
         let mut request = ureq::http::Request::builder().method(method).uri(format!("{}{path}", self.url));
+        request = request.header(version::FIELD, version::OURS.to_string());
         if let Some(key) = &self.key {
             request = request.header("x-api-key", key);
         }
@@ -242,6 +256,10 @@ impl Hub {
         };
         let mut answer = answered.map_err(|error| self.trouble(error))?;
         let status = answer.status().as_u16();
+        let speaks = answer.headers().get(version::FIELD).map(|said| said.to_str().unwrap_or_default());
+        if let Some((what, hint)) = between_us("The hub", "the hub's machine", Version::said(speaks)) {
+            return Err(Error::new(what).hint(hint));
+        }
         let read = answer.body_mut().with_config().limit(ANSWER_LIMIT).read_to_vec();
         let bytes = read.map_err(|error| self.trouble(error))?;
         if (200..300).contains(&status) { Ok(bytes) } else { Err(explain(status, &bytes)) }
@@ -257,6 +275,12 @@ impl Hub {
             error => unreachable_hub(&self.url, error.to_string()),
         }
     }
+}
+
+/// What stands between this connect and another end.
+pub fn between_us(called: &str, at: &str, speaks: Version) -> Option<(String, String)> {
+    let own = End { called: "this connect", at: "this machine", speaks: version::OURS };
+    version::objection(&End { called, at, speaks }, &own)
 }
 
 fn unreachable_hub(url: &HubUrl, why: String) -> Error {
@@ -312,6 +336,11 @@ impl Dialer {
     fn distrust(&self, error: &std::io::Error) -> Error {
         let certificate = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         match certificate {
+            Some(rustls::Error::InvalidCertificate(
+                Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. },
+            )) => Error::new(format!("The certificate of {} is not valid now", self.url))
+                .because(format!("this machine's clock says {}", clock::now()))
+                .hint("If that is not the time, set the clock: timedatectl set-ntp true. Otherwise restart the hub, which renews it"),
             Some(rustls::Error::InvalidCertificate(why)) => {
                 Error::new(format!("{} did not prove that it is your hub", self.url))
                     .because(format!("{why}"))

@@ -25,6 +25,7 @@ use crate::model::record::Change;
 use crate::model::record::Record;
 use crate::model::registry::ChannelId;
 use crate::model::registry::Registry;
+use crate::model::version::Version;
 use crate::net::channel::Outgoing;
 use crate::os::clock;
 use crate::os::files;
@@ -80,6 +81,7 @@ pub struct AgentChannel {
     pub outgoing: Outgoing,
     /// The relay by the address that this agent itself came by.
     pub relay: String,
+    pub speaks: Version,
     /// The key it was opened with: when that dies, so does the channel.
     pub key: String,
     pub socket: Arc<TcpStream>,

@@ -19,6 +19,8 @@ use crate::model::record::Change;
 use crate::model::record::Record;
 use crate::model::record::Service;
 use crate::model::registry::Registry;
+use crate::model::version;
+use crate::model::version::Version;
 use crate::net::address::split_host_port;
 use crate::os::clock;
 use crate::os::secret;
@@ -45,6 +47,7 @@ pub fn health(call: &Call<'_>) -> Result<Reply, Reply> {
             status: "ok".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             uptime_seconds: call.core.started.elapsed().as_secs(),
+            time: Some(clock::now()),
         },
     )
 }
@@ -236,6 +239,7 @@ pub fn open_session(call: &Call<'_>) -> Result<Reply, Reply> {
         peer: asked.fingerprint,
         ticket: agents_ticket,
         relay: channel.relay.clone(),
+        speaks: spoken_by(call.request),
     };
     if !channel.outgoing.send(&open) {
         return Err(offline(&service));
@@ -253,8 +257,14 @@ pub fn open_session(call: &Call<'_>) -> Result<Reply, Reply> {
             agent_id: agent.id,
             agent_label: agent.label,
             agent_fingerprint: agent.fingerprint,
+            agent_speaks: channel.speaks,
         },
     )
+}
+
+/// What the sender of a request speaks.
+pub fn spoken_by(request: &Request) -> Version {
+    Version::said(request.field(version::FIELD))
 }
 
 /// The service that is meant, and the share by whose right it is asked for.
