@@ -43,7 +43,7 @@ check: lint test
 
 # Figures beside the direct connection's, taken in the same run.
 bench:
-	@$(STATIC) cargo test --quiet --release --locked --target $(TARGET) --test bench
+	@$(STATIC) cargo test --quiet --release --locked --target $(TARGET) --test bench --test bench_proxy
 
 # The same work through the tunnel and its peers. Those that are crates are built below target/, the others are
 # Debian's: openssh-server haproxy nginx-light libnginx-mod-stream openssl.

@@ -3,117 +3,12 @@
 
 mod common;
 
-use std::fs;
-use std::net::TcpListener;
-use std::path::PathBuf;
-use std::process::Child;
-use std::process::Command;
-use std::process::Stdio;
-use std::time::Duration;
-
 use common::Home;
 use common::Said;
-use common::eventually;
 use common::is_here;
+use common::servers::postgres;
+use common::servers::redis;
 use common::team::Team;
-use common::team::is_root;
-
-/// A database may take its time on a busy machine.
-const START: Duration = Duration::from_secs(30);
-
-/// A server that is ended when the test is.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(i32::try_from(self.0.id()).unwrap()),
-            nix::sys::signal::Signal::SIGINT,
-        );
-        let _ = self.0.wait();
-    }
-}
-
-/// A port that is free now; whoever takes it meanwhile makes the server's start fail, and it is tried again.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-fn listens(port: u16) -> bool {
-    std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
-}
-
-/// Starts `make(port)` until it listens.
-fn start(what: &str, mut make: impl FnMut(u16) -> Command) -> (Server, u16) {
-    for _ in 0..3 {
-        let port = free_port();
-        let mut server = Server(make(port).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
-        let mut ended = false;
-        eventually(what, START, || {
-            ended = server.0.try_wait().unwrap().is_some();
-            ended || listens(port)
-        });
-        if !ended {
-            return (server, port);
-        }
-    }
-    panic!("{what} does not start");
-}
-
-/// Where Debian keeps what `PostgreSQL` needs to run, newest first.
-fn postgres_folder() -> Option<PathBuf> {
-    let mut versions: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
-        .map(|found| found.flatten().map(|entry| entry.path().join("bin")).collect())
-        .unwrap_or_default();
-    versions.sort();
-    versions.into_iter().rev().find(|bin| bin.join("initdb").is_file())
-}
-
-/// `PostgreSQL` does not run as root.
-fn unprivileged(program: PathBuf) -> Command {
-    if !is_root() {
-        return Command::new(program);
-    }
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"]).arg(program);
-    command
-}
-
-fn postgres(home: &Home) -> Option<(Server, u16)> {
-    let bin = postgres_folder();
-    let Some(bin) = bin.filter(|_| is_here("psql", "postgresql-client")) else {
-        eprintln!("\n*** SKIPPED: there is no PostgreSQL; get it with: apt-get install postgresql ***\n");
-        return None;
-    };
-    let data = home.file("postgres");
-    fs::create_dir(&data).unwrap();
-    if is_root() {
-        nix::unistd::chown(&data, Some(65534.into()), Some(65534.into())).unwrap();
-    }
-    let mut initdb = unprivileged(bin.join("initdb"));
-    initdb.args(["--no-sync", "-A", "trust", "-U", "ci", "-D"]).arg(&data).current_dir("/");
-    let said = Said::of(initdb);
-    assert_eq!(said.code, Some(0), "{said:#?}");
-    let socket = data.display().to_string();
-    Some(start("PostgreSQL", |port| {
-        let mut server = unprivileged(bin.join("postgres"));
-        server.args(["-F", "-h", "127.0.0.1", "-k", &socket, "-p", &port.to_string(), "-D"]).arg(&data);
-        server.current_dir("/");
-        server
-    }))
-}
-
-fn redis(home: &Home) -> Option<(Server, u16)> {
-    if !(is_here("redis-server", "redis-server") && is_here("redis-cli", "redis-tools")) {
-        return None;
-    }
-    let folder = home.path().display().to_string();
-    Some(start("Redis", |port| {
-        let mut server = Command::new("redis-server");
-        server.args(["--bind", "127.0.0.1", "--save", "", "--dir", &folder, "--port", &port.to_string()]);
-        server
-    }))
-}
 
 /// A page that says its request's path.
 fn web() -> u16 {

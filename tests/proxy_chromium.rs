@@ -1,87 +1,76 @@
 //! A real browser: the page, and whom it believes. Skipped, aloud, where there is no Chromium.
 
+#[path = "common/browser.rs"]
+mod browser;
 mod common;
+#[path = "common/leaf.rs"]
+mod leaf;
 #[path = "common/proxy.rs"]
 mod proxy;
 
-use std::process::Command;
-use std::process::Stdio;
-
-use common::Home;
+use browser::Browser;
+use common::is_here;
+use leaf::leaf_server;
 use proxy::Proxy;
 use proxy::answering;
+use serde_json::json;
 
 const OK: &str =
     "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 25\r\n\r\n<p id=here>it is here</p>";
 
-/// What the page at `url` has become, in a browser that keeps all it has in `home`.
-fn shown(home: &Home, url: &str) -> String {
-    let profile = format!("--user-data-dir={}", home.file("chromium").display());
-    let out = home.file("shown.html");
-    // Its helpers outlive it and hold its pipes, so it writes into a file; and it is given an end.
-    let mut command = Command::new("timeout");
-    command.args([
-        "-k",
-        "1",
-        "20",
-        "chromium",
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-    ]);
-    command.args(["--no-first-run", "--disable-crash-reporter", "--disable-breakpad", &profile]);
-    command.args(["--timeout=3000", "--dump-dom", url]).env("HOME", home.path());
-    command.stdin(Stdio::null()).stdout(std::fs::File::create(&out).unwrap()).stderr(Stdio::null());
-    command.status().unwrap();
-    std::fs::read_to_string(out).unwrap()
-}
-
-/// A browser takes its time on a busy machine, so it is asked for by name and not run with every test.
-fn is_here() -> bool {
-    let wanted = std::env::var_os("CONNECT_TEST_BROWSER").is_some();
-    let all = ["chromium", "certutil"]
-        .iter()
-        .all(|program| Command::new(program).arg("--version").output().is_ok());
-    if !wanted || !all {
-        eprintln!(
-            "\n*** SKIPPED: for the browser tests: apt-get install chromium libnss3-tools, \
-             then CONNECT_TEST_BROWSER=1 make test ***\n"
-        );
-    }
-    wanted && all
-}
-
 #[test]
-fn chromium_refuses_before_trust_and_loads_after_it() {
-    if !is_here() {
+fn chromium_refuses_before_trust_and_loads_after_it_and_believes_nothing_else() {
+    if !is_here("chromium", "chromium") || !is_here("certutil", "libnss3-tools") {
         return;
     }
     let proxy = Proxy::start_with(&[("api", answering(OK).0)], &["--https"]);
     let url = format!("https://api.localhost:{}/", proxy.port);
-    assert!(!shown(&proxy.home, &url).contains("it is here"));
+    let refused = Browser::start(&proxy.home, &[]).open(&url);
+    assert_eq!(refused, "net::ERR_CERT_AUTHORITY_INVALID");
     let said = proxy.home.run(&["proxy", "trust", "--user"]).ok();
     assert!(said.out.contains("[ok] CA added to Chromium's store"), "{said:?}");
-    let loaded = shown(&proxy.home, &url);
-    assert!(loaded.contains("it is here"), "{loaded}");
+    let (good, bad) = (leaf_server(&proxy.home, "api.localhost"), leaf_server(&proxy.home, "example.com"));
+    {
+        let rules = "--host-resolver-rules=MAP example.com 127.0.0.1";
+        let mut browser = Browser::start(&proxy.home, &[rules]);
+        assert_eq!(browser.open(&url), "");
+        browser.wait_for(&["it is here"]);
+        assert_eq!(browser.open(&format!("https://api.localhost:{good}/")), "");
+        let refused = browser.open(&format!("https://example.com:{bad}/"));
+        assert!(refused.starts_with("net::ERR_CERT_"), "a leaf for example.com: {refused:?}");
+    }
     proxy.home.run(&["proxy", "untrust", "--user"]).ok();
-    assert!(!shown(&proxy.home, &url).contains("it is here"));
+    assert_eq!(Browser::start(&proxy.home, &[]).open(&url), "net::ERR_CERT_AUTHORITY_INVALID");
 }
 
 #[test]
-fn the_page_works_under_its_own_policy() {
-    if !is_here() {
+fn the_page_shows_requests_as_they_happen_and_needs_no_mouse() {
+    if !is_here("chromium", "chromium") {
         return;
     }
     let proxy = Proxy::start(&[("api", answering(OK).0)]);
-    assert!(proxy.get("api", "/seen-by-the-page").contains("it is here"));
-    let link = format!("href=\"http://api.localhost:{}\"", proxy.port);
-    let wanted = [link.as_str(), "● answers", "/seen-by-the-page"];
-    // The browser shows the page as it is when it has loaded, which may be before its routes have.
-    let mut last = String::new();
-    let complete = (0..6).any(|_| {
-        last = shown(&proxy.home, &format!("http://localhost:{}/", proxy.port));
-        wanted.iter().all(|part| last.contains(part))
-    });
-    assert!(complete, "{last}");
+    let mut browser = Browser::start(&proxy.home, &[]);
+    assert_eq!(browser.open(&format!("http://localhost:{}/", proxy.port)), "");
+    browser.wait_for(&["api", "● answers", "127.0.0.1:", "Live."]);
+    assert!(proxy.get("api", "/seen-by-the-page?secret=1").contains("it is here"));
+    let shown = browser.wait_for(&["/seen-by-the-page", "200"]);
+    assert!(!shown.contains("secret"), "{shown}");
+    let wide = "document.documentElement.scrollWidth > document.documentElement.clientWidth";
+    for (width, scheme) in [(360, "dark"), (1200, "light")] {
+        let metrics = json!({ "width": width, "height": 700, "deviceScaleFactor": 1, "mobile": false });
+        browser.call("Emulation.setDeviceMetricsOverride", metrics);
+        let features = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
+        browser.call("Emulation.setEmulatedMedia", features);
+        assert_eq!(browser.evaluate(wide), false, "the page is wider than {width}");
+        if let Some(folder) = std::env::var_os("CONNECT_TEST_SHOTS") {
+            let shot = browser.call("Page.captureScreenshot", json!({}));
+            let file = std::path::Path::new(&folder).join(format!("{width}-{scheme}.png.base64"));
+            std::fs::write(file, shot["data"].as_str().unwrap()).unwrap();
+        }
+    }
+    browser.press("Tab", 9, "");
+    let focused = browser.evaluate("document.activeElement.href");
+    assert_eq!(focused, format!("http://api.localhost:{}/", proxy.port));
+    browser.press("Enter", 13, "\r");
+    browser.wait_for(&["it is here"]);
 }

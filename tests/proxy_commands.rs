@@ -181,6 +181,42 @@ fn services_of_the_hub_are_reached_without_reaching_for_them() {
 }
 
 #[test]
+fn a_service_that_comes_later_is_there_within_ten_seconds() {
+    let hub = Hub::start();
+    let (owner, user) = (hub.machine("member"), hub.machine("member"));
+    let proxy = Proxy::start_in(user, &[]);
+    assert_eq!(status(&proxy.get("billing", "/")), 404);
+    let _exposed = expose(&owner, "billing", answering(OK).0);
+    let took = common::eventually("the service has a route", common::PATIENCE, || {
+        proxy.get("billing", "/").ends_with("ok")
+    });
+    assert!(took < std::time::Duration::from_secs(12), "{took:?}");
+}
+
+#[test]
+fn the_log_is_followed_into_the_next_file_when_it_has_grown_too_large() {
+    let it = Background::new();
+    write_routes(&it.0, &[]);
+    it.start(&[]);
+    let log = it.0.file("proxy.log");
+    let mut followed = it.0.start(&["proxy", "logs", "-f"]);
+    let append = |text: String| {
+        fs::OpenOptions::new().append(true).open(&log).unwrap().write_all(text.as_bytes()).unwrap();
+    };
+    append("before\n".into());
+    followed.wait_out(|line| line == "before");
+    append(format!("{}the last of the old\n", "0123456789abcde\n".repeat(70_000)));
+    followed.wait_out(|line| line == "the last of the old");
+    common::eventually("the log is put aside", common::PATIENCE, || it.0.file("proxy.log.old").exists());
+    common::eventually("the next one is there", common::PATIENCE, || log.exists());
+    fs::write(it.0.file("active-routes.json"), "[").unwrap();
+    followed.wait_out(|line| line.contains("active-routes.json is damaged"));
+    assert!(fs::metadata(&log).unwrap().len() < 10_000);
+    let (ended, _) = followed.interrupt();
+    assert!(ended.success(), "{ended:?}");
+}
+
+#[test]
 fn a_hub_that_is_away_changes_nothing_for_local_routes() {
     let mut hub = Hub::start();
     let (owner, user) = (hub.machine("member"), hub.machine("member"));

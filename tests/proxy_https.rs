@@ -1,6 +1,8 @@
 //! HTTPS as other people's clients see it: which certificates they take, and which they refuse.
 
 mod common;
+#[path = "common/leaf.rs"]
+mod leaf;
 #[path = "common/proxy.rs"]
 mod proxy;
 
@@ -9,10 +11,21 @@ use std::io::Read;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 
+use common::Hub;
+use common::fake_hub::Certificates;
+use common::noise;
 use proxy::Proxy;
 use proxy::answering;
+use proxy::read_message;
 use proxy::status;
+use rustls::ServerConfig;
+use rustls::ServerConnection;
+use rustls::StreamOwned;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
@@ -237,4 +250,181 @@ fn python_believes_what_it_should_and_nothing_else() {
         \x20       print(name, False == good)\n";
     let answer = said(Command::new("python3").args(["-c", program, &proxy.port.to_string()]).arg(&ca));
     assert_eq!(answer.matches("True").count(), 3, "{answer}");
+}
+
+/// A service with a certificate that nobody believes; it sends back a request's body, or echoes behind a 101.
+fn speaking_tls() -> u16 {
+    let made = Certificates::make();
+    let chain = vec![CertificateDer::from_pem_slice(made.leaf.as_bytes()).unwrap()];
+    let key = PrivateKeyDer::from_pem_slice(made.key.as_bytes()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder =
+        ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let mut config = builder.with_no_client_auth().with_single_cert(chain, key).unwrap();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let config = Arc::new(config);
+    common::service(move |stream| {
+        let mut tls = StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), stream);
+        while let Some(head) = proxy::read_head_from(&mut tls) {
+            if head.contains("websocket") {
+                let switched = "HTTP/1.1 101 S\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nearly";
+                tls.write_all(switched.as_bytes()).unwrap();
+                let mut room = [0; 100];
+                while let Ok(count @ 1..) = tls.read(&mut room) {
+                    tls.write_all(&room[..count]).unwrap();
+                }
+                return;
+            }
+            let length = proxy::field(&head, "content-length").map_or(0, |length| length.parse().unwrap());
+            let mut body = vec![0; length];
+            tls.read_exact(&mut body).unwrap();
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+            if tls.write_all(head.as_bytes()).and_then(|()| tls.write_all(&body)).is_err() {
+                return;
+            }
+        }
+    })
+}
+
+#[test]
+fn a_service_that_speaks_https_itself_is_spoken_to_so_from_the_hub_and_when_it_is_reached() {
+    let hub = Hub::start();
+    let (owner, user) = (hub.machine("member"), hub.machine("member"));
+    let plain = common::service(|mut stream| {
+        // As servers do that hear TLS and understand none.
+        let _ = stream.read(&mut [0; 4096]);
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+    });
+    let vault = speaking_tls();
+    let _exposed: Vec<_> = [("vault", vault), ("plain", plain)]
+        .map(|(name, port)| {
+            let running = owner.start(&["expose", "--json", name, &port.to_string(), "--protocol", "https"]);
+            running.wait_event("exposed");
+            running
+        })
+        .into();
+    let proxy = Proxy::start_in(user, &[]);
+    let body = noise(4, 2_000_000);
+    let try_all = || {
+        let mut client = proxy.dial();
+        for body in [b"once".as_slice(), b"", b"again", &body] {
+            let head = format!(
+                "POST /x HTTP/1.1\r\nHost: vault.localhost\r\nContent-Length: {}\r\n\r\n",
+                body.len()
+            );
+            client.write_all(head.as_bytes()).unwrap();
+            client.write_all(body).unwrap();
+            let head = proxy::read_head(&mut client).unwrap();
+            let mut back = vec![0; body.len()];
+            client.read_exact(&mut back).unwrap();
+            assert!(status(&head) == 200 && back == body, "{head}");
+        }
+        let mut client = proxy.dial();
+        client
+            .write_all(b"GET / HTTP/1.1\r\nHost: vault.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nfirst")
+            .unwrap();
+        assert_eq!(status(&proxy::read_head(&mut client).unwrap()), 101);
+        assert_eq!(proxy::read_exactly(&mut client, 10), "earlyfirst");
+        // What comes behind CONNECT is the service's own TLS.
+        let mut client = proxy.dial();
+        client
+            .write_all(b"CONNECT vault.localhost:443 HTTP/1.1\r\nHost: vault.localhost:443\r\n\r\n")
+            .unwrap();
+        assert_eq!(status(&proxy::read_head(&mut client).unwrap()), 200);
+        client.write_all(b"no TLS\r\n\r\n").unwrap();
+        assert_eq!(proxy::read_exactly(&mut client, 1).as_bytes()[0], 21, "an alert");
+    };
+    try_all();
+    let mut client = proxy.dial();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: plain.localhost\r\n\r\n").unwrap();
+    let (head, body) = read_message(&mut client);
+    assert!(status(&head) == 502 && body.contains("is said to speak https, and does not"), "{head}{body}");
+    let _reached = common::reach(&proxy.home, "vault");
+    common::eventually("the route is local", common::PATIENCE, || {
+        proxy.get_page("/_connect/state").contains("\"source\":\"reach\"")
+    });
+    try_all();
+}
+
+/// In a private copy of this machine's stores: what `trust` does, programs see without a flag, and `untrust` undoes all of it.
+#[test]
+fn the_systems_store_and_the_browsers_are_changed_and_changed_back() {
+    let here = |program: &str, package: &str| common::is_here(program, package);
+    if !here("update-ca-certificates", "ca-certificates") || !here("unshare", "util-linux") {
+        return;
+    }
+    let (proxy, _) = secure();
+    let firefox = proxy.home.file(".mozilla/firefox/x.default");
+    fs::create_dir_all(&firefox).unwrap();
+    let script = proxy.home.file("in-private.sh");
+    fs::write(&script, include_str!("scripts/trust-in-private")).unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh"]).arg(&script).arg(env!("CARGO_BIN_EXE_connect")).arg(proxy.port.to_string());
+    command.env("HOME", proxy.home.path()).env("PRIVATECONNECT_HOME", proxy.home.path());
+    for name in ["SSL_CERT_FILE", "SSL_CERT_DIR", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"] {
+        command.env_remove(name);
+    }
+    let answer = said(&mut command);
+    if answer.contains("unshare failed") {
+        eprintln!("\n*** SKIPPED: only root can have a private copy of the trust stores ***\n");
+        return;
+    }
+    let phase = |name: &str| {
+        let lines = answer.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (before, trusted, after) = (phase("before"), phase("trusted"), phase("after"));
+    assert!(before.len() > 1 && before.iter().all(|line| line.ends_with(" refuses")), "{answer}");
+    assert!(trusted.len() == before.len() && trusted.iter().all(|line| line.ends_with(" loads")), "{answer}");
+    assert_eq!(after, before, "{answer}");
+    assert!(answer.contains("stores as they were"), "{answer}");
+}
+
+/// With each client's own way to name a CA: the proxy's leaf and a leaf for `api.localhost` from its CA are good; one for
+/// `example.com` that whoever stole the CA's key made is not.
+#[test]
+fn every_client_takes_good_leaves_and_refuses_a_leaf_for_another_host() {
+    let (proxy, ca) = secure();
+    let ca = ca.to_str().unwrap();
+    let good = leaf::leaf_server(&proxy.home, "api.localhost");
+    let bad = leaf::leaf_server(&proxy.home, "example.com");
+    let node = "require('https').get({ host: '127.0.0.1', port: process.argv[1], servername: process.argv[2], \
+        headers: { host: process.argv[2], connection: 'close' } }, r => process.exit(0)).on('error', e => process.exit(1))";
+    let python = "import ssl, socket, sys\n\
+        c = ssl.create_default_context(cafile=sys.argv[3])\n\
+        c.wrap_socket(socket.create_connection(('127.0.0.1', int(sys.argv[1]))), server_hostname=sys.argv[2])\n";
+    for program in ["curl", "openssl", "gnutls-cli", "python3", "node"] {
+        if !common::is_here(program, "curl openssl gnutls-bin python3 nodejs") {
+            continue;
+        }
+        for (port, name, wanted) in
+            [(proxy.port, "api.localhost", true), (good, "api.localhost", true), (bad, "example.com", false)]
+        {
+            let (to, port) = (format!("127.0.0.1:{port}"), port.to_string());
+            let (resolve, url) = (format!("{name}:{port}:127.0.0.1"), format!("https://{name}:{port}/"));
+            let (sni, verified) = (format!("--sni-hostname={name}"), format!("--verify-hostname={name}"));
+            let args: Vec<&str> = match program {
+                "curl" => vec!["-sS", "--cacert", ca, "--resolve", &resolve, &url],
+                "openssl" => vec![
+                    "s_client",
+                    "-connect",
+                    &to,
+                    "-servername",
+                    name,
+                    "-verify_hostname",
+                    name,
+                    "-verify_return_error",
+                    "-CAfile",
+                    ca,
+                ],
+                "gnutls-cli" => vec!["--x509cafile", ca, "--port", &port, &sni, &verified, "127.0.0.1"],
+                "python3" => vec!["-c", python, &port, name, ca],
+                _ => vec!["-e", node, &port, name],
+            };
+            let mut command = Command::new(program);
+            command.args(args).env("NODE_EXTRA_CA_CERTS", ca).stdin(std::process::Stdio::null());
+            let output = command.output().unwrap();
+            assert_eq!(output.status.success(), wanted, "{program} {name} {output:?}");
+        }
+    }
 }

@@ -143,7 +143,6 @@ fn silent_and_slow_clients_leave_the_others_alone() {
         began.elapsed()
     };
     quick();
-    let silent: Vec<TcpStream> = (0..500).map(|_| proxy.dial()).collect();
     let mut slow: Vec<TcpStream> = (0..50).map(|_| proxy.dial()).collect();
     for (at, stream) in slow.iter_mut().enumerate() {
         let begun: &[u8] = if at % 2 == 0 {
@@ -153,9 +152,56 @@ fn silent_and_slow_clients_leave_the_others_alone() {
         };
         stream.write_all(begun).unwrap();
     }
+    let mut patient = slow.swap_remove(1);
+    patient.write_all(b"3456789").unwrap();
+    assert_eq!(read_message(&mut patient).1, "ok");
+    // Twice what the proxy keeps: for each beyond that, the one that has been silent longest goes.
+    let silent: Vec<TcpStream> = (0..2000)
+        .map(|at| {
+            let stream = proxy.dial();
+            if at % 100 == 0 {
+                quick();
+            }
+            stream
+        })
+        .collect();
+    // Of many, since the machine itself may be busy for a moment.
     let best = (0..20).map(|_| quick()).min().unwrap();
     assert!(best < Duration::from_millis(100), "{best:?}");
-    drop((silent, slow));
+    let closed = |stream: &TcpStream| {
+        stream.set_nonblocking(true).is_ok() && matches!((&*stream).read(&mut [0]), Ok(0))
+    };
+    common::eventually("the oldest are closed", common::PATIENCE, || silent[..900].iter().all(closed));
+    assert!(!silent[1500..].iter().any(closed), "a younger one was closed");
+}
+
+#[test]
+fn uploads_that_stop_in_the_middle_make_room_like_the_silent() {
+    // It waits for the whole of a request.
+    let port = service(|mut stream| drop(stream.read_to_end(&mut Vec::new())));
+    let proxy = Proxy::start(&[("api", port)]);
+    let begun = b"POST / HTTP/1.1\r\nHost: api.localhost\r\nContent-Length: 9\r\n\r\n12";
+    let stuck: Vec<TcpStream> = (0..1100)
+        .map(|_| {
+            let mut stream = proxy.dial();
+            stream.write_all(begun).unwrap();
+            stream
+        })
+        .collect();
+    common::eventually("it is full", common::PATIENCE, || {
+        let page = proxy.get_page("/_connect/state");
+        let state: serde_json::Value = serde_json::from_str(page.split_once("\r\n\r\n").unwrap().1).unwrap();
+        state["connections"].as_u64().unwrap() >= 1000
+    });
+    let gone = |stream: &&TcpStream| {
+        stream.set_nonblocking(true).is_ok() && matches!((&**stream).read(&mut [0]), Ok(0))
+    };
+    let mut others = Vec::new();
+    common::eventually("silence is noticed, and they go", common::PATIENCE, || {
+        others.push(proxy.dial());
+        stuck.iter().filter(gone).count() > 50
+    });
+    assert_eq!(status(&proxy.get("other", "/")), 404);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The command line, read by the table.
 
 use std::ffi::OsString;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use lexopt::Arg;
@@ -194,6 +195,14 @@ pub fn port_of(text: &str) -> Result<u16> {
     parse_port(text).ok_or_else(|| {
         Error::usage(format!("`{}` is not a port", text.escape_debug()))
             .hint("A port is a number from 1 to 65535")
+    })
+}
+
+pub fn range_of(text: &str) -> Result<RangeInclusive<u16>> {
+    let range = text.split_once('-').and_then(|(first, last)| Some(parse_port(first)?..=parse_port(last)?));
+    range.filter(|range| !range.is_empty()).ok_or_else(|| {
+        Error::usage(format!("`{}` is not a range of ports", text.escape_debug()))
+            .hint("Write it like 3000-3010")
     })
 }
 

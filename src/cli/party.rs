@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::sync::mpsc::Receiver;
@@ -25,6 +26,7 @@ use crate::error::Result;
 use crate::model::fingerprint::Fingerprint;
 use crate::model::name::Name;
 use crate::model::ports::candidates;
+use crate::model::record::Protocol;
 use crate::net::identity::Identity;
 use crate::os::files;
 use crate::os::process;
@@ -86,6 +88,8 @@ pub struct Member {
     seen: bool,
     /// Listed in `active-routes.json` for as long as this lives.
     route: Option<OwnRoute>,
+    /// What is spoken there, as the hub says with the first session.
+    protocol: Arc<OnceLock<Protocol>>,
 }
 
 impl Member {
@@ -184,35 +188,39 @@ impl<'c> Party<'c> {
 
     /// A tunnel that does not listen yet; one that cannot be had has its trouble instead.
     fn open(&self, wanted: Wanted) -> Member {
-        let opened = self.try_open(&wanted);
+        let protocol = Arc::default();
+        let opened = self.try_open(&wanted, Arc::clone(&protocol));
         let (tunnel, trouble) = match opened {
             Ok(tunnel) => (Some(tunnel), None),
             Err(error) => (None, Some(error)),
         };
-        Member { wanted, tunnel, trouble, seen: false, route: None }
+        Member { wanted, tunnel, trouble, seen: false, route: None, protocol }
     }
 
-    fn try_open(&self, wanted: &Wanted) -> Result<Tunnel> {
+    fn try_open(&self, wanted: &Wanted, protocol: Arc<OnceLock<Protocol>>) -> Result<Tunnel> {
         let ask = AskSession {
             service: wanted.service.clone(),
             fingerprint: self.right.identity.fingerprint,
             share: self.right.share.clone(),
         };
-        let opener =
-            Opener::new(Arc::clone(&self.right.hub), &self.right.identity, ask, self.approve(&wanted.name))?;
+        let approve = self.approve(&wanted.name, protocol);
+        let opener = Opener::new(Arc::clone(&self.right.hub), &self.right.identity, ask, approve)?;
         let (tell, name) = (self.tell.clone(), wanted.name.clone());
         let report = Box::new(move |event| drop(tell.send(Told::Service(name.clone(), event))));
         Tunnel::new(opener, everyone, report, &self.call.stop)
     }
 
-    /// Whose agent may answer for this service.
-    fn approve(&self, name: &Name) -> Approve {
+    /// Whose agent may answer for this service; notes what it speaks.
+    fn approve(&self, name: &Name, protocol: Arc<OnceLock<Protocol>>) -> Approve {
         let (right, home) = (Arc::clone(&self.right), self.call.home.clone());
         let what = format!("{}/{name}", right.known_as);
-        Box::new(move |granted| match right.agent {
-            Some(agent) if agent == granted.agent_fingerprint => Ok(()),
-            Some(_) => Err(another_agent()),
-            None => known::check_or_pin(&home, &what, granted.agent_fingerprint),
+        Box::new(move |granted| {
+            let _ = protocol.set(granted.protocol);
+            match right.agent {
+                Some(agent) if agent == granted.agent_fingerprint => Ok(()),
+                Some(_) => Err(another_agent()),
+                None => known::check_or_pin(&home, &what, granted.agent_fingerprint),
+            }
         })
     }
 
@@ -297,7 +305,9 @@ impl<'c> Party<'c> {
         for member in self.members.values_mut().filter(|member| member.route.is_none()) {
             let Some(port) = member.port() else { continue };
             let name = member.wanted.name.as_str();
-            let listed = ports::remember(home, name, port).and_then(|()| routes::add(home, name, port));
+            let protocol = member.protocol.get().copied().unwrap_or_default();
+            let listed =
+                ports::remember(home, name, port).and_then(|()| routes::add(home, name, port, protocol));
             match listed {
                 Ok(route) => member.route = Some(route),
                 Err(error) => log::info!("{name} is not listed as a route: {error}"),

@@ -86,6 +86,26 @@ impl Say {
         self.write(&format!("[!] {text}"), true);
     }
 
+    /// How far it is, on a terminal only; the next one takes its place, and an empty one leaves nothing behind.
+    pub fn passing(&self, text: &str) {
+        if !self.json && !self.quiet && terminal::is_terminal_err() {
+            let _ = write!(io::stderr().lock(), "\r\u{1b}[K{text}");
+        }
+    }
+
+    /// A screen that takes the place of the one before; what does not fit on it is left out.
+    pub fn screen(&self, text: &str) {
+        let (rows, width) = terminal::size();
+        let mut lines: Vec<String> = text.lines().map(|line| cut(line, width)).collect();
+        // The last row stays empty: the end of a line there would move all of them up.
+        if lines.len() >= rows {
+            let over = lines.split_off(rows - 2).len();
+            lines.push(format!("… and {over} more"));
+        }
+        let _ = write!(io::stdout().lock(), "\u{1b}[H\u{1b}[J");
+        self.write(&lines.join("\n"), false);
+    }
+
     pub fn trouble(&self, error: &Error) {
         if self.json {
             let object = serde_json::json!({ "error": error.to_string(), "hint": error.hint });
@@ -185,25 +205,43 @@ fn coloured(text: &str) -> String {
     })
 }
 
-/// Rows under headings, each column as wide as its widest cell; the last cell of a line is cut where the
-/// terminal ends.
+/// Rows under headings, each column as wide as its widest cell, unless the terminal is narrower: then the
+/// widest columns give way, and what is cut ends in `…`.
 pub fn columns<const N: usize>(headings: &[&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
-    let rows: Vec<[String; N]> = rows.map(|row| row.map(|cell| clean(&cell).replace('\n', " "))).collect();
-    let mut widths = headings.map(str::len);
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
+    let limit = if terminal::is_terminal_out() { terminal::size().1 } else { usize::MAX };
+    columns_within(limit, headings, rows)
+}
+
+/// What stands between two columns.
+const GAP: usize = 2;
+/// A column is not made narrower than that.
+const NARROW: usize = 4;
+
+fn cut(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
     }
-    let limit = if terminal::is_terminal_out() { terminal::width() } else { usize::MAX };
-    let line = |cells: &mut dyn Iterator<Item = &str>| {
-        let padded = cells.zip(widths).map(|(cell, width)| format!("{cell:width$}"));
-        let line = padded.collect::<Vec<_>>().join("  ");
-        line.trim_end().chars().take(limit).collect::<String>()
-    };
-    let mut lines = vec![line(&mut headings.iter().copied())];
-    lines.extend(rows.iter().map(|row| line(&mut row.iter().map(String::as_str))));
-    lines.join("\n")
+    text.chars().take(width - 1).chain(['…']).collect()
+}
+
+fn columns_within<const N: usize>(
+    limit: usize,
+    headings: &[&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+) -> String {
+    let mut lines = vec![headings.map(str::to_owned)];
+    lines.extend(rows.map(|row| row.map(|cell| clean(&cell).replace('\n', " "))));
+    let mut widths = [0; N];
+    for (width, cell) in lines.iter().flat_map(|line| line.iter().enumerate()) {
+        widths[width] = widths[width].max(cell.chars().count());
+    }
+    while widths.iter().sum::<usize>() + GAP * (N - 1) > limit {
+        let Some(widest) = widths.iter_mut().max().filter(|widest| **widest > NARROW) else { break };
+        *widest -= 1;
+    }
+    let shown = |(cell, width): (&String, usize)| format!("{:width$}", cut(cell, width));
+    let line = |line: &[String; N]| line.iter().zip(widths).map(shown).collect::<Vec<_>>().join("  ");
+    lines.iter().map(|cells| line(cells).trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
@@ -222,6 +260,27 @@ mod tests {
         let text = clean_json(&serde_json::to_string_pretty(&value).unwrap());
         assert!(text.chars().all(|c| c == '\n' || !is_hidden(c)), "{text}");
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), value);
+    }
+
+    #[test]
+    fn a_table_fits_and_what_is_cut_says_so() {
+        let rows =
+            || [["db", "5432", "a machine with a long name"], ["staging-database-one", "1", "b"]].into_iter();
+        let drawn = |limit| {
+            columns_within(limit, &["NAME", "PORT", "AGENT"], rows().map(|row| row.map(str::to_owned)))
+        };
+        let whole = "NAME                  PORT  AGENT\n\
+                     db                    5432  a machine with a long name\n\
+                     staging-database-one  1     b";
+        assert_eq!(drawn(usize::MAX), whole);
+        assert_eq!(drawn(54), whole);
+        let narrow = "NAME           PORT  AGENT\n\
+                      db             5432  a machine w…\n\
+                      staging-data…  1     b";
+        assert_eq!(drawn(33), narrow);
+        for limit in 0..60 {
+            assert!(drawn(limit).lines().all(|line| line.chars().count() <= limit.max(16)), "{limit}");
+        }
     }
 
     #[test]

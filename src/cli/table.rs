@@ -63,6 +63,9 @@ const PROXY: &[Opt] = &[
     ),
     opt("connect-allow", "HOST[:PORT]", "Let CONNECT reach this outside host (may be repeated)"),
 ];
+const PORTS: Opt =
+    opt("ports", "PORT,PORT", "Look at these ports [default: those that services usually have]");
+const RANGE: Opt = opt("range", "A-B", "Look at all ports from A to B");
 const DATA: Opt = opt("data", "DIR", "The hub's data folder [default: ~/.privateconnect/hub]");
 
 pub const TABLE: &[Command] = &[
@@ -196,13 +199,32 @@ pub const TABLE: &[Command] = &[
         run: commands::whoami::logout,
     },
     Command {
+        path: "discover",
+        usage: "[--host H] [--ports 1,2] [--range A-B] [--timeout 500ms]",
+        about: "Find what listens on this machine, or on another, and what it is",
+        positionals: (0, 0),
+        options: &[
+            opt("host", "HOST", "Name or address of the machine to look at [default: localhost]"),
+            PORTS,
+            RANGE,
+            opt("timeout", "TIME", "How long a port has to answer [default: 500ms]"),
+        ],
+        runs_command: false,
+        examples: &[
+            "connect discover",
+            "connect discover --ports 8080,8443,9000",
+            "connect discover --host 192.168.1.50 --range 3000-3010",
+        ],
+        run: commands::discover::run,
+    },
+    Command {
         path: "services",
-        usage: "",
+        usage: "[--watch]",
         about: "List the services that can be reached",
         positionals: (0, 0),
-        options: &[],
+        options: &[switch("watch", "Stay, and show what changes; a line or JSON object a change in a pipe")],
         runs_command: false,
-        examples: &["connect services", "connect services --json"],
+        examples: &["connect services", "connect services --watch", "connect services --json"],
         run: commands::services::run,
     },
     Command {
@@ -240,12 +262,15 @@ pub const TABLE: &[Command] = &[
     },
     Command {
         path: "share",
-        usage: "[[NAME=][HOST:]PORT...] [--name N] [--service NAME]... [--expires 24h] [--link]",
+        usage: "[[NAME=][HOST:]PORT...] [--discovered] [--name N] [--service NAME]... [--expires 24h] [--link]",
         about: "Share services by a code: those given, or all that this machine exposes",
         positionals: (0, 100),
         options: &[
             opt("name", "NAME", "What the shared environment is called"),
             opt("service", "NAME", "A service that is exposed already (may be repeated)"),
+            switch("discovered", "Share what `connect discover` finds on this machine, by its names there"),
+            PORTS,
+            RANGE,
             opt("expires", "TIME", "How long the code works [default: 24h]"),
             opt("max-joins", "N", "How often it may be joined [default: any number]"),
             opt("code", "CODE", "Choose the code: 6 to 32 letters and digits"),
@@ -255,6 +280,7 @@ pub const TABLE: &[Command] = &[
         runs_command: false,
         examples: &[
             "connect share 5432 6379 api=8080 --name staging-env",
+            "connect share --discovered",
             "connect share --expires 2h --link",
         ],
         run: commands::share::run,

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde::Serialize;
 
+use super::record::Protocol;
 use super::time::Time;
 
 /// More than any machine has; a larger file is damaged or hostile.
@@ -15,6 +16,14 @@ pub struct Route {
     pub local_port: u16,
     pub pid: u32,
     pub started_at: Time,
+    /// Left out where it says nothing.
+    #[serde(default, skip_serializing_if = "is_tcp")]
+    pub protocol: Protocol,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // The shape that serde asks for.
+fn is_tcp(protocol: &Protocol) -> bool {
+    *protocol == Protocol::Tcp
 }
 
 /// The file is a plain list; a later shape wraps it as `{version, routes: […]}`.

@@ -60,6 +60,11 @@ impl Duplex {
 }
 
 impl Reader {
+    /// Whether what is read is what the socket holds.
+    pub fn is_plain(&self) -> bool {
+        matches!(self.source, Source::Plain(_)) && self.early.is_empty()
+    }
+
     /// Puts bytes back in front of what is read next.
     pub fn push_back(&mut self, bytes: Vec<u8>) {
         self.early.splice(0..0, bytes);

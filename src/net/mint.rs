@@ -145,3 +145,32 @@ pub fn server_config(resolver: Arc<dyn ResolvesServerCert>) -> Result<ServerConf
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::os::secret;
+
+    #[test]
+    fn a_leaf_is_kept_for_a_month_and_renewed_then() {
+        let terms = Terms {
+            title: "a CA",
+            root: |_| CertificateParams::new(Vec::new()),
+            leaf: CertificateParams::new,
+            when_damaged: "",
+        };
+        let folder = std::env::temp_dir().join(secret::id("connect-mint"));
+        let authority = Authority::load_or_make(&folder, terms).unwrap();
+        let now = clock::now();
+        let at = |days: u64| {
+            let later = now.plus(Duration::from_hours(24 * days));
+            authority.leaf_at("a.localhost", &[], later).unwrap()
+        };
+        let first = at(0);
+        assert!(Arc::ptr_eq(&first, &at(29)));
+        let renewed = at(31);
+        assert!(!Arc::ptr_eq(&first, &renewed) && Arc::ptr_eq(&renewed, &at(32)));
+        // A clock that was put back may have been wrong before.
+        assert!(!Arc::ptr_eq(&renewed, &at(0)));
+    }
+}

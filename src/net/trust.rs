@@ -88,15 +88,11 @@ fn has_aes() -> bool {
 /// For the HTTP API and the control channel.
 pub fn hub_client(trust: &HubTrust) -> Result<Arc<ClientConfig>> {
     let verifier: Arc<dyn ServerCertVerifier> = match trust {
-        HubTrust::Pin(pin) => Arc::new(PinnedHub { pin: *pin }),
+        HubTrust::Pin(pin) => Arc::new(Believed::Pin(*pin)),
         HubTrust::Roots(pem) => verifier_of(parse_roots(pem)?)?,
         HubTrust::Public => verifier_of(public_roots())?,
     };
-    let builder = ClientConfig::builder_with_provider(provider());
-    let builder = builder.with_safe_default_protocol_versions().or_say(|| "Cannot set up TLS")?;
-    let mut config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+    client_believing(verifier)
 }
 
 /// For the joiner's end of a session: any certificate that proves its key. Whose it must be is looked at
@@ -105,7 +101,7 @@ pub fn session_client(identity: &Identity) -> Result<Arc<ClientConfig>> {
     let builder =
         ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13]);
     let builder = builder.or_say(|| "Cannot set up TLS")?.dangerous();
-    let builder = builder.with_custom_certificate_verifier(Arc::new(AnyIdentity::default()));
+    let builder = builder.with_custom_certificate_verifier(Arc::new(Believed::Anyone(None)));
     let config = builder.with_client_auth_cert(vec![identity.certificate.clone()], identity.key.clone_key());
     config.map(Arc::new).or_say(|| "Cannot use this machine's identity")
 }
@@ -115,7 +111,7 @@ pub fn session_server(identity: &Identity) -> Result<Arc<ServerConfig>> {
     let builder =
         ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13]);
     let builder =
-        builder.or_say(|| "Cannot set up TLS")?.with_client_cert_verifier(Arc::new(AnyIdentity::default()));
+        builder.or_say(|| "Cannot set up TLS")?.with_client_cert_verifier(Arc::new(Believed::Anyone(None)));
     let config = builder.with_single_cert(vec![identity.certificate.clone()], identity.key.clone_key());
     config.map(Arc::new).or_say(|| "Cannot use this machine's identity")
 }
@@ -156,20 +152,33 @@ pub type Seen = Arc<Mutex<Option<Pin>>>;
 /// Settings that believe anything and note the pin of the last certificate in the chain: for showing it to
 /// the user before anything is sent.
 pub fn observer() -> Result<(Arc<ClientConfig>, Seen)> {
-    let seen = Arc::new(Mutex::new(None));
+    let seen = Seen::default();
+    Ok((client_believing(Arc::new(Believed::Anyone(Some(Arc::clone(&seen)))))?, seen))
+}
+
+/// Settings that believe anything, for a service whose way here is believed already.
+pub fn anyone() -> Result<Arc<ClientConfig>> {
+    client_believing(Arc::new(Believed::Anyone(None)))
+}
+
+fn client_believing(verifier: Arc<dyn ServerCertVerifier>) -> Result<Arc<ClientConfig>> {
     let builder = ClientConfig::builder_with_provider(provider());
-    let builder = builder.with_safe_default_protocol_versions().or_say(|| "Cannot set up TLS")?.dangerous();
-    let verifier = Arc::new(AnyIdentity { seen: Some(Arc::clone(&seen)) });
-    Ok((Arc::new(builder.with_custom_certificate_verifier(verifier).with_no_client_auth()), seen))
+    let builder = builder.with_safe_default_protocol_versions().or_say(|| "Cannot set up TLS")?;
+    let mut config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
 }
 
-/// Believes a chain that holds the pinned CA and is signed by it.
+/// Whom a handshake believes. That the peer holds its certificate's key is proved in every case.
 #[derive(Debug)]
-struct PinnedHub {
-    pin: Pin,
+enum Believed {
+    /// A chain that holds the pinned CA and is signed by it.
+    Pin(Pin),
+    /// Everyone: the caller compares the fingerprint, or shows the pin of the chain's last certificate.
+    Anyone(Option<Seen>),
 }
 
-impl ServerCertVerifier for PinnedHub {
+impl ServerCertVerifier for Believed {
     fn verify_server_cert(
         &self,
         leaf: &CertificateDer<'_>,
@@ -178,9 +187,18 @@ impl ServerCertVerifier for PinnedHub {
         ocsp: &[u8],
         now: UnixTime,
     ) -> std::result::Result<ServerCertVerified, rustls::Error> {
+        let pin = match self {
+            Self::Pin(pin) => pin,
+            Self::Anyone(seen) => {
+                if let Some(seen) = seen {
+                    let pin = secret::sha256(chain.last().unwrap_or(leaf)).pin();
+                    *seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(pin);
+                }
+                return Ok(ServerCertVerified::assertion());
+            }
+        };
         let unknown = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
-        let ca =
-            chain.iter().find(|certificate| secret::sha256(certificate).pin() == self.pin).ok_or(unknown)?;
+        let ca = chain.iter().find(|certificate| secret::sha256(certificate).pin() == *pin).ok_or(unknown)?;
         let mut roots = RootCertStore::empty();
         roots.add(ca.clone().into_owned())?;
         let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build();
@@ -211,53 +229,8 @@ impl ServerCertVerifier for PinnedHub {
     }
 }
 
-/// Accepts every certificate whose key the peer proves to hold; the fingerprint is compared by the caller.
-#[derive(Debug, Default)]
-struct AnyIdentity {
-    /// Where the pin of the chain's last certificate is noted.
-    seen: Option<Seen>,
-}
-
-impl ServerCertVerifier for AnyIdentity {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        chain: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
-        if let Some(seen) = &self.seen {
-            let pin = secret::sha256(chain.last().unwrap_or(leaf)).pin();
-            *seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(pin);
-        }
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("sessions are TLS 1.3".into()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &provider().signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
-    }
-}
-
-impl ClientCertVerifier for AnyIdentity {
+/// The agent's end of a session, where `Anyone` is meant.
+impl ClientCertVerifier for Believed {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }

@@ -8,11 +8,9 @@ use std::io;
 use std::io::Read;
 use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::path::PathBuf;
-use std::time::SystemTime;
 
 use nix::fcntl::OFlag;
 
@@ -91,14 +89,6 @@ pub fn append(path: &Path) -> Result<File> {
     let file = opened.map_err(|error| trouble("write", path, error))?;
     plain_file(&file).map_err(|error| trouble("write", path, error))?;
     Ok(file)
-}
-
-/// Changes whenever the file is replaced or written: its age, size and number.
-pub type Stamp = Option<(SystemTime, u64, u64)>;
-
-pub fn stamp(path: &Path) -> Stamp {
-    let found = fs::metadata(path).ok()?;
-    Some((found.modified().ok()?, found.len(), found.ino()))
 }
 
 pub fn remove(path: &Path) -> Result<()> {

@@ -118,8 +118,34 @@ pub fn connect(address: SocketAddr, deadline: Instant, stopped: &dyn Fn() -> boo
     if let Some(error) = stream.take_error()? {
         return Err(error);
     }
+    // Between two loopback ports of which nobody listens on the one, a connection can meet itself.
+    if address.ip().is_loopback() && stream.local_addr()? == address {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
     stream.set_nonblocking(false)?;
     Ok(stream)
+}
+
+/// Connects to a listener on this machine: the system does that within the call, which a wait for readiness
+/// would only make longer. A listener whose queue is full is waited for.
+#[cfg(target_os = "linux")]
+pub fn connect_at_once(address: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+    use nix::sys::socket;
+
+    let family = if address.is_ipv4() { socket::AddressFamily::Inet } else { socket::AddressFamily::Inet6 };
+    let flags = socket::SockFlag::SOCK_CLOEXEC;
+    let own = TcpStream::from(socket::socket(family, socket::SockType::Stream, flags, None)?);
+    own.set_write_timeout(Some(patience))?;
+    match socket::connect(own.as_raw_fd(), &socket::SockaddrStorage::from(address)) {
+        Ok(()) => Ok(own),
+        Err(Errno::EINPROGRESS) => Err(io::ErrorKind::TimedOut.into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn connect_at_once(address: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+    TcpStream::connect_timeout(&address, patience)
 }
 
 /// Elsewhere a connection that is being made is not cut; it ends at its deadline.

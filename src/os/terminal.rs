@@ -3,6 +3,9 @@
 use std::env;
 use std::io;
 use std::io::IsTerminal;
+use std::os::fd::AsFd;
+use std::process::Command;
+use std::process::Stdio;
 
 pub fn is_terminal_out() -> bool {
     io::stdout().is_terminal()
@@ -40,7 +43,23 @@ pub fn wants_colour() -> bool {
         && env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// Columns, as the shell exports them; 80 when nobody says.
-pub fn width() -> usize {
-    env::var("COLUMNS").ok().and_then(|text| text.parse().ok()).filter(|width| *width >= 40).unwrap_or(80)
+/// Rows and columns of the terminal at stdout: as the user says, as the system says, 24 by 80 when nobody does.
+pub fn size() -> (usize, usize) {
+    let told = |name| env::var(name).ok().and_then(|text| text.parse().ok());
+    let (rows, columns) = match (told("LINES"), told("COLUMNS")) {
+        (Some(rows), Some(columns)) => (rows, columns),
+        (rows, columns) => {
+            let asked = asked_size().unwrap_or((24, 80));
+            (rows.unwrap_or(asked.0), columns.unwrap_or(asked.1))
+        }
+    };
+    (rows.max(5), columns.max(40))
+}
+
+/// The call that answers this has no safe wrapper here, and every system that has terminals has `stty`.
+fn asked_size() -> Option<(usize, usize)> {
+    let terminal = io::stdout().as_fd().try_clone_to_owned().ok()?;
+    let said = Command::new("stty").arg("size").stdin(terminal).stderr(Stdio::null()).output().ok()?.stdout;
+    let (rows, columns) = str::from_utf8(&said).ok()?.trim().split_once(' ')?;
+    Some((rows.parse().ok()?, columns.parse().ok()?)).filter(|(rows, columns)| *rows > 0 && *columns > 0)
 }

@@ -203,7 +203,7 @@ fn bulk(
     home: &Home<'_>,
 ) -> Result<(), Option<Fault>> {
     let (Body::Length(_), Some(client)) = (to, home.writer.plain()) else { return Ok(()) };
-    if walker.ahead().is_none_or(|ahead| ahead < BULK) {
+    if !upstream.reader.is_plain() || walker.ahead().is_none_or(|ahead| ahead < BULK) {
         return Ok(());
     }
     let Ok(pipe) = Pipe::new() else { return Ok(()) };

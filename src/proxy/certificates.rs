@@ -41,6 +41,8 @@ const DAY: Duration = Duration::from_hours(24);
 const CA_DAYS: u32 = 3650;
 /// Apple refuses 825 and more; renewed long before, with every start.
 const LEAF_DAYS: u32 = 397;
+/// What the field for a certificate's shown name takes; clients go by the other names.
+const COMMON_NAME: usize = 64;
 /// Names in `server.crt`; more make a certificate larger than some clients read.
 const NAMES: usize = 100;
 
@@ -148,8 +150,10 @@ fn root(key: &KeyPair) -> std::result::Result<CertificateParams, rcgen::Error> {
 }
 
 fn leaf(names: Vec<String>) -> std::result::Result<CertificateParams, rcgen::Error> {
+    let shown = names.first().filter(|name| name.len() <= COMMON_NAME).cloned();
     let mut params = CertificateParams::new(names)?;
     params.distinguished_name.push(DnType::OrganizationName, "Private Connect");
+    params.distinguished_name.push(DnType::CommonName, shown.as_deref().unwrap_or("localhost"));
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];

@@ -1,4 +1,4 @@
-//! One client connection: requests are heard one after the other, judged, and answered or passed on.
+//! A client's connection: what its thread keeps for it, and how it is answered.
 
 use std::io;
 use std::io::Write;
@@ -12,37 +12,16 @@ use super::asked::Asked;
 use super::front::Front;
 use super::inbox::Inbox;
 use super::live::Entry;
-use super::page;
 use super::recent::Note;
-use super::refusal;
-use super::switch;
 use super::table::Route;
 use super::upstream::Upstream;
-use crate::net::connect::is_timeout;
 use crate::net::duplex::Duplex;
 use crate::net::duplex::Reader;
 use crate::net::duplex::Writer;
-use crate::wire::body::request_body;
-use crate::wire::forward::Onward;
+use crate::os::socket;
 use crate::wire::forward::Sender;
-use crate::wire::forward::has_been_here;
-use crate::wire::forward::is_upgrade;
-use crate::wire::forward::write_request;
-use crate::wire::head::BadHead;
-use crate::wire::head::HEAD_LIMIT;
-use crate::wire::head::Request;
-use crate::wire::head::parse_request;
-use crate::wire::host::Host;
-use crate::wire::host::Name;
-use crate::wire::host::Place;
-use crate::wire::host::host_of;
-use crate::wire::host::is_local_origin;
 use crate::wire::reply::Reply;
 
-/// A head has this long from its first byte on: a person types faster, and a browser sends it at once.
-const HEAD_PATIENCE: Duration = Duration::from_secs(10);
-/// A connection that rests so long is closed; browsers give up theirs after five minutes, too.
-const REST: Duration = Duration::from_mins(5);
 /// How often a read that waits for the client looks at the clock.
 const TURN: Duration = Duration::from_secs(2);
 /// A client that takes no more bytes for so long is given up; a paused video is not.
@@ -63,7 +42,7 @@ pub struct Connection<'f> {
     /// The request as it goes on, and the answer as it goes home.
     pub onward: Vec<u8>,
     pub homeward: Vec<u8>,
-    sender: Sender,
+    pub sender: Sender,
     pub secure: bool,
 }
 
@@ -81,94 +60,38 @@ pub enum Next {
     Close,
     /// Close, but so that the client gets what was written: what it still sends is read away first.
     Linger,
+    /// Go on inside TLS, which the client begins.
+    Secure,
 }
 
-/// What a request is for.
-enum Decision {
-    Say(Reply),
-    Page,
-    Forward(Arc<Route>),
-    Connect(Arc<Route>),
-    Dial(String, u16),
-}
-
-pub fn serve<'f>(front: &'f Front, stream: Duplex, secure: bool, entry: &'f Entry<'f>) -> io::Result<()> {
-    let Duplex { reader, writer, socket } = stream;
-    socket.set_read_timeout(Some(TURN))?;
-    socket.set_write_timeout(Some(TAKE))?;
-    let sender = Sender::new(socket.peer_addr()?.ip(), secure, &front.via);
-    let client = Client { reader, writer, socket, inbox: Inbox::new(INBOX) };
-    let (asked, kept, onward, homeward) = (Asked::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut it = Connection { front, client, entry, asked, kept, onward, homeward, sender, secure };
-    loop {
-        match it.next() {
-            Next::Again => {}
-            Next::Close => return Ok(()),
-            Next::Linger => {
-                it.client.linger();
-                return Ok(());
-            }
-        }
-    }
-}
-
-impl Connection<'_> {
-    fn next(&mut self) -> Next {
-        let decision = match self.hear() {
-            Ok(Ok(decision)) => decision,
-            Ok(Err(reply)) => return self.refuse(&reply),
-            Err(next) => return next,
-        };
-        self.entry.works();
-        match decision {
-            Decision::Say(reply) => self.say(&reply),
-            Decision::Page => page::serve(self),
-            Decision::Forward(route) => self.forward(&route),
-            Decision::Connect(route) => switch::connect(self, &route),
-            Decision::Dial(host, port) => switch::dial(self, &host, port),
-        }
+impl<'f> Connection<'f> {
+    pub fn new(front: &'f Front, stream: Duplex, secure: bool, entry: &'f Entry<'f>) -> io::Result<Self> {
+        let Duplex { reader, writer, socket } = stream;
+        socket.set_read_timeout(Some(TURN))?;
+        socket.set_write_timeout(Some(TAKE))?;
+        let sender = Sender::new(socket.peer_addr()?.ip(), secure, &front.via);
+        let client = Client { reader, writer, socket, inbox: Inbox::new(INBOX) };
+        let (asked, kept, onward, homeward) = (Asked::new(), Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { front, client, entry, asked, kept, onward, homeward, sender, secure })
     }
 
-    /// Reads until a head is whole, and judges it. The inner error is said before the connection closes.
-    fn hear(&mut self) -> Result<Result<Decision, Reply>, Next> {
-        self.entry.rests();
-        let mut first_byte = (!self.client.inbox.is_empty()).then(Instant::now);
-        let waits_since = Instant::now();
-        loop {
-            if !self.client.inbox.is_empty() {
-                match parse_request(self.client.inbox.unread()) {
-                    Ok(Some(request)) => {
-                        let length = request.length;
-                        self.onward.clear();
-                        let judge = Judge { front: self.front, sender: &self.sender, secure: self.secure };
-                        let decision = judge.decide(&request, &mut self.asked, &mut self.onward);
-                        self.client.inbox.consume(length);
-                        return Ok(decision.map_err(refusal::bad_head));
-                    }
-                    Ok(None) => {}
-                    Err(bad) => return Ok(Err(refusal::bad_head(bad))),
-                }
-            }
-            let client = &mut self.client;
-            match client.inbox.fill(&mut client.reader, HEAD_LIMIT) {
-                Ok(0) => return Err(Next::Close),
-                Ok(_) => {}
-                Err(error) if is_timeout(&error) => {}
-                Err(_) => return Err(Next::Close),
-            }
-            match first_byte {
-                Some(first) if first.elapsed() > HEAD_PATIENCE => return Ok(Err(refusal::timed_out())),
-                None if !self.client.inbox.is_empty() => first_byte = Some(Instant::now()),
-                None if waits_since.elapsed() > REST => return Err(Next::Close),
-                _ => {}
-            }
-        }
+    /// The client's connection as a whole again, with what was read too much put back.
+    pub fn take_over(&mut self) -> Duplex {
+        let nothing = Duplex::plain(Arc::clone(&self.client.socket));
+        let mut reader = std::mem::replace(&mut self.client.reader, nothing.reader);
+        let writer = std::mem::replace(&mut self.client.writer, nothing.writer);
+        reader.push_back(self.client.inbox.take());
+        Duplex { reader, writer, socket: Arc::clone(&self.client.socket) }
     }
 
     /// Answers a request that is understood. What it has of a body is not read, so then it is the last.
     pub fn say(&mut self, reply: &Reply) -> Next {
-        let stays = self.asked.keep_alive && !self.asked.has_body() && !self.front.stop.is_stopped();
         self.note(reply.status);
+        self.answer(reply)
+    }
+
+    pub fn answer(&mut self, reply: &Reply) -> Next {
+        let stays = self.asked.keep_alive && !self.asked.has_body() && !self.front.stop.is_stopped();
         match self.write(reply, stays) {
             Err(_) => Next::Close,
             Ok(()) if stays => Next::Again,
@@ -222,8 +145,13 @@ impl Connection<'_> {
 }
 
 impl Client {
+    /// Whether closing resets nothing. TLS says its farewell by lingering.
+    pub fn is_done(&self) -> bool {
+        self.inbox.is_empty() && self.writer.plain().is_some_and(|plain| socket::peek(plain, &mut [0]) == 0)
+    }
+
     /// Closing with unread bytes would reset the connection, and the reset could overtake our answer.
-    fn linger(&mut self) {
+    pub fn linger(&mut self) {
         let _ = self.writer.finish();
         let began = Instant::now();
         let (mut drained, mut waste) = (0, [0; 8 * 1024]);
@@ -235,83 +163,5 @@ impl Client {
             }
         }
         let _ = self.socket.shutdown(Shutdown::Both);
-    }
-}
-
-/// What a head is judged by.
-struct Judge<'a> {
-    front: &'a Front,
-    sender: &'a Sender,
-    secure: bool,
-}
-
-impl Judge<'_> {
-    /// If the request goes on, it is written anew into `onward`. An error closes the connection.
-    fn decide(
-        &self,
-        request: &Request<'_>,
-        asked: &mut Asked,
-        onward: &mut Vec<u8>,
-    ) -> Result<Decision, BadHead> {
-        let front = self.front;
-        let body = request_body(request)?;
-        let host = host_of(request)?.ok_or(BadHead::NoHost)?;
-        asked.note(request, body);
-        if request.method == "CONNECT" {
-            return Ok(self.decide_connect(request, &host, asked));
-        }
-        let place = host.place();
-        if place == Place::Elsewhere {
-            return Ok(Decision::Say(refusal::elsewhere(front)));
-        }
-        if front.settings.secure && !self.secure {
-            return Ok(Decision::Say(refusal::use_https(request, &host)));
-        }
-        let Place::Service(name) = place else { return Ok(Decision::Page) };
-        asked.service.push_str(&name);
-        if has_been_here(request, &front.via) {
-            return Ok(Decision::Say(refusal::looped()));
-        }
-        if is_upgrade(request) && !self.may_upgrade(request) {
-            return Ok(Decision::Say(refusal::foreign_origin()));
-        }
-        let Some(route) = front.table.find(&name) else {
-            return Ok(Decision::Say(refusal::not_found(front, &name, request)));
-        };
-        let rewritten = front.rewritten_host(&route);
-        let way = Onward { sender: self.sender, body, host: host.text, rewrite_host: rewritten.as_deref() };
-        write_request(request, &way, onward)?;
-        Ok(Decision::Forward(route))
-    }
-
-    /// Same-origin rules do not hold for a `WebSocket`, so a hostile page could open one to any service. Clients
-    /// that are no browsers send no Origin.
-    fn may_upgrade(&self, request: &Request<'_>) -> bool {
-        let mut origins = request.fields.all("origin");
-        origins.all(|origin| is_local_origin(origin) || self.front.allows_origin(origin))
-    }
-
-    /// To known services only: anything else would be an open door to the network.
-    fn decide_connect(&self, request: &Request<'_>, host: &Host<'_>, asked: &mut Asked) -> Decision {
-        let front = self.front;
-        if let Place::Service(name) = host.place() {
-            asked.service.push_str(&name);
-            return match front.table.find(&name) {
-                Some(_) if has_been_here(request, &front.via) => Decision::Say(refusal::looped()),
-                Some(route) => Decision::Connect(route),
-                None => Decision::Say(refusal::not_found(front, &name, request)),
-            };
-        }
-        let port = host.port.unwrap_or(443);
-        let outside = match host.name {
-            Name::Dns(name) => name.to_owned(),
-            Name::V4(address) => address.to_string(),
-            Name::V6(address) => address.to_string(),
-        };
-        if front.allows_connect(&outside, port) {
-            return Decision::Dial(outside, port);
-        }
-        let hint = "CONNECT reaches known services only; to open another host: connect proxy start --connect-allow HOST:PORT";
-        Decision::Say(refusal::plain(404, "Host not found", hint))
     }
 }

@@ -22,14 +22,16 @@ use super::connection::DRAIN_BYTES;
 use super::connection::DRAIN_TIME;
 use super::connection::Next;
 use super::inbox::Inbox;
+use super::live::Entry;
 use super::refusal;
-use super::refusal::NOT_RESPONDING;
 use super::switch;
 use super::table::Route;
+use super::upstream::NOT_RESPONDING;
 use super::upstream::Upstream;
 use crate::net::connect::is_timeout;
 use crate::net::crew::STACK;
 use crate::net::duplex::Reader;
+use crate::net::duplex::Writer;
 use crate::os::socket::reset_on_close;
 use crate::wire::body::BadBody;
 use crate::wire::body::Body;
@@ -53,13 +55,11 @@ impl Connection<'_> {
         let repeatable = walker.ended() && self.asked.is_safe();
         loop {
             let kept = self.take_kept(route).filter(|kept| repeatable || kept.is_at_rest());
-            let dialled = kept.map_or_else(|| self.front.dial(route), Ok);
+            let dialled = kept.map_or_else(|| self.front.dial(route, route.secure), Ok);
             let mut upstream = match dialled {
                 Ok(upstream) => upstream,
-                Err(error) => {
-                    log::debug!("{error}");
-                    let reply = refusal::bad_gateway(&route.name, NOT_RESPONDING);
-                    return self.gateway_trouble(&reply, walker.ended());
+                Err(why) => {
+                    return self.gateway_trouble(&refusal::bad_gateway(&route.name, why), walker.ended());
                 }
             };
             let (outcome, upload) = self.exchange(route, &mut upstream, &mut walker);
@@ -79,24 +79,29 @@ impl Connection<'_> {
         walker: &mut BodyWalker,
     ) -> (Result<Answered, Fault>, Upload) {
         // Whoever refuses a request early may close before it took all; what it says still counts.
-        let _ = upstream.send(&self.onward);
+        let _ = upstream.writer.write_all(&self.onward);
         let Client { reader, writer, socket, inbox } = &mut self.client;
         let heard_all = AtomicBool::new(walker.ended());
         let mut home = Home { writer, socket: &*socket, out: &mut self.homeward, heard_all: &heard_all };
         if walker.ended() {
             return (answer::pass_on(upstream, &self.asked, &mut home), Upload::Whole);
         }
-        let (over, service) = (AtomicBool::new(false), Arc::clone(&upstream.socket));
+        let over = AtomicBool::new(false);
+        // For as long as two threads work on it, one writes and one reads.
+        let mut service =
+            std::mem::replace(&mut upstream.writer, Writer::Plain(Arc::clone(&upstream.socket)));
         let upload = Sending {
             reader,
             inbox,
+            entry: self.entry,
             walker,
-            service: &service,
+            service: &mut service,
+            cut: Arc::clone(&upstream.socket),
             chunked: self.asked.body == Body::Chunked,
             heard_all: &heard_all,
             over: &over,
         };
-        thread::scope(|scope| {
+        let ended = thread::scope(|scope| {
             let (done, ended) = mpsc::sync_channel(1);
             let spawned = thread::Builder::new().name("upload".into()).stack_size(STACK).spawn_scoped(
                 scope,
@@ -130,7 +135,9 @@ impl Connection<'_> {
                 let _ = socket.shutdown(Shutdown::Read);
             }
             (outcome, Upload::Dropped)
-        })
+        });
+        upstream.writer = service;
+        ended
     }
 
     fn conclude(&mut self, route: &Route, ended: Ended) -> Next {
@@ -145,7 +152,11 @@ impl Connection<'_> {
                 if answered.keeps_service && upload == Upload::Whole {
                     self.keep(upstream);
                 }
-                if answered.keeps_client && upload == Upload::Whole { Next::Again } else { Next::Linger }
+                match upload {
+                    Upload::Whole if answered.keeps_client => Next::Again,
+                    Upload::Whole if self.client.is_done() => Next::Close,
+                    _ => Next::Linger,
+                }
             }
             (Err(Fault::ClientLeft), _) | (_, Upload::Left) => {
                 self.note(499);
@@ -217,8 +228,10 @@ enum Upload {
 struct Sending<'a> {
     reader: &'a mut Reader,
     inbox: &'a mut Inbox,
+    entry: &'a Entry<'a>,
     walker: &'a mut BodyWalker,
-    service: &'a TcpStream,
+    service: &'a mut Writer,
+    cut: Arc<TcpStream>,
     chunked: bool,
     heard_all: &'a AtomicBool,
     /// The answer is through, and nobody wants the rest.
@@ -230,7 +243,7 @@ impl Sending<'_> {
         let upload = self.send();
         if upload != Upload::Whole && upload != Upload::Dropped {
             // Without the rest its request is no request: the service must see that.
-            let _ = self.service.shutdown(Shutdown::Both);
+            let _ = self.cut.shutdown(Shutdown::Both);
         }
         upload
     }
@@ -241,12 +254,19 @@ impl Sending<'_> {
         while !self.walker.ended() {
             match self.inbox.fill(self.reader, UPLOAD_CHUNK) {
                 Ok(0) => return Upload::Left,
-                Ok(_) => last = Instant::now(),
+                Ok(_) => {
+                    last = Instant::now();
+                    self.entry.works();
+                }
                 Err(error) if is_timeout(&error) && last.elapsed() > BODY_PATIENCE => return Upload::Stalled,
                 Err(error) if is_timeout(&error) && self.over.load(Ordering::SeqCst) => {
                     return Upload::Dropped;
                 }
-                Err(error) if is_timeout(&error) => continue,
+                Err(error) if is_timeout(&error) => {
+                    // Whoever stops in the middle rests as well, and makes room when there are too many.
+                    self.entry.rests(last);
+                    continue;
+                }
                 Err(_) => return Upload::Left,
             }
             out.clear();
@@ -259,7 +279,7 @@ impl Sending<'_> {
                 if drained > DRAIN_BYTES {
                     return Upload::Dropped;
                 }
-            } else if (&*self.service).write_all(&out).is_err() {
+            } else if self.service.write_all(&out).is_err() {
                 refused = true;
             }
             if let Err(bad) = framed {

@@ -1,20 +1,20 @@
 //! What every connection of the proxy shares.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+
+use rustls::ClientConfig;
 
 use super::certificates::Certificates;
 use super::live::Live;
 use super::recent::Note;
 use super::recent::Recent;
 use super::table::Route;
-use super::table::Source;
 use super::table::Table;
+use super::upstream::NO_TLS;
+use super::upstream::NOT_RESPONDING;
 use super::upstream::Upstream;
-use crate::error::Error;
 use crate::error::Result;
-use crate::model::record::Protocol;
 use crate::net::stop::Stop;
 
 /// Makes sure that a tunnel to that hub service stands, and says on which loopback port.
@@ -47,7 +47,9 @@ pub struct Front {
     /// Our name in `Via`, unlike any other.
     pub via: String,
     pub port: u16,
-    pub certificates: Mutex<Option<Arc<Certificates>>>,
+    /// Towards services that speak TLS. Whose certificate that is does not matter: the way to a hub's service is
+    /// encrypted and its agent known, and none of them has a certificate for a name under `localhost`.
+    pub tls: Arc<ClientConfig>,
 }
 
 impl Front {
@@ -64,20 +66,20 @@ impl Front {
     }
 
     pub fn certificates(&self) -> Result<Arc<Certificates>> {
-        let mut made = self.certificates.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(made) = &*made {
-            return Ok(Arc::clone(made));
-        }
-        let loaded = (self.settings.certificates)()?;
-        *made = Some(Arc::clone(&loaded));
-        Ok(loaded)
+        (self.settings.certificates)()
     }
 
-    /// A new connection to a service; a hub's first gets its tunnel.
-    pub fn dial(&self, route: &Route) -> Result<Upstream> {
-        let port = if route.is_local() { route.port } else { (self.settings.open_tunnel)(&route.name)? };
-        Upstream::dial(&route.name, port).map_err(|error| {
-            Error::new(format!("{} does not answer on port {port}", route.name)).because(error)
+    /// A new connection to a service, by TLS if that is wanted; a hub's first gets its tunnel. The error is for the
+    /// client.
+    pub fn dial(&self, route: &Route, by_tls: bool) -> std::result::Result<Upstream, &'static str> {
+        let opened = if route.is_local() { Ok(route.port) } else { (self.settings.open_tunnel)(&route.name) };
+        let port = opened.map_err(|error| {
+            log::debug!("{error}");
+            NOT_RESPONDING
+        })?;
+        Upstream::dial(route, port, by_tls.then_some(&self.tls)).map_err(|error| {
+            log::debug!("{} does not answer on port {port}: {error}", route.name);
+            if error.kind() == ErrorKind::InvalidData { NO_TLS } else { NOT_RESPONDING }
         })
     }
 
@@ -104,9 +106,4 @@ impl Front {
             tell(note);
         }
     }
-}
-
-/// Whether the service itself speaks TLS, so that a CONNECT's bytes are for it alone.
-pub fn speaks_tls(route: &Route) -> bool {
-    matches!(route.source, Source::Hub { protocol: Protocol::Https, .. })
 }

@@ -46,7 +46,8 @@ impl Live {
     }
 
     pub fn enter(&self, socket: &Arc<TcpStream>) -> Entry<'_> {
-        let slot = Arc::new(Slot { socket: Arc::clone(socket), resting_since: AtomicU64::new(self.now()) });
+        let since = AtomicU64::new(self.at(Instant::now()));
+        let slot = Arc::new(Slot { socket: Arc::clone(socket), resting_since: since });
         let mut entries = self.lock();
         if entries.open.len() >= CONNECTIONS {
             close_longest_resting(&entries.open);
@@ -61,8 +62,8 @@ impl Live {
         self.lock().open.len()
     }
 
-    fn now(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
+    fn at(&self, now: Instant) -> u64 {
+        u64::try_from(now.duration_since(self.began).as_millis()).unwrap_or(u64::MAX).max(1)
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {
@@ -81,8 +82,8 @@ fn close_longest_resting(open: &HashMap<u64, Arc<Slot>>) {
 }
 
 impl Entry<'_> {
-    pub fn rests(&self) {
-        self.slot.resting_since.store(self.live.now(), Ordering::Relaxed);
+    pub fn rests(&self, since: Instant) {
+        self.slot.resting_since.store(self.live.at(since), Ordering::Relaxed);
     }
 
     pub fn works(&self) {

@@ -1,6 +1,6 @@
 //! The local proxy: `http(s)://NAME.localhost:PORT` leads to the service of that name.
 //!
-//! A thread for each client connection (`connection`) hears one request after the other. What is not plainly
+//! A thread for each client `connection` hears one request after the other (`requests`). What is not plainly
 //! valid goes no further. What is, is written anew (`exchange`) and its answer too (`answer`). The table of
 //! routes stays true by itself (`table`). Nothing here listens beyond loopback.
 
@@ -17,6 +17,7 @@ mod inbox;
 mod live;
 mod page;
 mod refusal;
+mod requests;
 mod switch;
 mod upstream;
 
@@ -25,8 +26,6 @@ use std::io::Write;
 use std::net::TcpListener;
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::time::Instant;
 
 use crate::error::Result;
 use crate::net::connect::DEADLINE;
@@ -37,7 +36,7 @@ use crate::net::serve::on_loopback;
 use crate::net::serve::shut;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
-use crate::net::tls;
+use crate::net::trust;
 use crate::os::secret;
 use front::Front;
 use front::Settings;
@@ -46,8 +45,9 @@ use live::Live;
 use recent::Recent;
 use table::Table;
 
-/// Above the cap of `live`, which makes room: only when nothing rests is a connection turned away.
-const THREADS: usize = CONNECTIONS + 64;
+/// Far above the cap of `live`, which makes room: a connection that is closed needs a moment to be gone, and
+/// only when nothing rests is one turned away.
+const THREADS: usize = 2 * CONNECTIONS;
 const TLS_HANDSHAKE: u8 = 0x16;
 
 /// A proxy that serves until it is dropped, or until its `Stop`.
@@ -82,7 +82,7 @@ impl Proxy {
             stop: stop.clone(),
             via: secret::id("connect-proxy"),
             port: listening.port,
-            certificates: Mutex::default(),
+            tls: trust::anyone()?,
         });
         if front.settings.secure {
             front.certificates()?;
@@ -115,7 +115,7 @@ fn serve(front: &Arc<Front>, stream: &Arc<TcpStream>) {
     let served = if front.settings.secure {
         serve_secure(front, stream, &entry)
     } else {
-        connection::serve(front, Duplex::plain(Arc::clone(stream)), false, &entry)
+        requests::serve(front, Duplex::plain(Arc::clone(stream)), false, &entry)
     };
     if let Err(error) = served {
         log::debug!("a connection ended: {error}");
@@ -131,11 +131,9 @@ fn serve_secure(front: &Arc<Front>, stream: &Arc<TcpStream>, entry: &live::Entry
     }
     let below = Duplex::plain(Arc::clone(stream));
     if first[0] != TLS_HANDSHAKE {
-        return connection::serve(front, below, false, entry);
+        return requests::serve(front, below, false, entry);
     }
-    let certificates = front.certificates().map_err(io::Error::other)?;
-    let established = tls::server(&certificates.config(), below, Instant::now() + DEADLINE)?;
-    connection::serve(front, established.into_duplex(), true, entry)
+    requests::serve(front, requests::in_tls(front, below)?, true, entry)
 }
 
 fn turn_away(stream: &TcpStream) -> io::Result<()> {

@@ -39,9 +39,10 @@ pub fn serve(it: &mut Connection<'_>) -> Next {
     };
     match path {
         "" | "/" => it.say(&home()),
+        // What the page asks for by itself is no request of anybody's, and goes unnoted.
         "/_connect/state" => {
             let reply = state(it.front);
-            it.say(&reply)
+            it.answer(&reply)
         }
         "/_connect/events" => {
             // Whoever leaves early, or is cut by a stop, ends it.
@@ -59,21 +60,13 @@ fn home() -> Reply {
          base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     );
     let reply = Reply::html(200, PAGE.replace("{{nonce}}", &nonce));
-    guarded(reply.field("Content-Security-Policy", policy))
-}
-
-fn guarded(reply: Reply) -> Reply {
-    reply
-        .field("X-Content-Type-Options", "nosniff")
-        .field("Referrer-Policy", "no-referrer")
-        .field("Cross-Origin-Resource-Policy", "same-origin")
-        .field("Cache-Control", "no-store")
+    refusal::guarded(reply.field("Content-Security-Policy", policy))
 }
 
 fn state(front: &Front) -> Reply {
     let routes: Vec<Value> = front.table.now().iter().map(|route| as_json(front, route)).collect();
     let state = json!({ "port": front.port, "tls": front.settings.secure, "connections": front.live.count(), "routes": routes, "recent": front.recent.after(0, Duration::ZERO) });
-    guarded(Reply::json(200, state))
+    refusal::guarded(Reply::json(200, state))
 }
 
 fn as_json(front: &Front, route: &Route) -> Value {

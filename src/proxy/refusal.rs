@@ -56,8 +56,6 @@ pub fn bad_gateway(service: &str, error: &str) -> Reply {
     json(502, &BadGateway { error, service })
 }
 
-pub const NOT_RESPONDING: &str = "Bad Gateway: the service is not responding.";
-
 /// Plain HTTP on the HTTPS port.
 pub fn use_https(request: &Request<'_>, host: &Host<'_>) -> Reply {
     let path = match parse_target(request.method, request.target) {
@@ -100,11 +98,17 @@ fn json(status: u16, value: &impl Serialize) -> Reply {
     Reply { body: text.into_bytes(), ..reply }
 }
 
-pub fn page(status: u16, html: &str) -> Reply {
-    Reply::html(status, html)
-        .field("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'")
+fn page(status: u16, html: &str) -> Reply {
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
+    guarded(Reply::html(status, html).field("Content-Security-Policy", policy))
+}
+
+/// For no other page's eyes, and no cache.
+pub fn guarded(reply: Reply) -> Reply {
+    reply
         .field("X-Content-Type-Options", "nosniff")
         .field("Referrer-Policy", "no-referrer")
+        .field("Cross-Origin-Resource-Policy", "same-origin")
         .field("Cache-Control", "no-store")
 }
 

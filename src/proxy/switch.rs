@@ -10,15 +10,11 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use super::connection;
 use super::connection::Connection;
 use super::connection::Next;
-use super::front::speaks_tls;
 use super::refusal;
 use super::table::Route;
 use super::upstream::Upstream;
-use crate::error::OrSay;
-use crate::error::Result;
 use crate::net;
 use crate::net::connect::DEADLINE;
 use crate::net::crew::STACK;
@@ -26,7 +22,6 @@ use crate::net::duplex::Duplex;
 use crate::net::duplex::Reader;
 use crate::net::duplex::Writer;
 use crate::net::relay::Adaptive;
-use crate::net::tls;
 use crate::wire::reply::CONNECTED;
 
 /// How long a CONNECT's client has for its first byte, which tells TLS from anything else. Protocols in which the server
@@ -37,16 +32,15 @@ const CHUNK_IDLE: usize = 4 * 1024;
 const CHUNK_BUSY: usize = 64 * 1024;
 
 /// Behind a 101 from the service.
-pub fn relay(it: &mut Connection<'_>, mut upstream: Upstream) -> Next {
-    let early = upstream.inbox.take();
-    both_ways(it, &upstream.socket, &early);
+pub fn relay(it: &mut Connection<'_>, upstream: Upstream) -> Next {
+    both_ways(it, upstream.into_duplex());
     Next::Close
 }
 
 /// What comes behind CONNECT is for the service's own TLS if it speaks that. Otherwise TLS ends here, as on an
 /// HTTPS port, and what is no TLS goes to the service as it is.
 pub fn connect(it: &mut Connection<'_>, route: &Arc<Route>) -> Next {
-    if speaks_tls(route) {
+    if route.secure {
         return straight_to(it, route, true);
     }
     if it.client.writer.write_all(CONNECTED).is_err() {
@@ -56,10 +50,8 @@ pub fn connect(it: &mut Connection<'_>, route: &Arc<Route>) -> Next {
         return straight_to(it, route, false);
     }
     it.note(200);
-    if let Err(error) = inner_tls(it) {
-        log::debug!("a connection through CONNECT ended: {error}");
-    }
-    Next::Close
+    // It takes us for the service's own HTTPS: requests within are served like any others.
+    Next::Secure
 }
 
 /// To a host outside, which `--connect-allow` names.
@@ -68,7 +60,7 @@ pub fn dial(it: &mut Connection<'_>, host: &str, port: u16) -> Next {
         Ok(socket) => {
             it.note(200);
             if it.client.writer.write_all(CONNECTED).is_ok() {
-                both_ways(it, &socket, &[]);
+                both_ways(it, Duplex::plain(socket));
             }
             Next::Close
         }
@@ -80,24 +72,17 @@ pub fn dial(it: &mut Connection<'_>, host: &str, port: u16) -> Next {
 }
 
 fn straight_to(it: &mut Connection<'_>, route: &Route, tell: bool) -> Next {
-    match it.front.dial(route) {
+    match it.front.dial(route, false) {
         Ok(upstream) => {
             it.note(200);
             if !tell || it.client.writer.write_all(CONNECTED).is_ok() {
-                both_ways(it, &upstream.socket, &[]);
+                return relay(it, upstream);
             }
-            Next::Close
         }
-        Err(error) if tell => {
-            log::debug!("{error}");
-            it.say(&refusal::bad_gateway(&route.name, refusal::NOT_RESPONDING))
-        }
-        Err(error) => {
-            log::debug!("{error}");
-            it.note(502);
-            Next::Close
-        }
+        Err(why) if tell => return it.say(&refusal::bad_gateway(&route.name, why)),
+        Err(_) => it.note(502),
     }
+    Next::Close
 }
 
 fn first_byte(it: &mut Connection<'_>) -> Option<u8> {
@@ -108,51 +93,26 @@ fn first_byte(it: &mut Connection<'_>) -> Option<u8> {
     it.client.inbox.unread().first().copied()
 }
 
-/// The client takes us for the service's own HTTPS: requests within are served like any others.
-fn inner_tls(it: &mut Connection<'_>) -> Result<()> {
-    let certificates = it.front.certificates()?;
-    let below = take_over(it);
-    let established = tls::server(&certificates.config(), below, Instant::now() + DEADLINE);
-    let served =
-        established.and_then(|inner| connection::serve(it.front, inner.into_duplex(), true, it.entry));
-    served.or_say(|| "The TLS connection failed")
-}
-
-/// The client's connection as a whole again, with what was read too much put back.
-fn take_over(it: &mut Connection<'_>) -> Duplex {
-    let nothing = Duplex::plain(Arc::clone(&it.client.socket));
-    let mut reader = std::mem::replace(&mut it.client.reader, nothing.reader);
-    let writer = std::mem::replace(&mut it.client.writer, nothing.writer);
-    reader.push_back(it.client.inbox.take());
-    Duplex { reader, writer, socket: Arc::clone(&it.client.socket) }
-}
-
-/// Copies in both directions until both have ended. `early` is what the service said too early.
-fn both_ways(it: &mut Connection<'_>, service: &Arc<TcpStream>, early: &[u8]) {
-    let Duplex { mut reader, mut writer, socket: client } = take_over(it);
+/// Copies in both directions until both have ended.
+fn both_ways(it: &mut Connection<'_>, service: Duplex) {
+    let Duplex { mut reader, mut writer, socket: client } = it.take_over();
+    let Duplex { reader: mut answers, writer: mut asks, socket: service } = service;
     it.entry.works();
     let free =
         |socket: &TcpStream| socket.set_read_timeout(None).and_then(|()| socket.set_write_timeout(None));
-    if free(&client).and_then(|()| free(service)).is_err() {
+    if free(&client).and_then(|()| free(&service)).is_err() {
         return;
     }
-    let Some(_cut) = it.front.stop.attach(service) else { return };
-    if writer.write_all(early).is_err() {
-        return;
-    }
+    let Some(_cut) = it.front.stop.attach(&service) else { return };
     thread::scope(|scope| {
-        let (own, mine) = (Arc::clone(&client), Arc::clone(service));
-        let up = move || {
-            let mut to = Writer::Plain(Arc::clone(&mine));
-            half(&mut reader, &mut to, &own, &mine);
-        };
+        let up = || half(&mut reader, &mut asks, &client, &service);
         let spawned =
             thread::Builder::new().name("switched".into()).stack_size(STACK).spawn_scoped(scope, up);
         if let Err(error) = spawned {
             log::warn!("cannot start a thread: {error}");
             return;
         }
-        half(&mut Duplex::plain(Arc::clone(service)).reader, &mut writer, &client, service);
+        half(&mut answers, &mut writer, &client, &service);
     });
 }
 

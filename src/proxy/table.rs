@@ -12,7 +12,6 @@ use std::sync::mpsc;
 use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use std::time::Instant;
 
 use crate::error::OrSay;
 use crate::error::Result;
@@ -21,7 +20,6 @@ use crate::model::route::Route as Listed;
 use crate::net::crew;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
-use crate::os::files::Stamp;
 use crate::state::home::Home;
 use crate::state::routes;
 use crate::wire::api::ServiceInfo;
@@ -44,13 +42,15 @@ pub struct Route {
     pub name: String,
     /// On this machine for a local route, beside its agent for the hub's.
     pub port: u16,
+    /// Whether the service speaks TLS itself.
+    pub secure: bool,
     pub source: Source,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     Local,
-    Hub { agent: String, online: bool, protocol: Protocol },
+    Hub { agent: String, online: bool },
 }
 
 impl Route {
@@ -78,17 +78,15 @@ impl Routes {
         let mut services: Vec<_> = hub.iter().collect();
         services.sort_by_key(|service| service.status == Status::Online);
         for service in services {
-            let source = Source::Hub {
-                agent: service.agent_label.clone(),
-                online: service.status == Status::Online,
-                protocol: service.protocol,
-            };
-            let name = service.name.to_string();
-            found.insert(name.clone(), Arc::new(Route { name, port: service.target_port, source }));
+            let source =
+                Source::Hub { agent: service.agent_label.clone(), online: service.status == Status::Online };
+            let (name, secure) = (service.name.to_string(), service.protocol == Protocol::Https);
+            found.insert(name.clone(), Arc::new(Route { name, port: service.target_port, secure, source }));
         }
         for route in local.iter().filter(|route| is_label(&route.service_name) && route.local_port != 0) {
             let name = route.service_name.to_ascii_lowercase();
-            let route = Route { name: name.clone(), port: route.local_port, source: Source::Local };
+            let secure = route.protocol == Protocol::Https;
+            let route = Route { name: name.clone(), port: route.local_port, secure, source: Source::Local };
             found.insert(name, Arc::new(route));
         }
         let mut list: Vec<_> = found.into_values().collect();
@@ -134,12 +132,33 @@ struct Shared {
 
 #[derive(Default)]
 struct Known {
-    local: Vec<Listed>,
-    hub: Vec<ServiceInfo>,
-    stamps: Option<[Stamp; 2]>,
-    /// Trouble is told when it begins, not as long as it lasts.
-    local_trouble: bool,
-    hub_trouble: bool,
+    local: Heard<Listed>,
+    hub: Heard<ServiceInfo>,
+}
+
+/// What a source said last. Trouble is told when it begins, not as long as it lasts.
+struct Heard<T> {
+    last: Vec<T>,
+    trouble: bool,
+}
+
+impl<T> Default for Heard<T> {
+    fn default() -> Self {
+        Self { last: Vec::new(), trouble: false }
+    }
+}
+
+impl<T> Heard<T> {
+    fn take(&mut self, said: Result<Vec<T>>) {
+        match said {
+            Ok(last) => *self = Self { last, trouble: false },
+            Err(error) if !self.trouble => {
+                self.trouble = true;
+                log::warn!("{error}. The routes stay as they were");
+            }
+            Err(_) => {}
+        }
+    }
 }
 
 impl Table {
@@ -202,68 +221,27 @@ impl Drop for Table {
 }
 
 impl Shared {
-    /// The file is read again when it has changed; whether its writers live is asked each time.
+    /// The file is small; whether its writers live changes without it.
     fn look_at_files(&self) {
-        let stamps = routes::stamps(&self.home);
-        let unchanged_trouble = {
-            let known = self.known();
-            known.local_trouble && known.stamps == Some(stamps)
-        };
-        if unchanged_trouble {
-            return;
-        }
         let listed = routes::listed(&self.home);
-        let mut known = self.known();
-        known.stamps = Some(stamps);
-        match listed {
-            Ok(local) => {
-                known.local_trouble = false;
-                known.local = local;
-            }
-            Err(error) => {
-                if !std::mem::replace(&mut known.local_trouble, true) {
-                    log::warn!("{error}. The routes stay as they were");
-                }
-                return;
-            }
-        }
-        self.publish(&known);
+        self.publish(|known| known.local.take(listed));
     }
 
     fn look_at_hub(&self) {
-        let Some(ask) = &self.ask_hub else { return };
-        let began = Instant::now();
-        let asked = ask();
-        let mut known = self.known();
-        match asked {
-            Ok(services) => {
-                known.hub_trouble = false;
-                known.hub = services;
-            }
-            Err(error) => {
-                if !std::mem::replace(&mut known.hub_trouble, true) {
-                    log::warn!("the hub's services stay as they were: {error}");
-                }
-                log::debug!("asking the hub took {:?}", began.elapsed());
-                return;
-            }
-        }
-        self.publish(&known);
+        let asked = self.ask_hub.as_ref().map_or_else(|| Ok(Vec::new()), |ask| ask());
+        self.publish(|known| known.hub.take(asked));
     }
 
-    fn publish(&self, known: &Known) {
-        let routes = Arc::new(Routes::new(&known.local, &known.hub));
-        let before = {
-            let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *current, Arc::clone(&routes))
-        };
+    fn publish(&self, learn: impl FnOnce(&mut Known)) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        learn(&mut known);
+        let routes = Arc::new(Routes::new(&known.local.last, &known.hub.last));
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *current, Arc::clone(&routes));
+        drop((current, known));
         if before != routes {
             (self.changed)(&routes);
         }
-    }
-
-    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -274,7 +252,8 @@ mod tests {
     use crate::model::time::Time;
 
     fn local(name: &str, local_port: u16) -> Listed {
-        Listed { service_name: name.to_owned(), local_port, pid: 1, started_at: Time::from_unix(0) }
+        let (service_name, protocol) = (name.to_owned(), Protocol::Tcp);
+        Listed { service_name, local_port, pid: 1, started_at: Time::from_unix(0), protocol }
     }
 
     fn hub(name: &str, target_port: u16, status: Status) -> ServiceInfo {

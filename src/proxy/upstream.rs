@@ -1,7 +1,6 @@
 //! A connection to a service. It belongs to the thread of one client, which keeps it for the next request.
 
 use std::io;
-use std::io::Write;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
 use std::net::Shutdown;
@@ -11,8 +10,17 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+
 use super::inbox::Inbox;
+use super::table::Route;
+use crate::net::connect::DEADLINE;
 use crate::net::connect::is_timeout;
+use crate::net::duplex::Duplex;
+use crate::net::duplex::Reader;
+use crate::net::duplex::Writer;
+use crate::net::tls;
 use crate::os::socket;
 use crate::os::socket::Woken;
 
@@ -27,7 +35,13 @@ const TAKE: Duration = Duration::from_mins(2);
 const TURN: Duration = Duration::from_secs(10);
 const INBOX: usize = 16 * 1024;
 
+/// What clients are told of a service that gives no answer.
+pub const NOT_RESPONDING: &str = "Bad Gateway: the service is not responding.";
+pub const NO_TLS: &str = "Bad Gateway: the service is said to speak https, and does not.";
+
 pub struct Upstream {
+    pub reader: Reader,
+    pub writer: Writer,
     pub socket: Arc<TcpStream>,
     pub inbox: Inbox,
     pub port: u16,
@@ -45,25 +59,25 @@ pub enum Silence {
 }
 
 impl Upstream {
-    /// IPv4 first, then IPv6: development servers listen on either.
-    pub fn dial(service: &str, port: u16) -> io::Result<Self> {
-        let four = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let six = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
-        let stream = TcpStream::connect_timeout(&four, DIAL)
-            .or_else(|error| TcpStream::connect_timeout(&six, DIAL).map_err(|_| error))?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(GLANCE))?;
-        stream.set_write_timeout(Some(TAKE))?;
-        let inbox = Inbox::new(INBOX);
-        Ok(Self { socket: Arc::new(stream), inbox, port, service: service.to_owned(), used: false })
+    /// In the clear, or by TLS where `tls` is given.
+    pub fn dial(route: &Route, port: u16, tls: Option<&Arc<ClientConfig>>) -> io::Result<Self> {
+        let plain = Duplex::plain(Arc::new(connect(port)?));
+        let Duplex { reader, writer, socket } = match tls {
+            Some(config) => {
+                let name = ServerName::try_from(format!("{}.localhost", route.name));
+                let name = name.map_err(io::Error::other)?;
+                tls::client(config, name, plain, Instant::now() + DEADLINE)?.into_duplex()
+            }
+            None => plain,
+        };
+        socket.set_read_timeout(Some(GLANCE))?;
+        socket.set_write_timeout(Some(TAKE))?;
+        let (inbox, service) = (Inbox::new(INBOX), route.name.clone());
+        Ok(Self { reader, writer, socket, inbox, port, service, used: false })
     }
 
     pub fn is_at_rest(&self) -> bool {
         self.inbox.is_empty() && socket::is_at_rest(&self.socket)
-    }
-
-    pub fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        (&*self.socket).write_all(bytes)
     }
 
     /// One read for `client`, for whom it ends when that one leaves. `Ok(0)` is the end of the stream.
@@ -73,14 +87,15 @@ impl Upstream {
         patience: Option<Duration>,
         limit: usize,
     ) -> Result<usize, Silence> {
-        let began = Instant::now();
+        let mut until = None;
         loop {
-            match self.inbox.fill(&mut &*self.socket, limit) {
+            match self.inbox.fill(&mut self.reader, limit) {
                 Ok(count) => return Ok(count),
                 Err(error) if is_timeout(&error) => {}
                 Err(_) => return Err(Silence::Failed),
             }
-            self.wait_for(client, patience.map(|most| began + most))?;
+            until = until.or_else(|| patience.map(|most| Instant::now() + most));
+            self.wait_for(client, until)?;
         }
     }
 
@@ -102,4 +117,20 @@ impl Upstream {
     pub fn cut(&self) {
         let _ = self.socket.shutdown(Shutdown::Both);
     }
+
+    /// For what leaves HTTP, with what was read too much put back.
+    pub fn into_duplex(mut self) -> Duplex {
+        self.reader.push_back(self.inbox.take());
+        Duplex { reader: self.reader, writer: self.writer, socket: self.socket }
+    }
+}
+
+/// IPv4 first, then IPv6: development servers listen on either.
+fn connect(port: u16) -> io::Result<TcpStream> {
+    let four = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let six = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
+    let stream = socket::connect_at_once(four, DIAL)
+        .or_else(|error| socket::connect_at_once(six, DIAL).map_err(|_| error))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }

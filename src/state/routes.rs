@@ -7,6 +7,7 @@ use super::home::Home;
 use super::runs;
 use crate::error::Error;
 use crate::error::Result;
+use crate::model::record::Protocol;
 use crate::model::route;
 use crate::model::route::Route;
 use crate::os::clock;
@@ -23,9 +24,9 @@ pub struct OwnRoute {
 }
 
 /// Adds a route, and drops those whose process is dead.
-pub fn add(home: &Home, name: &str, port: u16) -> Result<OwnRoute> {
-    let pid = std::process::id();
-    let added = Route { service_name: name.to_owned(), local_port: port, pid, started_at: clock::now() };
+pub fn add(home: &Home, name: &str, port: u16, protocol: Protocol) -> Result<OwnRoute> {
+    let (pid, service_name, started_at) = (std::process::id(), name.to_owned(), clock::now());
+    let added = Route { service_name, local_port: port, pid, started_at, protocol };
     rewrite(home, |routes| routes.push(added))?;
     Ok(OwnRoute { home: home.clone(), name: name.to_owned(), port })
 }
@@ -53,12 +54,6 @@ fn rewrite(home: &Home, change: impl FnOnce(&mut Vec<Route>)) -> Result<()> {
 
 fn read_own(home: &Home) -> Result<Option<Vec<Route>>> {
     Ok(files::read_text(&home.file(FILE))?.and_then(|text| route::parse(&text)))
-}
-
-/// What changes whenever one of the files does.
-pub fn stamps(home: &Home) -> [files::Stamp; 2] {
-    let foreign = paths::foreign_routes();
-    [files::stamp(&home.file(FILE)), foreign.and_then(|path| files::stamp(&path))]
 }
 
 /// All that the files list, ours first; a damaged one is an error that names it. Entries of ours whose process was killed are left

@@ -142,19 +142,12 @@ impl ChunkWalker {
 /// Appends one chunk. No content makes no chunk: an empty one would end the body.
 pub fn write_chunk(content: &[u8], out: &mut Vec<u8>) {
     if !content.is_empty() {
-        write_chunk_size(content.len() as u64, out);
+        // Writing to a Vec cannot fail.
+        let _ = write!(out, "{:x}\r\n", content.len());
         out.extend_from_slice(content);
-        out.extend_from_slice(CHUNK_END);
+        out.extend_from_slice(b"\r\n");
     }
 }
-
-/// What stands before a chunk's content; `CHUNK_END` stands behind it.
-pub fn write_chunk_size(size: u64, out: &mut Vec<u8>) {
-    // Writing to a Vec cannot fail.
-    let _ = write!(out, "{size:x}\r\n");
-}
-
-pub const CHUNK_END: &[u8] = b"\r\n";
 
 fn hex(digit: u8) -> u64 {
     u64::from(match digit {

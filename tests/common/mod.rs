@@ -550,6 +550,7 @@ impl Drop for Disk {
 
 // Shares, join and dev.
 
+pub mod servers;
 pub mod team;
 
 // What the benches measure.

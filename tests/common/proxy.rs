@@ -51,6 +51,11 @@ impl Proxy {
         String::from_utf8_lossy(&answer).into_owned()
     }
 
+    /// A page of the proxy's own.
+    pub fn get_page(&self, path: &str) -> String {
+        self.raw(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())
+    }
+
     /// A GET for `name`, closed behind it.
     pub fn get(&self, name: &str, path: &str) -> String {
         self.raw(
@@ -89,6 +94,10 @@ pub fn answering(answer: impl Into<Vec<u8>>) -> (u16, Arc<Mutex<Vec<u8>>>) {
 
 /// Up to and with the empty line; `None` at the end of the stream.
 pub fn read_head(stream: &mut TcpStream) -> Option<String> {
+    read_head_from(stream)
+}
+
+pub fn read_head_from(stream: &mut impl Read) -> Option<String> {
     let (mut head, mut byte) = (Vec::new(), [0]);
     while !head.ends_with(b"\r\n\r\n") {
         if stream.read(&mut byte).ok()? == 0 {

@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::api::Hub;
 use crate::cli::Call;
 use crate::cli::Outcome;
+use crate::cli::args::range_of;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
@@ -139,11 +140,7 @@ fn tunnel_ports(call: &Call) -> Result<Option<RangeInclusive<u16>>> {
     if text == "off" {
         return Ok(None);
     }
-    let range = text.split_once('-').and_then(|(first, last)| Some(parse_port(first)?..=parse_port(last)?));
-    range.filter(|range| !range.is_empty()).map(Some).ok_or_else(|| {
-        Error::usage(format!("`{}` is not a range of ports", text.escape_debug()))
-            .hint("Write it like --tunnel-ports 45000-45999, or off")
-    })
+    range_of(text).map(Some).map_err(|error| error.hint("Write it like --tunnel-ports 45000-45999, or off"))
 }
 
 fn busy(listen: &str, port: u16, error: std::io::Error) -> Error {

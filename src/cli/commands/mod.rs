@@ -1,6 +1,7 @@
 //! One file for each command.
 
 pub mod dev;
+pub mod discover;
 pub mod expose;
 pub mod help;
 pub mod hub;

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::OnceLock;
 use std::sync::PoisonError;
 
 use serde_json::json;
@@ -18,7 +17,6 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
 use crate::net::address::split_host_port;
-use crate::net::identity::Identity;
 use crate::net::stop::Stop;
 use crate::os::daemon;
 use crate::proxy::certificates::Certificates;
@@ -74,16 +72,17 @@ fn certificates(call: &Call) -> LoadCertificates {
     let folder = call.home.file(CERTIFICATES);
     let own = call.args.value("cert").zip(call.args.value("key"));
     let own = own.map(|(certificate, key)| (certificate.to_owned(), key.to_owned()));
-    let made: OnceLock<Arc<Certificates>> = OnceLock::new();
+    let made: Mutex<Option<Arc<Certificates>>> = Mutex::default();
     Box::new(move || {
-        if let Some(made) = made.get() {
-            return Ok(Arc::clone(made));
-        }
-        let loaded = Arc::new(match &own {
-            Some((certificate, key)) => Certificates::of_files(Path::new(certificate), Path::new(key))?,
-            None => Certificates::of_folder(&folder)?,
-        });
-        Ok(Arc::clone(made.get_or_init(|| loaded)))
+        let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
+        let loaded = match (&*made, &own) {
+            (Some(made), _) => Arc::clone(made),
+            (None, Some((certificate, key))) => {
+                Arc::new(Certificates::of_files(Path::new(certificate), Path::new(key))?)
+            }
+            (None, None) => Arc::new(Certificates::of_folder(&folder)?),
+        };
+        Ok(Arc::clone(made.insert(loaded)))
     })
 }
 
@@ -115,12 +114,7 @@ pub fn ask_hub(call: &Call) -> Option<AskHub> {
 
 /// One tunnel for each service of the hub, from its first request on.
 fn open_tunnel(call: &Call) -> OpenTunnel {
-    let way = call.hub().ok().map(|hub| Way {
-        hub,
-        home: call.home.clone(),
-        stop: call.stop.clone(),
-        identity: OnceLock::new(),
-    });
+    let way = call.hub().ok().map(|hub| Way { hub, home: call.home.clone(), stop: call.stop.clone() });
     let tunnels: Mutex<HashMap<String, Tunnel>> = Mutex::default();
     Box::new(move |service| {
         let way = way.as_ref().ok_or_else(not_configured)?;
@@ -141,27 +135,18 @@ struct Way {
     hub: Arc<Hub>,
     home: Home,
     stop: Stop,
-    identity: OnceLock<Identity>,
 }
 
 impl Way {
-    fn identity(&self) -> Result<&Identity> {
-        if let Some(identity) = self.identity.get() {
-            return Ok(identity);
-        }
-        let loaded = identity::load_or_make(&self.home)?;
-        Ok(self.identity.get_or_init(|| loaded))
-    }
-
     fn tunnel_to(&self, service: &str) -> Result<Tunnel> {
         let name = Name::parse(service).map_err(|_| Error::new("That is no service's name"))?;
-        let identity = self.identity()?;
+        let identity = identity::load_or_make(&self.home)?;
         let ask = AskSession { service: name.to_string(), fingerprint: identity.fingerprint, share: None };
         let (home, what) = (self.home.clone(), format!("{}/{name}", self.hub.url));
         let approve = Box::new(move |granted: &SessionGranted| {
             known::check_or_pin(&home, &what, granted.agent_fingerprint)
         });
-        let opener = Opener::new(Arc::clone(&self.hub), identity, ask, approve)?;
+        let opener = Opener::new(Arc::clone(&self.hub), &identity, ask, approve)?;
         let bound = Bound::first_free([0]).ok_or_else(|| Error::new("No port is free for a tunnel"))?;
         Tunnel::start(bound, opener, everyone, Box::new(|_| ()), &self.stop)
     }

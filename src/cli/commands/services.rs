@@ -1,28 +1,113 @@
-//! `connect services`.
+//! `connect services`, once or live.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::json;
 
 use crate::cli::Call;
 use crate::cli::Outcome;
 use crate::cli::say::columns;
+use crate::os::terminal;
+use crate::wire::api::ServiceInfo;
+
+const NONE: &str = "No services yet. Offer one beside it: connect expose NAME PORT";
+/// How often a live table asks the hub, and how long it waits for an answer.
+const EVERY: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 pub fn run(call: &Call) -> Outcome {
+    if call.args.flag("watch") {
+        return watch(call);
+    }
     let services = call.hub()?.services()?;
     call.say.value(&services);
     if services.is_empty() {
-        call.say.line("No services yet. Offer one beside it: connect expose NAME PORT");
-        return Ok(0);
+        call.say.line(NONE);
+    } else {
+        call.say.result(&table(&services));
     }
-    let rows = services.iter().map(|service| {
-        let tunnel = service.tunnel_port.map_or("-".to_owned(), |port| port.to_string());
-        let port = service.target_port.to_string();
-        [
-            service.name.to_string(),
-            port,
-            tunnel,
-            service.status.as_str().to_owned(),
-            service.protocol.as_str().to_owned(),
-            service.agent_label.clone(),
-        ]
-    });
-    call.say.result(&columns(&["NAME", "PORT", "TUNNEL", "STATUS", "PROTOCOL", "AGENT"], rows));
     Ok(0)
+}
+
+fn table(services: &[ServiceInfo]) -> String {
+    columns(&["NAME", "PORT", "TUNNEL", "STATUS", "PROTOCOL", "AGENT"], services.iter().map(cells))
+}
+
+fn cells(service: &ServiceInfo) -> [String; 6] {
+    [
+        service.name.to_string(),
+        service.target_port.to_string(),
+        service.tunnel_port.map_or("-".to_owned(), |port| port.to_string()),
+        service.status.as_str().to_owned(),
+        service.protocol.as_str().to_owned(),
+        service.agent_label.clone(),
+    ]
+}
+
+/// Until Ctrl-C, also while the hub is away: on a terminal a table that is drawn again, else a line a change.
+fn watch(call: &Call) -> Outcome {
+    let hub = call.hub()?.for_retries(PATIENCE);
+    let is_screen = terminal::is_terminal_out() && !call.say.json;
+    let (mut known, mut away): (Option<Vec<_>>, Option<String>) = (None, None);
+    loop {
+        match hub.services() {
+            _ if call.stop.is_stopped() => return Ok(0),
+            Ok(services) => {
+                if away.take().is_some() && !is_screen {
+                    call.say.event(&json!({ "event": "back" }));
+                    call.say.line("[ok] The hub is back");
+                }
+                if !is_screen {
+                    tell_changes(call, known.as_deref().unwrap_or_default(), &services);
+                }
+                known = Some(services);
+            }
+            Err(error) if !error.may_pass() => return Err(error),
+            Err(error) => {
+                if away.is_none() && !is_screen {
+                    call.say.event(&json!({ "event": "lost", "reason": error.to_string() }));
+                    call.say.warn(&format!("{error}; trying again until it is back"));
+                }
+                away = Some(error.to_string());
+            }
+        }
+        if is_screen {
+            let list =
+                known.as_ref().map(|known| if known.is_empty() { NONE.to_owned() } else { table(known) });
+            let state = away.as_ref().map(|why| format!("\n\n[!] {why}; trying again until it is back"));
+            call.say.screen(&format!(
+                "Services at {}. Ctrl+C ends.{}\n\n{}",
+                hub.url,
+                state.unwrap_or_default(),
+                list.unwrap_or_default()
+            ));
+        }
+        if call.stop.wait_for(EVERY) {
+            return Ok(0);
+        }
+    }
+}
+
+fn tell_changes(call: &Call, before: &[ServiceInfo], now: &[ServiceInfo]) {
+    let by_id = |services: &[ServiceInfo]| -> BTreeMap<String, ServiceInfo> {
+        services.iter().map(|service| (service.id.clone(), service.clone())).collect()
+    };
+    let (before, now) = (by_id(before), by_id(now));
+    let tell = |event: &str, service: &ServiceInfo| {
+        call.say.event(&json!({ "event": event, "service": service }));
+        call.say.result(&format!("{event:8} {}", cells(service).join("  ")));
+    };
+    for (id, service) in &before {
+        if !now.contains_key(id) {
+            tell("removed", service);
+        }
+    }
+    for (id, service) in &now {
+        match before.get(id) {
+            None => tell("added", service),
+            Some(old) if old != service => tell("changed", service),
+            Some(_) => {}
+        }
+    }
 }

@@ -11,18 +11,23 @@ use crate::cli::Call;
 use crate::cli::Outcome;
 use crate::cli::args::name_of;
 use crate::cli::background;
+use crate::cli::commands::discover::Found;
+use crate::cli::commands::discover::find;
+use crate::cli::commands::discover::in_json;
+use crate::cli::commands::discover::ports;
+use crate::cli::commands::discover::show;
 use crate::cli::commands::expose::target_of;
 use crate::cli::context::not_configured;
 use crate::cli::exposing::Exposing;
 use crate::cli::say::columns;
 use crate::discover;
+use crate::discover::Kind;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::code::Code;
 use crate::model::code::Invitation;
 use crate::model::code::Link;
 use crate::model::name::Name;
-use crate::model::record::Protocol;
 use crate::model::time::in_words;
 use crate::net::stop::Stop;
 use crate::net::trust::HubTrust;
@@ -41,12 +46,19 @@ pub fn run(call: &Call) -> Outcome {
     let code = call.args.value("code").map(code_of).transpose()?;
     let max_joins = max_joins(call)?;
     let life = call.args.duration("expires")?.unwrap_or(LIFE);
-    let exposures = exposures(call)?;
+    let found = discovered(call)?;
+    let exposures = exposures(call, &found)?;
     let name = call.args.value("name").map_or_else(|| format!("{}-env", user::hostname()), str::to_owned);
     if !exposures.is_empty()
         && let Some(code) = background::detach(call, "share", &secret::hash(&name)[..8], &[])?
     {
         return Ok(code);
+    }
+    if !found.is_empty() {
+        call.say.event(
+            &json!({ "event": "discovered", "services": found.iter().map(in_json).collect::<Vec<_>>() }),
+        );
+        show(call, &found);
     }
     let hub = call.hub()?;
     let mut exposing = None;
@@ -106,8 +118,26 @@ fn max_joins(call: &Call) -> Result<Option<u32>> {
     })
 }
 
-/// The targets on the command line: `5432`, `api=8080`, `db2=10.0.0.5:5432`.
-fn exposures(call: &Call) -> Result<Vec<Exposure>> {
+/// With `--discovered`, what answers on this machine, except connect's own listeners.
+fn discovered(call: &Call) -> Result<Vec<Found>> {
+    if !call.args.flag("discovered") {
+        if call.args.value("ports").or(call.args.value("range")).is_some() {
+            return Err(Error::usage("--ports and --range say where to look")
+                .hint("Write: connect share --discovered --ports 8080,8443, or connect share 8080 8443"));
+        }
+        return Ok(Vec::new());
+    }
+    let (mut found, _) = find(call, "localhost", &ports(call)?, discover::PATIENCE)?;
+    found.retain(|one| !one.is_ours);
+    if found.is_empty() && call.args.positionals.is_empty() && call.args.value("service").is_none() {
+        return Err(Error::new("Nothing that could be shared listens at the ports that were looked at")
+            .hint("Name its port: connect share 5432, or look elsewhere: connect share --discovered --range 3000-9999"));
+    }
+    Ok(found)
+}
+
+/// The targets on the command line, `5432`, `api=8080`, `db2=10.0.0.5:5432`, and what was found beside them.
+fn exposures(call: &Call, found: &[Found]) -> Result<Vec<Exposure>> {
     let mut taken = BTreeSet::new();
     let mut exposures = Vec::new();
     for text in &call.args.positionals {
@@ -115,22 +145,25 @@ fn exposures(call: &Call) -> Result<Vec<Exposure>> {
             Some((name, target)) => (Some(name_of(name)?), target_of(target)?),
             None => (None, target_of(text)?),
         };
-        let kind = if name.is_some() { None } else { discover::identify(&target, LOOK, &call.stop) };
+        let service = if name.is_some() { None } else { discover::identify(&target, LOOK, &call.stop) };
+        let kind = service.map_or(Kind::Tcp, |service| service.kind);
         let name = match name {
             Some(name) => name,
-            None => name_of(&kind.unwrap_or(discover::Kind::Tcp).default_name(target.port))?,
+            None => name_of(&kind.name_alone(target.port))?,
         };
         let name = if taken.contains(&name) { name_of(&format!("{name}-{}", target.port))? } else { name };
         if !taken.insert(name.clone()) {
             return Err(Error::usage(format!("Two services are called {name}"))
                 .hint(format!("Name one of them: OTHER={target}")));
         }
-        let protocol = match kind {
-            Some(discover::Kind::Http) => Protocol::Http,
-            Some(discover::Kind::Https) => Protocol::Https,
-            _ => Protocol::Tcp,
-        };
-        exposures.push(Exposure { name, target, protocol });
+        exposures.push(Exposure { name, target, protocol: kind.protocol() });
+    }
+    for Found { name, target, service, .. } in found {
+        let is_given = exposures.iter().any(|exposure: &Exposure| exposure.target == *target);
+        if !is_given && taken.insert(name.clone()) {
+            let (name, target) = (name.clone(), target.clone());
+            exposures.push(Exposure { name, target, protocol: service.kind.protocol() });
+        }
     }
     Ok(exposures)
 }

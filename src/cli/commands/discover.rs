@@ -1,0 +1,176 @@
+//! `connect discover`: what listens on this machine or another one, and the command that comes next.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use serde_json::Value;
+use serde_json::json;
+
+use crate::cli::Call;
+use crate::cli::Outcome;
+use crate::cli::args::name_of;
+use crate::cli::args::port_of;
+use crate::cli::args::range_of;
+use crate::discover;
+use crate::discover::Kind;
+use crate::discover::Scan;
+use crate::discover::Service;
+use crate::error::Error;
+use crate::error::Result;
+use crate::model::name::Name;
+use crate::model::target::Target;
+use crate::os::process;
+use crate::state::proxy;
+use crate::state::runs;
+
+const HERE: &str = "localhost";
+
+pub struct Found {
+    pub name: Name,
+    pub target: Target,
+    pub service: Service,
+    /// A listener of connect's own, which nobody would share.
+    pub is_ours: bool,
+}
+
+pub fn run(call: &Call) -> Outcome {
+    let host = call.args.value("host").map_or(Ok(HERE.to_owned()), host_of)?;
+    let patience = call.args.duration("timeout")?.unwrap_or(discover::PATIENCE);
+    let ports = ports(call)?;
+    let (found, is_up) = find(call, &host, &ports, patience)?;
+    call.say.value(&found.iter().map(in_json).collect::<Vec<_>>());
+    if found.is_empty() {
+        nothing(call, &host, ports.len(), is_up);
+        return Ok(0);
+    }
+    show(call, &found);
+    if let Some(first) = found.iter().find(|found| !found.is_ours) {
+        let target = if host == HERE { first.target.port.to_string() } else { first.target.to_string() };
+        call.say.line(&format!("  Make one reachable:  connect expose {} {target}", first.name));
+        if host == HERE {
+            call.say.line(&format!("  Share all by a code: connect share --discovered{}", asked_ports(call)));
+        }
+    }
+    Ok(0)
+}
+
+/// What answers there, and whether anything shows that the host is up.
+pub fn find(call: &Call, host: &str, ports: &[u16], patience: Duration) -> Result<(Vec<Found>, bool)> {
+    let told = |seen| call.say.passing(&format!("  {seen} of {} ports", ports.len()));
+    let scanned = discover::scan(&Scan { host, ports, patience }, &call.stop, told);
+    call.say.passing("");
+    let scanned = scanned?;
+    call.go_on()?;
+    let is_up = scanned.refused || !scanned.found.is_empty();
+    let found = scanned.found.into_iter().map(|(port, service)| {
+        let is_ours = is_ours(call, host, port, &service);
+        let target = Target { host: host.to_owned(), port };
+        Ok(Found { name: name_of(&service.kind.name_at(port))?, target, service, is_ours })
+    });
+    Ok((found.collect::<Result<_>>()?, is_up))
+}
+
+/// The ports that `--ports` and `--range` name, or the usual ones.
+pub fn ports(call: &Call) -> Result<Vec<u16>> {
+    let mut ports = Vec::new();
+    for list in call.args.values("ports") {
+        for port in list.split(',') {
+            ports.push(
+                port_of(port.trim()).map_err(|error| error.hint("Write it like --ports 8080,8443,9000"))?,
+            );
+        }
+    }
+    for range in call.args.values("range") {
+        ports.extend(range_of(range)?);
+    }
+    ports.sort_unstable();
+    ports.dedup();
+    Ok(if ports.is_empty() { discover::usual_ports() } else { ports })
+}
+
+fn asked_ports(call: &Call) -> String {
+    let asked =
+        ["ports", "range"].map(|name| call.args.values(name).map(move |value| format!(" --{name} {value}")));
+    asked.into_iter().flatten().collect()
+}
+
+fn host_of(text: &str) -> Result<String> {
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    if bare.parse::<IpAddr>().is_ok() {
+        return Ok(bare.to_owned());
+    }
+    Target::parse(&format!("{text}:1")).map(|target| target.host).ok_or_else(|| {
+        Error::usage(format!("`{}` is no name and no address of a host", text.escape_debug()))
+            .hint("Write it like --host 192.168.1.50; ports go with --ports or --range")
+    })
+}
+
+/// By what it says, by our own list of what runs, or by the name of the process that listens.
+fn is_ours(call: &Call, host: &str, port: u16, service: &Service) -> bool {
+    let said = [&service.page.title, &service.page.framework];
+    if said.into_iter().flatten().any(|said| said == "connect proxy" || said == "connect hub") {
+        return true;
+    }
+    if host != HERE {
+        return false;
+    }
+    let at = format!("localhost:{port}");
+    let mut tunnels =
+        runs::all(&call.home).into_iter().filter(|run| !["expose", "share"].contains(&run.kind.as_str()));
+    proxy::running(&call.home).is_some_and(|proxy| proxy.port == port)
+        || tunnels.any(|run| run.open.iter().any(|open| open.at == at))
+        || process::listener_on(port).is_some_and(|(_, name)| name == "connect")
+}
+
+fn label(found: &Found) -> Option<&str> {
+    if found.is_ours { Some("connect itself") } else { found.service.label() }
+}
+
+/// To the letter of what users know.
+pub fn show(call: &Call, found: &[Found]) {
+    call.say.line(&format!("🔍 Discovered {} service(s):", found.len()));
+    call.say.line("");
+    for one in found {
+        let more = label(one).map_or(String::new(), |label| format!(" ({label})"));
+        let kind = one.service.kind;
+        call.say.result(&format!("  {} {}", picture(kind), one.name));
+        call.say.result(&format!("     {} {}{more}", one.target, kind.as_str()));
+        call.say.line("");
+    }
+}
+
+pub fn in_json(found: &Found) -> Value {
+    let Service { kind, page, .. } = &found.service;
+    json!({ "name": found.name, "host": found.target.host, "port": found.target.port, "type": kind.as_str(),
+        "protocol": kind.protocol(), "label": label(found), "title": page.title, "server": page.server,
+        "framework": page.framework, "own": found.is_ours })
+}
+
+fn picture(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Http | Kind::Https => "🌐",
+        Kind::Postgres => "🐘",
+        Kind::Redis => "📦",
+        Kind::Mysql => "🐬",
+        Kind::Mongodb => "🍃",
+        Kind::Memcached => "🧠",
+        Kind::Elasticsearch | Kind::Opensearch => "🔎",
+        Kind::Kafka | Kind::Amqp | Kind::Mqtt | Kind::Nats => "📨",
+        Kind::Etcd | Kind::Grpc => "🧩",
+        Kind::Ssh => "🔑",
+        Kind::Tls | Kind::Tcp => "🔌",
+    }
+}
+
+fn nothing(call: &Call, host: &str, count: usize, is_up: bool) {
+    let which = match count {
+        1 => "the port that was looked at".to_owned(),
+        _ => format!("any of the {count} ports that were looked at"),
+    };
+    call.say.line(&format!("Nothing listens on {host} at {which}"));
+    if is_up {
+        call.say.line("  Look at others: connect discover --ports 8080,8443, or --range 3000-3010");
+    } else {
+        call.say.line("  Not even a refusal came: it is down, behind a firewall, or slow (--timeout 2s)");
+    }
+}

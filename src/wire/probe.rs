@@ -1,0 +1,426 @@
+//! What services say of themselves: a table of harmless questions, and a table of the answers' signs.
+
+use Kind::Amqp;
+use Kind::Grpc;
+use Kind::Http;
+use Kind::Kafka;
+use Kind::Memcached;
+use Kind::Mongodb;
+use Kind::Mqtt;
+use Kind::Mysql;
+use Kind::Nats;
+use Kind::Postgres;
+use Kind::Redis;
+use Kind::Ssh;
+use Kind::Tls;
+
+use crate::model::record::Protocol;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Http,
+    Https,
+    Grpc,
+    Postgres,
+    Mysql,
+    Redis,
+    Memcached,
+    Mongodb,
+    Elasticsearch,
+    Opensearch,
+    Etcd,
+    Kafka,
+    Amqp,
+    Mqtt,
+    Nats,
+    Ssh,
+    /// It speaks TLS, and does not say what is inside.
+    Tls,
+    /// It answers, and does not say what it is.
+    Tcp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// What it says unasked.
+    Greeting,
+    Ping,
+    /// `GET /`.
+    Page,
+    /// A handshake.
+    Tls,
+    SslRequest,
+    Hello,
+    ApiVersions,
+    Amqp,
+    Mqtt,
+    Version,
+}
+
+/// A question that is the same bytes to everybody, and the ports where its answer is likely.
+pub struct Asked {
+    pub question: Question,
+    pub bytes: &'static [u8],
+    pub ports: &'static [u16],
+}
+
+/// In the order in which they are put to a port that tells nothing by its number. Text comes first: most
+/// services answer a line that they do not understand, and hang up on binary.
+pub const ASKED: [Asked; 10] = [
+    Asked {
+        question: Question::Greeting,
+        bytes: b"",
+        ports: &[21, 22, 25, 110, 143, 587, 1025, 2222, 3306, 3307, 4222, 5900],
+    },
+    Asked { question: Question::Ping, bytes: b"PING\r\n", ports: &[6379, 6380, 6381] },
+    Asked {
+        question: Question::Page,
+        bytes: b"",
+        ports: &[
+            80, 81, 1313, 2379, 3000, 3001, 3002, 3003, 3100, 3333, 4000, 4200, 4321, 5000, 5001, 5173, 5174,
+            5500, 5601, 7474, 7860, 8000, 8001, 8008, 8025, 8069, 8080, 8081, 8082, 8083, 8086, 8088, 8090,
+            8123, 8200, 8500, 8787, 8888, 8983, 9000, 9001, 9080, 9090, 9091, 9093, 9100, 9200, 9411, 10000,
+            11434, 15672, 16686, 50051,
+        ],
+    },
+    Asked { question: Question::Tls, bytes: b"", ports: &[443, 2376, 4443, 5671, 6443, 8443, 8883, 9443] },
+    // Length 8, code 80877103.
+    Asked {
+        question: Question::SslRequest,
+        bytes: b"\0\0\0\x08\x04\xd2\x16\x2f",
+        ports: &[5432, 5433, 5434, 6432, 26257],
+    },
+    // OP_MSG number 1: {hello: 1, $db: "admin"}.
+    Asked {
+        question: Question::Hello,
+        bytes: b"\x34\0\0\0\x01\0\0\0\0\0\0\0\xdd\x07\0\0\0\0\0\0\0\
+                 \x1f\0\0\0\x10hello\0\x01\0\0\0\x02$db\0\x06\0\0\0admin\0\0",
+        ports: &[27017, 27018, 27019],
+    },
+    // ApiVersions 0, correlated by the word `conn`.
+    Asked {
+        question: Question::ApiVersions,
+        bytes: b"\0\0\0\x11\0\x12\0\0conn\0\x07connect",
+        ports: &[9092, 9094, 29092],
+    },
+    Asked { question: Question::Amqp, bytes: b"AMQP\0\0\x09\x01", ports: &[5672] },
+    // CONNECT of 3.1.1 without a name and with nothing to be kept, then DISCONNECT.
+    Asked { question: Question::Mqtt, bytes: b"\x10\x0c\0\x04MQTT\x04\x02\0\x0a\0\0\xe0\0", ports: &[1883] },
+    Asked { question: Question::Version, bytes: b"version\r\n", ports: &[11211] },
+];
+
+impl Question {
+    pub fn bytes(self) -> &'static [u8] {
+        ASKED.iter().find(|asked| asked.question == self).map_or(b"", |asked| asked.bytes)
+    }
+}
+
+/// Where services usually listen.
+pub fn usual_ports() -> Vec<u16> {
+    let mut ports: Vec<u16> = ASKED.iter().flat_map(|asked| asked.ports).copied().collect();
+    ports.sort_unstable();
+    ports
+}
+
+/// What each is called, and the question to which it tells most.
+const KINDS: [(Kind, &str, Question); 17] = [
+    (Http, "http", Question::Page),
+    (Kind::Https, "https", Question::Tls),
+    (Grpc, "grpc", Question::Greeting),
+    (Postgres, "postgres", Question::SslRequest),
+    (Mysql, "mysql", Question::Greeting),
+    (Redis, "redis", Question::Ping),
+    (Memcached, "memcached", Question::Version),
+    (Mongodb, "mongodb", Question::Hello),
+    (Kind::Elasticsearch, "elasticsearch", Question::Page),
+    (Kind::Opensearch, "opensearch", Question::Page),
+    (Kind::Etcd, "etcd", Question::Page),
+    (Kafka, "kafka", Question::ApiVersions),
+    (Amqp, "amqp", Question::Amqp),
+    (Mqtt, "mqtt", Question::Mqtt),
+    (Nats, "nats", Question::Greeting),
+    (Ssh, "ssh", Question::Greeting),
+    (Tls, "tcp", Question::Tls),
+];
+
+impl Kind {
+    fn row(self) -> (&'static str, Question) {
+        let row = KINDS.iter().find(|(kind, ..)| *kind == self);
+        row.map_or(("tcp", Question::Greeting), |(_, name, question)| (*name, *question))
+    }
+
+    pub fn as_str(self) -> &'static str {
+        self.row().0
+    }
+
+    /// The question to which a service of this kind tells most.
+    pub fn question(self) -> Question {
+        self.row().1
+    }
+
+    /// What one service of this kind is called among the others of its machine.
+    pub fn name_at(self, port: u16) -> String {
+        format!("{}-{port}", if matches!(self, Http | Self::Https) { "web" } else { self.as_str() })
+    }
+
+    /// What it is called where it is likely to be the only one. Of web sites there are always several.
+    pub fn name_alone(self, port: u16) -> String {
+        match self {
+            Http | Self::Https | Tls | Self::Tcp => self.name_at(port),
+            _ => self.as_str().to_owned(),
+        }
+    }
+
+    pub fn protocol(self) -> Protocol {
+        match self {
+            Http | Self::Elasticsearch | Self::Opensearch | Self::Etcd => Protocol::Http,
+            Self::Https => Protocol::Https,
+            _ => Protocol::Tcp,
+        }
+    }
+}
+
+/// What a kind's first words look like. `None` is no or not yet, else a word more about it, which may be empty.
+struct Sign {
+    /// `None` where the words mean the same whatever was asked.
+    to: Option<Question>,
+    kind: Kind,
+    reads: fn(&[u8]) -> Option<String>,
+}
+
+const fn unasked(kind: Kind, reads: fn(&[u8]) -> Option<String>) -> Sign {
+    Sign { to: None, kind, reads }
+}
+
+const fn answer(to: Question, kind: Kind, reads: fn(&[u8]) -> Option<String>) -> Sign {
+    Sign { to: Some(to), kind, reads }
+}
+
+const SIGNS: [Sign; 19] = [
+    unasked(Http, |said| begins(said, b"HTTP/")),
+    unasked(Tls, |said| begins(said, b"\x15\x03")),
+    unasked(Grpc, http2_frame),
+    unasked(Ssh, |said| line(said, "SSH-").map(|line| word(line.split_once('-').unwrap_or_default().1))),
+    unasked(Mysql, mysql_greeting),
+    unasked(Nats, |said| line(said, "INFO {").map(|json| json_text(json, "version").unwrap_or_default())),
+    unasked(Redis, |said| line(said, "-DENIED Redis").map(|_| "protected mode".to_owned())),
+    unasked(Redis, |said| line(said, "-ERR max number of clients").map(|_| "too many clients".to_owned())),
+    // To a header that is not its own it says which one is, and hangs up.
+    unasked(Amqp, |said| begins(said, b"AMQP")),
+    answer(Question::Amqp, Amqp, amqp_start),
+    answer(Question::Ping, Redis, |said| line(said, "+PONG").map(|_| String::new())),
+    answer(Question::Ping, Redis, |said| line(said, "-NOAUTH").map(|_| "needs a password".to_owned())),
+    answer(Question::Ping, Redis, |said| line(said, "-LOADING").map(|_| "loading".to_owned())),
+    answer(Question::Ping, Memcached, |said| line(said, "ERROR").map(|_| String::new())),
+    answer(Question::Version, Memcached, |said| line(said, "VERSION ").map(word)),
+    // One byte and then nothing: a word that begins so is another service's.
+    answer(Question::SslRequest, Postgres, |said| matches!(said, b"S" | b"N").then(String::new)),
+    answer(Question::Hello, Mongodb, |said| {
+        // It answers number 1, by OP_MSG or by the older OP_REPLY.
+        let (number, code) = (said.get(8..12)?, said.get(12..16)?);
+        (number == [1, 0, 0, 0] && matches!(code, [0xdd, 7, 0, 0] | [1, 0, 0, 0])).then(String::new)
+    }),
+    answer(Question::ApiVersions, Kafka, |said| {
+        (said.get(4..8)? == b"conn" && said.starts_with(&[0, 0])).then(String::new)
+    }),
+    // CONNACK, welcome or not.
+    answer(Question::Mqtt, Mqtt, |said| matches!(said, [0x20, 2..=127, 0 | 1, _, ..]).then(String::new)),
+];
+
+/// The kind, and a word about it, as soon as enough is said.
+pub fn recognise(question: Question, said: &[u8]) -> Option<(Kind, String)> {
+    let bytes = question.bytes();
+    if !bytes.is_empty() && said.starts_with(bytes) {
+        return None; // An echo.
+    }
+    let mut fits = SIGNS.iter().filter(|sign| sign.to.is_none_or(|to| to == question));
+    fits.find_map(|sign| Some((sign.kind, (sign.reads)(said)?)))
+}
+
+fn begins(said: &[u8], start: &[u8]) -> Option<String> {
+    said.starts_with(start).then(String::new)
+}
+
+/// What stands behind `start` on the first line, once that is whole.
+fn line<'a>(said: &'a [u8], start: &str) -> Option<&'a str> {
+    let end = said.iter().position(|&byte| byte == b'\n')?;
+    str::from_utf8(&said[..end]).ok()?.strip_prefix(start)
+}
+
+fn word(text: &str) -> String {
+    shown(text.split_whitespace().next().unwrap_or_default().as_bytes())
+}
+
+/// The SETTINGS or GOAWAY with which a server that takes only HTTP/2, as gRPC's do, meets everybody.
+fn http2_frame(said: &[u8]) -> Option<String> {
+    matches!(said, [0, _, _, 4 | 7, 0, 0, 0, 0, 0, ..]).then(String::new)
+}
+
+/// Three bytes of length, number 0, then protocol 10 and a version, or 255 and why it is refused.
+fn mysql_greeting(said: &[u8]) -> Option<String> {
+    let [_, _, 0, 0, protocol @ (10 | 0xff), rest @ ..] = said else { return None };
+    if *protocol == 0xff {
+        return (rest.len() > 2).then(|| shown(&rest[2..]));
+    }
+    let version = str::from_utf8(&rest[..rest.iter().position(|&byte| byte == 0)?]).ok()?;
+    // MariaDB says 5.5.5 first, for the sake of old replicas.
+    let version = version.strip_prefix("5.5.5-").unwrap_or(version);
+    version.bytes().all(|byte| byte.is_ascii_graphic()).then(|| match version.split_once("-MariaDB") {
+        Some((number, _)) => shown(format!("MariaDB {number}").as_bytes()),
+        None => shown(version.as_bytes()),
+    })
+}
+
+/// `Connection.Start`: a frame on channel 0 with class 10, method 10, and a table of what it is.
+fn amqp_start(said: &[u8]) -> Option<String> {
+    let [1, 0, 0, _, _, _, _, 0, 10, 0, 10, ..] = said else { return None };
+    let length = u32::from_be_bytes(said[3..7].try_into().ok()?) as usize;
+    let table = said.get(..length.checked_add(8)?)?;
+    let text = |name: &[u8]| {
+        let behind = &table[table.windows(name.len()).position(|window| window == name)? + name.len()..];
+        let (length, text) = behind.strip_prefix(b"S")?.split_first_chunk()?;
+        Some(shown(text.get(..u32::from_be_bytes(*length) as usize)?))
+    };
+    let all = [text(b"\x07product"), text(b"\x07version")];
+    Some(all.into_iter().flatten().collect::<Vec<_>>().join(" "))
+}
+
+/// A text of a JSON object, found without reading the rest of it, which may not all be there.
+pub fn json_text(json: &str, key: &str) -> Option<String> {
+    let behind = json.split_once(&format!("\"{key}\""))?.1;
+    let value = behind.trim_start().strip_prefix(':')?.trim_start().strip_prefix('"')?;
+    Some(shown(value.split_once('"')?.0.as_bytes()))
+}
+
+/// The most of a peer's words that is kept: a line of a terminal.
+const SHOWN: usize = 80;
+
+/// A peer's words as one short line without control characters.
+pub fn shown(said: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&said[..said.len().min(SHOWN * 8)]);
+    let plain: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let line = plain.split_whitespace().collect::<Vec<_>>().join(" ");
+    if line.chars().count() <= SHOWN {
+        return line;
+    }
+    line.chars().take(SHOWN - 1).chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MARIADB: &[u8] = b"d\0\0\0\n5.5.5-10.11.19-MariaDB-0+deb12u1\0\x03\0\0\0;pFI{Rg/\0\xfe\xf7";
+    const RABBITMQ: &[u8] = b"\x01\0\0\0\0\0\x42\0\x0a\0\x0a\0\x09\0\0\0\x22\x07productS\0\0\0\x08RabbitMQ\
+        \x07versionS\0\0\0\x063.10.8\0\0\0\x0eAMQPLAIN PLAIN\0\0\0\x05en_US\xce";
+
+    /// Replayed from the programs themselves; Kafka's and `MongoDB`'s by their specifications.
+    #[test]
+    fn first_words_are_known_wherever_they_are_split() {
+        use Question::ApiVersions;
+        use Question::Greeting;
+        use Question::Hello;
+        use Question::Page;
+        use Question::Ping;
+        use Question::SslRequest;
+        use Question::Version;
+        let cases: [(Question, &[u8], Kind, &str); 29] = [
+            (Greeting, b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u10\r\n", Ssh, "OpenSSH_9.2p1"),
+            (Greeting, MARIADB, Mysql, "MariaDB 10.11.19"),
+            (Greeting, b"J\0\0\0\n8.0.36\0\x08\0\0\0", Mysql, "8.0.36"),
+            (Ping, MARIADB, Mysql, "MariaDB 10.11.19"),
+            (Greeting, b"INFO {\"server_id\":\"N\",\"version\":\"2.9.10\"} \r\n", Nats, "2.9.10"),
+            (Greeting, b"-DENIED Redis is running in protected mode\r\n", Redis, "protected mode"),
+            (Greeting, b"-ERR max number of clients reached\r\n", Redis, "too many clients"),
+            (Greeting, b"\0\0\x06\x04\0\0\0\0\0\0\x05\0\0\x40\0", Grpc, ""),
+            (Page, b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x01", Grpc, ""),
+            (Ping, b"+PONG\r\n", Redis, ""),
+            (Ping, b"-NOAUTH Authentication required.\r\n", Redis, "needs a password"),
+            (Ping, b"-LOADING Redis is loading the dataset in memory\r\n", Redis, "loading"),
+            (Ping, b"ERROR\r\n", Memcached, ""),
+            (Version, b"VERSION 1.6.18\r\n", Memcached, "1.6.18"),
+            (Ping, b"HTTP/1.1 400 Bad Request\r\n", Http, ""),
+            (Ping, b"\x15\x03\x01\0\x02\x02\x46", Tls, ""),
+            (Page, b"\x15\x03\x03\0\x02\x02\x0a", Tls, ""),
+            (SslRequest, b"S", Postgres, ""),
+            (SslRequest, b"N", Postgres, ""),
+            (Hello, b"\x7f\x01\0\0\x2a\0\0\0\x01\0\0\0\xdd\x07\0\0\0\0\0\0", Mongodb, ""),
+            (Hello, b"\x7f\x01\0\0\x2a\0\0\0\x01\0\0\0\x01\0\0\0\x08\0\0\0", Mongodb, ""),
+            (ApiVersions, b"\0\0\x01\x0aconn\0\0\0\0\0\x3c", Kafka, ""),
+            (Ping, b"AMQP\0\0\x09\x01", Amqp, ""),
+            (Question::Amqp, b"AMQP\0\x01\0\0", Amqp, ""),
+            (Question::Amqp, RABBITMQ, Amqp, "RabbitMQ 3.10.8"),
+            (Question::Mqtt, b"\x20\x02\0\0", Mqtt, ""),
+            (Question::Mqtt, b"\x20\x02\0\x05", Mqtt, ""),
+            (Question::Mqtt, b"\x20\x03\0\x84\0", Mqtt, ""),
+            (Greeting, b"\x4a\0\0\0\xff\x6a\x04Host 'x' is not allowed", Mysql, "Host 'x' is not allowed"),
+        ];
+        for (question, said, kind, note) in cases {
+            let told = || format!("{question:?} {}", String::from_utf8_lossy(said));
+            assert_eq!(recognise(question, said), Some((kind, note.to_owned())), "{}", told());
+            for part in 0..said.len() {
+                let early = recognise(question, &said[..part]).map(|(kind, _)| kind);
+                assert!(early.is_none_or(|early| early == kind), "{} at {part}: {early:?}", told());
+            }
+        }
+    }
+
+    #[test]
+    fn other_words_are_nobodys() {
+        let words: [(Question, &[u8]); 14] = [
+            (Question::Greeting, b"220 mail ESMTP\r\n"),
+            (Question::Greeting, b"SSH"),
+            (Question::Greeting, b"d\0\0\0\n5.5.5-10.11.19-MariaDB"),
+            (Question::Greeting, b"d\0\0\0\n5.5 \x1b[31m\0"),
+            (Question::Greeting, b"+PONG\r\n"),
+            (Question::Ping, b"PING\r\n"),
+            (Question::Ping, b"UNKNOWN_COMMAND\r\n"),
+            (Question::SslRequest, b"NO\r\n"),
+            (Question::Amqp, b"AMQP\0\0\x09\x01"),
+            (Question::Amqp, &RABBITMQ[..40]),
+            (Question::Hello, b"\x34\0\0\0\x01\0\0\0\0\0\0\0\xdd\x07\0\0"),
+            (Question::ApiVersions, b"\0\0\0\x11\0\x12\0\0conn\0\x07connect"),
+            (Question::Mqtt, b"\x20\0\0\0"),
+            (Question::Version, b"ERROR\r\n"),
+        ];
+        for (question, said) in words {
+            assert_eq!(recognise(question, said), None, "{question:?} {}", String::from_utf8_lossy(said));
+        }
+    }
+
+    #[test]
+    fn no_bytes_are_too_odd_to_be_read() {
+        let mut state = 1u32;
+        for _ in 0..200_000 {
+            let mut said = [0; 24];
+            for byte in &mut said {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                // Few values, so that frames and lengths come about.
+                *byte = [0, 1, 2, 4, 7, 10, 0x20, 0xff, b'A', b'\n', 3, 0x15][(state >> 16) as usize % 12];
+            }
+            let length = (state >> 8) as usize % said.len();
+            ASKED.iter().for_each(|asked| drop(recognise(asked.question, &said[..length])));
+        }
+    }
+
+    #[test]
+    fn every_usual_port_has_one_likely_question() {
+        let mut ports = usual_ports();
+        let count = ports.len();
+        ports.dedup();
+        assert_eq!(ports.len(), count);
+        assert!(ASKED.iter().all(|asked| asked.question.bytes() == asked.bytes));
+    }
+
+    #[test]
+    fn a_peers_words_are_one_short_line() {
+        assert_eq!(shown(b" a\r\n\tb\x1b[31m\xff \0"), "a b [31m\u{fffd}");
+        assert_eq!(shown(&[b'x'; 5000]).chars().count(), 80);
+    }
+
+    #[test]
+    fn names_are_those_that_users_know() {
+        assert_eq!([Http, Postgres, Redis].map(|kind| kind.name_at(1)), ["web-1", "postgres-1", "redis-1"]);
+        assert_eq!([Http, Postgres, Tls].map(|kind| kind.name_alone(1)), ["web-1", "postgres", "tcp-1"]);
+    }
+}
