@@ -5,17 +5,27 @@ MUSL     := $(subst -gnu,-musl,$(HOST))
 HAS_MUSL := $(shell test -d "$$(rustc --print sysroot)/lib/rustlib/$(MUSL)" && echo yes)
 # musl where it is installed, else glibc linked statically: either way one file that needs no other.
 TARGET   := $(if $(HAS_MUSL),$(MUSL),$(HOST))
-# Not position-independent, so that `file` says what it is: statically linked.
-STATIC   := RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static"
+# Where cargo unpacks the sources of crates; it makes the folder when it first fetches.
+REGISTRY := $(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/registry/src
+CRATES   ?= $(firstword $(wildcard $(REGISTRY)/*) $(REGISTRY))
+# Not position-independent, so that `file` says what it is: statically linked. No path of this machine gets in, so
+# that the same sources give the same bytes anywhere.
+STATIC   = RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static \
+	--remap-path-prefix=$(CURDIR)=/connect --remap-path-prefix=$(CRATES)=/crates"
 PREFIX   ?= /usr/local
 FUZZ_SECONDS ?= 60
+SOAK_SECONDS ?= 600
 
-.PHONY: all demo test lint check bench bench-peers load fuzz deps install clean
+.PHONY: all fetch demo test lint check bench bench-peers load fuzz soak e2e deps audit sbom vendor reproducible install clean
 
-all:
+all: fetch
 	$(STATIC) cargo build --release --locked --target $(TARGET)
 	@ln -f target/$(TARGET)/release/connect target/connect
 	@file target/connect 2>/dev/null || true
+
+# First, so that the folder of the crates' sources has its name.
+fetch:
+	@cargo fetch --quiet --locked --target $(TARGET)
 
 # The main job, on an embedded hub: each step is printed with the command that a user would type.
 demo:
@@ -47,12 +57,40 @@ target/peers/bin/rathole target/peers/bin/bore:
 load:
 	@$(STATIC) cargo test --quiet --release --locked --target $(TARGET) --test load
 
+# Every target for so many seconds; RUNS=100000000 instead for so many executions each.
 fuzz:
 	@tests/scripts/fuzz $(FUZZ_SECONDS)
+
+# Kills, cuts, pauses and full disks, for so long; CONNECT_CHAOS_SEED=N replays what a failing run printed.
+soak:
+	@CONNECT_SOAK_SECONDS=$(SOAK_SECONDS) cargo test --quiet --locked --test chaos -- --nocapture --test-threads 1
+
+# Programs that people use, through the whole path: PostgreSQL, Redis, curl, git, WebSocket, gRPC, Chromium.
+e2e: all
+	@tests/scripts/e2e
 
 # The crates of the tree beside the committed, reviewed list.
 deps:
 	@tests/scripts/deps
+
+# The same, with licences, bans and sources, and how many lines there are to read.
+audit:
+	@tests/scripts/audit
+
+# What the program is made of, as CycloneDX.
+sbom:
+	@mkdir -p target
+	@tests/scripts/sbom target/connect.cdx.json
+
+# The sources of every crate, for a build without a network:  cargo build --offline --config target/vendor.toml
+vendor:
+	@mkdir -p target
+	@cargo vendor --locked --versioned-dirs vendor > target/vendor.toml 2> target/vendor.log
+	@echo "vendor: $$(ls vendor | wc -l) crates; build with: cargo build --release --offline --locked --config target/vendor.toml"
+
+# Another folder, vendored sources, no network: the same binary, bit for bit.
+reproducible: all vendor
+	@tests/scripts/reproducible
 
 install: all
 	install -D -m 755 target/connect $(DESTDIR)$(PREFIX)/bin/connect

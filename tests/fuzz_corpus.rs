@@ -1,53 +1,50 @@
 //! What the fuzzers have found worth keeping, replayed: whole, and cut at every byte.
 
+// Each property takes a part of the rooms.
 #[allow(dead_code)]
-#[path = "../src/wire"]
-mod wire {
-    pub mod body;
-    pub mod chunks;
-    pub mod forward;
-    pub mod head;
-    pub mod host;
-    mod scan;
-}
-
-#[path = "fuzz/properties.rs"]
+#[path = "../src/model/mod.rs"]
+mod model;
+#[path = "fuzz/properties/mod.rs"]
 mod properties;
+#[allow(dead_code)]
+#[path = "../src/wire/mod.rs"]
+mod wire;
 
 use std::fs;
 use std::path::Path;
 
-fn replay(target: &str, check: fn(&[u8])) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target);
-    let mut count = 0;
-    for entry in fs::read_dir(&folder).expect("the target's corpus") {
-        let path = entry.expect("an entry").path();
-        let bytes = fs::read(&path).expect("a file");
-        // Shown only when what follows panics.
-        println!("{}", path.display());
-        assert!(bytes.len() <= 4096, "longer, and the properties skip some of the cuts");
-        check(&bytes);
-        count += 1;
+use properties::TARGETS;
+use properties::cuts::Cuts;
+
+#[test]
+fn the_corpus_of_every_target_holds() {
+    for (target, check) in TARGETS {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target);
+        let mut count = 0;
+        for entry in fs::read_dir(&folder).expect("the target's corpus") {
+            let path = entry.expect("an entry").path();
+            let bytes = fs::read(&path).expect("a file");
+            // Shown only when what follows panics.
+            println!("{}", path.display());
+            check(&bytes, Cuts::Every);
+            count += 1;
+        }
+        assert!(count >= 10, "{count} files in {}", folder.display());
     }
-    assert!(count >= 10, "{count} files in {}", folder.display());
 }
 
+/// A property that lets everything pass would not be noticed otherwise.
 #[test]
-fn the_corpus_of_heads_holds() {
-    replay("head", properties::head);
-}
-
-#[test]
-fn the_corpus_of_framings_holds() {
-    replay("framing", properties::framing);
-}
-
-#[test]
-fn the_corpus_of_hosts_holds() {
-    replay("host", properties::host);
-}
-
-#[test]
-fn the_corpus_of_chunks_holds() {
-    replay("chunks", properties::chunks);
+fn the_corpora_hold_what_is_taken_and_what_is_refused() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus");
+    let taken = |target: &str, fits: &dyn Fn(&str) -> bool| {
+        let entries = fs::read_dir(folder.join(target)).unwrap();
+        let files: Vec<_> = entries.map(|entry| fs::read(entry.unwrap().path()).unwrap()).collect();
+        let count = files.iter().filter(|bytes| str::from_utf8(bytes).is_ok_and(fits)).count();
+        assert!(count > 0 && count < files.len(), "{target}: {count} of {}", files.len());
+    };
+    taken("codes", &|text| model::code::Invitation::parse(text).is_ok_and(|it| it.link.is_some()));
+    taken("pconnect", &|text| wire::pconnect::parse(text).is_ok());
+    taken("state", &|text| model::route::parse(text).is_some());
+    taken("control", &|text| serde_json::from_str::<wire::control::ToAgent>(text).is_ok());
 }

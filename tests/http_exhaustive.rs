@@ -12,8 +12,14 @@ mod wire {
     mod scan;
 }
 
-#[path = "fuzz/properties.rs"]
-mod properties;
+#[path = "fuzz/properties"]
+mod properties {
+    pub mod cuts;
+    pub mod http;
+}
+
+use properties::cuts::Cuts;
+use properties::http;
 
 /// Calls `check` with every sequence of up to `most` of the words.
 fn every_sequence(words: &[&[u8]], most: usize, check: &mut impl FnMut(&[u8])) {
@@ -52,7 +58,7 @@ fn any_start_of_a_head_has_one_verdict() {
     ];
     let mut accepted = 0;
     every_sequence(words, 5, &mut |bytes| {
-        properties::head(bytes);
+        http::head(bytes, Cuts::Every);
         accepted += usize::from(wire::head::parse_request(bytes).is_ok_and(|head| head.is_some()));
     });
     assert!(accepted > 50, "the words do not reach the end of a head: {accepted}");
@@ -76,7 +82,7 @@ fn any_fields_have_one_verdict() {
         b"\r\n\r\n",
     ];
     for line in [b"GET / HTTP/1.1\r\n".as_slice(), b"HTTP/1.1 200 OK\r\n"] {
-        every_sequence(words, 4, &mut |bytes| properties::head(&[line, bytes].concat()));
+        every_sequence(words, 4, &mut |bytes| http::head(&[line, bytes].concat(), Cuts::Every));
     }
 }
 
@@ -112,7 +118,7 @@ fn any_framing_fields_have_one_reading() {
     ];
     for line in lines {
         every_sequence(words, 3, &mut |fields| {
-            properties::framing(&[line, fields, b"\r\n3\r\nabc\r\n0\r\n\r\nGET"].concat());
+            http::framing(&[line, fields, b"\r\n3\r\nabc\r\n0\r\n\r\nGET"].concat(), Cuts::Every);
         });
     }
 }
@@ -137,7 +143,7 @@ fn any_chunks_have_one_reading() {
         b"fffffffffffffff",
         b"0\r\n\r\n",
     ];
-    every_sequence(words, 4, &mut properties::chunks);
+    every_sequence(words, 4, &mut |bytes| http::chunks(bytes, Cuts::Every));
 }
 
 #[test]
@@ -163,5 +169,5 @@ fn any_host_has_one_place() {
         b"\xc3\xa4",
         b"+",
     ];
-    every_sequence(words, 4, &mut properties::host);
+    every_sequence(words, 4, &mut |bytes| http::host(bytes, Cuts::Every));
 }

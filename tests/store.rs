@@ -9,11 +9,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
+use common::Disk;
 use common::Home;
 use common::Hub;
 use common::PATIENCE;
@@ -259,39 +259,14 @@ fn a_second_hub_on_one_data_folder_is_refused_and_commands_beside_it_work() {
     hub.home.run(&["hub", "audit", "verify"]).ok();
 }
 
-/// A small disk of its own; `None`, loudly, where that needs more rights than the tester has.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn mount(path: PathBuf) -> Option<Self> {
-        fs::create_dir_all(&path).unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=512k,mode=700", "connect-test"]).arg(&path);
-        if mount.output().is_ok_and(|done| done.status.success()) {
-            return Some(Self(path));
-        }
-        eprintln!("\n*** SKIPPED: the full disk; mounting a tmpfs needs root: sudo make test ***\n");
-        None
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn a_full_disk_refuses_changes_with_a_reason_loses_nothing_and_recovers() {
     let home = Home::new();
-    let Some(_disk) = Disk::mount(home.file("hub")) else { return };
+    let Some(disk) = Disk::mount(&home.file("hub")) else { return };
     let command = home.connect(&["hub", "--json", "--listen", "127.0.0.1:0", "--tunnel-ports", "off"]);
     let mut hub = Hub::start_by(home, command, &["--tunnel-ports", "off"]);
     let kept = make_key(&hub).unwrap();
-    let filler = hub.home.file("hub/filler");
-    let mut file = fs::File::create(&filler).unwrap();
-    while file.write_all(&[0; 512]).is_ok() {}
-    drop(file);
+    disk.fill();
     let (mut made, mut refused) = (vec![kept], 0);
     eventually("the disk is full", PATIENCE, || {
         let answer = hub.ask("POST /v1/keys", &hub.admin_key, "");
@@ -313,7 +288,7 @@ fn a_full_disk_refuses_changes_with_a_reason_loses_nothing_and_recovers() {
     // Reading works, and what was refused is not there.
     assert_eq!(ids(&hub).len(), made.len() + 1);
     assert_eq!(hub.ask("GET /health", "", "").status, 200);
-    fs::remove_file(&filler).unwrap();
+    disk.free();
     made.push(make_key(&hub).expect("it recovers"));
     let verified = |hub: &Hub| hub.home.run(&["hub", "audit", "verify"]).code == Some(0);
     eventually("the audit log has caught up", PATIENCE, || {

@@ -48,8 +48,8 @@ use crate::wire::reply::Reply;
 
 /// Connections at once: each session needs two, each agent one.
 const CONNECTIONS: usize = 24_000;
-/// Of the descriptors that the system grants, so many stay for files, listeners and the hub's own tunnels:
-/// without one a connection could be neither accepted nor told that there are too many.
+/// Of the descriptors that the system grants, so many stay for files, listeners and the hub's own tunnels, or half of
+/// them where there are few: without one a connection could be neither accepted nor told that there are too many.
 const RESERVED: usize = 64;
 const TLS_HANDSHAKE: u8 = 0x16;
 /// The first byte of every method.
@@ -81,9 +81,10 @@ pub fn start(
     let (stop, registration) = stop.child();
     let front = Arc::new(Front { tls: ca::base_config(&core.ca)?, core: Arc::clone(core), opener });
     let serving = Arc::clone(&front);
+    let granted = limits::open_files();
     let service = Service {
         name: "hub",
-        limit: CONNECTIONS.min(limits::open_files().saturating_sub(RESERVED)).max(1),
+        limit: CONNECTIONS.min(granted - RESERVED.min(granted / 2)).max(1),
         serve: Box::new(move |stream, _| serving.serve(&stream)),
         cut: shut,
         turn_away: Box::new(|stream| drop(turn_away(stream))),

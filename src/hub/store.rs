@@ -11,9 +11,6 @@ use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
 
-use serde::Deserialize;
-use serde::Serialize;
-
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
@@ -23,13 +20,15 @@ use crate::model::registry::Registry;
 use crate::os::files;
 use crate::os::files::Lock;
 use crate::os::secret;
+use crate::wire::journal;
+use crate::wire::journal::Entry;
+use crate::wire::journal::Snapshot;
 
 /// A longer journal is folded into the snapshot, unless the snapshot is longer still: then folding waits, so
 /// that a large hub does not write all it knows again for every few changes.
 const JOURNAL_LIMIT: u64 = 4 * 1024 * 1024;
 /// What the limits of the registry can add up to, and more; a larger file is not ours.
 const FILE_LIMIT: u64 = 4 * 1024 * 1024 * 1024;
-const CHECKSUM: usize = 8;
 
 pub struct Store {
     folder: PathBuf,
@@ -41,20 +40,6 @@ pub struct Store {
     snapshot_length: u64,
     last: u64,
     _lock: Lock,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Entry {
-    n: u64,
-    changes: Vec<Change>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Snapshot {
-    version: u32,
-    /// The last journal entry that is in here.
-    n: u64,
-    records: Vec<Record>,
 }
 
 /// What opening found.
@@ -80,13 +65,12 @@ impl Store {
         }
         let path = folder.join("journal");
         let bytes = files::read_within(&path, FILE_LIMIT)?.unwrap_or_default();
-        let (entries, whole) = read_journal(&bytes).map_err(|line| {
+        let (entries, whole) = journal::read(&bytes, last, checksum).map_err(|line| {
             Error::new(format!("{} is damaged at line {line}", path.display())).hint(
                 "Restore the hub's data folder from a backup; the snapshot beside it is older but whole",
             )
         })?;
-        let folded = last;
-        for entry in entries.into_iter().filter(|entry| entry.n > folded) {
+        for entry in entries {
             last = entry.n;
             entry.changes.into_iter().for_each(|change| registry.apply(change));
         }
@@ -124,7 +108,7 @@ impl Store {
             self.torn = false;
         }
         let entry = Entry { n: self.last + 1, changes: changes.to_vec() };
-        let line = encode(&entry)?;
+        let line = journal::write(&entry, checksum).or_say(|| "Cannot write a change")?;
         let written = self.journal.write_all(&line).and_then(|()| self.journal.sync_data());
         if let Err(error) = written {
             self.torn = self.journal.set_len(self.length).is_err();
@@ -157,40 +141,8 @@ impl Store {
     }
 }
 
-fn encode(entry: &Entry) -> Result<Vec<u8>> {
-    let json = serde_json::to_string(entry).or_say(|| "Cannot write a change")?;
-    Ok(format!("{} {json}\n", checksum(json.as_bytes())).into_bytes())
-}
-
 fn checksum(json: &[u8]) -> String {
-    secret::sha256(json).to_string()[..CHECKSUM].to_owned()
-}
-
-/// The entries and the length of the whole lines; or the number of the line that is damaged.
-fn read_journal(bytes: &[u8]) -> std::result::Result<(Vec<Entry>, u64), usize> {
-    let mut entries: Vec<Entry> = Vec::new();
-    let mut whole = 0;
-    for (index, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
-        if !line.ends_with(b"\n") {
-            break;
-        }
-        match decode(line).filter(|entry| entries.last().is_none_or(|before| before.n + 1 == entry.n)) {
-            Some(entry) => entries.push(entry),
-            None => return Err(index + 1),
-        }
-        whole += line.len();
-    }
-    Ok((entries, whole as u64))
-}
-
-fn decode(line: &[u8]) -> Option<Entry> {
-    let line = line.strip_suffix(b"\n")?;
-    let (sum, rest) = line.split_at_checked(CHECKSUM)?;
-    let json = rest.strip_prefix(b" ")?;
-    if checksum(json).as_bytes() != sum {
-        return None;
-    }
-    serde_json::from_slice(json).ok()
+    secret::sha256(json).to_string()[..journal::CHECKSUM].to_owned()
 }
 
 fn read_snapshot(path: &Path) -> Result<Option<(Snapshot, u64)>> {
@@ -210,44 +162,6 @@ fn read_snapshot(path: &Path) -> Result<Option<(Snapshot, u64)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::record::Table;
-
-    fn entry(n: u64) -> Entry {
-        Entry { n, changes: vec![Change::drop(Table::Key, &format!("key_{n}"))] }
-    }
-
-    fn journal(numbers: std::ops::Range<u64>) -> Vec<u8> {
-        numbers.flat_map(|n| encode(&entry(n)).unwrap()).collect()
-    }
-
-    #[test]
-    fn a_journal_cut_anywhere_keeps_every_whole_line() {
-        let bytes = journal(1..6);
-        for cut in 0..bytes.len() {
-            let lines = bytes[..cut].split(|byte| *byte == b'\n').count() - 1;
-            let (entries, whole) = read_journal(&bytes[..cut]).unwrap();
-            assert_eq!(entries.len(), lines, "cut at {cut}");
-            assert!(whole <= cut as u64);
-        }
-    }
-
-    #[test]
-    fn a_changed_byte_before_the_last_line_is_damage_and_not_guessed_at() {
-        let bytes = journal(1..4);
-        let last_line = bytes.len() - encode(&entry(3)).unwrap().len();
-        for at in 0..last_line {
-            let mut damaged = bytes.clone();
-            damaged[at] ^= 1;
-            assert!(read_journal(&damaged).is_err(), "byte {at}");
-        }
-    }
-
-    #[test]
-    fn a_missing_or_repeated_line_is_damage() {
-        let lines: Vec<Vec<u8>> = (1..5).map(|n| encode(&entry(n)).unwrap()).collect();
-        assert!(read_journal(&[&lines[0][..], &lines[2], &lines[3]].concat()).is_err());
-        assert!(read_journal(&[&lines[0][..], &lines[0], &lines[1]].concat()).is_err());
-    }
 
     #[test]
     fn a_snapshot_holds_all_and_the_journal_begins_anew() {

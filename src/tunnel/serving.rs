@@ -134,9 +134,10 @@ impl Listener<'_> {
         look_up(&target);
         let (broken, ended) = Default::default();
         let open = Arc::new(Open { target, broken, ended });
-        self.say(Say::Opened(Arc::clone(&open)))?;
         self.current = Arc::downgrade(&open);
-        self.receive(&open)
+        let received = self.say(Say::Opened(Arc::clone(&open))).and_then(|()| self.receive(&open));
+        // The speaker may be done with it, and then a session that was cut would look like an end of file.
+        received.inspect_err(|_| open.break_off())
     }
 
     /// The joiner's direction of an open connection, to its end.
@@ -197,10 +198,8 @@ fn speak_all(frames: &mut FrameWriter, said: &mpsc::Receiver<Say>, carried: &Car
             Say::Refused(reason) => frames.refuse(&reason)?,
             Say::Reset => frames.send(&[Kind::Reset])?,
             Say::Opened(open) => {
-                let count = |count: usize| _ = carried.bytes.fetch_add(count as u64, Ordering::Relaxed);
-                let _ = socket::wait_for_data(&open.target, &open.target, FIRST_WORDS);
-                count(frames.begin(Kind::Opened, &open.target)?);
-                let end = frames.copy_from(&open.target, count)?;
+                // The listener may be gone, and then a session that was cut would look like an end of file.
+                let end = copy_back(frames, &open, carried).inspect_err(|_| open.break_off())?;
                 // A connection that broke is ended by the RESET which is already on its way here.
                 let broken = open.broken.load(Ordering::SeqCst);
                 if end == CopyEnd::Broken && !broken {
@@ -216,4 +215,12 @@ fn speak_all(frames: &mut FrameWriter, said: &mpsc::Receiver<Say>, carried: &Car
         }
     }
     Ok(())
+}
+
+/// All that the target says, OPENED before it.
+fn copy_back(frames: &mut FrameWriter, open: &Open, carried: &Carried) -> io::Result<CopyEnd> {
+    let count = |count: usize| _ = carried.bytes.fetch_add(count as u64, Ordering::Relaxed);
+    let _ = socket::wait_for_data(&open.target, &open.target, FIRST_WORDS);
+    count(frames.begin(Kind::Opened, &open.target)?);
+    frames.copy_from(&open.target, count)
 }

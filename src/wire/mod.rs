@@ -8,6 +8,7 @@ pub mod forward;
 pub mod frame;
 pub mod head;
 pub mod host;
+pub mod journal;
 pub mod message;
 pub mod page;
 pub mod pconnect;

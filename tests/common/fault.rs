@@ -1,6 +1,7 @@
 //! Faults between programs: a TCP path to a hub that falls silent, is cut, listens and changes bytes.
 #![allow(dead_code)] // Each test file uses its part.
 
+use std::io;
 use std::io::Read;
 use std::io::Write;
 use std::net::Shutdown;
@@ -11,11 +12,14 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
+
+use super::ends::reset_on_close;
 
 /// What the first byte of a connection to a hub says of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +55,7 @@ pub struct Path {
 }
 
 struct Shared {
-    to: SocketAddr,
+    to: Mutex<SocketAddr>,
     lines: Mutex<Vec<Arc<Line>>>,
     /// New connections are taken and then hear nothing.
     silent: AtomicBool,
@@ -60,6 +64,10 @@ struct Shared {
     /// Takes a relay connection in the hub's place.
     impostor: Mutex<Option<Impostor>>,
     delay: Mutex<Duration>,
+    /// What is under way waits here.
+    held: AtomicBool,
+    /// Pieces go on as so many bytes at a time; 0: as they came.
+    bits: AtomicUsize,
     /// The hub's answer to an upgrade is held back until what follows it is there.
     glue: AtomicBool,
 }
@@ -70,6 +78,7 @@ pub type Impostor = Arc<dyn Fn(TcpStream, String) + Send + Sync>;
 struct Line {
     kind: OnceLock<Kind>,
     silent: AtomicBool,
+    broken: AtomicBool,
     ends: [TcpStream; 2],
 }
 
@@ -78,13 +87,15 @@ impl Path {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let shared = Arc::new(Shared {
-            to: address.parse().unwrap(),
+            to: Mutex::new(address.parse().unwrap()),
             lines: Mutex::default(),
             silent: AtomicBool::new(false),
             relayed: Mutex::default(),
             meddle: Mutex::default(),
             impostor: Mutex::default(),
             delay: Mutex::default(),
+            held: AtomicBool::new(false),
+            bits: AtomicUsize::new(0),
             glue: AtomicBool::new(false),
         });
         let own = Arc::clone(&shared);
@@ -130,6 +141,35 @@ impl Path {
     /// Those that fell silent end now.
     pub fn cut_silent(&self) {
         self.cut_all(|line| line.silent.load(Ordering::SeqCst));
+        self.shared.lines.lock().unwrap().retain(|line| !line.silent.load(Ordering::SeqCst));
+    }
+
+    /// Cuts whatever there is.
+    pub fn cut_everything(&self) {
+        self.cut_all(|_| true);
+    }
+
+    /// Ends one direction of every connection as if it had ended by itself; the other goes on.
+    pub fn halve(&self, way: Way) {
+        for line in self.shared.lines.lock().unwrap().iter() {
+            let (from, to) = line.between(way);
+            let _ = from.shutdown(Shutdown::Read).and_then(|()| to.shutdown(Shutdown::Write));
+        }
+    }
+
+    /// Nothing arrives until it is let go; nothing is lost.
+    pub fn hold(&self, is_held: bool) {
+        self.shared.held.store(is_held, Ordering::SeqCst);
+    }
+
+    /// Everything arrives in pieces of so many bytes, each a moment after the one before; 0: as it came.
+    pub fn split(&self, bytes: usize) {
+        self.shared.bits.store(bytes, Ordering::SeqCst);
+    }
+
+    /// Where new connections go.
+    pub fn lead_to(&self, address: &str) {
+        *self.shared.to.lock().unwrap() = address.parse().unwrap();
     }
 
     fn cut_all(&self, fits: impl Fn(&Line) -> bool) {
@@ -168,12 +208,13 @@ impl Path {
 
 impl Shared {
     fn serve(self: Arc<Self>, client: TcpStream) {
-        let Ok(hub) = TcpStream::connect(self.to) else { return };
+        let Ok(hub) = TcpStream::connect(*self.to.lock().unwrap()) else { return };
         let _ = client.set_nodelay(true);
         let _ = hub.set_nodelay(true);
         let line = Arc::new(Line {
             kind: OnceLock::new(),
             silent: AtomicBool::new(self.silent.load(Ordering::SeqCst)),
+            broken: AtomicBool::new(false),
             ends: [client, hub],
         });
         self.lines.lock().unwrap().push(Arc::clone(&line));
@@ -205,11 +246,11 @@ impl Shared {
         }
     }
 
-    fn forward(&self, line: &Arc<Line>, way: Way) {
+    fn forward(self: &Arc<Self>, line: &Arc<Line>, way: Way) {
         let (mut from, _) = line.between(way);
         let (later, due) = mpsc::sync_channel::<(Instant, Vec<u8>)>(64);
-        let own = Arc::clone(line);
-        thread::spawn(move || own.deliver(way, &due));
+        let (own, shared) = (Arc::clone(line), Arc::clone(self));
+        thread::spawn(move || own.deliver(&shared, way, &due));
         let mut buffer = vec![0; 64 * 1024];
         let mut in_head = line.kind.get() == Some(&Kind::Relay);
         loop {
@@ -243,6 +284,30 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// At most so many bits of one piece: a large one would take for ever otherwise.
+    const BITS: usize = 200;
+
+    fn pass_on(&self, mut to: &TcpStream, piece: &[u8]) -> io::Result<()> {
+        let mut rest = piece;
+        let mut bits = 0;
+        while !rest.is_empty() {
+            while self.held.load(Ordering::SeqCst) {
+                thread::sleep(Duration::from_millis(5));
+            }
+            let size = self.bits.load(Ordering::SeqCst);
+            if size == 0 || bits == Self::BITS {
+                return to.write_all(rest);
+            }
+            let (bit, later) = rest.split_at(size.min(rest.len()));
+            to.write_all(bit)?;
+            thread::sleep(Duration::from_micros(300));
+            (rest, bits) = (later, bits + 1);
+        }
+        Ok(())
+    }
+}
+
 impl Line {
     /// Whence and whither bytes of this direction go.
     fn between(&self, way: Way) -> (&TcpStream, &TcpStream) {
@@ -251,25 +316,31 @@ impl Line {
     }
 
     /// Passes on each piece when it is due, and then the end.
-    fn deliver(&self, way: Way, due: &mpsc::Receiver<(Instant, Vec<u8>)>) {
-        let (_, mut to) = self.between(way);
+    fn deliver(&self, shared: &Shared, way: Way, due: &mpsc::Receiver<(Instant, Vec<u8>)>) {
+        let (_, to) = self.between(way);
         for (when, piece) in due {
             thread::sleep(when.saturating_duration_since(Instant::now()));
             if self.silent.load(Ordering::SeqCst) {
                 return;
             }
-            if to.write_all(&piece).is_err() {
+            if shared.pass_on(to, &piece).is_err() {
                 return self.close();
             }
         }
-        if !self.silent.load(Ordering::SeqCst) {
+        if !self.silent.load(Ordering::SeqCst) && !self.broken.load(Ordering::SeqCst) {
             let _ = to.shutdown(Shutdown::Write);
         }
     }
 
+    /// One side broke: both get a reset as soon as nobody here holds them any more. A shutdown of both directions
+    /// would be an end of file.
     fn close(&self) {
         if !self.silent.load(Ordering::SeqCst) {
-            self.ends.iter().for_each(|end| drop(end.shutdown(Shutdown::Both)));
+            self.broken.store(true, Ordering::SeqCst);
+            for end in &self.ends {
+                reset_on_close(end);
+                let _ = end.shutdown(Shutdown::Read);
+            }
         }
     }
 }

@@ -512,6 +512,42 @@ impl Home {
     }
 }
 
+// Disks: what store and chaos share.
+
+/// A small disk of its own; `None`, loudly, where that needs more rights than the tester has.
+pub struct Disk(PathBuf);
+
+impl Disk {
+    pub fn mount(path: &Path) -> Option<Self> {
+        fs::create_dir_all(path).unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=512k,mode=700", "connect-test"]).arg(path);
+        if mount.output().is_ok_and(|done| done.status.success()) {
+            return Some(Self(path.to_owned()));
+        }
+        eprintln!("\n*** SKIPPED: the full disk; mounting a tmpfs needs root: sudo make test ***\n");
+        None
+    }
+}
+
+impl Disk {
+    /// Writes until nothing goes any more.
+    pub fn fill(&self) {
+        let mut file = fs::File::create(self.0.join("filler")).unwrap();
+        while file.write_all(&[0; 512]).is_ok() {}
+    }
+
+    pub fn free(&self) {
+        fs::remove_file(self.0.join("filler")).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
 // Shares, join and dev.
 
 pub mod servers;

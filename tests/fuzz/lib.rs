@@ -1,13 +1,7 @@
 //! The pure rooms and what must hold in them, for the fuzz targets.
 
-#[path = "../../src/wire"]
-pub mod wire {
-    pub mod body;
-    pub mod chunks;
-    pub mod forward;
-    pub mod head;
-    pub mod host;
-    mod scan;
-}
-
+#[path = "../../src/model/mod.rs"]
+pub mod model;
 pub mod properties;
+#[path = "../../src/wire/mod.rs"]
+pub mod wire;
