@@ -94,6 +94,10 @@ reproducible: all vendor
 
 install: all
 	install -D -m 755 target/connect $(DESTDIR)$(PREFIX)/bin/connect
+	target/connect help --man | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/man/man1/connect.1
+	target/connect completions bash | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/bash-completion/completions/connect
+	target/connect completions zsh | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_connect
+	target/connect completions fish | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/connect.fish
 
 clean:
 	cargo clean

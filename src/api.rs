@@ -23,6 +23,9 @@ use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::code::Code;
 use crate::model::fingerprint::Pin;
+use crate::model::version;
+use crate::model::version::End;
+use crate::model::version::Version;
 use crate::net::address::HubUrl;
 use crate::net::connect::DEADLINE;
 use crate::net::duplex::Duplex;
@@ -221,6 +224,11 @@ impl Hub {
         seen.ok_or_else(|| Error::new("The hub showed no certificate"))
     }
 
+    /// A connection on which the hub has proved that it is the hub.
+    pub fn greet(&self) -> Result<()> {
+        self.dialer.dial(&self.url, Instant::now() + self.patience).map(drop)
+    }
+
     /// The agent's control channel, and the hub it leads to.
     pub fn control(&self) -> Result<(Duplex, HubUrl)> {
         let key = self.key.clone().unwrap_or_default();
@@ -320,6 +328,7 @@ impl Hub {
         body: Option<&[u8]>,
     ) -> std::result::Result<Answered, Missed> {
         let mut request = ureq::http::Request::builder().method(method).uri(format!("{url}{path}"));
+        request = request.header(version::FIELD, version::OURS.to_string());
         if let Some(key) = &self.key {
             request = request.header("x-api-key", key);
         }
@@ -339,6 +348,10 @@ impl Hub {
         };
         let mut answer = answered.map_err(|error| trouble(url, error))?;
         let status = answer.status().as_u16();
+        let speaks = answer.headers().get(version::FIELD).map(|said| said.to_str().unwrap_or_default());
+        if let Some((what, hint)) = between_us("The hub", "the hub's machine", Version::said(speaks)) {
+            return Err(Missed { error: Error::new(what).hint(hint), before: false });
+        }
         let read = answer.body_mut().with_config().limit(ANSWER_LIMIT).read_to_vec();
         let body = read.map_err(|error| trouble(url, error))?;
         let goes_on = || serde_json::from_slice::<Value>(&body).is_ok_and(|body| body["elsewhere"] == true);
@@ -378,6 +391,12 @@ fn trouble(url: &HubUrl, error: ureq::Error) -> Missed {
         error => (unreachable_hub(url, error.to_string()), false),
     };
     Missed { error, before }
+}
+
+/// What stands between this connect and another end.
+pub fn between_us(called: &str, at: &str, speaks: Version) -> Option<(String, String)> {
+    let own = End { called: "this connect", at: "this machine", speaks: version::OURS };
+    version::objection(&End { called, at, speaks }, &own)
 }
 
 /// What a refusal means for the person who got it.

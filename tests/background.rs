@@ -33,7 +33,8 @@ fn detached(command: Command) -> (Said, u32) {
 
 fn kinds(home: &Home) -> Vec<String> {
     let all = home.run(&["status", "--json"]).ok().json();
-    let kinds = all.as_array().unwrap().iter().map(|run| run["kind"].as_str().unwrap().to_owned());
+    let living = all.as_array().unwrap().iter().filter(|run| run["state"] == "running");
+    let kinds = living.map(|run| run["kind"].as_str().unwrap().to_owned());
     let mut kinds: Vec<String> = kinds.collect();
     kinds.sort();
     kinds
@@ -135,7 +136,14 @@ fn what_it_says_in_the_background_is_what_it_says_in_front() {
     });
     let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&log).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
-    eventually("it is not listed any more", PATIENCE, || kinds(&team.user).is_empty());
+    eventually("it does not run any more", PATIENCE, || kinds(&team.user).is_empty());
+    let status = team.user.run(&["status"]).ok().out;
+    assert!(
+        status.contains("failed (PID ") && status.contains("[x] The share was revoked or has expired"),
+        "{status}"
+    );
+    let all = team.user.run(&["status", "--json"]).ok().json();
+    assert_eq!((&all[0]["state"], all[0]["names"][0].as_str()), (&Value::from("failed"), Some("abc123")));
 }
 
 #[test]
@@ -186,6 +194,12 @@ fn what_was_killed_is_not_believed_alive() {
     assert_eq!((kinds(&team.user), routes(&team.user)), (vec!["join".to_owned()], vec!["db".to_owned()]));
     kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
     eventually("it is not listed", PATIENCE, || kinds(&team.user).is_empty());
+    let status = team.user.run(&["status"]).ok().out;
+    assert!(status.starts_with(&format!("[x] join abc123 crashed (PID {pid}, begun ")), "{status}");
+    assert!(
+        status.contains("    See more: tail -n 50 ") && status.contains("    Clear it: connect stop abc123")
+    );
+    assert_eq!(team.user.run(&["stop", "abc123"]).ok().out, "[ok] Cleared join abc123");
     let said = team.user.run(&["stop", "abc123"]);
     assert_eq!(said.err, "[x] Nothing called abc123 is running\n  See what runs: connect status");
     assert_eq!(said.code, Some(1));
@@ -257,4 +271,25 @@ fn the_background_outlives_the_terminal_that_started_it() {
     assert_eq!(said.code, Some(0), "{said:#?}");
     assert_eq!(kinds(&team.user), ["join"]);
     assert!(echoes(ports.at(0), b"its terminal is gone"));
+}
+
+#[test]
+fn the_figures_of_both_ends_reach_status() {
+    let tunnelled = common::Tunnelled::to(common::service(common::echo));
+    assert!(echoes(tunnelled.port, &common::noise(3, 50_000)));
+    for home in [&tunnelled.owner, &tunnelled.user] {
+        eventually("status has the bytes and the sessions", PATIENCE, || {
+            let open = home.run(&["status", "--json"]).ok().json()[0]["open"][0].clone();
+            open["bytes"] == 100_000 && open["sessions"] == 1 && open["up"] == true
+        });
+    }
+    let said = tunnelled.user.run(&["status"]).ok().out;
+    assert!(said.contains("  1 session(s), 100 kB"), "{said}");
+    // Away is not up, and says why.
+    let mut exposed = tunnelled.exposed;
+    exposed.interrupt();
+    eventually("the trouble is in status", PATIENCE, || {
+        let open = tunnelled.user.run(&["status", "--json"]).ok().json()[0]["open"][0].clone();
+        open["up"] == false && open["trouble"].is_string()
+    });
 }

@@ -142,9 +142,13 @@ fn what_is_found_is_shown_as_users_know_it_and_cleaned() {
 fn a_service_on_the_other_loopback_is_found_too() {
     let Ok(listener) = TcpListener::bind("[::1]:0") else { return };
     let port = listener.local_addr().unwrap().port();
+    let (tell, told) = std::sync::mpsc::channel();
     thread::spawn(move || {
         for mut stream in listener.incoming().map_while(Result::ok) {
             let _ = stream.write_all(b"SSH-2.0-replayed\r\n");
+            let mut written = Vec::new();
+            let _ = stream.read_to_end(&mut written);
+            tell.send(written).unwrap();
         }
     });
     let home = Home::new();
@@ -160,6 +164,7 @@ fn a_service_on_the_other_loopback_is_found_too() {
             &port.to_string(),
         ]);
         assert_eq!(said.ok().json()[0]["type"], "ssh", "{host}");
+        assert!(told.recv_timeout(PATIENCE).unwrap().is_empty(), "it spoke first and was written to");
     }
 }
 
@@ -248,12 +253,12 @@ fn a_live_table_tells_each_change_and_bears_a_hub_that_is_away() {
     let mut exposed = expose(&team.owner, "here-and-gone", port);
     let added = watch.wait_event("added");
     assert_eq!(added["service"]["name"], "here-and-gone");
+    exposed.interrupt();
+    watch.wait_event("removed");
     team.hub.running.kill();
     watch.wait_event("lost");
     team.hub.restart();
     watch.wait_event("back");
-    exposed.interrupt();
-    watch.wait_event("removed");
     let (status, took) = watch.interrupt();
     assert_eq!(status.code(), Some(0));
     assert!(took < Duration::from_secs(1), "{took:?}");

@@ -10,6 +10,10 @@ use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::time::Instant;
 
+use rustls::CertificateError::Expired;
+use rustls::CertificateError::ExpiredContext;
+use rustls::CertificateError::NotValidYet;
+use rustls::CertificateError::NotValidYetContext;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use ureq::config::Config;
@@ -37,6 +41,7 @@ use crate::net::duplex::Duplex;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
 use crate::net::tls;
+use crate::os::clock;
 
 /// What ureq keeps for a head and a piece of body.
 const BUFFER: usize = 16 * 1024;
@@ -97,6 +102,11 @@ impl Dialer {
 fn distrust(url: &HubUrl, error: &std::io::Error) -> Error {
     let certificate = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match certificate {
+        Some(rustls::Error::InvalidCertificate(
+            Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. },
+        )) => Error::new(format!("The certificate of {url} is not valid now"))
+            .because(format!("this machine's clock says {}", clock::now()))
+            .hint("If that is not the time, set the clock: timedatectl set-ntp true. Otherwise restart the hub, which renews it"),
         Some(rustls::Error::InvalidCertificate(why)) => {
             Error::new(format!("{url} did not prove that it is your hub"))
                 .because(format!("{why}"))

@@ -33,6 +33,8 @@ use crate::tunnel::serving::Carried;
 
 /// How long a target has to answer before the user is told that it does not.
 const LOOK: Duration = Duration::from_secs(2);
+/// How often news are looked for.
+pub const TURN: Duration = Duration::from_millis(200);
 
 pub struct Exposing<'c> {
     call: &'c Call,
@@ -78,12 +80,7 @@ impl<'c> Exposing<'c> {
     /// Exposes these, and returns when the hub knows all of them, or at Ctrl-C those that it knows by then. A
     /// hub that cannot be reached is waited for.
     pub fn expose(&mut self, exposures: Vec<Exposure>) -> Result<Vec<Exposed>> {
-        for exposure in &exposures {
-            let lock = self.alone(&exposure.name)?;
-            self.locks.insert(exposure.name.clone(), lock);
-            self.targets.insert(exposure.name.clone(), exposure.target.clone());
-        }
-        exposures.iter().for_each(|exposure| self.agent.expose(exposure.clone()));
+        exposures.iter().try_for_each(|exposure| self.offer(exposure))?;
         let mut known = BTreeMap::new();
         while known.len() < exposures.len() && !self.call.stop.is_stopped() {
             match self.next(Instant::now() + LOOK) {
@@ -92,7 +89,7 @@ impl<'c> Exposing<'c> {
                 }
                 Some(Event::Refused { error, .. }) => return Err(error),
                 Some(Event::Lost(error)) if error.kind != Kind::Unreachable => return Err(error),
-                Some(event) => self.tell(event),
+                Some(event) => self.tell(&event),
                 None => {}
             }
         }
@@ -110,6 +107,15 @@ impl<'c> Exposing<'c> {
         Ok(found.collect())
     }
 
+    /// Offers it to the hub, and does not wait for its word.
+    pub fn offer(&mut self, exposure: &Exposure) -> Result<()> {
+        let lock = self.alone(&exposure.name)?;
+        self.locks.insert(exposure.name.clone(), lock);
+        self.targets.insert(exposure.name.clone(), exposure.target.clone());
+        self.agent.expose(exposure.clone());
+        Ok(())
+    }
+
     /// The names by which `status` shows this command and `stop` finds it, when they are known only now.
     pub fn called(&mut self, names: &[String]) {
         if let Some(run) = &mut self.run {
@@ -120,6 +126,7 @@ impl<'c> Exposing<'c> {
     pub fn withdraw(&mut self, name: &Name) {
         self.agent.withdraw(name);
         self.locks.remove(name);
+        self.targets.remove(name);
     }
 
     /// Until Ctrl-C.
@@ -127,34 +134,49 @@ impl<'c> Exposing<'c> {
         loop {
             self.tell_news()?;
             self.report();
-            if self.call.stop.wait_for(Duration::from_millis(200)) {
+            if self.call.stop.wait_for(TURN) {
+                self.run.iter_mut().for_each(OwnRun::ends_well);
                 return Ok(());
             }
         }
     }
 
-    /// For `connect status`.
-    fn report(&mut self) {
+    pub fn is_lost(&self) -> bool {
+        self.lost.get()
+    }
+
+    /// What is exposed, for `connect status`.
+    pub fn open(&self) -> Vec<Open> {
         let open = |(name, carried): (Name, Arc<Carried>)| Open {
             at: self.targets.get(&name).map(ToString::to_string).unwrap_or_default(),
             name: name.to_string(),
             up: !self.lost.get(),
+            trouble: self.lost.get().then(|| "the hub is away".to_owned()),
             sessions: usize::try_from(carried.sessions.load(Ordering::Relaxed)).unwrap_or_default(),
             bytes: carried.bytes.load(Ordering::Relaxed),
         };
-        let open = self.agent.carried().into_iter().map(open).collect();
+        self.agent.carried().into_iter().map(open).collect()
+    }
+
+    fn report(&mut self) {
+        let open = self.open();
         if let Some(run) = &mut self.run {
             run.report(open);
         }
     }
 
+    /// What has happened since the last time.
+    pub fn news(&self) -> impl Iterator<Item = Event> {
+        self.told.try_iter()
+    }
+
     /// Tells what has happened since the last time.
     pub fn tell_news(&self) -> Result<()> {
-        while let Ok(event) = self.told.try_recv() {
+        for event in self.news() {
             match event {
                 Event::Refused { error, .. } => return Err(error),
                 Event::Lost(error) if error.is_status(401) || error.is_status(403) => return Err(error),
-                event => self.tell(event),
+                event => self.tell(&event),
             }
         }
         Ok(())
@@ -172,7 +194,7 @@ impl<'c> Exposing<'c> {
         None
     }
 
-    fn tell(&self, event: Event) {
+    pub fn tell(&self, event: &Event) {
         let say = &self.call.say;
         match event {
             Event::Lost(error) => {

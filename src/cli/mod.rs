@@ -6,6 +6,8 @@ mod commands;
 mod context;
 mod exposing;
 mod help;
+mod logs;
+mod man;
 mod party;
 mod say;
 mod store;

@@ -348,6 +348,12 @@ impl<'c> Party<'c> {
 
     /// Until Ctrl-C, until the command behind `--` ends, or until the right to all this is gone.
     pub fn stay(&mut self, each_turn: EachTurn<'_>) -> Outcome {
+        let code = self.stay_on(each_turn)?;
+        self.run.iter_mut().for_each(OwnRun::ends_well);
+        Ok(code)
+    }
+
+    fn stay_on(&mut self, each_turn: EachTurn<'_>) -> Outcome {
         let tell = self.tell.clone();
         let woken = self.call.stop.on_stop(move || drop(tell.send(Told::Stopped)));
         let command = self.run_command()?;
@@ -395,6 +401,7 @@ impl<'c> Party<'c> {
                 name: member.wanted.name.to_string(),
                 at,
                 up: member.trouble.is_none(),
+                trouble: member.trouble.as_ref().map(ToString::to_string),
                 sessions: tunnel.sessions(),
                 bytes,
             })

@@ -153,6 +153,12 @@ pub fn repeat(line: &str, to_stderr: bool) {
     };
 }
 
+/// Text for a program and not for people, so it is the same whatever was asked of our words. Tabs stand.
+pub fn for_programs(text: &str) {
+    let text = text.split('\t').map(clean).collect::<Vec<_>>().join("\t");
+    let _ = writeln!(io::stdout().lock(), "{text}");
+}
+
 /// Control characters, and those that reorder or hide text, are shown as their codes.
 pub fn clean(text: &str) -> String {
     if !text.contains(is_hidden) {
@@ -185,7 +191,8 @@ fn clean_json(text: &str) -> String {
     shown
 }
 
-fn plain(text: &str) -> String {
+/// Without what plain terminals cannot show.
+pub fn plain(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match PLAIN.iter().find(|(fancy, _)| *fancy == c) {

@@ -1,4 +1,4 @@
-//! The table of commands: parsing, help, and later the man page and completions, all come from here.
+//! The table of commands: parsing, help, the manual page and the shells' completions all come from here.
 
 use super::Call;
 use super::Outcome;
@@ -63,6 +63,11 @@ const PROXY: &[Opt] = &[
     ),
     opt("connect-allow", "HOST[:PORT]", "Let CONNECT reach this outside host (may be repeated)"),
 ];
+const FOLLOW: Opt = Opt { short: Some('f'), ..switch("follow", "Go on with what is added") };
+const SERVICE: &[Opt] = &[
+    switch("system", "For the whole machine, from boot on; needs root"),
+    switch("dry-run", "Show what would be done"),
+];
 const PORTS: Opt =
     opt("ports", "PORT,PORT", "Look at these ports [default: those that services usually have]");
 const RANGE: Opt = opt("range", "A-B", "Look at all ports from A to B");
@@ -110,7 +115,7 @@ pub const TABLE: &[Command] = &[
         about: "Make an API key; it is shown once",
         positionals: (0, 0),
         options: &[
-            opt("role", "ROLE", "admin, member or join [default: member]"),
+            opt("role", "admin|member|join", "What it may do [default: member]"),
             opt("label", "LABEL", "Whose key it is"),
             opt("workspace", "NAME", "Keys see each other's services within a workspace [default: default]"),
             opt("expires", "TIME", "Lifetime like 12h or 30d [default: none]"),
@@ -150,7 +155,7 @@ pub const TABLE: &[Command] = &[
         about: "Approve a machine that ran `connect up` without a key",
         positionals: (1, 1),
         options: &[
-            opt("role", "ROLE", "admin, member or join [default: member]"),
+            opt("role", "admin|member|join", "What it may do [default: member]"),
             opt("workspace", "NAME", "The workspace it will be in [default: default]"),
             DATA,
             STORE,
@@ -278,10 +283,18 @@ pub const TABLE: &[Command] = &[
         options: &[
             opt("name", "NAME", "What the service is called"),
             opt("protocol", "tcp|http|https", "What it speaks, for those who look [default: tcp]"),
+            switch(
+                "keep",
+                "Save it: the daemon keeps it exposed, after a reboot too; connect stop NAME undoes it",
+            ),
             DETACH,
         ],
         runs_command: false,
-        examples: &["connect expose staging-db 5432", "connect expose 192.168.1.50:8080 --name internal-api"],
+        examples: &[
+            "connect expose staging-db 5432",
+            "connect expose 192.168.1.50:8080 --name internal-api",
+            "connect expose staging-db 5432 --keep",
+        ],
         run: commands::expose::run,
     },
     Command {
@@ -405,6 +418,90 @@ pub const TABLE: &[Command] = &[
         run: commands::status::stop,
     },
     Command {
+        path: "daemon start",
+        usage: "[--foreground]",
+        about: "Keep up, in the background, what `connect expose --keep` has saved",
+        positionals: (0, 0),
+        options: &[switch("foreground", "Stay in this terminal, as containers and supervisors want it")],
+        runs_command: false,
+        examples: &["connect daemon start", "connect daemon start --foreground"],
+        run: commands::daemon::start,
+    },
+    Command {
+        path: "daemon stop",
+        usage: "",
+        about: "Stop the daemon; what is saved comes back with its next start",
+        positionals: (0, 0),
+        options: &[],
+        runs_command: false,
+        examples: &["connect daemon stop"],
+        run: commands::daemon::stop,
+    },
+    Command {
+        path: "daemon restart",
+        usage: "",
+        about: "Stop the daemon and start it again, as after an update",
+        positionals: (0, 0),
+        options: &[],
+        runs_command: false,
+        examples: &["connect daemon restart"],
+        run: commands::daemon::restart,
+    },
+    Command {
+        path: "daemon status",
+        usage: "",
+        about: "Show whether the daemon runs, and what it keeps exposed",
+        positionals: (0, 0),
+        options: &[],
+        runs_command: false,
+        examples: &["connect daemon status", "connect daemon status --json"],
+        run: commands::daemon::status,
+    },
+    Command {
+        path: "daemon logs",
+        usage: "[-f]",
+        about: "Show the daemon's log",
+        positionals: (0, 0),
+        options: &[FOLLOW],
+        runs_command: false,
+        examples: &["connect daemon logs -f"],
+        run: commands::daemon::logs,
+    },
+    Command {
+        path: "daemon install",
+        usage: "[--system] [--dry-run]",
+        about: "Have systemd or launchd start the daemon, now and after every reboot",
+        positionals: (0, 0),
+        options: SERVICE,
+        runs_command: false,
+        examples: &[
+            "connect daemon install --dry-run",
+            "connect daemon install",
+            "sudo connect daemon install --system",
+        ],
+        run: commands::daemon_service::install,
+    },
+    Command {
+        path: "daemon uninstall",
+        usage: "[--system] [--dry-run]",
+        about: "Undo what install did",
+        positionals: (0, 0),
+        options: SERVICE,
+        runs_command: false,
+        examples: &["connect daemon uninstall"],
+        run: commands::daemon_service::uninstall,
+    },
+    Command {
+        path: "doctor",
+        usage: "[--fix]",
+        about: "Look at everything that connect needs, and say how to mend what is amiss",
+        positionals: (0, 0),
+        options: &[switch("fix", "Mend what can be mended without asking: file modes, stale entries")],
+        runs_command: false,
+        examples: &["connect doctor", "connect doctor --fix"],
+        run: commands::doctor::run,
+    },
+    Command {
         path: "proxy",
         usage: "[start|stop|status|trust|untrust|logs] [options]",
         about: "Open every service at http://NAME.localhost:3456 (the same as proxy start)",
@@ -479,19 +576,43 @@ pub const TABLE: &[Command] = &[
         usage: "[-f]",
         about: "Show the proxy's log",
         positionals: (0, 0),
-        options: &[Opt { short: Some('f'), ..switch("follow", "Go on with what is added") }],
+        options: &[FOLLOW],
         runs_command: false,
         examples: &["connect proxy logs -f"],
         run: commands::proxy::logs,
+    },
+    Command {
+        path: "completions",
+        usage: "bash|zsh|fish",
+        about: "Print the script with which a shell completes commands, options, services, codes and names",
+        positionals: (1, 1),
+        options: &[],
+        runs_command: false,
+        examples: &[
+            "source <(connect completions bash)",
+            "connect completions zsh > \"${fpath[1]}/_connect\"",
+            "connect completions fish > ~/.config/fish/completions/connect.fish",
+        ],
+        run: commands::completions::script,
+    },
+    Command {
+        path: "completions words",
+        usage: "-- WORD...",
+        about: "Print what could stand in the place of the last word; the scripts above ask this",
+        positionals: (0, 0),
+        options: &[],
+        runs_command: true,
+        examples: &["connect completions words -- reach st"],
+        run: commands::completions::words,
     },
     Command {
         path: "help",
         usage: "[COMMAND]",
         about: "Show help for a command",
         positionals: (0, 3),
-        options: &[],
+        options: &[switch("man", "Print the whole manual page, for man")],
         runs_command: false,
-        examples: &["connect help reach"],
+        examples: &["connect help reach", "connect help --man > connect.1 && man ./connect.1"],
         run: commands::help::run,
     },
 ];

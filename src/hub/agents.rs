@@ -16,6 +16,7 @@ use crate::model::record::Service;
 use crate::model::record::Table;
 use crate::model::record::online_id;
 use crate::model::registry::Registry;
+use crate::model::version::Version;
 use crate::net::channel::Channel;
 use crate::net::connect::DEADLINE;
 use crate::net::duplex::Duplex;
@@ -37,14 +38,17 @@ struct Served<'c> {
     workspace: String,
 }
 
+/// How an agent came.
+pub struct Arrival {
+    pub principal: Principal,
+    /// The relay by the address that it came by.
+    pub relay: String,
+    pub speaks: Version,
+}
+
 /// Serves the channel until the agent is gone, silent, or speaks garbage.
-pub fn serve(
-    core: &Core,
-    stream: Duplex,
-    principal: &Principal,
-    relay: String,
-    opener: Option<&TunnelOpener>,
-) {
+pub fn serve(core: &Core, stream: Duplex, arrival: Arrival, opener: Option<&TunnelOpener>) {
+    let Arrival { principal, relay, speaks } = arrival;
     let Ok(mut channel) =
         Channel::start(stream).inspect_err(|error| log::debug!("no control channel: {error}"))
     else {
@@ -60,6 +64,7 @@ pub fn serve(
     let own = AgentChannel {
         outgoing: channel.outgoing(),
         relay,
+        speaks,
         key: principal.id().to_owned(),
         socket: channel.socket(),
     };
@@ -87,7 +92,7 @@ impl Served<'_> {
     /// False when the channel must end, so that the agent comes again.
     fn heard(&self, message: ToHub) -> bool {
         match message {
-            ToHub::Hello { .. } => {}
+            ToHub::Hello { .. } | ToHub::Unknown => {}
             ToHub::Expose { name, port, protocol } => return self.expose(name, port, protocol),
             ToHub::Withdraw { service } => self.withdraw(&service),
             ToHub::Decline { session, reason } => {

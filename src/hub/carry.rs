@@ -25,6 +25,7 @@ use crate::error::Result;
 use crate::model::access::Principal;
 use crate::model::pairing::TICKET_SECONDS;
 use crate::model::record::Service;
+use crate::model::version;
 use crate::net::address::HubUrl;
 use crate::net::connect::DEADLINE;
 use crate::net::connect::dial;
@@ -94,7 +95,9 @@ pub fn ask(call: &Call<'_>, asked: &AskSession, service: &Service, hub: &str) ->
         return Err(services::offline(service));
     };
     let body = json!(AskSession { carry: false, ..asked.clone() }).to_string();
-    let fields = [("x-api-key", key)];
+    // What the joiner speaks is for the agent to judge, not what this hub does.
+    let speaks = call.request.field(version::FIELD).map(|speaks| (version::FIELD, speaks));
+    let fields: Vec<_> = [("x-api-key", key)].into_iter().chain(speaks).collect();
     let ask =
         Ask { method: "POST", path: "/v1/sessions", host: "hub", fields: &fields, body: Some(body.into()) };
     let answer = self::call(core, hub, &ask).map_err(|error| {

@@ -32,6 +32,7 @@ use crate::model::record::Table;
 use crate::model::record::Tries;
 use crate::model::registry::Registry;
 use crate::model::time::Time;
+use crate::model::version::Version;
 use crate::net::channel::Outgoing;
 use crate::net::stop::Stop;
 use crate::os::clock;
@@ -106,6 +107,7 @@ pub struct AgentChannel {
     pub outgoing: Outgoing,
     /// The relay by the address that this agent itself came by.
     pub relay: String,
+    pub speaks: Version,
     /// The key it was opened with: when that dies, so does the channel.
     pub key: String,
     pub socket: Arc<TcpStream>,

@@ -15,6 +15,7 @@ use serde_json::json;
 
 use super::access;
 use super::agents;
+use super::agents::Arrival;
 use super::ca;
 use super::core::Core;
 use super::core::TunnelOpener;
@@ -23,9 +24,12 @@ use super::endpoints::Visit;
 use super::fleet;
 use super::relay;
 use super::services;
+use super::services::spoken_by;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::access::Action;
+use crate::model::version;
+use crate::model::version::End;
 use crate::net::connect::DEADLINE;
 use crate::net::connect::set_deadline;
 use crate::net::crew;
@@ -169,6 +173,10 @@ impl Front {
                     return conversation.hang_up();
                 }
             };
+            if let Some(reply) = self.other_protocol(&request) {
+                let _ = conversation.answer(&reply, false, false);
+                return conversation.hang_up();
+            }
             if request.path == "/v1/relay" && request.method == "GET" && request.upgrades_to(RELAY_UPGRADE) {
                 return self.relay(conversation, &request);
             }
@@ -218,13 +226,13 @@ impl Front {
         let welcome = known.and_then(|principal| {
             access::allow(&self.core, &principal, Action::Expose)?;
             let relay = services::relay_address(request, visit.over_tls)?;
-            Ok((principal, relay))
+            Ok(Arrival { principal, relay, speaks: spoken_by(request) })
         });
         match welcome {
-            Ok((principal, relay)) => {
+            Ok(arrival) => {
                 if conversation.answer(&Reply::switching(UPGRADE), true, false).is_ok() {
                     let opener = self.opener.as_ref();
-                    agents::serve(&self.core, conversation.into_stream(), &principal, relay, opener);
+                    agents::serve(&self.core, conversation.into_stream(), arrival, opener);
                 }
             }
             Err(reply) => {
@@ -232,6 +240,17 @@ impl Front {
                 conversation.hang_up();
             }
         }
+    }
+
+    /// A client that we would misunderstand is told which of us is to be updated.
+    fn other_protocol(&self, request: &Request) -> Option<Reply> {
+        let client = End { called: "your connect", at: "your machine", speaks: spoken_by(request) };
+        let hub = End { called: "This hub", at: "the hub's machine", speaks: version::OURS };
+        let (what, hint) = version::objection(&hub, &client)?;
+        self.core.counters.refused("protocol");
+        Some(
+            Reply::json(426, error_body(&what, &hint)).field("upgrade", "connect-control/1, connect-relay/1"),
+        )
     }
 
     fn tls_required(&self, request: &Request) -> Reply {

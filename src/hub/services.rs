@@ -21,6 +21,8 @@ use crate::model::record::Change;
 use crate::model::record::Record;
 use crate::model::record::Service;
 use crate::model::registry::Registry;
+use crate::model::version;
+use crate::model::version::Version;
 use crate::net::address::split_host_port;
 use crate::os::clock;
 use crate::os::secret;
@@ -52,6 +54,7 @@ pub fn health(call: &Call<'_>) -> Result<Reply, Reply> {
                 .fleet
                 .as_ref()
                 .map(|fleet| if fleet.replica.is_away() { "away" } else { "ok" }.into()),
+            time: Some(clock::now()),
         },
     )
 }
@@ -272,6 +275,7 @@ pub fn open_session(call: &Call<'_>) -> Result<Reply, Reply> {
         peer: asked.fingerprint,
         ticket: agents_ticket,
         relay: channel.relay.clone(),
+        speaks: spoken_by(call.request),
     };
     if !channel.outgoing.send(&open) {
         return Err(offline(&service));
@@ -289,8 +293,14 @@ pub fn open_session(call: &Call<'_>) -> Result<Reply, Reply> {
             agent_id: agent.id,
             agent_label: agent.label,
             agent_fingerprint: agent.fingerprint,
+            agent_speaks: channel.speaks,
         },
     )
+}
+
+/// What the sender of a request speaks.
+pub fn spoken_by(request: &Request) -> Version {
+    Version::said(request.field(version::FIELD))
 }
 
 /// The service that is meant, and the share by whose right it is asked for.

@@ -15,3 +15,4 @@ pub mod route;
 pub mod suggest;
 pub mod target;
 pub mod time;
+pub mod version;

@@ -2,6 +2,11 @@
 
 use std::fmt;
 
+use serde::Deserialize;
+use serde::Deserializer;
+use serde::Serialize;
+use serde::Serializer;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     pub host: String,
@@ -37,6 +42,30 @@ pub fn parse_port(text: &str) -> Option<u16> {
         return None;
     }
     text.parse().ok().filter(|port| *port != 0)
+}
+
+impl Serialize for Target {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Target {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "a port like 3000 or an address like 192.168.1.50:8080")]
+        enum Written {
+            Port(u16),
+            Text(String),
+        }
+        let text = match Written::deserialize(deserializer)? {
+            Written::Port(port) => port.to_string(),
+            Written::Text(text) => text,
+        };
+        Self::parse(&text).ok_or_else(|| {
+            serde::de::Error::custom(format!("`{}` is no port and no HOST:PORT", text.escape_debug()))
+        })
+    }
 }
 
 impl fmt::Display for Target {

@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::error::Kind;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::model::version;
 use crate::wire::body::BodyWalker;
 use crate::wire::body::request_body;
 use crate::wire::body::response_body;
@@ -117,6 +118,7 @@ impl Conversation {
 
     pub fn answer(&mut self, reply: &Reply, keep_alive: bool, head_only: bool) -> io::Result<()> {
         let mut out = Vec::with_capacity(512 + reply.body.len());
+        let reply = reply.clone().field(version::FIELD, version::OURS.to_string());
         reply.write_into(&mut out, keep_alive, head_only);
         self.answered = true;
         set_deadline(&self.stream.socket, Instant::now() + PATIENCE)?;
@@ -289,7 +291,8 @@ impl Lines {
 
 /// Turns a connection into what `protocol` says. A refusal comes back as the hub's own words.
 pub fn upgrade(mut stream: Duplex, protocol: &str, ask: &Ask<'_>, deadline: Instant) -> Result<Duplex> {
-    let mut fields = vec![("Connection", "Upgrade"), ("Upgrade", protocol)];
+    let ours = version::OURS.to_string();
+    let mut fields = vec![("Connection", "Upgrade"), ("Upgrade", protocol), (version::FIELD, ours.as_str())];
     fields.extend_from_slice(ask.fields);
     let ask = Ask { method: ask.method, path: ask.path, host: ask.host, fields: &fields, body: None };
     let exchanged = exchange(&mut stream, &ask, deadline);

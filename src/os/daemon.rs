@@ -13,6 +13,13 @@ use std::io::BufRead;
 use std::io::BufReader;
 use std::io::Read;
 use std::io::Write;
+#[cfg(target_os = "linux")]
+use std::os::linux::net::SocketAddrExt;
+#[cfg(target_os = "linux")]
+use std::os::unix::ffi::OsStrExt;
+#[cfg(target_os = "linux")]
+use std::os::unix::net::SocketAddr;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
@@ -113,10 +120,11 @@ pub fn leave_terminal() {
 
 /// Ready: from here on this process writes to its log, which is kept small for as long as it lives.
 pub fn ready(log: &Path) -> Result<()> {
-    let mut out = io::stdout().lock();
-    // Whoever started it may be gone, and need not know.
-    let _ = writeln!(out, "{READY}").and_then(|()| out.flush());
-    drop(out);
+    if !notify("READY=1") {
+        let mut out = io::stdout().lock();
+        // Whoever started it may be gone, and need not know.
+        let _ = writeln!(out, "{READY}").and_then(|()| out.flush());
+    }
     turn_output_to(log)?;
     let path = log.to_owned();
     // It ends with the process; there is nothing it could leave behind.
@@ -129,6 +137,19 @@ pub fn ready(log: &Path) -> Result<()> {
         }
     });
     kept.map(drop).or_say(|| "Cannot start a thread")
+}
+
+/// Tells the service manager that started this process, when one did: systemd names a socket for it.
+pub fn notify(state: &str) -> bool {
+    let Some(place) = env::var_os("NOTIFY_SOCKET").filter(|place| !place.is_empty()) else { return false };
+    let told = UnixDatagram::unbound().and_then(|socket| {
+        #[cfg(target_os = "linux")]
+        if let [b'@', name @ ..] = place.as_bytes() {
+            return socket.send_to_addr(state.as_bytes(), &SocketAddr::from_abstract_name(name)?);
+        }
+        socket.send_to(state.as_bytes(), &place)
+    });
+    told.inspect_err(|error| log::warn!("the service manager does not listen: {error}")).is_ok()
 }
 
 fn turn_output_to(log: &Path) -> Result<()> {

@@ -8,14 +8,19 @@ use std::io;
 use std::io::Read;
 use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::path::PathBuf;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
 
 use nix::fcntl::OFlag;
 
 use crate::error::Error;
 use crate::error::Result;
+use crate::model::time::Time;
 use crate::os::secret;
 
 /// No state file of ours comes near this; a larger one is damaged, or somebody else's.
@@ -69,14 +74,25 @@ pub fn read_text(path: &Path) -> Result<Option<String>> {
 
 /// Replaces the file as one step: after a crash there is the old content or the new, nothing between.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    replace(path, bytes, true)
+}
+
+/// As `write`, but not on the disk when it returns: for what is old in a second and worth nothing after a
+/// crash of the machine.
+pub fn note(path: &Path, bytes: &[u8]) -> Result<()> {
+    replace(path, bytes, false)
+}
+
+fn replace(path: &Path, bytes: &[u8], sync: bool) -> Result<()> {
     refuse_symlink(path)?;
     // The parent of a bare name is empty, which is a folder to nobody.
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let folder = parent.unwrap_or(Path::new("."));
     private_dir(folder)?;
     let draft = draft_of(path);
-    let written =
-        write_draft(&draft, bytes).and_then(|()| fs::rename(&draft, path)).and_then(|()| sync_dir(folder));
+    let written = write_draft(&draft, bytes, sync)
+        .and_then(|()| fs::rename(&draft, path))
+        .and_then(|()| if sync { sync_dir(folder) } else { Ok(()) });
     written.map_err(|error| {
         let _ = fs::remove_file(&draft);
         trouble("write", path, error)
@@ -89,6 +105,41 @@ pub fn append(path: &Path) -> Result<File> {
     let file = opened.map_err(|error| trouble("write", path, error))?;
     plain_file(&file).map_err(|error| trouble("write", path, error))?;
     Ok(file)
+}
+
+/// Changes whenever the file is replaced or written: its age, size and number.
+pub type Stamp = Option<(SystemTime, u64, u64)>;
+
+pub fn stamp(path: &Path) -> Stamp {
+    let found = fs::metadata(path).ok()?;
+    Some((found.modified().ok()?, found.len(), found.ino()))
+}
+
+pub fn changed_at(path: &Path) -> Option<Time> {
+    let since = fs::metadata(path).ok()?.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    Some(Time::from_unix(since.as_secs()))
+}
+
+/// Whether others may look at it or write to it.
+pub fn is_loose(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| !found.is_symlink() && found.mode() & 0o077 != 0)
+}
+
+/// The same for a file, or a folder with all that is in it; links are not followed.
+pub fn loose_below(path: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> = is_loose(path).then(|| path.to_owned()).into_iter().collect();
+    if fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        all.extend(entries.flat_map(|entry| loose_below(&entry.path())));
+    }
+    all
+}
+
+/// Only the owner's from now on.
+pub fn tighten(path: &Path) -> Result<()> {
+    let tightened = fs::metadata(path)
+        .and_then(|found| fs::set_permissions(path, fs::Permissions::from_mode(found.mode() & 0o700)));
+    tightened.map_err(|error| trouble("change", path, error))
 }
 
 pub fn remove(path: &Path) -> Result<()> {
@@ -166,10 +217,10 @@ pub fn remove_drafts(path: &Path) {
     }
 }
 
-fn write_draft(draft: &Path, bytes: &[u8]) -> io::Result<()> {
+fn write_draft(draft: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
     let mut file = options().write(true).create_new(true).mode(0o600).open(draft)?;
     file.write_all(bytes)?;
-    file.sync_all()
+    if sync { file.sync_all() } else { Ok(()) }
 }
 
 fn trouble(verb: &str, path: &Path, error: io::Error) -> Error {
@@ -189,7 +240,6 @@ fn trouble(verb: &str, path: &Path, error: io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     fn folder() -> PathBuf {
         let path = std::env::temp_dir().join(secret::id("connect-files"));

@@ -3,21 +3,14 @@
 //! A plan comes first, so that it can be shown; every store stands alone, and one that fails does not
 //! stop the rest. Undoing is planned the same way.
 
-use std::env;
 use std::fs;
-use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::path::PathBuf;
-use std::process::Command;
-use std::process::Stdio;
-use std::thread;
-use std::time::Duration;
-use std::time::Instant;
 
-use crate::error::Error;
-use crate::error::OrSay;
 use crate::error::Result;
+use crate::os::step::Step;
+use crate::os::step::is_installed;
+use crate::os::step::words;
 use crate::os::user;
 
 /// What the CA is called in stores that have names.
@@ -46,12 +39,6 @@ const FIREFOX: [&str; 4] = [
 const CERTUTIL_PACKAGE: &str =
     "libnss3-tools (Debian, Ubuntu), nss-tools (Fedora, RHEL), nss (Arch, brew) or mozilla-nss-tools (SUSE)";
 
-/// No tool takes so long that it is not waiting for somebody.
-const PATIENCE: Duration = Duration::from_secs(20);
-const TURN: Duration = Duration::from_millis(10);
-/// What is kept of a tool's complaint.
-const SAID: u64 = 4096;
-
 #[derive(Debug, PartialEq, Eq)]
 pub struct Store {
     /// `system trust store`, as the messages call it.
@@ -60,19 +47,6 @@ pub struct Store {
     pub needs_root: bool,
     /// The programme that is missing, and where it comes from.
     pub missing: Option<String>,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-pub enum Step {
-    Copy {
-        from: PathBuf,
-        to: PathBuf,
-    },
-    Remove(PathBuf),
-    Folder(PathBuf),
-    Run(Vec<String>),
-    /// As `Run`, and its failure says that there was nothing to do.
-    Try(Vec<String>),
 }
 
 /// Where to look: `/` and the user's home, elsewhere in tests.
@@ -178,18 +152,6 @@ fn nss(name: &str, folder: &Path, ca: &Path, aim: Aim) -> Store {
     Store { name: format!("{name} ({})", folder.display()), steps, needs_root: false, missing }
 }
 
-/// `more` may hold blanks.
-fn words(line: &str, more: &[&str]) -> Vec<String> {
-    line.split(' ').chain(more.iter().copied()).map(str::to_owned).collect()
-}
-
-fn is_installed(program: &str) -> bool {
-    let path = env::var_os("PATH").unwrap_or_default();
-    // Tools of the administrator are not on every user's path.
-    let folders = env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
-    folders.into_iter().any(|folder| folder.join(program).is_file())
-}
-
 impl Store {
     pub fn carry_out(&self) -> Result<()> {
         self.steps.iter().try_for_each(Step::carry_out)
@@ -202,82 +164,13 @@ impl Store {
     }
 }
 
-impl Step {
-    fn command(&self) -> String {
-        let shown = |path: &Path| quoted(&path.display().to_string());
-        match self {
-            Step::Copy { from, to } => format!("install -m 644 {} {}", shown(from), shown(to)),
-            Step::Remove(path) => format!("rm -f {}", shown(path)),
-            Step::Folder(path) => format!("mkdir -p {}", shown(path)),
-            Step::Run(line) | Step::Try(line) => {
-                line.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
-            }
-        }
-    }
-
-    fn carry_out(&self) -> Result<()> {
-        let sorry = || format!("This failed: {}", self.command());
-        match self {
-            Step::Copy { from, to } => {
-                let bytes = fs::read(from).or_say(sorry)?;
-                fs::write(to, bytes).or_say(sorry)?;
-                fs::set_permissions(to, fs::Permissions::from_mode(0o644)).or_say(sorry)
-            }
-            Step::Remove(path) => match fs::remove_file(path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).or_say(sorry),
-                _ => Ok(()),
-            },
-            Step::Folder(path) => fs::create_dir_all(path).or_say(sorry),
-            Step::Run(line) => run(line),
-            Step::Try(line) => {
-                let _ = run(line);
-                Ok(())
-            }
-        }
-    }
-}
-
-fn quoted(word: &str) -> String {
-    if word.contains([' ', '\'', '"', '$']) {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    } else {
-        word.to_owned()
-    }
-}
-
-/// Bounded: `certutil` asks for a database's password again and again, though nobody can answer.
-fn run(line: &[String]) -> Result<()> {
-    let sorry = || format!("This failed: {}", line.join(" "));
-    let Some((program, arguments)) = line.split_first() else { return Ok(()) };
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = command.spawn().or_say(sorry)?;
-    let deadline = Instant::now() + PATIENCE;
-    let status = loop {
-        match child.try_wait().or_say(sorry)? {
-            Some(status) => break status,
-            None if Instant::now() < deadline => thread::park_timeout(TURN),
-            None => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(Error::new(sorry()).because("it did not end; the store may have a password"));
-            }
-        }
-    };
-    if status.success() {
-        return Ok(());
-    }
-    let mut said = Vec::new();
-    if let Some(stderr) = child.stderr.take() {
-        let _ = stderr.take(SAID).read_to_end(&mut said);
-    }
-    let said = String::from_utf8_lossy(&said);
-    Err(Error::new(sorry()).because(said.lines().last().unwrap_or("it says no more").to_owned()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::env;
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::Command;
+
     use crate::os::secret;
 
     fn machine() -> Machine {

@@ -12,6 +12,15 @@ pub fn hostname() -> String {
     if clean.is_empty() { "machine".to_owned() } else { clean }
 }
 
+/// The name and home folder of a user, of this process's own without a name.
+pub fn named(name: Option<&str>) -> Option<(String, std::path::PathBuf)> {
+    let found = match name {
+        Some(name) => nix::unistd::User::from_name(name),
+        None => nix::unistd::User::from_uid(nix::unistd::getuid()),
+    };
+    found.ok().flatten().map(|user| (user.name, user.dir))
+}
+
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }

@@ -1,5 +1,6 @@
 //! `config.json`: the hub, the key, and who this machine's agent is.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -9,6 +10,9 @@ use super::home::Home;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::fingerprint::Pin;
+use crate::model::name::Name;
+use crate::model::record::Protocol;
+use crate::model::target::Target;
 use crate::net::trust::HubTrust;
 use crate::os::files;
 
@@ -35,6 +39,16 @@ pub struct Config {
     /// A hub's pin, learnt where the key has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hub_pin: Option<String>,
+    /// What `connect expose --keep` saved: the daemon keeps it up, after a reboot too.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub exposures: BTreeMap<Name, Kept>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    pub target: Target,
+    #[serde(default)]
+    pub protocol: Protocol,
 }
 
 impl Config {
@@ -56,6 +70,19 @@ impl Config {
 
     pub fn save(&self, home: &Home, file: Option<&Path>) -> Result<()> {
         let _lock = home.lock()?;
+        self.write(home, file)
+    }
+
+    /// Reads, changes and writes it with nobody in between.
+    pub fn change<R>(home: &Home, file: Option<&Path>, change: impl FnOnce(&mut Self) -> R) -> Result<R> {
+        let _lock = home.lock()?;
+        let mut config = Self::load(home, file)?;
+        let result = change(&mut config);
+        config.write(home, file)?;
+        Ok(result)
+    }
+
+    fn write(&self, home: &Home, file: Option<&Path>) -> Result<()> {
         match file {
             Some(path) => {
                 let text = serde_json::to_string_pretty(self).unwrap_or_default() + "\n";
@@ -64,6 +91,11 @@ impl Config {
             None => home.write(FILE, self),
         }
     }
+}
+
+/// Changes whenever the config does.
+pub fn stamp(home: &Home, file: Option<&Path>) -> files::Stamp {
+    files::stamp(file.unwrap_or(&home.file(FILE)))
 }
 
 /// The pin that a key carries: `pc_SECRET.PIN`.

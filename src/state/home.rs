@@ -42,9 +42,12 @@ impl Home {
     }
 
     pub fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<()> {
-        let mut text = serde_json::to_string_pretty(value).or_say(|| format!("Cannot write {name}"))?;
-        text.push('\n');
-        files::write(&self.file(name), text.as_bytes())
+        files::write(&self.file(name), &as_text(name, value)?)
+    }
+
+    /// As `write`, without waiting for the disk.
+    pub fn note<T: Serialize>(&self, name: &str, value: &T) -> Result<()> {
+        files::note(&self.file(name), &as_text(name, value)?)
     }
 
     /// Reads, changes and writes one file with nobody in between.
@@ -64,4 +67,10 @@ impl Home {
         files::private_dir(&self.folder)?;
         files::lock(&self.file(".lock"))
     }
+}
+
+fn as_text<T: Serialize>(name: &str, value: &T) -> Result<Vec<u8>> {
+    let mut text = serde_json::to_vec_pretty(value).or_say(|| format!("Cannot write {name}"))?;
+    text.push(b'\n');
+    Ok(text)
 }

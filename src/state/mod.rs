@@ -8,3 +8,4 @@ pub mod ports;
 pub mod proxy;
 pub mod routes;
 pub mod runs;
+pub mod seen;

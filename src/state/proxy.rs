@@ -10,7 +10,7 @@ use crate::model::time::Time;
 use crate::os::clock;
 use crate::os::files;
 
-const FILE: &str = "proxy-state.json";
+pub const FILE: &str = "proxy-state.json";
 /// Which names it serves; beside the runs, since it is gone when the run is.
 const ROUTES: &str = "run/proxy-routes.json";
 pub const LOG: &str = "proxy.log";
@@ -23,6 +23,14 @@ pub struct ProxyState {
     pub port: u16,
     pub tls: bool,
     pub started_at: Time,
+}
+
+impl ProxyState {
+    /// Where a service stands by its name.
+    pub fn url_of(&self, name: &str) -> String {
+        let scheme = if self.tls { "https" } else { "http" };
+        format!("{scheme}://{name}.localhost:{}", self.port)
+    }
 }
 
 /// The file of this process; gone when dropped.

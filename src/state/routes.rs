@@ -43,6 +43,17 @@ impl Drop for OwnRoute {
     }
 }
 
+/// How many entries of ours belong to processes that were killed.
+pub fn dead(home: &Home) -> usize {
+    let routes = read_own(home).ok().flatten().unwrap_or_default();
+    routes.iter().filter(|route| runs::is_known_dead(home, route.pid)).count()
+}
+
+/// Drops them.
+pub fn tidy(home: &Home) -> Result<()> {
+    rewrite(home, |_| ())
+}
+
 fn rewrite(home: &Home, change: impl FnOnce(&mut Vec<Route>)) -> Result<()> {
     let _lock = home.lock()?;
     // A damaged file holds nothing that its writers would not write again.

@@ -1,8 +1,11 @@
 //! Which of our processes are alive: each holds a lock on a file of its own for as long as it lives. That,
-//! not a bare pid, is how the others know.
+//! not a bare pid, is how the others know. Beside the lock lies what the process says of itself; it writes that
+//! anew when something has changed, at most once a second, and whoever wants to know reads the file.
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
+use std::time::Instant;
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -16,6 +19,10 @@ use crate::os::files;
 use crate::os::files::Lock;
 
 const FOLDER: &str = "run";
+/// Figures change with every packet; the file need not.
+const REPORTS: Duration = Duration::from_secs(1);
+/// Of those that ended by themselves, so many are remembered.
+const DEAD: usize = 20;
 
 /// What a process says about itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -33,25 +40,45 @@ pub struct Run {
     /// What it has open, as of a moment ago.
     #[serde(default)]
     pub open: Vec<Open>,
+    /// Not in the file: as whoever lists it finds it.
+    #[serde(default, skip_deserializing)]
+    pub state: State,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    #[default]
+    Running,
+    /// It ended with an error, and could still say which.
+    Failed,
+    /// It was killed, or fell over a fault of ours.
+    Crashed,
 }
 
 /// One thing that a process keeps open.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Open {
     pub name: String,
     /// `localhost:5433`, or the target of what is exposed.
     pub at: String,
     pub up: bool,
+    /// Why it is not up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
     pub sessions: usize,
     pub bytes: u64,
 }
 
-/// This process's own entry; gone when dropped.
+/// This process's own entry; gone when dropped, unless it is in the background and ended otherwise than asked.
 pub struct OwnRun {
     home: Home,
     run: Run,
     lock_path: PathBuf,
+    /// When it last reported.
+    reported: Option<Instant>,
+    ended_well: bool,
     _lock: Lock,
 }
 
@@ -69,17 +96,47 @@ pub fn register(home: &Home, kind: &str, names: &[String]) -> Result<OwnRun> {
     let lock_path = home.file(&lock_name(pid));
     let lock = files::lock(&lock_path)?;
     let (kind, names, log) = (kind.to_owned(), names.to_vec(), daemon::own_log());
-    let run = Run { pid, kind, names, started_at: clock::now(), log, open: Vec::new() };
+    // Who begins again takes the place of the one that fell.
+    all(home)
+        .iter()
+        .filter(|old| {
+            !old.is_alive() && old.kind == kind && old.names.iter().any(|name| names.contains(name))
+        })
+        .for_each(|old| forget(home, old.pid));
+    let (open, state) = Default::default();
+    let run = Run { pid, kind, names, started_at: clock::now(), log, open, state };
     home.write(&file_name(pid), &run)?;
-    Ok(OwnRun { home: home.clone(), run, lock_path, _lock: lock })
+    Ok(OwnRun { home: home.clone(), run, lock_path, reported: None, ended_well: false, _lock: lock })
+}
+
+impl Run {
+    pub fn is_alive(&self) -> bool {
+        self.state == State::Running
+    }
+
+    /// `expose db`, as messages call it.
+    pub fn title(&self) -> String {
+        match self.names.first() {
+            Some(name) if *name != self.kind => format!("{} {name}", self.kind),
+            _ => self.kind.clone(),
+        }
+    }
 }
 
 impl OwnRun {
-    /// Says what is open now; written only when it is something else than before.
+    /// Says what is open now: at once what came or went, figures now and then.
     pub fn report(&mut self, open: Vec<Open>) {
-        if self.run.open != open {
-            self.run.open = open;
-            self.write();
+        let is_due = self.reported.is_none_or(|at| at.elapsed() >= REPORTS);
+        let only_figures = |(old, new): (&Open, &Open)| {
+            Open { sessions: new.sessions, bytes: new.bytes, ..old.clone() } == *new
+        };
+        let same = self.run.open.len() == open.len() && self.run.open.iter().zip(&open).all(only_figures);
+        if is_due || !same {
+            self.reported = Some(Instant::now());
+            if self.run.open != open {
+                self.run.open = open;
+                self.write();
+            }
         }
     }
 
@@ -88,8 +145,13 @@ impl OwnRun {
         self.write();
     }
 
+    /// It ends because it was told to, or because its work is done.
+    pub fn ends_well(&mut self) {
+        self.ended_well = true;
+    }
+
     fn write(&self) {
-        if let Err(error) = self.home.write(&file_name(self.run.pid), &self.run) {
+        if let Err(error) = self.home.note(&file_name(self.run.pid), &self.run) {
             log::debug!("the entry of this process is old: {error}");
         }
     }
@@ -97,8 +159,21 @@ impl OwnRun {
 
 impl Drop for OwnRun {
     fn drop(&mut self) {
-        let _ = files::remove(&self.home.file(&file_name(self.run.pid)));
-        let _ = files::remove(&self.lock_path);
+        // Before its first report somebody was there to hear why it failed.
+        let is_told = self.run.log.is_none() || self.reported.is_none() || self.ended_well;
+        if is_told && !std::thread::panicking() {
+            let _ = files::remove(&self.home.file(&file_name(self.run.pid)));
+        }
+        if !std::thread::panicking() {
+            let _ = files::remove(&self.lock_path);
+        }
+    }
+}
+
+/// Removes what a process that is no more has left.
+pub fn forget(home: &Home, pid: u32) {
+    for name in [file_name(pid), lock_name(pid)] {
+        let _ = files::remove(&home.file(&name));
     }
 }
 
@@ -120,23 +195,40 @@ pub fn kind_of(home: &Home, pid: u32) -> Option<String> {
     home.read::<Run>(&format!("{FOLDER}/{pid}.json")).ok().flatten().map(|run| run.kind)
 }
 
-/// Every live process of ours; what dead ones left behind is removed.
+/// Every live process of ours, and those of the background that ended by themselves. What others left behind
+/// is removed.
 pub fn all(home: &Home) -> Vec<Run> {
     let mut runs = Vec::new();
     let Ok(entries) = fs::read_dir(home.file(FOLDER)) else { return runs };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let Some(pid) = name.strip_suffix(".json").and_then(|pid| pid.parse().ok()) else { continue };
-        if is_alive(home, pid) {
-            runs.extend(home.read::<Run>(&format!("{FOLDER}/{name}")).ok().flatten());
+        // In this order: who ends well takes its entry away before its lock.
+        let state = match is_alive(home, pid) {
+            true => State::Running,
+            false if home.file(&lock_name(pid)).exists() => State::Crashed,
+            false => State::Failed,
+        };
+        let Some(run) = home.read::<Run>(&format!("{FOLDER}/{name}")).ok().flatten() else { continue };
+        if state == State::Running || run.log.is_some() {
+            runs.push(Run { state, ..run });
         } else {
-            let _ = files::remove(&entry.path());
-            let _ = files::remove(&home.file(&lock_name(pid)));
+            forget(home, pid);
         }
     }
     // Of those that began in one second, the later one has the higher number.
     runs.sort_by_key(|run| (run.started_at, run.pid));
+    let dead: Vec<u32> = runs.iter().filter(|run| !run.is_alive()).map(|run| run.pid).collect();
+    for pid in dead.iter().rev().skip(DEAD) {
+        forget(home, *pid);
+        runs.retain(|run| run.pid != *pid);
+    }
     runs
+}
+
+/// The one of this kind that runs.
+pub fn running(home: &Home, kind: &str) -> Option<Run> {
+    all(home).into_iter().find(|run| run.is_alive() && run.kind == kind)
 }
 
 #[cfg(test)]
@@ -158,9 +250,26 @@ mod tests {
             started_at: clock::now(),
             log: None,
             open: Vec::new(),
+            state: State::Running,
         };
         home.write("run/4000000.json", &dead).unwrap();
         assert!(all(&home).is_empty());
         assert!(!home.file("run/4000000.json").exists());
+    }
+
+    #[test]
+    fn of_those_that_fell_in_the_background_the_last_ones_are_remembered() {
+        let home = Home::at(std::env::temp_dir().join(secret::id("connect-runs")));
+        for pid in 4_000_000..4_000_000 + 30 {
+            let entry = format!(
+                r#"{{"pid":{pid},"kind":"x","names":[],"startedAt":"2026-01-01T00:00:00Z","log":"/x"}}"#
+            );
+            files::write(&home.file(&file_name(pid)), entry.as_bytes()).unwrap();
+        }
+        files::append(&home.file(&lock_name(4_000_029))).unwrap();
+        let left = all(&home);
+        assert_eq!((left.len(), left[0].pid), (DEAD, 4_000_010));
+        assert_eq!((left[0].state, left[DEAD - 1].state), (State::Failed, State::Crashed));
+        assert_eq!(fs::read_dir(home.file(FOLDER)).unwrap().count(), DEAD + 1);
     }
 }

@@ -28,6 +28,9 @@ use crate::model::fingerprint::Fingerprint;
 use crate::model::name::Name;
 use crate::model::record::Protocol;
 use crate::model::target::Target;
+use crate::model::version;
+use crate::model::version::End;
+use crate::model::version::Version;
 use crate::net::address::HubUrl;
 use crate::net::channel::Channel;
 use crate::net::channel::Outgoing;
@@ -259,14 +262,18 @@ impl Shared {
 
     fn heard(self: &Arc<Self>, message: ToAgent, outgoing: &Outgoing, at: &HubUrl) {
         match message {
-            ToAgent::Welcome { .. } => {}
+            ToAgent::Welcome { .. } | ToAgent::Unknown => {}
             ToAgent::Exposed { name, service, tunnel_port } => self.exposed(name, service, tunnel_port),
             ToAgent::Refused { name, reason, hint } => {
                 let error = Error::new(one_line(&reason)).kind(Kind::Refused(409));
                 let error = if hint.is_empty() { error } else { error.hint(one_line(&hint)) };
                 (self.report)(Event::Refused { name, error });
             }
-            ToAgent::Open { session, service, peer, ticket, relay } => {
+            ToAgent::Open { session, speaks, .. } if stranger(speaks).is_some() => {
+                let reason = stranger(speaks).unwrap_or_default();
+                outgoing.send(&ToHub::Decline { session, reason });
+            }
+            ToAgent::Open { session, service, peer, ticket, relay, .. } => {
                 let announced = Announced { session, peer, ticket, relay, at: at.clone() };
                 if let Err(reason) = self.begin_session(&service, announced) {
                     outgoing.send(&ToHub::Decline { session: reason.0, reason: reason.1 });
@@ -329,6 +336,13 @@ impl Shared {
         serving::serve(established, &exposure.target, carried, &self.stop);
         Ok(())
     }
+}
+
+/// Why a joiner that speaks this would be misunderstood, in words for the joiner.
+fn stranger(speaks: Version) -> Option<String> {
+    let joiner = End { called: "your connect", at: "your machine", speaks };
+    let agent = End { called: "it", at: "the agent's machine", speaks: version::OURS };
+    version::objection(&agent, &joiner).map(|(what, hint)| format!("{what}. {hint}"))
 }
 
 fn gone(error: io::Error) -> Error {

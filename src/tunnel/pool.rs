@@ -15,6 +15,7 @@ use rustls::pki_types::ServerName;
 use super::session::Session;
 use super::session::Traffic;
 use crate::api::Hub;
+use crate::api::between_us;
 use crate::error::Error;
 use crate::error::Kind;
 use crate::error::OrSay;
@@ -58,6 +59,10 @@ impl Opener {
     pub fn open(&self, traffic: &Arc<Traffic>, stop: &Stop) -> Result<(Session, SessionGranted)> {
         let deadline = Instant::now() + DEADLINE;
         let (granted, at) = self.hub.ask_session(&self.ask)?;
+        let whose = format!("the agent's machine, {}", granted.agent_label);
+        if let Some((what, hint)) = between_us("The agent", &whose, granted.agent_speaks) {
+            return Err(Error::new(what).hint(hint));
+        }
         (self.approve)(&granted)?;
         let below = self.hub.relay(&at, &granted.relay, &granted.ticket, deadline)?;
         let closing = || Error::new("The tunnel is closing").kind(Kind::Interrupted);

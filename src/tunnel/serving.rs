@@ -74,6 +74,7 @@ pub fn serve(established: Established, target: &Target, carried: &Arc<Carried>, 
     let Ok(speaker) = speaker.inspect_err(|error| log::warn!("cannot serve a session: {error}")) else {
         return;
     };
+    carried.sessions.fetch_add(1, Ordering::Relaxed);
     let frames = FrameReader::new(reader, Arc::clone(&socket));
     let mut listener = Listener { frames, target, say, carried, stop, current: Weak::new() };
     let ended = listener.listen();

@@ -1,4 +1,6 @@
-//! The JSON bodies of the hub's API, as both ends read and write them.
+//! The JSON bodies of the hub's API, as both ends read and write them. Fields that one end does not know it
+//! ignores, so that minor versions live together; not where a right is given, since a limit that is misspelt
+//! or too new would be none.
 
 use serde::Deserialize;
 use serde::Deserializer;
@@ -11,6 +13,7 @@ use crate::model::record::Joined;
 use crate::model::record::Protocol;
 use crate::model::record::SharedService;
 use crate::model::time::Time;
+use crate::model::version::Version;
 use crate::wire::message::one_line;
 
 /// What a peer calls itself is shown within lines of ours.
@@ -28,6 +31,9 @@ pub struct Health {
     /// In a fleet: `ok`, or `away` while its store does not answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<String>,
+    /// The hub's clock, for those who doubt their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<Time>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -92,7 +98,6 @@ pub struct AgentInfo {
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct RegisterAgent {
     pub id: String,
     pub label: String,
@@ -101,7 +106,6 @@ pub struct RegisterAgent {
 
 /// Asks for a session to a service, by id or name; with a share, by that share's right.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct AskSession {
     pub service: String,
     /// The joiner's own identity, which the agent will expect.
@@ -115,7 +119,6 @@ pub struct AskSession {
 
 /// The right to a share's services, as joining gave it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Membership {
     pub code: String,
     pub token: String,
@@ -136,6 +139,8 @@ pub struct SessionGranted {
     #[serde(deserialize_with = "shown")]
     pub agent_label: String,
     pub agent_fingerprint: Fingerprint,
+    #[serde(default)]
+    pub agent_speaks: Version,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -171,7 +176,6 @@ pub struct KeyInfo {
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct AskDevice {
     pub label: String,
 }

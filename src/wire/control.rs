@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::model::fingerprint::Fingerprint;
 use crate::model::name::Name;
 use crate::model::record::Protocol;
+use crate::model::version::Version;
 
 /// The protocol's number stands in the upgrade, so that a peer of another one is refused before a word.
 pub const UPGRADE: &str = "connect-control/1";
@@ -38,6 +39,9 @@ pub enum ToHub {
         session: String,
         reason: String,
     },
+    /// From a later minor version, which can do without an answer.
+    #[serde(other)]
+    Unknown,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,7 +68,12 @@ pub enum ToAgent {
         peer: Fingerprint,
         ticket: String,
         relay: String,
+        /// What the joiner speaks.
+        #[serde(default)]
+        speaks: Version,
     },
+    #[serde(other)]
+    Unknown,
 }
 
 #[cfg(test)]
@@ -88,12 +97,20 @@ mod tests {
     }
 
     #[test]
+    fn what_a_later_version_adds_is_ignored() {
+        let line = r#"{"type":"welcome","version":"9","more":[1]}"#;
+        assert_eq!(serde_json::from_str::<ToAgent>(line).unwrap(), ToAgent::Welcome { version: "9".into() });
+        let line = r#"{"type":"fly","to":{"the":"moon"}}"#;
+        assert_eq!(serde_json::from_str::<ToHub>(line).unwrap(), ToHub::Unknown);
+        assert_eq!(serde_json::from_str::<ToAgent>(line).unwrap(), ToAgent::Unknown);
+    }
+
+    #[test]
     fn what_is_no_message_is_refused() {
         for line in [
             "",
             "{}",
             "[]",
-            r#"{"type":"fly"}"#,
             r#"{"type":"expose","name":"A B","port":1,"protocol":"tcp"}"#,
             r#"{"type":"expose","name":"a","port":70000,"protocol":"tcp"}"#,
             r#"{"type":"hello"}"#,

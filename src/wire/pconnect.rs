@@ -20,8 +20,9 @@ pub struct Project {
     pub hub: Option<String>,
     #[serde(default)]
     pub services: Vec<Needed>,
+    /// Services to be exposed while the project runs: `5432` or `192.168.1.50:8080`.
     #[serde(default)]
-    pub expose: BTreeMap<Name, Offered>,
+    pub expose: BTreeMap<Name, Target>,
 }
 
 /// A service to be brought here.
@@ -34,31 +35,6 @@ pub struct Needed {
     pub port: Option<u16>,
     #[serde(default)]
     pub protocol: Protocol,
-}
-
-/// A service to be exposed while the project runs: `5432` or `192.168.1.50:8080`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Offered {
-    pub target: Target,
-}
-
-impl<'de> Deserialize<'de> for Offered {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged, expecting = "a port like 3000 or an address like 192.168.1.50:8080")]
-        enum Written {
-            Port(u16),
-            Text(String),
-        }
-        let text = match Written::deserialize(deserializer)? {
-            Written::Port(port) => port.to_string(),
-            Written::Text(text) => text,
-        };
-        let target = Target::parse(&text).ok_or_else(|| {
-            serde::de::Error::custom(format!("`{}` is no port and no HOST:PORT", text.escape_debug()))
-        })?;
-        Ok(Self { target })
-    }
 }
 
 fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
@@ -117,7 +93,7 @@ mod tests {
     fn what_is_offered_may_be_a_port_or_an_address() {
         let project = parse("hub: https://h:7443\nexpose:\n  web: 3000\n  db: 10.0.0.5:5432\n").unwrap();
         let targets: Vec<_> =
-            project.expose.iter().map(|(name, offered)| format!("{name} {}", offered.target)).collect();
+            project.expose.iter().map(|(name, target)| format!("{name} {target}")).collect();
         assert_eq!(targets, ["db 10.0.0.5:5432", "web localhost:3000"]);
         assert_eq!(project.hub.as_deref(), Some("https://h:7443"));
         assert_eq!(parse(r#"{"services":[{"name":"a","port":1}]}"#).unwrap().services.len(), 1);

@@ -391,7 +391,7 @@ mod tests {
     #[test]
     fn no_bytes_are_too_odd_to_be_read() {
         let mut state = 1u32;
-        for _ in 0..200_000 {
+        for _ in 0..20_000 {
             let mut said = [0; 24];
             for byte in &mut said {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

@@ -32,7 +32,7 @@ impl Drop for Server {
         let pid = Pid::from_raw(i32::try_from(self.0.id()).unwrap());
         // PostgreSQL is quick at the one and MariaDB deaf to it.
         let _ = kill(pid, Signal::SIGINT).and_then(|()| kill(pid, Signal::SIGTERM));
-        let deadline = Instant::now() + START;
+        let deadline = Instant::now() + Duration::from_secs(5);
         while self.0.try_wait().is_ok_and(|ended| ended.is_none()) && Instant::now() < deadline {
             thread::park_timeout(Duration::from_millis(10));
         }

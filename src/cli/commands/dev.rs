@@ -24,6 +24,7 @@ use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::name::Name;
 use crate::model::record::Protocol;
+use crate::model::target::Target;
 use crate::net::address::HubUrl;
 use crate::os::files;
 use crate::tunnel::agent::Exposure;
@@ -242,11 +243,8 @@ fn take_up(call: &Call, hub: &Hub, party: &mut Party<'_>, before: &Project, now:
 }
 
 fn exposures(project: &Project) -> BTreeMap<Name, Exposure> {
-    let one = |(name, offered): (&Name, &pconnect::Offered)| {
-        (
-            name.clone(),
-            Exposure { name: name.clone(), target: offered.target.clone(), protocol: Protocol::Tcp },
-        )
+    let one = |(name, target): (&Name, &Target)| {
+        (name.clone(), Exposure { name: name.clone(), target: target.clone(), protocol: Protocol::Tcp })
     };
     project.expose.iter().map(one).collect()
 }

@@ -6,6 +6,7 @@ use crate::cli::Call;
 use crate::cli::Outcome;
 use crate::cli::args::name_of;
 use crate::cli::background;
+use crate::cli::commands::daemon;
 use crate::cli::exposing::Exposed;
 use crate::cli::exposing::Exposing;
 use crate::error::Error;
@@ -17,6 +18,9 @@ use crate::tunnel::agent::Exposure;
 
 pub fn run(call: &Call) -> Outcome {
     let exposure = wanted(call)?;
+    if call.args.flag("keep") {
+        return daemon::keep(call, &exposure);
+    }
     let name = exposure.name.clone();
     if let Some(code) = background::detach(call, "expose", name.as_str(), &[])? {
         return Ok(code);

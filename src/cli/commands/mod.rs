@@ -1,7 +1,13 @@
 //! One file for each command.
 
+pub mod completions;
+pub mod daemon;
+mod daemon_keep;
+pub mod daemon_service;
 pub mod dev;
 pub mod discover;
+pub mod doctor;
+mod doctor_checks;
 pub mod expose;
 pub mod help;
 pub mod hub;

@@ -2,12 +2,6 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::io::Read;
-use std::io::Seek;
-use std::io::SeekFrom;
-use std::path::Path;
-use std::time::Duration;
-use std::time::Instant;
 
 use serde_json::Value;
 use serde_json::json;
@@ -17,14 +11,12 @@ use crate::cli::Call;
 use crate::cli::Outcome;
 use crate::cli::background;
 use crate::cli::background::Begun;
+use crate::cli::logs;
 use crate::error::Error;
-use crate::error::OrSay;
 use crate::error::Result;
 use crate::net::address::HubUrl;
-use crate::net::connect::DEADLINE;
 use crate::os::daemon;
 use crate::os::daemon::Begin;
-use crate::os::files;
 use crate::os::paths;
 use crate::os::process;
 use crate::proxy::Listening;
@@ -36,9 +28,6 @@ use crate::state::proxy::ProxyState;
 use crate::state::runs;
 
 pub const PORT: u16 = 3456;
-const TURN: Duration = Duration::from_millis(20);
-/// What `logs` shows of a long log.
-const TAIL: u64 = 64 * 1024;
 
 /// What the command line asks for.
 pub struct Wanted {
@@ -117,7 +106,7 @@ fn serve(call: &Call, wanted: &Wanted) -> Outcome {
 /// A proxy of ours is there. Asked for the same thing again, that is fine; otherwise it has to go first.
 fn is_served_already(call: &Call, wanted: &Wanted, running: &ProxyState) -> Result<bool> {
     if call.args.flag("replace") {
-        end(call, running.pid)?;
+        background::end(call, "The proxy", running.pid)?;
         return Ok(false);
     }
     let same = wanted.port == running.port && wanted.tls == running.tls && !call.args.flag("foreground");
@@ -219,25 +208,10 @@ pub fn stop(call: &Call) -> Outcome {
         call.say.value(&json!({ "stopped": false }));
         return Ok(0);
     };
-    end(call, running.pid)?;
+    background::end(call, "The proxy", running.pid)?;
     call.say.line("[ok] Proxy stopped.");
     call.say.value(&json!({ "stopped": true, "pid": running.pid }));
     Ok(0)
-}
-
-/// Ends a proxy that holds its run's lock, and waits until it has let go of it.
-fn end(call: &Call, pid: u32) -> Result<()> {
-    process::terminate(pid);
-    let deadline = Instant::now() + DEADLINE;
-    while proxy::is_running(&call.home, pid) {
-        if Instant::now() > deadline {
-            return Err(Error::new(format!("The proxy (PID {pid}) does not stop"))
-                .hint(format!("Try: kill -9 {pid}")));
-        }
-        call.stop.wait_for(TURN);
-        call.go_on()?;
-    }
-    Ok(())
 }
 
 #[allow(clippy::unnecessary_wraps)] // The shape that the table asks for.
@@ -250,11 +224,7 @@ pub fn status(call: &Call) -> Outcome {
         call.say.value(&json!({ "running": false }));
         return Ok(0);
     };
-    let scheme = if running.tls { "https" } else { "http" };
-    let urls = proxy::routes(&call.home)
-        .into_iter()
-        .map(|name| format!("{scheme}://{name}.localhost:{}", running.port));
-    let urls: Vec<String> = urls.collect();
+    let urls: Vec<String> = proxy::routes(&call.home).iter().map(|name| running.url_of(name)).collect();
     call.say.result(&format!("  ● Proxy: running (PID {})", running.pid));
     call.say.result(&format!("    Port: {}", running.port));
     call.say.result(&format!("    TLS:  {}", if running.tls { "enabled" } else { "disabled" }));
@@ -268,58 +238,18 @@ pub fn status(call: &Call) -> Outcome {
 }
 
 pub fn logs(call: &Call) -> Outcome {
-    let path = call.home.file(proxy::LOG);
-    let mut at = 0;
-    let Some(tail) = read_from(&path, None, &mut at)? else {
-        return Err(Error::new("There is no log yet").hint("Start the proxy: connect proxy start"));
-    };
-    print(call, &tail);
-    while call.args.flag("follow") && !call.stop.wait_for(TURN * 10) {
-        // A log that is shorter than it was has been put aside, and this is the next one.
-        let rest = read_from(&path, Some(at), &mut at)?;
-        print(call, &rest.unwrap_or_default());
-    }
-    Ok(0)
-}
-
-fn print(call: &Call, bytes: &[u8]) {
-    String::from_utf8_lossy(bytes).lines().for_each(|line| call.say.result(line));
-}
-
-/// What stands behind `from`, or the last piece of it all.
-fn read_from(path: &Path, from: Option<u64>, at: &mut u64) -> Result<Option<Vec<u8>>> {
-    if !path.exists() {
-        return Ok(None);
-    }
-    let sorry = || format!("Cannot read {}", path.display());
-    let mut file = files::append(path)?;
-    let length = file.metadata().or_say(sorry)?.len();
-    let from = from.map_or(length.saturating_sub(TAIL), |from| if from > length { 0 } else { from });
-    file.seek(SeekFrom::Start(from)).or_say(sorry)?;
-    let mut bytes = Vec::new();
-    file.take(TAIL * 4).read_to_end(&mut bytes).or_say(sorry)?;
-    *at = from + bytes.len() as u64;
-    Ok(Some(bytes))
+    logs::show(call, &call.home.file(proxy::LOG), "Start the proxy: connect proxy start")
 }
 
 /// For `reach`: starts the proxy if none runs. The line that names the service's address there; a failure is a
 /// hint and no more.
 pub fn beside_reach(call: &Call, name: &str) -> Option<String> {
-    let url = |state: &ProxyState| {
-        format!("{}://{name}.localhost:{}", if state.tls { "https" } else { "http" }, state.port)
-    };
     if let Some(running) = proxy::running(&call.home) {
-        return Some(url(&running));
+        return Some(running.url_of(name));
     }
-    let mut arguments: Vec<OsString> = vec!["proxy".into(), "start".into(), "--quiet".into()];
-    for option in ["hub", "config"] {
-        if let Some(value) = call.args.value(option) {
-            arguments.extend([format!("--{option}").into(), value.into()]);
-        }
-    }
-    match detach(call, arguments, false) {
+    match detach(call, background::arguments(call, &["proxy", "start", "--quiet"]), false) {
         Ok(0) => proxy::running(&call.home)
-            .map(|state| format!("{} (proxy auto-started on port {})", url(&state), state.port)),
+            .map(|state| format!("{} (proxy auto-started on port {})", state.url_of(name), state.port)),
         Ok(_) | Err(_) => Some("To reach it by name, start the proxy: connect proxy start".to_owned()),
     }
 }

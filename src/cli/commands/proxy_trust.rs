@@ -64,11 +64,11 @@ impl Done {
     }
 }
 
-fn ca_file(call: &Call) -> PathBuf {
+pub fn ca_file(call: &Call) -> PathBuf {
     call.home.file(CERTIFICATES).join("ca.crt")
 }
 
-fn machine() -> Result<Machine> {
+pub fn machine() -> Result<Machine> {
     let home = paths::user_home().ok_or_else(|| Error::new("There is no home folder").hint("Set HOME"))?;
     Ok(Machine { root: PathBuf::from("/"), home })
 }

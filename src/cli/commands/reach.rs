@@ -23,6 +23,7 @@ use crate::model::suggest;
 use crate::net::address::HubUrl;
 use crate::net::connect::dial_hub;
 use crate::net::connect::resolve;
+use crate::state::seen;
 use crate::wire::api::ServiceInfo;
 use crate::wire::api::Status;
 
@@ -47,7 +48,7 @@ pub fn run(call: &Call) -> Outcome {
     call.say.line(&format!("🔗 Reaching {name}"));
     let mut report = Diagnosis::default();
     look(call, &hub, &mut report, patience)?;
-    let service = find(&hub, &name, &mut report)?;
+    let service = find(call, &hub, &name, &mut report)?;
     let right = Right {
         identity: call.identity()?,
         known_as: hub.url.to_string(),
@@ -130,9 +131,10 @@ fn look_at(call: &Call, url: &HubUrl, report: &mut Diagnosis, deadline: Instant)
     Ok(())
 }
 
-fn find(hub: &Hub, name: &Name, report: &mut Diagnosis) -> Result<ServiceInfo> {
+fn find(call: &Call, hub: &Hub, name: &Name, report: &mut Diagnosis) -> Result<ServiceInfo> {
     let began = Instant::now();
     let services = hub.services()?;
+    seen::remember(&call.home, &services);
     report.latency = began.elapsed();
     let named = services.iter().filter(|service| service.name == *name);
     let found = named.max_by_key(|service| service.status == Status::Online).cloned();

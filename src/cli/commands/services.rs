@@ -9,6 +9,7 @@ use crate::cli::Call;
 use crate::cli::Outcome;
 use crate::cli::say::columns;
 use crate::os::terminal;
+use crate::state::seen;
 use crate::wire::api::ServiceInfo;
 
 const NONE: &str = "No services yet. Offer one beside it: connect expose NAME PORT";
@@ -21,6 +22,7 @@ pub fn run(call: &Call) -> Outcome {
         return watch(call);
     }
     let services = call.hub()?.services()?;
+    seen::remember(&call.home, &services);
     call.say.value(&services);
     if services.is_empty() {
         call.say.line(NONE);

@@ -1,54 +1,89 @@
-//! `connect status` and `connect stop`: what of ours runs on this machine.
+//! `connect status` and `connect stop`: what of ours runs on this machine, and what fell.
 
-use std::time::Duration;
-use std::time::Instant;
-
+use serde_json::Value;
 use serde_json::json;
 
 use crate::cli::Call;
 use crate::cli::Outcome;
+use crate::cli::background;
+use crate::cli::logs;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::suggest;
 use crate::model::time::in_words;
 use crate::os::clock;
-use crate::os::process;
+use crate::os::files;
+use crate::os::paths;
+use crate::os::step::quoted;
+use crate::state::config::Config;
+use crate::state::proxy;
 use crate::state::runs;
+use crate::state::runs::Open;
 use crate::state::runs::Run;
-
-/// Everything of ours ends in under a second; the rest is patience with a busy machine.
-const ENDING: Duration = Duration::from_secs(5);
+use crate::state::runs::State;
 
 #[allow(clippy::unnecessary_wraps)] // It is a command like the others.
 pub fn status(call: &Call) -> Outcome {
-    let (say, all) = (&call.say, runs::all(&call.home));
-    say.value(&all);
+    let all: Vec<Run> = runs::all(&call.home).into_iter().map(|run| with_routes(call, run)).collect();
+    call.say.value(&all.iter().map(with_last_words).collect::<Vec<_>>());
     if all.is_empty() {
-        say.line("Nothing is running. Start with: connect reach NAME, or connect expose NAME PORT");
-        return Ok(0);
+        call.say.line("Nothing is running. Start with: connect reach NAME, or connect expose NAME PORT");
     }
-    for run in &all {
-        let since = in_words(clock::now().since(run.started_at));
-        let place = if run.log.is_some() { "in the background" } else { "in a terminal" };
-        say.result(&format!(
-            "● {} {} (PID {}, since {since}, {place})",
-            run.kind,
-            run.names.first().map_or("", String::as_str),
-            run.pid
-        ));
-        for open in &run.open {
-            let mark = if open.up { "[ok]" } else { "[!]" };
-            let bytes = in_bytes(open.bytes);
-            say.result(&format!(
-                "    {mark} {} → {}  {} session(s), {bytes}",
-                open.name, open.at, open.sessions
-            ));
-        }
-        if let Some(log) = &run.log {
-            say.line(&format!("    Log: {}", log.display()));
-        }
-    }
+    all.iter().for_each(|run| show(call, run));
     Ok(0)
+}
+
+/// The proxy's routes are its own list.
+fn with_routes(call: &Call, mut run: Run) -> Run {
+    if let Some(state) = proxy::running(&call.home).filter(|state| state.pid == run.pid) {
+        let route = |name: String| Open { at: state.url_of(&name), name, up: true, ..Open::default() };
+        run.open = proxy::routes(&call.home).into_iter().map(route).collect();
+    }
+    run
+}
+
+fn last_words(run: &Run) -> Option<String> {
+    let log = run.log.as_deref().filter(|_| !run.is_alive())?;
+    // What an earlier process by this name wrote is not its word.
+    logs::last_words(log).filter(|_| files::changed_at(log).is_some_and(|at| at >= run.started_at))
+}
+
+fn with_last_words(run: &Run) -> Value {
+    let mut value = serde_json::to_value(run).unwrap_or_default();
+    if let Some(words) = last_words(run) {
+        value["lastWords"] = words.into();
+    }
+    value
+}
+
+pub fn show(call: &Call, run: &Run) {
+    let say = &call.say;
+    let since = in_words(clock::now().since(run.started_at));
+    if !run.is_alive() {
+        let how = if run.state == State::Crashed { "crashed" } else { "failed" };
+        say.result(&format!("[x] {} {how} (PID {}, begun {since} ago)", run.title(), run.pid));
+        say.result(&format!("    {}", last_words(run).unwrap_or_else(|| "It left no word".to_owned())));
+        if let Some(log) = &run.log {
+            say.line(&format!("    See more: tail -n 50 {}", quoted(&paths::shown(log))));
+        }
+        let name = run.names.first().unwrap_or(&run.kind);
+        say.line(&format!("    Clear it: connect stop {}", quoted(name)));
+        return;
+    }
+    let place = if run.log.is_some() { "in the background" } else { "in a terminal" };
+    say.result(&format!("● {} (PID {}, since {since}, {place})", run.title(), run.pid));
+    for open in &run.open {
+        let mark = if open.up { "[ok]" } else { "[!]" };
+        let carried = match run.kind.as_str() {
+            proxy::KIND => String::new(),
+            _ => format!("  {} session(s), {}", open.sessions, in_bytes(open.bytes)),
+        };
+        say.result(&format!("    {mark} {} → {}{carried}", open.name, open.at));
+        open.trouble.iter().for_each(|why| say.result(&format!("         {why}")));
+    }
+    if let Some(log) = &run.log {
+        say.line(&format!("    Log: {}", log.display()));
+    }
 }
 
 fn in_bytes(bytes: u64) -> String {
@@ -61,40 +96,52 @@ fn in_bytes(bytes: u64) -> String {
 
 pub fn stop(call: &Call) -> Outcome {
     let all = runs::all(&call.home);
-    let everything = call.args.flag("all");
-    let wanted: Vec<&Run> = match call.args.positional(0) {
-        Some(_) if everything => {
+    let wanted: Vec<&Run> = match (call.args.positional(0), call.args.flag("all")) {
+        (Some(_), true) => {
             return Err(Error::usage("--all stops everything already")
                 .hint("Write: connect stop NAME, or connect stop --all"));
         }
-        None if !everything => {
+        (None, false) => {
             return Err(Error::usage("What is to be stopped?")
                 .hint("Write: connect stop NAME|CODE, or connect stop --all"));
         }
-        None => all.iter().collect(),
-        Some(name) => {
+        (None, true) => all.iter().collect(),
+        (Some(name), false) => {
             let folded = name.trim().to_ascii_lowercase();
-            all.iter()
-                .filter(|run| {
-                    run.kind == folded || run.names.iter().any(|known| known.to_ascii_lowercase() == folded)
-                })
-                .collect()
+            let is_named = |run: &&Run| {
+                run.kind == folded || run.names.iter().any(|known| known.to_ascii_lowercase() == folded)
+            };
+            let named: Vec<&Run> = all.iter().filter(is_named).collect();
+            if !no_longer_kept(call, &folded)? && named.is_empty() {
+                return Err(not_running(name, &all));
+            }
+            named
         }
     };
-    if wanted.is_empty() && !everything {
-        return Err(not_running(call.args.positional(0).unwrap_or_default(), &all));
-    }
     for run in &wanted {
-        end(call, run)?;
-        call.say.line(&format!("[ok] Stopped {} {}", run.kind, run.names.first().map_or("", String::as_str)));
+        background::end(call, &run.title(), run.pid)?;
+        let did = if run.is_alive() { "Stopped" } else { "Cleared" };
+        call.say.line(&format!("[ok] {did} {}", run.title()));
     }
     let stopped: Vec<_> =
         wanted.iter().map(|run| json!({ "kind": run.kind, "names": run.names, "pid": run.pid })).collect();
     call.say.value(&stopped);
-    if stopped.is_empty() {
+    if stopped.is_empty() && call.args.flag("all") {
         call.say.line("Nothing was running");
     }
     Ok(0)
+}
+
+/// What is stopped by name is not to come back with the next reboot.
+fn no_longer_kept(call: &Call, name: &str) -> Result<bool> {
+    if !call.config()?.exposures.keys().any(|kept| kept.as_str() == name) {
+        return Ok(false);
+    }
+    Config::change(&call.home, call.config_file(), |config| {
+        config.exposures.retain(|kept, _| kept.as_str() != name);
+    })?;
+    call.say.line(&format!("[ok] {name} is no longer kept exposed by the daemon"));
+    Ok(true)
 }
 
 fn not_running(name: &str, all: &[Run]) -> Error {
@@ -103,23 +150,4 @@ fn not_running(name: &str, all: &[Run]) -> Error {
         Some(near) => error.hint(format!("Did you mean: connect stop {near}")),
         None => error.hint("See what runs: connect status"),
     }
-}
-
-/// Asks it to end, and waits until it has. Its lock, not its number, says that it is ours.
-fn end(call: &Call, run: &Run) -> Result<()> {
-    if !runs::is_alive(&call.home, run.pid) {
-        return Ok(());
-    }
-    process::terminate(run.pid);
-    let deadline = Instant::now() + ENDING;
-    while runs::is_alive(&call.home, run.pid) {
-        if Instant::now() >= deadline {
-            return Err(Error::new(format!("{} (PID {}) does not end", run.kind, run.pid))
-                .hint(format!("Look at it, then: kill -9 {}", run.pid)));
-        }
-        if call.stop.wait_for(Duration::from_millis(20)) {
-            return call.go_on();
-        }
-    }
-    Ok(())
 }

@@ -31,7 +31,8 @@ pub fn run(call: &Call) -> Outcome {
     let moved = config.hub_url.as_ref().is_some_and(|known| *known != url.to_string());
     if moved {
         // What was learnt of the old hub says nothing of the new one.
-        config = Config { agent_id: config.agent_id, label: config.label, ..Config::default() };
+        let Config { agent_id, label, exposures, .. } = config;
+        config = Config { agent_id, label, exposures, ..Config::default() };
     }
     if call.args.value("ca").is_some() || given.is_some() {
         config.ca = None;

@@ -36,8 +36,8 @@ pub fn logout(call: &Call) -> Outcome {
     if call.config()?.api_key.is_none() {
         return Err(not_configured());
     }
-    if let Some(run) = runs::all(&call.home).into_iter().find(|run| run.kind != "hub" && run.kind != "proxy")
-    {
+    let all = runs::all(&call.home);
+    if let Some(run) = all.iter().find(|run| run.is_alive() && run.kind != "proxy") {
         return Err(Error::new(format!("`connect {}` is still running (PID {})", run.kind, run.pid))
             .hint("End it first, then log out"));
     }

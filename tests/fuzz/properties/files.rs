@@ -28,7 +28,7 @@ pub fn pconnect(bytes: &[u8], _: Cuts) {
     assert!(project.services.iter().all(|service| service.port != Some(0)));
     let needed = |service: &pconnect::Needed| json!({ "name": service.name, "port": service.port, "protocol": service.protocol });
     let services: Vec<_> = project.services.iter().map(needed).collect();
-    let expose = project.expose.iter().map(|(name, offered)| (name.as_str(), offered.target.to_string()));
+    let expose = project.expose.iter().map(|(name, target)| (name.as_str(), target.to_string()));
     let expose: BTreeMap<_, _> = expose.collect();
     let written = json!({ "hub": project.hub, "services": services, "expose": expose }).to_string();
     // YAML knows fewer characters than JSON does; all of them it knows escaped.

@@ -3,6 +3,7 @@
 
 pub mod codes;
 pub mod cuts;
+pub mod discover;
 pub mod files;
 pub mod http;
 pub mod messages;
@@ -14,7 +15,7 @@ use cuts::Cuts;
 pub type Property = fn(&[u8], Cuts);
 
 /// Every target of the fuzzers, by the name of its corpus.
-pub const TARGETS: [(&str, Property); 11] = [
+pub const TARGETS: [(&str, Property); 13] = [
     ("head", http::head),
     ("framing", http::framing),
     ("host", http::host),
@@ -26,4 +27,6 @@ pub const TARGETS: [(&str, Property); 11] = [
     ("state", files::state),
     ("journal", files::journal),
     ("session", session::session),
+    ("probe", discover::probe),
+    ("page", discover::page),
 ];

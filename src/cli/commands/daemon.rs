@@ -1,0 +1,186 @@
+//! `connect daemon start`, `stop`, `restart`, `status` and `logs`.
+
+use std::time::Duration;
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::daemon_keep::Keeper;
+use super::daemon_service;
+use super::status::show;
+use crate::cli::Call;
+use crate::cli::Outcome;
+use crate::cli::background;
+use crate::cli::background::Begun;
+use crate::cli::context::not_configured;
+use crate::cli::logs;
+use crate::error::Error;
+use crate::error::Result;
+use crate::model::name::Name;
+use crate::os::daemon;
+use crate::os::daemon::Begin;
+use crate::os::files;
+use crate::state::config::Config;
+use crate::state::config::Kept;
+use crate::state::runs;
+use crate::state::runs::Run;
+use crate::tunnel::agent::Exposure;
+
+pub const KIND: &str = "daemon";
+pub const LOG: &str = "agent.log";
+/// How long the daemon has to expose what was just saved.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+pub fn start(call: &Call) -> Outcome {
+    if call.args.flag("foreground") || daemon::own_log().is_some() {
+        return serve(call);
+    }
+    if let Some(run) = runs::running(&call.home, KIND) {
+        call.say.line(&format!("[ok] The daemon already runs (PID {})", run.pid));
+        call.say.event(&json!({ "event": "running", "pid": run.pid }));
+        return Ok(0);
+    }
+    if daemon_service::start(call)? {
+        return Ok(0);
+    }
+    begin(call, daemon::own_arguments(), true)
+}
+
+fn begin(call: &Call, arguments: Vec<std::ffi::OsString>, aloud: bool) -> Outcome {
+    let log = call.home.file(LOG);
+    let begun = background::begun(call, &Begin { arguments, environment: &[], log: &log }, aloud)?;
+    call.go_on()?;
+    match begun {
+        Begun::Ready { pid } => {
+            call.say.event(&json!({ "event": "background", "pid": pid, "log": log }));
+            Ok(0)
+        }
+        Begun::Ended { code } => Ok(code),
+    }
+}
+
+fn serve(call: &Call) -> Outcome {
+    let config = call.config()?;
+    Call::api_key(&config).ok_or_else(not_configured)?;
+    files::private_dir(&call.home.file("run"))?;
+    let _alone = files::try_lock(&call.home.file("run/daemon.lock"))?.ok_or_else(|| {
+        Error::new("The daemon already runs")
+            .hint("Look at it: connect daemon status, or: connect daemon restart")
+    })?;
+    let mut run = runs::register(&call.home, KIND, &[KIND.to_owned()])?;
+    let mut keeper = Keeper::new(call)?;
+    call.say.line(&format!("[ok] Daemon started; it keeps {} exposure(s) up", config.exposures.len()));
+    keeper.settle(&mut run);
+    call.go_on()?;
+    if config.exposures.is_empty() {
+        call.say.line("  Nothing is saved yet: connect expose NAME PORT --keep");
+    }
+    let foreground = daemon::own_log().is_none();
+    call.say.line(if foreground { "  Press Ctrl+C to stop" } else { "  Stop: connect daemon stop" });
+    background::ready(call)?;
+    keeper.keep_up(&mut run);
+    run.ends_well();
+    daemon::notify("STOPPING=1");
+    drop(keeper);
+    call.say.event(&json!({ "event": "stopped" }));
+    Ok(0)
+}
+
+pub fn stop(call: &Call) -> Outcome {
+    let run = runs::running(&call.home, KIND);
+    if let Some(run) = &run {
+        background::end(call, "The daemon", run.pid)?;
+    }
+    call.say.line(if run.is_some() { "[ok] Daemon stopped." } else { "[ok] No daemon is running." });
+    call.say.value(&json!({ "stopped": run.is_some(), "pid": run.map(|run| run.pid) }));
+    Ok(0)
+}
+
+pub fn restart(call: &Call) -> Outcome {
+    if let Some(run) = runs::running(&call.home, KIND) {
+        background::end(call, "The daemon", run.pid)?;
+    }
+    if daemon_service::start(call)? {
+        return Ok(0);
+    }
+    begin(call, background::arguments(call, &["daemon", "start"]), true)
+}
+
+pub fn status(call: &Call) -> Outcome {
+    let kept = call.config()?.exposures;
+    let run = runs::all(&call.home).into_iter().rev().find(|run| run.kind == KIND);
+    let is_running = run.as_ref().is_some_and(Run::is_alive);
+    let installed = daemon_service::installed(call);
+    call.say.value(&json!({ "running": is_running, "daemon": run, "kept": kept, "installed": installed }));
+    match &run {
+        Some(run) => show(call, run),
+        None => call.say.result("○ Daemon: not running"),
+    }
+    if !is_running {
+        for (name, kept) in &kept {
+            call.say.result(&format!("    ○ {name} → {} is saved, not exposed", kept.target));
+        }
+        call.say.line("    Start it: connect daemon start");
+    }
+    if kept.is_empty() {
+        call.say.line("    Nothing is saved yet: connect expose NAME PORT --keep");
+    }
+    match installed {
+        Some(file) => call.say.line(&format!("    Installed: {}", file.display())),
+        None => call.say.line("    A reboot ends it. To have it start by itself: connect daemon install"),
+    }
+    Ok(0)
+}
+
+pub fn logs(call: &Call) -> Outcome {
+    logs::show(call, &call.home.file(LOG), "Start the daemon: connect daemon start")
+}
+
+/// `connect expose --keep`: saves it, sees that a daemon runs, and waits for the daemon's word.
+pub fn keep(call: &Call, exposure: &Exposure) -> Outcome {
+    if call.args.flag("detach") {
+        return Err(Error::usage("--keep is in the background already").hint("Leave out -d"));
+    }
+    Call::api_key(&call.config()?).ok_or_else(not_configured)?;
+    let (name, target) = (&exposure.name, &exposure.target);
+    let kept = Kept { target: target.clone(), protocol: exposure.protocol };
+    Config::change(&call.home, call.config_file(), |config| config.exposures.insert(name.clone(), kept))?;
+    if runs::running(&call.home, KIND).is_none()
+        && !daemon_service::start(call)?
+        && begin(call, background::arguments(call, &["daemon", "start", "--quiet"]), false)? != 0
+    {
+        return Err(Error::new(format!("{name} is saved, but the daemon does not start"))
+            .hint("See why: connect daemon start"));
+    }
+    let trouble = wait_for(call, name, &target.to_string())?;
+    call.say.event(&json!({ "event": "kept", "name": name, "target": target, "up": trouble.is_none(), "reason": trouble }));
+    match trouble {
+        None => call.say.result(&format!("[ok] {name} → {target} is exposed, and the daemon keeps it so")),
+        Some(why) => call.say.warn(&format!("{name} is saved, and exposed as soon as that can be: {why}")),
+    }
+    call.say.line(&format!("  Undo it: connect stop {name}"));
+    if daemon_service::installed(call).is_none() {
+        call.say.line("  After a reboot too: connect daemon install");
+    }
+    Ok(0)
+}
+
+/// Until the daemon has exposed it; otherwise what stands in the way.
+fn wait_for(call: &Call, name: &Name, at: &str) -> Result<Option<String>> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut trouble = "the daemon has not taken it up yet".to_owned();
+    while Instant::now() < deadline {
+        let open = runs::running(&call.home, KIND).map(|run| run.open).unwrap_or_default();
+        if let Some(one) = open.iter().find(|one| one.name == name.as_str() && one.at == at) {
+            match &one.trouble {
+                None if one.up => return Ok(None),
+                None => {}
+                Some(why) => return Ok(Some(why.clone())),
+            }
+            "the hub has not answered yet".clone_into(&mut trouble);
+        }
+        call.stop.wait_for(Duration::from_millis(50));
+        call.go_on()?;
+    }
+    Ok(Some(trouble))
+}

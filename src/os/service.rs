@@ -1,0 +1,260 @@
+//! A program that the system starts after every reboot: by systemd, or by launchd on a Mac. Plans first, as
+//! with the trust stores; whoever asks shows the plan and carries it out.
+
+use std::env;
+use std::path::Path;
+use std::path::PathBuf;
+
+use crate::os::paths;
+use crate::os::step::Step;
+use crate::os::step::words;
+use crate::os::user;
+
+const UNIT: &str = "connect-daemon.service";
+const LABEL: &str = "co.privateconnect.daemon";
+
+/// These are filters on system calls, so they hold in a user's own manager too, which may make no mounts.
+const HARDENING: &str = "NoNewPrivileges=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
+UMask=0077
+";
+/// What the system's manager can do beside that. The state folder is all that may be written.
+const SYSTEM_HARDENING: &str = "ProtectSystem=strict
+ProtectHome=read-only
+PrivateTmp=yes
+PrivateDevices=yes
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+ProtectProc=invisible
+RemoveIPC=yes
+CapabilityBoundingSet=
+AmbientCapabilities=
+";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manager {
+    Systemd,
+    Launchd,
+}
+
+/// What is to be started, and for whom.
+pub struct Service {
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    pub environment: Vec<(String, String)>,
+    /// The folder that it writes to.
+    pub state: PathBuf,
+    /// For the whole machine, as this user; otherwise the user's own.
+    pub system: Option<String>,
+}
+
+/// What installs and removes it.
+pub struct Plan {
+    pub file: PathBuf,
+    pub text: String,
+    pub install: Vec<Step>,
+    pub uninstall: Vec<Step>,
+    pub start: Vec<Step>,
+}
+
+/// The one that this machine was started by.
+pub fn manager() -> Option<Manager> {
+    if cfg!(target_os = "macos") {
+        return Some(Manager::Launchd);
+    }
+    Path::new("/run/systemd/system").is_dir().then_some(Manager::Systemd)
+}
+
+/// Who called `sudo`, and otherwise who this is.
+pub fn owner() -> Option<(String, PathBuf)> {
+    let called = env::var("SUDO_USER").ok().filter(|_| user::is_root());
+    user::named(called.as_deref())
+}
+
+pub fn plan(manager: Manager, service: &Service) -> Plan {
+    match manager {
+        Manager::Systemd => systemd(service),
+        Manager::Launchd => launchd(service),
+    }
+}
+
+/// Where the file lies, for who only wants to know whether it is there.
+pub fn file(manager: Manager, system: bool) -> PathBuf {
+    let home = paths::user_home().unwrap_or_default();
+    match (manager, system) {
+        (Manager::Systemd, true) => Path::new("/etc/systemd/system").join(UNIT),
+        (Manager::Systemd, false) => {
+            let moved = env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+            moved.unwrap_or_else(|| home.join(".config")).join("systemd/user").join(UNIT)
+        }
+        (Manager::Launchd, true) => Path::new("/Library/LaunchDaemons").join(format!("{LABEL}.plist")),
+        (Manager::Launchd, false) => home.join("Library/LaunchAgents").join(format!("{LABEL}.plist")),
+    }
+}
+
+fn systemd(service: &Service) -> Plan {
+    let system = service.system.is_some();
+    let file = file(Manager::Systemd, system);
+    let text = unit(service);
+    let control = |rest: &[&str]| words(if system { "systemctl" } else { "systemctl --user" }, rest);
+    let reload = || Step::Run(control(&["daemon-reload"]));
+    Plan {
+        install: vec![
+            Step::Write { path: file.clone(), text: text.clone() },
+            reload(),
+            Step::Run(control(&["enable", "--now", UNIT])),
+        ],
+        uninstall: vec![
+            Step::Try(control(&["disable", "--now", UNIT])),
+            Step::Remove(file.clone()),
+            reload(),
+        ],
+        start: vec![Step::Run(control(&["start", UNIT]))],
+        file,
+        text,
+    }
+}
+
+fn unit(service: &Service) -> String {
+    let command: Vec<String> =
+        service.command.iter().map(|word| unit_word(word).replace('$', "$$")).collect();
+    let environment: String = service
+        .environment
+        .iter()
+        .map(|(name, value)| format!("Environment={}\n", unit_word(&format!("{name}={value}"))))
+        .collect();
+    let (mut for_whom, mut after, mut hardening) = (String::new(), "", HARDENING.to_owned());
+    let mut wanted_by = "default.target";
+    if let Some(user) = &service.system {
+        for_whom = format!("User={user}\n");
+        after = "Wants=network-online.target\nAfter=network-online.target\n";
+        let state = unit_word(&service.state.display().to_string());
+        hardening.push_str(&format!("{SYSTEM_HARDENING}ReadWritePaths={state}\n"));
+        wanted_by = "multi-user.target";
+    }
+    format!(
+        "[Unit]\nDescription=connect: keeps services of this machine exposed\nDocumentation=man:connect(1)\n{after}
+[Service]\nType=notify\n{for_whom}ExecStart={}\n{environment}Restart=on-failure\nRestartSec=5\n{hardening}
+[Install]\nWantedBy={wanted_by}\n",
+        command.join(" ")
+    )
+}
+
+/// One word of a unit file, whatever stands in it.
+fn unit_word(word: &str) -> String {
+    let escaped: String = word
+        .chars()
+        .map(|c| match c {
+            '\\' | '"' => format!("\\{c}"),
+            '%' => "%%".to_owned(),
+            c if c.is_control() => format!("\\x{:02x}", u32::from(c)),
+            c => c.to_string(),
+        })
+        .collect();
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-=:,@+%".contains(&b);
+    if !escaped.is_empty() && escaped.bytes().all(plain) { escaped } else { format!("\"{escaped}\"") }
+}
+
+fn launchd(service: &Service) -> Plan {
+    let file = file(Manager::Launchd, service.system.is_some());
+    let domain = if service.system.is_some() { "system".to_owned() } else { format!("gui/{}", user::uid()) };
+    let (text, path, target) = (plist(service), file.display().to_string(), format!("{domain}/{LABEL}"));
+    Plan {
+        install: vec![
+            Step::Write { path: file.clone(), text: text.clone() },
+            Step::Try(words("launchctl bootout", &[&target])),
+            Step::Run(words("launchctl bootstrap", &[&domain, &path])),
+        ],
+        uninstall: vec![Step::Try(words("launchctl bootout", &[&target])), Step::Remove(file.clone())],
+        start: vec![Step::Run(words("launchctl kickstart", &[&target]))],
+        file,
+        text,
+    }
+}
+
+fn plist(service: &Service) -> String {
+    let command: String =
+        service.command.iter().map(|word| format!("    <string>{}</string>\n", xml(word))).collect();
+    let environment: String = service
+        .environment
+        .iter()
+        .map(|(name, value)| format!("    <key>{}</key><string>{}</string>\n", xml(name), xml(value)))
+        .collect();
+    let user = service
+        .system
+        .as_ref()
+        .map_or(String::new(), |user| format!("  <key>UserName</key><string>{}</string>\n", xml(user)));
+    format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>
+<!DOCTYPE plist PUBLIC \"-//Apple//DTD PLIST 1.0//EN\" \"http://www.apple.com/DTDs/PropertyList-1.0.dtd\">
+<plist version=\"1.0\">
+<dict>
+  <key>Label</key><string>{LABEL}</string>
+{user}  <key>ProgramArguments</key>
+  <array>
+{command}  </array>
+  <key>EnvironmentVariables</key>
+  <dict>
+{environment}  </dict>
+  <key>RunAtLoad</key><true/>
+  <key>KeepAlive</key><dict><key>SuccessfulExit</key><false/></dict>
+  <key>Umask</key><integer>63</integer>
+</dict>
+</plist>
+"
+    )
+}
+
+fn xml(text: &str) -> String {
+    let escaped = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    escaped.chars().filter(|c| !c.is_control()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(system: Option<&str>) -> Service {
+        Service {
+            command: vec!["/opt/my tools/connect".into(), "daemon".into(), "50%$x".into()],
+            environment: vec![("PRIVATECONNECT_HOME".into(), "/home/a b\n/\"x\"<&>".into())],
+            state: "/home/a b".into(),
+            system: system.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn nothing_in_a_path_begins_a_line_or_a_word_of_its_own() {
+        let text = unit(&service(Some("ann")));
+        assert!(
+            text.contains("ExecStart=\"/opt/my tools/connect\" daemon 50%%$$x\n")
+                || text.contains("ExecStart=\"/opt/my tools/connect\" daemon \"50%%$$x\"\n"),
+            "{text}"
+        );
+        assert!(text.contains("Environment=\"PRIVATECONNECT_HOME=/home/a b\\x0a/\\\"x\\\"<&>\"\n"), "{text}");
+        assert!(text.contains("User=ann\n") && text.contains("ReadWritePaths=\"/home/a b\"\n"), "{text}");
+        let text = plist(&service(Some("ann")));
+        assert!(text.contains("<string>/home/a b/\"x\"&lt;&amp;&gt;</string>"), "{text}");
+        assert!(text.contains("<key>UserName</key><string>ann</string>"), "{text}");
+    }
+
+    #[test]
+    fn a_users_own_unit_asks_for_nothing_that_only_the_system_may_do() {
+        let text = unit(&service(None));
+        assert!(
+            !text.contains("User=") && !text.contains("Protect") && text.contains("WantedBy=default.target")
+        );
+    }
+}

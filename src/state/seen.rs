@@ -1,0 +1,25 @@
+//! `services.json`: the services that the hub listed last, so that a shell can complete them without asking it.
+
+use std::collections::BTreeSet;
+
+use super::home::Home;
+use crate::wire::api::ServiceInfo;
+
+const FILE: &str = "services.json";
+/// Nobody picks from a longer list.
+const REMEMBERED: usize = 1000;
+
+pub fn names(home: &Home) -> BTreeSet<String> {
+    home.read(FILE).ok().flatten().unwrap_or_default()
+}
+
+/// A folder that cannot be written costs only the completion.
+pub fn remember(home: &Home, services: &[ServiceInfo]) {
+    let listed: BTreeSet<String> =
+        services.iter().take(REMEMBERED).map(|service| service.name.to_string()).collect();
+    if names(home) != listed
+        && let Err(error) = home.note(FILE, &listed)
+    {
+        log::debug!("the services are not remembered: {error}");
+    }
+}

@@ -1,0 +1,277 @@
+//! What a user meets on an ordinary day: the doctor, completions in real shells, the manual page, and a first
+//! sentence that helps when the disk is full, a certificate is too old, or the hub speaks another protocol.
+
+mod common;
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use serde_json::Value;
+
+use common::Home;
+use common::Hub;
+use common::Said;
+use common::echo;
+use common::expose;
+use common::fake_hub::FakeHub;
+use common::fake_hub::friendly;
+use common::is_here;
+use common::raw;
+use common::service;
+use common::team::is_root;
+use common::team::with_input;
+
+fn verdicts(home: &Home, options: &[&str]) -> (Option<i32>, Value) {
+    let said = home.run(&[&["doctor", "--json"], options].concat());
+    let list = said.json();
+    let named =
+        list.as_array().unwrap().iter().map(|one| (one["check"].as_str().unwrap().to_owned(), one.clone()));
+    (said.code, Value::Object(named.collect()))
+}
+
+#[test]
+fn the_doctor_finds_what_is_amiss_names_the_cure_and_mends_what_is_safe() {
+    let mut hub = Hub::start();
+    let home = hub.machine("member");
+    fs::set_permissions(home.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    fs::write(home.file("somebody-elses.txt"), "").unwrap();
+    let (code, all) = verdicts(&home, &[]);
+    assert_eq!(code, Some(0), "{all}");
+    for check in [
+        "state folder",
+        "file modes",
+        "config",
+        "key",
+        "hub: TCP",
+        "hub: TLS",
+        "clock",
+        "login",
+        "control channel",
+        "relay",
+    ] {
+        assert_eq!(all[check]["verdict"], "ok", "{check}: {}", all[check]);
+    }
+    fs::set_permissions(home.file("identity.pem"), fs::Permissions::from_mode(0o644)).unwrap();
+    fs::create_dir_all(home.file("run")).unwrap();
+    let fallen =
+        r#"{"pid":4000000,"kind":"join","names":["abc"],"startedAt":"2026-01-01T00:00:00Z","log":"/x"}"#;
+    fs::write(home.file("run/4000000.json"), fallen).unwrap();
+    fs::set_permissions(home.file("run/4000000.json"), fs::Permissions::from_mode(0o600)).unwrap();
+    let (code, all) = verdicts(&home, &[]);
+    assert_eq!((code, &all["file modes"]["verdict"]), (Some(1), &"fail".into()), "{all}");
+    assert_eq!(all["file modes"]["mend"], "connect doctor --fix");
+    assert!(all["stale entries"]["said"].as_str().unwrap().contains("join abc"), "{all}");
+    let (code, all) = verdicts(&home, &["--fix"]);
+    assert_eq!(
+        (code, &all["file modes"]["fixed"], &all["stale entries"]["fixed"]),
+        (Some(0), &true.into(), &true.into())
+    );
+    assert_eq!(fs::metadata(home.file("identity.pem")).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(!home.file("run/4000000.json").exists());
+
+    hub.running.kill();
+    let (code, all) = verdicts(&home, &[]);
+    assert_eq!((code, &all["hub: TCP"]["verdict"]), (Some(1), &"fail".into()), "{all}");
+    assert!(all["hub: TLS"].is_null() && all["login"].is_null(), "{all}");
+    assert_eq!(verdicts(&Home::new(), &[]).1["config"]["said"], "Agent not configured");
+}
+
+#[test]
+fn the_doctor_tells_one_clock_from_another() {
+    let hub = FakeHub::start(|asked, stream| match asked.call.as_str() {
+        "GET /health" => common::fake_hub::json(
+            stream,
+            200,
+            r#"{"status":"ok","version":"1","uptimeSeconds":1,"time":"2001-01-01T00:00:00Z"}"#,
+        ),
+        _ => friendly(asked, stream),
+    });
+    let home = Home::new();
+    home.run(&["up", "--hub", &hub.url, "--api-key", &hub.key]).ok();
+    let (_, all) = verdicts(&home, &[]);
+    assert_eq!(all["clock"]["verdict"], "warn", "{all}");
+    assert!(all["clock"]["said"].as_str().unwrap().contains("ahead of the hub"), "{all}");
+    assert_eq!(all["relay"]["verdict"], "fail", "{all}");
+}
+
+/// A machine that knows services, and a command in the background, and where `connect` lies.
+fn knowing() -> (Hub, Home, common::Running, String) {
+    let hub = Hub::start();
+    let home = hub.machine("member");
+    let exposed = expose(&home, "staging-db", service(echo));
+    home.run(&["services"]).ok();
+    let folder = std::path::Path::new(env!("CARGO_BIN_EXE_connect")).parent().unwrap().display().to_string();
+    let path = format!("{folder}:{}", std::env::var("PATH").unwrap());
+    (hub, home, exposed, path)
+}
+
+const COMPLETED: [(&[&str], &str, &str); 8] = [
+    (&[], "rea", "reach"),
+    (&["hub", "key"], "cr", "create"),
+    (&["reach"], "st", "staging-db"),
+    (&["stop"], "", "staging-db"),
+    (&["share"], "--serv", "--service"),
+    (&["share", "--service"], "s", "staging-db"),
+    (&["expose", "x", "1", "--protocol"], "htt", "http"),
+    (&["help", "daemon"], "ins", "install"),
+];
+
+#[test]
+fn completions_come_from_the_table_and_from_local_files_in_every_shell() {
+    let (mut hub, home, _exposed, path) = knowing();
+    // None of it asks the hub.
+    hub.running.kill();
+    for (before, last, expected) in COMPLETED {
+        let said = home.run(&[&["completions", "words", "--"], before, &[last]].concat()).ok();
+        let words: Vec<&str> = said.out.lines().map(|line| line.split('\t').next().unwrap()).collect();
+        assert!(words.contains(&expected), "{before:?} {last}: {words:?}");
+        assert!(words.iter().all(|word| word.starts_with(last)), "{before:?} {last}: {words:?}");
+        let line = [&["connect"], before, &[last]].concat();
+        for (shell, script) in [
+            (
+                "bash",
+                format!(
+                    "source <(connect completions bash); COMP_WORDS=({}); COMP_CWORD={}; _connect; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+                    line.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" "),
+                    line.len() - 1
+                ),
+            ),
+            (
+                "zsh",
+                format!(
+                    "compdef() {{ }}; _files() {{ }}; _describe() {{ print -l -- \"${{lines[@]%%:*}}\" }}; source <(connect completions zsh); words=({}); CURRENT={}; _connect",
+                    line.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" "),
+                    line.len()
+                ),
+            ),
+            (
+                "fish",
+                format!("connect completions fish | source; complete -C '{}' | cut -f1", line.join(" ")),
+            ),
+        ] {
+            if !is_here(shell, shell) {
+                continue;
+            }
+            let mut command = Command::new(shell);
+            command.args(["-c", &script]);
+            common::team::copy_environment(&home.connect(&[]), &mut command);
+            command.env("PATH", &path);
+            let said = Said::of(command);
+            assert!(said.out.lines().any(|word| word == expected), "{shell} {line:?}: {said:#?}");
+            assert!(said.err.is_empty(), "{shell}: {said:#?}");
+        }
+    }
+    // What stands behind two dashes is another program's.
+    assert_eq!(home.run(&["completions", "words", "--", "reach", "db", "--", "r"]).ok().out, "");
+    assert!(home.run(&["completions", "bsh"]).err.contains("Did you mean: connect completions bash"));
+}
+
+#[test]
+fn the_manual_page_has_every_command_and_no_fault() {
+    let home = Home::new();
+    let page = home.run(&["help", "--man"]).ok().out;
+    assert!(page.contains(".SS connect reach NAME") && page.contains(".SS connect daemon install"), "{page}");
+    if is_here("mandoc", "mandoc") {
+        let mut command = Command::new("mandoc");
+        command.args(["-T", "lint", "-W", "warning"]);
+        let said = with_input(command, page.as_bytes());
+        assert_eq!((said.code, said.out.as_str()), (Some(0), ""), "{said:#?}");
+    }
+    // Every command has its help, with an example.
+    for line in page.lines().filter_map(|line| line.strip_prefix(".SS connect ")) {
+        let words: Vec<&str> =
+            line.split(' ').take_while(|word| word.bytes().all(|b| b.is_ascii_lowercase())).collect();
+        let said = home.run(&[&["help"], words.as_slice()].concat()).ok().out;
+        assert!(
+            said.split("Examples:\n  ").nth(1).is_some_and(|example| example.contains("connect")),
+            "{line}: {said}"
+        );
+    }
+}
+
+#[test]
+fn a_hub_or_an_agent_of_another_version_is_named_with_the_side_to_update() {
+    for (speaks, update) in [("2.0", "this machine"), ("0.9", "the hub's machine")] {
+        let hub = FakeHub::start(move |_, stream| {
+            let body = r#"{"somehow":"different"}"#;
+            write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nx-connect-protocol: {speaks}\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            )
+        });
+        let said = Home::new().run(&["up", "--hub", &hub.url, "--api-key", &hub.key]);
+        let expected = format!(
+            "[x] The hub speaks protocol {speaks}, this connect speaks 1.0\n  Update connect on {update}"
+        );
+        assert_eq!((said.err, said.code), (expected, Some(1)));
+        assert!(hub.asked()[0].head.contains("x-connect-protocol: 1.0\r\n"));
+    }
+    // The hub says it to a client of another version, the agent to a joiner.
+    let hub = Hub::start();
+    let home = hub.machine("member");
+    let _exposed = expose(&home, "db", service(echo));
+    let key = format!("{}\r\nx-connect-protocol: 2.1", raw::key_of(&home));
+    let (status, body) = raw::call(&hub, &key, "GET /v1/services", "");
+    assert_eq!((status, &body["hint"]), (426, &"Update connect on the hub's machine".into()), "{body}");
+    let key = format!("{}\r\nx-connect-protocol: 1.7", raw::key_of(&home));
+    let ask = format!(r#"{{"service":"db","fingerprint":"{}","later":true}}"#, "00".repeat(32));
+    assert_eq!(raw::call(&hub, &key, "POST /v1/sessions", &ask).0, 200);
+    // A right is not given by a request that is understood in part.
+    let share = r#"{"name":"x","agent":"x","services":["db"],"expiresInSeconds":60,"onlyFor":"ann"}"#;
+    assert_eq!(raw::call(&hub, &raw::key_of(&home), "POST /v1/shares", share).0, 400);
+}
+
+#[test]
+fn a_full_disk_and_a_folder_of_somebody_elses_get_a_sentence_that_helps() {
+    let home = Home::new();
+    fs::write(home.file("file"), "").unwrap();
+    let mut command = home.connect(&["up", "--hub", "https://127.0.0.1:1", "--api-key", "pc_x"]);
+    command.env("PRIVATECONNECT_HOME", home.file("file/below"));
+    let said = Said::of(command);
+    assert_eq!(said.code, Some(1));
+    let mut command = home.connect(&["doctor"]);
+    command.env("PRIVATECONNECT_HOME", home.file("file/below"));
+    let said = Said::of(command);
+    assert!(said.out.contains("Set PRIVATECONNECT_HOME to a folder that you can write to"), "{said:#?}");
+    if !is_root() {
+        return;
+    }
+    let hub = Hub::start();
+    let key = hub.key("member");
+    let script = "mount -t tmpfs -o size=16k tmpfs \"$PRIVATECONNECT_HOME\" || exit 77; head -c 1M /dev/zero > \"$PRIVATECONNECT_HOME/full\" 2>/dev/null; exec \"$0\" \"$@\"";
+    let ours = home.connect(&["up", "--hub", &hub.url, "--api-key", &key]);
+    let mut command = Command::new("unshare");
+    command.args(["-m", "bash", "-c", script]).arg(ours.get_program()).args(ours.get_args());
+    common::team::copy_environment(&ours, &mut command);
+    let said = Said::of(command);
+    if said.code == Some(77) {
+        return;
+    }
+    assert_eq!(said.code, Some(1), "{said:#?}");
+    assert!(said.err.ends_with("  The disk is full: free some space, then try again"), "{said:#?}");
+}
+
+#[test]
+fn a_certificate_of_another_time_is_a_matter_of_the_clock() {
+    if !is_here("faketime", "faketime") {
+        return;
+    }
+    // The hub's own certificates outlast every clock; those of a company do not.
+    let hub = FakeHub::start(friendly);
+    let home = Home::new();
+    let ours = home.connect(&["up", "--hub", &hub.url, "--api-key", &hub.key]);
+    let mut command = Command::new("faketime");
+    command.args(["4400-01-01 00:00:00"]).arg(ours.get_program()).args(ours.get_args());
+    common::team::copy_environment(&ours, &mut command);
+    command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    let said = Said::of(command);
+    assert_eq!(said.code, Some(1), "{said:#?}");
+    assert!(said.err.contains("is not valid now: this machine's clock says 4400-01-01"), "{said:#?}");
+    assert!(
+        said.err.contains("  If that is not the time, set the clock: timedatectl set-ntp true."),
+        "{said:#?}"
+    );
+}
