@@ -185,7 +185,7 @@ fn is_clean(said: &[u8]) -> bool {
 }
 
 fn stayed_at_home(state: &Path, outer: &Home) -> bool {
-    const OURS: [&str; 8] = [
+    const OURS: [&str; 9] = [
         "config.json",
         "identity.pem",
         ".lock",
@@ -194,6 +194,7 @@ fn stayed_at_home(state: &Path, outer: &Home) -> bool {
         "active-routes.json",
         "ports.json",
         "agent.log",
+        "services.json",
     ];
     let inside = fs::read_dir(state)
         .unwrap()

@@ -376,7 +376,8 @@ fn garbage_on_a_control_channel_ends_that_channel_only() {
         assert_eq!(agent.next(), None, "{line:.40}");
         let mut agent = RawAgent::up(&hub, &key, "agent_a");
         agent.send_raw(line);
-        if line != shallow {
+        // A newer agent may know messages that this hub does not.
+        if line != shallow && line != r#"{"type":"fly"}"# {
             assert_eq!(agent.next(), None, "{line:.40}");
         }
     }
