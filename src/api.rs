@@ -4,7 +4,6 @@ mod dialer;
 
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -34,6 +33,7 @@ use crate::net::http::Ask;
 use crate::net::stop::Stop;
 use crate::net::trust;
 use crate::net::trust::HubTrust;
+use crate::os::lock::locked;
 use crate::os::secret;
 use crate::wire::api::AgentInfo;
 use crate::wire::api::AskDevice;
@@ -220,7 +220,7 @@ impl Hub {
         let (tls, seen) = trust::observer()?;
         let dialer = Dialer { tls, ..self.dialer.clone() };
         drop(dialer.dial(&self.url, Instant::now() + DEADLINE)?);
-        let seen = seen.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let seen = locked(&seen).take();
         seen.ok_or_else(|| Error::new("The hub showed no certificate"))
     }
 

@@ -42,6 +42,7 @@ use crate::net::stop::Registration;
 use crate::net::stop::Stop;
 use crate::net::tls;
 use crate::os::clock;
+use crate::os::lock::locked;
 
 /// What ureq keeps for a head and a piece of body.
 const BUFFER: usize = 16 * 1024;
@@ -73,7 +74,7 @@ impl fmt::Debug for Dialer {
 
 impl Dialer {
     pub fn hubs(&self) -> MutexGuard<'_, Hubs> {
-        self.hubs.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.hubs)
     }
 
     pub fn dial_plain(&self, url: &HubUrl, deadline: Instant) -> Result<(Duplex, Registration)> {

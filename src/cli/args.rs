@@ -7,10 +7,9 @@ use std::time::Duration;
 use lexopt::Arg;
 use lexopt::Parser;
 
-use super::table::Command;
-use super::table::GLOBAL;
-use super::table::Opt;
-use super::table::TABLE;
+use super::command::Command;
+use super::command::GLOBAL;
+use super::command::Opt;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
@@ -20,6 +19,8 @@ use crate::model::time::parse_duration;
 
 #[derive(Default)]
 pub struct Args {
+    /// The commands that there are.
+    pub table: &'static [Command],
     pub command: Option<&'static Command>,
     /// The words that were read as the command's name, whether or not there is such a command.
     pub words: Vec<String>,
@@ -30,13 +31,13 @@ pub struct Args {
 }
 
 /// Reads the whole line; whether a command was named at all is for the caller to say.
-pub fn parse(arguments: Vec<OsString>) -> Result<Args> {
+pub fn parse(arguments: Vec<OsString>, table: &'static [Command]) -> Result<Args> {
     let mut arguments = arguments;
     let run = arguments.iter().position(|argument| argument == "--").map(|at| {
         let behind = arguments.split_off(at);
         behind.into_iter().skip(1).collect::<Vec<_>>()
     });
-    let mut args = Args { run, ..Args::default() };
+    let mut args = Args { table, run, ..Args::default() };
     let mut parser = Parser::from_args(arguments);
     loop {
         let next =
@@ -68,12 +69,12 @@ impl Args {
         let mut path = self.words.clone();
         path.push(text.clone());
         let path = path.join(" ");
-        let continues = TABLE.iter().any(|command| {
+        let continues = self.table.iter().any(|command| {
             command.path == path || command.path.strip_prefix(&path).is_some_and(|rest| rest.starts_with(' '))
         });
         if continues && self.positionals.is_empty() {
             self.words.push(text);
-            self.command = TABLE.iter().find(|command| command.path == path);
+            self.command = self.table.iter().find(|command| command.path == path);
             return Ok(());
         }
         if self.command.is_none_or(|command| command.positionals.1 == 0) {
@@ -85,7 +86,7 @@ impl Args {
 
     fn unknown_word(&self, text: &str) -> Error {
         let here = self.words.join(" ");
-        let next = TABLE.iter().filter_map(|command| {
+        let next = self.table.iter().filter_map(|command| {
             let rest = command.path.strip_prefix(&here)?;
             rest.trim_start().split(' ').next().filter(|word| !word.is_empty())
         });
@@ -221,7 +222,7 @@ mod tests {
     use super::*;
 
     fn read(line: &str) -> Result<Args> {
-        parse(line.split_whitespace().map(OsString::from).collect())
+        parse(line.split_whitespace().map(OsString::from).collect(), crate::cli::table::TABLE)
     }
 
     #[test]

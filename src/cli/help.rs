@@ -1,11 +1,10 @@
 //! Help, drawn from the table.
 
 use super::Outcome;
+use super::command::Command;
+use super::command::GLOBAL;
+use super::command::Opt;
 use super::say::Say;
-use super::table::Command;
-use super::table::GLOBAL;
-use super::table::Opt;
-use super::table::TABLE;
 use crate::error::Error;
 use crate::model::suggest;
 
@@ -24,38 +23,38 @@ pub fn first_steps(say: &Say) {
 }
 
 /// Help for the words given: a command, a group of commands, or all of it.
-pub fn show(say: &Say, words: &[String]) -> Outcome {
+pub fn show(say: &Say, table: &[Command], words: &[String]) -> Outcome {
     let path = words.join(" ");
-    if let Some(command) = TABLE.iter().find(|command| command.path == path) {
+    if let Some(command) = table.iter().find(|command| command.path == path) {
         let mut text = of_command(command);
         let more: Vec<&str> =
-            TABLE.iter().filter(|command| is_within(command, &path)).map(|command| command.path).collect();
+            table.iter().filter(|command| is_within(command, &path)).map(|command| command.path).collect();
         if !more.is_empty() {
             text.push_str(&format!("\n\nMore: {}", more.join(", ")));
         }
         say.result(&text);
         return Ok(0);
     }
-    let within: Vec<&Command> = TABLE.iter().filter(|command| is_within(command, &path)).collect();
+    let within: Vec<&Command> = table.iter().filter(|command| is_within(command, &path)).collect();
     if within.is_empty() {
-        return Err(no_such_command(&path));
+        return Err(no_such_command(table, &path));
     }
     say.result(&of_group(&path, &within));
     Ok(0)
 }
 
 /// The line ended before it named a command.
-pub fn unfinished(words: &[String]) -> Error {
+pub fn unfinished(table: &[Command], words: &[String]) -> Error {
     let path = words.join(" ");
-    let rest = TABLE.iter().filter_map(|command| command.path.strip_prefix(&path)?.split_whitespace().next());
+    let rest = table.iter().filter_map(|command| command.path.strip_prefix(&path)?.split_whitespace().next());
     let mut next: Vec<&str> = rest.collect();
     next.dedup();
     Error::usage(format!("`connect {path}` needs one more word")).hint(format!("One of: {}", next.join(", ")))
 }
 
-fn no_such_command(path: &str) -> Error {
+fn no_such_command(table: &[Command], path: &str) -> Error {
     let error = Error::usage(format!("There is no command `{}`", path.escape_debug()));
-    match suggest::nearest(path, TABLE.iter().map(|command| command.path)) {
+    match suggest::nearest(path, table.iter().map(|command| command.path)) {
         Some(near) => error.hint(format!("Did you mean: connect help {near}")),
         None => error.hint("See: connect --help"),
     }

@@ -1,10 +1,9 @@
 //! The manual page, drawn from the table.
 
+use super::command::Command;
+use super::command::GLOBAL;
+use super::command::Opt;
 use super::say::plain;
-use super::table::Command;
-use super::table::GLOBAL;
-use super::table::Opt;
-use super::table::TABLE;
 use crate::os::clock;
 
 const ENVIRONMENT: &[(&str, &str)] = &[
@@ -32,7 +31,7 @@ const EXITS: &[(&str, &str)] = &[
     ("CMD's own", "With -- CMD; 128 and the signal when it was killed."),
 ];
 
-pub fn page() -> String {
+pub fn page(table: &[Command]) -> String {
     let mut page = format!(
         ".TH CONNECT 1 \"{}\" \"connect {}\" \"User Commands\"\n.SH NAME\nconnect \\- reach a private service from somewhere else\n",
         // The day on which it was drawn: RFC 3339 begins with the date.
@@ -40,7 +39,7 @@ pub fn page() -> String {
         env!("CARGO_PKG_VERSION")
     );
     page.push_str(".SH SYNOPSIS\n.B connect\n.I COMMAND\n.RI [ options ]\n.SH COMMANDS\n");
-    page.extend(TABLE.iter().map(command));
+    page.extend(table.iter().map(command));
     page.push_str(".SH OPTIONS\nThese stand with every command.\n");
     page.extend(GLOBAL.iter().map(option));
     for (title, entries) in [("ENVIRONMENT", ENVIRONMENT), ("FILES", FILES), ("EXIT STATUS", EXITS)] {

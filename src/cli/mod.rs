@@ -2,6 +2,7 @@
 
 mod args;
 mod background;
+mod command;
 mod commands;
 mod context;
 mod exposing;
@@ -33,7 +34,7 @@ type Outcome = Result<u8>;
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
     let as_json =
         arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json");
-    let outcome = args::parse(arguments).and_then(run);
+    let outcome = args::parse(arguments, table::TABLE).and_then(run);
     let code = outcome.unwrap_or_else(|error| {
         if error.kind != Kind::Interrupted {
             Say::new(as_json, false, false).trouble(&error);
@@ -59,14 +60,14 @@ fn run(args: Args) -> Outcome {
         return Ok(0);
     }
     if args.flag("help") {
-        return help::show(&say, &args.words);
+        return help::show(&say, args.table, &args.words);
     }
     let Some(command) = args.command else {
         if args.words.is_empty() {
             help::first_steps(&say);
             return Ok(0);
         }
-        return Err(help::unfinished(&args.words));
+        return Err(help::unfinished(args.table, &args.words));
     };
     limits::raise_open_files();
     let call = Call::new(args, say)?;

@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use super::call::Call;
+use super::core::CODES;
 use super::core::Core;
 use super::core::LOGINS;
 use crate::model::access::Action;
@@ -102,4 +104,25 @@ pub fn new_key() -> String {
 
 pub fn link_key(link_secret: &str) -> String {
     format!("{LINK_PREFIX}{link_secret}")
+}
+
+/// Says when there were too many wrong share codes before.
+pub fn guess_allowed(call: &Call<'_>) -> Result<(), Reply> {
+    call.core.blocked(&CODES, &guess_keys(call), clock::now()).map_or(Ok(()), |seconds| {
+        call.core.counters.refused("too-many-codes");
+        Err(too_many(seconds))
+    })
+}
+
+/// Counts a wrong share code and audits it.
+pub fn guess_failed(call: &Call<'_>) {
+    call.core.failed(&CODES, &guess_keys(call), clock::now());
+    call.core.counters.refused("share");
+    call.core
+        .audit
+        .say("share.refused", &[("who", call.principal.id()), ("address", &call.visit.address.to_string())]);
+}
+
+fn guess_keys(call: &Call<'_>) -> [String; 2] {
+    [call.principal.id().to_owned(), network_of(call.visit.address).to_string()]
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::core::AgentChannel;
 use super::core::Core;
-use super::core::TunnelOpener;
+use super::tunnels::TunnelOpener;
 use crate::model::access::Principal;
 use crate::model::name::Name;
 use crate::model::record::Change;
@@ -150,7 +150,7 @@ impl Served<'_> {
                 registry.apply(Change::Put(Record::Online(online)));
             }
         }
-        let tunnel_port = self.opener.and_then(|opener| self.core.open_tunnel(&id, opener));
+        let tunnel_port = self.opener.and_then(|opener| self.core.tunnels.open(&id, opener));
         self.channel.outgoing.send(&ToAgent::Exposed { name, service: id, tunnel_port })
     }
 

@@ -13,11 +13,11 @@ use rustls::pki_types::ServerName;
 use serde_json::Value;
 use serde_json::json;
 
+use super::call::Call;
+use super::call::offline;
+use super::call::ok;
+use super::call::relay_address;
 use super::core::Core;
-use super::core::locked;
-use super::endpoints::Call;
-use super::endpoints::ok;
-use super::services;
 use crate::error::Error;
 use crate::error::Kind;
 use crate::error::OrSay;
@@ -39,6 +39,7 @@ use crate::net::relay;
 use crate::net::stop::Registration;
 use crate::net::tls;
 use crate::os::clock;
+use crate::os::lock::locked;
 use crate::os::secret;
 use crate::wire::api::AskSession;
 use crate::wire::api::SessionGranted;
@@ -92,7 +93,7 @@ pub fn has_store(core: &Core, hub: &str) -> bool {
 pub fn ask(call: &Call<'_>, asked: &AskSession, service: &Service, hub: &str) -> Refusable<Reply> {
     let (core, key) = (call.core, call.request.field("x-api-key").unwrap_or_default());
     let Some(fleet) = core.fleet.as_ref().filter(|_| call.principal != Principal::Local) else {
-        return Err(services::offline(service));
+        return Err(offline(service));
     };
     let body = json!(AskSession { carry: false, ..asked.clone() }).to_string();
     // What the joiner speaks is for the agent to judge, not what this hub does.
@@ -102,18 +103,18 @@ pub fn ask(call: &Call<'_>, asked: &AskSession, service: &Service, hub: &str) ->
         Ask { method: "POST", path: "/v1/sessions", host: "hub", fields: &fields, body: Some(body.into()) };
     let answer = self::call(core, hub, &ask).map_err(|error| {
         log::debug!("a session cannot be carried: {error}");
-        services::offline(service)
+        offline(service)
     })?;
     if answer.status == 421 {
         // The agent has moved on meanwhile.
-        return Err(services::offline(service));
+        return Err(offline(service));
     }
     let value: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
     let Ok(granted) = serde_json::from_value::<SessionGranted>(value.clone()) else {
         return Err(Reply::json(answer.status.max(400), value));
     };
     let (ticket, now) = (secret::secret(), clock::now());
-    let relay = services::relay_address(call.request, call.visit.over_tls)?;
+    let relay = relay_address(call.request, call.visit.over_tls)?;
     let carried = Carried { hub: hub.to_owned(), relay: granted.relay, ticket: granted.ticket };
     let mut all = locked(&fleet.carried);
     all.retain(|_, (_, made)| now.since(*made).as_secs() <= TICKET_SECONDS);

@@ -9,7 +9,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
-use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -22,6 +21,7 @@ use super::store;
 use super::store::EtcdAt;
 use super::store::Outcome;
 use super::store::Store;
+use super::tunnels::Tunnels;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::limiter::Limiter;
@@ -37,6 +37,7 @@ use crate::net::channel::Outgoing;
 use crate::net::stop::Stop;
 use crate::os::clock;
 use crate::os::files;
+use crate::os::lock::locked;
 use crate::os::secret;
 use crate::wire::message::error_body;
 use crate::wire::reply::Reply;
@@ -76,10 +77,6 @@ pub struct Settings {
     pub store: Option<EtcdAt>,
 }
 
-/// Opens a tunnel on a loopback port to one service; the hub's command brings it, since this room knows
-/// nothing of tunnels. Dropping what it returns closes the tunnel.
-pub type TunnelOpener = Box<dyn Fn(&str, u16) -> Result<Box<dyn Send>> + Send + Sync>;
-
 pub struct Core {
     pub settings: Settings,
     pub ca: Arc<Ca>,
@@ -98,7 +95,7 @@ pub struct Core {
     told: Mutex<Limiter<String>>,
     tries_shared: Mutex<Limiter<()>>,
     channels: Mutex<HashMap<ChannelId, AgentChannel>>,
-    tunnels: Mutex<BTreeMap<u16, Tunnel>>,
+    pub tunnels: Tunnels,
 }
 
 /// An agent's control channel, as those who want something of the agent see it.
@@ -111,12 +108,6 @@ pub struct AgentChannel {
     /// The key it was opened with: when that dies, so does the channel.
     pub key: String,
     pub socket: Arc<TcpStream>,
-}
-
-struct Tunnel {
-    service: String,
-    /// Closed by being dropped. A port whose service is away keeps its place without one.
-    open: Option<Box<dyn Send>>,
 }
 
 /// Refusals by reason; the rest is counted where it happens.
@@ -133,10 +124,6 @@ impl Counters {
     pub fn refusals(&self) -> BTreeMap<&'static str, u64> {
         locked(&self.refusals).clone()
     }
-}
-
-pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Core {
@@ -162,6 +149,7 @@ impl Core {
         Ok(Some(Self {
             ca: Arc::new(ca),
             audit: Audit::open(&settings.data)?,
+            tunnels: Tunnels::new(settings.tunnel_ports.clone()),
             settings,
             sessions: Sessions::default(),
             counters: Counters::default(),
@@ -175,7 +163,6 @@ impl Core {
             told: Mutex::new(Limiter::new(REFUSALS_TOLD, WINDOW)),
             tries_shared: Mutex::new(Limiter::new(TRIES_SHARED, 1)),
             channels: Mutex::default(),
-            tunnels: Mutex::default(),
         }))
     }
 
@@ -293,12 +280,25 @@ impl Core {
         cut.iter().for_each(|socket| drop(socket.shutdown(Shutdown::Both)));
     }
 
+    /// Cuts what has expired, and drops expired records.
+    pub fn sweep(&self) {
+        let now = clock::now();
+        self.cut_dead();
+        if self.registry().expired(now).is_empty() {
+            return;
+        }
+        let dropped = self.change(|registry| Ok((registry.expired(now), ())));
+        if dropped.is_err() {
+            log::debug!("expired records stay until the store can be written");
+        }
+    }
+
     pub fn remove_channel(&self, id: ChannelId) {
         locked(&self.channels).remove(&id);
         self.registry().close_channel(id);
         self.take_offline(id, |_| true);
         // Also of what another hub has taken over.
-        self.tunnel_ports().keys().for_each(|service| self.close_tunnel(service, true));
+        self.tunnels.ports().keys().for_each(|service| self.close_tunnel(service, true));
     }
 
     /// Takes those services offline that this channel still holds. Whether the store hears of it or not, they
@@ -314,58 +314,10 @@ impl Core {
         }
     }
 
-    /// Opens the service's tunnel port: the one it had before, else the first that is free.
-    pub fn open_tunnel(&self, service: &str, opener: &TunnelOpener) -> Option<u16> {
-        let range = self.settings.tunnel_ports.clone()?;
-        let (before, taken): (Vec<u16>, Vec<u16>) = {
-            let tunnels = locked(&self.tunnels);
-            let before =
-                tunnels.iter().filter(|(_, tunnel)| tunnel.service == service).map(|(port, _)| *port);
-            (before.collect(), tunnels.keys().copied().collect())
-        };
-        if let [port] = before[..] {
-            // A reconnecting agent finds its tunnel open.
-            if locked(&self.tunnels).get(&port).is_some_and(|tunnel| tunnel.open.is_some()) {
-                return Some(port);
-            }
-        }
-        let free = range.filter(|port| !taken.contains(port));
-        let (port, open) =
-            before.iter().copied().chain(free).find_map(|port| Some((port, opener(service, port).ok()?)))?;
-        locked(&self.tunnels).insert(port, Tunnel { service: service.to_owned(), open: Some(open) });
-        Some(port)
-    }
-
-    /// Closes the tunnel of a service that is offline here. Its port may stay this service's until the range
-    /// runs out of others.
     pub fn close_tunnel(&self, service: &str, keep_port: bool) {
-        let closing: Vec<_> = {
-            let mut tunnels = locked(&self.tunnels);
-            // Another channel may have brought it online again in the meantime.
+        self.tunnels.close(service, keep_port, || {
             let registry = self.registry();
-            if registry.presence(service).is_some_and(|online| registry.is_here(online)) {
-                return;
-            }
-            drop(registry);
-            let its = |tunnel: &Tunnel| tunnel.service == service;
-            if keep_port {
-                tunnels.values_mut().filter(|tunnel| its(tunnel)).map(|tunnel| tunnel.open.take()).collect()
-            } else {
-                tunnels.extract_if(.., |_, tunnel| its(tunnel)).map(|(_, tunnel)| tunnel.open).collect()
-            }
-        };
-        drop(closing);
-    }
-
-    /// The ports on which services can be reached on this machine, by their ids.
-    pub fn tunnel_ports(&self) -> HashMap<String, u16> {
-        let tunnels = locked(&self.tunnels);
-        let open = tunnels.iter().filter(|(_, tunnel)| tunnel.open.is_some());
-        open.map(|(port, tunnel)| (tunnel.service.clone(), *port)).collect()
-    }
-
-    pub fn close_all_tunnels(&self) {
-        let all = std::mem::take(&mut *locked(&self.tunnels));
-        drop(all);
+            registry.presence(service).is_none_or(|online| !registry.is_here(online))
+        });
     }
 }

@@ -2,12 +2,12 @@
 
 use std::net::IpAddr;
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-
 use super::access;
+use super::call::Call;
+use super::call::Visit;
 use super::core::Core;
 use super::fleet::Fleet;
+use super::grant;
 use super::keys;
 use super::pages;
 use super::services;
@@ -17,24 +17,6 @@ use crate::model::access::Principal;
 use crate::wire::message::Request;
 use crate::wire::message::error_body;
 use crate::wire::reply::Reply;
-
-/// How a request came here.
-#[derive(Clone, Copy)]
-pub struct Visit {
-    pub address: IpAddr,
-    /// By TLS that this hub itself ends.
-    pub over_tls: bool,
-}
-
-/// One call, as an endpoint sees it.
-pub struct Call<'c> {
-    pub core: &'c Core,
-    pub request: &'c Request,
-    pub principal: Principal,
-    pub visit: Visit,
-    /// The parts of the path that the pattern leaves open.
-    pub parts: Vec<&'c str>,
-}
 
 type Endpoint = fn(&Call<'_>) -> Result<Reply, Reply>;
 
@@ -54,7 +36,7 @@ const TABLE: [(&str, &str, Needs, Endpoint); 23] = [
     ("GET", "/v1/services", Needs::To(Action::Look), services::list),
     ("GET", "/v1/agents", Needs::To(Action::Look), services::agents),
     ("POST", "/v1/agents/register", Needs::To(Action::Expose), services::register),
-    ("POST", "/v1/sessions", Needs::To(Action::Join), services::open_session),
+    ("POST", "/v1/sessions", Needs::To(Action::Join), grant::open_session),
     ("POST", "/v1/shares", Needs::To(Action::Share), shares::make),
     ("GET", "/v1/shares", Needs::To(Action::Share), shares::list),
     ("DELETE", "/v1/shares/*", Needs::To(Action::Share), shares::revoke),
@@ -151,35 +133,6 @@ fn upgrade_needed(_: &Call<'_>) -> Result<Reply, Reply> {
         ),
     )
     .field("upgrade", "connect-control/1, connect-relay/1"))
-}
-
-impl Call<'_> {
-    /// The request's body; what does not fit is named.
-    pub fn body<T: DeserializeOwned>(&self) -> Result<T, Reply> {
-        let misfit = |why: &str| {
-            let what = format!("The body does not fit this call: {why}");
-            Reply::json(400, error_body(&what, "Send JSON as the README describes"))
-        };
-        // serde reads an array as an object whose names are left out.
-        if !self.request.body.trim_ascii_start().starts_with(b"{") {
-            return Err(misfit("it is no JSON object"));
-        }
-        serde_json::from_slice(&self.request.body).map_err(|error| misfit(&error.to_string()))
-    }
-
-    pub fn workspace(&self) -> &str {
-        self.principal.workspace()
-    }
-}
-
-pub fn ok(status: u16, value: &impl Serialize) -> Result<Reply, Reply> {
-    match serde_json::to_value(value) {
-        Ok(value) => Ok(Reply::json(status, value)),
-        Err(error) => {
-            log::error!("an answer cannot be written: {error}");
-            Err(Reply::json(500, error_body("The hub failed to write its answer", "")))
-        }
-    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::net::TcpStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 use std::time::Instant;
 
 use rustls::ServerConfig;
@@ -17,14 +18,14 @@ use super::access;
 use super::agents;
 use super::agents::Arrival;
 use super::ca;
+use super::call::Visit;
+use super::call::relay_address;
+use super::call::spoken_by;
 use super::core::Core;
-use super::core::TunnelOpener;
 use super::endpoints;
-use super::endpoints::Visit;
 use super::fleet;
 use super::relay;
-use super::services;
-use super::services::spoken_by;
+use super::tunnels::TunnelOpener;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::access::Action;
@@ -55,6 +56,8 @@ const CONNECTIONS: usize = 24_000;
 /// Of the descriptors that the system grants, so many stay for files, listeners and the hub's own tunnels, or half of
 /// them where there are few: without one a connection could be neither accepted nor told that there are too many.
 const RESERVED: usize = 64;
+/// What has expired is cut and dropped this often.
+const SWEEP: Duration = Duration::from_millis(500);
 const TLS_HANDSHAKE: u8 = 0x16;
 /// The first byte of every method.
 const LETTERS: std::ops::RangeInclusive<u8> = b'A'..=b'Z';
@@ -99,8 +102,8 @@ pub fn start(
     let server = Server::start(listener, service, &stop)?;
     let (own, sweeping) = (stop.clone(), Arc::clone(core));
     let sweeper = crew::spawn("hub-sweep", move || {
-        while !own.wait_for(services::SWEEP) {
-            services::sweep(&sweeping);
+        while !own.wait_for(SWEEP) {
+            sweeping.sweep();
         }
     });
     let note = core.settings.data.join("hub.json");
@@ -119,7 +122,7 @@ impl Drop for RunningHub {
         if let Some(sweeper) = self.sweeper.take() {
             let _ = sweeper.join();
         }
-        self.front.core.close_all_tunnels();
+        self.front.core.tunnels.close_all();
     }
 }
 
@@ -225,7 +228,7 @@ impl Front {
             .and_then(|()| access::authenticate(&self.core, request, visit.address));
         let welcome = known.and_then(|principal| {
             access::allow(&self.core, &principal, Action::Expose)?;
-            let relay = services::relay_address(request, visit.over_tls)?;
+            let relay = relay_address(request, visit.over_tls)?;
             Ok(Arrival { principal, relay, speaks: spoken_by(request) })
         });
         match welcome {

@@ -6,9 +6,10 @@
 use std::time::Duration;
 
 use super::access;
+use super::call::Call;
+use super::call::clean_label;
+use super::call::ok;
 use super::core::DEVICES as ASKED;
-use super::endpoints::Call;
-use super::endpoints::ok;
 use crate::model::access::Principal;
 use crate::model::access::Role;
 use crate::model::limiter::network_of;
@@ -33,7 +34,6 @@ use crate::wire::reply::Reply;
 
 /// More keys than any team has; the registry keeps all of them in memory.
 const KEYS: usize = 10_000;
-const LABEL: usize = 64;
 const DEVICE_LIFE: Duration = Duration::from_mins(15);
 const DEVICE_POLL: u64 = 2;
 /// Device codes that may wait at once; asking needs no key.
@@ -243,11 +243,6 @@ fn workspace_named(text: &str) -> Result<String, Reply> {
     Name::parse(text).map(|name| name.to_string()).map_err(|bad| {
         Reply::json(400, error_body(&format!("The workspace's name {}", bad.reason()), "Use a-z, 0-9 and -"))
     })
-}
-
-/// Labels are shown on other people's terminals: printable, and not long.
-pub fn clean_label(label: &str) -> String {
-    label.chars().filter(|c| !c.is_control()).take(LABEL).collect::<String>().trim().to_owned()
 }
 
 /// A key carries the pin of the hub's CA, unless somebody else's certificate stands before the hub.

@@ -1,7 +1,7 @@
 //! The hub's two small pages: approving a login, and what a share link is for.
 
 use super::access;
-use super::endpoints::Call;
+use super::call::Call;
 use super::keys;
 use crate::model::access::Action;
 use crate::wire::api::ApproveDevice;

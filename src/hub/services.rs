@@ -2,40 +2,23 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
-use std::time::Duration;
 
-use super::carry;
-use super::core::AgentChannel;
-use super::core::CODES;
-use super::endpoints::Call;
-use super::endpoints::ok;
-use super::keys::clean_label;
-use super::sessions::Credential;
-use super::sessions::Pending;
-use super::shares;
-use crate::model::access::Action;
+use super::call::Call;
+use super::call::clean_label;
+use super::call::ok;
 use crate::model::access::Principal;
-use crate::model::limiter::network_of;
 use crate::model::record::Agent;
 use crate::model::record::Change;
 use crate::model::record::Record;
 use crate::model::record::Service;
 use crate::model::registry::Registry;
-use crate::model::version;
-use crate::model::version::Version;
-use crate::net::address::split_host_port;
 use crate::os::clock;
-use crate::os::secret;
 use crate::wire::api::AgentInfo;
-use crate::wire::api::AskSession;
 use crate::wire::api::Health;
 use crate::wire::api::RegisterAgent;
 use crate::wire::api::ServiceInfo;
-use crate::wire::api::SessionGranted;
 use crate::wire::api::Status;
 use crate::wire::api::WhoAmI;
-use crate::wire::control::ToAgent;
-use crate::wire::message::Request;
 use crate::wire::message::error_body;
 use crate::wire::reply::Reply;
 
@@ -117,7 +100,7 @@ pub fn hubs(call: &Call<'_>) -> Vec<String> {
 
 pub fn list(call: &Call<'_>) -> Result<Reply, Reply> {
     let wanted = call.request.parameter("name");
-    let ports = call.core.tunnel_ports();
+    let ports = call.core.tunnels.ports();
     let registry = call.core.registry();
     let services = registry
         .services(call.workspace())
@@ -237,165 +220,4 @@ fn may_speak_for(
         ));
     }
     Ok(())
-}
-
-pub fn open_session(call: &Call<'_>) -> Result<Reply, Reply> {
-    let asked: AskSession = call.body()?;
-    let (service, share) = asked_for(call, &asked)?;
-    let (channel, agent) = match whose(call, &service)? {
-        Whose::Here(channel, agent) => (channel, agent),
-        Whose::At(hub) if asked.carry => return carry::ask(call, &asked, &service, &hub),
-        Whose::At(hub) => {
-            let what = format!("The agent of {} is at another hub", service.name);
-            let mut body = error_body(&what, &format!("Ask {hub}"));
-            body["hub"] = hub.into();
-            return Err(Reply::json(421, body));
-        }
-    };
-    let (session, ticket, agents_ticket) = (secret::id("ses"), secret::secret(), secret::secret());
-    let pending = Pending {
-        session: session.clone(),
-        service: service.id.clone(),
-        credential: Credential {
-            principal: call.principal.id().to_owned(),
-            share,
-            agent: channel.key.clone(),
-        },
-        joiner_ticket: ticket.clone(),
-    };
-    if !call.core.sessions.expect(pending, [&ticket, &agents_ticket], clock::now()) {
-        call.core.counters.refused("too-many-tickets");
-        let what = error_body("The hub has too many sessions waiting", "Try again in a moment");
-        return Err(Reply::json(503, what));
-    }
-    let relay = relay_address(call.request, call.visit.over_tls)?;
-    let open = ToAgent::Open {
-        session: session.clone(),
-        service: service.id.clone(),
-        peer: asked.fingerprint,
-        ticket: agents_ticket,
-        relay: channel.relay.clone(),
-        speaks: spoken_by(call.request),
-    };
-    if !channel.outgoing.send(&open) {
-        return Err(offline(&service));
-    }
-    ok(
-        200,
-        &SessionGranted {
-            session,
-            ticket,
-            relay,
-            service: service.id,
-            name: service.name,
-            target_port: service.target_port,
-            protocol: service.protocol,
-            agent_id: agent.id,
-            agent_label: agent.label,
-            agent_fingerprint: agent.fingerprint,
-            agent_speaks: channel.speaks,
-        },
-    )
-}
-
-/// What the sender of a request speaks.
-pub fn spoken_by(request: &Request) -> Version {
-    Version::said(request.field(version::FIELD))
-}
-
-/// The service that is meant, and the share by whose right it is asked for.
-fn asked_for(call: &Call<'_>, asked: &AskSession) -> Result<(Service, Option<String>), Reply> {
-    if let Some(membership) = &asked.share {
-        let (service, share) = shares::service_of(call, &asked.service, membership)?;
-        return Ok((service, Some(share)));
-    }
-    super::access::allow(call.core, &call.principal, Action::Reach)?;
-    let registry = call.core.registry();
-    let by_id = registry.service(&asked.service).filter(|service| may_see(call, service));
-    let named = || registry.service_named(call.workspace(), &asked.service);
-    Ok((by_id.or_else(named).cloned().ok_or_else(no_such_service)?, None))
-}
-
-/// Where the agent behind a service is.
-enum Whose {
-    Here(AgentChannel, Agent),
-    At(String),
-}
-
-fn whose(call: &Call<'_>, service: &Service) -> Result<Whose, Reply> {
-    let (online, agent, me) = {
-        let registry = call.core.registry();
-        let agent = registry.agent(&service.agent_id).cloned();
-        (registry.presence(&service.id).cloned(), agent, registry.me.clone())
-    };
-    if let Some(online) = &online
-        && online.hub != me
-    {
-        return Ok(Whose::At(online.hub.clone()));
-    }
-    let channel = online.and_then(|online| call.core.channel(online.channel));
-    channel.zip(agent).map(|(channel, agent)| Whose::Here(channel, agent)).ok_or_else(|| {
-        call.core.counters.refused("offline");
-        offline(service)
-    })
-}
-
-pub fn offline(service: &Service) -> Reply {
-    let hint = "Its agent is not connected; start it there: connect expose";
-    Reply::json(503, error_body(&format!("{} is offline", service.name), hint))
-}
-
-fn may_see(call: &Call<'_>, service: &Service) -> bool {
-    call.principal == Principal::Local || service.workspace == call.workspace()
-}
-
-pub fn no_such_service() -> Reply {
-    Reply::json(404, error_body("There is no such service", "List them: connect services"))
-}
-
-/// The relay is this same hub, by the address that the client itself used. Who came by TLS of our own finds
-/// it in the clear on the same port; who came through a proxy that ends TLS comes through it again.
-pub fn relay_address(request: &Request, over_tls: bool) -> Result<String, Reply> {
-    let host = request.field("host").unwrap_or_default();
-    let scheme = if over_tls { "http" } else { "https" };
-    match split_host_port(host, 443) {
-        Some((name, port)) => Ok(format!("{scheme}://{}:{port}", crate::net::address::bracketed(&name))),
-        None => Err(Reply::json(400, error_body("The Host header is not an address", ""))),
-    }
-}
-
-/// Cuts what has expired, and drops expired records. Called twice a second.
-pub fn sweep(core: &super::core::Core) {
-    let now = clock::now();
-    core.cut_dead();
-    if core.registry().expired(now).is_empty() {
-        return;
-    }
-    let dropped = core.change(|registry| Ok((registry.expired(now), ())));
-    if dropped.is_err() {
-        log::debug!("expired records stay until the store can be written");
-    }
-}
-
-pub const SWEEP: Duration = Duration::from_millis(500);
-
-/// Says when there were too many wrong share codes before.
-pub fn guess_allowed(call: &Call<'_>) -> Result<(), Reply> {
-    call.core.blocked(&CODES, &guess_keys(call), clock::now()).map_or(Ok(()), |seconds| {
-        call.core.counters.refused("too-many-codes");
-        Err(super::access::too_many(seconds))
-    })
-}
-
-/// Counts a wrong share code and audits it.
-pub fn guess_failed(call: &Call<'_>) {
-    call.core.failed(&CODES, &guess_keys(call), clock::now());
-    call.core.counters.refused("share");
-    call.core
-        .audit
-        .say("share.refused", &[("who", call.principal.id()), ("address", &call.visit.address.to_string())]);
-}
-
-fn guess_keys(call: &Call<'_>) -> [String; 2] {
-    [call.principal.id().to_owned(), network_of(call.visit.address).to_string()]
 }

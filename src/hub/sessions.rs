@@ -9,12 +9,12 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::SyncSender;
 
-use super::core::locked;
 use crate::model::pairing::Offer;
 use crate::model::pairing::Pairing;
 use crate::model::pairing::TICKET_SECONDS;
 use crate::model::registry::Registry;
 use crate::model::time::Time;
+use crate::os::lock::locked;
 
 /// What a session lives by: when one of the keys or the share dies, it is cut.
 #[derive(Clone, Debug)]

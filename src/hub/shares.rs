@@ -5,13 +5,13 @@
 
 use std::time::Duration;
 
+use super::access::guess_allowed;
+use super::access::guess_failed;
 use super::access::link_key;
-use super::endpoints::Call;
-use super::endpoints::ok;
-use super::keys::clean_label;
-use super::services::guess_allowed;
-use super::services::guess_failed;
-use super::services::no_such_service;
+use super::call::Call;
+use super::call::clean_label;
+use super::call::no_such_service;
+use super::call::ok;
 use crate::model::access::Principal;
 use crate::model::access::Role;
 use crate::model::code::Code;

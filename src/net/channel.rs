@@ -28,6 +28,7 @@ use super::crew;
 use super::duplex::Duplex;
 use super::duplex::Reader;
 use super::duplex::Writer;
+use crate::os::lock::locked;
 use crate::wire::control::LINE_LIMIT;
 
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -146,7 +147,7 @@ impl Outgoing {
     }
 
     fn lock(&self) -> MutexGuard<'_, QueueState> {
-        self.queue.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.queue.state)
     }
 
     /// What there is to write: everything queued in one piece, a heartbeat when nothing came for a while,

@@ -1,10 +1,10 @@
 //! Threads with an owner: spawned here, reaped when they have ended, joined when the owner goes.
 
+use crate::os::lock::locked;
 use std::io;
 use std::panic;
 use std::panic::AssertUnwindSafe;
 use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::thread;
 use std::thread::JoinHandle;
 
@@ -20,7 +20,7 @@ impl Crew {
     /// A panic in `work` ends that thread, is logged, and costs nobody else anything.
     pub fn spawn(&self, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
         let handle = spawn(name, work)?;
-        let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut handles = locked(&self.handles);
         handles.retain(|handle| !handle.is_finished());
         handles.push(handle);
         Ok(())
@@ -29,7 +29,7 @@ impl Crew {
     /// Waits for every thread; `nudge` is called while one still runs. Its owner must have made the cuts.
     pub fn join(&self, nudge: impl Fn()) {
         loop {
-            let popped = self.handles.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let popped = locked(&self.handles).pop();
             let Some(handle) = popped else { return };
             while !handle.is_finished() {
                 nudge();

@@ -5,7 +5,6 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use rcgen::CertificateParams;
@@ -25,6 +24,7 @@ use crate::error::Result;
 use crate::model::time::Time;
 use crate::os::clock;
 use crate::os::files;
+use crate::os::lock::locked;
 
 /// Names that are remembered with their leaf; a client that makes up more gets new leaves, no more memory.
 const LEAVES: usize = 256;
@@ -99,7 +99,7 @@ impl Authority {
     }
 
     fn leaf_at(&self, name: &str, others: &[String], now: Time) -> Option<Arc<CertifiedKey>> {
-        let known = self.leaves.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        let known = locked(&self.leaves).get(name).cloned();
         if let Some((leaf, made)) = known
             && (made.unix()..made.unix() + RENEWAL.as_secs()).contains(&now.unix())
         {
@@ -107,7 +107,7 @@ impl Authority {
         }
         let leaf = self.certified(name, others);
         let leaf = leaf.inspect_err(|error| log::debug!("no certificate for a name: {error}")).ok()?;
-        let mut leaves = self.leaves.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut leaves = locked(&self.leaves);
         if leaves.len() >= LEAVES {
             leaves.clear();
         }

@@ -3,6 +3,7 @@
 //! Whoever is about to block registers its cut first. A stop that comes before the registration is seen
 //! by it, one that comes after finds the cut in the set; there is no moment in between.
 
+use crate::os::lock::locked;
 use std::collections::HashMap;
 use std::net::Shutdown;
 use std::net::TcpStream;
@@ -102,7 +103,7 @@ impl Stop {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.shared.state)
     }
 }
 

@@ -13,7 +13,6 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
-use std::sync::PoisonError;
 use std::time::Instant;
 
 use rustls::ClientConfig;
@@ -35,6 +34,7 @@ use super::duplex::Duplex;
 use super::duplex::Reader;
 use super::duplex::Writer;
 use crate::model::fingerprint::Fingerprint;
+use crate::os::lock::locked;
 use crate::os::secret;
 use crate::wire::record::Headers;
 
@@ -170,7 +170,7 @@ enum Progress {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Tls> {
-        self.tls.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.tls)
     }
 }
 

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::OnceLock;
-use std::sync::PoisonError;
 
 use rustls::CertificateError;
 use rustls::ClientConfig;
@@ -33,6 +32,7 @@ use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::fingerprint::Pin;
+use crate::os::lock::locked;
 use crate::os::secret;
 
 /// Where systems keep the roots that their administrator chose.
@@ -192,7 +192,7 @@ impl ServerCertVerifier for Believed {
             Self::Anyone(seen) => {
                 if let Some(seen) = seen {
                     let pin = secret::sha256(chain.last().unwrap_or(leaf)).pin();
-                    *seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(pin);
+                    *locked(seen) = Some(pin);
                 }
                 return Ok(ServerCertVerified::assertion());
             }

@@ -5,6 +5,7 @@ pub mod clock;
 pub mod daemon;
 pub mod files;
 pub mod limits;
+pub mod lock;
 pub mod paths;
 pub mod process;
 pub mod secret;

@@ -11,7 +11,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
-use std::sync::PoisonError;
 use std::thread;
 
 use nix::errno::Errno;
@@ -32,6 +31,7 @@ use crate::error::Kind;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::os::daemon;
+use crate::os::lock::locked;
 use crate::os::terminal;
 
 /// Signals that somebody sends us and means for the command.
@@ -64,7 +64,7 @@ impl Signals {
         let seen = Arc::clone(&state);
         let watch = move || {
             while let Ok(signal) = set.wait() {
-                let mut state: MutexGuard<'_, State> = seen.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut state: MutexGuard<'_, State> = locked(&seen);
                 match state.child {
                     None => state.stopped = true,
                     Some(pid) if !came_from_terminal(signal) => drop(kill(pid, signal)),
@@ -135,7 +135,7 @@ impl Signals {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.state)
     }
 }
 

@@ -1,13 +1,13 @@
 //! The client connections that are open, and which of them rests the longest: that one goes when there
 //! are too many, so that accepting never stops.
 
+use crate::os::lock::locked;
 use std::collections::HashMap;
 use std::net::Shutdown;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
-use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -67,7 +67,7 @@ impl Live {
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.entries)
     }
 }
 

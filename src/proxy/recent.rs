@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::model::time::Time;
 use crate::os::clock;
+use crate::os::lock::locked;
 
 /// What the page shows; older ones are forgotten.
 const REMEMBERED: usize = 200;
@@ -91,7 +92,7 @@ impl Recent {
     }
 
     fn lock(&self) -> MutexGuard<'_, Log> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.log)
     }
 }
 

@@ -20,6 +20,7 @@ use crate::model::route::Route as Listed;
 use crate::net::crew;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
+use crate::os::lock::locked;
 use crate::state::home::Home;
 use crate::state::routes;
 use crate::wire::api::ServiceInfo;
@@ -233,7 +234,7 @@ impl Shared {
     }
 
     fn publish(&self, learn: impl FnOnce(&mut Known)) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = locked(&self.known);
         learn(&mut known);
         let routes = Arc::new(Routes::new(&known.local.last, &known.hub.last));
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);

@@ -7,7 +7,6 @@ use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
-use std::sync::PoisonError;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -42,6 +41,7 @@ use crate::net::stop::Registration;
 use crate::net::stop::Stop;
 use crate::net::tls;
 use crate::net::trust;
+use crate::os::lock::locked;
 use crate::os::secret;
 use crate::wire::api::RegisterAgent;
 use crate::wire::control::ToAgent;
@@ -188,7 +188,7 @@ struct Announced {
 
 impl Shared {
     fn exposures(&self) -> MutexGuard<'_, Exposures> {
-        self.exposures.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.exposures)
     }
 
     fn run(self: &Arc<Self>) {

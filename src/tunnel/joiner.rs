@@ -7,7 +7,6 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
-use std::sync::PoisonError;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use std::time::Instant;
@@ -31,6 +30,7 @@ use crate::net::serve::Service;
 use crate::net::serve::on_loopback;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
+use crate::os::lock::locked;
 use crate::os::secret;
 use crate::os::socket;
 use crate::os::user;
@@ -201,7 +201,7 @@ impl Drop for Tunnel {
 
 impl Shared {
     fn told(&self) -> MutexGuard<'_, Told> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.told)
     }
 
     /// One local connection, from accept to close.

@@ -27,6 +27,7 @@ use crate::net::identity::Identity;
 use crate::net::stop::Stop;
 use crate::net::tls;
 use crate::net::trust;
+use crate::os::lock::locked;
 use crate::wire::api::AskSession;
 use crate::wire::api::SessionGranted;
 
@@ -295,6 +296,6 @@ impl Pool {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.state)
     }
 }

@@ -27,6 +27,7 @@ use crate::net::crew;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
 use crate::net::tls::Established;
+use crate::os::lock::locked;
 use crate::wire::frame::Kind;
 
 /// A session heard from this recently needs no question whether it is still there.
@@ -287,7 +288,7 @@ impl State {
 
 impl Lane {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.state)
     }
 
     fn is_refused(&self) -> bool {

@@ -6,11 +6,10 @@ use std::ffi::OsString;
 
 use crate::cli::Call;
 use crate::cli::Outcome;
+use crate::cli::command::Command;
+use crate::cli::command::GLOBAL;
+use crate::cli::command::Opt;
 use crate::cli::say;
-use crate::cli::table::Command;
-use crate::cli::table::GLOBAL;
-use crate::cli::table::Opt;
-use crate::cli::table::TABLE;
 use crate::error::Error;
 use crate::model::suggest;
 use crate::state::runs;
@@ -57,7 +56,7 @@ fn candidates(call: &Call, before: &[String], last: &str) -> Candidates {
     if before.iter().any(|word| word == "--") {
         return Vec::new();
     }
-    let (path, command) = command_of(before);
+    let (path, command) = command_of(call.args.table, before);
     let options = || command.map_or(&[][..], |command| command.options).iter().chain(&GLOBAL);
     if let Some(option) = options().find(|option| before.last().is_some_and(|word| takes_value(option, word)))
     {
@@ -66,7 +65,7 @@ fn candidates(call: &Call, before: &[String], last: &str) -> Candidates {
     if last.starts_with('-') {
         return options().map(|option| (format!("--{}", option.long), option.about.to_owned())).collect();
     }
-    let mut found: Candidates = next_words(&path);
+    let mut found: Candidates = next_words(call.args.table, &path);
     if let Some(command) = command {
         found.extend(positionals(call, command, before));
     }
@@ -74,14 +73,14 @@ fn candidates(call: &Call, before: &[String], last: &str) -> Candidates {
 }
 
 /// The longest command that these words name, as the parser reads them.
-fn command_of(before: &[String]) -> (String, Option<&'static Command>) {
+fn command_of(table: &'static [Command], before: &[String]) -> (String, Option<&'static Command>) {
     let (mut path, mut skip) = (String::new(), false);
     for word in before {
         if std::mem::take(&mut skip) {
             continue;
         }
         if word.starts_with('-') {
-            let known = TABLE.iter().find(|command| command.path == path);
+            let known = table.iter().find(|command| command.path == path);
             skip = known
                 .map_or(&[][..], |known| known.options)
                 .iter()
@@ -93,12 +92,12 @@ fn command_of(before: &[String]) -> (String, Option<&'static Command>) {
         let continues = |command: &Command| {
             command.path.strip_prefix(&longer).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
         };
-        if !TABLE.iter().any(continues) {
+        if !table.iter().any(continues) {
             break;
         }
         path = longer;
     }
-    let command = TABLE.iter().find(|command| command.path == path);
+    let command = table.iter().find(|command| command.path == path);
     (path, command)
 }
 
@@ -109,9 +108,9 @@ fn takes_value(option: &Opt, word: &str) -> bool {
 }
 
 /// The words that lead further into the table.
-fn next_words(path: &str) -> Candidates {
+fn next_words(table: &[Command], path: &str) -> Candidates {
     let mut seen = BTreeSet::new();
-    let rest = TABLE.iter().filter_map(|command| {
+    let rest = table.iter().filter_map(|command| {
         let rest = if path.is_empty() {
             command.path
         } else {
@@ -150,7 +149,7 @@ fn positionals(call: &Call, command: &Command, before: &[String]) -> Candidates 
     };
     let is_first = before.last().is_some_and(|word| command.path.ends_with(word.as_str()));
     match command.path {
-        "help" => next_words(&before[1..].join(" ")),
+        "help" => next_words(call.args.table, &before[1..].join(" ")),
         _ if !is_first => Vec::new(),
         "reach" => named(seen::names(&call.home), "service"),
         "stop" => {

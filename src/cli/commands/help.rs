@@ -8,8 +8,8 @@ use crate::cli::say;
 
 pub fn run(call: &Call) -> Outcome {
     if call.args.flag("man") {
-        say::for_programs(man::page().trim_end());
+        say::for_programs(man::page(call.args.table).trim_end());
         return Ok(0);
     }
-    help::show(&call.say, &call.args.positionals)
+    help::show(&call.say, call.args.table, &call.args.positionals)
 }

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::PoisonError;
 
 use serde_json::json;
 
@@ -19,6 +18,7 @@ use crate::model::name::Name;
 use crate::net::address::split_host_port;
 use crate::net::stop::Stop;
 use crate::os::daemon;
+use crate::os::lock::locked;
 use crate::proxy::certificates::Certificates;
 use crate::proxy::front::LoadCertificates;
 use crate::proxy::front::OnRequest;
@@ -74,7 +74,7 @@ fn certificates(call: &Call) -> LoadCertificates {
     let own = own.map(|(certificate, key)| (certificate.to_owned(), key.to_owned()));
     let made: Mutex<Option<Arc<Certificates>>> = Mutex::default();
     Box::new(move || {
-        let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut made = locked(&made);
         let loaded = match (&*made, &own) {
             (Some(made), _) => Arc::clone(made),
             (None, Some((certificate, key))) => {
@@ -118,14 +118,13 @@ fn open_tunnel(call: &Call) -> OpenTunnel {
     let tunnels: Mutex<HashMap<String, Tunnel>> = Mutex::default();
     Box::new(move |service| {
         let way = way.as_ref().ok_or_else(not_configured)?;
-        let known =
-            tunnels.lock().unwrap_or_else(PoisonError::into_inner).get(service).map(|tunnel| tunnel.port);
+        let known = locked(&tunnels).get(service).map(|tunnel| tunnel.port);
         if let Some(port) = known {
             return Ok(port);
         }
         // It listens at once and dials nobody before its first connection.
         let tunnel = way.tunnel_to(service)?;
-        let mut tunnels = tunnels.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tunnels = locked(&tunnels);
         Ok(tunnels.entry(service.to_owned()).or_insert(tunnel).port)
     })
 }

@@ -19,7 +19,6 @@ use crate::error::Error;
 use crate::error::Kind;
 use crate::error::OrSay;
 use crate::error::Result;
-use crate::hub::core::locked;
 use crate::net::address::bracketed;
 use crate::net::address::split_host_port;
 use crate::net::connect::dial;
@@ -33,6 +32,7 @@ use crate::net::stop::Stop;
 use crate::net::tls;
 use crate::net::trust;
 use crate::net::trust::HubTrust;
+use crate::os::lock::locked;
 
 /// One call at one endpoint takes no longer.
 const CALL: Duration = Duration::from_secs(2);

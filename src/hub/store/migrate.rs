@@ -18,12 +18,12 @@ use super::replica::CHUNK;
 use crate::error::Error;
 use crate::error::Result;
 use crate::hub::ca::CA;
-use crate::hub::core::locked;
 use crate::model::record::Change;
 use crate::model::record::Record;
 use crate::net::stop::Stop;
 use crate::os::files;
 use crate::os::files::Lock;
+use crate::os::lock::locked;
 
 pub enum Place {
     Folder(PathBuf),

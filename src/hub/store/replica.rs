@@ -21,13 +21,13 @@ use super::gateway::number;
 use crate::error::Error;
 use crate::error::Kind;
 use crate::error::Result;
-use crate::hub::core::locked;
 use crate::model::record::Change;
 use crate::model::record::Online;
 use crate::model::record::Record;
 use crate::model::record::Table;
 use crate::model::registry::Registry;
 use crate::net::connect::is_timeout;
+use crate::os::lock::locked;
 
 /// All that a fleet keeps is below this.
 pub const FRONT: &str = "/connect/v1/";

@@ -1,0 +1,97 @@
+//! One call of the API, as an endpoint sees it, and what several endpoints say alike.
+
+use std::net::IpAddr;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::core::Core;
+use crate::model::access::Principal;
+use crate::model::record::Service;
+use crate::model::version;
+use crate::model::version::Version;
+use crate::net::address::bracketed;
+use crate::net::address::split_host_port;
+use crate::wire::message::Request;
+use crate::wire::message::error_body;
+use crate::wire::reply::Reply;
+
+/// A name for people to know each other by.
+const LABEL: usize = 64;
+
+/// How a request came here.
+#[derive(Clone, Copy)]
+pub struct Visit {
+    pub address: IpAddr,
+    /// By TLS that this hub itself ends.
+    pub over_tls: bool,
+}
+
+/// One call, as an endpoint sees it.
+pub struct Call<'c> {
+    pub core: &'c Core,
+    pub request: &'c Request,
+    pub principal: Principal,
+    pub visit: Visit,
+    /// The parts of the path that the pattern leaves open.
+    pub parts: Vec<&'c str>,
+}
+
+impl Call<'_> {
+    /// The request's body; what does not fit is named.
+    pub fn body<T: DeserializeOwned>(&self) -> Result<T, Reply> {
+        let misfit = |why: &str| {
+            let what = format!("The body does not fit this call: {why}");
+            Reply::json(400, error_body(&what, "Send JSON as the README describes"))
+        };
+        // serde reads an array as an object whose names are left out.
+        if !self.request.body.trim_ascii_start().starts_with(b"{") {
+            return Err(misfit("it is no JSON object"));
+        }
+        serde_json::from_slice(&self.request.body).map_err(|error| misfit(&error.to_string()))
+    }
+
+    pub fn workspace(&self) -> &str {
+        self.principal.workspace()
+    }
+}
+
+pub fn ok(status: u16, value: &impl Serialize) -> Result<Reply, Reply> {
+    match serde_json::to_value(value) {
+        Ok(value) => Ok(Reply::json(status, value)),
+        Err(error) => {
+            log::error!("an answer cannot be written: {error}");
+            Err(Reply::json(500, error_body("The hub failed to write its answer", "")))
+        }
+    }
+}
+
+/// What the sender of a request speaks.
+pub fn spoken_by(request: &Request) -> Version {
+    Version::said(request.field(version::FIELD))
+}
+
+/// The relay is this same hub, by the address that the client itself used. Who came by TLS of our own finds
+/// it in the clear on the same port; who came through a proxy that ends TLS comes through it again.
+pub fn relay_address(request: &Request, over_tls: bool) -> Result<String, Reply> {
+    let host = request.field("host").unwrap_or_default();
+    let scheme = if over_tls { "http" } else { "https" };
+    match split_host_port(host, 443) {
+        Some((name, port)) => Ok(format!("{scheme}://{}:{port}", bracketed(&name))),
+        None => Err(Reply::json(400, error_body("The Host header is not an address", ""))),
+    }
+}
+
+/// Labels are shown on other people's terminals: printable, and not long.
+pub fn clean_label(label: &str) -> String {
+    label.chars().filter(|c| !c.is_control()).take(LABEL).collect::<String>().trim().to_owned()
+}
+
+pub fn offline(service: &Service) -> Reply {
+    let hint = "Its agent is not connected; start it there: connect expose";
+    Reply::json(503, error_body(&format!("{} is offline", service.name), hint))
+}
+
+pub fn no_such_service() -> Reply {
+    Reply::json(404, error_body("There is no such service", "List them: connect services"))
+}

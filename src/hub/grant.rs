@@ -1,0 +1,125 @@
+//! Granting a session: by what right it is asked for, and where the agent is.
+
+use super::access;
+use super::call::Call;
+use super::call::no_such_service;
+use super::call::offline;
+use super::call::ok;
+use super::call::relay_address;
+use super::call::spoken_by;
+use super::carry;
+use super::core::AgentChannel;
+use super::sessions::Credential;
+use super::sessions::Pending;
+use super::shares;
+use crate::model::access::Action;
+use crate::model::access::Principal;
+use crate::model::record::Agent;
+use crate::model::record::Service;
+use crate::os::clock;
+use crate::os::secret;
+use crate::wire::api::AskSession;
+use crate::wire::api::SessionGranted;
+use crate::wire::control::ToAgent;
+use crate::wire::message::error_body;
+use crate::wire::reply::Reply;
+
+pub fn open_session(call: &Call<'_>) -> Result<Reply, Reply> {
+    let asked: AskSession = call.body()?;
+    let (service, share) = asked_for(call, &asked)?;
+    let (channel, agent) = match whose(call, &service)? {
+        Whose::Here(channel, agent) => (channel, agent),
+        Whose::At(hub) if asked.carry => return carry::ask(call, &asked, &service, &hub),
+        Whose::At(hub) => {
+            let what = format!("The agent of {} is at another hub", service.name);
+            let mut body = error_body(&what, &format!("Ask {hub}"));
+            body["hub"] = hub.into();
+            return Err(Reply::json(421, body));
+        }
+    };
+    let (session, ticket, agents_ticket) = (secret::id("ses"), secret::secret(), secret::secret());
+    let pending = Pending {
+        session: session.clone(),
+        service: service.id.clone(),
+        credential: Credential {
+            principal: call.principal.id().to_owned(),
+            share,
+            agent: channel.key.clone(),
+        },
+        joiner_ticket: ticket.clone(),
+    };
+    if !call.core.sessions.expect(pending, [&ticket, &agents_ticket], clock::now()) {
+        call.core.counters.refused("too-many-tickets");
+        let what = error_body("The hub has too many sessions waiting", "Try again in a moment");
+        return Err(Reply::json(503, what));
+    }
+    let relay = relay_address(call.request, call.visit.over_tls)?;
+    let open = ToAgent::Open {
+        session: session.clone(),
+        service: service.id.clone(),
+        peer: asked.fingerprint,
+        ticket: agents_ticket,
+        relay: channel.relay.clone(),
+        speaks: spoken_by(call.request),
+    };
+    if !channel.outgoing.send(&open) {
+        return Err(offline(&service));
+    }
+    ok(
+        200,
+        &SessionGranted {
+            session,
+            ticket,
+            relay,
+            service: service.id,
+            name: service.name,
+            target_port: service.target_port,
+            protocol: service.protocol,
+            agent_id: agent.id,
+            agent_label: agent.label,
+            agent_fingerprint: agent.fingerprint,
+            agent_speaks: channel.speaks,
+        },
+    )
+}
+
+/// The service that is meant, and the share by whose right it is asked for.
+fn asked_for(call: &Call<'_>, asked: &AskSession) -> Result<(Service, Option<String>), Reply> {
+    if let Some(membership) = &asked.share {
+        let (service, share) = shares::service_of(call, &asked.service, membership)?;
+        return Ok((service, Some(share)));
+    }
+    access::allow(call.core, &call.principal, Action::Reach)?;
+    let registry = call.core.registry();
+    let by_id = registry.service(&asked.service).filter(|service| may_see(call, service));
+    let named = || registry.service_named(call.workspace(), &asked.service);
+    Ok((by_id.or_else(named).cloned().ok_or_else(no_such_service)?, None))
+}
+
+/// Where the agent behind a service is.
+enum Whose {
+    Here(AgentChannel, Agent),
+    At(String),
+}
+
+fn whose(call: &Call<'_>, service: &Service) -> Result<Whose, Reply> {
+    let (online, agent, me) = {
+        let registry = call.core.registry();
+        let agent = registry.agent(&service.agent_id).cloned();
+        (registry.presence(&service.id).cloned(), agent, registry.me.clone())
+    };
+    if let Some(online) = &online
+        && online.hub != me
+    {
+        return Ok(Whose::At(online.hub.clone()));
+    }
+    let channel = online.and_then(|online| call.core.channel(online.channel));
+    channel.zip(agent).map(|(channel, agent)| Whose::Here(channel, agent)).ok_or_else(|| {
+        call.core.counters.refused("offline");
+        offline(service)
+    })
+}
+
+fn may_see(call: &Call<'_>, service: &Service) -> bool {
+    call.principal == Principal::Local || service.workspace == call.workspace()
+}

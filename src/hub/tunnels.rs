@@ -1,0 +1,81 @@
+//! The loopback ports of this machine on which services can be reached, each with a tunnel behind it.
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
+use std::sync::Mutex;
+
+use crate::error::Result;
+use crate::os::lock::locked;
+
+/// Opens a tunnel on a loopback port to one service; the hub's command brings it, since this room knows
+/// nothing of tunnels. Dropping what it returns closes the tunnel.
+pub type TunnelOpener = Box<dyn Fn(&str, u16) -> Result<Box<dyn Send>> + Send + Sync>;
+
+pub struct Tunnels {
+    range: Option<RangeInclusive<u16>>,
+    by_port: Mutex<BTreeMap<u16, Tunnel>>,
+}
+
+struct Tunnel {
+    service: String,
+    /// Closed by being dropped. A port whose service is away keeps its place without one.
+    open: Option<Box<dyn Send>>,
+}
+
+impl Tunnels {
+    pub fn new(range: Option<RangeInclusive<u16>>) -> Self {
+        Self { range, by_port: Mutex::default() }
+    }
+
+    /// Opens the service's port: the one it had before, else the first that is free.
+    pub fn open(&self, service: &str, opener: &TunnelOpener) -> Option<u16> {
+        let range = self.range.clone()?;
+        let (before, taken) = {
+            let by_port = locked(&self.by_port);
+            let before = by_port.iter().find(|(_, tunnel)| tunnel.service == service);
+            let before = before.map(|(port, tunnel)| (*port, tunnel.open.is_some()));
+            (before, by_port.keys().copied().collect::<Vec<_>>())
+        };
+        // A reconnecting agent finds its tunnel open.
+        if let Some((port, true)) = before {
+            return Some(port);
+        }
+        let before = before.map(|(port, _)| port);
+        let mut candidates = before.into_iter().chain(range.filter(|port| !taken.contains(port)));
+        let (port, open) = candidates.find_map(|port| Some((port, opener(service, port).ok()?)))?;
+        locked(&self.by_port).insert(port, Tunnel { service: service.to_owned(), open: Some(open) });
+        Some(port)
+    }
+
+    /// Closes the tunnel of a service that is offline here. Its port may stay this service's until the range
+    /// runs out of others.
+    pub fn close(&self, service: &str, keep_port: bool, is_offline: impl FnOnce() -> bool) {
+        let closing: Vec<_> = {
+            let mut by_port = locked(&self.by_port);
+            // Another channel may have brought it online again in the meantime.
+            if !is_offline() {
+                return;
+            }
+            let its = |tunnel: &Tunnel| tunnel.service == service;
+            if keep_port {
+                by_port.values_mut().filter(|tunnel| its(tunnel)).map(|tunnel| tunnel.open.take()).collect()
+            } else {
+                by_port.extract_if(.., |_, tunnel| its(tunnel)).map(|(_, tunnel)| tunnel.open).collect()
+            }
+        };
+        drop(closing);
+    }
+
+    /// By the ids of their services.
+    pub fn ports(&self) -> HashMap<String, u16> {
+        let by_port = locked(&self.by_port);
+        let open = by_port.iter().filter(|(_, tunnel)| tunnel.open.is_some());
+        open.map(|(port, tunnel)| (tunnel.service.clone(), *port)).collect()
+    }
+
+    pub fn close_all(&self) {
+        let all = std::mem::take(&mut *locked(&self.by_port));
+        drop(all);
+    }
+}
