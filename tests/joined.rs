@@ -111,7 +111,7 @@ fn a_revoked_share_ends_its_joiners_within_about_a_second() {
 fn an_expired_share_ends_its_joiners() {
     let (team, ports) = (Team::new(), Ports::claim());
     ports.echo(0);
-    let shared = team.share(&[&ports.target("db", 0), "--expires", "3s"]);
+    let mut shared = team.share(&[&ports.target("db", 0), "--expires", "3s"]);
     let joined = team.user.start(&["join", &shared.code]);
     joined.wait_out(|line| line.contains("Ctrl+C"));
     let began = Instant::now();
@@ -119,6 +119,7 @@ fn an_expired_share_ends_its_joiners() {
     assert!(said.out.contains("  Expires in 2 seconds\n") || said.out.contains("  Expires in 3 seconds\n"));
     assert_eq!((said.code, said.err.as_str()), (Some(1), REVOKED));
     assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    assert_eq!(shared.running.wait().code(), Some(0), "the sharing has nothing left to share");
 }
 
 #[test]

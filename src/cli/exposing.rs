@@ -129,12 +129,13 @@ impl<'c> Exposing<'c> {
         self.targets.remove(name);
     }
 
-    /// Until Ctrl-C.
-    pub fn stay(&mut self) -> Result<()> {
+    /// Until Ctrl-C, or until there is nothing left to stay for.
+    pub fn stay(&mut self, until: Option<Instant>) -> Result<()> {
         loop {
             self.tell_news()?;
             self.report();
-            if self.call.stop.wait_for(TURN) {
+            let is_over = until.is_some_and(|until| Instant::now() >= until);
+            if self.call.stop.wait_for(TURN) || is_over {
                 self.run.iter_mut().for_each(OwnRun::ends_well);
                 return Ok(());
             }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
+use std::time::Instant;
 
 use serde_json::json;
 
@@ -92,12 +93,14 @@ pub fn run(call: &Call) -> Outcome {
     exposing.called(&[made.code.clone(), name]);
     background::how_to_end(call, &made.code, "Press Ctrl+C to stop sharing");
     background::ready(call)?;
-    let stayed = exposing.stay();
+    let stayed = exposing.stay(Instant::now().checked_add(life));
     // Without its services the code would open nothing; nobody should find it and wonder.
     let revoked = call.hub_until(&Stop::new()).and_then(|hub| hub.revoke_share(&made.code));
     drop(exposing);
     call.say.event(&json!({ "event": "closed", "code": made.code }));
-    if revoked.is_ok() {
+    if stayed.is_ok() && !call.stop.is_stopped() {
+        call.say.line("[ok] The share has expired; make another: connect share");
+    } else if revoked.is_ok() {
         call.say.line("[ok] Share closed");
     }
     stayed.map(|()| 0)
