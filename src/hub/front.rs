@@ -24,6 +24,8 @@ use super::call::spoken_by;
 use super::core::Core;
 use super::endpoints;
 use super::fleet;
+use super::guests::Guest;
+use super::guests::Guests;
 use super::relay;
 use super::tunnels::TunnelOpener;
 use crate::error::OrSay;
@@ -76,6 +78,7 @@ struct Front {
     core: Arc<Core>,
     tls: ServerConfig,
     opener: Option<TunnelOpener>,
+    guests: Guests,
 }
 
 /// Serves until `stop`, in a fleet as the hub at `url`. While it runs, `hub.json` in the data folder says how the hub's own command line
@@ -89,7 +92,12 @@ pub fn start(
 ) -> Result<RunningHub> {
     let (stop, registration) = stop.child();
     let member = fleet::join(core, url, &stop)?;
-    let front = Arc::new(Front { tls: ca::base_config(&core.ca)?, core: Arc::clone(core), opener });
+    let front = Arc::new(Front {
+        tls: ca::base_config(&core.ca)?,
+        core: Arc::clone(core),
+        opener,
+        guests: Guests::default(),
+    });
     let serving = Arc::clone(&front);
     let granted = limits::open_files();
     let service = Service {
@@ -145,6 +153,11 @@ impl Front {
     fn try_serve(&self, stream: &Arc<TcpStream>) -> io::Result<()> {
         let deadline = Instant::now() + DEADLINE;
         let address = stream.peer_addr()?.ip().to_canonical();
+        let guest = self.guests.receive(address);
+        if guest.is_none() && !self.core.settings.behind_proxy {
+            self.core.counters.refused("too-many-from-one-address");
+            return turn_away(stream);
+        }
         let plain = Duplex::plain(Arc::clone(stream));
         set_deadline(stream, deadline)?;
         let mut first = [0];
@@ -155,15 +168,17 @@ impl Front {
             TLS_HANDSHAKE => {
                 let config = ca::server_config(&self.core.ca, &self.tls, stream.local_addr()?.ip());
                 let established = tls::server(&config, plain, deadline)?;
-                self.converse(established.into_duplex(), Visit { address, over_tls: true });
+                self.converse(established.into_duplex(), Visit { address, over_tls: true }, guest);
             }
-            byte if LETTERS.contains(&byte) => self.converse(plain, Visit { address, over_tls: false }),
+            byte if LETTERS.contains(&byte) => {
+                self.converse(plain, Visit { address, over_tls: false }, guest);
+            }
             _ => self.core.counters.refused("garbage"),
         }
         Ok(())
     }
 
-    fn converse(&self, stream: Duplex, visit: Visit) {
+    fn converse(&self, stream: Duplex, visit: Visit, guest: Option<Guest<'_>>) {
         let mut conversation = Conversation::new(stream);
         let only_relay = !visit.over_tls && !self.core.settings.behind_proxy;
         loop {
@@ -181,6 +196,8 @@ impl Front {
                 return conversation.hang_up();
             }
             if request.path == "/v1/relay" && request.method == "GET" && request.upgrades_to(RELAY_UPGRADE) {
+                // Without a good ticket it ends at once.
+                drop(guest);
                 return self.relay(conversation, &request);
             }
             let visit = Visit { address: self.address_of(visit, &request), ..visit };
@@ -189,7 +206,7 @@ impl Front {
                 && request.upgrades_to(UPGRADE)
                 && !only_relay
             {
-                return self.agent(conversation, &request, visit);
+                return self.agent(conversation, &request, visit, guest);
             }
             let reply = if only_relay {
                 self.tls_required(&request)
@@ -223,7 +240,13 @@ impl Front {
         }
     }
 
-    fn agent(&self, mut conversation: Conversation, request: &Request, visit: Visit) {
+    fn agent(
+        &self,
+        mut conversation: Conversation,
+        request: &Request,
+        visit: Visit,
+        guest: Option<Guest<'_>>,
+    ) {
         let known = endpoints::refuse_adrift(&self.core, request)
             .and_then(|()| access::authenticate(&self.core, request, visit.address));
         let welcome = known.and_then(|principal| {
@@ -233,6 +256,7 @@ impl Front {
         });
         match welcome {
             Ok(arrival) => {
+                drop(guest);
                 if conversation.answer(&Reply::switching(UPGRADE), true, false).is_ok() {
                     let opener = self.opener.as_ref();
                     agents::serve(&self.core, conversation.into_stream(), arrival, opener);

@@ -11,6 +11,7 @@ mod endpoints;
 mod fleet;
 mod front;
 mod grant;
+mod guests;
 mod keys;
 mod pages;
 mod relay;

@@ -132,7 +132,13 @@ fn new_share(
 }
 
 fn taken() -> Reply {
-    Reply::json(409, error_body("This code is taken", "Choose another with --code. If it is your own, left by a share that crashed: connect share revoke CODE"))
+    Reply::json(
+        409,
+        error_body(
+            "This code is taken",
+            "Choose another with --code. If it is your own, left by a share that crashed: connect share revoke CODE",
+        ),
+    )
 }
 
 fn bad_request(what: &str, hint: &str) -> Reply {

@@ -1,0 +1,66 @@
+//! Connections that have shown neither key nor ticket yet, counted by where they come from: one address must
+//! not take the room of all.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Mutex;
+
+use crate::model::limiter::network_of;
+use crate::os::lock::locked;
+
+/// An office behind one address has fewer at a time; each is given ten seconds.
+const FROM_ONE: usize = 1000;
+
+#[derive(Default)]
+pub struct Guests {
+    by_network: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// Counts for as long as it lives.
+pub struct Guest<'g> {
+    among: &'g Guests,
+    network: IpAddr,
+}
+
+impl Guests {
+    /// `None` when there are too many from there.
+    pub fn receive(&self, address: IpAddr) -> Option<Guest<'_>> {
+        let network = network_of(address);
+        let mut by_network = locked(&self.by_network);
+        let count = by_network.entry(network).or_default();
+        if *count >= FROM_ONE {
+            return None;
+        }
+        *count += 1;
+        Some(Guest { among: self, network })
+    }
+}
+
+impl Drop for Guest<'_> {
+    fn drop(&mut self) {
+        let mut by_network = locked(&self.among.by_network);
+        if let Some(count) = by_network.get_mut(&self.network) {
+            *count -= 1;
+            if *count == 0 {
+                by_network.remove(&self.network);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_leaves_room_for_the_others_and_gets_its_own_back() {
+        let guests = Guests::default();
+        let [one, other] = [1, 2].map(|last| IpAddr::from([192, 0, 2, last]));
+        let mut here: Vec<_> = (0..FROM_ONE).map(|_| guests.receive(one).unwrap()).collect();
+        assert!(guests.receive(one).is_none() && guests.receive(other).is_some());
+        here.pop();
+        assert!(guests.receive(one).is_some());
+        here.clear();
+        assert!(locked(&guests.by_network).is_empty());
+    }
+}
