@@ -85,8 +85,8 @@ sbom:
 # The sources of every crate, for a build without a network:  cargo build --offline --config target/vendor.toml
 vendor:
 	@mkdir -p target
-	@cargo vendor --locked --versioned-dirs vendor > target/vendor.toml 2> target/vendor.log
-	@echo "vendor: $$(ls vendor | wc -l) crates; build with: cargo build --release --offline --locked --config target/vendor.toml"
+	@cargo vendor --locked --versioned-dirs target/vendor > target/vendor.toml 2> target/vendor.log
+	@echo "vendor: $$(ls target/vendor | wc -l) crates; build with: cargo build --release --offline --locked --config target/vendor.toml"
 
 # Another folder, vendored sources, no network: the same binary, bit for bit.
 reproducible: all vendor

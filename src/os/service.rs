@@ -25,6 +25,7 @@ SystemCallArchitectures=native
 SystemCallFilter=@system-service
 SystemCallErrorNumber=EPERM
 UMask=0077
+TasksMax=infinity
 ";
 /// What the system's manager can do beside that. The state folder is all that may be written.
 const SYSTEM_HARDENING: &str = "ProtectSystem=strict
