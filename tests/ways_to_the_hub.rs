@@ -223,7 +223,7 @@ impl Nginx {
         for _ in 0..10 {
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             let config = format!(
-                "worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log stderr; user root;
+                "master_process off; daemon off; pid {folder}/nginx.pid; error_log stderr; user root;
                  events {{ worker_connections 256; }}
                  http {{ access_log off;
                    client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f;

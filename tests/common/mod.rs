@@ -242,8 +242,14 @@ fn wait_in(heard: &Heard, fits: impl Fn(&str) -> bool, patience: Duration) -> Op
 }
 
 impl Drop for Running {
+    /// With its children: the workers of an nginx do not notice that its master was killed.
     fn drop(&mut self) {
+        let pid = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
         self.kill();
+        for child in children.split_whitespace().filter_map(|pid| pid.parse().ok()) {
+            let _ = kill(Pid::from_raw(child), Signal::SIGKILL);
+        }
     }
 }
 

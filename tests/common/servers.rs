@@ -184,7 +184,7 @@ pub fn nginx(home: &Home) -> Option<(Server, u16, u16)> {
     let (server, port) = start("nginx", |port| {
         secure = free_port();
         let both = format!(
-            "daemon off; pid {place}/nginx.pid; error_log {place}/nginx.log; {} events {{}} http {{ access_log off; root {place};
+            "master_process off; daemon off; pid {place}/nginx.pid; error_log {place}/nginx.log; {} events {{}} http {{ access_log off; root {place};
              server {{ listen 127.0.0.1:{port}; }}
              server {{ listen 127.0.0.1:{secure} ssl; ssl_protocols TLSv1.2;
                        ssl_certificate {}; ssl_certificate_key {}; }} }}",
