@@ -197,6 +197,8 @@ const fn answer(to: Question, kind: Kind, reads: fn(&[u8]) -> Option<String>) ->
 }
 
 const SIGNS: [Sign; 19] = [
+    // CONNACK, welcome or not; first, since what follows it may look like a greeting of MySQL, which comes unasked.
+    answer(Question::Mqtt, Mqtt, |said| matches!(said, [0x20, 2..=127, 0 | 1, _, ..]).then(String::new)),
     unasked(Http, |said| begins(said, b"HTTP/")),
     unasked(Tls, |said| begins(said, b"\x15\x03")),
     unasked(Grpc, http2_frame),
@@ -223,8 +225,6 @@ const SIGNS: [Sign; 19] = [
     answer(Question::ApiVersions, Kafka, |said| {
         (said.get(4..8)? == b"conn" && said.starts_with(&[0, 0])).then(String::new)
     }),
-    // CONNACK, welcome or not.
-    answer(Question::Mqtt, Mqtt, |said| matches!(said, [0x20, 2..=127, 0 | 1, _, ..]).then(String::new)),
 ];
 
 /// The kind, and a word about it, as soon as enough is said.
