@@ -35,8 +35,8 @@ const CLOCKS: [&str; 2] = [
 ];
 /// Sessions that stand from a run to the next have their threads and descriptors; idle ones go after a minute.
 const IDLE: Duration = Duration::from_secs(75);
-/// Threads that a listener keeps, ready to accept.
-const SPARE: usize = 8;
+/// Threads that a listener keeps, ready to accept: `SPARE` of `src/net/serve.rs`.
+const SPARE: usize = 64;
 /// KiB by which a program may have grown over all runs.
 const GROWTH: usize = 24 * 1024;
 
