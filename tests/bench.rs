@@ -28,7 +28,8 @@ use common::service;
 
 const ROUNDS: usize = 5;
 const BULK: usize = 512 * MEBI;
-const IDLE: usize = 1000;
+/// Seven threads each; a session of systemd may have 4915.
+const IDLE: usize = 500;
 
 fn main() {
     let hub = Hub::start();
