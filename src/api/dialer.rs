@@ -34,7 +34,6 @@ use crate::error::Result;
 use crate::net::address::HubUrl;
 use crate::net::connect::DEADLINE;
 use crate::net::connect::dial_hub;
-use crate::net::connect::is_quiet;
 use crate::net::connect::is_timeout;
 use crate::net::connect::set_deadline;
 use crate::net::duplex::Duplex;
@@ -43,6 +42,7 @@ use crate::net::stop::Stop;
 use crate::net::tls;
 use crate::os::clock;
 use crate::os::lock::locked;
+use crate::os::socket;
 
 /// What ureq keeps for a head and a piece of body.
 const BUFFER: usize = 16 * 1024;
@@ -191,7 +191,7 @@ impl Transport for HubTransport {
     }
 
     fn is_open(&mut self) -> bool {
-        is_quiet(&self.stream().socket)
+        socket::is_at_rest(&self.stream().socket)
     }
 
     fn is_tls(&self) -> bool {

@@ -171,14 +171,6 @@ pub fn set_deadline(socket: &TcpStream, deadline: Instant) -> io::Result<()> {
     socket.set_write_timeout(Some(left))
 }
 
-/// Whether a kept connection is still good: one that the peer has closed meanwhile is readable, its farewell
-/// is there.
-pub fn is_quiet(socket: &TcpStream) -> bool {
-    let quiet = socket.set_nonblocking(true).and_then(|()| socket.peek(&mut [0]));
-    let back = socket.set_nonblocking(false);
-    back.is_ok() && quiet.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
-}
-
 /// Whether a read or write failed because its time was up: systems name it in two ways.
 pub fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)

@@ -158,7 +158,7 @@ impl Session {
 
     /// Whether the agent reaches its target: opens a connection, and ends it at once.
     pub fn prove(&mut self, patience: Duration) -> Result<(), Carried> {
-        let _ = self.open(None)?;
+        self.open(None)?;
         let answered = self.lane.wait(patience, |state| state.phase != Phase::Opening);
         if let Some(reason) = self.lane.take_refusal() {
             self.end_direction(Kind::Reset)?;

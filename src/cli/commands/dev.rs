@@ -7,7 +7,6 @@ use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use serde_json::json;
 
@@ -101,21 +100,18 @@ pub fn run(call: &Call) -> Outcome {
 struct Watched {
     path: PathBuf,
     project: Project,
-    seen: Option<Seen>,
+    seen: files::Stamp,
 }
-
-/// Two saves within one tick of the file system's clock differ in length at least.
-type Seen = (SystemTime, u64);
 
 impl Watched {
     fn open(path: PathBuf) -> Result<Self> {
-        let seen = look(&path);
+        let seen = files::stamp(&path);
         Ok(Self { project: read(&path)?, path, seen })
     }
 
     /// What it said before, when it says something else now. A faulty file is said once, and kept out.
     fn changed(&mut self) -> Result<Option<Project>> {
-        let now = look(&self.path);
+        let now = files::stamp(&self.path);
         // An editor replaces a file in two steps; between them there is none.
         if now == self.seen || now.is_none() {
             return Ok(None);
@@ -127,10 +123,6 @@ impl Watched {
         }
         Ok(Some(std::mem::replace(&mut self.project, project)))
     }
-}
-
-fn look(path: &Path) -> Option<Seen> {
-    fs::metadata(path).and_then(|found| Ok((found.modified()?, found.len()))).ok()
 }
 
 fn read(path: &Path) -> Result<Project> {

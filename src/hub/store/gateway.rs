@@ -22,7 +22,6 @@ use crate::error::Result;
 use crate::net::address::bracketed;
 use crate::net::address::split_host_port;
 use crate::net::connect::dial;
-use crate::net::connect::is_quiet;
 use crate::net::duplex::Duplex;
 use crate::net::http;
 use crate::net::http::Ask;
@@ -33,6 +32,7 @@ use crate::net::tls;
 use crate::net::trust;
 use crate::net::trust::HubTrust;
 use crate::os::lock::locked;
+use crate::os::socket;
 
 /// One call at one endpoint takes no longer.
 const CALL: Duration = Duration::from_secs(2);
@@ -170,7 +170,10 @@ impl Gateway {
     }
 
     fn exchange(&mut self, one: Try, path: &str, token: Option<&str>, body: &Value) -> Tried<Value> {
-        let kept = self.kept.take().filter(|kept| kept.number == one.number && is_quiet(&kept.stream.socket));
+        let kept = self
+            .kept
+            .take()
+            .filter(|kept| kept.number == one.number && socket::is_at_rest(&kept.stream.socket));
         let mut kept = kept.map_or_else(|| self.access.connect(one), Ok)?;
         let endpoint = &self.access.at.endpoints[one.number];
         let (answer, _) =
