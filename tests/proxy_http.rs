@@ -367,6 +367,65 @@ fn a_client_that_leaves_frees_its_service_at_once() {
 }
 
 #[test]
+fn a_service_connection_is_used_for_the_next_client_and_let_go_when_nobody_comes() {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&connections);
+    let port = service(move |mut stream| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        while read_head(&mut stream).is_some() {
+            let _ = stream.write_all(OK.as_bytes());
+        }
+        counted.fetch_sub(1, Ordering::SeqCst);
+    });
+    let proxy = Proxy::start(&[("api", port)]);
+    let open: Vec<usize> = (0..20)
+        .map(|_| {
+            assert!(proxy.get("api", "/").ends_with("ok"));
+            connections.load(Ordering::SeqCst)
+        })
+        .collect();
+    assert!(open.iter().all(|open| (1..20).contains(open)), "{open:?}");
+    eventually("nothing stays open", PATIENCE, || connections.load(Ordering::SeqCst) == 0);
+}
+
+#[test]
+fn nothing_of_one_client_reaches_the_next() {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&connections);
+    let (left, client_left) = mpsc::channel();
+    let client_left = std::sync::Mutex::new(client_left);
+    let (said, stray_is_there) = mpsc::channel();
+    let port = service(move |mut stream| {
+        let own = counted.fetch_add(1, Ordering::SeqCst);
+        while let Some(head) = read_head(&mut stream) {
+            let seen = head.contains("NTLM");
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n{own:04}");
+            stream.write_all(answer.as_bytes()).unwrap();
+            if !seen {
+                // What this one says though nobody asks must not be the next client's answer.
+                client_left.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nstolen").unwrap();
+                said.send(()).unwrap();
+            }
+        }
+    });
+    let proxy = Proxy::start(&[("api", port)]);
+    for round in 0..6 {
+        let answer = proxy.get("api", "/");
+        assert!(answer.ends_with(&format!("{round:04}")), "{answer}");
+        left.send(()).unwrap();
+        stray_is_there.recv_timeout(PATIENCE).unwrap();
+    }
+    // Whoever has proved who he is for the connection has it to himself.
+    for round in 6..12 {
+        let answer = proxy.raw(
+            b"GET / HTTP/1.1\r\nHost: api.localhost\r\nAuthorization: ntlm TlRM\r\nX: NTLM\r\nConnection: close\r\n\r\n",
+        );
+        assert!(answer.ends_with(&format!("{round:04}")), "{answer}");
+    }
+}
+
+#[test]
 fn services_on_either_loopback_are_found() {
     let Ok(six) = TcpListener::bind("[::1]:0") else {
         println!("skipped: no IPv6 loopback here");

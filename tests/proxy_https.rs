@@ -266,6 +266,15 @@ fn speaking_tls() -> u16 {
     common::service(move |stream| {
         let mut tls = StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), stream);
         while let Some(head) = proxy::read_head_from(&mut tls) {
+            if head.contains("/more") {
+                // An answer that fills a record, and one that nobody asked for in the next.
+                let head = "HTTP/1.1 200 OK\r\nContent-Length: 16000\r\nX: ";
+                let filler = "x".repeat(16 * 1024 - 16_000 - head.len() - 4);
+                let body = "b".repeat(16_000);
+                let stray = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nstolen";
+                tls.write_all(format!("{head}{filler}\r\n\r\n{body}{stray}").as_bytes()).unwrap();
+                continue;
+            }
             if head.contains("websocket") {
                 let switched = "HTTP/1.1 101 S\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nearly";
                 tls.write_all(switched.as_bytes()).unwrap();
@@ -318,6 +327,10 @@ fn a_service_that_speaks_https_itself_is_spoken_to_so_from_the_hub_and_when_it_i
             let mut back = vec![0; body.len()];
             client.read_exact(&mut back).unwrap();
             assert!(status(&head) == 200 && back == body, "{head}");
+        }
+        for _ in 0..3 {
+            client.write_all(b"GET /more HTTP/1.1\r\nHost: vault.localhost\r\n\r\n").unwrap();
+            assert!(read_message(&mut client).1.starts_with("bbb"));
         }
         let mut client = proxy.dial();
         client

@@ -41,6 +41,7 @@ use crate::net::http::Conversation;
 use crate::net::http::Heard;
 use crate::net::serve::Server;
 use crate::net::serve::Service;
+use crate::net::serve::each;
 use crate::net::serve::shut;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
@@ -103,7 +104,8 @@ pub fn start(
     let service = Service {
         name: "hub",
         limit: CONNECTIONS.min(granted - RESERVED.min(granted / 2)).max(1),
-        serve: Box::new(move |stream, _| serving.serve(&stream)),
+        hire: each(move |stream, _| serving.serve(&stream)),
+        idle: None,
         cut: shut,
         turn_away: Box::new(|stream| drop(turn_away(stream))),
     };

@@ -1,6 +1,7 @@
 //! A connection as two halves that two threads own, plain or encrypted, and the socket to cut both.
 
 use std::io;
+use std::io::IoSlice;
 use std::io::Read;
 use std::io::Write;
 use std::net::Shutdown;
@@ -65,6 +66,15 @@ impl Reader {
         matches!(self.source, Source::Plain(_)) && self.early.is_empty()
     }
 
+    /// Whether nothing lies here that was received and not yet read.
+    pub fn is_empty(&self) -> bool {
+        self.early.is_empty()
+            && match &self.source {
+                Source::Plain(_) => true,
+                Source::Tls(reader) => reader.is_empty(),
+            }
+    }
+
     /// Puts bytes back in front of what is read next.
     pub fn push_back(&mut self, bytes: Vec<u8>) {
         self.early.splice(0..0, bytes);
@@ -80,7 +90,7 @@ impl Read for Reader {
             return Ok(count);
         }
         match &mut self.source {
-            Source::Plain(socket) => read_on(socket, buffer),
+            Source::Plain(socket) => retry(|| (&**socket).read(buffer)),
             Source::Tls(reader) => reader.read(buffer),
         }
     }
@@ -88,9 +98,9 @@ impl Read for Reader {
 
 /// A signal does not end a connection: under a deadline the system lets a read fail whenever the process
 /// was stopped and went on.
-fn read_on(mut socket: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+fn retry(mut attempt: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
     loop {
-        match socket.read(buffer) {
+        match attempt() {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             done => return done,
         }
@@ -117,6 +127,27 @@ impl Writer {
             Self::Plain(socket) => Some(socket),
             Self::Tls(_) => None,
         }
+    }
+
+    /// Writes `first`, which is empty afterwards, and `rest` behind it: in one piece, copied only where they have to be
+    /// encrypted as one.
+    pub fn write_behind(&mut self, first: &mut Vec<u8>, rest: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Plain(socket) if !first.is_empty() && !rest.is_empty() => {
+                let both = [IoSlice::new(first), IoSlice::new(rest)];
+                let written = retry(|| (&**socket).write_vectored(&both))?;
+                let of_first = written.min(first.len());
+                self.write_all(&first[of_first..])?;
+                self.write_all(&rest[written - of_first..])?;
+            }
+            _ if first.is_empty() => self.write_all(rest)?,
+            _ => {
+                first.extend_from_slice(rest);
+                self.write_all(first)?;
+            }
+        }
+        first.clear();
+        Ok(())
     }
 
     /// No more will be written: the other end reads the end of the stream, not a cut.

@@ -16,6 +16,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::connect::is_timeout;
 use super::crew::Crew;
 use super::stop::Registration;
 use super::stop::Stop;
@@ -29,14 +30,27 @@ const SPARE: usize = 64;
 /// When accepting fails (no descriptors left), this long until the next try.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves one connection to its end.
-pub type Serve = Box<dyn Fn(Arc<TcpStream>, &Stop) + Send + Sync>;
+/// Serves one connection to its end. Each thread has its own, which may keep something for the next.
+pub type Worker = Box<dyn FnMut(Arc<TcpStream>, &Stop)>;
+pub type Hire = Box<dyn Fn() -> Worker + Send + Sync>;
+
+/// For connections of which nothing is kept.
+pub fn each(serve: impl Fn(Arc<TcpStream>, &Stop) + Send + Sync + 'static) -> Hire {
+    let serve = Arc::new(serve);
+    Box::new(move || {
+        let own = Arc::clone(&serve);
+        Box::new(move |stream, stop| own(stream, stop))
+    })
+}
 
 pub struct Service {
     pub name: &'static str,
     /// Connections served at once.
     pub limit: usize,
-    pub serve: Serve,
+    pub hire: Hire,
+    /// A thread to which nobody comes for so long forgets what it kept, and goes if another accepts. Connections
+    /// begin with this as the limit of their reads.
+    pub idle: Option<Duration>,
     /// Ends a connection when everything stops; must wake whoever blocks on it.
     pub cut: fn(&TcpStream),
     /// Says in a few bytes that there are too many; must not block.
@@ -80,6 +94,7 @@ impl Server {
     pub fn start(listener: TcpListener, service: Service, stop: &Stop) -> Result<Self> {
         let address = listener.local_addr().or_say(|| "Cannot tell the listener's address")?;
         let (own, registration) = stop.child();
+        socket::limit_accept(&listener, service.idle);
         let (accepting, threads, crew) = Default::default();
         let shared = Arc::new(Shared { listener, address, service, stop: own, accepting, threads, crew });
         let waker = Arc::clone(&shared);
@@ -128,6 +143,7 @@ impl Shared {
 
     /// One thread's life. It counts as accepting when this begins.
     fn accept_and_serve(self: Arc<Self>) {
+        let mut worker = (self.service.hire)();
         loop {
             let accepted = self.listener.accept();
             if self.stop.is_stopped() {
@@ -135,6 +151,15 @@ impl Shared {
             }
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
+                Err(error) if is_timeout(&error) => {
+                    worker = (self.service.hire)();
+                    if self.accepting.fetch_sub(1, Ordering::SeqCst) > 1 {
+                        self.threads.fetch_sub(1, Ordering::SeqCst);
+                        return;
+                    }
+                    self.accepting.fetch_add(1, Ordering::SeqCst);
+                    continue;
+                }
                 Err(error) => {
                     log::warn!("{}: cannot accept a connection: {error}", self.service.name);
                     self.stop.wait_for(ACCEPT_PAUSE);
@@ -144,7 +169,9 @@ impl Shared {
             if !self.hand_on_accepting(&stream) {
                 continue;
             }
-            self.serve(stream, peer.ip());
+            if !self.serve(&mut worker, stream, peer.ip()) {
+                worker = (self.service.hire)();
+            }
             if self.accepting.fetch_add(1, Ordering::SeqCst) >= SPARE {
                 break;
             }
@@ -171,15 +198,17 @@ impl Shared {
         spawned
     }
 
-    fn serve(&self, stream: TcpStream, peer: IpAddr) {
+    /// False when that failed by a fault of ours: nothing that the worker keeps is to be trusted then.
+    fn serve(&self, worker: &mut Worker, stream: TcpStream, peer: IpAddr) -> bool {
         socket::prepare(&stream, peer);
         let stream = Arc::new(stream);
         let (cut, own) = (self.service.cut, Arc::clone(&stream));
-        let Some(_attached) = self.stop.on_stop(move || cut(&own)) else { return };
-        let served = panic::catch_unwind(AssertUnwindSafe(|| (self.service.serve)(stream, &self.stop)));
+        let Some(_attached) = self.stop.on_stop(move || cut(&own)) else { return true };
+        let served = panic::catch_unwind(AssertUnwindSafe(|| worker(stream, &self.stop)));
         if served.is_err() {
             log::error!("{}: a connection ended by a fault of ours; the others go on", self.service.name);
         }
+        served.is_ok()
     }
 }
 
@@ -190,6 +219,10 @@ mod tests {
     use std::io::Write;
 
     fn echo_until_bang(limit: usize, stop: &Stop) -> Server {
+        echo_with(limit, None, stop)
+    }
+
+    fn echo_with(limit: usize, idle: Option<Duration>, stop: &Stop) -> Server {
         let serve = |stream: Arc<TcpStream>, _: &Stop| {
             let mut byte = [0];
             while (&*stream).read_exact(&mut byte).is_ok() {
@@ -198,8 +231,8 @@ mod tests {
             }
         };
         let turn_away = |mut stream: &TcpStream| drop(stream.write_all(b"full"));
-        let (serve, turn_away) = (Box::new(serve), Box::new(turn_away));
-        let service = Service { name: "echo", limit, serve, cut: shut, turn_away };
+        let (hire, turn_away) = (each(serve), Box::new(turn_away));
+        let service = Service { name: "echo", limit, hire, idle, cut: shut, turn_away };
         Server::start(TcpListener::bind("127.0.0.1:0").unwrap(), service, stop).unwrap()
     }
 
@@ -235,6 +268,24 @@ mod tests {
         let served =
             (0..1000).any(|_| echoed(&mut TcpStream::connect(server.address()).unwrap(), b'c') == Some(b'c'));
         assert!(served);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn behind_a_burst_one_thread_stays_and_goes_on() {
+        let server = echo_with(100, Some(Duration::from_millis(50)), &Stop::new());
+        let mut streams: Vec<_> = (0..20).map(|_| TcpStream::connect(server.address()).unwrap()).collect();
+        for stream in &mut streams {
+            assert_eq!(echoed(stream, b'a'), Some(b'a'));
+        }
+        assert!(server.shared.threads.load(Ordering::SeqCst) > 20);
+        drop(streams);
+        let until = std::time::Instant::now() + Duration::from_secs(20);
+        while server.shared.threads.load(Ordering::SeqCst) > 1 {
+            assert!(std::time::Instant::now() < until, "threads stay");
+            std::thread::yield_now();
+        }
+        assert_eq!(echoed(&mut TcpStream::connect(server.address()).unwrap(), b'b'), Some(b'b'));
     }
 
     #[test]

@@ -115,7 +115,9 @@ pub struct Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.stop.lock().cuts.remove(&self.id);
+        // It may hold the last of a socket, whose closing is not for others to wait for.
+        let cut = self.stop.lock().cuts.remove(&self.id);
+        drop(cut);
     }
 }
 

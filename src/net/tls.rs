@@ -379,6 +379,10 @@ impl TlsReader {
         self.used += count;
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.used == self.plain.len() && self.start == self.end
+    }
+
     /// Gives back the buffers of a busy time; called when a session falls idle.
     pub fn shrink(&mut self) {
         if self.used == self.plain.len() && self.plain.capacity() > BUFFER_IDLE {

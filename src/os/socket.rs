@@ -3,6 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::net::SocketAddr;
+use std::net::TcpListener;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
@@ -20,6 +21,7 @@ use nix::sys::socket::getsockopt;
 use nix::sys::socket::recv;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt;
+use nix::sys::time::TimeVal;
 
 /// After this much silence the kernel asks whether the peer is there.
 const KEEPALIVE_IDLE: u32 = 15;
@@ -46,6 +48,15 @@ pub fn prepare(socket: &TcpStream, peer: IpAddr) {
     let _ = setsockopt(socket, sockopt::TcpKeepAlive, &KEEPALIVE_IDLE);
     let _ = setsockopt(socket, sockopt::TcpKeepInterval, &KEEPALIVE_INTERVAL);
     let _ = setsockopt(socket, sockopt::TcpKeepCount, &KEEPALIVE_COUNT);
+}
+
+/// `accept` gives up after so long, and reads of what it accepts as well, until they get a limit of their own.
+/// Where a system does not heed it, it waits on.
+pub fn limit_accept(listener: &TcpListener, patience: Option<Duration>) {
+    let Some(patience) = patience else { return };
+    let seconds = i64::try_from(patience.as_secs()).unwrap_or(i64::MAX);
+    let limit = TimeVal::new(seconds, patience.subsec_micros().into());
+    let _ = setsockopt(listener, sockopt::ReceiveTimeout, &limit);
 }
 
 /// From here on a read of this socket returns now and then without data, so that `still_there` can be asked.
@@ -235,7 +246,6 @@ fn proc_address(address: SocketAddr) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::TcpListener;
 
     #[test]
     #[cfg(target_os = "linux")]

@@ -161,9 +161,7 @@ fn deliver(upstream: &mut Upstream, plan: Plan, home: &mut Home<'_>) -> Result<A
     let chunked = to == Body::Chunked;
     let mut walker = BodyWalker::new(from);
     let cut = Fault::Cut { status: answered.status, quietly: to != Body::UntilClose };
-    let framed = frame(&mut walker, &mut upstream.inbox, chunked, home.out);
-    home.flush()?;
-    framed.map_err(|_| cut)?;
+    send_content(&mut walker, &mut upstream.inbox, chunked, home)?.map_err(|_| cut)?;
     bulk(&mut walker, upstream, to, home).map_err(|bad| bad.unwrap_or(cut))?;
     while !walker.ended() {
         if upstream.inbox.is_full() || walker.ahead().is_none_or(|ahead| ahead > CHUNK as u64) {
@@ -175,23 +173,14 @@ fn deliver(upstream: &mut Upstream, plan: Plan, home: &mut Home<'_>) -> Result<A
             Err(Silence::ClientLeft) => return Err(Fault::ClientLeft),
             Err(_) => Err(BadBody::CutShort),
         };
-        let framed = match ended {
-            Ok(true) => {
-                if chunked {
-                    write_last_chunk(&walker.trailers(), home.out);
-                }
-                Ok(())
-            }
-            Ok(false) if !chunked => straight(&mut walker, &mut upstream.inbox, home)?,
-            Ok(false) => frame(&mut walker, &mut upstream.inbox, chunked, home.out),
-            Err(bad) => Err(bad),
-        };
-        home.flush()?;
-        framed.map_err(|_| cut)?;
+        if ended.map_err(|_| cut)? && chunked {
+            write_last_chunk(&walker.trailers(), home.out);
+        }
+        send_content(&mut walker, &mut upstream.inbox, chunked, home)?.map_err(|_| cut)?;
     }
     upstream.inbox.shrink();
     // What stands behind an answer belongs to no request.
-    answered.keeps_service &= upstream.inbox.is_empty();
+    answered.keeps_service &= upstream.holds_nothing();
     Ok(answered)
 }
 
@@ -224,21 +213,27 @@ fn bulk(
     Ok(())
 }
 
-/// Content that needs no framing goes out from where it was read.
-fn straight(
+/// Sends what is here of a body behind what waits to be sent. Content that needs no framing goes out from where it
+/// was read.
+fn send_content(
     walker: &mut BodyWalker,
     inbox: &mut Inbox,
+    chunked: bool,
     home: &mut Home<'_>,
 ) -> Result<Result<(), BadBody>, Fault> {
+    if chunked {
+        let framed = frame(walker, inbox, chunked, home.out);
+        return home.flush().map(|()| framed);
+    }
     while !walker.ended() && !inbox.is_empty() {
         let step = match walker.step(inbox.unread()) {
             Ok(step) => step,
             Err(bad) => return Ok(Err(bad)),
         };
-        home.writer.write_all(&inbox.unread()[step.payload]).map_err(|_| Fault::ClientLeft)?;
+        home.writer.write_behind(home.out, &inbox.unread()[step.payload]).map_err(|_| Fault::ClientLeft)?;
         inbox.consume(step.used);
     }
-    Ok(Ok(()))
+    home.flush().map(Ok)
 }
 
 /// Moves what is here of a body from the inbox to `out`, with its last chunk when it ends here.

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use crate::wire::body::Body;
 use crate::wire::forward::is_upgrade;
+use crate::wire::forward::proves_for_the_connection;
 use crate::wire::head::Request;
 use crate::wire::head::Version;
 
@@ -16,6 +17,7 @@ pub struct Asked {
     pub body: Body,
     pub keep_alive: bool,
     pub upgrade: bool,
+    pub personal: bool,
     pub began: Instant,
 }
 
@@ -29,6 +31,7 @@ impl Asked {
             body: Body::None,
             keep_alive: false,
             upgrade: false,
+            personal: false,
             began: Instant::now(),
         }
     }
@@ -44,6 +47,7 @@ impl Asked {
         self.body = body;
         self.keep_alive = request.keeps_alive();
         self.upgrade = is_upgrade(request);
+        self.personal = proves_for_the_connection(request);
         self.began = Instant::now();
     }
 

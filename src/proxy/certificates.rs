@@ -68,8 +68,8 @@ impl Certificates {
     /// From the CA in `folder`, which is made when there is none.
     pub fn of_folder(folder: &Path) -> Result<Self> {
         let authority = Arc::new(Authority::load_or_make(folder, TERMS)?);
-        let config = mint::server_config(Arc::new(LeafByName { authority: Arc::clone(&authority) }))?;
-        Ok(Self { config: Arc::new(config), own: Some(Own { authority, folder: folder.to_owned() }) })
+        let config = config_with(Arc::new(LeafByName { authority: Arc::clone(&authority) }))?;
+        Ok(Self { config, own: Some(Own { authority, folder: folder.to_owned() }) })
     }
 
     /// The user's own, for every name.
@@ -92,8 +92,7 @@ impl Certificates {
                 .because(error)
                 .hint("Give the key that the certificate was made for")
         })?;
-        let config = mint::server_config(Arc::new(Always(Arc::new(certified))))?;
-        Ok(Self { config: Arc::new(config), own: None })
+        Ok(Self { config: config_with(Arc::new(Always(Arc::new(certified))))?, own: None })
     }
 
     pub fn config(&self) -> Arc<ServerConfig> {
@@ -114,6 +113,14 @@ impl Certificates {
         files::write(&own.folder.join("server.key"), key.as_bytes())?;
         files::write(&own.folder.join("server.crt"), certificate.as_bytes())
     }
+}
+
+/// Our order of ciphers counts: clients put AES-256 first, which costs more, and what it protects does not leave this
+/// machine.
+fn config_with(resolver: Arc<dyn ResolvesServerCert>) -> Result<Arc<ServerConfig>> {
+    let mut config = mint::server_config(resolver)?;
+    config.ignore_client_order = true;
+    Ok(Arc::new(config))
 }
 
 /// A user's file may be a link, unlike ours.

@@ -13,8 +13,7 @@ use super::front::Front;
 use super::inbox::Inbox;
 use super::live::Entry;
 use super::recent::Note;
-use super::table::Route;
-use super::upstream::Upstream;
+use super::shelf::Shelf;
 use crate::net::duplex::Duplex;
 use crate::net::duplex::Reader;
 use crate::net::duplex::Writer;
@@ -30,15 +29,20 @@ const TAKE: Duration = Duration::from_mins(10);
 pub const DRAIN_BYTES: usize = 64 * 1024 * 1024;
 pub const DRAIN_TIME: Duration = Duration::from_secs(5);
 const INBOX: usize = 8 * 1024;
-/// Services of which one client's thread keeps a connection.
-const KEPT: usize = 4;
+
+/// What a client finds here.
+pub struct Visit<'f> {
+    pub front: &'f Front,
+    pub entry: &'f Entry<'f>,
+    pub shelf: &'f mut Shelf,
+}
 
 pub struct Connection<'f> {
     pub front: &'f Front,
     pub client: Client,
     pub entry: &'f Entry<'f>,
     pub asked: Asked,
-    pub kept: Vec<Upstream>,
+    pub shelf: &'f mut Shelf,
     /// The request as it goes on, and the answer as it goes home.
     pub onward: Vec<u8>,
     pub homeward: Vec<u8>,
@@ -65,14 +69,19 @@ pub enum Next {
 }
 
 impl<'f> Connection<'f> {
-    pub fn new(front: &'f Front, stream: Duplex, secure: bool, entry: &'f Entry<'f>) -> io::Result<Self> {
+    pub fn new(visit: Visit<'f>, stream: Duplex, secure: bool) -> io::Result<Self> {
+        let Visit { front, entry, shelf } = visit;
         let Duplex { reader, writer, socket } = stream;
         socket.set_read_timeout(Some(TURN))?;
         socket.set_write_timeout(Some(TAKE))?;
         let sender = Sender::new(socket.peer_addr()?.ip(), secure, &front.via);
         let client = Client { reader, writer, socket, inbox: Inbox::new(INBOX) };
-        let (asked, kept, onward, homeward) = (Asked::new(), Vec::new(), Vec::new(), Vec::new());
-        Ok(Self { front, client, entry, asked, kept, onward, homeward, sender, secure })
+        let (asked, onward, homeward) = (Asked::new(), Vec::new(), Vec::new());
+        Ok(Self { front, client, entry, asked, shelf, onward, homeward, sender, secure })
+    }
+
+    pub fn into_visit(self) -> Visit<'f> {
+        Visit { front: self.front, entry: self.entry, shelf: self.shelf }
     }
 
     /// The client's connection as a whole again, with what was read too much put back.
@@ -125,22 +134,6 @@ impl<'f> Connection<'f> {
     pub fn note(&self, status: u16) {
         let Asked { method, target, service, began, .. } = &self.asked;
         self.front.note(&Note { method, service, target, status, began: *began });
-    }
-
-    /// The connection to a service that an earlier request left behind.
-    pub fn take_kept(&mut self, route: &Route) -> Option<Upstream> {
-        let at = self.kept.iter().position(|kept| kept.service == route.name)?;
-        let kept = self.kept.swap_remove(at);
-        // The name may lead elsewhere by now. A tunnel keeps its port.
-        (!route.is_local() || kept.port == route.port).then_some(kept)
-    }
-
-    pub fn keep(&mut self, mut upstream: Upstream) {
-        upstream.used = true;
-        if self.kept.len() == KEPT {
-            self.kept.remove(0);
-        }
-        self.kept.push(upstream);
     }
 }
 

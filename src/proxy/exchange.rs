@@ -54,7 +54,7 @@ impl Connection<'_> {
         }
         let repeatable = walker.ended() && self.asked.is_safe();
         loop {
-            let kept = self.take_kept(route).filter(|kept| repeatable || kept.is_at_rest());
+            let kept = self.shelf.take(route).filter(|kept| repeatable || kept.is_at_rest());
             let dialled = kept.map_or_else(|| self.front.dial(route, route.secure), Ok);
             let mut upstream = match dialled {
                 Ok(upstream) => upstream,
@@ -141,7 +141,7 @@ impl Connection<'_> {
     }
 
     fn conclude(&mut self, route: &Route, ended: Ended) -> Next {
-        let Ended { upstream, heard_all, outcome, upload } = ended;
+        let Ended { mut upstream, heard_all, outcome, upload } = ended;
         match (outcome, upload) {
             (Ok(answered), Upload::Whole) if answered.switched => {
                 self.note(answered.status);
@@ -149,8 +149,9 @@ impl Connection<'_> {
             }
             (Ok(answered), upload) => {
                 self.note(answered.status);
+                upstream.personal |= self.asked.personal;
                 if answered.keeps_service && upload == Upload::Whole {
-                    self.keep(upstream);
+                    self.shelf.keep(upstream);
                 }
                 match upload {
                     Upload::Whole if answered.keeps_client => Next::Again,

@@ -18,6 +18,7 @@ mod live;
 mod page;
 mod refusal;
 mod requests;
+mod shelf;
 mod switch;
 mod upstream;
 
@@ -26,28 +27,34 @@ use std::io::Write;
 use std::net::TcpListener;
 use std::net::TcpStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::Result;
 use crate::net::connect::DEADLINE;
 use crate::net::duplex::Duplex;
 use crate::net::serve::Server;
 use crate::net::serve::Service;
+use crate::net::serve::Worker;
 use crate::net::serve::on_loopback;
 use crate::net::serve::shut;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
 use crate::net::trust;
 use crate::os::secret;
+use connection::Visit;
 use front::Front;
 use front::Settings;
 use live::CONNECTIONS;
 use live::Live;
 use recent::Recent;
+use shelf::Shelf;
 use table::Table;
 
 /// Far above the cap of `live`, which makes room: a connection that is closed needs a moment to be gone, and
 /// only when nothing rests is one turned away.
 const THREADS: usize = 2 * CONNECTIONS;
+/// So long a thread keeps connections to services after its client has left.
+const IDLE: Duration = Duration::from_secs(2);
 const TLS_HANDSHAKE: u8 = 0x16;
 
 /// A proxy that serves until it is dropped, or until its `Stop`.
@@ -92,7 +99,8 @@ impl Proxy {
             let service = Service {
                 name: "proxy",
                 limit: THREADS,
-                serve: Box::new(move |stream, _| serve(&own, &stream)),
+                hire: Box::new(move || worker(Arc::clone(&own))),
+                idle: Some(IDLE),
                 cut: shut,
                 turn_away: Box::new(|stream| drop(turn_away(stream))),
             };
@@ -110,20 +118,26 @@ impl Drop for Proxy {
     }
 }
 
-fn serve(front: &Arc<Front>, stream: &Arc<TcpStream>) {
-    let entry = front.live.enter(stream);
-    let served = if front.settings.secure {
-        serve_secure(front, stream, &entry)
-    } else {
-        requests::serve(front, Duplex::plain(Arc::clone(stream)), false, &entry)
-    };
-    if let Err(error) = served {
-        log::debug!("a connection ended: {error}");
-    }
+/// What one thread does for its clients, and what it keeps between them.
+fn worker(front: Arc<Front>) -> Worker {
+    let mut shelf = Shelf::default();
+    Box::new(move |stream, _| {
+        let entry = front.live.enter(&stream);
+        shelf.next_client();
+        let visit = Visit { front: &front, entry: &entry, shelf: &mut shelf };
+        let served = if front.settings.secure {
+            serve_secure(visit, &stream)
+        } else {
+            requests::serve(visit, Duplex::plain(stream), false)
+        };
+        if let Err(error) = served {
+            log::debug!("a connection ended: {error}");
+        }
+    })
 }
 
 /// The first byte tells TLS from a client that forgot it, which is sent there.
-fn serve_secure(front: &Arc<Front>, stream: &Arc<TcpStream>, entry: &live::Entry<'_>) -> io::Result<()> {
+fn serve_secure(visit: Visit<'_>, stream: &Arc<TcpStream>) -> io::Result<()> {
     stream.set_read_timeout(Some(DEADLINE))?;
     let mut first = [0];
     if stream.peek(&mut first)? == 0 {
@@ -131,9 +145,10 @@ fn serve_secure(front: &Arc<Front>, stream: &Arc<TcpStream>, entry: &live::Entry
     }
     let below = Duplex::plain(Arc::clone(stream));
     if first[0] != TLS_HANDSHAKE {
-        return requests::serve(front, below, false, entry);
+        return requests::serve(visit, below, false);
     }
-    requests::serve(front, requests::in_tls(front, below)?, true, entry)
+    let within = requests::in_tls(visit.front, below)?;
+    requests::serve(visit, within, true)
 }
 
 fn turn_away(stream: &TcpStream) -> io::Result<()> {

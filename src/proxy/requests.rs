@@ -8,8 +8,8 @@ use std::time::Instant;
 use super::asked::Asked;
 use super::connection::Connection;
 use super::connection::Next;
+use super::connection::Visit;
 use super::front::Front;
-use super::live::Entry;
 use super::page;
 use super::refusal;
 use super::switch;
@@ -49,8 +49,8 @@ enum Decision {
     Dial(String, u16),
 }
 
-pub fn serve<'f>(front: &'f Front, stream: Duplex, secure: bool, entry: &'f Entry<'f>) -> io::Result<()> {
-    let mut it = Connection::new(front, stream, secure, entry)?;
+pub fn serve(visit: Visit<'_>, stream: Duplex, secure: bool) -> io::Result<()> {
+    let mut it = Connection::new(visit, stream, secure)?;
     loop {
         match it.next() {
             Next::Again => {}
@@ -59,7 +59,10 @@ pub fn serve<'f>(front: &'f Front, stream: Duplex, secure: bool, entry: &'f Entr
                 it.client.linger();
                 return Ok(());
             }
-            Next::Secure => it = Connection::new(front, in_tls(front, it.take_over())?, true, entry)?,
+            Next::Secure => {
+                let within = in_tls(it.front, it.take_over())?;
+                it = Connection::new(it.into_visit(), within, true)?;
+            }
         }
     }
 }

@@ -48,6 +48,8 @@ pub struct Upstream {
     pub service: String,
     /// Whether it has carried a request before: then it may have died since.
     pub used: bool,
+    /// Whether a client has proved who it is for the whole connection.
+    pub personal: bool,
 }
 
 /// Why nothing (more) can be read.
@@ -73,11 +75,16 @@ impl Upstream {
         socket.set_read_timeout(Some(GLANCE))?;
         socket.set_write_timeout(Some(TAKE))?;
         let (inbox, service) = (Inbox::new(INBOX), route.name.clone());
-        Ok(Self { reader, writer, socket, inbox, port, service, used: false })
+        Ok(Self { reader, writer, socket, inbox, port, service, used: false, personal: false })
+    }
+
+    /// Of what was received.
+    pub fn holds_nothing(&self) -> bool {
+        self.inbox.is_empty() && self.reader.is_empty()
     }
 
     pub fn is_at_rest(&self) -> bool {
-        self.inbox.is_empty() && socket::is_at_rest(&self.socket)
+        self.holds_nothing() && socket::is_at_rest(&self.socket)
     }
 
     /// One read for `client`, for whom it ends when that one leaves. `Ok(0)` is the end of the stream.

@@ -27,6 +27,7 @@ use crate::net::connect::DEADLINE;
 use crate::net::crew;
 use crate::net::serve::Server;
 use crate::net::serve::Service;
+use crate::net::serve::each;
 use crate::net::serve::on_loopback;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
@@ -147,9 +148,8 @@ impl Tunnel {
             let service = Service {
                 name: "tunnel",
                 limit: SESSIONS,
-                serve: Box::new(
-                    move |local, _| if admit(&local) { own.carry(&local) } else { break_off(&local) },
-                ),
+                hire: each(move |local, _| if admit(&local) { own.carry(&local) } else { break_off(&local) }),
+                idle: None,
                 cut: break_off,
                 turn_away: Box::new(break_off),
             };

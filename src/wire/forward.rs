@@ -65,6 +65,15 @@ pub fn is_upgrade(request: &Request<'_>) -> bool {
         && !protocols.any(|protocol| protocol.eq_ignore_ascii_case(b"h2c"))
 }
 
+/// Whether a client says who it is in a way that a service remembers for the connection, not for the request: NTLM,
+/// and Negotiate where it is NTLM.
+pub fn proves_for_the_connection(request: &Request<'_>) -> bool {
+    let of_connection =
+        |scheme: &[u8]| scheme.eq_ignore_ascii_case(b"ntlm") || scheme.eq_ignore_ascii_case(b"negotiate");
+    let mut proofs = request.fields.all("authorization");
+    proofs.any(|proof| proof.split(u8::is_ascii_whitespace).next().is_some_and(of_connection))
+}
+
 /// Appends the head that goes to the service. Nothing is appended on an error.
 pub fn write_request(request: &Request<'_>, onward: &Onward<'_>, out: &mut Vec<u8>) -> Result<(), BadHead> {
     write_request_line(request.method, parse_target(request.method, request.target)?, out);

@@ -1,0 +1,36 @@
+//! The connections to services that a thread keeps: from one request to the next, and from one client to the next
+//! when nothing in them is the former client's.
+
+use super::table::Route;
+use super::upstream::Upstream;
+
+/// Services of which one thread keeps a connection.
+const KEPT: usize = 4;
+
+#[derive(Default)]
+pub struct Shelf {
+    kept: Vec<Upstream>,
+}
+
+impl Shelf {
+    pub fn take(&mut self, route: &Route) -> Option<Upstream> {
+        let at = self.kept.iter().position(|kept| kept.service == route.name)?;
+        let kept = self.kept.swap_remove(at);
+        // The name may lead elsewhere by now. A tunnel keeps its port.
+        (!route.is_local() || kept.port == route.port).then_some(kept)
+    }
+
+    pub fn keep(&mut self, mut upstream: Upstream) {
+        upstream.used = true;
+        if self.kept.len() == KEPT {
+            self.kept.remove(0);
+        }
+        self.kept.push(upstream);
+    }
+
+    /// What a service says though nobody asked was meant for the client before, and where that one has proved who he
+    /// is for the connection as a whole (NTLM, Negotiate), the next one must not be taken for him.
+    pub fn next_client(&mut self) {
+        self.kept.retain(|kept| !kept.personal && kept.is_at_rest());
+    }
+}
