@@ -1,5 +1,7 @@
 //! Options of TCP sockets that the standard library does not set.
 
+#[cfg(target_os = "linux")]
+use std::ffi::OsString;
 use std::io;
 use std::net::IpAddr;
 use std::net::SocketAddr;
@@ -35,10 +37,13 @@ const SILENT_TOO_LONG: Duration = Duration::from_secs(25);
 const GLANCE: Duration = Duration::from_secs(5);
 
 /// No delay for small writes, and a dead peer is noticed though it sent no FIN; a peer on this machine does
-/// not die without one. Failing to set an option costs only that option.
+/// not die without one, and nothing on the way to it gets congested: where the system's choice is to pace what it
+/// sends (BBR), that only waits. Failing to set an option costs only that option.
 pub fn prepare(socket: &TcpStream, peer: IpAddr) {
     let _ = socket.set_nodelay(true);
     if peer.is_loopback() {
+        #[cfg(target_os = "linux")]
+        let _ = setsockopt(socket, sockopt::TcpCongestion, &OsString::from("reno"));
         return;
     }
     let _ = setsockopt(socket, sockopt::KeepAlive, &true);

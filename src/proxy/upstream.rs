@@ -138,6 +138,6 @@ fn connect(port: u16) -> io::Result<TcpStream> {
     let six = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
     let stream = socket::connect_at_once(four, DIAL)
         .or_else(|error| socket::connect_at_once(six, DIAL).map_err(|_| error))?;
-    stream.set_nodelay(true)?;
+    socket::prepare(&stream, four.ip());
     Ok(stream)
 }
