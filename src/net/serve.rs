@@ -94,6 +94,7 @@ impl Server {
     pub fn start(listener: TcpListener, service: Service, stop: &Stop) -> Result<Self> {
         let address = listener.local_addr().or_say(|| "Cannot tell the listener's address")?;
         let (own, registration) = stop.child();
+        socket::lengthen_queue(&listener);
         socket::limit_accept(&listener, service.idle);
         let (accepting, threads, crew) = Default::default();
         let shared = Arc::new(Shared { listener, address, service, stop: own, accepting, threads, crew });

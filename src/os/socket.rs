@@ -18,8 +18,10 @@ use nix::poll::PollFd;
 use nix::poll::PollFlags;
 use nix::poll::PollTimeout;
 use nix::poll::poll;
+use nix::sys::socket::Backlog;
 use nix::sys::socket::MsgFlags;
 use nix::sys::socket::getsockopt;
+use nix::sys::socket::listen;
 use nix::sys::socket::recv;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt;
@@ -53,6 +55,11 @@ pub fn prepare(socket: &TcpStream, peer: IpAddr) {
     let _ = setsockopt(socket, sockopt::TcpKeepAlive, &KEEPALIVE_IDLE);
     let _ = setsockopt(socket, sockopt::TcpKeepInterval, &KEEPALIVE_INTERVAL);
     let _ = setsockopt(socket, sockopt::TcpKeepCount, &KEEPALIVE_COUNT);
+}
+
+/// As many may wait for `accept` as the system lets them, so that none of a burst has to knock again a second later.
+pub fn lengthen_queue(listener: &TcpListener) {
+    let _ = listen(listener, Backlog::MAXCONN);
 }
 
 /// `accept` gives up after so long, and reads of what it accepts as well, until they get a limit of their own.
