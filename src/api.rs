@@ -1,5 +1,6 @@
 //! The hub as its clients see it: typed calls over one kept-alive TLS connection, and the two upgrades.
 
+mod calling;
 mod dialer;
 
 use std::sync::Arc;
@@ -7,18 +8,15 @@ use std::sync::Mutex;
 use std::time::Duration;
 use std::time::Instant;
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use calling::Missed;
+use calling::written;
 use dialer::Dialer;
 use dialer::Hubs;
 use dialer::NoResolver;
-use dialer::unreachable_hub;
 
 use crate::error::Error;
-use crate::error::Kind;
-use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::code::Code;
 use crate::model::fingerprint::Pin;
@@ -50,10 +48,7 @@ use crate::wire::api::ShareMade;
 use crate::wire::api::SharePreview;
 use crate::wire::api::WhoAmI;
 use crate::wire::control;
-use crate::wire::message::one_line;
 
-/// Lists of thousands of services are larger than any other answer.
-const ANSWER_LIMIT: u64 = 16 * 1024 * 1024;
 /// May be said to several hubs: it says who the agent is.
 const REGISTER: &str = "/v1/agents/register";
 
@@ -132,21 +127,21 @@ impl Hub {
     }
 
     pub fn health(&self) -> Result<Health> {
-        self.call("GET", "/health", &[], None::<&()>)
+        self.get("/health")
     }
 
     pub fn whoami(&self) -> Result<WhoAmI> {
-        let whoami: WhoAmI = self.call("GET", "/v1/whoami", &[], None::<&()>)?;
+        let whoami: WhoAmI = self.get("/v1/whoami")?;
         self.learn(&whoami.hubs);
         Ok(whoami)
     }
 
     pub fn services(&self) -> Result<Vec<ServiceInfo>> {
-        self.call("GET", "/v1/services", &[], None::<&()>)
+        self.get("/v1/services")
     }
 
     pub fn register(&self, agent: &RegisterAgent) -> Result<AgentInfo> {
-        let agent: AgentInfo = self.call("POST", REGISTER, &[], Some(agent))?;
+        let agent: AgentInfo = self.post(REGISTER, agent)?;
         self.learn(&agent.hubs);
         Ok(agent)
     }
@@ -154,8 +149,7 @@ impl Hub {
     /// The session, and the hub that granted it: where the agent is. If that one cannot be reached from here,
     /// the hub that named it carries the session there.
     pub fn ask_session(&self, ask: &AskSession) -> Result<(SessionGranted, HubUrl)> {
-        let body = |ask: &AskSession| serde_json::to_vec(ask).or_say(|| "Cannot write the request");
-        let asked = body(ask)?;
+        let asked = written(ask)?;
         let post =
             |url: &HubUrl, body: &[u8]| self.exchange_at(url, ("POST", "/v1/sessions"), &[], Some(body));
         let (mut answer, mut at) = self.somewhere(true, |url| post(url, &asked))?;
@@ -167,7 +161,7 @@ impl Hub {
             (answer, at) = match followed.filter(|(answer, _)| answer.status != 421) {
                 Some(followed) => followed,
                 None => {
-                    let carried = body(&AskSession { carry: true, ..ask.clone() })?;
+                    let carried = written(&AskSession { carry: true, ..ask.clone() })?;
                     (post(&at, &carried).map_err(|missed| missed.error)?, at)
                 }
             };
@@ -176,20 +170,20 @@ impl Hub {
     }
 
     pub fn ask_device(&self, label: &str) -> Result<DeviceAsked> {
-        self.call("POST", "/v1/device", &[], Some(&AskDevice { label: label.to_owned() }))
+        self.post("/v1/device", &AskDevice { label: label.to_owned() })
     }
 
     pub fn device_state(&self, asked: &DeviceAsked) -> Result<DeviceState> {
         let path = format!("/v1/device/{}", asked.code);
-        self.call("GET", &path, &[("x-device-secret", &asked.secret)], None::<&()>)
+        self.read(&self.exchange("GET", &path, &[("x-device-secret", &asked.secret)], None)?)
     }
 
     pub fn make_share(&self, share: &MakeShare) -> Result<ShareMade> {
-        self.call("POST", "/v1/shares", &[], Some(share))
+        self.post("/v1/shares", share)
     }
 
     pub fn shares(&self) -> Result<Vec<ShareInfo>> {
-        self.call("GET", "/v1/shares", &[], None::<&()>)
+        self.get("/v1/shares")
     }
 
     /// By its code or its id, which are plain letters and digits both.
@@ -199,7 +193,7 @@ impl Hub {
 
     pub fn join_share(&self, code: &Code) -> Result<SharePreview> {
         let path = format!("/v1/shares/{}/join", code.as_str());
-        let share: SharePreview = self.call("POST", &path, &[], None::<&()>)?;
+        let share: SharePreview = self.read(&self.exchange("POST", &path, &[], None)?)?;
         self.learn(&share.hubs);
         Ok(share)
     }
@@ -255,157 +249,13 @@ impl Hub {
         let ask = Ask { method: "GET", path: "/v1/relay", host: &host, fields: &fields, body: None };
         http::upgrade(stream, control::RELAY_UPGRADE, &ask, deadline)
     }
-
-    /// At the hub used last or, while that one is away, at the next that is there.
-    fn somewhere<T>(
-        &self,
-        may_repeat: bool,
-        call: impl Fn(&HubUrl) -> std::result::Result<T, Missed>,
-    ) -> Result<(T, HubUrl)> {
-        let (list, first) = {
-            let hubs = self.dialer.hubs();
-            (hubs.list.clone(), hubs.at)
-        };
-        let mut missed = None;
-        for step in 0..list.len() {
-            let at = &list[(first + step) % list.len()];
-            match call(at) {
-                Ok(done) => {
-                    let mut hubs = self.dialer.hubs();
-                    hubs.at = hubs.list.iter().position(|url| url == at).unwrap_or(0);
-                    return Ok((done, at.clone()));
-                }
-                Err(Missed { error, before }) => {
-                    // What may have been heard is not said to another one too.
-                    if !before && (!may_repeat || error.kind != Kind::Unreachable) {
-                        return Err(error);
-                    }
-                    log::debug!("{at}: {error}");
-                    missed = missed.or(Some(error));
-                }
-            }
-        }
-        Err(missed.unwrap_or_else(|| Error::new("There is no hub")))
-    }
-
-    fn call<T: DeserializeOwned>(
-        &self,
-        method: &str,
-        path: &str,
-        fields: &[(&str, &str)],
-        body: Option<&impl Serialize>,
-    ) -> Result<T> {
-        let body = body.map(serde_json::to_vec).transpose().or_say(|| "Cannot write the request")?;
-        let bytes = self.exchange(method, path, fields, body.as_deref())?;
-        self.read(&bytes)
-    }
-
-    fn read<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T> {
-        serde_json::from_slice(bytes).map_err(|error| {
-            Error::new(format!("{} does not answer as a hub does", self.url))
-                .because(one_line(&error.to_string()))
-                .hint("Check the address given with --hub")
-        })
-    }
-
-    fn exchange(
-        &self,
-        method: &str,
-        path: &str,
-        fields: &[(&str, &str)],
-        body: Option<&[u8]>,
-    ) -> Result<Vec<u8>> {
-        let may_repeat = method == "GET" || path == REGISTER;
-        let call = |url: &HubUrl| self.exchange_at(url, (method, path), fields, body);
-        self.somewhere(may_repeat, call)?.0.content()
-    }
-
-    fn exchange_at(
-        &self,
-        url: &HubUrl,
-        (method, path): (&str, &str),
-        fields: &[(&str, &str)],
-        body: Option<&[u8]>,
-    ) -> std::result::Result<Answered, Missed> {
-        let mut request = ureq::http::Request::builder().method(method).uri(format!("{url}{path}"));
-        request = request.header(version::FIELD, version::OURS.to_string());
-        if let Some(key) = &self.key {
-            request = request.header("x-api-key", key);
-        }
-        for (name, value) in fields {
-            request = request.header(*name, *value);
-        }
-        let odd = |_| {
-            let error = Error::new("The API key has characters that a key never has");
-            Missed { error, before: false }
-        };
-        let answered = match body {
-            Some(body) => {
-                let request = request.header("content-type", "application/json").body(body).map_err(odd)?;
-                self.agent.run(request)
-            }
-            None => self.agent.run(request.body(()).map_err(odd)?),
-        };
-        let mut answer = answered.map_err(|error| trouble(url, error))?;
-        let status = answer.status().as_u16();
-        let speaks = answer.headers().get(version::FIELD).map(|said| said.to_str().unwrap_or_default());
-        if let Some((what, hint)) = between_us("The hub", "the hub's machine", Version::said(speaks)) {
-            return Err(Missed { error: Error::new(what).hint(hint), before: false });
-        }
-        let read = answer.body_mut().with_config().limit(ANSWER_LIMIT).read_to_vec();
-        let body = read.map_err(|error| trouble(url, error))?;
-        let goes_on = || serde_json::from_slice::<Value>(&body).is_ok_and(|body| body["elsewhere"] == true);
-        if status == 503 && goes_on() {
-            return Err(Missed { error: explain(status, &body), before: true });
-        }
-        Ok(Answered { status, body })
-    }
 }
 
-/// A hub's answer, whatever it says.
-struct Answered {
-    status: u16,
-    body: Vec<u8>,
-}
-
-impl Answered {
-    fn content(self) -> Result<Vec<u8>> {
-        if (200..300).contains(&self.status) { Ok(self.body) } else { Err(explain(self.status, &self.body)) }
-    }
-}
-
-/// A hub that was not there.
-struct Missed {
-    error: Error,
-    /// It has surely done nothing of what it was asked for.
-    before: bool,
-}
-
-fn trouble(url: &HubUrl, error: ureq::Error) -> Missed {
-    let (error, before) = match error {
-        ureq::Error::Other(inner) => match inner.downcast::<Error>() {
-            Ok(ours) => (*ours, true),
-            Err(inner) => (unreachable_hub(url, inner.to_string()), false),
-        },
-        ureq::Error::Timeout(_) => (unreachable_hub(url, "it did not answer in time".to_owned()), false),
-        error => (unreachable_hub(url, error.to_string()), false),
-    };
-    Missed { error, before }
-}
-
-/// What stands between this connect and another end.
-pub fn between_us(called: &str, at: &str, speaks: Version) -> Option<(String, String)> {
+/// An error when this connect and another end would misunderstand each other.
+pub fn understand(called: &str, at: &str, speaks: Version) -> Result<()> {
     let own = End { called: "this connect", at: "this machine", speaks: version::OURS };
-    version::objection(&End { called, at, speaks }, &own)
-}
-
-/// What a refusal means for the person who got it.
-fn explain(status: u16, body: &[u8]) -> Error {
-    let error = http::refusal(status, body);
-    match (status, &error.hint) {
-        (401, None) => error.hint("Run: connect up --hub URL --api-key KEY"),
-        _ => error,
-    }
+    let objection = version::objection(&End { called, at, speaks }, &own);
+    objection.map_or(Ok(()), |(what, hint)| Err(Error::new(what).hint(hint)))
 }
 
 /// How long a device code's owner waits between two looks.

@@ -40,8 +40,14 @@ impl Error {
         Self::new(what).kind(Kind::Usage)
     }
 
+    /// Ctrl-C, or the end of whoever wanted it.
+    pub fn stopped() -> Self {
+        Self::new("Stopped").kind(Kind::Interrupted)
+    }
+
+    /// An empty one says nothing.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+        self.hint = Some(hint.into()).filter(|hint| !hint.is_empty()).or(self.hint);
         self
     }
 

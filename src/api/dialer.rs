@@ -81,12 +81,9 @@ impl Dialer {
         let left = deadline.saturating_duration_since(Instant::now());
         let share = if self.hubs().list.len() > 1 { left / SHARE } else { left };
         let dialled = dial_hub(&url.host, url.port, Instant::now() + share, &self.stop);
-        let socket = dialled.map_err(|error| {
-            let hint = error.hint.clone();
-            let error = unreachable_hub(url, error.to_string());
-            if let Some(hint) = hint { error.hint(hint) } else { error }
-        })?;
-        let cut = self.stop.attach(&socket).ok_or_else(|| Error::new("Stopped").kind(Kind::Interrupted))?;
+        let socket = dialled
+            .map_err(|error| unreachable_hub(url, error.to_string()).hint(error.hint.unwrap_or_default()))?;
+        let cut = self.stop.attach(&socket).ok_or_else(Error::stopped)?;
         Ok((Duplex::plain(socket), cut))
     }
 

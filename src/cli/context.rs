@@ -119,7 +119,7 @@ impl Call {
 
     /// Ctrl-C cut the work off.
     pub fn go_on(&self) -> Result<()> {
-        if self.stop.is_stopped() { Err(super::interrupted()) } else { Ok(()) }
+        if self.stop.is_stopped() { Err(Error::stopped()) } else { Ok(()) }
     }
 }
 

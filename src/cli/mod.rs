@@ -73,7 +73,7 @@ fn run(args: Args) -> Outcome {
     let call = Call::new(args, say)?;
     let outcome = (command.run)(&call);
     // Whatever failed because everything was cut is no news.
-    outcome.map_err(|error| if call.stop.is_stopped() { interrupted() } else { error })
+    outcome.map_err(|error| if call.stop.is_stopped() { Error::stopped() } else { error })
 }
 
 /// What happens underneath goes to stderr: trouble always, everything with `-v` or as `RUST_LOG` says.
@@ -87,9 +87,4 @@ fn start_log(verbose: bool) {
         writeln!(out, "{mark} {}", say::clean(&record.args().to_string().replace('\n', " ")))
     });
     let _ = builder.try_init();
-}
-
-/// A command that ended because it was told to.
-fn interrupted() -> Error {
-    Error::new("Interrupted").kind(Kind::Interrupted)
 }

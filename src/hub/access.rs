@@ -12,7 +12,6 @@ use crate::model::limiter::network_of;
 use crate::os::clock;
 use crate::os::secret;
 use crate::wire::message::Request;
-use crate::wire::message::error_body;
 use crate::wire::reply::Reply;
 
 /// Share links carry secrets of this kind in the place of a key.
@@ -25,9 +24,10 @@ const KEY_LIMIT: usize = 256;
 pub fn authenticate(core: &Core, request: &Request, address: IpAddr) -> Result<Principal, Reply> {
     let given = request.field("x-api-key").unwrap_or_default();
     if given.is_empty() {
-        let reply = Reply::json(
+        let reply = Reply::error(
             401,
-            error_body("An API key is needed", "Send it as x-api-key; make one with: connect hub key create"),
+            "An API key is needed",
+            "Send it as x-api-key; make one with: connect hub key create",
         );
         core.counters.refused("no-key");
         return Err(reply);
@@ -46,12 +46,10 @@ pub fn authenticate(core: &Core, request: &Request, address: IpAddr) -> Result<P
     core.failed(&LOGINS, &who, now);
     core.counters.refused("bad-key");
     core.audit.say("key.refused", &[("address", &who[0])]);
-    Err(Reply::json(
+    Err(Reply::error(
         401,
-        error_body(
-            "This API key is not valid here",
-            "It may be revoked or expired; ask for a new one: connect hub key create",
-        ),
+        "This API key is not valid here",
+        "It may be revoked or expired; ask for a new one: connect hub key create",
     ))
 }
 
@@ -89,12 +87,12 @@ pub fn allow(core: &Core, principal: &Principal, action: Action) -> Result<(), R
         Action::Administer => "Ask for a key with --role admin",
         _ => "Ask for a key with --role member",
     };
-    Err(Reply::json(403, error_body("This key may not do that", hint)))
+    Err(Reply::error(403, "This key may not do that", hint))
 }
 
 pub fn too_many(seconds: u64) -> Reply {
     let hint = format!("Try again in {seconds} seconds");
-    Reply::json(429, error_body("Too many failed tries", &hint)).field("retry-after", seconds.to_string())
+    Reply::error(429, "Too many failed tries", &hint).field("retry-after", seconds.to_string())
 }
 
 /// What to hash for a new key or link; the prefix is part of it.

@@ -13,7 +13,6 @@ use crate::model::version::Version;
 use crate::net::address::bracketed;
 use crate::net::address::split_host_port;
 use crate::wire::message::Request;
-use crate::wire::message::error_body;
 use crate::wire::reply::Reply;
 
 /// A name for people to know each other by.
@@ -42,7 +41,7 @@ impl Call<'_> {
     pub fn body<T: DeserializeOwned>(&self) -> Result<T, Reply> {
         let misfit = |why: &str| {
             let what = format!("The body does not fit this call: {why}");
-            Reply::json(400, error_body(&what, "Send JSON as the README describes"))
+            Reply::error(400, &what, "Send JSON as the README describes")
         };
         // serde reads an array as an object whose names are left out.
         if !self.request.body.trim_ascii_start().starts_with(b"{") {
@@ -61,7 +60,7 @@ pub fn ok(status: u16, value: &impl Serialize) -> Result<Reply, Reply> {
         Ok(value) => Ok(Reply::json(status, value)),
         Err(error) => {
             log::error!("an answer cannot be written: {error}");
-            Err(Reply::json(500, error_body("The hub failed to write its answer", "")))
+            Err(Reply::error(500, "The hub failed to write its answer", ""))
         }
     }
 }
@@ -78,7 +77,7 @@ pub fn relay_address(request: &Request, over_tls: bool) -> Result<String, Reply>
     let scheme = if over_tls { "http" } else { "https" };
     match split_host_port(host, 443) {
         Some((name, port)) => Ok(format!("{scheme}://{}:{port}", bracketed(&name))),
-        None => Err(Reply::json(400, error_body("The Host header is not an address", ""))),
+        None => Err(Reply::error(400, "The Host header is not an address", "")),
     }
 }
 
@@ -89,9 +88,9 @@ pub fn clean_label(label: &str) -> String {
 
 pub fn offline(service: &Service) -> Reply {
     let hint = "Its agent is not connected; start it there: connect expose";
-    Reply::json(503, error_body(&format!("{} is offline", service.name), hint))
+    Reply::error(503, &format!("{} is offline", service.name), hint)
 }
 
 pub fn no_such_service() -> Reply {
-    Reply::json(404, error_body("There is no such service", "List them: connect services"))
+    Reply::error(404, "There is no such service", "List them: connect services")
 }

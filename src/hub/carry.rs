@@ -45,7 +45,6 @@ use crate::wire::api::AskSession;
 use crate::wire::api::SessionGranted;
 use crate::wire::control::RELAY_UPGRADE;
 use crate::wire::message::Answer;
-use crate::wire::message::error_body;
 use crate::wire::reply::Reply;
 
 /// A hub that does not answer for so long is not waited for.
@@ -65,7 +64,7 @@ fn connect(core: &Core, hub: &str, is_tls: bool, deadline: Instant) -> Result<(D
     let url = HubUrl::parse(hub)?;
     let fleet = core.fleet.as_ref().ok_or_else(|| Error::new("This hub is alone"))?;
     let socket = dial(&url.host, url.port, deadline, &core.stop)?;
-    let cut = core.stop.attach(&socket).ok_or_else(|| Error::new("Stopped").kind(Kind::Interrupted))?;
+    let cut = core.stop.attach(&socket).ok_or_else(Error::stopped)?;
     let plain = Duplex::plain(socket);
     if !is_tls {
         return Ok((plain, cut));
@@ -143,7 +142,7 @@ pub fn dial_relay(core: &Core, carried: &Carried) -> Refusable<(Duplex, Registra
     });
     dialled.map_err(|error| {
         let status = if let Kind::Refused(status) = error.kind { status } else { 504 };
-        Reply::json(status, error_body(&error.to_string(), "Try again in a moment"))
+        Reply::error(status, &error.to_string(), "Try again in a moment")
     })
 }
 

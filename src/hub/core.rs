@@ -39,7 +39,6 @@ use crate::os::clock;
 use crate::os::files;
 use crate::os::lock::locked;
 use crate::os::secret;
-use crate::wire::message::error_body;
 use crate::wire::reply::Reply;
 
 /// How many failed tries somebody has within a window of seconds. All hubs of a fleet count together.
@@ -249,7 +248,7 @@ impl Core {
                 "Try again in a moment; what runs goes on",
             ),
         };
-        Reply::json(503, error_body(what, hint))
+        Reply::error(503, what, hint)
     }
 
     pub fn add_channel(&self, agent_id: &str, channel: AgentChannel) -> ChannelId {

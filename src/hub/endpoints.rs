@@ -105,11 +105,10 @@ fn route(request: &Request) -> Result<(Needs, Endpoint, Vec<&str>), Reply> {
         methods.push(method);
     }
     if methods.is_empty() {
-        return Err(Reply::json(404, error_body("There is no such call", "The README lists the hub's API")));
+        return Err(Reply::error(404, "There is no such call", "The README lists the hub's API"));
     }
     let allowed = methods.join(", ");
-    Err(Reply::json(405, error_body("This call has another method", &format!("Use {allowed}")))
-        .field("allow", allowed))
+    Err(Reply::error(405, "This call has another method", &format!("Use {allowed}")).field("allow", allowed))
 }
 
 fn matches<'p>(pattern: &str, path: &'p str) -> Option<Vec<&'p str>> {
@@ -125,12 +124,10 @@ fn matches<'p>(pattern: &str, path: &'p str) -> Option<Vec<&'p str>> {
 }
 
 fn upgrade_needed(_: &Call<'_>) -> Result<Reply, Reply> {
-    Err(Reply::json(
+    Err(Reply::error(
         426,
-        error_body(
-            "This path is for connect's own channels",
-            "Update connect: it did not ask for a protocol that this hub speaks",
-        ),
+        "This path is for connect's own channels",
+        "Update connect: it did not ask for a protocol that this hub speaks",
     )
     .field("upgrade", "connect-control/1, connect-relay/1"))
 }

@@ -51,7 +51,6 @@ use crate::os::limits;
 use crate::wire::control::RELAY_UPGRADE;
 use crate::wire::control::UPGRADE;
 use crate::wire::message::Request;
-use crate::wire::message::error_body;
 use crate::wire::reply::Reply;
 
 /// Connections at once: each session needs two, each agent one.
@@ -140,7 +139,7 @@ impl Drop for RunningHub {
 fn turn_away(stream: &TcpStream) -> io::Result<()> {
     stream.set_nonblocking(true)?;
     let mut out = Vec::new();
-    Reply::json(503, error_body("The hub has too many connections", "Try again in a moment"))
+    Reply::error(503, "The hub has too many connections", "Try again in a moment")
         .write_into(&mut out, false, false);
     io::Write::write_all(&mut &*stream, &out)
 }
@@ -277,16 +276,14 @@ impl Front {
         let hub = End { called: "This hub", at: "the hub's machine", speaks: version::OURS };
         let (what, hint) = version::objection(&hub, &client)?;
         self.core.counters.refused("protocol");
-        Some(
-            Reply::json(426, error_body(&what, &hint)).field("upgrade", "connect-control/1, connect-relay/1"),
-        )
+        Some(Reply::error(426, &what, &hint).field("upgrade", "connect-control/1, connect-relay/1"))
     }
 
     fn tls_required(&self, request: &Request) -> Reply {
         self.core.counters.refused("in-the-clear");
         let host = request.field("host").unwrap_or("this-hub");
         let hint = format!("Use https://{host}{}", request.path);
-        Reply::json(426, error_body("This hub speaks https", &hint))
+        Reply::error(426, "This hub speaks https", &hint)
             .field("upgrade", "TLS/1.3, HTTP/1.1")
             .field("connection", "Upgrade")
     }

@@ -50,8 +50,7 @@ pub fn open_session(call: &Call<'_>) -> Result<Reply, Reply> {
     };
     if !call.core.sessions.expect(pending, [&ticket, &agents_ticket], clock::now()) {
         call.core.counters.refused("too-many-tickets");
-        let what = error_body("The hub has too many sessions waiting", "Try again in a moment");
-        return Err(Reply::json(503, what));
+        return Err(Reply::error(503, "The hub has too many sessions waiting", "Try again in a moment"));
     }
     let relay = relay_address(call.request, call.visit.over_tls)?;
     let open = ToAgent::Open {

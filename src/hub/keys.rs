@@ -29,7 +29,6 @@ use crate::wire::api::DeviceState;
 use crate::wire::api::KeyInfo;
 use crate::wire::api::KeyMade;
 use crate::wire::api::MakeKey;
-use crate::wire::message::error_body;
 use crate::wire::reply::Reply;
 
 /// More keys than any team has; the registry keeps all of them in memory.
@@ -58,19 +57,17 @@ fn workspace_for(call: &Call<'_>, named: Option<&str>) -> Result<String, Reply> 
         return Ok(workspace);
     }
     call.core.audit_refusal("role.refused", &[("who", call.principal.id()), ("action", "OtherWorkspace")]);
-    Err(Reply::json(
+    Err(Reply::error(
         403,
-        error_body(
-            "This key rules another workspace",
-            "Make it on the hub's machine: connect hub key create --workspace NAME",
-        ),
+        "This key rules another workspace",
+        "Make it on the hub's machine: connect hub key create --workspace NAME",
     ))
 }
 
 pub fn make(call: &Call<'_>) -> Result<Reply, Reply> {
     let asked: MakeKey = if call.request.body.is_empty() { MakeKey::default() } else { call.body()? };
     if asked.expires_in_seconds == Some(0) {
-        return Err(Reply::json(400, error_body("A key lives a second at least", "Try --expires 30d")));
+        return Err(Reply::error(400, "A key lives a second at least", "Try --expires 30d"));
     }
     let workspace = workspace_for(call, asked.workspace.as_deref())?;
     let (secret, key) = new_key(&asked, workspace);
@@ -78,10 +75,7 @@ pub fn make(call: &Call<'_>) -> Result<Reply, Reply> {
     let (id, role) = (key.id.clone(), key.role);
     call.core.change(|registry| {
         if registry.keys().count() >= KEYS {
-            return Err(Reply::json(
-                409,
-                error_body("There are too many keys", "Revoke some: connect hub key list"),
-            ));
+            return Err(Reply::error(409, "There are too many keys", "Revoke some: connect hub key list"));
         }
         Ok((vec![Change::Put(Record::Key(key.clone()))], ()))
     })?;
@@ -93,9 +87,7 @@ pub fn revoke(call: &Call<'_>) -> Result<Reply, Reply> {
     let id = call.parts[0];
     call.core.change(|registry| match registry.key(id).filter(|key| rules(call, &key.workspace)) {
         Some(_) => Ok((vec![Change::drop(Table::Key, id)], ())),
-        None => {
-            Err(Reply::json(404, error_body("There is no such key", "Look at the ids: connect hub key list")))
-        }
+        None => Err(Reply::error(404, "There is no such key", "Look at the ids: connect hub key list")),
     })?;
     call.core.audit.say("key.revoked", &[("key", id), ("by", call.principal.id())]);
     call.core.cut_dead();
@@ -124,9 +116,10 @@ pub fn ask_device(call: &Call<'_>) -> Result<Reply, Reply> {
     };
     call.core.change(|registry| {
         if registry.devices().count() >= DEVICES {
-            return Err(Reply::json(
+            return Err(Reply::error(
                 503,
-                error_body("Too many logins wait for approval", "Try again in a quarter of an hour"),
+                "Too many logins wait for approval",
+                "Try again in a quarter of an hour",
             ));
         }
         Ok((vec![Change::Put(Record::Device(device.clone()))], ()))
@@ -149,12 +142,8 @@ pub fn ask_device(call: &Call<'_>) -> Result<Reply, Reply> {
 }
 
 pub fn device_state(call: &Call<'_>) -> Result<Reply, Reply> {
-    let unknown = || {
-        Reply::json(
-            404,
-            error_body("This login code is not valid", "It lives 15 minutes; run connect up again"),
-        )
-    };
+    let unknown =
+        || Reply::error(404, "This login code is not valid", "It lives 15 minutes; run connect up again");
     let now = clock::now();
     let given = secret::hash(call.request.field("x-device-secret").unwrap_or_default());
     let device = call.core.registry().device(call.parts[0], now).cloned();
@@ -196,12 +185,10 @@ pub fn approve(call: &Call<'_>, code: &str, asked: &ApproveDevice) -> Result<Str
     let approval = Approval { role: asked.role.unwrap_or(Role::Member), workspace };
     let label = call.core.change(|registry| {
         let device = registry.device(&code, now).cloned().ok_or_else(|| {
-            Reply::json(
+            Reply::error(
                 404,
-                error_body(
-                    "No login waits with this code",
-                    "Codes live 15 minutes; run connect up again there",
-                ),
+                "No login waits with this code",
+                "Codes live 15 minutes; run connect up again there",
             )
         })?;
         let label = device.label.clone();
@@ -241,7 +228,7 @@ fn new_key(asked: &MakeKey, workspace: String) -> (String, Key) {
 
 fn workspace_named(text: &str) -> Result<String, Reply> {
     Name::parse(text).map(|name| name.to_string()).map_err(|bad| {
-        Reply::json(400, error_body(&format!("The workspace's name {}", bad.reason()), "Use a-z, 0-9 and -"))
+        Reply::error(400, &format!("The workspace's name {}", bad.reason()), "Use a-z, 0-9 and -")
     })
 }
 

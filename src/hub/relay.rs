@@ -18,7 +18,6 @@ use crate::net::relay;
 use crate::os::clock;
 use crate::wire::control::RELAY_UPGRADE;
 use crate::wire::message::Request;
-use crate::wire::message::error_body;
 use crate::wire::reply::Reply;
 
 /// How long one end waits for the other. Tickets live a little longer.
@@ -146,5 +145,5 @@ fn pump(core: &Core, [own, partner]: [&TcpStream; 2], early: &[u8], open: &Open,
 
 fn refuse(core: &Core, status: u16, what: &str, hint: &str) -> Reply {
     core.counters.refused("ticket");
-    Reply::json(status, error_body(what, hint))
+    Reply::error(status, what, hint)
 }

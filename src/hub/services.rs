@@ -19,7 +19,6 @@ use crate::wire::api::RegisterAgent;
 use crate::wire::api::ServiceInfo;
 use crate::wire::api::Status;
 use crate::wire::api::WhoAmI;
-use crate::wire::message::error_body;
 use crate::wire::reply::Reply;
 
 /// Agents of one workspace; the registry keeps all of them in memory.
@@ -152,9 +151,10 @@ pub fn register(call: &Call<'_>) -> Result<Reply, Reply> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
     if !(7..=64).contains(&asked.id.len()) || !asked.id.starts_with("agent_") || !asked.id.bytes().all(plain)
     {
-        return Err(Reply::json(
+        return Err(Reply::error(
             400,
-            error_body("This is no agent id", "Agent ids look like agent_k3v7; connect up makes one"),
+            "This is no agent id",
+            "Agent ids look like agent_k3v7; connect up makes one",
         ));
     }
     let (label, now) = (clean_label(&asked.label), clock::now());
@@ -163,7 +163,7 @@ pub fn register(call: &Call<'_>) -> Result<Reply, Reply> {
         if let Some(known) = known {
             may_speak_for(registry, known, &asked, call)?;
         } else if registry.agents(call.workspace()).count() >= AGENTS {
-            return Err(Reply::json(409, error_body("There are too many agents in this workspace", "")));
+            return Err(Reply::error(409, "There are too many agents in this workspace", ""));
         }
         let agent = Agent {
             id: asked.id.clone(),
@@ -198,12 +198,10 @@ fn may_speak_for(
     let key_lives = registry.credential_is_live(&known.key, clock::now());
     if known.workspace != call.workspace() || (key_lives && known.key != call.principal.id()) {
         call.core.audit_refusal("agent.refused", &[("by", call.principal.id()), ("agent", &known.id)]);
-        return Err(Reply::json(
+        return Err(Reply::error(
             403,
-            error_body(
-                "This agent belongs to another key",
-                "Give this machine an id of its own: connect logout, then connect up",
-            ),
+            "This agent belongs to another key",
+            "Give this machine an id of its own: connect logout, then connect up",
         ));
     }
     if known.fingerprint != asked.fingerprint {
@@ -211,12 +209,10 @@ fn may_speak_for(
             "agent.refused",
             &[("by", call.principal.id()), ("agent", &known.id), ("why", "identity")],
         );
-        return Err(Reply::json(
+        return Err(Reply::error(
             409,
-            error_body(
-                "This agent has another identity",
-                "Its identity.pem was replaced; start anew: connect logout, then connect up",
-            ),
+            "This agent has another identity",
+            "Its identity.pem was replaced; start anew: connect logout, then connect up",
         ));
     }
     Ok(())

@@ -33,7 +33,6 @@ use crate::wire::api::ShareInfo;
 use crate::wire::api::ShareMade;
 use crate::wire::api::SharePreview;
 use crate::wire::api::Status;
-use crate::wire::message::error_body;
 use crate::wire::reply::Reply;
 
 /// Services in one share, and shares in one workspace.
@@ -105,12 +104,12 @@ fn new_share(
     }
     if registry.shares(call.workspace()).count() >= SHARES {
         let what = "There are too many shares in this workspace";
-        return Err(Reply::json(409, error_body(what, "Revoke some: connect share list")));
+        return Err(Reply::error(409, what, "Revoke some: connect share list"));
     }
     let mine = |agent: &&Agent| agent.workspace == call.workspace() && may_share_for(call, &agent.key);
     let agent = registry.agent(&asked.agent).filter(mine).ok_or_else(|| {
         let hint = "Share from the machine that exposes the services";
-        Reply::json(403, error_body("This agent belongs to another key", hint))
+        Reply::error(403, "This agent belongs to another key", hint)
     })?;
     let share = Share {
         id: secret::id("shr"),
@@ -132,17 +131,15 @@ fn new_share(
 }
 
 fn taken() -> Reply {
-    Reply::json(
+    Reply::error(
         409,
-        error_body(
-            "This code is taken",
-            "Choose another with --code. If it is your own, left by a share that crashed: connect share revoke CODE",
-        ),
+        "This code is taken",
+        "Choose another with --code. If it is your own, left by a share that crashed: connect share revoke CODE",
     )
 }
 
 fn bad_request(what: &str, hint: &str) -> Reply {
-    Reply::json(400, error_body(what, hint))
+    Reply::error(400, what, hint)
 }
 
 fn may_share_for(call: &Call<'_>, key: &str) -> bool {
@@ -158,12 +155,10 @@ fn chosen(registry: &Registry, asked: &MakeShare, agent: &str) -> Result<Vec<Sha
         let mut services = registry.services_of(agent);
         let service = services.find(|service| service.name == *name);
         let service = service.ok_or_else(|| {
-            Reply::json(
+            Reply::error(
                 404,
-                error_body(
-                    &format!("This agent does not expose {name}"),
-                    &format!("Expose it first: connect expose {name} PORT"),
-                ),
+                &format!("This agent does not expose {name}"),
+                &format!("Expose it first: connect expose {name} PORT"),
             )
         })?;
         Ok(SharedService {
@@ -242,12 +237,10 @@ pub fn join(call: &Call<'_>) -> Result<Reply, Reply> {
     let share = call.core.change(|registry| {
         let share = registry.share(&found.id, now).ok_or_else(not_found)?;
         if !share.has_room() {
-            return Err(Reply::json(
+            return Err(Reply::error(
                 409,
-                error_body(
-                    "This share has been joined as often as it may be",
-                    "Ask for a new one: connect share",
-                ),
+                "This share has been joined as often as it may be",
+                "Ask for a new one: connect share",
             ));
         }
         let share = share.clone().joined(who, now);
@@ -273,10 +266,7 @@ pub fn service_of(
         // Others' guesses stop nobody who has joined; whoever has not is counted like any guess.
         find(call, &membership.code)?;
         guess_failed(call);
-        return Err(Reply::json(
-            403,
-            error_body("This share has not been joined", "Join it first: connect join CODE"),
-        ));
+        return Err(Reply::error(403, "This share has not been joined", "Join it first: connect join CODE"));
     };
     let Some(shared) =
         share.services.iter().find(|shared| shared.id == service || shared.name.as_str() == service)
@@ -330,7 +320,7 @@ fn look_up(call: &Call<'_>, code: &str) -> Option<Share> {
 }
 
 fn not_found() -> Reply {
-    Reply::json(404, error_body("Share not found or expired", "Check the code and try again."))
+    Reply::error(404, "Share not found or expired", "Check the code and try again.")
 }
 
 fn describe(call: &Call<'_>, share: &Share, token: Option<String>) -> Result<SharePreview, Reply> {

@@ -36,17 +36,13 @@ pub fn dial_hub(host: &str, port: u16, deadline: Instant, stop: &Stop) -> Result
     match proxy_for(host, port)? {
         Some(proxy) => {
             let stream = dial_proxy(&proxy, deadline, stop)?;
-            let cut = stop.attach(&stream).ok_or_else(stopped)?;
+            let cut = stop.attach(&stream).ok_or_else(Error::stopped)?;
             through_proxy(&stream, &proxy, (host, port), deadline)?;
             drop(cut);
             Ok(stream)
         }
         None => dial(host, port, deadline, stop),
     }
-}
-
-fn stopped() -> Error {
-    Error::new("Stopped").kind(Kind::Interrupted)
 }
 
 /// A connection by `deadline`; `stop` ends the attempt.
@@ -61,7 +57,7 @@ pub fn dial(host: &str, port: u16, deadline: Instant, stop: &Stop) -> Result<Arc
                 socket::prepare(&stream, address.ip());
                 return Ok(Arc::new(stream));
             }
-            Err(_) if stop.is_stopped() => return Err(stopped()),
+            Err(_) if stop.is_stopped() => return Err(Error::stopped()),
             Err(error) => last = error,
         }
     }
@@ -95,7 +91,7 @@ pub fn resolve(host: &str, port: u16, deadline: Instant, stop: &Stop) -> Result<
     });
     thread.or_say(|| "Cannot start a thread")?;
     let woken = stop.on_stop(move || drop(cut.try_send(Err(io::ErrorKind::Interrupted.into()))));
-    let _woken = woken.ok_or_else(stopped)?;
+    let _woken = woken.ok_or_else(Error::stopped)?;
     match wait.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
         Ok(Ok(addresses)) if !addresses.is_empty() => Ok(addresses),
         Ok(Ok(_)) => Err(unresolved("it has none".into())),

@@ -22,7 +22,6 @@ use crate::wire::head;
 use crate::wire::message::Answer;
 use crate::wire::message::BODY_LIMIT;
 use crate::wire::message::Request;
-use crate::wire::message::error_body;
 use crate::wire::message::read_error_body;
 use crate::wire::reply::Reply;
 
@@ -73,19 +72,16 @@ impl Conversation {
     fn read_request(&mut self, deadline: Instant) -> Heard {
         let (mut request, body) = loop {
             match head::parse_request(&self.buffer) {
-                Err(bad) => return Heard::Bad(Reply::json(bad.status(), error_body(bad.reason(), ""))),
+                Err(bad) => return Heard::Bad(Reply::error(bad.status(), bad.reason(), "")),
                 Ok(Some(head)) => {
                     let body = match request_body(&head) {
                         Ok(body) => body,
                         Err(bad) => {
-                            return Heard::Bad(Reply::json(bad.status(), error_body(bad.reason(), "")));
+                            return Heard::Bad(Reply::error(bad.status(), bad.reason(), ""));
                         }
                     };
                     let Some(request) = Request::from_head(&head) else {
-                        return Heard::Bad(Reply::json(
-                            400,
-                            error_body("The request's target is not a path", ""),
-                        ));
+                        return Heard::Bad(Reply::error(400, "The request's target is not a path", ""));
                     };
                     let length = head.length;
                     self.buffer.drain(..length);
@@ -110,7 +106,7 @@ impl Conversation {
             Ok(body) => request.body = body,
             Err(BodyTrouble::Io(error)) => return trouble(&error),
             Err(BodyTrouble::Bad(status, reason)) => {
-                return Heard::Bad(Reply::json(status, error_body(reason, "")));
+                return Heard::Bad(Reply::error(status, reason, ""));
             }
         }
         Heard::Request(request)
@@ -154,7 +150,7 @@ impl Conversation {
 fn trouble(error: &io::Error) -> Heard {
     if is_timeout(error) {
         let hint = "Send a whole request within 10 seconds";
-        return Heard::Bad(Reply::json(408, error_body("The request took too long", hint)));
+        return Heard::Bad(Reply::error(408, "The request took too long", hint));
     }
     log::debug!("a request ended early: {error}");
     Heard::Nothing
@@ -314,6 +310,5 @@ pub fn upgrade(mut stream: Duplex, protocol: &str, ask: &Ask<'_>, deadline: Inst
 pub fn refusal(status: u16, body: &[u8]) -> Error {
     let (error, hint) = read_error_body(body);
     let what = if error.is_empty() { format!("The hub answered with status {status}") } else { error };
-    let error = Error::new(what).kind(Kind::Refused(status));
-    if hint.is_empty() { error } else { error.hint(hint) }
+    Error::new(what).hint(hint).kind(Kind::Refused(status))
 }

@@ -27,7 +27,6 @@ use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 use crate::error::Error;
-use crate::error::Kind;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::os::daemon;
@@ -101,7 +100,7 @@ impl Signals {
         let program = command.first().ok_or_else(|| Error::usage("There is no command behind --"))?;
         let mut state = self.lock();
         if state.stopped {
-            return Err(Error::new("Interrupted").kind(Kind::Interrupted));
+            return Err(Error::stopped());
         }
         let pid = self.spawn(command, environment).map_err(|error| {
             Error::new(format!("Cannot run {}", program.to_string_lossy()))

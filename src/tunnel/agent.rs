@@ -224,8 +224,7 @@ impl Shared {
         hub.register(&self.registration)?;
         let (stream, at) = hub.control()?;
         let mut channel = Channel::start(stream).or_say(|| "Cannot use the control channel")?;
-        let stopped = || Error::new("The agent is stopping").kind(Kind::Interrupted);
-        let _cut = self.stop.attach(&channel.socket()).ok_or_else(stopped)?;
+        let _cut = self.stop.attach(&channel.socket()).ok_or_else(Error::stopped)?;
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let outgoing = channel.outgoing();
         outgoing.send(&ToHub::Hello { agent: self.registration.id.clone(), version });
@@ -265,8 +264,7 @@ impl Shared {
             ToAgent::Welcome { .. } | ToAgent::Unknown => {}
             ToAgent::Exposed { name, service, tunnel_port } => self.exposed(name, service, tunnel_port),
             ToAgent::Refused { name, reason, hint } => {
-                let error = Error::new(one_line(&reason)).kind(Kind::Refused(409));
-                let error = if hint.is_empty() { error } else { error.hint(one_line(&hint)) };
+                let error = Error::new(one_line(&reason)).hint(one_line(&hint)).kind(Kind::Refused(409));
                 (self.report)(Event::Refused { name, error });
             }
             ToAgent::Open { session, speaks, .. } if stranger(speaks).is_some() => {

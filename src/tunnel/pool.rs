@@ -15,7 +15,7 @@ use rustls::pki_types::ServerName;
 use super::session::Session;
 use super::session::Traffic;
 use crate::api::Hub;
-use crate::api::between_us;
+use crate::api::understand;
 use crate::error::Error;
 use crate::error::Kind;
 use crate::error::OrSay;
@@ -61,13 +61,10 @@ impl Opener {
         let deadline = Instant::now() + DEADLINE;
         let (granted, at) = self.hub.ask_session(&self.ask)?;
         let whose = format!("the agent's machine, {}", granted.agent_label);
-        if let Some((what, hint)) = between_us("The agent", &whose, granted.agent_speaks) {
-            return Err(Error::new(what).hint(hint));
-        }
+        understand("The agent", &whose, granted.agent_speaks)?;
         (self.approve)(&granted)?;
         let below = self.hub.relay(&at, &granted.relay, &granted.ticket, deadline)?;
-        let closing = || Error::new("The tunnel is closing").kind(Kind::Interrupted);
-        let _cut = stop.attach(&below.socket).ok_or_else(closing)?;
+        let _cut = stop.attach(&below.socket).ok_or_else(Error::stopped)?;
         let name = name_for(granted.agent_fingerprint)?;
         let established = tls::client(&self.tls, name, below, deadline).map_err(|error| {
             Error::new(format!("The agent of {} does not answer", granted.name))
@@ -154,7 +151,7 @@ impl Pool {
         let mut state = self.lock();
         loop {
             if self.stop.is_stopped() {
-                return Err(Error::new("The tunnel is closing").kind(Kind::Interrupted));
+                return Err(Error::stopped());
             }
             if let Some(session) = state.idle_one(leaving) {
                 return Ok(session);

@@ -3,6 +3,8 @@
 use serde_json::Value;
 use std::io::Write;
 
+use super::message::error_body;
+
 /// The answer to a CONNECT that is granted. It has no framing fields: what follows is the tunnel.
 pub const CONNECTED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 
@@ -22,6 +24,11 @@ impl Reply {
     #[allow(clippy::needless_pass_by_value)] // Callers build it in the call: `Reply::json(200, json!({…}))`.
     pub fn json(status: u16, value: Value) -> Reply {
         Reply::typed(status, "application/json", value.to_string())
+    }
+
+    /// What the API says when it refuses.
+    pub fn error(status: u16, what: &str, hint: &str) -> Reply {
+        Reply::json(status, error_body(what, hint))
     }
 
     pub fn text(status: u16, text: impl Into<String>) -> Reply {

@@ -214,7 +214,7 @@ impl Gateway {
         let (token, one) = (self.token(one)?, one.anew(CALL));
         let moved = locked(&self.access.place).cut.clone();
         let Kept { stream, cut, .. } = self.access.connect(one)?;
-        let moved = moved.attach(&stream.socket).ok_or_else(|| Trouble::Refused(stopped()))?;
+        let moved = moved.attach(&stream.socket).ok_or_else(|| Trouble::Refused(Error::stopped()))?;
         let endpoint = &self.access.at.endpoints[one.number];
         let (status, lines) =
             endpoint.ask("/v3/watch", token.as_deref(), body, |ask| Lines::ask(stream, ask, one.deadline))?;
@@ -246,7 +246,7 @@ impl Access {
         let endpoint = &self.at.endpoints[one.number];
         let dialled = dial(&endpoint.host, endpoint.port, one.deadline, &self.stop);
         let socket = dialled.map_err(|error| Trouble::Away(away(endpoint, error)))?;
-        let cut = self.stop.attach(&socket).ok_or_else(|| Trouble::Refused(stopped()))?;
+        let cut = self.stop.attach(&socket).ok_or_else(|| Trouble::Refused(Error::stopped()))?;
         let mut stream = Duplex::plain(socket);
         if endpoint.tls {
             let name = ServerName::try_from(endpoint.host.clone());
@@ -275,10 +275,6 @@ impl Access {
             }
         }
     }
-}
-
-fn stopped() -> Error {
-    Error::new("Stopped").kind(Kind::Interrupted)
 }
 
 fn not_accepted() -> Error {

@@ -1,0 +1,170 @@
+//! One call on its way: at the hub used last or, while that one is away, at the next of its fleet.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::Hub;
+use super::REGISTER;
+use super::dialer::unreachable_hub;
+use super::understand;
+use crate::error::Error;
+use crate::error::Kind;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::model::version;
+use crate::model::version::Version;
+use crate::net::address::HubUrl;
+use crate::net::http;
+use crate::wire::message::one_line;
+
+/// Lists of thousands of services are larger than any other answer.
+const ANSWER_LIMIT: u64 = 16 * 1024 * 1024;
+
+impl Hub {
+    /// At the hub used last or, while that one is away, at the next that is there.
+    pub fn somewhere<T>(
+        &self,
+        may_repeat: bool,
+        call: impl Fn(&HubUrl) -> std::result::Result<T, Missed>,
+    ) -> Result<(T, HubUrl)> {
+        let (list, first) = {
+            let hubs = self.dialer.hubs();
+            (hubs.list.clone(), hubs.at)
+        };
+        let mut missed = None;
+        for step in 0..list.len() {
+            let at = &list[(first + step) % list.len()];
+            match call(at) {
+                Ok(done) => {
+                    let mut hubs = self.dialer.hubs();
+                    hubs.at = hubs.list.iter().position(|url| url == at).unwrap_or(0);
+                    return Ok((done, at.clone()));
+                }
+                Err(Missed { error, before }) => {
+                    // What may have been heard is not said to another one too.
+                    if !before && (!may_repeat || error.kind != Kind::Unreachable) {
+                        return Err(error);
+                    }
+                    log::debug!("{at}: {error}");
+                    missed = missed.or(Some(error));
+                }
+            }
+        }
+        Err(missed.unwrap_or_else(|| Error::new("There is no hub")))
+    }
+
+    pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.read(&self.exchange("GET", path, &[], None)?)
+    }
+
+    pub fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
+        self.read(&self.exchange("POST", path, &[], Some(&written(body)?))?)
+    }
+
+    pub fn read<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T> {
+        serde_json::from_slice(bytes).map_err(|error| {
+            Error::new(format!("{} does not answer as a hub does", self.url))
+                .because(one_line(&error.to_string()))
+                .hint("Check the address given with --hub")
+        })
+    }
+
+    pub fn exchange(
+        &self,
+        method: &str,
+        path: &str,
+        fields: &[(&str, &str)],
+        body: Option<&[u8]>,
+    ) -> Result<Vec<u8>> {
+        let may_repeat = method == "GET" || path == REGISTER;
+        let call = |url: &HubUrl| self.exchange_at(url, (method, path), fields, body);
+        self.somewhere(may_repeat, call)?.0.content()
+    }
+
+    pub fn exchange_at(
+        &self,
+        url: &HubUrl,
+        (method, path): (&str, &str),
+        fields: &[(&str, &str)],
+        body: Option<&[u8]>,
+    ) -> std::result::Result<Answered, Missed> {
+        let mut request = ureq::http::Request::builder().method(method).uri(format!("{url}{path}"));
+        request = request.header(version::FIELD, version::OURS.to_string());
+        if let Some(key) = &self.key {
+            request = request.header("x-api-key", key);
+        }
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let odd = |_| Error::new("The API key has characters that a key never has");
+        let answered = match body {
+            Some(body) => {
+                let request = request.header("content-type", "application/json").body(body).map_err(odd)?;
+                self.agent.run(request)
+            }
+            None => self.agent.run(request.body(()).map_err(odd)?),
+        };
+        let mut answer = answered.map_err(|error| trouble(url, error))?;
+        let status = answer.status().as_u16();
+        let speaks = answer.headers().get(version::FIELD).map(|said| said.to_str().unwrap_or_default());
+        understand("The hub", "the hub's machine", Version::said(speaks))?;
+        let read = answer.body_mut().with_config().limit(ANSWER_LIMIT).read_to_vec();
+        let body = read.map_err(|error| trouble(url, error))?;
+        let goes_on = || serde_json::from_slice::<Value>(&body).is_ok_and(|body| body["elsewhere"] == true);
+        if status == 503 && goes_on() {
+            return Err(Missed { error: explain(status, &body), before: true });
+        }
+        Ok(Answered { status, body })
+    }
+}
+
+pub fn written(body: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(body).or_say(|| "Cannot write the request")
+}
+
+/// A hub's answer, whatever it says.
+pub struct Answered {
+    pub status: u16,
+    pub body: Vec<u8>,
+}
+
+impl Answered {
+    pub fn content(self) -> Result<Vec<u8>> {
+        if (200..300).contains(&self.status) { Ok(self.body) } else { Err(explain(self.status, &self.body)) }
+    }
+}
+
+/// A hub that was not there.
+pub struct Missed {
+    pub error: Error,
+    /// It has surely done nothing of what it was asked for.
+    pub before: bool,
+}
+
+impl From<Error> for Missed {
+    fn from(error: Error) -> Self {
+        Self { error, before: false }
+    }
+}
+
+fn trouble(url: &HubUrl, error: ureq::Error) -> Missed {
+    let (error, before) = match error {
+        ureq::Error::Other(inner) => match inner.downcast::<Error>() {
+            Ok(ours) => (*ours, true),
+            Err(inner) => (unreachable_hub(url, inner.to_string()), false),
+        },
+        ureq::Error::Timeout(_) => (unreachable_hub(url, "it did not answer in time".to_owned()), false),
+        error => (unreachable_hub(url, error.to_string()), false),
+    };
+    Missed { error, before }
+}
+
+/// What a refusal means for the person who got it.
+fn explain(status: u16, body: &[u8]) -> Error {
+    let error = http::refusal(status, body);
+    match (status, &error.hint) {
+        (401, None) => error.hint("Run: connect up --hub URL --api-key KEY"),
+        _ => error,
+    }
+}
