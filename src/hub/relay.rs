@@ -13,6 +13,7 @@ use super::sessions::Half;
 use super::sessions::Met;
 use super::sessions::Open;
 use crate::model::pairing::Offer;
+use crate::net::connect::no_deadline;
 use crate::net::duplex::Duplex;
 use crate::net::relay;
 use crate::os::clock;
@@ -29,58 +30,41 @@ pub fn serve(core: &Core, stream: Duplex, request: &Request) -> Result<(), (Repl
     if let Some(carried) = carry::redeem(core, ticket) {
         return carry_on(core, stream, &carried);
     }
-    let (socket, early) = match stream.into_plain() {
-        Ok(plain) => plain,
-        Err(stream) => {
-            return Err((
-                refuse(core, 400, "The relay is not spoken over TLS", "Use the address that the hub named"),
-                stream,
-            ));
-        }
-    };
+    let (socket, early) = stream.into_plain().map_err(|stream| {
+        (refuse(core, 400, "The relay is not spoken over TLS", "Use the address that the hub named"), stream)
+    })?;
+    let met = meet(core, &socket, ticket);
+    let (partner, open) = met.map_err(|refusal| (refusal, Duplex::plain(Arc::clone(&socket))))?;
+    log::debug!("relaying {}", open.session);
+    let _ = no_deadline(&socket);
+    pump(core, [&socket, &partner], &early, &open);
+    Ok(())
+}
+
+/// Waits for the other end, unless it waits already.
+fn meet(core: &Core, socket: &Arc<TcpStream>, ticket: &str) -> Result<(Arc<TcpStream>, Arc<Open>), Reply> {
     let (meet, met) = mpsc::sync_channel(1);
-    let half = Half { socket: Arc::clone(&socket), meet, is_joiner: false };
-    let (session, mine_is_joiner, partner, open) = match core.sessions.offer(ticket, half, clock::now()) {
+    let half = Half { socket: Arc::clone(socket), meet, is_joiner: false };
+    match core.sessions.offer(ticket, half, clock::now()) {
         Offer::Unknown(_) => {
-            return Err((
-                refuse(core, 403, "This ticket is not valid", "Tickets work once, for 15 seconds"),
-                Duplex::plain(socket),
-            ));
+            Err(refuse(core, 403, "This ticket is not valid", "Tickets work once, for 15 seconds"))
         }
         Offer::Second { session, mine, partner } => {
-            let Some(open) = begin(core, &session, &mine, &partner) else {
-                partner.socket.shutdown(Shutdown::Both).unwrap_or_default();
-                return Err((
-                    refuse(core, 403, "This session is not valid any more", ""),
-                    Duplex::plain(socket),
-                ));
-            };
-            (session, mine.is_joiner, partner.socket, open)
+            let open = begin(core, &session, &mine, &partner).ok_or_else(|| {
+                let _ = partner.socket.shutdown(Shutdown::Both);
+                refuse(core, 403, "This session is not valid any more", "")
+            })?;
+            Ok((partner.socket, open))
         }
         Offer::First { session } => match met.recv_timeout(MEETING) {
-            Ok(Met::Partner(partner, open)) => {
-                let is_joiner = open.is_joiner(&socket);
-                (session, is_joiner, partner, open)
-            }
-            Ok(Met::Declined(reason)) => {
-                return Err((
-                    refuse(core, 503, &format!("The agent declined: {reason}"), ""),
-                    Duplex::plain(socket),
-                ));
-            }
+            Ok(Met::Partner(partner, open)) => Ok((partner, open)),
+            Ok(Met::Declined(reason)) => Err(refuse(core, 503, &format!("The agent declined: {reason}"), "")),
             Err(_) => {
                 core.sessions.give_up(&session);
-                return Err((
-                    refuse(core, 504, "The other end did not come", "Try again in a moment"),
-                    Duplex::plain(socket),
-                ));
+                Err(refuse(core, 504, "The other end did not come", "Try again in a moment"))
             }
         },
-    };
-    log::debug!("relaying {session}");
-    let _ = socket.set_read_timeout(None).and_then(|()| socket.set_write_timeout(None));
-    pump(core, [&socket, &partner], &early, &open, mine_is_joiner);
-    Ok(())
+    }
 }
 
 /// The agent is at another hub.
@@ -89,10 +73,8 @@ fn carry_on(core: &Core, mut near: Duplex, carried: &carry::Carried) -> Result<(
         Ok(far) => far,
         Err(reply) => return Err((reply, near)),
     };
-    let mut hello = Vec::new();
-    Reply::switching(RELAY_UPGRADE).write_into(&mut hello, true, false);
-    let _ = near.socket.set_read_timeout(None).and_then(|()| near.socket.set_write_timeout(None));
-    if near.writer.write_all(&hello).is_ok() {
+    let _ = no_deadline(&near.socket);
+    if near.writer.write_all(&hello()).is_ok() {
         carry::pump(near, far);
     }
     Ok(())
@@ -102,10 +84,8 @@ fn carry_on(core: &Core, mut near: Duplex, carried: &carry::Carried) -> Result<(
 fn begin(core: &Core, session: &str, mine: &Half, partner: &Half) -> Option<Arc<Open>> {
     let (joiner, agent) = if mine.is_joiner { (mine, partner) } else { (partner, mine) };
     let open = core.sessions.begin(session, [Arc::clone(&joiner.socket), Arc::clone(&agent.socket)])?;
-    let mut hello = Vec::new();
-    Reply::switching(RELAY_UPGRADE).write_into(&mut hello, true, false);
     for half in [mine, partner] {
-        if (&*half.socket).write_all(&hello).is_err() {
+        if (&*half.socket).write_all(&hello()).is_err() {
             let _ = half.socket.shutdown(Shutdown::Both);
         }
     }
@@ -121,11 +101,16 @@ fn begin(core: &Core, session: &str, mine: &Half, partner: &Half) -> Option<Arc<
     Some(open)
 }
 
+fn hello() -> Vec<u8> {
+    let mut hello = Vec::new();
+    Reply::switching(RELAY_UPGRADE).write_into(&mut hello, true, false);
+    hello
+}
+
 /// One direction, from the first of the two sockets to the second.
-fn pump(core: &Core, [own, partner]: [&TcpStream; 2], early: &[u8], open: &Open, from_joiner: bool) {
-    let count = if from_joiner { &open.to_agent } else { &open.to_joiner };
-    let begun = (&*partner).write_all(early);
-    if begun.is_ok() {
+fn pump(core: &Core, [own, partner]: [&Arc<TcpStream>; 2], early: &[u8], open: &Open) {
+    let count = if open.is_joiner(own) { &open.to_agent } else { &open.to_joiner };
+    if (&**partner).write_all(early).is_ok() {
         relay::copy(own, partner, count);
     } else {
         let _ = own.shutdown(Shutdown::Both);

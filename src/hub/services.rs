@@ -87,14 +87,9 @@ pub fn whoami(call: &Call<'_>) -> Result<Reply, Reply> {
             label: call.principal.label().into(),
             role,
             workspace: call.workspace().into(),
-            hubs: hubs(call),
+            hubs: call.core.registry().hub_urls(),
         },
     )
-}
-
-/// Where else this fleet can be reached.
-pub fn hubs(call: &Call<'_>) -> Vec<String> {
-    call.core.registry().hubs().map(|hub| hub.url.clone()).collect()
 }
 
 pub fn list(call: &Call<'_>) -> Result<Reply, Reply> {
@@ -184,7 +179,7 @@ pub fn register(call: &Call<'_>) -> Result<Reply, Reply> {
             &[("agent", &info.id), ("label", &info.label), ("by", call.principal.id())],
         );
     }
-    ok(200, &AgentInfo { hubs: hubs(call), ..info })
+    ok(200, &AgentInfo { hubs: call.core.registry().hub_urls(), ..info })
 }
 
 /// An agent's id belongs to its identity, its workspace, and to the key that registered it for as long as

@@ -342,6 +342,6 @@ fn describe(call: &Call<'_>, share: &Share, token: Option<String>) -> Result<Sha
         agent_fingerprint: agent.fingerprint,
         services: services.collect(),
         token,
-        hubs: registry.hubs().map(|hub| hub.url.clone()).collect(),
+        hubs: registry.hub_urls(),
     })
 }

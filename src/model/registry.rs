@@ -242,6 +242,11 @@ impl Registry {
         self.tries.get(who).filter(|tries| now < tries.until)
     }
 
+    /// Where the hubs of the fleet are reached; none for a hub alone.
+    pub fn hub_urls(&self) -> Vec<String> {
+        self.hubs.values().map(|hub| hub.url.clone()).collect()
+    }
+
     pub fn hubs(&self) -> impl Iterator<Item = &Peer> {
         self.hubs.values()
     }

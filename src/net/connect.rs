@@ -167,6 +167,12 @@ pub fn set_deadline(socket: &TcpStream, deadline: Instant) -> io::Result<()> {
     socket.set_write_timeout(Some(left))
 }
 
+/// They wait for as long as it takes again.
+pub fn no_deadline(socket: &TcpStream) -> io::Result<()> {
+    socket.set_read_timeout(None)?;
+    socket.set_write_timeout(None)
+}
+
 /// Whether a read or write failed because its time was up: systems name it in two ways.
 pub fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)

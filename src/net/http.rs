@@ -8,6 +8,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use super::connect::is_timeout;
+use super::connect::no_deadline;
 use super::connect::set_deadline;
 use super::duplex::Duplex;
 use crate::error::Error;
@@ -298,11 +299,7 @@ pub fn upgrade(mut stream: Duplex, protocol: &str, ask: &Ask<'_>, deadline: Inst
         return Err(refusal(answer.status, &answer.body));
     }
     stream.reader.push_back(behind);
-    stream
-        .socket
-        .set_read_timeout(None)
-        .and_then(|()| stream.socket.set_write_timeout(None))
-        .or_say(|| "Cannot use the connection")?;
+    no_deadline(&stream.socket).or_say(|| "Cannot use the connection")?;
     Ok(stream)
 }
 

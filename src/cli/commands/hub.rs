@@ -75,7 +75,7 @@ fn announce(call: &Call, core: &Core, url: &HubUrl, listening: &str) {
         "pin": core.ca.pin().to_string(), "data": core.settings.data, "firstKey": first_key }));
     say.line(&format!("[ok] Hub listening on {listening}"));
     say.line(&format!("  Data: {}", core.settings.data.display()));
-    let others: Vec<String> = core.registry().hubs().map(|hub| hub.url.clone()).collect();
+    let others = core.registry().hub_urls();
     if core.fleet.is_some() {
         say.line(&format!("  Fleet: {}", others.join(" ")));
     }

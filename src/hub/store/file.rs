@@ -48,16 +48,9 @@ pub struct FileStore {
     _lock: Lock,
 }
 
-/// What opening found.
-pub struct Opened {
-    pub store: FileStore,
-    /// What the operator should hear about recovery.
-    pub note: Option<String>,
-}
-
 impl FileStore {
-    /// Reads all there is into `registry`.
-    pub fn open(folder: &Path, lock: Lock, shared: &Arc<Mutex<Registry>>) -> Result<Opened> {
+    /// Reads all there is into `registry`. Also what the operator should hear about recovery.
+    pub fn open(folder: &Path, lock: Lock, shared: &Arc<Mutex<Registry>>) -> Result<(Self, Option<String>)> {
         let mut registry = locked(shared);
         let (mut last, mut snapshot_length) = (0, 0);
         files::remove_drafts(&folder.join("registry.json"));
@@ -97,7 +90,7 @@ impl FileStore {
             last,
             _lock: lock,
         };
-        Ok(Opened { store, note })
+        Ok((store, note))
     }
 
     /// Returns when the changes are on the disk. After an error nothing of them is.
@@ -193,7 +186,7 @@ mod tests {
             let registry = Arc::default();
             (FileStore::open(&folder, lock, &registry).unwrap(), registry)
         };
-        let (mut opened, registry) = open();
+        let ((mut store, _), registry) = open();
         for n in 0..20_u64 {
             let device = crate::model::record::Device {
                 code: format!("C{n}"),
@@ -202,15 +195,15 @@ mod tests {
                 expires_at: crate::model::time::Time::from_unix(n),
                 approved: None,
             };
-            opened.store.commit(vec![Change::Put(Record::Device(device))], 0).unwrap();
+            store.commit(vec![Change::Put(Record::Device(device))], 0).unwrap();
             if n == 9 {
                 let records = locked(&registry).records().collect();
-                opened.store.snapshot(records).unwrap();
+                store.snapshot(records).unwrap();
             }
         }
-        drop(opened.store);
-        let (again, registry) = open();
+        drop(store);
+        let ((_, note), registry) = open();
         assert_eq!(locked(&registry).devices().count(), 20);
-        assert!(again.note.is_none());
+        assert!(note.is_none());
     }
 }

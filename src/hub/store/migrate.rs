@@ -12,7 +12,6 @@ use super::Store;
 use super::etcd::clear;
 use super::etcd::find;
 use super::etcd::found_or_put;
-use super::file;
 use super::gateway::Gateway;
 use super::replica::CHUNK;
 use crate::error::Error;
@@ -58,13 +57,13 @@ impl Place {
                 pem("ca.key")?.zip(pem("ca.crt")?)
             }
             Self::Etcd(at) => {
-                let (_, gateway) = Etcd::open(at, None, &registry, stop)?;
-                let hubs: Vec<String> = locked(&registry).hubs().map(|hub| hub.url.clone()).collect();
+                let (_, mut gateway) = Etcd::open(at, None, &registry, stop)?;
+                let hubs = locked(&registry).hub_urls();
                 if !hubs.is_empty() {
                     return Err(Error::new(format!("The fleet's hubs are running: {}", hubs.join(" ")))
                         .hint("Stop them first; nothing was changed"));
                 }
-                let found = find(&mut gateway.another(), CA)?;
+                let found = find(&mut gateway, CA)?;
                 found.and_then(|found| serde_json::from_slice(&found).ok())
             }
         };
@@ -79,7 +78,7 @@ impl Place {
         match self {
             Self::Folder(folder) => {
                 let lock = lock(folder)?;
-                let file::Opened { mut store, .. } = FileStore::open(folder, lock, &registry)?;
+                let (mut store, _) = FileStore::open(folder, lock, &registry)?;
                 store.snapshot(contents.records.clone())?;
                 let certificates = folder.join("certs");
                 files::private_dir(&certificates)?;
@@ -89,13 +88,13 @@ impl Place {
             }
             Self::Etcd(at) => {
                 clear(&mut Gateway::new(at, stop)?)?;
-                let (mut store, gateway) = Etcd::open(at, None, &registry, stop)?;
+                let (mut store, mut gateway) = Etcd::open(at, None, &registry, stop)?;
                 for some in contents.records.chunks(CHUNK) {
                     let mark = store.mark();
                     store.commit(some.iter().cloned().map(Change::Put).collect(), mark)?;
                 }
                 if let Some(ca) = ca {
-                    found_or_put(&mut gateway.another(), CA, || Ok(json!(ca).to_string()))?;
+                    found_or_put(&mut gateway, CA, || Ok(json!(ca).to_string()))?;
                 }
             }
         }

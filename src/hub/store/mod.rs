@@ -61,7 +61,7 @@ pub fn open(data: &Path, shared: Option<&EtcdAt>, stop: &Stop) -> Result<Option<
     let Some(lock) = files::try_lock(&data.join("hub.lock"))? else { return Ok(None) };
     let registry = Arc::default();
     let Some(at) = shared else {
-        let file::Opened { store, note } = FileStore::open(data, lock, &registry)?;
+        let (store, note) = FileStore::open(data, lock, &registry)?;
         return Ok(Some(Opened { store: Box::new(store), registry, shared: None, note }));
     };
     let (store, gateway) = Etcd::open(at, Some(lock), &registry, stop)?;
