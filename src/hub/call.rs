@@ -12,6 +12,8 @@ use crate::model::version;
 use crate::model::version::Version;
 use crate::net::address::bracketed;
 use crate::net::address::split_host_port;
+use crate::wire::control::RELAY_UPGRADE;
+use crate::wire::control::UPGRADE;
 use crate::wire::message::Request;
 use crate::wire::reply::Reply;
 
@@ -79,6 +81,11 @@ pub fn relay_address(request: &Request, over_tls: bool) -> Result<String, Reply>
         Some((name, port)) => Ok(format!("{scheme}://{}:{port}", bracketed(&name))),
         None => Err(Reply::error(400, "The Host header is not an address", "")),
     }
+}
+
+/// What is spoken here beside the API is something else.
+pub fn other_upgrade(what: &str, hint: &str) -> Reply {
+    Reply::error(426, what, hint).field("upgrade", format!("{UPGRADE}, {RELAY_UPGRADE}"))
 }
 
 /// Labels are shown on other people's terminals: printable, and not long.

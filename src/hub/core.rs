@@ -82,7 +82,7 @@ pub struct Core {
     pub audit: Audit,
     pub sessions: Sessions,
     pub counters: Counters,
-    pub fleet: Option<Fleet>,
+    pub fleet: Option<Arc<Fleet>>,
     /// What the hub's own command line calls itself with; new at each start.
     pub local_token: String,
     pub started: Instant,
@@ -138,7 +138,7 @@ impl Core {
                 // For those who give it to clients with `--ca`.
                 files::write(&settings.data.join("fleet-ca.crt"), pem.as_bytes())?;
                 let fleet = Fleet::new(replica, gateway, &ca, settings.behind_proxy)?;
-                (ca, Some(fleet))
+                (ca, Some(Arc::new(fleet)))
             }
             None => {
                 files::private_dir(&certificates)?;
@@ -184,25 +184,18 @@ impl Core {
             });
             counted.collect::<Vec<_>>()
         };
-        let is_flood = {
-            let mut shared = locked(&self.tries_shared);
-            shared.failed(&(), now);
-            shared.blocked(&(), now).is_some()
-        };
-        if is_flood || self.change(|registry| Ok((one_more(registry), ()))).is_err() {
-            let mut registry = self.registry();
-            one_more(&registry).into_iter().for_each(|change| registry.apply(change));
+        if locked(&self.tries_shared).allows(&(), now) {
+            self.change_anyhow(one_more);
+        } else {
+            self.change_here(one_more);
         }
     }
 
     /// Audits what somebody known was refused, named first in `details`; not more often than a person would try.
     pub fn audit_refusal(&self, event: &str, details: Details<'_>) {
         let who = details.first().map(|(_, who)| (*who).to_owned()).unwrap_or_default();
-        let now = clock::now();
-        let mut told = locked(&self.told);
-        if told.blocked(&who, now).is_none() {
-            told.failed(&who, now);
-            drop(told);
+        let is_told = locked(&self.told).allows(&who, clock::now());
+        if is_told {
             self.audit.say(event, details);
         }
     }
@@ -234,6 +227,18 @@ impl Core {
             }
         }
         Err(self.cannot_write(&Error::new("other hubs were faster each time")))
+    }
+
+    /// Changes what is true here, whether the store hears of it or not.
+    fn change_anyhow(&self, decide: impl Fn(&Registry) -> Vec<Change>) {
+        if self.change(|registry| Ok((decide(registry), ()))).is_err() {
+            self.change_here(decide);
+        }
+    }
+
+    fn change_here(&self, decide: impl Fn(&Registry) -> Vec<Change>) {
+        let mut registry = self.registry();
+        decide(&registry).into_iter().for_each(|change| registry.apply(change));
     }
 
     fn cannot_write(&self, error: &Error) -> Reply {
@@ -300,17 +305,12 @@ impl Core {
         self.tunnels.ports().keys().for_each(|service| self.close_tunnel(service, true));
     }
 
-    /// Takes those services offline that this channel still holds. Whether the store hears of it or not, they
-    /// are not here any more.
+    /// Takes those services offline that this channel still holds: they are not here any more.
     pub fn take_offline(&self, channel: ChannelId, which: impl Fn(&str) -> bool) {
-        let drops = |registry: &Registry| {
+        self.change_anyhow(|registry| {
             let held = registry.held_by(channel).into_iter().filter(|online| which(&online.service));
-            held.map(|online| Change::drop(Table::Online, &online.id)).collect::<Vec<_>>()
-        };
-        if self.change(|registry| Ok((drops(registry), ()))).is_err() {
-            let mut registry = self.registry();
-            drops(&registry).into_iter().for_each(|change| registry.apply(change));
-        }
+            held.map(|online| Change::drop(Table::Online, &online.id)).collect()
+        });
     }
 
     pub fn close_tunnel(&self, service: &str, keep_port: bool) {

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use super::access;
 use super::call::Call;
 use super::call::Visit;
+use super::call::other_upgrade;
 use super::core::Core;
-use super::fleet::Fleet;
 use super::grant;
 use super::keys;
 use super::pages;
@@ -72,11 +72,8 @@ pub fn answer(core: &Core, request: &Request, visit: Visit) -> Reply {
 
 /// A hub that is ending, or has lost what the others still have, sends everybody to them.
 pub fn refuse_adrift(core: &Core, request: &Request) -> Result<(), Reply> {
-    let is_adrift = |fleet: &Fleet| fleet.is_adrift() || core.stop.is_stopped();
-    if !core.fleet.as_ref().is_some_and(is_adrift)
-        || request.path == "/health"
-        || access::is_local(core, request)
-    {
+    let is_adrift = core.fleet.as_ref().is_some_and(|fleet| fleet.is_adrift() || core.stop.is_stopped());
+    if !is_adrift || request.path == "/health" || access::is_local(core, request) {
         return Ok(());
     }
     core.counters.refused("adrift");
@@ -124,12 +121,8 @@ fn matches<'p>(pattern: &str, path: &'p str) -> Option<Vec<&'p str>> {
 }
 
 fn upgrade_needed(_: &Call<'_>) -> Result<Reply, Reply> {
-    Err(Reply::error(
-        426,
-        "This path is for connect's own channels",
-        "Update connect: it did not ask for a protocol that this hub speaks",
-    )
-    .field("upgrade", "connect-control/1, connect-relay/1"))
+    let hint = "Update connect: it did not ask for a protocol that this hub speaks";
+    Err(other_upgrade("This path is for connect's own channels", hint))
 }
 
 #[cfg(test)]

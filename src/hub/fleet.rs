@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -33,6 +32,7 @@ use crate::model::record::Record;
 use crate::model::record::Table;
 use crate::model::time::Time;
 use crate::net::crew;
+use crate::net::crew::Crew;
 use crate::net::stop::Stop;
 use crate::net::trust;
 use crate::net::trust::HubTrust;
@@ -74,15 +74,13 @@ impl Fleet {
 /// The threads of a hub in its fleet; they end when it is dropped.
 pub struct Member {
     stop: Stop,
-    threads: Vec<JoinHandle<()>>,
+    crew: Crew,
 }
 
 impl Drop for Member {
     fn drop(&mut self) {
         self.stop.stop();
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
-        }
+        self.crew.join(|| ());
     }
 }
 
@@ -101,24 +99,22 @@ pub fn join(core: &Arc<Core>, url: &str, stop: &Stop) -> Result<Option<Member>> 
     fleet.replica.become_hub(url);
     let mut keeper = Keeper {
         core: Arc::clone(core),
+        fleet: Arc::clone(fleet),
         gateway: fleet.gateway.another(),
         myself: Peer { url: url.to_owned(), instance },
         last: Instant::now(),
     };
     keeper.beat()?;
-    let (own, following, stop) = (stop.clone(), Arc::clone(core), stop.clone());
-    let mut gateway = fleet.gateway.another();
-    let ending = own.clone();
-    let threads = [
-        crew::spawn("fleet-keep", move || keeper.keep(&own)),
-        crew::spawn("fleet-follow", move || follow(&following, &mut gateway, &ending)),
-    ];
-    let threads = threads.into_iter().collect::<std::io::Result<_>>().or_say(|| "Cannot start a thread")?;
-    Ok(Some(Member { stop, threads }))
+    let (mut gateway, fleet) = (fleet.gateway.another(), Arc::clone(fleet));
+    let (own, ending) = (stop.clone(), stop.clone());
+    let member = Member { stop: stop.clone(), crew: Crew::default() };
+    let kept = member.crew.spawn("fleet-keep", move || keeper.keep(&own));
+    let followed = member.crew.spawn("fleet-follow", move || follow(&fleet, &mut gateway, &ending));
+    kept.and(followed).or_say(|| "Cannot start a thread")?;
+    Ok(Some(member))
 }
 
-fn follow(core: &Core, gateway: &mut Gateway, stop: &Stop) {
-    let Some(fleet) = &core.fleet else { return };
+fn follow(fleet: &Fleet, gateway: &mut Gateway, stop: &Stop) {
     while !stop.is_stopped() {
         let followed = fleet.replica.follow(gateway);
         let ended = match followed {
@@ -133,6 +129,7 @@ fn follow(core: &Core, gateway: &mut Gateway, stop: &Stop) {
 
 struct Keeper {
     core: Arc<Core>,
+    fleet: Arc<Fleet>,
     gateway: Gateway,
     myself: Peer,
     /// When etcd last confirmed the lease.
@@ -141,11 +138,9 @@ struct Keeper {
 
 impl Keeper {
     fn keep(&mut self, stop: &Stop) {
-        let core = Arc::clone(&self.core);
-        let Some(fleet) = &core.fleet else { return };
         while !stop.wait_for(BEAT) {
             match self.beat() {
-                Ok(()) if fleet.is_adrift.swap(false, Ordering::Relaxed) => {
+                Ok(()) if self.fleet.is_adrift.swap(false, Ordering::Relaxed) => {
                     log::warn!("this hub is with its fleet again");
                 }
                 Ok(()) => {}
@@ -160,8 +155,7 @@ impl Keeper {
 
     /// Renews the lease, or takes a new one, and sets right what etcd says of this hub.
     fn beat(&mut self) -> Result<()> {
-        let core = Arc::clone(&self.core);
-        let Some(fleet) = &core.fleet else { return Ok(()) };
+        let fleet = Arc::clone(&self.fleet);
         if let Some(lease) = fleet.replica.lease() {
             let kept = self.call("/v3/lease/keepalive", &json!({ "ID": lease }))?;
             if number(&kept["result"]["TTL"]) == 0 {
@@ -176,26 +170,23 @@ impl Keeper {
         if fleet.replica.say_away(false) {
             log::warn!("etcd answers again");
         }
-        self.set_right(fleet);
+        self.set_right();
         Ok(())
     }
 
     fn call(&mut self, path: &str, body: &serde_json::Value) -> Result<serde_json::Value> {
         let called = self.gateway.call(path, body);
         called.inspect_err(|error| {
-            if error.kind == Kind::Unreachable
-                && let Some(fleet) = &self.core.fleet
-                && !fleet.replica.say_away(true)
-            {
+            if error.kind == Kind::Unreachable && !self.fleet.replica.say_away(true) {
                 log::warn!("{error}; until it does, changes are refused and the rest works from memory");
             }
         })
     }
 
     /// What is here and not in etcd is put there, and the other way round.
-    fn set_right(&self, fleet: &Fleet) {
-        let (missing, surplus) = fleet.replica.differences();
-        let is_listed = fleet.replica.has(Table::Hub, &self.myself.url);
+    fn set_right(&self) {
+        let (missing, surplus) = self.fleet.replica.differences();
+        let is_listed = self.fleet.replica.has(Table::Hub, &self.myself.url);
         if is_listed && missing.is_empty() && surplus.is_empty() {
             return;
         }
@@ -213,24 +204,22 @@ impl Keeper {
 
     /// etcd is away. If it is for us only, and for longer than the lease, the agents are better off elsewhere.
     fn drift(&self) {
-        let Some(fleet) = &self.core.fleet else { return };
-        if self.last.elapsed() < LEASE || fleet.is_adrift() {
+        if self.last.elapsed() < LEASE || self.fleet.is_adrift() {
             return;
         }
         let hubs: Vec<Peer> = self.core.registry().hubs().cloned().collect();
         let others = hubs.iter().filter(|hub| hub.url != self.myself.url);
         if let Some(other) = others.into_iter().find(|hub| carry::has_store(&self.core, &hub.url)) {
             log::warn!("this hub has lost its fleet's etcd and {} has not: agents go there", other.url);
-            fleet.is_adrift.store(true, Ordering::Relaxed);
+            self.fleet.is_adrift.store(true, Ordering::Relaxed);
             self.core.let_agents_go();
         }
     }
 
     /// The others need not wait for the lease to end.
     fn say_farewell(&mut self) {
-        let Some(fleet) = &self.core.fleet else { return };
-        let Some(lease) = fleet.replica.lease() else { return };
-        fleet.replica.say_away(true);
+        let Some(lease) = self.fleet.replica.lease() else { return };
+        self.fleet.replica.say_away(true);
         let last_word = Stop::new();
         let Ok(mut gateway) = self.gateway.until(&last_word) else { return };
         let said = crew::spawn("fleet-farewell", move || {

@@ -7,7 +7,6 @@ use std::net::TcpListener;
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -19,6 +18,7 @@ use super::agents;
 use super::agents::Arrival;
 use super::ca;
 use super::call::Visit;
+use super::call::other_upgrade;
 use super::call::relay_address;
 use super::call::spoken_by;
 use super::core::Core;
@@ -35,7 +35,7 @@ use crate::model::version;
 use crate::model::version::End;
 use crate::net::connect::DEADLINE;
 use crate::net::connect::set_deadline;
-use crate::net::crew;
+use crate::net::crew::Crew;
 use crate::net::duplex::Duplex;
 use crate::net::http::Conversation;
 use crate::net::http::Heard;
@@ -67,7 +67,7 @@ const LETTERS: std::ops::RangeInclusive<u8> = b'A'..=b'Z';
 pub struct RunningHub {
     front: Arc<Front>,
     server: Option<Server>,
-    sweeper: Option<JoinHandle<()>>,
+    crew: Crew,
     member: Option<fleet::Member>,
     stop: Stop,
     note: PathBuf,
@@ -110,16 +110,17 @@ pub fn start(
     };
     let server = Server::start(listener, service, &stop)?;
     let (own, sweeping) = (stop.clone(), Arc::clone(core));
-    let sweeper = crew::spawn("hub-sweep", move || {
+    let crew = Crew::default();
+    let swept = crew.spawn("hub-sweep", move || {
         while !own.wait_for(SWEEP) {
             sweeping.sweep();
         }
     });
+    swept.or_say(|| "Cannot start a thread")?;
     let note = core.settings.data.join("hub.json");
     let how = json!({ "address": server.address().to_string(), "pin": core.ca.pin().to_string(), "token": core.local_token });
     files::write(&note, how.to_string().as_bytes())?;
-    let sweeper = Some(sweeper.or_say(|| "Cannot start a thread")?);
-    Ok(RunningHub { front, server: Some(server), sweeper, member, stop, note, _registration: registration })
+    Ok(RunningHub { front, server: Some(server), crew, member, stop, note, _registration: registration })
 }
 
 impl Drop for RunningHub {
@@ -128,9 +129,7 @@ impl Drop for RunningHub {
         let _ = files::remove(&self.note);
         self.member = None;
         self.server = None;
-        if let Some(sweeper) = self.sweeper.take() {
-            let _ = sweeper.join();
-        }
+        self.crew.join(|| ());
         self.front.core.tunnels.close_all();
     }
 }
@@ -188,13 +187,11 @@ impl Front {
                 Heard::Nothing => return,
                 Heard::Bad(reply) => {
                     self.core.counters.refused("bad-request");
-                    let _ = conversation.answer(&reply, false, false);
-                    return conversation.hang_up();
+                    return conversation.end_with(&reply);
                 }
             };
             if let Some(reply) = self.other_protocol(&request) {
-                let _ = conversation.answer(&reply, false, false);
-                return conversation.hang_up();
+                return conversation.end_with(&reply);
             }
             if request.path == "/v1/relay" && request.method == "GET" && request.upgrades_to(RELAY_UPGRADE) {
                 // Without a good ticket it ends at once.
@@ -235,9 +232,7 @@ impl Front {
 
     fn relay(&self, conversation: Conversation, request: &Request) {
         if let Err((reply, stream)) = relay::serve(&self.core, conversation.into_stream(), request) {
-            let mut conversation = Conversation::new(stream);
-            let _ = conversation.answer(&reply, false, false);
-            conversation.hang_up();
+            Conversation::new(stream).end_with(&reply);
         }
     }
 
@@ -263,10 +258,7 @@ impl Front {
                     agents::serve(&self.core, conversation.into_stream(), arrival, opener);
                 }
             }
-            Err(reply) => {
-                let _ = conversation.answer(&reply, false, false);
-                conversation.hang_up();
-            }
+            Err(reply) => conversation.end_with(&reply),
         }
     }
 
@@ -276,7 +268,7 @@ impl Front {
         let hub = End { called: "This hub", at: "the hub's machine", speaks: version::OURS };
         let (what, hint) = version::objection(&hub, &client)?;
         self.core.counters.refused("protocol");
-        Some(Reply::error(426, &what, &hint).field("upgrade", "connect-control/1, connect-relay/1"))
+        Some(other_upgrade(&what, &hint))
     }
 
     fn tls_required(&self, request: &Request) -> Reply {

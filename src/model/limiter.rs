@@ -1,4 +1,4 @@
-//! Counts failures by whoever made them, and says when there were too many.
+//! Counts what somebody does within a window of time, and says when it was too much.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -23,14 +23,8 @@ impl<K: Clone + Eq + Hash> Limiter<K> {
         Self { allowed, window: window_seconds, counts: HashMap::new() }
     }
 
-    /// Seconds until `who` may try again; `None` when it may now.
-    pub fn blocked(&self, who: &K, now: Time) -> Option<u64> {
-        let (began, count) = self.counts.get(who)?;
-        let age = now.since(*began).as_secs();
-        (*count >= self.allowed && age < self.window).then(|| self.window - age)
-    }
-
-    pub fn failed(&mut self, who: &K, now: Time) {
+    /// Counts one more of `who`, and says whether that is still allowed.
+    pub fn allows(&mut self, who: &K, now: Time) -> bool {
         if self.counts.len() >= REMEMBERED && !self.counts.contains_key(who) {
             self.forget_old(now);
         }
@@ -39,6 +33,7 @@ impl<K: Clone + Eq + Hash> Limiter<K> {
             *entry = (now, 0);
         }
         entry.1 = entry.1.saturating_add(1);
+        entry.1 <= self.allowed
     }
 
     fn forget_old(&mut self, now: Time) {
@@ -69,13 +64,9 @@ mod tests {
     #[test]
     fn the_eleventh_try_waits_for_the_window_to_end() {
         let mut limiter = Limiter::new(10, 60);
-        for second in 0..10 {
-            assert_eq!(limiter.blocked(&"a", at(second)), None);
-            limiter.failed(&"a", at(second));
-        }
-        assert_eq!(limiter.blocked(&"a", at(10)), Some(50));
-        assert_eq!(limiter.blocked(&"b", at(10)), None);
-        assert_eq!(limiter.blocked(&"a", at(60)), None);
+        assert!((0..10).all(|second| limiter.allows(&"a", at(second))));
+        assert!(!limiter.allows(&"a", at(10)) && limiter.allows(&"b", at(10)));
+        assert!(!limiter.allows(&"a", at(59)) && limiter.allows(&"a", at(60)));
     }
 
     #[test]
@@ -93,7 +84,7 @@ mod tests {
     fn a_flood_of_callers_does_not_grow_without_end() {
         let mut limiter = Limiter::new(10, 60);
         for caller in 0..50_000_u32 {
-            limiter.failed(&caller, at(0));
+            limiter.allows(&caller, at(0));
         }
         assert!(limiter.counts.len() <= REMEMBERED);
     }

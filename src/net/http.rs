@@ -121,13 +121,17 @@ impl Conversation {
         set_deadline(&self.stream.socket, Instant::now() + PATIENCE)?;
         self.stream.writer.write_all(&out)
     }
-}
 
-impl Conversation {
     /// The connection for whatever was agreed on; bytes that came behind the head are read first.
     pub fn into_stream(mut self) -> Duplex {
         self.stream.reader.push_back(self.buffer);
         self.stream
+    }
+
+    /// Says this last.
+    pub fn end_with(mut self, reply: &Reply) {
+        let _ = self.answer(reply, false, false);
+        self.hang_up();
     }
 
     /// Ends the connection so that the last answer arrives: what the client still sends is read for a
