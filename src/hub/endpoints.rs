@@ -8,6 +8,7 @@ use super::call::Visit;
 use super::call::other_upgrade;
 use super::core::Core;
 use super::grant;
+use super::joining;
 use super::keys;
 use super::pages;
 use super::services;
@@ -40,8 +41,8 @@ const TABLE: [(&str, &str, Needs, Endpoint); 23] = [
     ("POST", "/v1/shares", Needs::To(Action::Share), shares::make),
     ("GET", "/v1/shares", Needs::To(Action::Share), shares::list),
     ("DELETE", "/v1/shares/*", Needs::To(Action::Share), shares::revoke),
-    ("GET", "/v1/shares/*", Needs::To(Action::Join), shares::preview),
-    ("POST", "/v1/shares/*/join", Needs::To(Action::Join), shares::join),
+    ("GET", "/v1/shares/*", Needs::To(Action::Join), joining::preview),
+    ("POST", "/v1/shares/*/join", Needs::To(Action::Join), joining::join),
     ("POST", "/v1/device", Needs::Nothing, keys::ask_device),
     ("GET", "/v1/device/*", Needs::Nothing, keys::device_state),
     ("POST", "/v1/device/*/approve", Needs::To(Action::Administer), keys::approve_device),

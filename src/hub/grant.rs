@@ -9,9 +9,9 @@ use super::call::relay_address;
 use super::call::spoken_by;
 use super::carry;
 use super::core::AgentChannel;
+use super::joining;
 use super::sessions::Credential;
 use super::sessions::Pending;
-use super::shares;
 use crate::model::access::Action;
 use crate::model::access::Principal;
 use crate::model::record::Agent;
@@ -85,7 +85,7 @@ pub fn open_session(call: &Call<'_>) -> Result<Reply, Reply> {
 /// The service that is meant, and the share by whose right it is asked for.
 fn asked_for(call: &Call<'_>, asked: &AskSession) -> Result<(Service, Option<String>), Reply> {
     if let Some(membership) = &asked.share {
-        let (service, share) = shares::service_of(call, &asked.service, membership)?;
+        let (service, share) = joining::service_of(call, &asked.service, membership)?;
         return Ok((service, Some(share)));
     }
     access::allow(call.core, &call.principal, Action::Reach)?;

@@ -12,6 +12,7 @@ mod fleet;
 mod front;
 mod grant;
 mod guests;
+mod joining;
 mod keys;
 mod pages;
 mod relay;

@@ -81,7 +81,7 @@ pub struct Share {
     pub code_hash: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link_hash: Option<String>,
-    /// Makes the tokens that show who has joined; see `join_token` in the hub.
+    /// Makes the tokens that show who has joined; see `has_joined` in the hub.
     pub join_secret: String,
     pub name: String,
     pub workspace: String,
