@@ -7,9 +7,10 @@ use std::time::Duration;
 use lexopt::Arg;
 use lexopt::Parser;
 
+use super::command;
 use super::command::Command;
-use super::command::GLOBAL;
 use super::command::Opt;
+use super::command::options_of;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
@@ -69,12 +70,10 @@ impl Args {
         let mut path = self.words.clone();
         path.push(text.clone());
         let path = path.join(" ");
-        let continues = self.table.iter().any(|command| {
-            command.path == path || command.path.strip_prefix(&path).is_some_and(|rest| rest.starts_with(' '))
-        });
+        let continues = self.table.iter().any(|command| command.begins_with(&path));
         if continues && self.positionals.is_empty() {
             self.words.push(text);
-            self.command = self.table.iter().find(|command| command.path == path);
+            self.command = command::find(self.table, &path);
             return Ok(());
         }
         if self.command.is_none_or(|command| command.positionals.1 == 0) {
@@ -86,36 +85,24 @@ impl Args {
 
     fn unknown_word(&self, text: &str) -> Error {
         let here = self.words.join(" ");
-        let next = self.table.iter().filter_map(|command| {
-            let rest = command.path.strip_prefix(&here)?;
-            rest.trim_start().split(' ').next().filter(|word| !word.is_empty())
-        });
-        let shown = if here.is_empty() { text.to_owned() } else { format!("{here} {text}") };
-        let error = Error::usage(format!("There is no command `{}`", shown.escape_debug()));
-        match suggest::nearest(text, next) {
-            Some(word) => {
-                error.hint(format!("Did you mean: connect {}", [here.as_str(), word].join(" ").trim()))
-            }
-            None => error.hint("See: connect --help"),
-        }
+        let next = self.table.iter().filter_map(|command| command.next_word(&here));
+        let before = if here.is_empty() { here.clone() } else { format!("{here} ") };
+        Error::usage(format!("There is no command `{}`", format!("{before}{text}").escape_debug())).hint(
+            did_you_mean(suggest::nearest(text, next), &format!("connect {before}"), "See: connect --help"),
+        )
     }
 
     fn find(&self, wanted: impl Fn(&Opt) -> bool) -> Option<Opt> {
-        self.known().find(|option| wanted(option))
-    }
-
-    fn known(&self) -> impl Iterator<Item = Opt> {
-        let own = self.command.map_or(&[][..], |command| command.options);
-        own.iter().chain(&GLOBAL).copied()
+        options_of(self.command).copied().find(wanted)
     }
 
     fn unknown(&self, name: &str) -> Error {
-        let error = Error::usage(format!("There is no option --{}", name.escape_debug()));
-        let known: Vec<&str> = self.known().map(|option| option.long).collect();
-        match suggest::nearest(name, known) {
-            Some(option) => error.hint(format!("Did you mean: --{option}")),
-            None => error.hint(self.see_help()),
-        }
+        let known = options_of(self.command).map(|option| option.long);
+        Error::usage(format!("There is no option --{}", name.escape_debug())).hint(did_you_mean(
+            suggest::nearest(name, known),
+            "--",
+            &self.see_help(),
+        ))
     }
 
     fn see_help(&self) -> String {
@@ -190,6 +177,11 @@ impl Args {
     pub fn port(&self, name: &str) -> Result<Option<u16>> {
         self.value(name).map(port_of).transpose()
     }
+}
+
+/// For whoever misspelt a word: the nearest one that there is, with what stands before it.
+pub fn did_you_mean(near: Option<&str>, before: &str, otherwise: &str) -> String {
+    near.map_or_else(|| otherwise.to_owned(), |near| format!("Did you mean: {before}{near}"))
 }
 
 pub fn port_of(text: &str) -> Result<u16> {

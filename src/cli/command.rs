@@ -17,6 +17,33 @@ pub struct Command {
     pub run: fn(&Call) -> Outcome,
 }
 
+impl Command {
+    /// What of its path stands behind these words; empty when they are all of it.
+    fn behind(&self, words: &str) -> Option<&'static str> {
+        let rest = self.path.strip_prefix(words)?;
+        if words.is_empty() || rest.is_empty() { Some(rest) } else { rest.strip_prefix(' ') }
+    }
+
+    /// Whether these words are the beginning of its path, or all of it.
+    pub fn begins_with(&self, words: &str) -> bool {
+        self.behind(words).is_some()
+    }
+
+    /// The word that leads from these further to it.
+    pub fn next_word(&self, words: &str) -> Option<&'static str> {
+        self.behind(words)?.split(' ').next().filter(|word| !word.is_empty())
+    }
+}
+
+pub fn find(table: &'static [Command], path: &str) -> Option<&'static Command> {
+    table.iter().find(|command| command.path == path)
+}
+
+/// Its own and those that stand with every command.
+pub fn options_of(command: Option<&'static Command>) -> impl Iterator<Item = &'static Opt> {
+    command.map_or(&[][..], |command| command.options).iter().chain(&GLOBAL)
+}
+
 #[derive(Clone, Copy)]
 pub struct Opt {
     pub long: &'static str,
@@ -34,7 +61,7 @@ pub const fn switch(long: &'static str, about: &'static str) -> Opt {
     Opt { long, short: None, value: None, about }
 }
 
-pub const GLOBAL: [Opt; 7] = [
+pub static GLOBAL: [Opt; 7] = [
     opt("hub", "URL", "Hub to use for this call; more of its fleet behind commas"),
     opt("config", "FILE", "Config file to use instead of ~/.privateconnect/config.json"),
     switch("json", "Print JSON: one value, or one object a line for what goes on"),

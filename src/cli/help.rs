@@ -1,6 +1,8 @@
 //! Help, drawn from the table.
 
 use super::Outcome;
+use super::args::did_you_mean;
+use super::command;
 use super::command::Command;
 use super::command::GLOBAL;
 use super::command::Opt;
@@ -23,19 +25,18 @@ pub fn first_steps(say: &Say) {
 }
 
 /// Help for the words given: a command, a group of commands, or all of it.
-pub fn show(say: &Say, table: &[Command], words: &[String]) -> Outcome {
+pub fn show(say: &Say, table: &'static [Command], words: &[String]) -> Outcome {
     let path = words.join(" ");
-    if let Some(command) = table.iter().find(|command| command.path == path) {
+    if let Some(command) = command::find(table, &path) {
         let mut text = of_command(command);
-        let more: Vec<&str> =
-            table.iter().filter(|command| is_within(command, &path)).map(|command| command.path).collect();
+        let more: Vec<&str> = within(table, &path).map(|command| command.path).collect();
         if !more.is_empty() {
             text.push_str(&format!("\n\nMore: {}", more.join(", ")));
         }
         say.result(&text);
         return Ok(0);
     }
-    let within: Vec<&Command> = table.iter().filter(|command| is_within(command, &path)).collect();
+    let within: Vec<&Command> = within(table, &path).collect();
     if within.is_empty() {
         return Err(no_such_command(table, &path));
     }
@@ -46,22 +47,23 @@ pub fn show(say: &Say, table: &[Command], words: &[String]) -> Outcome {
 /// The line ended before it named a command.
 pub fn unfinished(table: &[Command], words: &[String]) -> Error {
     let path = words.join(" ");
-    let rest = table.iter().filter_map(|command| command.path.strip_prefix(&path)?.split_whitespace().next());
-    let mut next: Vec<&str> = rest.collect();
+    let mut next: Vec<&str> = table.iter().filter_map(|command| command.next_word(&path)).collect();
     next.dedup();
     Error::usage(format!("`connect {path}` needs one more word")).hint(format!("One of: {}", next.join(", ")))
 }
 
 fn no_such_command(table: &[Command], path: &str) -> Error {
-    let error = Error::usage(format!("There is no command `{}`", path.escape_debug()));
-    match suggest::nearest(path, table.iter().map(|command| command.path)) {
-        Some(near) => error.hint(format!("Did you mean: connect help {near}")),
-        None => error.hint("See: connect --help"),
-    }
+    let known = table.iter().map(|command| command.path);
+    Error::usage(format!("There is no command `{}`", path.escape_debug())).hint(did_you_mean(
+        suggest::nearest(path, known),
+        "connect help ",
+        "See: connect --help",
+    ))
 }
 
-fn is_within(command: &Command, path: &str) -> bool {
-    path.is_empty() || command.path.strip_prefix(path).is_some_and(|rest| rest.starts_with(' '))
+/// The commands that more words lead to.
+fn within(table: &'static [Command], path: &str) -> impl Iterator<Item = &'static Command> {
+    table.iter().filter(move |command| command.next_word(path).is_some())
 }
 
 fn of_group(path: &str, commands: &[&Command]) -> String {

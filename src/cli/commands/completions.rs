@@ -6,9 +6,11 @@ use std::ffi::OsString;
 
 use crate::cli::Call;
 use crate::cli::Outcome;
+use crate::cli::args::did_you_mean;
+use crate::cli::command;
 use crate::cli::command::Command;
-use crate::cli::command::GLOBAL;
 use crate::cli::command::Opt;
+use crate::cli::command::options_of;
 use crate::cli::say;
 use crate::error::Error;
 use crate::model::suggest;
@@ -24,11 +26,10 @@ const SHELLS: [(&str, &str); 3] = [
 pub fn script(call: &Call) -> Outcome {
     let asked = call.args.positional(0).unwrap_or_default();
     let Some((shell, script)) = SHELLS.iter().find(|(shell, _)| *shell == asked) else {
-        let error = Error::usage(format!("There are no completions for `{}`", asked.escape_debug()));
-        return Err(match suggest::nearest(asked, SHELLS.iter().map(|(shell, _)| *shell)) {
-            Some(near) => error.hint(format!("Did you mean: connect completions {near}")),
-            None => error.hint("One of: bash, zsh, fish"),
-        });
+        let known = SHELLS.iter().map(|(shell, _)| *shell);
+        return Err(Error::usage(format!("There are no completions for `{}`", asked.escape_debug())).hint(
+            did_you_mean(suggest::nearest(asked, known), "connect completions ", "One of: bash, zsh, fish"),
+        ));
     };
     call.say.value(&serde_json::json!({ "shell": shell, "script": script }));
     call.say.result(script.trim_end());
@@ -57,13 +58,14 @@ fn candidates(call: &Call, before: &[String], last: &str) -> Candidates {
         return Vec::new();
     }
     let (path, command) = command_of(call.args.table, before);
-    let options = || command.map_or(&[][..], |command| command.options).iter().chain(&GLOBAL);
-    if let Some(option) = options().find(|option| before.last().is_some_and(|word| takes_value(option, word)))
-    {
+    let is_asked = |option: &&Opt| before.last().is_some_and(|word| takes_value(option, word));
+    if let Some(option) = options_of(command).find(is_asked) {
         return values(call, option);
     }
     if last.starts_with('-') {
-        return options().map(|option| (format!("--{}", option.long), option.about.to_owned())).collect();
+        return options_of(command)
+            .map(|option| (format!("--{}", option.long), option.about.to_owned()))
+            .collect();
     }
     let mut found: Candidates = next_words(call.args.table, &path);
     if let Some(command) = command {
@@ -80,24 +82,16 @@ fn command_of(table: &'static [Command], before: &[String]) -> (String, Option<&
             continue;
         }
         if word.starts_with('-') {
-            let known = table.iter().find(|command| command.path == path);
-            skip = known
-                .map_or(&[][..], |known| known.options)
-                .iter()
-                .chain(&GLOBAL)
-                .any(|option| takes_value(option, word));
+            skip = options_of(command::find(table, &path)).any(|option| takes_value(option, word));
             continue;
         }
         let longer = format!("{path} {word}").trim_start().to_owned();
-        let continues = |command: &Command| {
-            command.path.strip_prefix(&longer).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
-        };
-        if !table.iter().any(continues) {
+        if !table.iter().any(|command| command.begins_with(&longer)) {
             break;
         }
         path = longer;
     }
-    let command = table.iter().find(|command| command.path == path);
+    let command = command::find(table, &path);
     (path, command)
 }
 
@@ -110,17 +104,12 @@ fn takes_value(option: &Opt, word: &str) -> bool {
 /// The words that lead further into the table.
 fn next_words(table: &[Command], path: &str) -> Candidates {
     let mut seen = BTreeSet::new();
-    let rest = table.iter().filter_map(|command| {
-        let rest = if path.is_empty() {
-            command.path
-        } else {
-            command.path.strip_prefix(path)?.strip_prefix(' ')?
-        };
-        let word = rest.split(' ').next().filter(|word| !word.is_empty())?;
-        let about = if word == rest { command.about } else { "" };
+    let next = table.iter().filter_map(|command| {
+        let word = command.next_word(path)?;
+        let about = if command.path == format!("{path} {word}").trim_start() { command.about } else { "" };
         Some((word.to_owned(), about.to_owned()))
     });
-    rest.filter(|(word, _)| seen.insert(word.clone())).collect()
+    next.filter(|(word, _)| seen.insert(word.clone())).collect()
 }
 
 fn named(names: impl IntoIterator<Item = String>, about: &str) -> Candidates {

@@ -9,6 +9,7 @@ use super::proxy;
 use crate::api::Hub;
 use crate::cli::Call;
 use crate::cli::Outcome;
+use crate::cli::args::did_you_mean;
 use crate::cli::args::name_of;
 use crate::cli::args::port_of;
 use crate::cli::background;
@@ -139,11 +140,13 @@ fn find(call: &Call, hub: &Hub, name: &Name, report: &mut Diagnosis) -> Result<S
     let named = services.iter().filter(|service| service.name == *name);
     let found = named.max_by_key(|service| service.status == Status::Online).cloned();
     let service = found.ok_or_else(|| {
-        let error = Error::new(format!("There is no service {name}"));
-        match suggest::nearest(name.as_str(), services.iter().map(|service| service.name.as_str())) {
-            Some(near) => error.hint(format!("Did you mean: connect reach {near}")),
-            None => error.hint("List them: connect services"),
-        }
+        let known = services.iter().map(|service| service.name.as_str());
+        let hint = did_you_mean(
+            suggest::nearest(name.as_str(), known),
+            "connect reach ",
+            "List them: connect services",
+        );
+        Error::new(format!("There is no service {name}")).hint(hint)
     })?;
     if service.status == Status::Offline {
         return Err(Error::new(format!("{name} is offline")).hint(format!(

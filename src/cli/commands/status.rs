@@ -5,6 +5,7 @@ use serde_json::json;
 
 use crate::cli::Call;
 use crate::cli::Outcome;
+use crate::cli::args::did_you_mean;
 use crate::cli::background;
 use crate::cli::logs;
 use crate::error::Error;
@@ -145,9 +146,10 @@ fn no_longer_kept(call: &Call, name: &str) -> Result<bool> {
 }
 
 fn not_running(name: &str, all: &[Run]) -> Error {
-    let error = Error::new(format!("Nothing called {} is running", name.escape_debug()));
-    match suggest::nearest(name, all.iter().flat_map(|run| run.names.iter().map(String::as_str))) {
-        Some(near) => error.hint(format!("Did you mean: connect stop {near}")),
-        None => error.hint("See what runs: connect status"),
-    }
+    let known = all.iter().flat_map(|run| run.names.iter().map(String::as_str));
+    Error::new(format!("Nothing called {} is running", name.escape_debug())).hint(did_you_mean(
+        suggest::nearest(name, known),
+        "connect stop ",
+        "See what runs: connect status",
+    ))
 }
