@@ -1,6 +1,7 @@
 //! `-d`: the same command in the background. It says its usual words, and returns once it is ready.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 use std::time::Instant;
@@ -28,13 +29,7 @@ pub fn detach(call: &Call, kind: &str, name: &str, environment: &[(&str, &str)])
     }
     let log = log_file(call, kind, name);
     let begin = Begin { arguments: daemon::own_arguments(), environment, log: &log };
-    match begun(call, &begin, true)? {
-        Begun::Ready { pid } => {
-            call.say.event(&json!({ "event": "background", "pid": pid, "log": log }));
-            Ok(Some(0))
-        }
-        Begun::Ended { code } => Ok(Some(code)),
-    }
+    Ok(Some(say_begun(call, start(call, &begin, true)?, &log)))
 }
 
 /// Arguments for another of our commands, with the hub and the config file of this one.
@@ -48,34 +43,25 @@ pub fn arguments(call: &Call, words: &[&str]) -> Vec<OsString> {
     arguments
 }
 
-/// How it went with the one in the background.
-pub enum Begun {
-    Ready {
-        pid: u32,
-    },
-    /// It ended before it was ready, and has said why.
-    Ended {
-        code: u8,
-    },
-}
-
 /// Runs ourselves in the background, repeating aloud what is said there.
-pub fn begun(call: &Call, begin: &Begin<'_>, aloud: bool) -> Result<Begun> {
-    let (mut cut, mut pid) = (None, 0);
-    let started = |begun| {
-        pid = begun;
-        // Until it is ready, Ctrl-C means it, though it has left the terminal.
-        cut = call.stop.on_stop(move || process::terminate(begun));
-    };
+pub fn start(call: &Call, begin: &Begin<'_>, aloud: bool) -> Result<Started> {
+    let mut cut = None;
+    // Until it is ready, Ctrl-C means it, though it has left the terminal.
+    let started = |pid| cut = call.stop.on_stop(move || process::terminate(pid));
     let repeat = |stream, line: &str| {
         if aloud {
             say::repeat(line, stream == Stream::Err);
         }
     };
-    Ok(match daemon::start(begin, started, repeat)? {
-        Started::Ended { code } => Begun::Ended { code },
-        Started::Ready => Begun::Ready { pid },
-    })
+    daemon::start(begin, started, repeat)
+}
+
+/// Tells scripts about it; the exit code to end with.
+pub fn say_begun(call: &Call, started: Started, log: &Path) -> u8 {
+    if let Started::Ready { pid } = started {
+        call.say.event(&json!({ "event": "background", "pid": pid, "log": log }));
+    }
+    started.code()
 }
 
 /// In the background: ready, so whoever started it may go on.

@@ -198,12 +198,8 @@ impl<'c> Party<'c> {
     }
 
     fn try_open(&self, wanted: &Wanted, protocol: Arc<OnceLock<Protocol>>) -> Result<Tunnel> {
-        let ask = AskSession {
-            service: wanted.service.clone(),
-            fingerprint: self.right.identity.fingerprint,
-            share: self.right.share.clone(),
-            carry: false,
-        };
+        let own = AskSession::of(&wanted.service, self.right.identity.fingerprint);
+        let ask = AskSession { share: self.right.share.clone(), ..own };
         let approve = self.approve(&wanted.name, protocol);
         let opener = Opener::new(Arc::clone(&self.right.hub), &self.right.identity, ask, approve)?;
         let (tell, name) = (self.tell.clone(), wanted.name.clone());
@@ -485,6 +481,12 @@ impl<'c> Party<'c> {
 }
 
 impl Right {
+    /// That of this machine's own key.
+    pub fn own(call: &Call, hub: Arc<Hub>) -> Result<Self> {
+        let (identity, known_as) = (call.identity()?, hub.url.to_string());
+        Ok(Self { hub, identity, share: None, by_link: false, known_as, agent: None })
+    }
+
     /// What no waiting mends. A service that is unknown may still come; a share does not come back.
     fn the_end(&self, error: &Error) -> Option<Error> {
         match error.kind {

@@ -41,12 +41,23 @@ const ETCD_PASSWORD: Opt = opt("etcd-password-file", "FILE", "File that holds th
 /// Of the commands beside a hub, which otherwise mean the store that it was started with last.
 const BESIDE: &[Opt] = &[DATA, STORE, ETCD_CA, ETCD_USER, ETCD_PASSWORD];
 
+/// The most of them have no arguments, no options of their own, and no command behind `--`.
+const PLAIN: Command = Command {
+    path: "",
+    usage: "",
+    about: "",
+    positionals: (0, 0),
+    options: &[],
+    runs_command: false,
+    examples: &[],
+    run: commands::help::run,
+};
+
 pub const TABLE: &[Command] = &[
     Command {
         path: "hub",
         usage: "[--listen ADDRESS:PORT] [--data DIR] [--name HOST]...",
         about: "Run a hub: the meeting point that relays what it cannot read",
-        positionals: (0, 0),
         options: &[
             opt("listen", "ADDRESS:PORT", "Where to listen [default: 127.0.0.1:7443]"),
             DATA,
@@ -62,19 +73,18 @@ pub const TABLE: &[Command] = &[
             ETCD_PASSWORD,
             switch("behind-proxy", "TLS ends before us: speak plain HTTP on the listening address"),
         ],
-        runs_command: false,
         examples: &[
             "connect hub",
             "connect hub --listen 0.0.0.0:7443 --name hub.example",
             "connect hub --listen 0.0.0.0:7443 --name hub-a.example --store etcd=http://127.0.0.1:2379",
         ],
         run: commands::hub::run,
+        ..PLAIN
     },
     Command {
         path: "hub key create",
         usage: "[--role admin|member|join] [--label L] [--workspace W] [--expires 30d]",
         about: "Make an API key; it is shown once",
-        positionals: (0, 0),
         options: &[
             opt("role", "admin|member|join", "What it may do [default: member]"),
             opt("label", "LABEL", "Whose key it is"),
@@ -86,19 +96,17 @@ pub const TABLE: &[Command] = &[
             ETCD_USER,
             ETCD_PASSWORD,
         ],
-        runs_command: false,
         examples: &["connect hub key create --role join --label ci --expires 30d"],
         run: commands::hub_admin::key_create,
+        ..PLAIN
     },
     Command {
         path: "hub key list",
-        usage: "",
         about: "List the API keys",
-        positionals: (0, 0),
         options: BESIDE,
-        runs_command: false,
         examples: &["connect hub key list"],
         run: commands::hub_admin::key_list,
+        ..PLAIN
     },
     Command {
         path: "hub key revoke",
@@ -106,9 +114,9 @@ pub const TABLE: &[Command] = &[
         about: "Revoke an API key; its sessions end within a second",
         positionals: (1, 1),
         options: BESIDE,
-        runs_command: false,
         examples: &["connect hub key revoke key_k3v7q2m9x4ab"],
         run: commands::hub_admin::key_revoke,
+        ..PLAIN
     },
     Command {
         path: "hub approve",
@@ -124,25 +132,22 @@ pub const TABLE: &[Command] = &[
             ETCD_USER,
             ETCD_PASSWORD,
         ],
-        runs_command: false,
         examples: &["connect hub approve ABCD-EFGH"],
         run: commands::hub_admin::approve,
+        ..PLAIN
     },
     Command {
         path: "hub audit verify",
-        usage: "",
         about: "Check that no line of the audit log was changed",
-        positionals: (0, 0),
         options: &[DATA],
-        runs_command: false,
         examples: &["connect hub audit verify"],
         run: commands::hub_admin::audit_verify,
+        ..PLAIN
     },
     Command {
         path: "hub migrate",
         usage: "--from file[=DIR]|etcd=URL --to etcd=URL|file[=DIR] [--replace]",
         about: "Copy everything that a hub keeps into another store, and read it back",
-        positionals: (0, 0),
         options: &[
             opt("from", "STORE", "file, file=DIR, or etcd=URL[,URL]"),
             opt("to", "STORE", "The same; it must be empty"),
@@ -152,89 +157,78 @@ pub const TABLE: &[Command] = &[
             ETCD_USER,
             ETCD_PASSWORD,
         ],
-        runs_command: false,
         examples: &[
             "connect hub migrate --from file --to etcd=http://127.0.0.1:2379",
             "connect hub migrate --from etcd=http://127.0.0.1:2379 --to file=/srv/hub",
         ],
         run: commands::hub_migrate::run,
+        ..PLAIN
     },
     Command {
         path: "hub status",
-        usage: "",
         about: "Show whether a hub runs on this machine, and how it is",
-        positionals: (0, 0),
         options: &[DATA],
-        runs_command: false,
         examples: &["connect hub status"],
         run: commands::hub_admin::status,
+        ..PLAIN
     },
     Command {
         path: "up",
         usage: "[--hub URL] [--api-key KEY | --token KEY] [--label L] [--ca FILE]",
         about: "Log in to a hub and register this machine",
-        positionals: (0, 0),
         options: &[
             opt("api-key", "KEY", "The key from the hub; without one a code is shown to be approved"),
             opt("token", "KEY", "The same as --api-key"),
             opt("label", "LABEL", "What this machine is called [default: its host name]"),
             opt("ca", "FILE", "PEM file of the CA that signed the hub's certificate"),
         ],
-        runs_command: false,
         examples: &[
             "connect up --hub https://hub.example:7443 --api-key pc_…",
             "connect up --hub https://hub.example",
         ],
         run: commands::up::run,
+        ..PLAIN
     },
     Command {
         path: "whoami",
-        usage: "",
         about: "Show the hub, the key's role and this machine's agent",
-        positionals: (0, 0),
-        options: &[],
-        runs_command: false,
         examples: &["connect whoami"],
         run: commands::whoami::run,
+        ..PLAIN
     },
     Command {
         path: "logout",
-        usage: "",
         about: "Forget the hub, the key and this machine's identity",
-        positionals: (0, 0),
-        options: &[],
-        runs_command: false,
         examples: &["connect logout"],
         run: commands::whoami::logout,
+        ..PLAIN
     },
     Command {
         path: "discover",
         usage: "[--host H] [--ports 1,2] [--range A-B] [--timeout 500ms]",
         about: "Find what listens on this machine, or on another, and what it is",
-        positionals: (0, 0),
         options: &[
             opt("host", "HOST", "Name or address of the machine to look at [default: localhost]"),
             PORTS,
             RANGE,
             opt("timeout", "TIME", "How long a port has to answer [default: 500ms]"),
         ],
-        runs_command: false,
         examples: &[
             "connect discover",
             "connect discover --ports 8080,8443,9000",
             "connect discover --host 192.168.1.50 --range 3000-3010",
         ],
         run: commands::discover::run,
+        ..PLAIN
     },
     Command {
         path: "services",
         usage: "[--watch]",
         about: "List the services that can be reached",
-        positionals: (0, 0),
         options: &[switch("watch", "Stay, and show what changes; a line or JSON object a change in a pipe")],
-        runs_command: false,
         examples: &["connect services", "connect services --watch", "connect services --json"],
         run: commands::services::run,
+        ..PLAIN
     },
     Command {
         path: "expose",
@@ -250,13 +244,13 @@ pub const TABLE: &[Command] = &[
             ),
             DETACH,
         ],
-        runs_command: false,
         examples: &[
             "connect expose staging-db 5432",
             "connect expose 192.168.1.50:8080 --name internal-api",
             "connect expose staging-db 5432 --keep",
         ],
         run: commands::expose::run,
+        ..PLAIN
     },
     Command {
         path: "reach",
@@ -294,33 +288,29 @@ pub const TABLE: &[Command] = &[
             switch("link", "Make a link too: it needs no account, and not even the hub can stand in between"),
             DETACH,
         ],
-        runs_command: false,
         examples: &[
             "connect share 5432 6379 api=8080 --name staging-env",
             "connect share --discovered",
             "connect share --expires 2h --link",
         ],
         run: commands::share::run,
+        ..PLAIN
     },
     Command {
         path: "share list",
-        usage: "",
         about: "List the shares, and who joined them",
-        positionals: (0, 0),
-        options: &[],
-        runs_command: false,
         examples: &["connect share list"],
         run: commands::share::list,
+        ..PLAIN
     },
     Command {
         path: "share revoke",
         usage: "CODE|ID",
         about: "Revoke a share; its sessions end within a second",
         positionals: (1, 1),
-        options: &[],
-        runs_command: false,
         examples: &["connect share revoke k7m2p9qx"],
         run: commands::share::revoke,
+        ..PLAIN
     },
     Command {
         path: "join",
@@ -346,7 +336,6 @@ pub const TABLE: &[Command] = &[
         path: "dev",
         usage: "[--file pconnect.yml] [--init] [--wait 60s] [-- CMD...]",
         about: "Bring everything here that the project's pconnect.yml names",
-        positionals: (0, 0),
         options: &[
             opt("file", "FILE", "The project's file [default: pconnect.yml, here or above]"),
             switch("init", "Write a commented pconnect.yml from the services there are"),
@@ -357,16 +346,14 @@ pub const TABLE: &[Command] = &[
         runs_command: true,
         examples: &["connect dev --init", "connect dev", "connect dev -- npm start"],
         run: commands::dev::run,
+        ..PLAIN
     },
     Command {
         path: "status",
-        usage: "",
         about: "Show what of connect runs on this machine",
-        positionals: (0, 0),
-        options: &[],
-        runs_command: false,
         examples: &["connect status"],
         run: commands::status::status,
+        ..PLAIN
     },
     Command {
         path: "stop",
@@ -374,197 +361,170 @@ pub const TABLE: &[Command] = &[
         about: "Stop what runs on this machine, in the background or in a terminal",
         positionals: (0, 1),
         options: &[switch("all", "Everything")],
-        runs_command: false,
         examples: &["connect stop staging-db", "connect stop --all"],
         run: commands::status::stop,
+        ..PLAIN
     },
     Command {
         path: "daemon start",
         usage: "[--foreground]",
         about: "Keep up, in the background, what `connect expose --keep` has saved",
-        positionals: (0, 0),
         options: &[switch("foreground", "Stay in this terminal, as containers and supervisors want it")],
-        runs_command: false,
         examples: &["connect daemon start", "connect daemon start --foreground"],
         run: commands::daemon::start,
+        ..PLAIN
     },
     Command {
         path: "daemon stop",
-        usage: "",
         about: "Stop the daemon; what is saved comes back with its next start",
-        positionals: (0, 0),
-        options: &[],
-        runs_command: false,
         examples: &["connect daemon stop"],
         run: commands::daemon::stop,
+        ..PLAIN
     },
     Command {
         path: "daemon restart",
-        usage: "",
         about: "Stop the daemon and start it again, as after an update",
-        positionals: (0, 0),
-        options: &[],
-        runs_command: false,
         examples: &["connect daemon restart"],
         run: commands::daemon::restart,
+        ..PLAIN
     },
     Command {
         path: "daemon status",
-        usage: "",
         about: "Show whether the daemon runs, and what it keeps exposed",
-        positionals: (0, 0),
-        options: &[],
-        runs_command: false,
         examples: &["connect daemon status", "connect daemon status --json"],
         run: commands::daemon::status,
+        ..PLAIN
     },
     Command {
         path: "daemon logs",
         usage: "[-f]",
         about: "Show the daemon's log",
-        positionals: (0, 0),
         options: &[FOLLOW],
-        runs_command: false,
         examples: &["connect daemon logs -f"],
         run: commands::daemon::logs,
+        ..PLAIN
     },
     Command {
         path: "daemon install",
         usage: "[--system] [--dry-run]",
         about: "Have systemd or launchd start the daemon, now and after every reboot",
-        positionals: (0, 0),
         options: SERVICE,
-        runs_command: false,
         examples: &[
             "connect daemon install --dry-run",
             "connect daemon install",
             "sudo connect daemon install --system",
         ],
         run: commands::daemon_service::install,
+        ..PLAIN
     },
     Command {
         path: "daemon uninstall",
         usage: "[--system] [--dry-run]",
         about: "Undo what install did",
-        positionals: (0, 0),
         options: SERVICE,
-        runs_command: false,
         examples: &["connect daemon uninstall"],
         run: commands::daemon_service::uninstall,
+        ..PLAIN
     },
     Command {
         path: "doctor",
         usage: "[--fix]",
         about: "Look at everything that connect needs, and say how to mend what is amiss",
-        positionals: (0, 0),
         options: &[switch("fix", "Mend what can be mended without asking: file modes, stale entries")],
-        runs_command: false,
         examples: &["connect doctor", "connect doctor --fix"],
         run: commands::doctor::run,
+        ..PLAIN
     },
     Command {
         path: "proxy",
         usage: "[start|stop|status|trust|untrust|logs] [options]",
         about: "Open every service at http://NAME.localhost:3456 (the same as proxy start)",
-        positionals: (0, 0),
         options: PROXY,
-        runs_command: false,
         examples: &["connect proxy", "connect proxy --https"],
         run: commands::proxy::start,
+        ..PLAIN
     },
     Command {
         path: "proxy start",
         usage: "[--port PORT] [--https] [--foreground]",
         about: "Start the proxy server",
-        positionals: (0, 0),
         options: PROXY,
-        runs_command: false,
         examples: &[
             "connect proxy start",
             "connect proxy start --https --trust",
             "connect proxy start --port 8080 --replace",
         ],
         run: commands::proxy::start,
+        ..PLAIN
     },
     Command {
         path: "proxy stop",
-        usage: "",
         about: "Stop the running proxy server",
-        positionals: (0, 0),
-        options: &[],
-        runs_command: false,
         examples: &["connect proxy stop"],
         run: commands::proxy::stop,
+        ..PLAIN
     },
     Command {
         path: "proxy status",
-        usage: "",
         about: "Show proxy status and active routes",
-        positionals: (0, 0),
-        options: &[],
-        runs_command: false,
         examples: &["connect proxy status"],
         run: commands::proxy::status,
+        ..PLAIN
     },
     Command {
         path: "proxy trust",
         usage: "[--user] [--dry-run]",
         about: "Trust the local CA certificate for HTTPS",
-        positionals: (0, 0),
         options: &[
             switch("dry-run", "Show what would be done"),
             switch("user", "Only this user's browsers; needs no root"),
         ],
-        runs_command: false,
         examples: &["connect proxy trust"],
         run: commands::proxy_trust::trust,
+        ..PLAIN
     },
     Command {
         path: "proxy untrust",
         usage: "[--user] [--dry-run]",
         about: "Undo what trust did, in every store",
-        positionals: (0, 0),
         options: &[
             switch("dry-run", "Show what would be done"),
             switch("user", "Only this user's browsers; needs no root"),
         ],
-        runs_command: false,
         examples: &["connect proxy untrust"],
         run: commands::proxy_trust::untrust,
+        ..PLAIN
     },
     Command {
         path: "proxy logs",
         usage: "[-f]",
         about: "Show the proxy's log",
-        positionals: (0, 0),
         options: &[FOLLOW],
-        runs_command: false,
         examples: &["connect proxy logs -f"],
         run: commands::proxy::logs,
+        ..PLAIN
     },
     Command {
         path: "completions",
         usage: "bash|zsh|fish",
         about: "Print the script with which a shell completes commands, options, services, codes and names",
         positionals: (1, 1),
-        options: &[],
-        runs_command: false,
         examples: &[
             "source <(connect completions bash)",
             "connect completions zsh > \"${fpath[1]}/_connect\"",
             "connect completions fish > ~/.config/fish/completions/connect.fish",
         ],
         run: commands::completions::script,
+        ..PLAIN
     },
     Command {
         path: "completions words",
         usage: "-- WORD...",
         about: "Print what could stand in the place of the last word; the scripts above ask this",
-        positionals: (0, 0),
-        options: &[],
         runs_command: true,
         examples: &["connect completions words -- reach st"],
         run: commands::completions::words,
+        ..PLAIN
     },
     Command {
         path: "help",
@@ -572,8 +532,8 @@ pub const TABLE: &[Command] = &[
         about: "Show help for a command",
         positionals: (0, 3),
         options: &[switch("man", "Print the whole manual page, for man")],
-        runs_command: false,
         examples: &["connect help reach", "connect help --man > connect.1 && man ./connect.1"],
         run: commands::help::run,
+        ..PLAIN
     },
 ];

@@ -53,11 +53,23 @@ pub fn own_arguments() -> Vec<OsString> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Started {
-    Ready,
+    Ready {
+        pid: u32,
+    },
     /// It ended before it was ready; it has said why.
     Ended {
         code: u8,
     },
+}
+
+impl Started {
+    /// For whoever started it to end with.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Ready { .. } => 0,
+            Self::Ended { code } => code,
+        }
+    }
 }
 
 /// Which of its two streams a line came by.
@@ -99,7 +111,7 @@ pub fn start(
         scope.spawn(|| hand_on(err, |line| say(Stream::Err, line)));
     });
     if ready.into_inner() {
-        return Ok(Started::Ready);
+        return Ok(Started::Ready { pid: child.id() });
     }
     // Its streams have ended, so it is just going.
     let status = child.wait().or_say(|| "Cannot look after the background process")?;

@@ -9,7 +9,6 @@ use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -34,7 +33,6 @@ use crate::net::address::HubUrl;
 use crate::net::channel::Channel;
 use crate::net::channel::Outgoing;
 use crate::net::connect::DEADLINE;
-use crate::net::crew;
 use crate::net::crew::Crew;
 use crate::net::identity::Identity;
 use crate::net::stop::Registration;
@@ -90,7 +88,6 @@ pub struct Myself {
 
 pub struct Agent {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
     _registration: Option<Registration>,
 }
 
@@ -129,8 +126,8 @@ impl Agent {
             stop,
         });
         let own = Arc::clone(&shared);
-        let thread = crew::spawn("agent", move || own.run()).or_say(|| "Cannot start a thread")?;
-        Ok(Self { shared, thread: Some(thread), _registration: registration })
+        shared.crew.spawn("agent", move || own.run()).or_say(|| "Cannot start a thread")?;
+        Ok(Self { shared, _registration: registration })
     }
 
     pub fn expose(&self, exposure: Exposure) {
@@ -165,9 +162,6 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         self.shared.stop.stop();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
         self.shared.crew.join(|| ());
     }
 }
@@ -178,7 +172,6 @@ fn expose_message(exposure: &Exposure) -> ToHub {
 
 /// What the hub announces.
 struct Announced {
-    session: String,
     peer: Fingerprint,
     ticket: String,
     relay: String,
@@ -267,14 +260,11 @@ impl Shared {
                 let error = Error::new(one_line(&reason)).hint(one_line(&hint)).kind(Kind::Refused(409));
                 (self.report)(Event::Refused { name, error });
             }
-            ToAgent::Open { session, speaks, .. } if stranger(speaks).is_some() => {
-                let reason = stranger(speaks).unwrap_or_default();
-                outgoing.send(&ToHub::Decline { session, reason });
-            }
-            ToAgent::Open { session, service, peer, ticket, relay, .. } => {
-                let announced = Announced { session, peer, ticket, relay, at: at.clone() };
-                if let Err(reason) = self.begin_session(&service, announced) {
-                    outgoing.send(&ToHub::Decline { session: reason.0, reason: reason.1 });
+            ToAgent::Open { session, service, peer, ticket, relay, speaks } => {
+                let announced = Announced { peer, ticket, relay, at: at.clone() };
+                let begun = understand(speaks).and_then(|()| self.begin_session(&service, announced));
+                if let Err(reason) = begun {
+                    outgoing.send(&ToHub::Decline { session, reason });
                 }
             }
         }
@@ -298,15 +288,14 @@ impl Shared {
         self: &Arc<Self>,
         service: &str,
         announced: Announced,
-    ) -> std::result::Result<(), (String, String)> {
-        let session = announced.session.clone();
+    ) -> std::result::Result<(), String> {
         let Some((exposure, carried)) = self.exposures().by_service.get(service).cloned() else {
             log::warn!("refused: the hub asked for {}, which is not exposed here", service.escape_debug());
-            return Err((session, "the agent does not expose this service".into()));
+            return Err("the agent does not expose this service".into());
         };
         if self.serving.fetch_add(1, Ordering::SeqCst) >= SESSIONS {
             self.serving.fetch_sub(1, Ordering::SeqCst);
-            return Err((session, "the agent serves too many sessions already".into()));
+            return Err("the agent serves too many sessions already".into());
         }
         let own = Arc::clone(self);
         let spawned = self.crew.spawn("session", move || {
@@ -318,7 +307,7 @@ impl Shared {
         spawned.map_err(|error| {
             self.serving.fetch_sub(1, Ordering::SeqCst);
             log::warn!("cannot serve a session: {error}");
-            (session, "the agent has no thread left".into())
+            "the agent has no thread left".into()
         })
     }
 
@@ -336,11 +325,11 @@ impl Shared {
     }
 }
 
-/// Why a joiner that speaks this would be misunderstood, in words for the joiner.
-fn stranger(speaks: Version) -> Option<String> {
+/// Otherwise why a joiner that speaks this would be misunderstood, in words for the joiner.
+fn understand(speaks: Version) -> std::result::Result<(), String> {
     let joiner = End { called: "your connect", at: "your machine", speaks };
     let agent = End { called: "it", at: "the agent's machine", speaks: version::OURS };
-    version::objection(&agent, &joiner).map(|(what, hint)| format!("{what}. {hint}"))
+    version::objection(&agent, &joiner).map_or(Ok(()), |(what, hint)| Err(format!("{what}. {hint}")))
 }
 
 fn gone(error: io::Error) -> Error {

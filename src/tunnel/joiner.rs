@@ -7,7 +7,6 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
-use std::thread::JoinHandle;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -24,7 +23,7 @@ use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::backoff::Backoff;
 use crate::net::connect::DEADLINE;
-use crate::net::crew;
+use crate::net::crew::Crew;
 use crate::net::serve::Server;
 use crate::net::serve::Service;
 use crate::net::serve::each;
@@ -78,7 +77,7 @@ pub struct Tunnel {
     shared: Arc<Shared>,
     stop: Stop,
     servers: Vec<Server>,
-    keeper: Option<JoinHandle<()>>,
+    crew: Crew,
     _registration: Option<Registration>,
 }
 
@@ -136,9 +135,9 @@ impl Tunnel {
             wake: Stop::new(),
         });
         let own = Arc::clone(&shared);
-        let keeper = crew::spawn("tunnel-keeper", move || own.keep()).or_say(|| "Cannot start a thread")?;
-        let (servers, keeper) = (Vec::new(), Some(keeper));
-        Ok(Self { port: 0, admit, shared, stop, servers, keeper, _registration: registration })
+        let (servers, crew) = (Vec::new(), Crew::default());
+        crew.spawn("tunnel-keeper", move || own.keep()).or_say(|| "Cannot start a thread")?;
+        Ok(Self { port: 0, admit, shared, stop, servers, crew, _registration: registration })
     }
 
     pub fn listen(&mut self, bound: Bound) -> Result<()> {
@@ -192,9 +191,7 @@ impl Drop for Tunnel {
         self.stop.stop();
         self.shared.wake.stop();
         self.servers.clear();
-        if let Some(keeper) = self.keeper.take() {
-            let _ = keeper.join();
-        }
+        self.crew.join(|| ());
         self.shared.pool.drain();
     }
 }

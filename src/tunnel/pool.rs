@@ -57,7 +57,7 @@ impl Opener {
         Ok(Self { hub, tls: trust::session_client(identity)?, ask, approve })
     }
 
-    pub fn open(&self, traffic: &Arc<Traffic>, stop: &Stop) -> Result<(Session, SessionGranted)> {
+    pub fn open(&self, traffic: &Arc<Traffic>, stop: &Stop) -> Result<Session> {
         let deadline = Instant::now() + DEADLINE;
         let (granted, at) = self.hub.ask_session(&self.ask)?;
         let whose = format!("the agent's machine, {}", granted.agent_label);
@@ -75,8 +75,7 @@ impl Opener {
             return Err(Error::new(format!("Another agent answered for {}", granted.name))
                 .hint("Somebody may stand in between. Nothing was sent; ask the owner for a verified code"));
         }
-        let session = Session::start(established, Arc::clone(traffic), stop);
-        Ok((session.or_say(|| "Cannot start a session")?, granted))
+        Session::start(established, Arc::clone(traffic), stop).or_say(|| "Cannot start a session")
     }
 }
 
@@ -182,8 +181,7 @@ impl Pool {
     fn open_aside(self: &Arc<Self>) {
         let own = Arc::clone(self);
         let spawned = self.crew.spawn("session-open", move || {
-            let opened = own.opener.open(&own.traffic, &own.stop).map(|(session, _)| session);
-            own.opened(opened);
+            own.opened(own.opener.open(&own.traffic, &own.stop));
         });
         if spawned.is_err() {
             self.opened(spawned.or_say(|| "Cannot start a thread").and(Err(Error::new("No session"))));

@@ -48,6 +48,12 @@ pub struct WhoAmI {
     pub hubs: Vec<String>,
 }
 
+impl WhoAmI {
+    pub fn role_word(&self) -> &'static str {
+        self.role.map_or("local", Role::as_str)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
@@ -115,6 +121,13 @@ pub struct AskSession {
     /// The hub that has the agent cannot be reached from the joiner: this one shall carry the bytes there.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub carry: bool,
+}
+
+impl AskSession {
+    /// By the asker's own right.
+    pub fn of(service: &str, fingerprint: Fingerprint) -> Self {
+        Self { service: service.to_owned(), fingerprint, share: None, carry: false }
+    }
 }
 
 /// The right to a share's services, as joining gave it.

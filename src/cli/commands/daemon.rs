@@ -11,7 +11,6 @@ use super::status::show;
 use crate::cli::Call;
 use crate::cli::Outcome;
 use crate::cli::background;
-use crate::cli::background::Begun;
 use crate::cli::context::not_configured;
 use crate::cli::logs;
 use crate::error::Error;
@@ -48,15 +47,9 @@ pub fn start(call: &Call) -> Outcome {
 
 fn begin(call: &Call, arguments: Vec<std::ffi::OsString>, aloud: bool) -> Outcome {
     let log = call.home.file(LOG);
-    let begun = background::begun(call, &Begin { arguments, environment: &[], log: &log }, aloud)?;
+    let started = background::start(call, &Begin { arguments, environment: &[], log: &log }, aloud)?;
     call.go_on()?;
-    match begun {
-        Begun::Ready { pid } => {
-            call.say.event(&json!({ "event": "background", "pid": pid, "log": log }));
-            Ok(0)
-        }
-        Begun::Ended { code } => Ok(code),
-    }
+    Ok(background::say_begun(call, started, &log))
 }
 
 fn serve(call: &Call) -> Outcome {

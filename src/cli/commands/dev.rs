@@ -56,14 +56,7 @@ pub fn run(call: &Call) -> Outcome {
     let mut exposing = None;
     offer(call, &hub, &mut exposing, &BTreeMap::new(), &file.project)?;
     let services = hub.services()?;
-    let right = Right {
-        known_as: hub.url.to_string(),
-        identity: call.identity()?,
-        share: None,
-        by_link: false,
-        agent: None,
-        hub: Arc::clone(&hub),
-    };
+    let right = Right::own(call, Arc::clone(&hub))?;
     let name = project_name(&file.path);
     let mut party = Party::new(call, "dev", std::slice::from_ref(&name), right);
     party.add(file.project.services.iter().map(|needed| wanted(needed, &services)).collect());

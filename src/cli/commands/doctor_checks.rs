@@ -268,8 +268,7 @@ fn clock_skew(exam: &mut Exam<'_>) -> Option<Verdict> {
 fn login(exam: &mut Exam<'_>) -> Option<Verdict> {
     on_the_way(exam, |_, hub| {
         let whoami = hub.whoami()?;
-        let role = whoami.role.map_or("local", crate::model::access::Role::as_str);
-        Ok(format!("{role}, workspace {}", whoami.workspace))
+        Ok(format!("{}, workspace {}", whoami.role_word(), whoami.workspace))
     })
 }
 

@@ -171,12 +171,7 @@ fn tunnel_opener(call: &Call, core: &Arc<Core>, port: u16) -> Result<TunnelOpene
     let hub = Arc::new(Hub::new(vec![url], &trust, Some(core.local_token.clone()), &call.stop)?);
     let stop = call.stop.clone();
     Ok(Box::new(move |service, port| {
-        let ask = AskSession {
-            service: service.to_owned(),
-            fingerprint: identity.fingerprint,
-            share: None,
-            carry: false,
-        };
+        let ask = AskSession::of(service, identity.fingerprint);
         let opener = Opener::new(Arc::clone(&hub), &identity, ask, Box::new(|_| Ok(())))?;
         let bound = joiner::Bound::take_v4(port).or_say(|| "The port is taken")?;
         let tunnel = joiner::Tunnel::start(bound, opener, joiner::same_user, Box::new(|_| ()), &stop)?;

@@ -10,7 +10,6 @@ use super::proxy_parts;
 use crate::cli::Call;
 use crate::cli::Outcome;
 use crate::cli::background;
-use crate::cli::background::Begun;
 use crate::cli::logs;
 use crate::error::Error;
 use crate::error::Result;
@@ -60,12 +59,8 @@ pub fn start(call: &Call) -> Outcome {
 /// Runs ourselves in the background; Ctrl-C ends it as long as it is not ready.
 fn detach(call: &Call, arguments: Vec<OsString>, aloud: bool) -> Outcome {
     let log = call.home.file(proxy::LOG);
-    let begun = background::begun(call, &Begin { arguments, environment: &[], log: &log }, aloud)?;
-    call.go_on()?;
-    match begun {
-        Begun::Ready { .. } => Ok(0),
-        Begun::Ended { code } => Ok(code),
-    }
+    let started = background::start(call, &Begin { arguments, environment: &[], log: &log }, aloud)?;
+    call.go_on().map(|()| started.code())
 }
 
 fn serve(call: &Call, wanted: &Wanted) -> Outcome {

@@ -140,12 +140,7 @@ impl Way {
     fn tunnel_to(&self, service: &str) -> Result<Tunnel> {
         let name = Name::parse(service).map_err(|_| Error::new("That is no service's name"))?;
         let identity = identity::load_or_make(&self.home)?;
-        let ask = AskSession {
-            service: name.to_string(),
-            fingerprint: identity.fingerprint,
-            share: None,
-            carry: false,
-        };
+        let ask = AskSession::of(name.as_str(), identity.fingerprint);
         let (home, what) = (self.home.clone(), format!("{}/{name}", self.hub.url));
         let approve = Box::new(move |granted: &SessionGranted| {
             known::check_or_pin(&home, &what, granted.agent_fingerprint)

@@ -50,15 +50,7 @@ pub fn run(call: &Call) -> Outcome {
     let mut report = Diagnosis::default();
     look(call, &hub, &mut report, patience)?;
     let service = find(call, &hub, &name, &mut report)?;
-    let right = Right {
-        identity: call.identity()?,
-        known_as: hub.url.to_string(),
-        hub,
-        share: None,
-        by_link: false,
-        agent: None,
-    };
-    let mut party = Party::new(call, "reach", &[name.to_string()], right);
+    let mut party = Party::new(call, "reach", &[name.to_string()], Right::own(call, hub)?);
     let began = Instant::now();
     let check = call.args.flag("check");
     party.add(vec![Wanted {

@@ -68,7 +68,7 @@ pub fn run(call: &Call) -> Outcome {
     config.agent_id = Some(id.clone());
     config.label = Some(label.clone());
     config.save(&call.home, call.config_file())?;
-    let role = whoami.role.map_or("local", crate::model::access::Role::as_str);
+    let role = whoami.role_word();
     call.say.value(&json!({ "hub": url.to_string(), "label": label, "agentId": id, "role": role,
         "workspace": whoami.workspace, "latencyMs": latency.as_millis() }));
     call.say.result(&format!("[ok] Connected to {url} ({} ms)", latency.as_millis()));

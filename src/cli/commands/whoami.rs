@@ -13,7 +13,7 @@ pub fn run(call: &Call) -> Outcome {
     let config = call.config()?;
     let hub = call.hub()?;
     let whoami = hub.whoami()?;
-    let role = whoami.role.map_or("local", crate::model::access::Role::as_str);
+    let role = whoami.role_word();
     let (label, id) = (config.label.unwrap_or_default(), config.agent_id.unwrap_or_default());
     let fingerprint = call.identity()?.fingerprint;
     call.say.value(
