@@ -9,6 +9,7 @@ mod exposing;
 mod help;
 mod logs;
 mod man;
+mod member;
 mod party;
 mod say;
 mod store;

@@ -18,34 +18,29 @@ use serde_json::json;
 
 use super::Outcome;
 use super::context::Call;
-use crate::api::Hub;
+use super::member::Member;
+use super::member::Right;
+use super::member::Wanted;
+use super::member::another_agent;
 use crate::error::Error;
-use crate::error::Kind;
 use crate::error::OrSay;
 use crate::error::Result;
-use crate::model::fingerprint::Fingerprint;
 use crate::model::name::Name;
-use crate::model::ports::candidates;
 use crate::model::record::Protocol;
-use crate::net::identity::Identity;
 use crate::os::files;
 use crate::os::process;
-use crate::state::home::Home;
 use crate::state::known;
 use crate::state::ports;
 use crate::state::routes;
-use crate::state::routes::OwnRoute;
 use crate::state::runs;
 use crate::state::runs::Open;
 use crate::state::runs::OwnRun;
-use crate::tunnel::joiner::Bound;
 use crate::tunnel::joiner::Event;
 use crate::tunnel::joiner::Tunnel;
 use crate::tunnel::joiner::everyone;
 use crate::tunnel::pool::Approve;
 use crate::tunnel::pool::Opener;
 use crate::wire::api::AskSession;
-use crate::wire::api::Membership;
 
 /// How often a service without a port looks for one, and a changed file is noticed.
 const TURN: Duration = Duration::from_millis(500);
@@ -53,74 +48,6 @@ const TURN: Duration = Duration::from_millis(500);
 const WAIT_FOR_COMMAND: Duration = Duration::from_mins(1);
 /// A command that is asked to end has this long, then it is made to.
 const GRACE: Duration = Duration::from_secs(5);
-
-/// A service that is to be brought here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    pub name: Name,
-    /// How the hub is asked for it: its id where it is known, else its name.
-    pub service: String,
-    pub port: u16,
-    /// The port was chosen for this call, so the one of last time does not matter.
-    pub chosen: bool,
-    pub strict: bool,
-}
-
-/// By what right services are asked for, and whose agent must answer.
-pub struct Right {
-    pub hub: Arc<Hub>,
-    pub identity: Identity,
-    pub share: Option<Membership>,
-    /// The share's link is the only credential: both die together.
-    pub by_link: bool,
-    /// What stands before the service's name in `known_agents.json`.
-    pub known_as: String,
-    /// The agent that alone will do; without one the first is pinned.
-    pub agent: Option<Fingerprint>,
-}
-
-/// One of them, as it is now.
-pub struct Member {
-    pub wanted: Wanted,
-    pub tunnel: Option<Tunnel>,
-    pub trouble: Option<Error>,
-    /// It has been there at least once.
-    seen: bool,
-    /// Listed in `active-routes.json` for as long as this lives.
-    route: Option<OwnRoute>,
-    /// What is spoken there, as the hub says with the first session.
-    protocol: Arc<OnceLock<Protocol>>,
-}
-
-impl Member {
-    pub fn port(&self) -> Option<u16> {
-        self.tunnel.as_ref().map(|tunnel| tunnel.port).filter(|port| *port > 0)
-    }
-
-    /// A service that answers gets its port; before that it has none.
-    fn take_port(&mut self, home: &Home) {
-        let Some(tunnel) = self.tunnel.as_mut().filter(|tunnel| tunnel.port == 0 && tunnel.is_up()) else {
-            return;
-        };
-        let wanted = &self.wanted;
-        let last = if wanted.chosen { None } else { ports::last_time(home, wanted.name.as_str()) };
-        let bound = Bound::first_free(candidates(wanted.port, last, wanted.strict));
-        self.trouble = match bound {
-            Some(bound) => tunnel.listen(bound).err(),
-            None => Some(no_port(wanted)),
-        };
-        self.seen |= self.trouble.is_none();
-    }
-
-    /// `localhost:5433 (was 5432)`
-    pub fn shown(&self) -> String {
-        match self.port() {
-            Some(port) if port != self.wanted.port => format!("localhost:{port} (was {})", self.wanted.port),
-            Some(port) => format!("localhost:{port}"),
-            None => "no port".to_owned(),
-        }
-    }
-}
 
 pub struct Party<'c> {
     call: &'c Call,
@@ -478,40 +405,4 @@ impl<'c> Party<'c> {
         self.call.say.event(&json!({ "event": event, "name": name, "localPort": member.port() }));
         self.call.say.line(&format!("[ok] {name} → {} {how}", member.shown()));
     }
-}
-
-impl Right {
-    /// That of this machine's own key.
-    pub fn own(call: &Call, hub: Arc<Hub>) -> Result<Self> {
-        let (identity, known_as) = (call.identity()?, hub.url.to_string());
-        Ok(Self { hub, identity, share: None, by_link: false, known_as, agent: None })
-    }
-
-    /// What no waiting mends. A service that is unknown may still come; a share does not come back.
-    fn the_end(&self, error: &Error) -> Option<Error> {
-        match error.kind {
-            Kind::Refused(401) if !self.by_link => Some(
-                Error::new("The hub no longer accepts this machine's key")
-                    .hint("It was revoked or has expired: connect up --api-key KEY"),
-            ),
-            Kind::Refused(401 | 404) if self.share.is_some() => Some(
-                Error::new("The share was revoked or has expired")
-                    .hint("Ask its owner for a new code: connect share"),
-            ),
-            _ => None,
-        }
-    }
-}
-
-fn no_port(wanted: &Wanted) -> Error {
-    if wanted.strict {
-        return Error::new(format!("Port {} in use", wanted.port));
-    }
-    Error::new(format!("Port {} in use and no alternatives available", wanted.port))
-        .hint(format!("Stop what holds it: lsof -ti:{0} | xargs kill, or choose another port", wanted.port))
-}
-
-pub fn another_agent() -> Error {
-    Error::new("The agent is not the one that this code names")
-        .hint("Somebody may stand in between. Nothing was sent; ask the owner of the share")
 }

@@ -12,11 +12,11 @@ use std::time::Instant;
 
 use super::frames::break_off;
 use super::frames::look_up;
+use super::lane::Traffic;
 use super::pool::Opener;
 use super::pool::Pool;
 use super::pool::SESSIONS;
 use super::session::Carried;
-use super::session::Traffic;
 use crate::error::Error;
 use crate::error::Kind;
 use crate::error::OrSay;

@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod frames;
 pub mod joiner;
+mod lane;
 pub mod pool;
 pub mod serving;
 pub mod session;

@@ -12,8 +12,8 @@ use std::time::Instant;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
+use super::lane::Traffic;
 use super::session::Session;
-use super::session::Traffic;
 use crate::api::Hub;
 use crate::api::understand;
 use crate::error::Error;

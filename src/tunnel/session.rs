@@ -8,11 +8,6 @@ use std::io;
 use std::net::Shutdown;
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::Condvar;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -22,29 +17,23 @@ use super::frames::CopyEnd;
 use super::frames::FrameReader;
 use super::frames::FrameWriter;
 use super::frames::break_off;
-use super::frames::out_of_turn;
+use super::lane::ANSWER;
+use super::lane::Lane;
+use super::lane::Phase;
+use super::lane::State;
+use super::lane::Traffic;
 use crate::net::crew;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
 use crate::net::tls::Established;
-use crate::os::lock::locked;
 use crate::wire::frame::Kind;
 
 /// A session heard from this recently needs no question whether it is still there.
 const FRESH: Duration = Duration::from_secs(2);
-/// A question is answered within this, or the session is dead.
-const ANSWER: Duration = Duration::from_millis(1500);
 /// After a reset, the other end has this long to end its direction; a session that does not is dropped.
 const CLEAN_UP: Duration = Duration::from_secs(2);
 /// After the proof that a target answers, it has this long to take our end of file.
 const PROOF_END: Duration = Duration::from_millis(300);
-
-/// Bytes that a tunnel has carried, as its client sees them.
-#[derive(Debug, Default)]
-pub struct Traffic {
-    pub up: AtomicU64,
-    pub down: AtomicU64,
-}
 
 pub struct Session {
     writer: FrameWriter,
@@ -52,32 +41,6 @@ pub struct Session {
     thread: Option<JoinHandle<()>>,
     socket: Arc<TcpStream>,
     _attached: Option<Registration>,
-}
-
-struct Lane {
-    state: Mutex<State>,
-    changed: Condvar,
-    traffic: Arc<Traffic>,
-}
-
-struct State {
-    phase: Phase,
-    /// Where the agent's data goes; `None` while the answer is only a proof.
-    local: Option<Arc<TcpStream>>,
-    /// The local connection broke while the agent still sent.
-    broken: bool,
-    heard: Instant,
-    dead: bool,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Phase {
-    Idle,
-    Opening,
-    Open,
-    /// The agent's direction has ended.
-    Ended,
-    Refused(String),
 }
 
 /// How a connection through a session went.
@@ -99,9 +62,7 @@ impl Session {
         if attached.is_none() {
             return Err(io::ErrorKind::Interrupted.into());
         }
-        let state =
-            State { phase: Phase::Idle, local: None, broken: false, heard: Instant::now(), dead: false };
-        let lane = Arc::new(Lane { state: Mutex::new(state), changed: Condvar::new(), traffic });
+        let lane = Arc::new(Lane::new(traffic));
         let (own, cut) = (Arc::clone(&lane), Arc::clone(&socket));
         let mut frames = FrameReader::new(reader, Arc::clone(&socket));
         let thread = crew::spawn("session-read", move || {
@@ -276,174 +237,6 @@ impl Drop for Session {
         let _ = self.socket.shutdown(Shutdown::Both);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
-        }
-    }
-}
-
-impl State {
-    fn is_ended(&self) -> bool {
-        matches!(self.phase, Phase::Ended | Phase::Refused(_))
-    }
-}
-
-impl Lane {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        locked(&self.state)
-    }
-
-    fn is_refused(&self) -> bool {
-        matches!(self.lock().phase, Phase::Refused(_))
-    }
-
-    fn take_refusal(&self) -> Option<String> {
-        let mut state = self.lock();
-        let Phase::Refused(reason) = &mut state.phase else { return None };
-        let reason = std::mem::take(reason);
-        state.phase = Phase::Idle;
-        Some(reason)
-    }
-
-    /// Waits for `wanted`, for a while; false when it did not come or the session died.
-    fn wait(&self, limit: Duration, wanted: impl Fn(&State) -> bool) -> bool {
-        let waiting = |state: &mut State| !state.dead && !wanted(state);
-        let waited = self.changed.wait_timeout_while(self.lock(), limit, waiting);
-        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        !state.dead && wanted(&state)
-    }
-
-    /// Waits for any word of the agent's; when none comes, the session is dead from that very moment, so
-    /// that a late answer reaches nobody.
-    fn heard_since_or_dead(&self, asked: Instant) -> bool {
-        let waiting = |state: &mut State| !state.dead && state.heard < asked;
-        let waited = self.changed.wait_timeout_while(self.lock(), ANSWER, waiting);
-        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        state.dead |= state.heard < asked;
-        !state.dead
-    }
-
-    /// True when the agent's direction ended; false when the local connection broke or the session died.
-    fn wait_for_end_or_break(&self) -> bool {
-        let waiting = |state: &mut State| !state.dead && !state.broken && !state.is_ended();
-        let state = self.changed.wait_while(self.lock(), waiting).unwrap_or_else(PoisonError::into_inner);
-        state.is_ended()
-    }
-
-    /// From here on nothing that arrives reaches the local connection.
-    fn abandon(&self) {
-        let mut state = self.lock();
-        state.local = None;
-        state.dead = true;
-    }
-
-    /// The session is over; a connection that it carries ends as broken.
-    fn die(&self) {
-        self.end(|state| {
-            state.dead = true;
-            true
-        });
-    }
-
-    /// Breaks off the local connection, if `change` says that it has ended.
-    fn end(&self, change: impl FnOnce(&mut State) -> bool) {
-        let mut local = None;
-        self.change(|state| {
-            if change(state) {
-                local = state.local.take();
-            }
-        });
-        if let Some(local) = local {
-            break_off(&local);
-        }
-    }
-
-    fn read_all(&self, frames: &mut FrameReader) -> io::Result<()> {
-        let mut current: Option<Arc<TcpStream>> = None;
-        let mut open = false;
-        loop {
-            let header = frames.next_header()?;
-            match header.kind {
-                Kind::Pong => self.change(|_| ()),
-                Kind::Opened => {
-                    current = self.opened()?;
-                    open = true;
-                }
-                Kind::Refused => {
-                    let reason = frames.reason(header.length)?;
-                    self.refused(reason)?;
-                }
-                Kind::Data if open => {
-                    if frames.data_into(header.length, current.as_deref())?.is_err() {
-                        self.local_broke(current.take());
-                    } else {
-                        self.traffic.down.fetch_add(header.length as u64, Ordering::Relaxed);
-                    }
-                }
-                Kind::Eof if open => {
-                    if let Some(local) = current.take() {
-                        let _ = local.shutdown(Shutdown::Write);
-                    }
-                    open = false;
-                    frames.shrink();
-                    self.change(|state| state.phase = Phase::Ended);
-                }
-                Kind::Reset => {
-                    current = None;
-                    self.reset(std::mem::take(&mut open));
-                }
-                kind => return Err(out_of_turn(kind)),
-            }
-        }
-    }
-
-    fn change(&self, change: impl FnOnce(&mut State)) {
-        let mut state = self.lock();
-        state.heard = Instant::now();
-        change(&mut state);
-        drop(state);
-        self.changed.notify_all();
-    }
-
-    fn opened(&self) -> io::Result<Option<Arc<TcpStream>>> {
-        let mut opened = Err(out_of_turn(Kind::Opened));
-        self.change(|state| {
-            if !state.dead && state.phase == Phase::Opening {
-                state.phase = Phase::Open;
-                opened = Ok(state.local.clone());
-            }
-        });
-        opened
-    }
-
-    /// The agent says that the connection is broken. When this end considers it over already, or waits for
-    /// the answer to its next OPEN, that speaks of the connection before.
-    fn reset(&self, open: bool) {
-        self.end(|state| {
-            let ours = open || state.phase == Phase::Ended;
-            if ours {
-                state.phase = Phase::Ended;
-                state.broken = true;
-            }
-            ours
-        });
-    }
-
-    fn refused(&self, reason: String) -> io::Result<()> {
-        let mut in_turn = false;
-        self.end(|state| {
-            in_turn = state.phase == Phase::Opening;
-            if in_turn {
-                state.phase = Phase::Refused(reason);
-            }
-            in_turn
-        });
-        if in_turn { Ok(()) } else { Err(out_of_turn(Kind::Refused)) }
-    }
-
-    /// The client is gone: its writer wakes and tells the agent, while this thread reads and drops the rest.
-    fn local_broke(&self, local: Option<Arc<TcpStream>>) {
-        self.change(|state| state.broken = true);
-        if let Some(local) = local {
-            break_off(&local);
         }
     }
 }

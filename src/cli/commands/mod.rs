@@ -8,6 +8,7 @@ pub mod dev;
 pub mod discover;
 pub mod doctor;
 mod doctor_checks;
+mod doctor_way;
 pub mod expose;
 pub mod help;
 pub mod hub;
