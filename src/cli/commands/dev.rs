@@ -46,13 +46,10 @@ pub fn run(call: &Call) -> Outcome {
     }
     let hub = call.hub_named(file.project.hub.as_deref())?;
     let say = &call.say;
-    say.line("🚀 Private Connect Dev Mode");
-    say.line("");
+    say.line("🚀 Private Connect Dev Mode\n");
     say.line(&format!("  Config: {}", shown(&file.path)));
-    say.line(&format!("  Hub:    {}", hub.url));
-    say.line("");
-    say.line("  Connecting to services...");
-    say.line("");
+    say.line(&format!("  Hub:    {}\n", hub.url));
+    say.line("  Connecting to services...\n");
     let mut exposing = None;
     offer(call, &hub, &mut exposing, &BTreeMap::new(), &file.project)?;
     let services = hub.services()?;

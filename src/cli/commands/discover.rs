@@ -128,8 +128,7 @@ fn label(found: &Found) -> Option<&str> {
 
 /// To the letter of what users know.
 pub fn show(call: &Call, found: &[Found]) {
-    call.say.line(&format!("🔍 Discovered {} service(s):", found.len()));
-    call.say.line("");
+    call.say.line(&format!("🔍 Discovered {} service(s):\n", found.len()));
     for one in found {
         let more = label(one).map_or(String::new(), |label| format!(" ({label})"));
         let kind = one.service.kind;

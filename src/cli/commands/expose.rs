@@ -80,7 +80,6 @@ fn announce(call: &Call, exposed: &Exposed) {
     if !exposed.answers {
         call.say.warn(&format!("Nothing answers at {target} yet; start the service, {name} stays exposed"));
     }
-    call.say.line("");
-    call.say.line(&format!("  Reach it from any machine: connect reach {name}"));
+    call.say.line(&format!("\n  Reach it from any machine: connect reach {name}"));
     background::how_to_end(call, name.as_str(), "Press Ctrl+C to stop exposing it");
 }

@@ -83,15 +83,11 @@ fn announce(call: &Call, core: &Core, url: &HubUrl, listening: &str) {
         say.line(&format!("  Pin:  {}", core.ca.pin()));
     }
     if let Some(key) = first_key {
-        say.line("");
-        say.line("  This is the first start. Here is an admin key; it is shown only this once:");
-        say.line("");
+        say.line("\n  This is the first start. Here is an admin key; it is shown only this once:\n");
         say.result(&format!("    connect up --hub {url} --api-key {key}"));
-        say.line("");
-        say.line("  Keys for others: connect hub key create --role member|join");
+        say.line("\n  Keys for others: connect hub key create --role member|join");
     }
-    say.line("");
-    say.line("  Press Ctrl+C to stop");
+    say.line("\n  Press Ctrl+C to stop");
 }
 
 /// A hub without keys could be used by nobody.

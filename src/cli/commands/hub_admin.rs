@@ -146,8 +146,7 @@ pub fn key_create(call: &Call) -> Outcome {
     ));
     call.say.line("");
     call.say.result(&format!("  {}", made.key));
-    call.say.line("");
-    call.say.line(&format!("  Use it: connect up --hub URL --api-key {}", made.key));
+    call.say.line(&format!("\n  Use it: connect up --hub URL --api-key {}", made.key));
     Ok(0)
 }
 

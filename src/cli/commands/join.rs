@@ -51,8 +51,7 @@ pub fn run(call: &Call) -> Outcome {
         return Ok(code);
     }
     let say = &call.say;
-    say.line(&format!("🔗 Joining environment share: {}", invitation.code.as_str()));
-    say.line("");
+    say.line(&format!("🔗 Joining environment share: {}\n", invitation.code.as_str()));
     let (hub, identity) = hub(call, &invitation)?;
     let share = hub.join_share(&invitation.code).map_err(explain)?;
     if invitation.agent.is_some_and(|pin| pin != share.agent_fingerprint.pin()) {
@@ -60,12 +59,9 @@ pub fn run(call: &Call) -> Outcome {
     }
     let wanted = wanted(call, &share, ports)?;
     say.result("[ok] Connected to shared environment!");
-    say.line("");
-    say.line(&format!("  Name: {}", share.name));
-    say.line(&format!("  Expires in {}", in_words(Duration::from_secs(share.expires_in_seconds))));
-    say.line("");
-    say.line("  Establishing tunnels...");
-    say.line("");
+    say.line(&format!("\n  Name: {}", share.name));
+    say.line(&format!("  Expires in {}\n", in_words(Duration::from_secs(share.expires_in_seconds))));
+    say.line("  Establishing tunnels...\n");
     let membership = Membership {
         code: invitation.code.as_str().to_owned(),
         token: share.token.clone().unwrap_or_default(),
@@ -212,8 +208,7 @@ fn report(call: &Call, share: &SharePreview, code: &str, party: &Party<'_>) -> R
     say.result(&format!("[ok] {active} tunnel(s) active"));
     say.line("");
     if active < all {
-        say.line(&format!("  [!] {} service(s) could not connect (may be offline)", all - active));
-        say.line("");
+        say.line(&format!("  [!] {} service(s) could not connect (may be offline)\n", all - active));
     }
     if call.args.run.is_some() {
         return Ok(());

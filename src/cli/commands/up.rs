@@ -92,12 +92,10 @@ fn ask_for_key(call: &Call, config: &mut Config, url: &HubUrl) -> Result<String>
     let label = call.args.value("label").map_or_else(user::hostname, str::to_owned);
     let asked = hub.ask_device(&label)?;
     call.say.event(&json!({ "event": "approve", "code": asked.code, "page": asked.page }));
-    call.say.line("No API key was given. Have this machine approved:");
-    call.say.line("");
+    call.say.line("No API key was given. Have this machine approved:\n");
     call.say.line(&format!("    Code:  {}", asked.code));
     call.say.line(&format!("    On the hub:       connect hub approve {}", asked.code));
-    call.say.line(&format!("    Or in a browser:  {}", asked.page));
-    call.say.line("");
+    call.say.line(&format!("    Or in a browser:  {}\n", asked.page));
     call.say.line("  Waiting for the approval; Ctrl+C gives up");
     let deadline = Instant::now() + Duration::from_secs(asked.expires_in_seconds.min(3600));
     while Instant::now() < deadline {
