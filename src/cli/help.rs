@@ -10,7 +10,7 @@ use super::say::Say;
 use crate::error::Error;
 use crate::model::suggest;
 
-const FIRST_STEPS: &str = "connect: reach a private service from somewhere else
+pub const FIRST_STEPS: &str = "connect: reach a private service from somewhere else
 
   On one machine, a meeting point:     connect hub
   On every machine, log in to it:      connect up --hub URL --api-key KEY
@@ -19,10 +19,6 @@ const FIRST_STEPS: &str = "connect: reach a private service from somewhere else
   Where you need it, bring it near:    connect reach NAME
 
   All commands: connect --help";
-
-pub fn first_steps(say: &Say) {
-    say.result(FIRST_STEPS);
-}
 
 /// Help for the words given: a command, a group of commands, or all of it.
 pub fn show(say: &Say, table: &'static [Command], words: &[String]) -> Outcome {

@@ -65,7 +65,7 @@ fn run(args: Args) -> Outcome {
     }
     let Some(command) = args.command else {
         if args.words.is_empty() {
-            help::first_steps(&say);
+            say.result(help::FIRST_STEPS);
             return Ok(0);
         }
         return Err(help::unfinished(args.table, &args.words));

@@ -20,9 +20,8 @@ const KEY_PREFIX: &str = "pc_";
 /// Longer than any key of ours.
 const KEY_LIMIT: usize = 256;
 
-/// Believes the `x-api-key`, or says why not.
-pub fn authenticate(core: &Core, request: &Request, address: IpAddr) -> Result<Principal, Reply> {
-    let given = request.field("x-api-key").unwrap_or_default();
+/// Believes the key, or says why not.
+pub fn authenticate(core: &Core, given: &str, address: IpAddr) -> Result<Principal, Reply> {
     if given.is_empty() {
         let reply = Reply::error(
             401,
@@ -74,7 +73,7 @@ fn believe(core: &Core, given: &str, hash: &str) -> Option<Principal> {
 
 /// Whether it comes from the hub's own machine, by whoever reads its data folder.
 pub fn is_local(core: &Core, request: &Request) -> bool {
-    request.field("x-api-key").is_some_and(|given| secret::hash(given) == secret::hash(&core.local_token))
+    secret::hash(request.key()) == secret::hash(&core.local_token)
 }
 
 pub fn allow(core: &Core, principal: &Principal, action: Action) -> Result<(), Reply> {

@@ -52,6 +52,11 @@ impl Call<'_> {
         serde_json::from_slice(&self.request.body).map_err(|error| misfit(&error.to_string()))
     }
 
+    /// The same; none says nothing.
+    pub fn body_if_any<T: DeserializeOwned + Default>(&self) -> Result<T, Reply> {
+        if self.request.body.is_empty() { Ok(T::default()) } else { self.body() }
+    }
+
     pub fn workspace(&self) -> &str {
         self.principal.workspace()
     }

@@ -90,7 +90,7 @@ pub fn has_store(core: &Core, hub: &str) -> bool {
 
 /// Asks for a session where the agent is, and keeps what is needed to carry it.
 pub fn ask(call: &Call<'_>, asked: &AskSession, service: &Service, hub: &str) -> Refusable<Reply> {
-    let (core, key) = (call.core, call.request.field("x-api-key").unwrap_or_default());
+    let (core, key) = (call.core, call.request.key());
     let Some(fleet) = core.fleet.as_ref().filter(|_| call.principal != Principal::Local) else {
         return Err(offline(service));
     };

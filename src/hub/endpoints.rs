@@ -61,7 +61,7 @@ pub fn answer(core: &Core, request: &Request, visit: Visit) -> Reply {
         refuse_adrift(core, request)?;
         let principal = match needs {
             Needs::Nothing => Principal::Local,
-            Needs::AnyKey | Needs::To(_) => access::authenticate(core, request, visit.address)?,
+            Needs::AnyKey | Needs::To(_) => access::authenticate(core, request.key(), visit.address)?,
         };
         if let Needs::To(action) = needs {
             access::allow(core, &principal, action)?;

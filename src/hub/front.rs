@@ -244,7 +244,7 @@ impl Front {
         guest: Option<Guest<'_>>,
     ) {
         let known = endpoints::refuse_adrift(&self.core, request)
-            .and_then(|()| access::authenticate(&self.core, request, visit.address));
+            .and_then(|()| access::authenticate(&self.core, request.key(), visit.address));
         let welcome = known.and_then(|principal| {
             access::allow(&self.core, &principal, Action::Expose)?;
             let relay = relay_address(request, visit.over_tls)?;

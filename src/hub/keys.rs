@@ -65,7 +65,7 @@ fn workspace_for(call: &Call<'_>, named: Option<&str>) -> Result<String, Reply> 
 }
 
 pub fn make(call: &Call<'_>) -> Result<Reply, Reply> {
-    let asked: MakeKey = if call.request.body.is_empty() { MakeKey::default() } else { call.body()? };
+    let asked: MakeKey = call.body_if_any()?;
     if asked.expires_in_seconds == Some(0) {
         return Err(Reply::error(400, "A key lives a second at least", "Try --expires 30d"));
     }
@@ -171,9 +171,7 @@ pub fn device_state(call: &Call<'_>) -> Result<Reply, Reply> {
 }
 
 pub fn approve_device(call: &Call<'_>) -> Result<Reply, Reply> {
-    let asked: ApproveDevice =
-        if call.request.body.is_empty() { ApproveDevice::default() } else { call.body()? };
-    let label = approve(call, call.parts[0], &asked)?;
+    let label = approve(call, call.parts[0], &call.body_if_any()?)?;
     Ok(Reply::json(200, serde_json::json!({ "label": label })))
 }
 

@@ -5,7 +5,6 @@ use super::call::Call;
 use super::keys;
 use crate::model::access::Action;
 use crate::wire::api::ApproveDevice;
-use crate::wire::message::Request;
 use crate::wire::reply::Reply;
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:32rem;margin:4rem auto;padding:0 1rem}\
@@ -43,10 +42,7 @@ pub fn device(_: &Call<'_>) -> Result<Reply, Reply> {
 pub fn approve(call: &Call<'_>) -> Result<Reply, Reply> {
     let code = form_value(&call.request.body, "code").unwrap_or_default();
     let key = form_value(&call.request.body, "key").unwrap_or_default();
-    let mut asking = Request { fields: call.request.fields.clone(), ..call.request.clone() };
-    asking.fields.retain(|(name, _)| !name.eq_ignore_ascii_case("x-api-key"));
-    asking.fields.push(("x-api-key".into(), key));
-    let approved = access::authenticate(call.core, &asking, call.visit.address).and_then(|principal| {
+    let approved = access::authenticate(call.core, &key, call.visit.address).and_then(|principal| {
         access::allow(call.core, &principal, Action::Administer)?;
         let as_admin =
             Call { core: call.core, request: call.request, principal, visit: call.visit, parts: Vec::new() };

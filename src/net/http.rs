@@ -20,6 +20,7 @@ use crate::wire::body::BodyWalker;
 use crate::wire::body::request_body;
 use crate::wire::body::response_body;
 use crate::wire::head;
+use crate::wire::head::BadHead;
 use crate::wire::message::Answer;
 use crate::wire::message::BODY_LIMIT;
 use crate::wire::message::Request;
@@ -58,41 +59,30 @@ impl Conversation {
     }
 
     pub fn next_request(&mut self) -> Heard {
+        self.read_request().map_or_else(|heard| heard, Heard::Request)
+    }
+
+    fn read_request(&mut self) -> std::result::Result<Request, Heard> {
         let first = Instant::now() + if self.answered { REST } else { PATIENCE };
         if self.buffer.is_empty() {
             match read_more(&mut self.stream, &mut self.buffer, first) {
-                Ok(0) => return Heard::Nothing,
-                Err(_) if self.answered => return Heard::Nothing,
-                Err(error) => return trouble(&error),
-                Ok(_) => {}
-            }
+                Ok(0) => return Err(Heard::Nothing),
+                Err(_) if self.answered => return Err(Heard::Nothing),
+                begun => begun?,
+            };
         }
-        self.read_request(Instant::now() + PATIENCE)
-    }
-
-    fn read_request(&mut self, deadline: Instant) -> Heard {
+        let deadline = Instant::now() + PATIENCE;
         let (mut request, body) = loop {
-            match head::parse_request(&self.buffer) {
-                Err(bad) => return Heard::Bad(Reply::error(bad.status(), bad.reason(), "")),
-                Ok(Some(head)) => {
-                    let body = match request_body(&head) {
-                        Ok(body) => body,
-                        Err(bad) => {
-                            return Heard::Bad(Reply::error(bad.status(), bad.reason(), ""));
-                        }
-                    };
-                    let Some(request) = Request::from_head(&head) else {
-                        return Heard::Bad(Reply::error(400, "The request's target is not a path", ""));
-                    };
-                    let length = head.length;
-                    self.buffer.drain(..length);
-                    break (request, body);
-                }
-                Ok(None) => match read_more(&mut self.stream, &mut self.buffer, deadline) {
-                    Ok(0) => return Heard::Nothing,
-                    Ok(_) => {}
-                    Err(error) => return trouble(&error),
-                },
+            if let Some(head) = head::parse_request(&self.buffer)? {
+                let body = request_body(&head)?;
+                let request = Request::from_head(&head);
+                let odd = || Heard::Bad(Reply::error(400, "The request's target is not a path", ""));
+                let (request, length) = (request.ok_or_else(odd)?, head.length);
+                self.buffer.drain(..length);
+                break (request, body);
+            }
+            if read_more(&mut self.stream, &mut self.buffer, deadline)? == 0 {
+                return Err(Heard::Nothing);
             }
         };
         let mut walker = BodyWalker::new(body);
@@ -103,14 +93,8 @@ impl Conversation {
         {
             let _ = self.stream.writer.write_all(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
-        match read_body(&mut self.stream, &mut self.buffer, &mut walker, BODY_LIMIT, deadline) {
-            Ok(body) => request.body = body,
-            Err(BodyTrouble::Io(error)) => return trouble(&error),
-            Err(BodyTrouble::Bad(status, reason)) => {
-                return Heard::Bad(Reply::error(status, reason, ""));
-            }
-        }
-        Heard::Request(request)
+        request.body = read_body(&mut self.stream, &mut self.buffer, &mut walker, BODY_LIMIT, deadline)?;
+        Ok(request)
     }
 
     pub fn answer(&mut self, reply: &Reply, keep_alive: bool, head_only: bool) -> io::Result<()> {
@@ -152,13 +136,30 @@ impl Conversation {
     }
 }
 
-fn trouble(error: &io::Error) -> Heard {
-    if is_timeout(error) {
-        let hint = "Send a whole request within 10 seconds";
-        return Heard::Bad(Reply::error(408, "The request took too long", hint));
+impl From<BadHead> for Heard {
+    fn from(bad: BadHead) -> Self {
+        Self::Bad(Reply::error(bad.status(), bad.reason(), ""))
     }
-    log::debug!("a request ended early: {error}");
-    Heard::Nothing
+}
+
+impl From<io::Error> for Heard {
+    fn from(error: io::Error) -> Self {
+        if is_timeout(&error) {
+            let hint = "Send a whole request within 10 seconds";
+            return Self::Bad(Reply::error(408, "The request took too long", hint));
+        }
+        log::debug!("a request ended early: {error}");
+        Self::Nothing
+    }
+}
+
+impl From<BodyTrouble> for Heard {
+    fn from(trouble: BodyTrouble) -> Self {
+        match trouble {
+            BodyTrouble::Io(error) => error.into(),
+            BodyTrouble::Bad(status, reason) => Self::Bad(Reply::error(status, reason, "")),
+        }
+    }
 }
 
 fn read_more(stream: &mut Duplex, buffer: &mut Vec<u8>, deadline: Instant) -> io::Result<usize> {

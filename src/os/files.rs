@@ -92,7 +92,7 @@ fn replace(path: &Path, bytes: &[u8], sync: bool) -> Result<()> {
     let draft = draft_of(path);
     let written = write_draft(&draft, bytes, sync)
         .and_then(|()| fs::rename(&draft, path))
-        .and_then(|()| if sync { sync_dir(folder) } else { Ok(()) });
+        .and_then(|()| if sync { File::open(folder)?.sync_all() } else { Ok(()) });
     written.map_err(|error| {
         let _ = fs::remove_file(&draft);
         trouble("write", path, error)
@@ -177,10 +177,6 @@ pub fn try_lock(path: &Path) -> Result<Option<Lock>> {
 pub fn is_locked(path: &Path) -> bool {
     let file = options().read(true).open(path);
     file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
-}
-
-pub fn sync_dir(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
 }
 
 fn options() -> OpenOptions {

@@ -68,11 +68,6 @@ impl Config {
         })
     }
 
-    pub fn save(&self, home: &Home, file: Option<&Path>) -> Result<()> {
-        let _lock = home.lock()?;
-        self.write(home, file)
-    }
-
     /// Reads, changes and writes it with nobody in between.
     pub fn change<R>(home: &Home, file: Option<&Path>, change: impl FnOnce(&mut Self) -> R) -> Result<R> {
         let _lock = home.lock()?;

@@ -192,7 +192,7 @@ pub fn is_known_dead(home: &Home, pid: u32) -> bool {
 }
 
 pub fn kind_of(home: &Home, pid: u32) -> Option<String> {
-    home.read::<Run>(&format!("{FOLDER}/{pid}.json")).ok().flatten().map(|run| run.kind)
+    home.read::<Run>(&file_name(pid)).ok().flatten().map(|run| run.kind)
 }
 
 /// Every live process of ours, and those of the background that ended by themselves. What others left behind

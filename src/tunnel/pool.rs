@@ -13,6 +13,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
 use super::lane::Traffic;
+use super::session::FRESH;
 use super::session::Session;
 use crate::api::Hub;
 use crate::api::understand;
@@ -227,7 +228,7 @@ impl Pool {
 
     /// A session did not answer: those that have been as silent are as dead.
     pub fn lost_to_silence(&self) {
-        self.lost_with(|session| !session.is_fresh());
+        self.lost_with(|session| session.silent_for() >= FRESH);
     }
 
     fn lost_with(&self, is_lost: impl Fn(&Session) -> bool) {

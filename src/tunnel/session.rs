@@ -29,7 +29,7 @@ use crate::net::tls::Established;
 use crate::wire::frame::Kind;
 
 /// A session heard from this recently needs no question whether it is still there.
-const FRESH: Duration = Duration::from_secs(2);
+pub const FRESH: Duration = Duration::from_secs(2);
 /// After a reset, the other end has this long to end its direction; a session that does not is dropped.
 const CLEAN_UP: Duration = Duration::from_secs(2);
 /// After the proof that a target answers, it has this long to take our end of file.
@@ -81,11 +81,6 @@ impl Session {
     /// Since when the other end has not been heard.
     pub fn silent_for(&self) -> Duration {
         self.lane.lock().heard.elapsed()
-    }
-
-    /// Heard so recently that nothing need be asked.
-    pub fn is_fresh(&self) -> bool {
-        self.silent_for() < FRESH
     }
 
     /// Asks the agent whether it is there; only between connections. When it was asked, or nothing.

@@ -116,7 +116,6 @@ pub struct AskSession {
     pub service: String,
     /// The joiner's own identity, which the agent will expect.
     pub fingerprint: Fingerprint,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub share: Option<Membership>,
     /// The hub that has the agent cannot be reached from the joiner: this one shall carry the bytes there.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -159,13 +158,9 @@ pub struct SessionGranted {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MakeKey {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<Role>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workspace: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_in_seconds: Option<u64>,
 }
 
@@ -216,9 +211,7 @@ pub struct DeviceState {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ApproveDevice {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<Role>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workspace: Option<String>,
 }
 
@@ -230,9 +223,7 @@ pub struct MakeShare {
     /// Names of services that the agent exposes.
     pub services: Vec<Name>,
     pub expires_in_seconds: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_joins: Option<u32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
     /// Whether to make a link's secret too.
     #[serde(default)]

@@ -9,7 +9,7 @@ const SHOWN: usize = 500;
 /// Bodies of the API are small; a larger one gets 413.
 pub const BODY_LIMIT: usize = 64 * 1024;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Request {
     pub method: String,
     /// Percent-decoded, without the query.
@@ -49,6 +49,11 @@ impl Request {
 
     pub fn field(&self, name: &str) -> Option<&str> {
         find(&self.fields, name)
+    }
+
+    /// By which the sender wants to be believed; empty when there is none.
+    pub fn key(&self) -> &str {
+        self.field("x-api-key").unwrap_or_default()
     }
 
     pub fn parameter(&self, name: &str) -> Option<&str> {

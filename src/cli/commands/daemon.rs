@@ -103,7 +103,7 @@ pub fn status(call: &Call) -> Outcome {
     let kept = call.config()?.exposures;
     let run = runs::all(&call.home).into_iter().rev().find(|run| run.kind == KIND);
     let is_running = run.as_ref().is_some_and(Run::is_alive);
-    let installed = daemon_service::installed(call);
+    let installed = daemon_service::installed();
     call.say.value(&json!({ "running": is_running, "daemon": run, "kept": kept, "installed": installed }));
     match &run {
         Some(run) => show(call, run),
@@ -152,7 +152,7 @@ pub fn keep(call: &Call, exposure: &Exposure) -> Outcome {
         Some(why) => call.say.warn(&format!("{name} is saved, and exposed as soon as that can be: {why}")),
     }
     call.say.line(&format!("  Undo it: connect stop {name}"));
-    if daemon_service::installed(call).is_none() {
+    if daemon_service::installed().is_none() {
         call.say.line("  After a reboot too: connect daemon install");
     }
     Ok(0)

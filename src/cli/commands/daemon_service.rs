@@ -64,7 +64,7 @@ pub fn uninstall(call: &Call) -> Outcome {
 }
 
 /// The file, when one is installed; the user's own first.
-pub fn installed(_: &Call) -> Option<PathBuf> {
+pub fn installed() -> Option<PathBuf> {
     let manager = service::manager().unwrap_or(Manager::Systemd);
     [false, true].map(|system| service::file(manager, system)).into_iter().find(|file| file.exists())
 }

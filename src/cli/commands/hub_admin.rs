@@ -119,10 +119,8 @@ pub fn request(method: &str, path: &str, body: Option<&Value>) -> Request {
     Request {
         method: method.to_owned(),
         path: path.to_owned(),
-        query: Vec::new(),
-        fields: Vec::new(),
         body: body.map(|body| body.to_string().into_bytes()).unwrap_or_default(),
-        keep_alive: false,
+        ..Request::default()
     }
 }
 

@@ -67,7 +67,7 @@ pub fn run(call: &Call) -> Outcome {
     config.api_key = Some(key);
     config.agent_id = Some(id.clone());
     config.label = Some(label.clone());
-    config.save(&call.home, call.config_file())?;
+    Config::change(&call.home, call.config_file(), |saved| saved.clone_from(&config))?;
     let role = whoami.role_word();
     call.say.value(&json!({ "hub": url.to_string(), "label": label, "agentId": id, "role": role,
         "workspace": whoami.workspace, "latencyMs": latency.as_millis() }));
