@@ -2,8 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::OnceLock;
+use std::sync::atomic::Ordering;
+
+use serde_json::json;
 
 use super::context::Call;
+use super::say::Say;
 use crate::api::Hub;
 use crate::error::Error;
 use crate::error::Kind;
@@ -15,7 +19,9 @@ use crate::model::record::Protocol;
 use crate::net::identity::Identity;
 use crate::state::home::Home;
 use crate::state::ports;
+use crate::state::routes;
 use crate::state::routes::OwnRoute;
+use crate::state::runs::Open;
 use crate::tunnel::joiner::Bound;
 use crate::tunnel::joiner::Tunnel;
 use crate::wire::api::Membership;
@@ -76,6 +82,51 @@ impl Member {
             None => Some(no_port(wanted)),
         };
         self.seen |= self.trouble.is_none();
+    }
+
+    /// Lists the tunnel as a route and remembers its port. A state folder that cannot be written costs the list,
+    /// not the tunnel.
+    pub fn list(&mut self, home: &Home) {
+        let Some(port) = self.port().filter(|_| self.route.is_none()) else { return };
+        let (name, protocol) = (self.wanted.name.as_str(), self.protocol.get().copied().unwrap_or_default());
+        let listed = ports::remember(home, name, port).and_then(|()| routes::add(home, name, port, protocol));
+        self.route = listed.inspect_err(|error| log::info!("{name} is not listed as a route: {error}")).ok();
+    }
+
+    /// `STAGING_DB_HOST`, `STAGING_DB_PORT` and `STAGING_DB_ADDR` for the service `staging-db`.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let Some(port) = self.port() else { return Vec::new() };
+        let name = self.wanted.name.for_environment();
+        vec![
+            (format!("{name}_HOST"), "127.0.0.1".to_owned()),
+            (format!("{name}_PORT"), port.to_string()),
+            (format!("{name}_ADDR"), format!("127.0.0.1:{port}")),
+        ]
+    }
+
+    /// What stands in its way, in words.
+    pub fn why(&self) -> Option<String> {
+        self.trouble.as_ref().map(ToString::to_string)
+    }
+
+    /// For `connect status`.
+    pub fn open(&self) -> Option<Open> {
+        let tunnel = self.tunnel.as_ref()?;
+        let traffic = tunnel.traffic();
+        Some(Open {
+            name: self.wanted.name.to_string(),
+            at: format!("localhost:{}", tunnel.port),
+            up: self.trouble.is_none(),
+            trouble: self.why(),
+            sessions: tunnel.sessions(),
+            bytes: traffic.up.load(Ordering::Relaxed) + traffic.down.load(Ordering::Relaxed),
+        })
+    }
+
+    pub fn say_up(&self, say: &Say, how: &str) {
+        let (name, event) = (&self.wanted.name, if how == "is back" { "back" } else { "up" });
+        say.event(&json!({ "event": event, "name": name, "localPort": self.port() }));
+        say.line(&format!("[ok] {name} → {} {how}", self.shown()));
     }
 
     /// `localhost:5433 (was 5432)`

@@ -62,7 +62,6 @@ pub fn run(call: &Call) -> Outcome {
     party.list();
     report(call, &party, &name)?;
     party.settle()?;
-    background::ready(call)?;
     let code = party.stay(&mut |party| {
         if let Some(exposing) = &exposing {
             exposing.tell_news()?;
@@ -81,7 +80,7 @@ pub fn run(call: &Call) -> Outcome {
             }
         }
     })?;
-    drop((party, exposing));
+    drop(exposing);
     say.event(&json!({ "event": "closed" }));
     Ok(code)
 }
@@ -168,13 +167,13 @@ const FALLBACK_PORT: u16 = 10_000;
 
 fn report(call: &Call, party: &Party<'_>, name: &str) -> Result<()> {
     let say = &call.say;
-    let members: Vec<_> = party.members().collect();
+    let members = party.members();
     let up: Vec<_> = members.iter().filter(|member| member.trouble.is_none()).collect();
     let services: Vec<_> = members
         .iter()
         .map(|member| {
             json!({ "name": member.wanted.name, "localPort": member.port(), "ok": member.trouble.is_none(),
-                "error": member.trouble.as_ref().map(ToString::to_string) })
+                "error": member.why() })
         })
         .collect();
     say.event(&json!({ "event": "connected", "services": services }));
@@ -186,8 +185,7 @@ fn report(call: &Call, party: &Party<'_>, name: &str) -> Result<()> {
     for member in &up {
         say.result(&format!("    {} {}", member.wanted.name, member.shown()));
     }
-    for member in members.iter().filter(|member| member.trouble.is_some()) {
-        let why = member.trouble.as_ref().map(ToString::to_string).unwrap_or_default();
+    for (member, why) in members.iter().filter_map(|member| Some((member, member.why()?))) {
         say.result(&format!("    [!] {} → failed: {why}", member.wanted.name));
     }
     party.complete_for_command()?;
@@ -213,7 +211,8 @@ fn take_up(call: &Call, hub: &Hub, party: &mut Party<'_>, before: &Project, now:
     }
     let services = hub.services().unwrap_or_default();
     party.add(new.iter().map(|needed| wanted(needed, &services)).collect());
-    for member in party.members().filter(|member| new.iter().any(|needed| needed.name == member.wanted.name))
+    for member in
+        party.members().iter().filter(|member| new.iter().any(|needed| needed.name == member.wanted.name))
     {
         match &member.trouble {
             None => call.say.line(&format!("[ok] {} {} joined", member.wanted.name, member.shown())),

@@ -83,9 +83,7 @@ pub fn run(call: &Call) -> Outcome {
     party.list();
     report(call, &share, invitation.code.as_str(), &party)?;
     party.settle()?;
-    background::ready(call)?;
     let code = party.stay(&mut |_| Ok(()))?;
-    drop(party);
     say.event(&json!({ "event": "closed" }));
     Ok(code)
 }
@@ -190,12 +188,10 @@ fn report(call: &Call, share: &SharePreview, code: &str, party: &Party<'_>) -> R
             Some(error) => say.result(&format!("    [!] {} → failed: {error}", member.wanted.name)),
         }
     }
-    let (active, all) = (party.active(), party.members().count());
-    let services: Vec<_> = party
-        .members()
-        .map(|member| {
+    let (active, all) = (party.active(), party.members().len());
+    let services: Vec<_> = party.members().iter().map(|member| {
             json!({ "name": member.wanted.name, "localPort": member.port(), "originalPort": member.wanted.port,
-                "ok": member.trouble.is_none(), "error": member.trouble.as_ref().map(ToString::to_string) })
+                "ok": member.trouble.is_none(), "error": member.why() })
         })
         .collect();
     say.event(&json!({ "event": "joined", "name": share.name, "expiresAt": share.expires_at, "services": services }));
@@ -214,7 +210,7 @@ fn report(call: &Call, share: &SharePreview, code: &str, party: &Party<'_>) -> R
         return Ok(());
     }
     say.line("  Example connections:");
-    for member in party.members().filter(|member| member.trouble.is_none()) {
+    for member in party.members().iter().filter(|member| member.trouble.is_none()) {
         let port = member.port().unwrap_or_default();
         say.line(&format!("    • {}: localhost:{port}", member.wanted.name));
     }

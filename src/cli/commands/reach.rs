@@ -62,7 +62,7 @@ pub fn run(call: &Call) -> Outcome {
         chosen: check || asked_port.is_some(),
         strict: check,
     }]);
-    let Some(member) = party.members().next() else { return Ok(1) };
+    let Some(member) = party.members().first() else { return Ok(1) };
     if member.trouble.is_none() {
         report.add("Agent", format!("{}, end-to-end encrypted", service.agent_label), began.elapsed());
     }
@@ -88,9 +88,7 @@ pub fn run(call: &Call) -> Outcome {
     if call.args.run.is_none() {
         background::how_to_end(call, name.as_str(), "Press Ctrl+C to disconnect");
     }
-    background::ready(call)?;
     let code = party.stay(&mut |_| Ok(()))?;
-    drop(party);
     call.say.event(&json!({ "event": "closed", "name": name }));
     Ok(code)
 }
