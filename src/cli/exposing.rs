@@ -19,7 +19,6 @@ use crate::error::Error;
 use crate::error::Kind;
 use crate::error::Result;
 use crate::model::name::Name;
-use crate::model::target::Target;
 use crate::net::connect::DEADLINE;
 use crate::net::connect::dial;
 use crate::os::files;
@@ -42,7 +41,6 @@ pub struct Exposing<'c> {
     told: Receiver<Event>,
     /// One lock for each name, so that two processes of this machine do not take it from each other.
     locks: BTreeMap<Name, files::Lock>,
-    targets: BTreeMap<Name, Target>,
     /// This command's entry in the list of what runs, unless it has another.
     run: Option<OwnRun>,
     /// The hub is away.
@@ -66,15 +64,7 @@ impl<'c> Exposing<'c> {
             Myself { id: id.clone(), label: config.label.unwrap_or_default(), identity: call.identity()? };
         let (tell, told) = mpsc::channel();
         let agent = Agent::start(hub, &myself, Box::new(move |event| drop(tell.send(event))), &call.stop)?;
-        Ok(Self {
-            call,
-            agent,
-            told,
-            locks: BTreeMap::new(),
-            targets: BTreeMap::new(),
-            run,
-            lost: Cell::new(false),
-        })
+        Ok(Self { call, agent, told, locks: BTreeMap::new(), run, lost: Cell::new(false) })
     }
 
     /// Exposes these, and returns when the hub knows all of them, or at Ctrl-C those that it knows by then. A
@@ -111,7 +101,6 @@ impl<'c> Exposing<'c> {
     pub fn offer(&mut self, exposure: &Exposure) -> Result<()> {
         let lock = self.alone(&exposure.name)?;
         self.locks.insert(exposure.name.clone(), lock);
-        self.targets.insert(exposure.name.clone(), exposure.target.clone());
         self.agent.expose(exposure.clone());
         Ok(())
     }
@@ -126,7 +115,6 @@ impl<'c> Exposing<'c> {
     pub fn withdraw(&mut self, name: &Name) {
         self.agent.withdraw(name);
         self.locks.remove(name);
-        self.targets.remove(name);
     }
 
     /// Until Ctrl-C, or until there is nothing left to stay for.
@@ -148,9 +136,9 @@ impl<'c> Exposing<'c> {
 
     /// What is exposed, for `connect status`.
     pub fn open(&self) -> Vec<Open> {
-        let open = |(name, carried): (Name, Arc<Carried>)| Open {
-            at: self.targets.get(&name).map(ToString::to_string).unwrap_or_default(),
-            name: name.to_string(),
+        let open = |(exposure, carried): (Exposure, Arc<Carried>)| Open {
+            name: exposure.name.to_string(),
+            at: exposure.target.to_string(),
             up: !self.lost.get(),
             trouble: self.lost.get().then(|| "the hub is away".to_owned()),
             sessions: usize::try_from(carried.sessions.load(Ordering::Relaxed)).unwrap_or_default(),

@@ -1,7 +1,6 @@
 //! The agent's side: keeps a control channel to the hub, exposes services by it, and serves the sessions
 //! that the hub announces. It dials only what it exposes: the hub names a service, never an address.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::Shutdown;
 use std::sync::Arc;
@@ -104,11 +103,16 @@ struct Shared {
 
 #[derive(Default)]
 struct Exposures {
-    wanted: Vec<(Exposure, Arc<Carried>)>,
-    /// By the id that the hub gave.
-    by_service: HashMap<String, (Exposure, Arc<Carried>)>,
+    all: Vec<Exposed>,
     /// The channel, while there is one.
     channel: Option<Outgoing>,
+}
+
+struct Exposed {
+    exposure: Exposure,
+    carried: Arc<Carried>,
+    /// The id that the hub gave it, once it has.
+    service: Option<String>,
 }
 
 impl Agent {
@@ -135,27 +139,22 @@ impl Agent {
         if let Some(channel) = &exposures.channel {
             channel.send(&expose_message(&exposure));
         }
-        exposures.wanted.push((exposure, Arc::default()));
+        exposures.all.push(Exposed { exposure, carried: Arc::default(), service: None });
     }
 
     pub fn withdraw(&self, name: &Name) {
         let mut exposures = self.shared.exposures();
-        exposures.wanted.retain(|(exposure, _)| exposure.name != *name);
-        let gone = exposures.by_service.extract_if(|_, (exposure, _)| exposure.name == *name);
-        let gone: Vec<String> = gone.map(|(service, _)| service).collect();
+        let gone = exposures.all.extract_if(.., |one| one.exposure.name == *name);
+        let gone: Vec<String> = gone.filter_map(|one| one.service).collect();
         if let Some(channel) = &exposures.channel {
             gone.into_iter().for_each(|service| _ = channel.send(&ToHub::Withdraw { service }));
         }
     }
 
     /// What each exposed service has carried.
-    pub fn carried(&self) -> Vec<(Name, Arc<Carried>)> {
+    pub fn carried(&self) -> Vec<(Exposure, Arc<Carried>)> {
         let exposures = self.shared.exposures();
-        exposures
-            .wanted
-            .iter()
-            .map(|(exposure, carried)| (exposure.name.clone(), Arc::clone(carried)))
-            .collect()
+        exposures.all.iter().map(|one| (one.exposure.clone(), Arc::clone(&one.carried))).collect()
     }
 }
 
@@ -227,8 +226,8 @@ impl Shared {
             Err(error) => return Err(gone(error)),
         }
         let mut exposures = self.exposures();
-        for (exposure, _) in &exposures.wanted {
-            outgoing.send(&expose_message(exposure));
+        for one in &exposures.all {
+            outgoing.send(&expose_message(&one.exposure));
         }
         exposures.channel = Some(outgoing);
         drop(exposures);
@@ -247,7 +246,8 @@ impl Shared {
             }
         }
         let _ = channel.socket().set_write_timeout(Some(FAREWELL));
-        let services: Vec<String> = self.exposures().by_service.keys().cloned().collect();
+        let services: Vec<String> =
+            self.exposures().all.iter().filter_map(|one| one.service.clone()).collect();
         services.into_iter().for_each(|service| _ = outgoing.send(&ToHub::Withdraw { service }));
         Ok(())
     }
@@ -272,13 +272,8 @@ impl Shared {
 
     fn exposed(&self, name: Name, service: String, tunnel_port: Option<u16>) {
         let mut exposures = self.exposures();
-        let Some(wanted) = exposures.wanted.iter().find(|(exposure, _)| exposure.name == name).cloned()
-        else {
-            return;
-        };
-        // A hub that gives it another id takes the old one back, or its ids could pile up here.
-        exposures.by_service.retain(|_, (exposure, _)| exposure.name != name);
-        exposures.by_service.insert(service.clone(), wanted);
+        let Some(one) = exposures.all.iter_mut().find(|one| one.exposure.name == name) else { return };
+        one.service = Some(service.clone());
         drop(exposures);
         (self.report)(Event::Exposed { name, service, tunnel_port });
     }
@@ -289,7 +284,14 @@ impl Shared {
         service: &str,
         announced: Announced,
     ) -> std::result::Result<(), String> {
-        let Some((exposure, carried)) = self.exposures().by_service.get(service).cloned() else {
+        let meant = |one: &&Exposed| one.service.as_deref() == Some(service);
+        let found = self
+            .exposures()
+            .all
+            .iter()
+            .find(meant)
+            .map(|one| (one.exposure.clone(), Arc::clone(&one.carried)));
+        let Some((exposure, carried)) = found else {
             log::warn!("refused: the hub asked for {}, which is not exposed here", service.escape_debug());
             return Err("the agent does not expose this service".into());
         };
