@@ -133,20 +133,19 @@ impl Args {
         };
         let (least, most) = command.positionals;
         let count = self.positionals.len();
-        let usage = format!("connect {} {}", command.path, command.usage);
-        if count < least || count > most {
-            let what = if count < least { "Something is missing" } else { "There is one word too many" };
-            return Err(Error::usage(format!("{what} behind `connect {}`", command.path))
-                .hint(format!("Usage: {}", usage.trim_end())));
-        }
-        if self.run.is_some() && !command.runs_command {
-            return Err(Error::usage(format!("`connect {}` runs no command", command.path))
-                .hint(format!("Usage: {}", usage.trim_end())));
-        }
-        if self.run.as_ref().is_some_and(Vec::is_empty) {
-            return Err(Error::usage("There is no command behind --").hint(format!("Usage: {usage}")));
-        }
-        Ok(())
+        let path = command.path;
+        let wrong = if count < least {
+            format!("Something is missing behind `connect {path}`")
+        } else if count > most {
+            format!("There is one word too many behind `connect {path}`")
+        } else if self.run.is_some() && !command.runs_command {
+            format!("`connect {path}` runs no command")
+        } else if self.run.as_ref().is_some_and(Vec::is_empty) {
+            "There is no command behind --".to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(Error::usage(wrong).hint(format!("Usage: {}", command.line())))
     }
 
     pub fn flag(&self, name: &str) -> bool {

@@ -50,7 +50,7 @@ pub fn start(call: &Call, begin: &Begin<'_>, aloud: bool) -> Result<Started> {
     let started = |pid| cut = call.stop.on_stop(move || process::terminate(pid));
     let repeat = |stream, line: &str| {
         if aloud {
-            say::repeat(line, stream == Stream::Err);
+            say::put(line, stream == Stream::Err);
         }
     };
     daemon::start(begin, started, repeat)

@@ -18,6 +18,11 @@ pub struct Command {
 }
 
 impl Command {
+    /// How it is typed.
+    pub fn line(&self) -> String {
+        format!("connect {} {}", self.path, self.usage).trim_end().to_owned()
+    }
+
     /// What of its path stands behind these words; empty when they are all of it.
     fn behind(&self, words: &str) -> Option<&'static str> {
         let rest = self.path.strip_prefix(words)?;

@@ -77,8 +77,7 @@ fn of_group(path: &str, commands: &[&Command]) -> String {
 }
 
 fn of_command(command: &Command) -> String {
-    let usage = format!("connect {} {}", command.path, command.usage);
-    let mut text = format!("{}\n\nUsage: {}\n", command.about, usage.trim_end());
+    let mut text = format!("{}\n\nUsage: {}\n", command.about, command.line());
     if !command.options.is_empty() {
         text.push_str("\nOptions:\n");
         text.push_str(&options(command.options));

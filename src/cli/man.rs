@@ -50,11 +50,7 @@ pub fn page(table: &[Command]) -> String {
 }
 
 fn command(command: &Command) -> String {
-    let mut part = format!(
-        ".SS {}\n{}.\n",
-        text(&format!("connect {} {}", command.path, command.usage)),
-        text(command.about)
-    );
+    let mut part = format!(".SS {}\n{}.\n", text(&command.line()), text(command.about));
     part.extend(command.options.iter().map(option));
     part.push_str(".PP\nFor example:\n.PP\n.nf\n");
     part.extend(command.examples.iter().map(|example| format!("    {}\n", text(example))));

@@ -109,8 +109,7 @@ impl Say {
     pub fn trouble(&self, error: &Error) {
         if self.json {
             let object = serde_json::json!({ "error": error.to_string(), "hint": error.hint });
-            let _ = writeln!(io::stderr().lock(), "{}", clean_json(&object.to_string()));
-            return;
+            return put(&clean_json(&object.to_string()), true);
         }
         self.write(&format!("[x] {error}"), true);
         if let Some(hint) = &error.hint {
@@ -119,12 +118,7 @@ impl Say {
     }
 
     fn raw(&self, text: &str) {
-        let text = clean_json(text);
-        let _ = if self.aside {
-            writeln!(io::stderr().lock(), "{text}")
-        } else {
-            writeln!(io::stdout().lock(), "{text}")
-        };
+        put(&clean_json(text), self.aside);
     }
 
     fn write(&self, text: &str, to_stderr: bool) {
@@ -135,60 +129,48 @@ impl Say {
         if if to_stderr { self.colour_err } else { self.colour_out } {
             shown = coloured(&shown);
         }
-        // A reader that went away is not our trouble.
-        let _ = if to_stderr {
-            writeln!(io::stderr().lock(), "{shown}")
-        } else {
-            writeln!(io::stdout().lock(), "{shown}")
-        };
+        put(&shown, to_stderr);
     }
 }
 
-/// A line of our own that the one in the background has said; it is finished as it is.
-pub fn repeat(line: &str, to_stderr: bool) {
+/// What is finished as it is, like a line that the one in the background has said.
+pub fn put(text: &str, to_stderr: bool) {
+    // A reader that went away is not our trouble.
     let _ = if to_stderr {
-        writeln!(io::stderr().lock(), "{line}")
+        writeln!(io::stderr().lock(), "{text}")
     } else {
-        writeln!(io::stdout().lock(), "{line}")
+        writeln!(io::stdout().lock(), "{text}")
     };
 }
 
 /// Text for a program and not for people, so it is the same whatever was asked of our words. Tabs stand.
 pub fn for_programs(text: &str) {
-    let text = text.split('\t').map(clean).collect::<Vec<_>>().join("\t");
-    let _ = writeln!(io::stdout().lock(), "{text}");
+    put(&text.split('\t').map(clean).collect::<Vec<_>>().join("\t"), false);
 }
 
 /// Control characters, and those that reorder or hide text, are shown as their codes.
 pub fn clean(text: &str) -> String {
+    escaped(text, |c| c.escape_unicode().to_string())
+}
+
+/// The same JSON with every such character as its escape. JSON itself escapes only those below a blank, and
+/// elsewhere than within strings there are none but line ends.
+fn clean_json(text: &str) -> String {
+    // All of them lie in the plane that one unit can name.
+    escaped(text, |c| format!("\\u{:04x}", u32::from(c)))
+}
+
+fn escaped(text: &str, escape: impl Fn(char) -> String) -> String {
     if !text.contains(is_hidden) {
         return text.to_owned();
     }
-    text.chars().map(|c| if is_hidden(c) { c.escape_unicode().to_string() } else { c.to_string() }).collect()
+    text.chars().map(|c| if is_hidden(c) { escape(c) } else { c.to_string() }).collect()
 }
 
 fn is_hidden(c: char) -> bool {
     let reorders =
         matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
     reorders || (c.is_control() && c != '\n')
-}
-
-/// The same JSON with every such character as its escape. JSON itself escapes only those below a blank, and
-/// elsewhere than within strings there are none but line ends.
-fn clean_json(text: &str) -> String {
-    if !text.contains(is_hidden) {
-        return text.to_owned();
-    }
-    let mut shown = String::with_capacity(text.len() + 64);
-    for c in text.chars() {
-        if is_hidden(c) {
-            // All of them lie in the plane that one unit can name.
-            shown.push_str(&format!("\\u{:04x}", u32::from(c)));
-        } else {
-            shown.push(c);
-        }
-    }
-    shown
 }
 
 /// Without what plain terminals cannot show.

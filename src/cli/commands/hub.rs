@@ -23,7 +23,6 @@ use crate::hub::TunnelOpener;
 use crate::model::access::Role;
 use crate::model::target::parse_port;
 use crate::net::address::HubUrl;
-use crate::net::address::bracketed;
 use crate::net::address::split_host_port;
 use crate::net::trust::HubTrust;
 use crate::state::identity;
@@ -121,17 +120,14 @@ fn split_listen(text: &str) -> Result<(String, u16)> {
 }
 
 fn name_of_host(text: &str) -> Result<String> {
-    let bad = || {
-        Error::usage(format!("`{}` is not a host's name", text.escape_debug()))
-            .hint("Write it like --name hub.example")
-    };
-    if text.contains(':') && text.parse::<IpAddr>().is_err() {
-        return Err(bad());
-    }
     if text.parse::<IpAddr>().is_ok() {
         return Ok(text.to_owned());
     }
-    split_host_port(text, 443).map(|(host, _)| host).ok_or_else(bad)
+    let name = split_host_port(text, 443).filter(|_| !text.contains(':'));
+    name.map(|(host, _)| host).ok_or_else(|| {
+        Error::usage(format!("`{}` is not a host's name", text.escape_debug()))
+            .hint("Write it like --name hub.example")
+    })
 }
 
 fn tunnel_ports(call: &Call) -> Result<Option<RangeInclusive<u16>>> {
@@ -162,7 +158,7 @@ fn shown_host(ip: IpAddr) -> String {
 /// Tunnel ports are tunnels like any joiner's, with the hub's own machine as the joiner.
 fn tunnel_opener(call: &Call, core: &Arc<Core>, port: u16) -> Result<TunnelOpener> {
     let identity = identity::load_or_make_in(&core.settings.data)?;
-    let url = HubUrl::parse(&format!("https://{}:{port}", bracketed("127.0.0.1")))?;
+    let url = HubUrl { host: "127.0.0.1".to_owned(), port };
     let trust = HubTrust::Pin(core.ca.pin());
     let hub = Arc::new(Hub::new(vec![url], &trust, Some(core.local_token.clone()), &call.stop)?);
     let stop = call.stop.clone();
