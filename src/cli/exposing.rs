@@ -28,7 +28,7 @@ use crate::tunnel::agent::Agent;
 use crate::tunnel::agent::Event;
 use crate::tunnel::agent::Exposure;
 use crate::tunnel::agent::Myself;
-use crate::tunnel::serving::Carried;
+use crate::tunnel::serving::Figures;
 
 /// How long a target has to answer before the user is told that it does not.
 const LOOK: Duration = Duration::from_secs(2);
@@ -136,15 +136,15 @@ impl<'c> Exposing<'c> {
 
     /// What is exposed, for `connect status`.
     pub fn open(&self) -> Vec<Open> {
-        let open = |(exposure, carried): (Exposure, Arc<Carried>)| Open {
+        let open = |(exposure, figures): (Exposure, Arc<Figures>)| Open {
             name: exposure.name.to_string(),
             at: exposure.target.to_string(),
             up: !self.lost.get(),
             trouble: self.lost.get().then(|| "the hub is away".to_owned()),
-            sessions: usize::try_from(carried.sessions.load(Ordering::Relaxed)).unwrap_or_default(),
-            bytes: carried.bytes.load(Ordering::Relaxed),
+            sessions: usize::try_from(figures.sessions.load(Ordering::Relaxed)).unwrap_or_default(),
+            bytes: figures.bytes.load(Ordering::Relaxed),
         };
-        self.agent.carried().into_iter().map(open).collect()
+        self.agent.figures().into_iter().map(open).collect()
     }
 
     fn report(&mut self) {

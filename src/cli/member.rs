@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::Ordering;
 
 use serde_json::json;
 
@@ -112,14 +111,13 @@ impl Member {
     /// For `connect status`.
     pub fn open(&self) -> Option<Open> {
         let tunnel = self.tunnel.as_ref()?;
-        let traffic = tunnel.traffic();
         Some(Open {
             name: self.wanted.name.to_string(),
             at: format!("localhost:{}", tunnel.port),
             up: self.trouble.is_none(),
             trouble: self.why(),
             sessions: tunnel.sessions(),
-            bytes: traffic.up.load(Ordering::Relaxed) + traffic.down.load(Ordering::Relaxed),
+            bytes: tunnel.bytes(),
         })
     }
 

@@ -24,6 +24,9 @@ const PROXY: &[Opt] = &[
     ),
     opt("connect-allow", "HOST[:PORT]", "Let CONNECT reach this outside host (may be repeated)"),
 ];
+const WAIT: Opt = opt("wait", "TIME", "Wait this long for services that are not there yet");
+const ENV_FILE: Opt = opt("env-file", "FILE", "Write NAME_HOST, NAME_PORT and NAME_ADDR for each service");
+const ROLE: Opt = opt("role", "admin|member|join", "What it may do [default: member]");
 const FOLLOW: Opt = Opt { short: Some('f'), ..switch("follow", "Go on with what is added") };
 const SERVICE: &[Opt] = &[
     switch("system", "For the whole machine, from boot on; needs root"),
@@ -86,7 +89,7 @@ pub const TABLE: &[Command] = &[
         usage: "[--role admin|member|join] [--label L] [--workspace W] [--expires 30d]",
         about: "Make an API key; it is shown once",
         options: &[
-            opt("role", "admin|member|join", "What it may do [default: member]"),
+            ROLE,
             opt("label", "LABEL", "Whose key it is"),
             opt("workspace", "NAME", "Keys see each other's services within a workspace [default: default]"),
             opt("expires", "TIME", "Lifetime like 12h or 30d [default: none]"),
@@ -124,7 +127,7 @@ pub const TABLE: &[Command] = &[
         about: "Approve a machine that ran `connect up` without a key",
         positionals: (1, 1),
         options: &[
-            opt("role", "admin|member|join", "What it may do [default: member]"),
+            ROLE,
             opt("workspace", "NAME", "The workspace it will be in [default: default]"),
             DATA,
             STORE,
@@ -320,8 +323,8 @@ pub const TABLE: &[Command] = &[
         options: &[
             opt("port", "NAME=PORT", "Local port for a service (may be repeated)"),
             switch("strict-ports", "Fail rather than move to another port"),
-            opt("wait", "TIME", "Wait this long for services that are not there yet"),
-            opt("env-file", "FILE", "Write NAME_HOST, NAME_PORT and NAME_ADDR for each service"),
+            WAIT,
+            ENV_FILE,
             DETACH,
         ],
         runs_command: true,
@@ -339,8 +342,8 @@ pub const TABLE: &[Command] = &[
         options: &[
             opt("file", "FILE", "The project's file [default: pconnect.yml, here or above]"),
             switch("init", "Write a commented pconnect.yml from the services there are"),
-            opt("wait", "TIME", "Wait this long for services that are not there yet"),
-            opt("env-file", "FILE", "Write NAME_HOST, NAME_PORT and NAME_ADDR for each service"),
+            WAIT,
+            ENV_FILE,
             DETACH,
         ],
         runs_command: true,

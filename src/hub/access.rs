@@ -28,7 +28,7 @@ pub fn authenticate(core: &Core, given: &str, address: IpAddr) -> Result<Princip
             "An API key is needed",
             "Send it as x-api-key; make one with: connect hub key create",
         );
-        core.counters.refused("no-key");
+        core.refused("no-key");
         return Err(reply);
     }
     let hash = secret::hash(given.get(..KEY_LIMIT).unwrap_or(given).split('.').next().unwrap_or_default());
@@ -39,11 +39,11 @@ pub fn authenticate(core: &Core, given: &str, address: IpAddr) -> Result<Princip
     }
     let (now, who) = (clock::now(), [network_of(address).to_string(), hash[..16].to_owned()]);
     if let Some(seconds) = core.blocked(&LOGINS, &who, now) {
-        core.counters.refused("too-many-logins");
+        core.refused("too-many-logins");
         return Err(too_many(seconds));
     }
     core.failed(&LOGINS, &who, now);
-    core.counters.refused("bad-key");
+    core.refused("bad-key");
     core.audit.say("key.refused", &[("address", &who[0])]);
     Err(Reply::error(
         401,
@@ -80,7 +80,7 @@ pub fn allow(core: &Core, principal: &Principal, action: Action) -> Result<(), R
     if principal.may(action) {
         return Ok(());
     }
-    core.counters.refused("role");
+    core.refused("role");
     core.audit_refusal("role.refused", &[("who", principal.id()), ("action", &format!("{action:?}"))]);
     let hint = match action {
         Action::Administer => "Ask for a key with --role admin",
@@ -106,7 +106,7 @@ pub fn link_key(link_secret: &str) -> String {
 /// Says when there were too many wrong share codes before.
 pub fn guess_allowed(call: &Call<'_>) -> Result<(), Reply> {
     call.core.blocked(&CODES, &guess_keys(call), clock::now()).map_or(Ok(()), |seconds| {
-        call.core.counters.refused("too-many-codes");
+        call.core.refused("too-many-codes");
         Err(too_many(seconds))
     })
 }
@@ -114,7 +114,7 @@ pub fn guess_allowed(call: &Call<'_>) -> Result<(), Reply> {
 /// Counts a wrong share code and audits it.
 pub fn guess_failed(call: &Call<'_>) {
     call.core.failed(&CODES, &guess_keys(call), clock::now());
-    call.core.counters.refused("share");
+    call.core.refused("share");
     call.core
         .audit
         .say("share.refused", &[("who", call.principal.id()), ("address", &call.visit.address.to_string())]);

@@ -81,7 +81,6 @@ pub struct Core {
     pub ca: Arc<Ca>,
     pub audit: Audit,
     pub sessions: Sessions,
-    pub counters: Counters,
     pub fleet: Option<Arc<Fleet>>,
     /// What the hub's own command line calls itself with; new at each start.
     pub local_token: String,
@@ -89,6 +88,8 @@ pub struct Core {
     /// What recovery found, for the operator.
     pub note: Option<String>,
     pub stop: Stop,
+    /// By reason; the rest is counted where it happens.
+    refusals: Mutex<BTreeMap<&'static str, u64>>,
     registry: Arc<Mutex<Registry>>,
     store: Mutex<Box<dyn Store>>,
     told: Mutex<Limiter<String>>,
@@ -107,22 +108,6 @@ pub struct AgentChannel {
     /// The key it was opened with: when that dies, so does the channel.
     pub key: String,
     pub socket: Arc<TcpStream>,
-}
-
-/// Refusals by reason; the rest is counted where it happens.
-#[derive(Default)]
-pub struct Counters {
-    refusals: Mutex<BTreeMap<&'static str, u64>>,
-}
-
-impl Counters {
-    pub fn refused(&self, reason: &'static str) {
-        *locked(&self.refusals).entry(reason).or_default() += 1;
-    }
-
-    pub fn refusals(&self) -> BTreeMap<&'static str, u64> {
-        locked(&self.refusals).clone()
-    }
 }
 
 impl Core {
@@ -151,18 +136,26 @@ impl Core {
             tunnels: Tunnels::new(settings.tunnel_ports.clone()),
             settings,
             sessions: Sessions::default(),
-            counters: Counters::default(),
             fleet,
             local_token: secret::secret(),
             started: Instant::now(),
             note: opened.note,
             stop: stop.clone(),
+            refusals: Mutex::default(),
             registry: opened.registry,
             store: Mutex::new(opened.store),
             told: Mutex::new(Limiter::new(REFUSALS_TOLD, WINDOW)),
             tries_shared: Mutex::new(Limiter::new(TRIES_SHARED, 1)),
             channels: Mutex::default(),
         }))
+    }
+
+    pub fn refused(&self, reason: &'static str) {
+        *locked(&self.refusals).entry(reason).or_default() += 1;
+    }
+
+    pub fn refusals(&self) -> BTreeMap<&'static str, u64> {
+        locked(&self.refusals).clone()
     }
 
     /// Seconds until these may try again; `None` when they may now.
@@ -243,7 +236,7 @@ impl Core {
 
     fn cannot_write(&self, error: &Error) -> Reply {
         log::error!("a change was refused: {error}");
-        self.counters.refused("store");
+        self.refused("store");
         let (what, hint) = match self.fleet {
             None => {
                 ("The hub cannot write to its data folder", "Tell whoever runs the hub; nothing was changed")

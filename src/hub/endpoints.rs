@@ -77,7 +77,7 @@ pub fn refuse_adrift(core: &Core, request: &Request) -> Result<(), Reply> {
     if !is_adrift || request.path == "/health" || access::is_local(core, request) {
         return Ok(());
     }
-    core.counters.refused("adrift");
+    core.refused("adrift");
     let mut body = error_body("This hub is ending or cut off from its fleet", "Use another hub of the fleet");
     body["elsewhere"] = true.into();
     Err(Reply::json(503, body))

@@ -155,7 +155,7 @@ impl Front {
         let address = stream.peer_addr()?.ip().to_canonical();
         let guest = self.guests.receive(address);
         if guest.is_none() && !self.core.settings.behind_proxy {
-            self.core.counters.refused("too-many-from-one-address");
+            self.core.refused("too-many-from-one-address");
             return turn_away(stream);
         }
         let plain = Duplex::plain(Arc::clone(stream));
@@ -173,7 +173,7 @@ impl Front {
             byte if LETTERS.contains(&byte) => {
                 self.converse(plain, Visit { address, over_tls: false }, guest);
             }
-            _ => self.core.counters.refused("garbage"),
+            _ => self.core.refused("garbage"),
         }
         Ok(())
     }
@@ -186,7 +186,7 @@ impl Front {
                 Heard::Request(request) => request,
                 Heard::Nothing => return,
                 Heard::Bad(reply) => {
-                    self.core.counters.refused("bad-request");
+                    self.core.refused("bad-request");
                     return conversation.end_with(&reply);
                 }
             };
@@ -267,12 +267,12 @@ impl Front {
         let client = End { called: "your connect", at: "your machine", speaks: spoken_by(request) };
         let hub = End { called: "This hub", at: "the hub's machine", speaks: version::OURS };
         let (what, hint) = version::objection(&hub, &client)?;
-        self.core.counters.refused("protocol");
+        self.core.refused("protocol");
         Some(other_upgrade(&what, &hint))
     }
 
     fn tls_required(&self, request: &Request) -> Reply {
-        self.core.counters.refused("in-the-clear");
+        self.core.refused("in-the-clear");
         let host = request.field("host").unwrap_or("this-hub");
         let hint = format!("Use https://{host}{}", request.path);
         Reply::error(426, "This hub speaks https", &hint)

@@ -49,7 +49,7 @@ pub fn open_session(call: &Call<'_>) -> Result<Reply, Reply> {
         joiner_ticket: ticket.clone(),
     };
     if !call.core.sessions.expect(pending, [&ticket, &agents_ticket], clock::now()) {
-        call.core.counters.refused("too-many-tickets");
+        call.core.refused("too-many-tickets");
         return Err(Reply::error(503, "The hub has too many sessions waiting", "Try again in a moment"));
     }
     let relay = relay_address(call.request, call.visit.over_tls)?;
@@ -114,7 +114,7 @@ fn whose(call: &Call<'_>, service: &Service) -> Result<Whose, Reply> {
     }
     let channel = online.and_then(|online| call.core.channel(online.channel));
     channel.zip(agent).map(|(channel, agent)| Whose::Here(channel, agent)).ok_or_else(|| {
-        call.core.counters.refused("offline");
+        call.core.refused("offline");
         offline(service)
     })
 }

@@ -99,7 +99,7 @@ pub fn ask_device(call: &Call<'_>) -> Result<Reply, Reply> {
     let now = clock::now();
     let who = [network_of(call.visit.address).to_string()];
     if let Some(seconds) = call.core.blocked(&ASKED, &who, now) {
-        call.core.counters.refused("too-many-devices");
+        call.core.refused("too-many-devices");
         return Err(access::too_many(seconds));
     }
     call.core.failed(&ASKED, &who, now);

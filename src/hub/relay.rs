@@ -129,6 +129,6 @@ fn pump(core: &Core, [own, partner]: [&Arc<TcpStream>; 2], early: &[u8], open: &
 }
 
 fn refuse(core: &Core, status: u16, what: &str, hint: &str) -> Reply {
-    core.counters.refused("ticket");
+    core.refused("ticket");
     Reply::error(status, what, hint)
 }

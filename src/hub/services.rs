@@ -70,7 +70,7 @@ pub fn metrics(call: &Call<'_>) -> Result<Reply, Reply> {
         totals.to_agent, totals.to_joiner
     );
     let _ = writeln!(text, "# TYPE connect_refusals_total counter");
-    for (reason, count) in core.counters.refusals() {
+    for (reason, count) in core.refusals() {
         let _ = writeln!(text, "connect_refusals_total{{reason=\"{reason}\"}} {count}");
     }
     Ok(Reply::text(200, text).field("content-type", "text/plain; version=0.0.4"))

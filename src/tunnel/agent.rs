@@ -14,7 +14,7 @@ use std::time::Instant;
 use rustls::ServerConfig;
 
 use super::serving;
-use super::serving::Carried;
+use super::serving::Figures;
 use crate::api::Hub;
 use crate::error::Error;
 use crate::error::Kind;
@@ -110,7 +110,7 @@ struct Exposures {
 
 struct Exposed {
     exposure: Exposure,
-    carried: Arc<Carried>,
+    figures: Arc<Figures>,
     /// The id that the hub gave it, once it has.
     service: Option<String>,
 }
@@ -139,7 +139,7 @@ impl Agent {
         if let Some(channel) = &exposures.channel {
             channel.send(&expose_message(&exposure));
         }
-        exposures.all.push(Exposed { exposure, carried: Arc::default(), service: None });
+        exposures.all.push(Exposed { exposure, figures: Arc::default(), service: None });
     }
 
     pub fn withdraw(&self, name: &Name) {
@@ -151,10 +151,10 @@ impl Agent {
         }
     }
 
-    /// What each exposed service has carried.
-    pub fn carried(&self) -> Vec<(Exposure, Arc<Carried>)> {
+    /// With what each has carried.
+    pub fn figures(&self) -> Vec<(Exposure, Arc<Figures>)> {
         let exposures = self.shared.exposures();
-        exposures.all.iter().map(|one| (one.exposure.clone(), Arc::clone(&one.carried))).collect()
+        exposures.all.iter().map(|one| (one.exposure.clone(), Arc::clone(&one.figures))).collect()
     }
 }
 
@@ -290,8 +290,8 @@ impl Shared {
             .all
             .iter()
             .find(meant)
-            .map(|one| (one.exposure.clone(), Arc::clone(&one.carried)));
-        let Some((exposure, carried)) = found else {
+            .map(|one| (one.exposure.clone(), Arc::clone(&one.figures)));
+        let Some((exposure, figures)) = found else {
             log::warn!("refused: the hub asked for {}, which is not exposed here", service.escape_debug());
             return Err("the agent does not expose this service".into());
         };
@@ -301,7 +301,7 @@ impl Shared {
         }
         let own = Arc::clone(self);
         let spawned = self.crew.spawn("session", move || {
-            if let Err(error) = own.serve(&exposure, &carried, &announced) {
+            if let Err(error) = own.serve(&exposure, &figures, &announced) {
                 log::debug!("a session to {} did not come about: {error}", exposure.name);
             }
             own.serving.fetch_sub(1, Ordering::SeqCst);
@@ -313,7 +313,7 @@ impl Shared {
         })
     }
 
-    fn serve(&self, exposure: &Exposure, carried: &Arc<Carried>, announced: &Announced) -> Result<()> {
+    fn serve(&self, exposure: &Exposure, figures: &Arc<Figures>, announced: &Announced) -> Result<()> {
         let deadline = Instant::now() + DEADLINE;
         let below = self.hub.relay(&announced.at, &announced.relay, &announced.ticket, deadline)?;
         let Some(_cut) = self.stop.attach(&below.socket) else { return Ok(()) };
@@ -322,7 +322,7 @@ impl Shared {
             log::warn!("refused: the joiner of a session to {} is not the one the hub named", exposure.name);
             return Err(Error::new("Another joiner answered"));
         }
-        serving::serve(established, &exposure.target, carried, &self.stop);
+        serving::serve(established, &exposure.target, figures, &self.stop);
         Ok(())
     }
 }

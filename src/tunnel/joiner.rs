@@ -7,12 +7,12 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
 use super::frames::break_off;
 use super::frames::look_up;
-use super::lane::Traffic;
 use super::pool::Opener;
 use super::pool::Pool;
 use super::pool::SESSIONS;
@@ -173,8 +173,8 @@ impl Tunnel {
         self.shared.wake.stop();
     }
 
-    pub fn traffic(&self) -> &Traffic {
-        &self.shared.pool.traffic
+    pub fn bytes(&self) -> u64 {
+        self.shared.pool.bytes.load(Ordering::Relaxed)
     }
 
     pub fn sessions(&self) -> usize {

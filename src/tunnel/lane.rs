@@ -23,17 +23,11 @@ use crate::wire::frame::Kind;
 /// A question is answered within this, or the session is dead.
 pub const ANSWER: Duration = Duration::from_millis(1500);
 
-/// Bytes that a tunnel has carried, as its client sees them.
-#[derive(Debug, Default)]
-pub struct Traffic {
-    pub up: AtomicU64,
-    pub down: AtomicU64,
-}
-
 pub struct Lane {
     state: Mutex<State>,
     changed: Condvar,
-    pub traffic: Arc<Traffic>,
+    /// That the whole tunnel has carried, as its clients see them.
+    pub bytes: Arc<AtomicU64>,
 }
 
 pub struct State {
@@ -63,10 +57,10 @@ impl State {
 }
 
 impl Lane {
-    pub fn new(traffic: Arc<Traffic>) -> Self {
+    pub fn new(bytes: Arc<AtomicU64>) -> Self {
         let (phase, heard) = (Phase::Idle, Instant::now());
         let state = State { phase, local: None, broken: false, heard, dead: false };
-        Self { state: Mutex::new(state), changed: Condvar::new(), traffic }
+        Self { state: Mutex::new(state), changed: Condvar::new(), bytes }
     }
 
     pub fn lock(&self) -> MutexGuard<'_, State> {
@@ -157,7 +151,7 @@ impl Lane {
                     if frames.data_into(header.length, current.as_deref())?.is_err() {
                         self.local_broke(current.take());
                     } else {
-                        self.traffic.down.fetch_add(header.length as u64, Ordering::Relaxed);
+                        self.bytes.fetch_add(header.length as u64, Ordering::Relaxed);
                     }
                 }
                 Kind::Eof if open => {

@@ -6,13 +6,13 @@ use std::sync::Condvar;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use std::time::Instant;
 
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
-use super::lane::Traffic;
 use super::session::FRESH;
 use super::session::Session;
 use crate::api::Hub;
@@ -58,7 +58,7 @@ impl Opener {
         Ok(Self { hub, tls: trust::session_client(identity)?, ask, approve })
     }
 
-    pub fn open(&self, traffic: &Arc<Traffic>, stop: &Stop) -> Result<Session> {
+    pub fn open(&self, bytes: &Arc<AtomicU64>, stop: &Stop) -> Result<Session> {
         let deadline = Instant::now() + DEADLINE;
         let (granted, at) = self.hub.ask_session(&self.ask)?;
         let whose = format!("the agent's machine, {}", granted.agent_label);
@@ -76,7 +76,7 @@ impl Opener {
             return Err(Error::new(format!("Another agent answered for {}", granted.name))
                 .hint("Somebody may stand in between. Nothing was sent; ask the owner for a verified code"));
         }
-        Session::start(established, Arc::clone(traffic), stop).or_say(|| "Cannot start a session")
+        Session::start(established, Arc::clone(bytes), stop).or_say(|| "Cannot start a session")
     }
 }
 
@@ -87,7 +87,8 @@ fn name_for(agent: Fingerprint) -> Result<ServerName<'static>> {
 
 pub struct Pool {
     opener: Opener,
-    pub traffic: Arc<Traffic>,
+    /// That its sessions have carried, as its clients see them.
+    pub bytes: Arc<AtomicU64>,
     state: Mutex<State>,
     changed: Condvar,
     stop: Stop,
@@ -123,8 +124,8 @@ impl State {
 
 impl Pool {
     pub fn new(opener: Opener, stop: Stop) -> Self {
-        let (traffic, state, changed, crew) = Default::default();
-        Self { opener, traffic, state, changed, stop, crew }
+        let (bytes, state, changed, crew) = Default::default();
+        Self { opener, bytes, state, changed, stop, crew }
     }
 
     pub fn total(&self) -> usize {
@@ -182,7 +183,7 @@ impl Pool {
     fn open_aside(self: &Arc<Self>) {
         let own = Arc::clone(self);
         let spawned = self.crew.spawn("session-open", move || {
-            own.opened(own.opener.open(&own.traffic, &own.stop));
+            own.opened(own.opener.open(&own.bytes, &own.stop));
         });
         if spawned.is_err() {
             self.opened(spawned.or_say(|| "Cannot start a thread").and(Err(Error::new("No session"))));

@@ -34,9 +34,9 @@ use crate::wire::frame::Kind;
 /// OPENED, for which nobody waits with data, waits this long for the target's first words to go with them.
 const FIRST_WORDS: Duration = Duration::from_millis(1);
 
-/// What an exposed service has carried.
+/// What an exposed service has open, and what it has carried.
 #[derive(Debug, Default)]
-pub struct Carried {
+pub struct Figures {
     /// Sessions that stand now.
     pub sessions: AtomicU64,
     pub bytes: AtomicU64,
@@ -59,11 +59,11 @@ enum Say {
 }
 
 /// Serves the session until it ends.
-pub fn serve(established: Established, target: &Target, carried: &Arc<Carried>, stop: &Stop) {
+pub fn serve(established: Established, target: &Target, figures: &Arc<Figures>, stop: &Stop) {
     let Established { reader, writer, socket, .. } = established;
     let Some(_attached) = stop.attach(&socket) else { return };
     let (say, said) = mpsc::channel();
-    let (cut, count) = (Arc::clone(&socket), Arc::clone(carried));
+    let (cut, count) = (Arc::clone(&socket), Arc::clone(figures));
     let speaker = crew::spawn("session-write", move || {
         let mut frames = FrameWriter::new(writer);
         if speak_all(&mut frames, &said, &count).is_ok() {
@@ -74,9 +74,9 @@ pub fn serve(established: Established, target: &Target, carried: &Arc<Carried>, 
     let Ok(speaker) = speaker.inspect_err(|error| log::warn!("cannot serve a session: {error}")) else {
         return;
     };
-    carried.sessions.fetch_add(1, Ordering::Relaxed);
+    figures.sessions.fetch_add(1, Ordering::Relaxed);
     let frames = FrameReader::new(reader, Arc::clone(&socket));
-    let mut listener = Listener { frames, target, say, carried, stop, current: Weak::new() };
+    let mut listener = Listener { frames, target, say, figures, stop, current: Weak::new() };
     let ended = listener.listen();
     log::debug!("a session ended: {ended:?}");
     if let Some(open) = listener.current.upgrade() {
@@ -85,7 +85,7 @@ pub fn serve(established: Established, target: &Target, carried: &Arc<Carried>, 
     drop(listener);
     let _ = socket.shutdown(Shutdown::Both);
     let _ = speaker.join();
-    carried.sessions.fetch_sub(1, Ordering::Relaxed);
+    figures.sessions.fetch_sub(1, Ordering::Relaxed);
 }
 
 impl Open {
@@ -99,7 +99,7 @@ struct Listener<'s> {
     frames: FrameReader,
     target: &'s Target,
     say: mpsc::Sender<Say>,
-    carried: &'s Arc<Carried>,
+    figures: &'s Arc<Figures>,
     stop: &'s Stop,
     /// The connection that is open, or that has ended in the joiner's direction only.
     current: Weak<Open>,
@@ -152,7 +152,7 @@ impl Listener<'_> {
                         self.say(Say::Reset)?;
                         return self.discard();
                     }
-                    self.carried.bytes.fetch_add(header.length as u64, Ordering::Relaxed);
+                    self.figures.bytes.fetch_add(header.length as u64, Ordering::Relaxed);
                 }
                 Kind::Eof => {
                     let _ = open.target.shutdown(Shutdown::Write);
@@ -192,7 +192,7 @@ impl Listener<'_> {
     }
 }
 
-fn speak_all(frames: &mut FrameWriter, said: &mpsc::Receiver<Say>, carried: &Carried) -> io::Result<()> {
+fn speak_all(frames: &mut FrameWriter, said: &mpsc::Receiver<Say>, figures: &Figures) -> io::Result<()> {
     for what in said {
         match what {
             Say::Pong => frames.send(&[Kind::Pong])?,
@@ -200,7 +200,7 @@ fn speak_all(frames: &mut FrameWriter, said: &mpsc::Receiver<Say>, carried: &Car
             Say::Reset => frames.send(&[Kind::Reset])?,
             Say::Opened(open) => {
                 // The listener may be gone, and then a session that was cut would look like an end of file.
-                let end = copy_back(frames, &open, carried).inspect_err(|_| open.break_off())?;
+                let end = copy_back(frames, &open, figures).inspect_err(|_| open.break_off())?;
                 // A connection that broke is ended by the RESET which is already on its way here.
                 let broken = open.broken.load(Ordering::SeqCst);
                 if end == CopyEnd::Broken && !broken {
@@ -219,8 +219,8 @@ fn speak_all(frames: &mut FrameWriter, said: &mpsc::Receiver<Say>, carried: &Car
 }
 
 /// All that the target says, OPENED before it.
-fn copy_back(frames: &mut FrameWriter, open: &Open, carried: &Carried) -> io::Result<CopyEnd> {
-    let count = |count: usize| _ = carried.bytes.fetch_add(count as u64, Ordering::Relaxed);
+fn copy_back(frames: &mut FrameWriter, open: &Open, figures: &Figures) -> io::Result<CopyEnd> {
+    let count = |count: usize| _ = figures.bytes.fetch_add(count as u64, Ordering::Relaxed);
     let _ = socket::wait_for_data(&open.target, &open.target, FIRST_WORDS);
     count(frames.begin(Kind::Opened, &open.target)?);
     frames.copy_from(&open.target, count)

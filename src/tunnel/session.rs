@@ -8,6 +8,7 @@ use std::io;
 use std::net::Shutdown;
 use std::net::TcpStream;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -21,7 +22,6 @@ use super::lane::ANSWER;
 use super::lane::Lane;
 use super::lane::Phase;
 use super::lane::State;
-use super::lane::Traffic;
 use crate::net::crew;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
@@ -56,13 +56,13 @@ pub enum Carried {
 }
 
 impl Session {
-    pub fn start(established: Established, traffic: Arc<Traffic>, stop: &Stop) -> io::Result<Self> {
+    pub fn start(established: Established, bytes: Arc<AtomicU64>, stop: &Stop) -> io::Result<Self> {
         let Established { reader, writer, socket, .. } = established;
         let attached = stop.attach(&socket);
         if attached.is_none() {
             return Err(io::ErrorKind::Interrupted.into());
         }
-        let lane = Arc::new(Lane::new(traffic));
+        let lane = Arc::new(Lane::new(bytes));
         let (own, cut) = (Arc::clone(&lane), Arc::clone(&socket));
         let mut frames = FrameReader::new(reader, Arc::clone(&socket));
         let thread = crew::spawn("session-read", move || {
@@ -100,10 +100,10 @@ impl Session {
             Ok(begun) => begun,
             Err(unopened) => return unopened,
         };
-        let traffic = Arc::clone(&self.lane.traffic);
-        traffic.up.fetch_add(begun as u64, Ordering::Relaxed);
+        let bytes = Arc::clone(&self.lane.bytes);
+        bytes.fetch_add(begun as u64, Ordering::Relaxed);
         let copied = self.writer.copy_from(local, |count| {
-            traffic.up.fetch_add(count as u64, Ordering::Relaxed);
+            bytes.fetch_add(count as u64, Ordering::Relaxed);
         });
         let Ok(mut end) = copied else { return self.spoiled(local) };
         if self.lane.lock().broken {

@@ -107,8 +107,7 @@ fn invitation(call: &Call) -> Result<Invitation> {
         BadCode::Link => Error::new("This is not a whole share link")
             .hint("Copy it again, from https:// to its end, in quotes"),
         BadCode::Fingerprint | BadCode::Length | BadCode::Character => {
-            Error::new("Share not found or expired")
-                .hint(format!("Check the code and try again.\n  This one cannot be: {}", bad.reason()))
+            not_found(&format!("\n  This one cannot be: {}", bad.reason()))
         }
     })
 }
@@ -133,14 +132,17 @@ fn hub(call: &Call, invitation: &Invitation) -> Result<(Arc<Hub>, Identity)> {
 }
 
 fn explain(error: Error) -> Error {
+    // A link's secret is the only credential: when the share is gone, so is that.
+    let is_gone = error.hint.as_deref().is_some_and(|hint| hint.contains("expired"));
     match error.kind {
-        // A link's secret is the only credential: when the share is gone, so is that.
-        Kind::Refused(404) => Error::new("Share not found or expired").hint("Check the code and try again."),
-        Kind::Refused(401) if error.hint.as_deref().is_some_and(|hint| hint.contains("expired")) => {
-            Error::new("Share not found or expired").hint("Check the code and try again.")
-        }
+        Kind::Refused(404) => not_found(""),
+        Kind::Refused(401) if is_gone => not_found(""),
         _ => error,
     }
+}
+
+fn not_found(more: &str) -> Error {
+    Error::new("Share not found or expired").hint(format!("Check the code and try again.{more}"))
 }
 
 fn chosen_ports(call: &Call) -> Result<BTreeMap<Name, u16>> {
