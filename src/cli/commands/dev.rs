@@ -51,7 +51,7 @@ pub fn run(call: &Call) -> Outcome {
     say.line(&format!("  Hub:    {}\n", hub.url));
     say.line("  Connecting to services...\n");
     let mut exposing = None;
-    offer(call, &hub, &mut exposing, &BTreeMap::new(), &file.project)?;
+    offer(call, &hub, &mut exposing, &BTreeMap::new(), &file.project.expose)?;
     let services = hub.services()?;
     let right = Right::own(call, Arc::clone(&hub))?;
     let name = project_name(&file.path);
@@ -69,7 +69,7 @@ pub fn run(call: &Call) -> Outcome {
         match file.changed() {
             Ok(Some(before)) => {
                 take_up(call, &hub, party, &before, &file.project)?;
-                let offered = offer(call, &hub, &mut exposing, &exposures(&before), &file.project);
+                let offered = offer(call, &hub, &mut exposing, &before.expose, &file.project.expose);
                 // What cannot be offered is no reason to end what others use.
                 offered.or_else(|error| call.go_on().map(|()| say.warn(&error.to_string())))
             }
@@ -223,30 +223,25 @@ fn take_up(call: &Call, hub: &Hub, party: &mut Party<'_>, before: &Project, now:
     party.settle()
 }
 
-fn exposures(project: &Project) -> BTreeMap<Name, Exposure> {
-    let one = |(name, target): (&Name, &Target)| {
-        (name.clone(), Exposure { name: name.clone(), target: target.clone(), protocol: Protocol::Tcp })
-    };
-    project.expose.iter().map(one).collect()
-}
-
 /// Exposes what the file offers now and did not before, and takes back what it no longer offers.
 fn offer<'c>(
     call: &'c Call,
     hub: &Arc<Hub>,
     exposing: &mut Option<Exposing<'c>>,
-    before: &BTreeMap<Name, Exposure>,
-    now: &Project,
+    before: &BTreeMap<Name, Target>,
+    now: &BTreeMap<Name, Target>,
 ) -> Result<()> {
-    let wanted = exposures(now);
     if let Some(exposing) = exposing.as_mut() {
-        before
-            .iter()
-            .filter(|(name, old)| wanted.get(*name) != Some(*old))
-            .for_each(|(name, _)| exposing.withdraw(name));
+        let gone = before.iter().filter(|(name, target)| now.get(*name) != Some(*target));
+        gone.for_each(|(name, _)| exposing.withdraw(name));
     }
-    let new: Vec<Exposure> =
-        wanted.into_iter().filter(|(name, one)| before.get(name) != Some(one)).map(|(_, one)| one).collect();
+    let new = now.iter().filter(|(name, target)| before.get(*name) != Some(*target));
+    let exposure = |(name, target): (&Name, &Target)| Exposure {
+        name: name.clone(),
+        target: target.clone(),
+        protocol: Protocol::Tcp,
+    };
+    let new: Vec<Exposure> = new.map(exposure).collect();
     if new.is_empty() {
         return Ok(());
     }
