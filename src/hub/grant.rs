@@ -46,7 +46,6 @@ pub fn open_session(call: &Call<'_>) -> Result<Reply, Reply> {
             share,
             agent: channel.key.clone(),
         },
-        joiner_ticket: ticket.clone(),
     };
     if !call.core.sessions.expect(pending, [&ticket, &agents_ticket], clock::now()) {
         call.core.refused("too-many-tickets");

@@ -44,16 +44,19 @@ pub fn serve(core: &Core, stream: Duplex, request: &Request) -> Result<(), (Repl
 /// Waits for the other end, unless it waits already.
 fn meet(core: &Core, socket: &Arc<TcpStream>, ticket: &str) -> Result<(Arc<TcpStream>, Arc<Open>), Reply> {
     let (meet, met) = mpsc::sync_channel(1);
-    let half = Half { socket: Arc::clone(socket), meet, is_joiner: false };
+    let half = Half { socket: Arc::clone(socket), meet };
     match core.sessions.offer(ticket, half, clock::now()) {
         Offer::Unknown(_) => {
             Err(refuse(core, 403, "This ticket is not valid", "Tickets work once, for 15 seconds"))
         }
-        Offer::Second { session, mine, partner } => {
-            let open = begin(core, &session, &mine, &partner).ok_or_else(|| {
+        Offer::Second { session, mine, partner, is_first } => {
+            let sockets = if is_first { [&mine, &partner] } else { [&partner, &mine] };
+            let sockets = sockets.map(|half| Arc::clone(&half.socket));
+            let open = begin(core, &session, sockets).ok_or_else(|| {
                 let _ = partner.socket.shutdown(Shutdown::Both);
                 refuse(core, 403, "This session is not valid any more", "")
             })?;
+            let _ = partner.meet.try_send(Met::Partner(mine.socket, Arc::clone(&open)));
             Ok((partner.socket, open))
         }
         Offer::First { session } => match met.recv_timeout(MEETING) {
@@ -81,12 +84,11 @@ fn carry_on(core: &Core, mut near: Duplex, carried: &carry::Carried) -> Result<(
 }
 
 /// Says to both ends that they have met, before either's bytes can flow.
-fn begin(core: &Core, session: &str, mine: &Half, partner: &Half) -> Option<Arc<Open>> {
-    let (joiner, agent) = if mine.is_joiner { (mine, partner) } else { (partner, mine) };
-    let open = core.sessions.begin(session, [Arc::clone(&joiner.socket), Arc::clone(&agent.socket)])?;
-    for half in [mine, partner] {
-        if (&*half.socket).write_all(&hello()).is_err() {
-            let _ = half.socket.shutdown(Shutdown::Both);
+fn begin(core: &Core, session: &str, sockets: [Arc<TcpStream>; 2]) -> Option<Arc<Open>> {
+    let open = core.sessions.begin(session, sockets.clone())?;
+    for socket in sockets {
+        if (&*socket).write_all(&hello()).is_err() {
+            let _ = socket.shutdown(Shutdown::Both);
         }
     }
     let share = open.credential.share.as_deref().unwrap_or_default();
@@ -97,7 +99,6 @@ fn begin(core: &Core, session: &str, mine: &Half, partner: &Half) -> Option<Arc<
         ("share", share),
     ];
     core.audit.say("session.opened", &details);
-    let _ = partner.meet.try_send(Met::Partner(Arc::clone(&mine.socket), Arc::clone(&open)));
     Some(open)
 }
 

@@ -30,14 +30,12 @@ pub struct Pending {
     pub session: String,
     pub service: String,
     pub credential: Credential,
-    pub joiner_ticket: String,
 }
 
 /// One connection of a session, as it waits for the other.
 pub struct Half {
     pub socket: Arc<TcpStream>,
     pub meet: SyncSender<Met>,
-    pub is_joiner: bool,
 }
 
 /// What a waiting half is told.
@@ -88,6 +86,7 @@ pub struct Totals {
 }
 
 impl Sessions {
+    /// The first ticket is the joiner's, the other one the agent's.
     pub fn expect(&self, pending: Pending, tickets: [&str; 2], now: Time) -> bool {
         let mut all = locked(&self.pending);
         all.retain(|_, (_, made)| now.since(*made).as_secs() <= TICKET_SECONDS);
@@ -99,8 +98,7 @@ impl Sessions {
 
     /// Brings one half; the second one gets its partner and the pair.
     pub fn offer(&self, ticket: &str, half: Half, now: Time) -> Offer<Half> {
-        let is_joiner = locked(&self.pending).values().any(|(pending, _)| pending.joiner_ticket == ticket);
-        locked(&self.pairing).offer(ticket, Half { is_joiner, ..half }, now)
+        locked(&self.pairing).offer(ticket, half, now)
     }
 
     pub fn begin(&self, session: &str, sockets: [Arc<TcpStream>; 2]) -> Option<Arc<Open>> {

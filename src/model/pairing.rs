@@ -11,8 +11,16 @@ const TICKETS: usize = 20_000;
 
 #[derive(Debug)]
 pub struct Pairing<T> {
-    tickets: HashMap<String, (String, Time)>,
+    tickets: HashMap<String, Ticket>,
     waiting: HashMap<String, T>,
+}
+
+#[derive(Debug)]
+struct Ticket {
+    session: String,
+    /// Of the two.
+    is_first: bool,
+    made: Time,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -20,13 +28,13 @@ pub enum Offer<T> {
     /// No such ticket: never made, used, or too old. What was offered comes back.
     Unknown(T),
     /// The other half is not here yet.
-    First {
-        session: String,
-    },
+    First { session: String },
     Second {
         session: String,
         mine: T,
         partner: T,
+        /// Whether mine came with the first of the two tickets.
+        is_first: bool,
     },
 }
 
@@ -40,24 +48,23 @@ impl<T> Pairing<T> {
     /// Says false when too many tickets are out.
     pub fn expect(&mut self, session: &str, tickets: [&str; 2], now: Time) -> bool {
         if self.tickets.len() + 2 > TICKETS {
-            self.tickets.retain(|_, (_, made)| !is_old(*made, now));
+            self.tickets.retain(|_, ticket| !is_old(ticket.made, now));
             if self.tickets.len() + 2 > TICKETS {
                 return false;
             }
         }
-        for ticket in tickets {
-            self.tickets.insert(ticket.to_owned(), (session.to_owned(), now));
+        for (ticket, is_first) in tickets.into_iter().zip([true, false]) {
+            let session = session.to_owned();
+            self.tickets.insert(ticket.to_owned(), Ticket { session, is_first, made: now });
         }
         true
     }
 
     pub fn offer(&mut self, ticket: &str, half: T, now: Time) -> Offer<T> {
-        let Some((session, made)) = self.tickets.remove(ticket) else { return Offer::Unknown(half) };
-        if is_old(made, now) {
-            return Offer::Unknown(half);
-        }
+        let ticket = self.tickets.remove(ticket).filter(|ticket| !is_old(ticket.made, now));
+        let Some(Ticket { session, is_first, .. }) = ticket else { return Offer::Unknown(half) };
         match self.waiting.remove(&session) {
-            Some(partner) => Offer::Second { session, mine: half, partner },
+            Some(partner) => Offer::Second { session, mine: half, partner, is_first },
             None => {
                 self.waiting.insert(session.clone(), half);
                 Offer::First { session }
@@ -67,7 +74,7 @@ impl<T> Pairing<T> {
 
     /// The first half stops waiting, and the session's other ticket is void.
     pub fn give_up(&mut self, session: &str) -> Option<T> {
-        self.tickets.retain(|_, (of, _)| of != session);
+        self.tickets.retain(|_, ticket| ticket.session != session);
         self.waiting.remove(session)
     }
 }
@@ -90,7 +97,8 @@ mod tests {
         assert!(pairing.expect("s", ["a", "b"], at(0)));
         assert_eq!(pairing.offer("a", 1, at(1)), Offer::First { session: "s".into() });
         assert_eq!(pairing.offer("a", 9, at(1)), Offer::Unknown(9));
-        assert_eq!(pairing.offer("b", 2, at(14)), Offer::Second { session: "s".into(), mine: 2, partner: 1 });
+        let second = Offer::Second { session: "s".into(), mine: 2, partner: 1, is_first: false };
+        assert_eq!(pairing.offer("b", 2, at(14)), second);
         assert_eq!(pairing.offer("b", 9, at(1)), Offer::Unknown(9));
     }
 
