@@ -3,7 +3,6 @@
 use std::fmt;
 use std::io::Read;
 use std::io::Write;
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -43,6 +42,8 @@ use crate::net::tls;
 use crate::os::clock;
 use crate::os::lock::locked;
 use crate::os::socket;
+
+type Tried<T> = std::result::Result<T, ureq::Error>;
 
 /// What ureq keeps for a head and a piece of body.
 const BUFFER: usize = 16 * 1024;
@@ -117,11 +118,7 @@ fn distrust(url: &HubUrl, error: &std::io::Error) -> Error {
 impl Connector for Dialer {
     type Out = HubTransport;
 
-    fn connect(
-        &self,
-        details: &ConnectionDetails,
-        _: Option<()>,
-    ) -> std::result::Result<Option<HubTransport>, ureq::Error> {
+    fn connect(&self, details: &ConnectionDetails, _: Option<()>) -> Tried<Option<HubTransport>> {
         let deadline = Instant::now() + (*details.timeout.after).min(DEADLINE);
         let authority = details.uri.authority().map(ToString::to_string).unwrap_or_default();
         let dialled = HubUrl::parse(&authority).and_then(|url| self.dial(&url, deadline));
@@ -149,13 +146,13 @@ impl fmt::Debug for HubTransport {
 }
 
 impl HubTransport {
-    fn stream(&mut self) -> &mut Duplex {
-        self.stream.get_mut().unwrap_or_else(PoisonError::into_inner)
+    /// The stream, which ends what is begun now in time, and the buffers.
+    fn armed(&mut self, timeout: &NextTimeout) -> Tried<(&mut Duplex, &mut LazyBuffers)> {
+        let stream = self.stream.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let deadline = Instant::now() + (*timeout.after).min(DEADLINE);
+        set_deadline(&stream.socket, deadline).map_err(ureq::Error::Io)?;
+        Ok((stream, &mut self.buffers))
     }
-}
-
-fn arm(socket: &TcpStream, timeout: &NextTimeout) -> std::result::Result<(), ureq::Error> {
-    set_deadline(socket, Instant::now() + (*timeout.after).min(DEADLINE)).map_err(ureq::Error::Io)
 }
 
 fn timed(error: std::io::Error, timeout: &NextTimeout) -> ureq::Error {
@@ -167,28 +164,22 @@ impl Transport for HubTransport {
         &mut self.buffers
     }
 
-    fn transmit_output(
-        &mut self,
-        amount: usize,
-        timeout: NextTimeout,
-    ) -> std::result::Result<(), ureq::Error> {
-        let stream = self.stream.get_mut().unwrap_or_else(PoisonError::into_inner);
-        arm(&stream.socket, &timeout)?;
-        let output = &self.buffers.output()[..amount];
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Tried<()> {
+        let (stream, buffers) = self.armed(&timeout)?;
+        let output = &buffers.output()[..amount];
         stream.writer.write_all(output).map_err(|error| timed(error, &timeout))
     }
 
-    fn await_input(&mut self, timeout: NextTimeout) -> std::result::Result<bool, ureq::Error> {
-        let stream = self.stream.get_mut().unwrap_or_else(PoisonError::into_inner);
-        arm(&stream.socket, &timeout)?;
-        let room = self.buffers.input_append_buf();
-        let read = stream.reader.read(room).map_err(|error| timed(error, &timeout))?;
-        self.buffers.input_appended(read);
+    fn await_input(&mut self, timeout: NextTimeout) -> Tried<bool> {
+        let (stream, buffers) = self.armed(&timeout)?;
+        let read = stream.reader.read(buffers.input_append_buf()).map_err(|error| timed(error, &timeout))?;
+        buffers.input_appended(read);
         Ok(read > 0)
     }
 
     fn is_open(&mut self) -> bool {
-        socket::is_at_rest(&self.stream().socket)
+        let stream = self.stream.get_mut().unwrap_or_else(PoisonError::into_inner);
+        socket::is_at_rest(&stream.socket)
     }
 
     fn is_tls(&self) -> bool {
@@ -201,12 +192,7 @@ impl Transport for HubTransport {
 pub struct NoResolver;
 
 impl Resolver for NoResolver {
-    fn resolve(
-        &self,
-        _: &Uri,
-        _: &Config,
-        _: NextTimeout,
-    ) -> std::result::Result<ResolvedSocketAddrs, ureq::Error> {
+    fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> Tried<ResolvedSocketAddrs> {
         Ok(self.empty())
     }
 }

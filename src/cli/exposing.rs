@@ -10,8 +10,6 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 use std::time::Instant;
 
-use serde_json::json;
-
 use super::context::Call;
 use super::context::not_configured;
 use crate::api::Hub;
@@ -188,13 +186,11 @@ impl<'c> Exposing<'c> {
         match event {
             Event::Lost(error) => {
                 self.lost.set(true);
-                say.event(&json!({ "event": "lost", "reason": error.to_string() }));
-                say.warn(&format!("{error}; trying again until it is back"));
+                say.lost(error);
             }
             Event::Back => {
                 self.lost.set(false);
-                say.event(&json!({ "event": "back" }));
-                say.line("[ok] The hub is back");
+                say.back();
             }
             Event::Refused { name, error } => say.warn(&format!("{name}: {error}")),
             Event::Exposed { .. } => {}

@@ -6,6 +6,7 @@ use std::io::Write;
 
 use serde::Serialize;
 use serde_json::Value;
+use serde_json::json;
 
 use crate::error::Error;
 use crate::os::terminal;
@@ -86,6 +87,17 @@ impl Say {
         self.write(&format!("[!] {text}"), true);
     }
 
+    /// The hub went away, and is waited for.
+    pub fn lost(&self, error: &Error) {
+        self.event(&json!({ "event": "lost", "reason": error.to_string() }));
+        self.warn(&format!("{error}; trying again until it is back"));
+    }
+
+    pub fn back(&self) {
+        self.event(&json!({ "event": "back" }));
+        self.line("[ok] The hub is back");
+    }
+
     /// How far it is, on a terminal only; the next one takes its place, and an empty one leaves nothing behind.
     pub fn passing(&self, text: &str) {
         if !self.json && !self.quiet && terminal::is_terminal_err() {
@@ -108,7 +120,7 @@ impl Say {
 
     pub fn trouble(&self, error: &Error) {
         if self.json {
-            let object = serde_json::json!({ "error": error.to_string(), "hint": error.hint });
+            let object = json!({ "error": error.to_string(), "hint": error.hint });
             return put(&clean_json(&object.to_string()), true);
         }
         self.write(&format!("[x] {error}"), true);

@@ -151,12 +151,8 @@ pub fn device_state(call: &Call<'_>) -> Result<Reply, Reply> {
     let Some(approval) = device.approved else {
         return ok(200, &DeviceState { status: "pending".into(), key: None });
     };
-    let asked = MakeKey {
-        role: Some(approval.role),
-        label: Some(device.label.clone()),
-        workspace: None,
-        expires_in_seconds: None,
-    };
+    let asked =
+        MakeKey { role: Some(approval.role), label: Some(device.label.clone()), ..MakeKey::default() };
     let (secret, key) = new_key(&asked, approval.workspace);
     let id = key.id.clone();
     // The code is used up by the same change that makes the key.

@@ -57,8 +57,7 @@ fn watch(call: &Call) -> Outcome {
             _ if call.stop.is_stopped() => return Ok(0),
             Ok(services) => {
                 if away.take().is_some() && !is_screen {
-                    call.say.event(&json!({ "event": "back" }));
-                    call.say.line("[ok] The hub is back");
+                    call.say.back();
                 }
                 if !is_screen {
                     tell_changes(call, known.as_deref().unwrap_or_default(), &services);
@@ -68,8 +67,7 @@ fn watch(call: &Call) -> Outcome {
             Err(error) if !error.may_pass() => return Err(error),
             Err(error) => {
                 if away.is_none() && !is_screen {
-                    call.say.event(&json!({ "event": "lost", "reason": error.to_string() }));
-                    call.say.warn(&format!("{error}; trying again until it is back"));
+                    call.say.lost(&error);
                 }
                 away = Some(error.to_string());
             }
