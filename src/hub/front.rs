@@ -38,7 +38,7 @@ use crate::net::connect::set_deadline;
 use crate::net::crew::Crew;
 use crate::net::duplex::Duplex;
 use crate::net::http::Conversation;
-use crate::net::http::Heard;
+use crate::net::http::Unheard;
 use crate::net::serve::Server;
 use crate::net::serve::Service;
 use crate::net::serve::each;
@@ -183,9 +183,9 @@ impl Front {
         let only_relay = !visit.over_tls && !self.core.settings.behind_proxy;
         loop {
             let request = match conversation.next_request() {
-                Heard::Request(request) => request,
-                Heard::Nothing => return,
-                Heard::Bad(reply) => {
+                Ok(request) => request,
+                Err(Unheard::Nothing) => return,
+                Err(Unheard::Bad(reply)) => {
                     self.core.refused("bad-request");
                     return conversation.end_with(&reply);
                 }

@@ -45,8 +45,8 @@ pub struct Conversation {
     answered: bool,
 }
 
-pub enum Heard {
-    Request(Request),
+/// Why there is no request.
+pub enum Unheard {
     /// The client is gone, and nobody waits for an answer.
     Nothing,
     /// Say this and close.
@@ -58,16 +58,12 @@ impl Conversation {
         Self { stream, buffer: Vec::new(), answered: false }
     }
 
-    pub fn next_request(&mut self) -> Heard {
-        self.read_request().map_or_else(|heard| heard, Heard::Request)
-    }
-
-    fn read_request(&mut self) -> std::result::Result<Request, Heard> {
+    pub fn next_request(&mut self) -> std::result::Result<Request, Unheard> {
         let first = Instant::now() + if self.answered { REST } else { PATIENCE };
         if self.buffer.is_empty() {
             match read_more(&mut self.stream, &mut self.buffer, first) {
-                Ok(0) => return Err(Heard::Nothing),
-                Err(_) if self.answered => return Err(Heard::Nothing),
+                Ok(0) => return Err(Unheard::Nothing),
+                Err(_) if self.answered => return Err(Unheard::Nothing),
                 begun => begun?,
             };
         }
@@ -76,13 +72,13 @@ impl Conversation {
             if let Some(head) = head::parse_request(&self.buffer)? {
                 let body = request_body(&head)?;
                 let request = Request::from_head(&head);
-                let odd = || Heard::Bad(Reply::error(400, "The request's target is not a path", ""));
+                let odd = || Unheard::Bad(Reply::error(400, "The request's target is not a path", ""));
                 let (request, length) = (request.ok_or_else(odd)?, head.length);
                 self.buffer.drain(..length);
                 break (request, body);
             }
             if read_more(&mut self.stream, &mut self.buffer, deadline)? == 0 {
-                return Err(Heard::Nothing);
+                return Err(Unheard::Nothing);
             }
         };
         let mut walker = BodyWalker::new(body);
@@ -136,13 +132,13 @@ impl Conversation {
     }
 }
 
-impl From<BadHead> for Heard {
+impl From<BadHead> for Unheard {
     fn from(bad: BadHead) -> Self {
         Self::Bad(Reply::error(bad.status(), bad.reason(), ""))
     }
 }
 
-impl From<io::Error> for Heard {
+impl From<io::Error> for Unheard {
     fn from(error: io::Error) -> Self {
         if is_timeout(&error) {
             let hint = "Send a whole request within 10 seconds";
@@ -153,7 +149,7 @@ impl From<io::Error> for Heard {
     }
 }
 
-impl From<BodyTrouble> for Heard {
+impl From<BodyTrouble> for Unheard {
     fn from(trouble: BodyTrouble) -> Self {
         match trouble {
             BodyTrouble::Io(error) => error.into(),

@@ -80,19 +80,21 @@ fn serve(call: &Call) -> Outcome {
 }
 
 pub fn stop(call: &Call) -> Outcome {
-    let run = runs::running(&call.home, KIND);
-    if let Some(run) = &run {
-        background::end(call, "The daemon", run.pid)?;
-    }
+    let run = end(call)?;
     call.say.line(if run.is_some() { "[ok] Daemon stopped." } else { "[ok] No daemon is running." });
     call.say.value(&json!({ "stopped": run.is_some(), "pid": run.map(|run| run.pid) }));
     Ok(0)
 }
 
+/// The one that ran, and does no more.
+pub fn end(call: &Call) -> Result<Option<Run>> {
+    let run = runs::running(&call.home, KIND);
+    run.iter().try_for_each(|run| background::end(call, "The daemon", run.pid))?;
+    Ok(run)
+}
+
 pub fn restart(call: &Call) -> Outcome {
-    if let Some(run) = runs::running(&call.home, KIND) {
-        background::end(call, "The daemon", run.pid)?;
-    }
+    end(call)?;
     if daemon_service::start(call)? {
         return Ok(0);
     }

@@ -4,11 +4,10 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::daemon::KIND;
 use super::daemon::LOG;
+use super::daemon::end;
 use crate::cli::Call;
 use crate::cli::Outcome;
-use crate::cli::background;
 use crate::cli::context::variable;
 use crate::error::Error;
 use crate::error::OrSay;
@@ -20,7 +19,6 @@ use crate::os::service::Plan;
 use crate::os::service::Service;
 use crate::os::step::Step;
 use crate::os::user;
-use crate::state::runs;
 
 /// What this shell has set and a service manager would not know.
 const CARRIED: [&str; 4] = ["CONNECT_HUB_URL", "PRIVATECONNECT_CA", "HTTPS_PROXY", "NO_PROXY"];
@@ -32,9 +30,7 @@ pub fn install(call: &Call) -> Outcome {
     if !call.args.flag("dry-run") {
         must_be_possible(call, &service)?;
         // One that was started by hand would stand in its way.
-        if let Some(run) = runs::running(&call.home, KIND) {
-            background::end(call, "The daemon", run.pid)?;
-        }
+        end(call)?;
     }
     carry_out(call, &plan, &plan.install)?;
     if !call.args.flag("dry-run") {
