@@ -86,7 +86,18 @@ fn system(_: &Machine, ca: &Path, aim: Aim) -> Option<Store> {
     Some(Store { name: "system keychain".into(), steps, needs_root: true, missing: None })
 }
 
-#[cfg(not(target_os = "macos"))]
+#[cfg(windows)]
+fn system(_: &Machine, ca: &Path, aim: Aim) -> Option<Store> {
+    let ca = ca.display().to_string();
+    let line = match aim {
+        Aim::Trust => words("certutil -addstore -user Root", &[&ca]),
+        Aim::Untrust => words("certutil -delstore -user Root", &[NICKNAME]),
+    };
+    let steps = vec![Step::Run(line)];
+    Some(Store { name: "certificate store".into(), steps, needs_root: false, missing: None })
+}
+
+#[cfg(not(any(target_os = "macos", windows)))]
 fn system(machine: &Machine, ca: &Path, aim: Aim) -> Option<Store> {
     let (folder, update) = LAYOUTS.iter().find(|(folder, _)| machine.root.join(folder).is_dir())?;
     let copy = machine.root.join(folder).join(FILE);
