@@ -217,6 +217,35 @@ fn the_log_is_followed_into_the_next_file_when_it_has_grown_too_large() {
 }
 
 #[test]
+fn nothing_is_lost_of_a_log_that_is_put_aside_while_it_is_followed() {
+    let home = Home::new();
+    let (log, old) = (home.file("proxy.log"), home.file("proxy.log.old"));
+    fs::write(&log, "first\n").unwrap();
+    let followed = home.start(&["proxy", "logs", "-f"]);
+    followed.wait_out(|line| line == "first");
+    for round in 0..3 {
+        let mut writer = fs::OpenOptions::new().append(true).open(&log).unwrap();
+        let many = "0123456789abcde\n".repeat(40_000);
+        writer.write_all(format!("{many}the last of {round}\n").as_bytes()).unwrap();
+        fs::rename(&log, &old).unwrap();
+        writer.write_all(format!("behind the last of {round}\n").as_bytes()).unwrap();
+        fs::write(&log, format!("the next after {round}\n")).unwrap();
+        followed.wait_out(|line| line == format!("the next after {round}"));
+    }
+    let told: Vec<String> =
+        followed.out().lines().filter(|line| line.contains(' ')).map(str::to_owned).collect();
+    let wanted = |round| {
+        [
+            format!("the last of {round}"),
+            format!("behind the last of {round}"),
+            format!("the next after {round}"),
+        ]
+    };
+    assert_eq!(told, (0..3).flat_map(wanted).collect::<Vec<_>>());
+    assert_eq!(followed.out().matches("0123456789abcde").count(), 3 * 40_000);
+}
+
+#[test]
 fn a_hub_that_is_away_changes_nothing_for_local_routes() {
     let mut hub = Hub::start();
     let (owner, user) = (hub.machine("member"), hub.machine("member"));

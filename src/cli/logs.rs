@@ -5,6 +5,7 @@ use std::io::Read;
 use std::io::Seek;
 use std::io::SeekFrom;
 use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::json;
@@ -20,24 +21,32 @@ use crate::os::files;
 const TURN: Duration = Duration::from_millis(200);
 /// What is shown of a long log.
 const TAIL: u64 = 64 * 1024;
+/// Read at once.
+const PIECE: u64 = 256 * 1024;
 
 /// Prints the log's last part; with `--follow` also what is added, until Ctrl-C.
 pub fn show(call: &Call, path: &Path, how_to_begin: &str) -> Outcome {
-    let Some((tail, mut at)) = read_from(path, None)? else {
+    let Some(mut log) = Log::open(path)? else {
         return Err(Error::new("There is no log yet").hint(how_to_begin));
     };
-    print(call, &tail);
+    print(call, &log.tail()?);
+    let mut put_aside = false;
     while call.args.flag("follow") && !call.stop.wait_for(TURN) {
-        let Some((rest, end)) = read_from(path, Some(at))? else { continue };
-        at = end;
-        print(call, &rest);
+        log.rest(|bytes| print(call, bytes))?;
+        // A moment passes from when the log gets its other name to when its writer turns to the next one, so what
+        // is in the old one is complete a turn later.
+        if put_aside && let Some(next) = Log::open(path)? {
+            log = next;
+            log.rest(|bytes| print(call, bytes))?;
+        }
+        put_aside = !log.is_at(path);
     }
     Ok(0)
 }
 
 /// The last thing of note that stands in a log: hints and other indented lines belong to the one before.
 pub fn last_words(path: &Path) -> Option<String> {
-    let (tail, _) = read_from(path, None).ok()??;
+    let tail = Log::open(path).ok()??.tail().ok()?;
     let text = String::from_utf8_lossy(&tail).into_owned();
     text.lines().rev().find(|line| line.starts_with(|c: char| !c.is_whitespace())).map(str::to_owned)
 }
@@ -49,19 +58,67 @@ fn print(call: &Call, bytes: &[u8]) {
     });
 }
 
-/// What stands behind `from`, or the last piece of it all, and where it ends.
-fn read_from(path: &Path, from: Option<u64>) -> Result<Option<(Vec<u8>, u64)>> {
-    if !path.exists() {
-        return Ok(None);
+/// A log that is read as it grows, also when it has another name by then.
+struct Log {
+    file: File,
+    path: PathBuf,
+    at: u64,
+}
+
+impl Log {
+    /// From its beginning; `None` when there is none.
+    fn open(path: &Path) -> Result<Option<Self>> {
+        if !path.exists() {
+            return Ok(None);
+        }
+        Ok(Some(Self { file: files::append(path)?, path: path.to_owned(), at: 0 }))
     }
-    let sorry = || format!("Cannot read {}", path.display());
-    let mut file: File = files::append(path)?;
-    let length = file.metadata().or_say(sorry)?.len();
-    // A log that is shorter than it was has been put aside, and this is the next one.
-    let from = from.map_or(length.saturating_sub(TAIL), |from| if from > length { 0 } else { from });
-    file.seek(SeekFrom::Start(from)).or_say(sorry)?;
-    let mut bytes = Vec::new();
-    file.take(TAIL * 4).read_to_end(&mut bytes).or_say(sorry)?;
-    let end = from + bytes.len() as u64;
-    Ok(Some((bytes, end)))
+
+    fn is_at(&self, path: &Path) -> bool {
+        files::is_same(&self.file, path)
+    }
+
+    /// Its last piece, up to its end.
+    fn tail(&mut self) -> Result<Vec<u8>> {
+        self.at = self.length()?.saturating_sub(TAIL);
+        self.piece()
+    }
+
+    /// What was added, in pieces.
+    fn rest(&mut self, mut show: impl FnMut(&[u8])) -> Result<()> {
+        // Somebody has emptied it.
+        if self.at > self.length()? {
+            self.at = 0;
+        }
+        loop {
+            let piece = self.piece()?;
+            if piece.is_empty() {
+                return Ok(());
+            }
+            show(&piece);
+        }
+    }
+
+    fn piece(&mut self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let read = self.file.seek(SeekFrom::Start(self.at));
+        let read = read.and_then(|_| (&self.file).take(PIECE).read_to_end(&mut bytes));
+        read.or_say(|| self.sorry())?;
+        // A long one ends with a line.
+        if bytes.len() as u64 == PIECE
+            && let Some(end) = bytes.iter().rposition(|byte| *byte == b'\n')
+        {
+            bytes.truncate(end + 1);
+        }
+        self.at += bytes.len() as u64;
+        Ok(bytes)
+    }
+
+    fn length(&self) -> Result<u64> {
+        Ok(self.file.metadata().or_say(|| self.sorry())?.len())
+    }
+
+    fn sorry(&self) -> String {
+        format!("Cannot read {}", self.path.display())
+    }
 }

@@ -115,6 +115,12 @@ pub fn stamp(path: &Path) -> Stamp {
     Some((found.modified().ok()?, found.len(), found.ino()))
 }
 
+/// Whether the path still leads to this very file, which may have been renamed and have a successor.
+pub fn is_same(file: &File, path: &Path) -> bool {
+    let number = |found: io::Result<fs::Metadata>| found.ok().map(|found| (found.dev(), found.ino()));
+    number(file.metadata()) == number(fs::metadata(path))
+}
+
 pub fn changed_at(path: &Path) -> Option<Time> {
     let since = fs::metadata(path).ok()?.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
     Some(Time::from_unix(since.as_secs()))
