@@ -69,7 +69,7 @@ fn a_port_is_the_same_tomorrow_unless_another_is_chosen() {
     drop(held);
     assert_eq!(once(&[]), ports.at(1), "remembered, though the first one is free again");
     let remembered = fs::read_to_string(team.user.file("ports.json")).unwrap();
-    assert!(remembered.contains(&format!("\"db\": {}", ports.at(1))), "{remembered}");
+    assert!(remembered.contains(&format!("/db\": {}", ports.at(1))), "{remembered}");
     assert_eq!(once(&["--strict-ports"]), ports.at(0));
     let chosen = format!("db={}", ports.at(50));
     assert_eq!(once(&["--port", &chosen]), ports.at(50));

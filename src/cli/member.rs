@@ -15,6 +15,7 @@ use crate::model::fingerprint::Fingerprint;
 use crate::model::name::Name;
 use crate::model::ports::candidates;
 use crate::model::record::Protocol;
+use crate::net::address::HubUrl;
 use crate::net::identity::Identity;
 use crate::state::home::Home;
 use crate::state::ports;
@@ -69,12 +70,13 @@ impl Member {
     }
 
     /// A service that answers gets its port; before that it has none.
-    pub fn take_port(&mut self, home: &Home) {
+    pub fn take_port(&mut self, home: &Home, hub: &HubUrl) {
         let Some(tunnel) = self.tunnel.as_mut().filter(|tunnel| tunnel.port == 0 && tunnel.is_up()) else {
             return;
         };
         let wanted = &self.wanted;
-        let last = if wanted.chosen { None } else { ports::last_time(home, wanted.name.as_str()) };
+        let last = || ports::last_time(home, &hub.to_string(), wanted.name.as_str());
+        let last = if wanted.chosen { None } else { last() };
         let bound = Bound::first_free(candidates(wanted.port, last, wanted.strict));
         self.trouble = match bound {
             Some(bound) => tunnel.listen(bound).err(),
@@ -85,10 +87,11 @@ impl Member {
 
     /// Lists the tunnel as a route and remembers its port. A state folder that cannot be written costs the list,
     /// not the tunnel.
-    pub fn list(&mut self, home: &Home) {
+    pub fn list(&mut self, home: &Home, hub: &HubUrl) {
         let Some(port) = self.port().filter(|_| self.route.is_none()) else { return };
         let (name, protocol) = (self.wanted.name.as_str(), self.protocol.get().copied().unwrap_or_default());
-        let listed = ports::remember(home, name, port).and_then(|()| routes::add(home, name, port, protocol));
+        let remembered = ports::remember(home, &hub.to_string(), name, port);
+        let listed = remembered.and_then(|()| routes::add(home, name, port, protocol));
         self.route = listed.inspect_err(|error| log::info!("{name} is not listed as a route: {error}")).ok();
     }
 

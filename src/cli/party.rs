@@ -138,7 +138,8 @@ impl<'c> Party<'c> {
             }
         });
         // In their order, so that of two services with one port the first one gets it.
-        self.members.iter_mut().for_each(|member| member.take_port(&self.call.home));
+        let hub = &self.right.hub.url;
+        self.members.iter_mut().for_each(|member| member.take_port(&self.call.home, hub));
     }
 
     /// Proves until every service answers or the time is up.
@@ -160,7 +161,7 @@ impl<'c> Party<'c> {
     /// Services that answer and found no port look again; a port may have become free.
     fn find_ports(&mut self) {
         for member in self.members.iter_mut().filter(|member| member.port().is_none()) {
-            member.take_port(&self.call.home);
+            member.take_port(&self.call.home, &self.right.hub.url);
             if member.port().is_some() {
                 member.say_up(&self.call.say, "is there now");
             }
@@ -192,7 +193,7 @@ impl<'c> Party<'c> {
     pub fn list(&mut self) {
         let mut by_name: Vec<&mut Member> = self.members.iter_mut().collect();
         by_name.sort_by(|one, other| one.wanted.name.cmp(&other.wanted.name));
-        by_name.into_iter().for_each(|member| member.list(&self.call.home));
+        by_name.into_iter().for_each(|member| member.list(&self.call.home, &self.right.hub.url));
     }
 
     /// Writes the file that was asked for, and begins to watch.

@@ -1,4 +1,4 @@
-//! `ports.json`: the port each service had last time, so that it is the same tomorrow.
+//! `ports.json`: the port each service of each hub had last time, so that it is the same tomorrow.
 
 use std::collections::BTreeMap;
 
@@ -9,20 +9,57 @@ const FILE: &str = "ports.json";
 /// More services than one user reaches; the file does not grow beyond.
 const REMEMBERED: usize = 1000;
 
+/// By hub and name. Those of earlier versions have the name alone, and stand for it at any hub.
 type Ports = BTreeMap<String, u16>;
 
-pub fn last_time(home: &Home, what: &str) -> Option<u16> {
-    home.read::<Ports>(FILE).ok().flatten()?.get(what).copied()
+pub fn last_time(home: &Home, hub: &str, name: &str) -> Option<u16> {
+    let ports: Ports = home.read(FILE).ok().flatten()?;
+    ports.get(&at(hub, name)).or_else(|| ports.get(name)).copied()
 }
 
-pub fn remember(home: &Home, what: &str, port: u16) -> Result<()> {
-    if last_time(home, what) == Some(port) {
+pub fn remember(home: &Home, hub: &str, name: &str, port: u16) -> Result<()> {
+    if last_time(home, hub, name) == Some(port) {
         return Ok(());
     }
     home.update(FILE, |ports: &mut Ports| {
         if ports.len() >= REMEMBERED {
             ports.clear();
         }
-        ports.insert(what.to_owned(), port);
+        ports.insert(at(hub, name), port);
     })
+}
+
+fn at(hub: &str, name: &str) -> String {
+    format!("{hub}/{name}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::os::secret;
+
+    fn home() -> Home {
+        Home::at(std::env::temp_dir().join(secret::id("connect-ports")))
+    }
+
+    #[test]
+    fn services_of_one_name_at_two_hubs_have_a_port_each() {
+        let home = home();
+        remember(&home, "https://a", "db", 5432).unwrap();
+        remember(&home, "https://b", "db", 5433).unwrap();
+        assert_eq!(last_time(&home, "https://a", "db"), Some(5432));
+        assert_eq!(last_time(&home, "https://b", "db"), Some(5433));
+        assert_eq!(last_time(&home, "https://c", "db"), None);
+    }
+
+    #[test]
+    fn what_an_earlier_version_remembered_holds_until_a_hub_has_its_own() {
+        let home = home();
+        home.write(FILE, &Ports::from([("db".into(), 5434), ("web".into(), 8081)])).unwrap();
+        assert_eq!(last_time(&home, "https://a", "db"), Some(5434));
+        remember(&home, "https://a", "db", 5432).unwrap();
+        assert_eq!(last_time(&home, "https://a", "db"), Some(5432));
+        assert_eq!(last_time(&home, "https://b", "db"), Some(5434));
+        assert_eq!(last_time(&home, "https://b", "web"), Some(8081));
+    }
 }

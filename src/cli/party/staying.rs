@@ -131,7 +131,7 @@ impl Party<'_> {
             Event::Up => {
                 let seen = member.seen;
                 member.trouble = None;
-                member.take_port(&self.call.home);
+                member.take_port(&self.call.home, &self.right.hub.url);
                 match &member.trouble {
                     None => member.say_up(say, if seen { "is back" } else { "is there now" }),
                     Some(error) => say.warn(&format!("{name} → failed: {error}")),
