@@ -8,6 +8,8 @@ use std::time::Duration;
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
+use serde_json::Value;
+use serde_json::json;
 
 use common::PATIENCE;
 use common::Running;
@@ -132,6 +134,37 @@ fn ending_the_sharing_ends_the_joining() {
     let said = joined.finish();
     assert_eq!(said.code, Some(1), "{said:#?}");
     assert!(team.user.run(&["join", &shared.code]).err.contains("[x] Share not found or expired"));
+}
+
+#[test]
+fn a_share_that_is_revoked_from_elsewhere_ends_its_sharing() {
+    let (team, ports) = (Team::new(), Ports::claim());
+    (0..3).for_each(|offset| ports.echo(offset));
+    let mut kept = team.share(&[&ports.target("kept", 0)]);
+    let told = team.share(&[&ports.target("told", 1)]);
+    let plain = team.owner.start(&["share", &ports.target("plain", 2), "--code", "plain1"]);
+    plain.wait_out(|line| line.contains("Press Ctrl+C"));
+    // By its owner in another shell, and by an admin on another machine.
+    team.owner.run(&["share", "revoke", "plain1"]).ok();
+    let admin = team.hub.machine("admin");
+    admin.run(&["share", "revoke", &told.id]).ok();
+    let said = plain.finish();
+    let words =
+        "[x] The share was revoked from elsewhere\n  Nothing is shared any more; make another: connect share";
+    assert_eq!((said.code, said.err.as_str()), (Some(1), words), "{said:#?}");
+    assert!(!said.out.contains("Share closed"), "{said:#?}");
+    let said = told.running.finish();
+    let events: Vec<Value> = said.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let last = ["revoked", "closed"].map(|event| json!({ "event": event, "code": told.code }));
+    assert!(events.ends_with(&last), "{said:#?}");
+    assert_eq!(said.code, Some(1), "{said:#?}");
+    // The other one does not notice, and no refused guess is held against the owner.
+    let (_joined, services) = team.join(&[&kept.code]);
+    assert!(echoes(port_of(&services, "kept"), b"still"));
+    assert!(kept.running.is_running());
+    let listed = team.owner.run(&["services"]).ok().out;
+    assert!(listed.contains("kept") && !["told", "plain"].iter().any(|name| listed.contains(name)));
+    assert!(!team.hub.audit().contains("share.refused"), "{}", team.hub.audit());
 }
 
 #[test]

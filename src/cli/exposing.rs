@@ -115,12 +115,12 @@ impl<'c> Exposing<'c> {
         self.locks.remove(name);
     }
 
-    /// Until Ctrl-C, or until there is nothing left to stay for.
-    pub fn stay(&mut self, until: Option<Instant>) -> Result<()> {
+    /// Until Ctrl-C, or until there is nothing left to stay for, as `is_over` says when it is asked at every turn.
+    pub fn stay(&mut self, mut is_over: impl FnMut(&Self) -> Result<bool>) -> Result<()> {
         loop {
             self.tell_news()?;
             self.report();
-            let is_over = until.is_some_and(|until| Instant::now() >= until);
+            let is_over = is_over(self)?;
             if self.call.stop.wait_for(TURN) || is_over {
                 self.run.iter_mut().for_each(OwnRun::ends_well);
                 return Ok(());

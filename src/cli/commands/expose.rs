@@ -30,7 +30,7 @@ pub fn run(call: &Call) -> Outcome {
     let exposed = exposing.expose(vec![exposure])?;
     exposed.iter().for_each(|one| announce(call, one));
     background::ready(call)?;
-    exposing.stay(None)?;
+    exposing.stay(|_| Ok(false))?;
     drop(exposing);
     call.say.event(&json!({ "event": "closed", "name": name }));
     Ok(0)

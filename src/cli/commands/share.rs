@@ -37,11 +37,15 @@ use crate::os::user;
 use crate::state::runs;
 use crate::tunnel::agent::Exposure;
 use crate::wire::api::MakeShare;
+use crate::wire::api::ShareInfo;
 use crate::wire::api::ShareMade;
 
 const LIFE: Duration = Duration::from_hours(24);
 /// How long a service without a name has to say what it is.
 const LOOK: Duration = Duration::from_secs(1);
+/// How often the hub is asked whether the share still stands, and how long it has to answer.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+const ANSWER: Duration = Duration::from_secs(2);
 
 pub fn run(call: &Call) -> Outcome {
     let code = call.args.value("code").map(code_of).transpose()?;
@@ -79,6 +83,7 @@ pub fn run(call: &Call) -> Outcome {
     }
     let agent = call.config()?.agent_id.ok_or_else(not_configured)?;
     let services = services(call, &hub, &agent, &exposures)?;
+    let until = Instant::now().checked_add(life);
     let made = hub.make_share(&MakeShare {
         name: name.clone(),
         agent,
@@ -93,17 +98,60 @@ pub fn run(call: &Call) -> Outcome {
     exposing.called(&[made.code.clone(), name]);
     background::how_to_end(call, &made.code, "Press Ctrl+C to stop sharing");
     background::ready(call)?;
-    let stayed = exposing.stay(Instant::now().checked_add(life));
+    let mut standing = Standing::begin(hub.for_retries(ANSWER), made.id, until);
+    let stayed = exposing.stay(|exposing| standing.is_over(exposing.is_lost()));
     // Without its services the code would open nothing; nobody should find it and wonder.
-    let revoked = call.hub_until(&Stop::new()).and_then(|hub| hub.revoke_share(&made.code));
+    let revoked = (!standing.is_revoked)
+        .then(|| call.hub_until(&Stop::new()).and_then(|hub| hub.revoke_share(&made.code)));
     drop(exposing);
+    if standing.is_revoked {
+        call.say.event(&json!({ "event": "revoked", "code": made.code }));
+    }
     call.say.event(&json!({ "event": "closed", "code": made.code }));
     if stayed.is_ok() && !call.stop.is_stopped() {
         call.say.line("[ok] The share has expired; make another: connect share");
-    } else if revoked.is_ok() {
+    } else if matches!(revoked, Some(Ok(()))) {
         call.say.line("[ok] Share closed");
     }
     stayed.map(|()| 0)
+}
+
+/// Whether a share that was made here is still one, as its hub says from time to time.
+struct Standing {
+    hub: Hub,
+    id: String,
+    until: Option<Instant>,
+    next: Instant,
+    is_revoked: bool,
+}
+
+impl Standing {
+    fn begin(hub: Hub, id: String, until: Option<Instant>) -> Self {
+        Self { hub, id, until, next: Instant::now() + LOOK_AGAIN, is_revoked: false }
+    }
+
+    /// Its time is over, or somebody has revoked it.
+    fn is_over(&mut self, hub_is_away: bool) -> Result<bool> {
+        let now = Instant::now();
+        if now >= self.next && !hub_is_away {
+            // To the hub its time may end a moment before it ends here.
+            let is_near = self.until.is_some_and(|until| until <= now + LOOK_AGAIN);
+            self.is_revoked = !is_near && self.is_gone();
+            self.next = Instant::now() + LOOK_AGAIN;
+        }
+        if self.is_revoked {
+            return Err(Error::new("The share was revoked from elsewhere")
+                .hint("Nothing is shared any more; make another: connect share"));
+        }
+        Ok(self.until.is_some_and(|until| now >= until))
+    }
+
+    fn is_gone(&self) -> bool {
+        let is_listed = |shares: Vec<ShareInfo>| shares.iter().any(|share| share.id == self.id);
+        // A hub without its fleet's store may not have heard of a new share.
+        self.hub.shares().is_ok_and(|shares| !is_listed(shares))
+            && self.hub.health().is_ok_and(|health| health.store.is_none_or(|store| store == "ok"))
+    }
 }
 
 fn code_of(text: &str) -> Result<Code> {
