@@ -127,6 +127,16 @@ fn a_decline_of_the_agent_reaches_the_joiner_and_only_its_own_sessions() {
     let told = Answer::read(&mut joiner);
     assert_eq!(told.status, 503);
     assert!(told.text("error").contains("declined"));
+    // So is a joiner who comes to the relay only now, and once.
+    let granted = ask_session(&hub, &key, "db", &Value::Null);
+    agent.send(&json!({ "type": "decline", "session": granted.text("session"), "reason": "away" }));
+    // The hub has heard it when it answers what comes behind it.
+    let _tickets = [agent.ticket(), agent.ticket()];
+    agent.expose("later");
+    let mut joiner = hub.relay(&granted.text("ticket"));
+    let told = Answer::read(&mut joiner);
+    assert_eq!((told.status, told.text("error").as_str()), (503, "The agent declined: away"));
+    assert_eq!(refused(hub.relay(&granted.text("ticket"))), 403);
 }
 
 #[test]

@@ -99,7 +99,7 @@ impl Served<'_> {
                 let mine = |service: &str| {
                     self.core.registry().service(service).is_some_and(|known| known.agent_id == self.agent)
                 };
-                self.core.sessions.decline(&session, mine, &reason);
+                self.core.sessions.decline(&session, mine, &reason, clock::now());
             }
         }
         true

@@ -40,6 +40,7 @@ pub fn open_session(call: &Call<'_>) -> Result<Reply, Reply> {
     let (session, ticket, agents_ticket) = (secret::id("ses"), secret::secret(), secret::secret());
     let pending = Pending {
         session: session.clone(),
+        joiner_ticket: ticket.clone(),
         service: service.id.clone(),
         credential: Credential {
             principal: call.principal.id().to_owned(),

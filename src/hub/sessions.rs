@@ -28,6 +28,7 @@ pub struct Credential {
 /// A session that has been granted and not yet met.
 pub struct Pending {
     pub session: String,
+    pub joiner_ticket: String,
     pub service: String,
     pub credential: Credential,
 }
@@ -67,10 +68,15 @@ impl Open {
     }
 }
 
+/// What is kept of the reason that an agent gives for not coming.
+const REASON: usize = 200;
+
 #[derive(Default)]
 pub struct Sessions {
     pairing: Mutex<Pairing<Half>>,
     pending: Mutex<HashMap<String, (Pending, Time)>>,
+    /// Why the agent does not come, by the ticket of a joiner who is not here yet.
+    declined: Mutex<HashMap<String, (String, Time)>>,
     open: Mutex<HashMap<String, Arc<Open>>>,
     opened: AtomicU64,
     /// Of sessions that have ended.
@@ -98,7 +104,11 @@ impl Sessions {
 
     /// Brings one half; the second one gets its partner and the pair.
     pub fn offer(&self, ticket: &str, half: Half, now: Time) -> Offer<Half> {
-        locked(&self.pairing).offer(ticket, half, now)
+        let offered = locked(&self.pairing).offer(ticket, half, now);
+        let Offer::Unknown(half) = offered else { return offered };
+        let Some((reason, _)) = locked(&self.declined).remove(ticket) else { return Offer::Unknown(half) };
+        let _ = half.meet.try_send(Met::Declined(reason));
+        Offer::First { session: String::new() }
     }
 
     pub fn begin(&self, session: &str, sockets: [Arc<TcpStream>; 2]) -> Option<Arc<Open>> {
@@ -129,14 +139,22 @@ impl Sessions {
     }
 
     /// The agent will not come: whoever waits, or comes later, is told.
-    pub fn decline(&self, session: &str, service_of: impl Fn(&str) -> bool, reason: &str) {
-        let known =
-            locked(&self.pending).get(session).is_some_and(|(pending, _)| service_of(&pending.service));
-        if known {
-            locked(&self.pending).remove(session);
-            if let Some(half) = locked(&self.pairing).give_up(session) {
-                let _ = half.meet.try_send(Met::Declined(reason.to_owned()));
-            }
+    pub fn decline(&self, session: &str, service_of: impl Fn(&str) -> bool, reason: &str, now: Time) {
+        let mut all = locked(&self.pending);
+        if !all.get(session).is_some_and(|(pending, _)| service_of(&pending.service)) {
+            return;
+        }
+        let Some((pending, _)) = all.remove(session) else { return };
+        drop(all);
+        let reason: String = reason.chars().take(REASON).collect();
+        let mut declined = locked(&self.declined);
+        declined.retain(|_, (_, since)| now.since(*since).as_secs() <= TICKET_SECONDS);
+        declined.insert(pending.joiner_ticket.clone(), (reason.clone(), now));
+        drop(declined);
+        // Between the two the joiner may come, and then it is one of those who wait.
+        if let Some(half) = locked(&self.pairing).give_up(session) {
+            locked(&self.declined).remove(&pending.joiner_ticket);
+            let _ = half.meet.try_send(Met::Declined(reason));
         }
     }
 
