@@ -158,17 +158,20 @@ fn one_connection_is_enough_to_find_that_the_path_has_changed() {
     assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
 }
 
+/// So many connections that are open at once.
+fn hold(port: u16, count: usize) -> Vec<TcpStream> {
+    let opened = (0..count).map(|_| {
+        let mut client = dial(port);
+        client.write_all(b"w").unwrap();
+        client.read_exact(&mut [0]).unwrap();
+        client
+    });
+    opened.collect()
+}
+
 /// So many sessions stand.
 fn stand(port: u16, count: usize) {
-    let held: Vec<TcpStream> = (0..count)
-        .map(|_| {
-            let mut client = dial(port);
-            client.write_all(b"w").unwrap();
-            client.read_exact(&mut [0]).unwrap();
-            client
-        })
-        .collect();
-    for client in held {
+    for client in hold(port, count) {
         client.shutdown(std::net::Shutdown::Write).unwrap();
         assert_eq!(read_out(&client), (Vec::new(), Ending::Eof));
     }
@@ -208,6 +211,41 @@ fn after_all_connections_died_without_a_word() {
     eventually("reach says that it is back", PATIENCE, || reached.events("back") == 1);
     assert_eq!((exposed.events("lost"), reached.events("down")), (1, 1));
     assert_eq!(service_id(&user), id);
+}
+
+#[test]
+fn a_session_whose_agent_does_not_come_holds_up_no_other() {
+    let hub = Hub::start();
+    let (up, down) = (Path::to(&hub.address), Path::to(&hub.address));
+    let (owner, user) = (hub.machine_by(&up.url(), "member"), hub.machine_by(&down.url(), "member"));
+    let _exposed = expose(&owner, "service", service(echo));
+    let (_reached, port) = reach(&user, "service");
+    let _busy = hold(port, 3);
+    // The hub announces one more session to an agent that never hears of it.
+    up.fall_silent();
+    let standing = down.count(Kind::Relay);
+    let waiting = thread::spawn(move || echoes(port, b"patience"));
+    eventually("it waits at the relay", PATIENCE, || down.count(Kind::Relay) > standing);
+    up.recover();
+    up.cut_silent();
+    works_soon(port, Instant::now());
+    assert!(waiting.join().unwrap());
+    let began = Instant::now();
+    stand(port, 8);
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+}
+
+#[test]
+fn an_agent_that_cannot_come_to_a_session_says_so() {
+    let tunnel = Tunnelled::to(service(echo));
+    let _busy = hold(tunnel.port, 3);
+    let before = tunnel.exposed.limit_descriptors(3);
+    let began = Instant::now();
+    assert!(!echoes(tunnel.port, b"?"));
+    // The joiner tries for three seconds; an agent that said nothing would be waited for for ten.
+    assert!(began.elapsed() < 2 * SOON, "{:?}", began.elapsed());
+    tunnel.exposed.limit_descriptors(before);
+    works_soon(tunnel.port, Instant::now());
 }
 
 #[test]

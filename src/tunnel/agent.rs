@@ -171,6 +171,7 @@ fn expose_message(exposure: &Exposure) -> ToHub {
 
 /// What the hub announces.
 struct Announced {
+    session: String,
     peer: Fingerprint,
     ticket: String,
     relay: String,
@@ -261,8 +262,9 @@ impl Shared {
                 (self.report)(Event::Refused { name, error });
             }
             ToAgent::Open { session, service, peer, ticket, relay, speaks } => {
-                let announced = Announced { peer, ticket, relay, at: at.clone() };
-                let begun = understand(speaks).and_then(|()| self.begin_session(&service, announced));
+                let announced = Announced { session: session.clone(), peer, ticket, relay, at: at.clone() };
+                let begun =
+                    understand(speaks).and_then(|()| self.begin_session(&service, announced, outgoing));
                 if let Err(reason) = begun {
                     outgoing.send(&ToHub::Decline { session, reason });
                 }
@@ -283,6 +285,7 @@ impl Shared {
         self: &Arc<Self>,
         service: &str,
         announced: Announced,
+        outgoing: &Outgoing,
     ) -> std::result::Result<(), String> {
         let meant = |one: &&Exposed| one.service.as_deref() == Some(service);
         let found = self
@@ -299,10 +302,13 @@ impl Shared {
             self.serving.fetch_sub(1, Ordering::SeqCst);
             return Err("the agent serves too many sessions already".into());
         }
-        let own = Arc::clone(self);
+        let (own, outgoing) = (Arc::clone(self), outgoing.clone());
         let spawned = self.crew.spawn("session", move || {
             if let Err(error) = own.serve(&exposure, &figures, &announced) {
                 log::debug!("a session to {} did not come about: {error}", exposure.name);
+                // Nobody need wait for an agent that does not come; where it did, this is no news.
+                let reason = "it cannot come to the relay".to_owned();
+                outgoing.send(&ToHub::Decline { session: announced.session, reason });
             }
             own.serving.fetch_sub(1, Ordering::SeqCst);
         });

@@ -39,6 +39,8 @@ const IDLE: Duration = Duration::from_mins(1);
 /// A session is free again a moment after its client has the last byte: so long a new connection waits for
 /// a busy one before another is opened.
 const MOMENT: Duration = Duration::from_millis(2);
+/// A session that takes longer to open may never come about, since its agent is gone: nobody waits for it alone.
+const SLOW: Duration = Duration::from_secs(2);
 /// An idle session is asked this often whether it is still there.
 const ASK_AFTER: Duration = Duration::from_secs(5);
 
@@ -101,7 +103,8 @@ struct State {
     idle: VecDeque<(Session, Instant)>,
     /// Idle, busy and being opened.
     total: usize,
-    opening: usize,
+    /// When each that is being opened was begun, the oldest first.
+    opening: Vec<Instant>,
     /// Those who wait for a session; each may have one opened, and takes whichever is ready first.
     wanting: usize,
     /// Why one could not be opened, for those who wait.
@@ -109,6 +112,13 @@ struct State {
 }
 
 impl State {
+    /// Being opened, and likely to come about: when each was begun.
+    fn coming(&self) -> &[Instant] {
+        let now = Instant::now();
+        let slow = self.opening.partition_point(|begun| now.duration_since(*begun) >= SLOW);
+        &self.opening[slow..]
+    }
+
     /// The session used last that is still good.
     fn idle_one(&mut self, leaving: &mut Vec<Session>) -> Option<Session> {
         loop {
@@ -130,7 +140,7 @@ impl Pool {
 
     pub fn total(&self) -> usize {
         let state = self.lock();
-        state.total - state.opening
+        state.total - state.opening.len()
     }
 
     /// An idle session, else a new one, else one that has become idle while the new one was long in coming.
@@ -160,17 +170,20 @@ impl Pool {
             if let Some(error) = state.failures.pop() {
                 return Err(error);
             }
-            let may_open = state.opening < state.wanting && state.total < SESSIONS;
-            let none_is_busy = state.total == state.opening;
+            let coming = state.coming();
+            let may_open = coming.len() < state.wanting && state.total < SESSIONS;
+            let slow = coming.first().map_or(deadline, |begun| *begun + SLOW);
+            let none_is_busy = state.total == state.opening.len();
             if may_open && (none_is_busy || Instant::now() >= moment) {
-                state.opening += 1;
+                let now = Instant::now();
+                state.opening.push(now);
                 state.total += 1;
                 drop(state);
-                self.open_aside();
+                self.open_aside(now);
                 state = self.lock();
                 continue;
             }
-            let until = if may_open { moment.min(deadline) } else { deadline };
+            let until = if may_open { moment } else { slow }.min(deadline);
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() && Instant::now() >= deadline {
                 return Err(Error::new("No session came about in time").kind(Kind::Unreachable));
@@ -180,26 +193,29 @@ impl Pool {
     }
 
     /// Opens a session in a thread of its own, for whoever waits longest.
-    fn open_aside(self: &Arc<Self>) {
+    fn open_aside(self: &Arc<Self>, begun: Instant) {
         let own = Arc::clone(self);
         let spawned = self.crew.spawn("session-open", move || {
-            own.opened(own.opener.open(&own.bytes, &own.stop));
+            own.opened(begun, own.opener.open(&own.bytes, &own.stop));
         });
         if spawned.is_err() {
-            self.opened(spawned.or_say(|| "Cannot start a thread").and(Err(Error::new("No session"))));
+            self.opened(begun, spawned.or_say(|| "Cannot start a thread").and(Err(Error::new("No session"))));
         }
     }
 
-    fn opened(&self, opened: Result<Session>) {
+    fn opened(&self, begun: Instant, opened: Result<Session>) {
         let mut state = self.lock();
-        state.opening -= 1;
+        if let Ok(at) = state.opening.binary_search(&begun) {
+            state.opening.remove(at);
+        }
         match opened {
             Ok(session) => {
                 state.idle.push_back((session, Instant::now()));
             }
             Err(error) => {
                 state.total -= 1;
-                if state.wanting > 0 {
+                // Those for whom others are on their way need not hear of it.
+                if state.wanting > state.coming().len() {
                     state.failures.push(error);
                 }
             }

@@ -2,13 +2,11 @@
 
 use std::fmt;
 use std::fs;
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::common::Running;
 use crate::common::fault::Way;
 use crate::common::noise;
 use crate::transfer::Outcome;
@@ -140,13 +138,11 @@ impl Case {
             }
             Kind::Starve => {
                 let program = world.program(self.place);
-                let pid = program.pid().to_string();
-                let full = limit_of(program);
-                limit(&pid, program.resources().1);
+                let full = program.limit_descriptors(program.resources().1);
                 go();
                 world.knock(4);
                 thread::sleep(self.moment());
-                limit(&pid, full);
+                world.program(self.place).limit_descriptors(full);
             }
             Kind::Clock => {
                 let Some(clock) = world.clock(self.place) else { return false };
@@ -209,15 +205,4 @@ impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} at {:?}", self.kind, self.place)
     }
-}
-
-fn limit(pid: &str, soft: usize) {
-    let set = Command::new("prlimit").args(["--pid", pid, &format!("--nofile={soft}:")]).status();
-    assert!(set.unwrap().success());
-}
-
-fn limit_of(program: &Running) -> usize {
-    let limits = fs::read_to_string(format!("/proc/{}/limits", program.pid())).unwrap();
-    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
-    line.split_whitespace().nth(3).unwrap().parse().unwrap()
 }

@@ -172,6 +172,12 @@ impl Path {
         *self.shared.to.lock().unwrap() = address.parse().unwrap();
     }
 
+    /// How many connections of this kind there are.
+    pub fn count(&self, kind: Kind) -> usize {
+        let lines = self.shared.lines.lock().unwrap();
+        lines.iter().filter(|line| line.kind.get() == Some(&kind)).count()
+    }
+
     fn cut_all(&self, fits: impl Fn(&Line) -> bool) {
         for line in self.shared.lines.lock().unwrap().iter().filter(|line| fits(line)) {
             line.ends.iter().for_each(|end| drop(end.shutdown(Shutdown::Both)));

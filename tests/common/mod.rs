@@ -467,6 +467,20 @@ impl Running {
     }
 }
 
+impl Running {
+    /// From now on it may have so many open; how many it might before.
+    pub fn limit_descriptors(&self, count: usize) -> usize {
+        let limits = fs::read_to_string(format!("/proc/{}/limits", self.pid())).unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        let before = line.split_whitespace().nth(3).unwrap().parse().unwrap();
+        let set = Command::new("prlimit")
+            .args(["--pid", &self.pid().to_string(), &format!("--nofile={count}:")])
+            .status();
+        assert!(set.unwrap().success());
+        before
+    }
+}
+
 // The hub's own tests: raw clients and a hub in the test's hand.
 
 pub mod fake_hub;
