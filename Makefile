@@ -61,7 +61,7 @@ load:
 fuzz:
 	@tests/scripts/fuzz $(FUZZ_SECONDS)
 
-# Kills, cuts, pauses and full disks, for so long; CONNECT_CHAOS_SEED=N replays what a failing run printed.
+# Kills, cuts, pauses and full disks, for so long; CONNECT_CHAOS_SEED=N,M replays what a failing run printed.
 soak:
 	@CONNECT_SOAK_SECONDS=$(SOAK_SECONDS) cargo test --quiet --locked --test chaos -- --nocapture --test-threads 1
 

@@ -1,6 +1,7 @@
 //! Broken on purpose: a schedule of faults in every place of the path, while clients push data whose every byte is
 //! known. A connection may break, visibly; it may not be short, altered or mixed up without a word, hang, or leave
-//! anything behind. `CONNECT_CHAOS_SEED=N` replays one run; `CONNECT_SOAK_SECONDS=N` goes on for so long.
+//! anything behind. `CONNECT_CHAOS_SEED=N,M` replays these runs, one after the other in one world, since what breaks a
+//! run may be left by the one before; `CONNECT_SOAK_SECONDS=N` goes on for so long.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -27,6 +28,8 @@ use world::World;
 const WORLDS: usize = 3;
 /// Runs that a world is used for before another one takes its place.
 const RUNS_OF_A_WORLD: usize = 40;
+/// A run that fails is replayed behind so many that were before it in its world.
+const BEFORE: usize = 3;
 
 /// How long a soak goes on; `None` for the short run that is part of the tests.
 fn soak() -> Option<Duration> {
@@ -39,6 +42,8 @@ fn number(name: &str) -> Option<u64> {
 
 /// Which runs there are. A run's seed decides everything about it, the fault and its place included.
 struct Schedule {
+    /// These again, in one world; without any, all from `first` on.
+    replayed: Vec<u64>,
     first: u64,
     next: AtomicU64,
     /// `None`: until the time is over.
@@ -49,16 +54,24 @@ struct Schedule {
 impl Schedule {
     fn of_environment() -> Self {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-        let (first, count) = match number("CONNECT_CHAOS_SEED") {
-            Some(seed) => (seed, Some(1)),
-            None => (now * Case::COUNT, soak().is_none().then_some(Case::COUNT)),
-        };
+        let replayed = std::env::var("CONNECT_CHAOS_SEED").unwrap_or_default();
+        let seed =
+            |text: &str| text.parse().unwrap_or_else(|_| panic!("CONNECT_CHAOS_SEED: {text} is no seed"));
+        let replayed = replayed.split(',').filter(|text| !text.is_empty()).map(seed).collect();
+        let (first, count) = (now * Case::COUNT, soak().is_none().then_some(Case::COUNT));
         let until = Instant::now() + soak().unwrap_or(Duration::from_hours(1));
-        Self { first, next: AtomicU64::new(0), count, until }
+        Self { replayed, first, next: AtomicU64::new(0), count, until }
+    }
+
+    fn worlds(&self) -> usize {
+        if self.replayed.is_empty() { WORLDS } else { 1 }
     }
 
     fn next(&self) -> Option<u64> {
         let index = self.next.fetch_add(1, Ordering::SeqCst);
+        if !self.replayed.is_empty() {
+            return self.replayed.get(usize::try_from(index).unwrap()).copied();
+        }
         let goes_on = self.count.is_none_or(|count| index < count) && Instant::now() < self.until;
         goes_on.then_some(self.first + index)
     }
@@ -76,7 +89,7 @@ fn whatever_breaks_nothing_is_short_altered_mixed_up_hung_or_left_behind() {
     let schedule = Schedule::of_environment();
     let survived = Mutex::new(Survived::default());
     thread::scope(|scope| {
-        for _ in 0..WORLDS {
+        for _ in 0..schedule.worlds() {
             scope.spawn(|| while live(&schedule, &survived) {});
         }
     });
@@ -97,11 +110,15 @@ fn live(schedule: &Schedule, survived: &Mutex<Survived>) -> bool {
     let Some(mut seed) = schedule.next() else { return false };
     let mut world = World::new();
     let before = world.counts();
+    let mut lived = Vec::new();
     for _ in 0..RUNS_OF_A_WORLD {
         let case = Case::of(seed);
+        lived.push(seed.to_string());
         let run = panic::catch_unwind(AssertUnwindSafe(|| world.run(&case)));
-        let outcome = run
-            .unwrap_or_else(|_| panic!("{case}. Again: CONNECT_CHAOS_SEED={seed} cargo test --test chaos"));
+        let outcome = run.unwrap_or_else(|_| {
+            let seeds = lived[lived.len().saturating_sub(BEFORE + 1)..].join(",");
+            panic!("{case}. Again: CONNECT_CHAOS_SEED={seeds} cargo test --test chaos")
+        });
         if let Some((whole, broken)) = outcome {
             let mut all = survived.lock().unwrap();
             *all.runs.entry(case.to_string()).or_default() += 1;
