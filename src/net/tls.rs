@@ -6,6 +6,8 @@
 //! they read. The unbuffered interface of rustls is used because it encrypts into and decrypts out of
 //! our own buffers, which saves a copy in each direction.
 
+mod unbuffered;
+
 use std::io;
 use std::io::Read;
 use std::io::Write;
@@ -17,17 +19,14 @@ use std::time::Instant;
 
 use rustls::ClientConfig;
 use rustls::ServerConfig;
-use rustls::client::ClientConnectionData;
 use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::ServerName;
-use rustls::server::ServerConnectionData;
 use rustls::server::UnbufferedServerConnection;
-use rustls::unbuffered::ConnectionState;
-use rustls::unbuffered::EncodeError;
-use rustls::unbuffered::EncodeTlsData;
-use rustls::unbuffered::EncryptError;
-use rustls::unbuffered::InsufficientSizeError;
-use rustls::unbuffered::UnbufferedStatus;
+
+use unbuffered::Outgoing;
+use unbuffered::Progress;
+use unbuffered::Side;
+use unbuffered::Tls;
 
 use super::connect::set_deadline;
 use super::duplex::Duplex;
@@ -35,7 +34,6 @@ use super::duplex::Reader;
 use super::duplex::Writer;
 use crate::model::fingerprint::Fingerprint;
 use crate::os::lock::locked;
-use crate::os::secret;
 use crate::wire::record::Headers;
 
 /// An idle connection waits with this much, so that thousands of them stay cheap.
@@ -47,19 +45,8 @@ pub const CHUNK: usize = 64 * 1024;
 /// A handshake flight larger than this is an attack.
 const HANDSHAKE_LIMIT: usize = 128 * 1024;
 
-enum Side {
-    Client(UnbufferedClientConnection),
-    Server(UnbufferedServerConnection),
-}
-
 struct Shared {
     tls: Mutex<Tls>,
-}
-
-struct Tls {
-    side: Side,
-    /// Records that rustls wants sent and that the reader came upon; the writer sends them first.
-    owed: Vec<u8>,
 }
 
 pub struct TlsReader {
@@ -79,29 +66,6 @@ pub struct TlsWriter {
     shared: Arc<Shared>,
     sink: Writer,
     out: Outgoing,
-}
-
-/// Records on their way out. The bytes behind them stay as they are between two writes: clearing 64 KiB
-/// for each would cost a tenth of encrypting them.
-#[derive(Default)]
-struct Outgoing {
-    bytes: Vec<u8>,
-    filled: usize,
-}
-
-impl Outgoing {
-    fn room(&mut self, length: usize) -> &mut [u8] {
-        let end = self.filled + length;
-        if self.bytes.len() < end {
-            self.bytes.resize(end, 0);
-        }
-        &mut self.bytes[self.filled..end]
-    }
-
-    fn append(&mut self, bytes: &[u8]) {
-        self.room(bytes.len()).copy_from_slice(bytes);
-        self.filled += bytes.len();
-    }
 }
 
 /// A finished handshake.
@@ -136,7 +100,7 @@ pub fn server(config: &Arc<ServerConfig>, below: Duplex, deadline: Instant) -> i
 
 fn handshake(side: Side, below: Duplex, deadline: Instant) -> io::Result<Established> {
     let Duplex { reader: source, writer: sink, socket } = below;
-    let shared = Arc::new(Shared { tls: Mutex::new(Tls { side, owed: Vec::new() }) });
+    let shared = Arc::new(Shared { tls: Mutex::new(Tls::new(side)) });
     let mut reader = TlsReader::new(Arc::clone(&shared), source);
     let mut writer = TlsWriter { shared: Arc::clone(&shared), sink, out: Outgoing::default() };
     loop {
@@ -160,199 +124,9 @@ fn handshake(side: Side, below: Duplex, deadline: Instant) -> io::Result<Establi
     Ok(Established { reader, writer, socket, peer })
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Progress {
-    /// The handshake wants more bytes.
-    Blocked,
-    /// Application data may flow.
-    Ready,
-}
-
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Tls> {
         locked(&self.tls)
-    }
-}
-
-impl Tls {
-    fn peer(&self) -> Option<Fingerprint> {
-        let certificates = match &self.side {
-            Side::Client(connection) => connection.peer_certificates(),
-            Side::Server(connection) => connection.peer_certificates(),
-        };
-        certificates.and_then(<[_]>::first).map(|certificate| secret::sha256(certificate))
-    }
-
-    fn speaks_1_3(&self) -> bool {
-        let version = match &self.side {
-            Side::Client(connection) => connection.protocol_version(),
-            Side::Server(connection) => connection.protocol_version(),
-        };
-        version == Some(rustls::ProtocolVersion::TLSv1_3)
-    }
-
-    fn decrypt(&mut self, raw: &mut [u8], plain: &mut Vec<u8>) -> (usize, io::Result<Decrypted>) {
-        match &mut self.side {
-            Side::Client(connection) => decrypt(connection, &mut self.owed, raw, plain),
-            Side::Server(connection) => decrypt(connection, &mut self.owed, raw, plain),
-        }
-    }
-
-    /// Appends the records for `data` (or, without data, a close) to `out`, behind what is owed.
-    fn encrypt(&mut self, data: Option<&[u8]>, out: &mut Outgoing) -> io::Result<()> {
-        out.append(&std::mem::take(&mut self.owed));
-        match &mut self.side {
-            Side::Client(connection) => encrypt(connection, data, out),
-            Side::Server(connection) => encrypt(connection, data, out),
-        }
-    }
-}
-
-/// The client's and the server's connection, which rustls makes two types, as one.
-trait Connection {
-    type Data;
-    fn process<'c, 'i>(&'c mut self, raw: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
-}
-
-impl Connection for UnbufferedClientConnection {
-    type Data = ClientConnectionData;
-    fn process<'c, 'i>(&'c mut self, raw: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
-        self.process_tls_records(raw)
-    }
-}
-
-impl Connection for UnbufferedServerConnection {
-    type Data = ServerConnectionData;
-    fn process<'c, 'i>(&'c mut self, raw: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
-        self.process_tls_records(raw)
-    }
-}
-
-struct Decrypted {
-    progress: Progress,
-    closed: bool,
-}
-
-/// Decrypts every whole record in `raw` into `plain`. Returns how many bytes of `raw` are used up.
-fn decrypt<C: Connection>(
-    connection: &mut C,
-    owed: &mut Vec<u8>,
-    raw: &mut [u8],
-    plain: &mut Vec<u8>,
-) -> (usize, io::Result<Decrypted>) {
-    let (mut used, mut closed) = (0, false);
-    loop {
-        let UnbufferedStatus { mut discard, state } = connection.process(&mut raw[used..]);
-        let progress = match state {
-            Err(error) => {
-                // rustls queues the alert that names the fault; it is encoded by the next call. That call must see
-                // the same bytes: where half a message is behind it, rustls counts from their beginning.
-                let fault = io::Error::new(io::ErrorKind::InvalidData, error);
-                used += discard;
-                if let Ok(ConnectionState::EncodeTlsData(mut record)) =
-                    connection.process(&mut raw[used..]).state
-                {
-                    let _ = encode(&mut record, owed);
-                }
-                return (used, Err(fault));
-            }
-            Ok(ConnectionState::ReadTraffic(mut traffic)) => {
-                while let Some(record) = traffic.next_record() {
-                    match record {
-                        Ok(record) => {
-                            plain.extend_from_slice(record.payload);
-                            discard += record.discard;
-                        }
-                        Err(error) => return (used + discard, Err(io::Error::other(error))),
-                    }
-                }
-                None
-            }
-            Ok(ConnectionState::EncodeTlsData(mut record)) => match encode(&mut record, owed) {
-                Ok(()) => None,
-                Err(error) => return (used + discard, Err(error)),
-            },
-            Ok(ConnectionState::TransmitTlsData(transmit)) => {
-                transmit.done();
-                None
-            }
-            Ok(ConnectionState::PeerClosed) => {
-                closed = true;
-                None
-            }
-            Ok(ConnectionState::Closed) => {
-                closed = true;
-                Some(Progress::Ready)
-            }
-            Ok(ConnectionState::WriteTraffic(_)) => Some(Progress::Ready),
-            Ok(_) => Some(Progress::Blocked),
-        };
-        used += discard;
-        if let Some(progress) = progress {
-            return (used, Ok(Decrypted { progress, closed }));
-        }
-    }
-}
-
-fn encode<D>(record: &mut EncodeTlsData<'_, D>, owed: &mut Vec<u8>) -> io::Result<()> {
-    let at = owed.len();
-    let mut room = 0;
-    loop {
-        owed.resize(at + room, 0);
-        match record.encode(&mut owed[at..]) {
-            Ok(written) => {
-                owed.truncate(at + written);
-                return Ok(());
-            }
-            Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) => {
-                room = required_size;
-            }
-            Err(error) => return Err(io::Error::other(error)),
-        }
-    }
-}
-
-fn encrypt<C: Connection>(connection: &mut C, data: Option<&[u8]>, out: &mut Outgoing) -> io::Result<()> {
-    loop {
-        match connection.process(&mut []).state.map_err(io::Error::other)? {
-            ConnectionState::WriteTraffic(mut traffic) => {
-                return grow_until_it_fits(out, data.map_or(0, <[u8]>::len), |room| match data {
-                    Some(data) => traffic.encrypt(data, room),
-                    None => traffic.queue_close_notify(room),
-                });
-            }
-            ConnectionState::EncodeTlsData(mut record) => {
-                let mut encoded = Vec::new();
-                encode(&mut record, &mut encoded)?;
-                out.append(&encoded);
-            }
-            ConnectionState::TransmitTlsData(transmit) => transmit.done(),
-            ConnectionState::PeerClosed => {}
-            _ => return Err(io::ErrorKind::BrokenPipe.into()),
-        }
-    }
-}
-
-fn grow_until_it_fits(
-    out: &mut Outgoing,
-    length: usize,
-    mut encrypt: impl FnMut(&mut [u8]) -> Result<usize, EncryptError>,
-) -> io::Result<()> {
-    // Header, tag and content type of each record come on top; guessing right saves a second try.
-    let mut room = length + (length / 16_384 + 1) * 22;
-    loop {
-        match encrypt(out.room(room)) {
-            Ok(written) => {
-                out.filled += written;
-                return Ok(());
-            }
-            Err(EncryptError::InsufficientSize(InsufficientSizeError { required_size }))
-                if required_size > room =>
-            {
-                room = required_size;
-            }
-            Err(error) => return Err(io::Error::other(error)),
-        }
     }
 }
 
@@ -472,5 +246,73 @@ impl Write for TlsWriter {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::trust;
+    use rcgen::generate_simple_self_signed;
+    use rustls::ServerConnection;
+    use std::net::TcpListener;
+    use std::thread;
+    use std::time::Duration;
+
+    /// Reads until the handshake is done, and returns what is owed behind it: tickets, over several records.
+    fn shake_hands(server: &mut ServerConnection, socket: &mut TcpStream) -> Vec<u8> {
+        while server.is_handshaking() {
+            while server.wants_write() {
+                server.write_tls(socket).unwrap();
+            }
+            server.read_tls(socket).unwrap();
+            server.process_new_packets().unwrap();
+        }
+        let mut owed = Vec::new();
+        while server.wants_write() {
+            server.write_tls(&mut owed).unwrap();
+        }
+        owed
+    }
+
+    #[test]
+    fn writing_goes_on_while_half_a_message_of_the_peers_is_here() {
+        let made = generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+        let key = made.signing_key.serialize_der().try_into().unwrap();
+        let builder = ServerConfig::builder_with_provider(trust::provider());
+        let builder = builder.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+        let mut config = builder.with_single_cert(vec![made.cert.der().clone()], key).unwrap();
+        config.max_fragment_size = Some(64);
+
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let peer = thread::spawn(move || {
+            let mut socket = listener.accept().unwrap().0;
+            let mut server = ServerConnection::new(Arc::new(config)).unwrap();
+            let owed = shake_hands(&mut server, &mut socket);
+            let first = 5 + usize::from(u16::from_be_bytes([owed[3], owed[4]]));
+            assert!(owed.len() > 2 * first);
+            socket.write_all(&owed[..first]).unwrap();
+            let mut heard = [0; 5];
+            rustls::Stream::new(&mut server, &mut socket).read_exact(&mut heard).unwrap();
+            socket.write_all(&owed[first..]).unwrap();
+            rustls::Stream::new(&mut server, &mut socket).write_all(&heard).unwrap();
+        });
+
+        let socket = Arc::new(TcpStream::connect(address).unwrap());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let name = ServerName::try_from("localhost").unwrap();
+        let below = Duplex::plain(Arc::clone(&socket));
+        let mut it = client(&trust::anyone().unwrap(), name, below, deadline).unwrap();
+        // The first part is here, and read, before anything is written.
+        socket.peek(&mut [0]).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        assert!(it.reader.read(&mut [0]).is_err());
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        it.writer.write_all(b"hello").unwrap();
+        let mut back = [0; 5];
+        it.reader.read_exact(&mut back).unwrap();
+        assert_eq!(&back, b"hello");
+        peer.join().unwrap();
     }
 }

@@ -62,8 +62,11 @@ pub fn lengthen_queue(listener: &TcpListener) {
     let _ = listen(listener, Backlog::MAXCONN);
 }
 
+/// Whether `accept` heeds a limit here; elsewhere it waits on.
+#[cfg(test)]
+pub const HEEDS_LIMIT: bool = cfg!(target_os = "linux");
+
 /// `accept` gives up after so long, and reads of what it accepts as well, until they get a limit of their own.
-/// Where a system does not heed it, it waits on.
 pub fn limit_accept(listener: &TcpListener, patience: Option<Duration>) {
     let Some(patience) = patience else { return };
     let seconds = i64::try_from(patience.as_secs()).unwrap_or(i64::MAX);
