@@ -149,7 +149,7 @@ impl Connection<'_> {
             }
             (Ok(answered), upload) => {
                 self.note(answered.status);
-                upstream.personal |= self.asked.personal;
+                upstream.personal |= self.asked.personal || self.asked.has_body();
                 if answered.keeps_service && upload == Upload::Whole {
                     self.shelf.keep(upstream);
                 }

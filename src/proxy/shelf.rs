@@ -28,8 +28,9 @@ impl Shelf {
         self.kept.push(upstream);
     }
 
-    /// What a service says though nobody asked was meant for the client before, and where that one has proved who he
-    /// is for the connection as a whole (NTLM, Negotiate), the next one must not be taken for him.
+    /// What a service says though nobody asked was meant for the client before. Where that one has proved who it is
+    /// for the connection as a whole (NTLM, Negotiate), the next one must not be taken for it; and where it sent a
+    /// body, a careless service may have left some of it unread, to be the beginning of the next one's request.
     pub fn next_client(&mut self) {
         self.kept.retain(|kept| !kept.personal && kept.is_at_rest());
     }

@@ -48,7 +48,7 @@ pub struct Upstream {
     pub service: String,
     /// Whether it has carried a request before: then it may have died since.
     pub used: bool,
-    /// Whether a client has proved who it is for the whole connection.
+    /// Whether no other client may have it: see `Shelf::next_client`.
     pub personal: bool,
 }
 
