@@ -140,6 +140,23 @@ fn a_decline_of_the_agent_reaches_the_joiner_and_only_its_own_sessions() {
 }
 
 #[test]
+fn sessions_of_an_agent_that_has_left_are_not_waited_for() {
+    let hub = Hub::start();
+    let key = hub.key("member");
+    let mut agent = RawAgent::up(&hub, &key, "agent_a");
+    let mut other = RawAgent::up(&hub, &key, "agent_b");
+    agent.expose("db");
+    other.expose("web");
+    let (waiting, later, others) = (hub.ticket(&key, "db"), hub.ticket(&key, "db"), hub.ticket(&key, "web"));
+    let mut waiting = hub.relay(&waiting);
+    drop(agent);
+    let told = Answer::read(&mut waiting);
+    assert_eq!((told.status, told.text("error").as_str()), (503, "The agent declined: it has left"));
+    assert_eq!(refused(hub.relay(&later)), 503);
+    assert!(passes(&mut meet(&hub, &mut other, &others)));
+}
+
+#[test]
 fn unknown_expired_and_revoked_codes_get_one_404_and_the_eleventh_guess_a_429() {
     let hub = Hub::start();
     let (owner, join, other) = (hub.key("member"), hub.key("join"), hub.key("join"));

@@ -96,10 +96,7 @@ impl Served<'_> {
             ToHub::Expose { name, port, protocol } => return self.expose(name, port, protocol),
             ToHub::Withdraw { service } => self.withdraw(&service),
             ToHub::Decline { session, reason } => {
-                let mine = |service: &str| {
-                    self.core.registry().service(service).is_some_and(|known| known.agent_id == self.agent)
-                };
-                self.core.sessions.decline(&session, mine, &reason, clock::now());
+                self.core.sessions.decline(&session, self.id, &reason);
             }
         }
         true

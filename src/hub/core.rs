@@ -293,6 +293,7 @@ impl Core {
     pub fn remove_channel(&self, id: ChannelId) {
         locked(&self.channels).remove(&id);
         self.registry().close_channel(id);
+        self.sessions.agent_left(id);
         self.take_offline(id, |_| true);
         // Also of what another hub has taken over.
         self.tunnels.ports().keys().for_each(|service| self.close_tunnel(service, true));

@@ -15,6 +15,7 @@ use super::sessions::Pending;
 use crate::model::access::Action;
 use crate::model::access::Principal;
 use crate::model::record::Agent;
+use crate::model::record::ChannelId;
 use crate::model::record::Service;
 use crate::os::clock;
 use crate::os::secret;
@@ -27,8 +28,8 @@ use crate::wire::reply::Reply;
 pub fn open_session(call: &Call<'_>) -> Result<Reply, Reply> {
     let asked: AskSession = call.body()?;
     let (service, share) = asked_for(call, &asked)?;
-    let (channel, agent) = match whose(call, &service)? {
-        Whose::Here(channel, agent) => (channel, agent),
+    let (id, channel, agent) = match whose(call, &service)? {
+        Whose::Here(id, channel, agent) => (id, channel, agent),
         Whose::At(hub) if asked.carry => return carry::ask(call, &asked, &service, &hub),
         Whose::At(hub) => {
             let what = format!("The agent of {} is at another hub", service.name);
@@ -37,22 +38,22 @@ pub fn open_session(call: &Call<'_>) -> Result<Reply, Reply> {
             return Err(Reply::json(421, body));
         }
     };
+    let relay = relay_address(call.request, call.visit.over_tls)?;
     let (session, ticket, agents_ticket) = (secret::id("ses"), secret::secret(), secret::secret());
     let pending = Pending {
         session: session.clone(),
-        joiner_ticket: ticket.clone(),
         service: service.id.clone(),
         credential: Credential {
             principal: call.principal.id().to_owned(),
             share,
             agent: channel.key.clone(),
         },
+        channel: id,
     };
     if !call.core.sessions.expect(pending, [&ticket, &agents_ticket], clock::now()) {
         call.core.refused("too-many-tickets");
         return Err(Reply::error(503, "The hub has too many sessions waiting", "Try again in a moment"));
     }
-    let relay = relay_address(call.request, call.visit.over_tls)?;
     let open = ToAgent::Open {
         session: session.clone(),
         service: service.id.clone(),
@@ -62,6 +63,7 @@ pub fn open_session(call: &Call<'_>) -> Result<Reply, Reply> {
         speaks: spoken_by(call.request),
     };
     if !channel.outgoing.send(&open) {
+        call.core.sessions.give_up(&session);
         return Err(offline(&service));
     }
     ok(
@@ -97,7 +99,7 @@ fn asked_for(call: &Call<'_>, asked: &AskSession) -> Result<(Service, Option<Str
 
 /// Where the agent behind a service is.
 enum Whose {
-    Here(AgentChannel, Agent),
+    Here(ChannelId, AgentChannel, Agent),
     At(String),
 }
 
@@ -112,8 +114,8 @@ fn whose(call: &Call<'_>, service: &Service) -> Result<Whose, Reply> {
     {
         return Ok(Whose::At(online.hub.clone()));
     }
-    let channel = online.and_then(|online| call.core.channel(online.channel));
-    channel.zip(agent).map(|(channel, agent)| Whose::Here(channel, agent)).ok_or_else(|| {
+    let here = online.and_then(|online| Some((online.channel, call.core.channel(online.channel)?)));
+    here.zip(agent).map(|((id, channel), agent)| Whose::Here(id, channel, agent)).ok_or_else(|| {
         call.core.refused("offline");
         offline(service)
     })

@@ -49,6 +49,7 @@ fn meet(core: &Core, socket: &Arc<TcpStream>, ticket: &str) -> Result<(Arc<TcpSt
         Offer::Unknown(_) => {
             Err(refuse(core, 403, "This ticket is not valid", "Tickets work once, for 15 seconds"))
         }
+        Offer::Declined(reason) => Err(declined(core, &reason)),
         Offer::Second { session, mine, partner, is_first } => {
             let sockets = if is_first { [&mine, &partner] } else { [&partner, &mine] };
             let sockets = sockets.map(|half| Arc::clone(&half.socket));
@@ -61,7 +62,7 @@ fn meet(core: &Core, socket: &Arc<TcpStream>, ticket: &str) -> Result<(Arc<TcpSt
         }
         Offer::First { session } => match met.recv_timeout(MEETING) {
             Ok(Met::Partner(partner, open)) => Ok((partner, open)),
-            Ok(Met::Declined(reason)) => Err(refuse(core, 503, &format!("The agent declined: {reason}"), "")),
+            Ok(Met::Declined(reason)) => Err(declined(core, &reason)),
             Err(_) => {
                 core.sessions.give_up(&session);
                 Err(refuse(core, 504, "The other end did not come", "Try again in a moment"))
@@ -127,6 +128,10 @@ fn pump(core: &Core, [own, partner]: [&Arc<TcpStream>; 2], early: &[u8], open: &
         ];
         core.audit.say("session.closed", &details);
     }
+}
+
+fn declined(core: &Core, reason: &str) -> Reply {
+    refuse(core, 503, &format!("The agent declined: {reason}"), "")
 }
 
 fn refuse(core: &Core, status: u16, what: &str, hint: &str) -> Reply {

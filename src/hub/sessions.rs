@@ -12,6 +12,7 @@ use std::sync::mpsc::SyncSender;
 use crate::model::pairing::Offer;
 use crate::model::pairing::Pairing;
 use crate::model::pairing::TICKET_SECONDS;
+use crate::model::record::ChannelId;
 use crate::model::registry::Registry;
 use crate::model::time::Time;
 use crate::os::lock::locked;
@@ -28,9 +29,10 @@ pub struct Credential {
 /// A session that has been granted and not yet met.
 pub struct Pending {
     pub session: String,
-    pub joiner_ticket: String,
     pub service: String,
     pub credential: Credential,
+    /// Where its agent was told of it.
+    pub channel: ChannelId,
 }
 
 /// One connection of a session, as it waits for the other.
@@ -75,8 +77,6 @@ const REASON: usize = 200;
 pub struct Sessions {
     pairing: Mutex<Pairing<Half>>,
     pending: Mutex<HashMap<String, (Pending, Time)>>,
-    /// Why the agent does not come, by the ticket of a joiner who is not here yet.
-    declined: Mutex<HashMap<String, (String, Time)>>,
     open: Mutex<HashMap<String, Arc<Open>>>,
     opened: AtomicU64,
     /// Of sessions that have ended.
@@ -104,11 +104,7 @@ impl Sessions {
 
     /// Brings one half; the second one gets its partner and the pair.
     pub fn offer(&self, ticket: &str, half: Half, now: Time) -> Offer<Half> {
-        let offered = locked(&self.pairing).offer(ticket, half, now);
-        let Offer::Unknown(half) = offered else { return offered };
-        let Some((reason, _)) = locked(&self.declined).remove(ticket) else { return Offer::Unknown(half) };
-        let _ = half.meet.try_send(Met::Declined(reason));
-        Offer::First { session: String::new() }
+        locked(&self.pairing).offer(ticket, half, now)
     }
 
     pub fn begin(&self, session: &str, sockets: [Arc<TcpStream>; 2]) -> Option<Arc<Open>> {
@@ -138,22 +134,29 @@ impl Sessions {
         last
     }
 
-    /// The agent will not come: whoever waits, or comes later, is told.
-    pub fn decline(&self, session: &str, service_of: impl Fn(&str) -> bool, reason: &str, now: Time) {
-        let mut all = locked(&self.pending);
-        if !all.get(session).is_some_and(|(pending, _)| service_of(&pending.service)) {
+    /// The agent that was told of it will not come.
+    pub fn decline(&self, session: &str, channel: ChannelId, reason: &str) {
+        let mut pending = locked(&self.pending);
+        if !pending.get(session).is_some_and(|(pending, _)| pending.channel == channel) {
             return;
         }
-        let Some((pending, _)) = all.remove(session) else { return };
-        drop(all);
+        pending.remove(session);
+        drop(pending);
+        self.refuse(session, reason);
+    }
+
+    /// The agent is gone, and comes to none of the sessions that it was told of by this channel.
+    pub fn agent_left(&self, channel: ChannelId) {
+        let its = |(pending, _): &(Pending, Time)| pending.channel == channel;
+        let left: Vec<_> = locked(&self.pending).extract_if(|_, pending| its(pending)).collect();
+        left.iter().for_each(|(session, _)| self.refuse(session, "it has left"));
+    }
+
+    /// The joiner is told, now or when it comes.
+    fn refuse(&self, session: &str, reason: &str) {
         let reason: String = reason.chars().take(REASON).collect();
-        let mut declined = locked(&self.declined);
-        declined.retain(|_, (_, since)| now.since(*since).as_secs() <= TICKET_SECONDS);
-        declined.insert(pending.joiner_ticket.clone(), (reason.clone(), now));
-        drop(declined);
-        // Between the two the joiner may come, and then it is one of those who wait.
-        if let Some(half) = locked(&self.pairing).give_up(session) {
-            locked(&self.declined).remove(&pending.joiner_ticket);
+        let waiting = locked(&self.pairing).decline(session, &reason);
+        if let Some(half) = waiting {
             let _ = half.meet.try_send(Met::Declined(reason));
         }
     }

@@ -21,12 +21,16 @@ struct Ticket {
     /// Of the two.
     is_first: bool,
     made: Time,
+    /// Why the second half will not come.
+    declined: Option<String>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Offer<T> {
     /// No such ticket: never made, used, or too old. What was offered comes back.
     Unknown(T),
+    /// The second half will not come, for this reason.
+    Declined(String),
     /// The other half is not here yet.
     First { session: String },
     Second {
@@ -55,14 +59,17 @@ impl<T> Pairing<T> {
         }
         for (ticket, is_first) in tickets.into_iter().zip([true, false]) {
             let session = session.to_owned();
-            self.tickets.insert(ticket.to_owned(), Ticket { session, is_first, made: now });
+            self.tickets.insert(ticket.to_owned(), Ticket { session, is_first, made: now, declined: None });
         }
         true
     }
 
     pub fn offer(&mut self, ticket: &str, half: T, now: Time) -> Offer<T> {
         let ticket = self.tickets.remove(ticket).filter(|ticket| !is_old(ticket.made, now));
-        let Some(Ticket { session, is_first, .. }) = ticket else { return Offer::Unknown(half) };
+        let Some(Ticket { session, is_first, declined, .. }) = ticket else { return Offer::Unknown(half) };
+        if let Some(reason) = declined {
+            return Offer::Declined(reason);
+        }
         match self.waiting.remove(&session) {
             Some(partner) => Offer::Second { session, mine: half, partner, is_first },
             None => {
@@ -72,7 +79,19 @@ impl<T> Pairing<T> {
         }
     }
 
-    /// The first half stops waiting, and the session's other ticket is void.
+    /// The second half will not come: the first one hears of it when it comes. The half that waits comes back.
+    pub fn decline(&mut self, session: &str, reason: &str) -> Option<T> {
+        self.tickets.retain(|_, ticket| {
+            let is_other = ticket.session != session;
+            if !is_other {
+                ticket.declined = Some(reason.to_owned());
+            }
+            is_other || ticket.is_first
+        });
+        self.waiting.remove(session)
+    }
+
+    /// The half that waits stops waiting, and the session's other ticket is void.
     pub fn give_up(&mut self, session: &str) -> Option<T> {
         self.tickets.retain(|_, ticket| ticket.session != session);
         self.waiting.remove(session)
@@ -111,6 +130,20 @@ mod tests {
         assert_eq!(pairing.offer("c", 1, at(0)), Offer::First { session: "t".into() });
         pairing.give_up("t");
         assert_eq!(pairing.offer("d", 2, at(1)), Offer::Unknown(2));
+    }
+
+    #[test]
+    fn whoever_comes_to_a_declined_session_hears_why_once() {
+        let mut pairing = Pairing::default();
+        pairing.expect("s", ["a", "b"], at(0));
+        pairing.expect("t", ["c", "d"], at(0));
+        assert_eq!(pairing.decline("s", "full"), None);
+        assert_eq!(pairing.offer("b", 2, at(1)), Offer::Unknown(2));
+        assert_eq!(pairing.offer("a", 1, at(1)), Offer::Declined("full".into()));
+        assert_eq!(pairing.offer("a", 1, at(1)), Offer::Unknown(1));
+        assert_eq!(pairing.offer("c", 3, at(1)), Offer::First { session: "t".into() });
+        assert_eq!(pairing.decline("t", "full"), Some(3));
+        assert_eq!(pairing.offer("d", 4, at(1)), Offer::Unknown(4));
     }
 
     #[test]
