@@ -21,6 +21,7 @@ pub mod proxy_trust;
 pub mod reach;
 pub mod services;
 pub mod share;
+mod share_standing;
 pub mod status;
 pub mod up;
 pub mod whoami;

@@ -18,6 +18,7 @@ use crate::cli::commands::discover::in_json;
 use crate::cli::commands::discover::ports;
 use crate::cli::commands::discover::show;
 use crate::cli::commands::expose::target_of;
+use crate::cli::commands::share_standing::Standing;
 use crate::cli::context::not_configured;
 use crate::cli::exposing::Exposing;
 use crate::cli::say::columns;
@@ -37,15 +38,11 @@ use crate::os::user;
 use crate::state::runs;
 use crate::tunnel::agent::Exposure;
 use crate::wire::api::MakeShare;
-use crate::wire::api::ShareInfo;
 use crate::wire::api::ShareMade;
 
 const LIFE: Duration = Duration::from_hours(24);
 /// How long a service without a name has to say what it is.
 const LOOK: Duration = Duration::from_secs(1);
-/// How often the hub is asked whether the share still stands, and how long it has to answer.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
-const ANSWER: Duration = Duration::from_secs(2);
 
 pub fn run(call: &Call) -> Outcome {
     let code = call.args.value("code").map(code_of).transpose()?;
@@ -98,7 +95,7 @@ pub fn run(call: &Call) -> Outcome {
     exposing.called(&[made.code.clone(), name]);
     background::how_to_end(call, &made.code, "Press Ctrl+C to stop sharing");
     background::ready(call)?;
-    let mut standing = Standing::begin(hub.for_retries(ANSWER), made.id, until);
+    let mut standing = Standing::begin(&hub, made.id, until);
     let stayed = exposing.stay(|exposing| standing.is_over(exposing.is_lost()));
     // Without its services the code would open nothing; nobody should find it and wonder.
     let revoked = (!standing.is_revoked)
@@ -114,44 +111,6 @@ pub fn run(call: &Call) -> Outcome {
         call.say.line("[ok] Share closed");
     }
     stayed.map(|()| 0)
-}
-
-/// Whether a share that was made here is still one, as its hub says from time to time.
-struct Standing {
-    hub: Hub,
-    id: String,
-    until: Option<Instant>,
-    next: Instant,
-    is_revoked: bool,
-}
-
-impl Standing {
-    fn begin(hub: Hub, id: String, until: Option<Instant>) -> Self {
-        Self { hub, id, until, next: Instant::now() + LOOK_AGAIN, is_revoked: false }
-    }
-
-    /// Its time is over, or somebody has revoked it.
-    fn is_over(&mut self, hub_is_away: bool) -> Result<bool> {
-        let now = Instant::now();
-        if now >= self.next && !hub_is_away {
-            // To the hub its time may end a moment before it ends here.
-            let is_near = self.until.is_some_and(|until| until <= now + LOOK_AGAIN);
-            self.is_revoked = !is_near && self.is_gone();
-            self.next = Instant::now() + LOOK_AGAIN;
-        }
-        if self.is_revoked {
-            return Err(Error::new("The share was revoked from elsewhere")
-                .hint("Nothing is shared any more; make another: connect share"));
-        }
-        Ok(self.until.is_some_and(|until| now >= until))
-    }
-
-    fn is_gone(&self) -> bool {
-        let is_listed = |shares: Vec<ShareInfo>| shares.iter().any(|share| share.id == self.id);
-        // A hub without its fleet's store may not have heard of a new share.
-        self.hub.shares().is_ok_and(|shares| !is_listed(shares))
-            && self.hub.health().is_ok_and(|health| health.store.is_none_or(|store| store == "ok"))
-    }
 }
 
 fn code_of(text: &str) -> Result<Code> {
