@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use crate::error::Result;
 use crate::os::step::Step;
+use crate::os::step::ask;
 use crate::os::step::is_installed;
 use crate::os::step::words;
 use crate::os::user;
@@ -16,6 +17,9 @@ use crate::os::user;
 /// What the CA is called in stores that have names.
 const NICKNAME: &str = "Private Connect local CA";
 const FILE: &str = "private-connect-local-ca.crt";
+const SYSTEM: &str = "system trust store";
+#[cfg(target_os = "macos")]
+const KEYCHAIN: &str = "/Library/Keychains/System.keychain";
 
 /// Where Linux systems take roots from, and what makes them count: RHEL, Debian, Arch, SUSE.
 const LAYOUTS: [(&str, &str); 4] = [
@@ -68,21 +72,49 @@ pub fn plan(machine: &Machine, ca: &Path, aim: Aim) -> Vec<Store> {
     stores
 }
 
-/// Whether the system's store has this very CA.
-pub fn is_in_system(machine: &Machine, ca: &Path) -> bool {
-    let there = LAYOUTS.iter().map(|(folder, _)| machine.root.join(folder).join(FILE));
-    let ours = fs::read(ca).unwrap_or_default();
-    !ours.is_empty() && there.into_iter().any(|copy| fs::read(copy).is_ok_and(|bytes| bytes == ours))
+/// The stores in which browsers and others look for this very CA and do not find it.
+pub fn lacking(machine: &Machine, ca: &Path) -> Vec<String> {
+    let ours = fs::read_to_string(ca).unwrap_or_default();
+    let system = (!is_in_system(machine, &ours)).then(|| format!("the {SYSTEM}"));
+    let databases = databases(machine, Aim::Trust);
+    let without = databases.iter().filter(|(_, folder)| !is_in_database(folder, &ours));
+    system.into_iter().chain(without.map(|(name, folder)| shown(name, folder))).collect()
+}
+
+#[cfg(target_os = "macos")]
+fn is_in_system(_: &Machine, ours: &str) -> bool {
+    let line = ["security", "find-certificate", "-a", "-p", "-c", NICKNAME, KEYCHAIN];
+    // A store may have an older CA of ours, too.
+    let found = ask(&line).unwrap_or_default();
+    found.split_inclusive("-----END CERTIFICATE-----").any(|one| is_same(one, ours))
+}
+
+#[cfg(not(target_os = "macos"))]
+fn is_in_system(machine: &Machine, ours: &str) -> bool {
+    let mut copies = LAYOUTS.iter().map(|(folder, _)| machine.root.join(folder).join(FILE));
+    copies.any(|copy| fs::read_to_string(copy).is_ok_and(|there| there == ours))
+}
+
+/// Not, when there is no `certutil` to ask.
+fn is_in_database(folder: &Path, ours: &str) -> bool {
+    let there = ask(&["certutil", "-L", "-d", &database(folder), "-n", NICKNAME, "-a"]);
+    there.is_some_and(|there| is_same(&there, ours))
+}
+
+/// However the lines are broken.
+fn is_same(one: &str, other: &str) -> bool {
+    let letters = |text: &str| text.chars().filter(|c| !c.is_whitespace()).collect::<String>();
+    letters(one) == letters(other)
 }
 
 #[cfg(target_os = "macos")]
 fn system(_: &Machine, ca: &Path, aim: Aim) -> Option<Store> {
     let ca = ca.display().to_string();
     let line = match aim {
-        Aim::Trust => "security add-trusted-cert -d -r trustRoot -k /Library/Keychains/System.keychain",
-        Aim::Untrust => "security remove-trusted-cert -d",
+        Aim::Trust => words("security add-trusted-cert -d -r trustRoot -k", &[KEYCHAIN, &ca]),
+        Aim::Untrust => words("security remove-trusted-cert -d", &[&ca]),
     };
-    let steps = vec![Step::Run(words(line, &[&ca]))];
+    let steps = vec![Step::Run(line)];
     Some(Store { name: "system keychain".into(), steps, needs_root: true, missing: None })
 }
 
@@ -110,7 +142,7 @@ fn system(machine: &Machine, ca: &Path, aim: Aim) -> Option<Store> {
     let line = words(update, if fresh { &["--fresh"] } else { &[] });
     let missing = (!is_installed(&line[0])).then(|| format!("{} (package ca-certificates)", line[0]));
     let steps = vec![file, Step::Run(line)];
-    Some(Store { name: "system trust store".into(), steps, needs_root: true, missing })
+    Some(Store { name: SYSTEM.into(), steps, needs_root: true, missing })
 }
 
 /// The NSS databases there are, and Chromium's when it is installed and has none yet.
@@ -132,7 +164,7 @@ fn databases(machine: &Machine, aim: Aim) -> Vec<(&'static str, PathBuf)> {
 }
 
 fn nss(name: &str, folder: &Path, ca: &Path, aim: Aim) -> Store {
-    let database = format!("sql:{}", folder.display());
+    let database = database(folder);
     let remove = words("certutil -D -d", &[&database, "-n", NICKNAME]);
     let mut steps = Vec::new();
     if aim == Aim::Trust {
@@ -149,7 +181,16 @@ fn nss(name: &str, folder: &Path, ca: &Path, aim: Aim) -> Store {
         steps.push(Step::Try(remove));
     }
     let missing = (!is_installed("certutil")).then(|| format!("certutil, from {CERTUTIL_PACKAGE}"));
-    Store { name: format!("{name} ({})", folder.display()), steps, needs_root: false, missing }
+    Store { name: shown(name, folder), steps, needs_root: false, missing }
+}
+
+/// As `certutil` wants it.
+fn database(folder: &Path) -> String {
+    format!("sql:{}", folder.display())
+}
+
+fn shown(name: &str, folder: &Path) -> String {
+    format!("{name} ({})", folder.display())
 }
 
 impl Store {
@@ -169,7 +210,6 @@ mod tests {
     use super::*;
     use std::env;
     use std::os::unix::fs::PermissionsExt;
-    use std::process::Command;
 
     use crate::os::secret;
 
@@ -204,12 +244,13 @@ mod tests {
         fs::write(&ca, "CA").unwrap();
         fs::set_permissions(&ca, fs::Permissions::from_mode(0o600)).unwrap();
         let step = |aim| plan(&machine, &ca, aim).remove(0).steps.remove(0);
-        assert!(!is_in_system(&machine, &ca));
+        let is_lacking = || lacking(&machine, &ca).iter().any(|store| store.ends_with(SYSTEM));
+        assert!(is_lacking());
         step(Aim::Trust).carry_out().unwrap();
-        assert!(is_in_system(&machine, &ca));
+        assert!(!is_lacking());
         assert_eq!(fs::metadata(folder.join(FILE)).unwrap().permissions().mode() & 0o777, 0o644);
         fs::write(&ca, "another CA").unwrap();
-        assert!(!is_in_system(&machine, &ca));
+        assert!(is_lacking());
         step(Aim::Untrust).carry_out().unwrap();
         step(Aim::Untrust).carry_out().unwrap();
         assert!(!folder.join(FILE).exists());
@@ -241,17 +282,17 @@ mod tests {
         let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
         let ca = machine.home.join("ca.crt");
-        let listed = || {
-            let database = format!("sql:{}", folder.display());
-            let output = Command::new("certutil").args(["-L", "-d", &database]).output().unwrap();
-            String::from_utf8(output.stdout).unwrap().contains(NICKNAME)
-        };
+        let listed = || lacking(&machine, &ca) == [format!("the {SYSTEM}")];
         fs::create_dir_all(&machine.home).unwrap();
         fs::write(&ca, params.self_signed(&key).unwrap().pem()).unwrap();
         for _ in 0..2 {
             nss("Chromium", &folder, &ca, Aim::Trust).carry_out().unwrap();
             assert!(listed());
         }
+        // A CA of the same name that is another one is not ours.
+        let other = machine.home.join("other.crt");
+        fs::write(&other, params.self_signed(&key).unwrap().pem().replace('A', "B")).unwrap();
+        assert_eq!(lacking(&machine, &other).len(), 2);
         nss("Chromium", &folder, &ca, Aim::Untrust).carry_out().unwrap();
         assert!(!listed());
     }

@@ -246,13 +246,11 @@ fn certificates(exam: &mut Exam<'_>) -> Option<Verdict> {
     if let Err(error) = Certificates::of_folder(&exam.call.home.file(CERTIFICATES)) {
         return Verdict::fail(&error);
     }
-    match proxy_trust::machine() {
-        Ok(machine) if trust::is_in_system(&machine, &ca) => {
-            Verdict::ok("the local CA is trusted by the system")
-        }
-        _ => Verdict::warn(
-            "the local CA is not trusted by the system, so browsers warn",
-            "connect proxy trust",
-        ),
+    let lacking = proxy_trust::machine().map(|machine| trust::lacking(&machine, &ca));
+    let lacking = lacking.unwrap_or_else(|_| vec!["any store".to_owned()]);
+    if lacking.is_empty() {
+        return Verdict::ok("the local CA is trusted, by the system and by browsers");
     }
+    let what = format!("the local CA is not in {}", lacking.join(" and "));
+    Verdict::warn(what, "connect proxy trust")
 }

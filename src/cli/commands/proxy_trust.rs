@@ -45,10 +45,13 @@ pub fn beside_start(call: &Call) -> Result<()> {
         if done.failed == 0 {
             call.say.line("  [ok] CA trusted — no browser warnings");
         }
-    } else if trust::is_in_system(&machine()?, &ca_file(call)) {
-        call.say.line("  [ok] CA trusted — no browser warnings");
-    } else {
-        call.say.line("  [!] CA not trusted yet, browsers will warn. Run: connect proxy trust");
+        return Ok(());
+    }
+    match trust::lacking(&machine()?, &ca_file(call)).first() {
+        None => call.say.line("  [ok] CA trusted — no browser warnings"),
+        Some(store) => call
+            .say
+            .line(&format!("  [!] CA not in {store} yet, browsers may warn. Run: connect proxy trust")),
     }
     Ok(())
 }
