@@ -238,7 +238,7 @@ fn while_etcd_is_away_what_is_known_works_changes_are_refused_and_all_heals() {
     let (_reached, port) = reach(&user, "db");
     let mut held = dial(port);
     assert!(common::ends::exchanges(&mut held, b"before"));
-    fleet.etcd.kill();
+    fleet.etcd[0].kill();
     let make = |hub: &Hub| hub.ask("POST /v1/keys", &fleet.admin_key, "");
     for hub in &fleet.hubs {
         let refused = make(hub);
@@ -255,15 +255,56 @@ fn while_etcd_is_away_what_is_known_works_changes_are_refused_and_all_heals() {
     let (again, new_port) = reach(&user, "db");
     assert!(echoes(new_port, b"a new session"));
     drop(again);
-    fleet.etcd.restart();
+    fleet.etcd[0].restart();
     eventually("changes work again", PATIENCE, || fleet.hubs.iter().all(|hub| make(hub).status == 201));
     fleet.wait_for(2);
     // It is claimed again under a new lease, and known to a hub that starts only now.
-    let late = fleet.etcd.hub();
+    let late = fleet.etcd[0].hub();
     eventually("the service is online for all", PATIENCE, || {
         late.ask("GET /v1/services", &fleet.admin_key, "").json()[0]["status"] == "online"
     });
     assert!(common::ends::exchanges(&mut held, b"after"));
+    assert_eq!(exposed.events("lost"), 0, "{}", exposed.out());
+}
+
+#[test]
+fn a_fleet_outlives_any_one_node_of_its_etcd_and_waits_for_two() {
+    let Some(mut fleet) = Fleet::on_three_nodes() else { return };
+    let (owner, user) = (fleet.machine(0), fleet.machine(1));
+    let exposed = expose(&owner, "db", service(echo));
+    let (_reached, port) = reach(&user, "db");
+    let mut held = dial(port);
+    assert!(common::ends::exchanges(&mut held, b"before"));
+    let key = fleet.admin_key.clone();
+    let makes = |hub: &Hub| hub.ask("POST /v1/keys", &key, "").status == 201;
+    let all_make = |fleet: &Fleet| eventually("changes work", PATIENCE, || fleet.hubs.iter().all(makes));
+    // The node that the agent's hub asks first is silent; then the one that leads is dead.
+    fleet.etcd[0].running.signal(Signal::SIGSTOP);
+    println!("changes work {:?} after a node has fallen silent", all_make(&fleet));
+    fleet.etcd[0].running.signal(Signal::SIGCONT);
+    let leader = || fleet.etcd.iter().position(Etcd::leads);
+    eventually("one leads", PATIENCE, || leader().is_some());
+    let (leader, other) = leader().map(|leader| (leader, (leader + 1) % 3)).unwrap();
+    fleet.etcd[leader].kill();
+    println!("changes work {:?} after kill -9 of the node that led", all_make(&fleet));
+    assert!(common::ends::exchanges(&mut held, b"with two") && echoes(port, b"with two"));
+    // One of three decides nothing.
+    fleet.etcd[other].kill();
+    let is_away = |hub: &Hub| hub.ask("GET /health", "", "").json()["store"] == "away";
+    eventually("all hubs miss it", PATIENCE, || fleet.hubs.iter().all(is_away));
+    assert!(fleet.hubs.iter().all(|hub| hub.ask("POST /v1/keys", &key, "").status == 503));
+    // Longer than the lease.
+    thread::sleep(Duration::from_secs(8));
+    assert!(common::ends::exchanges(&mut held, b"with one") && echoes(port, b"with one"));
+    for node in [leader, other] {
+        fleet.etcd[node].restart_with_auth();
+    }
+    println!("changes work {:?} after they were started again", all_make(&fleet));
+    eventually("the service is online for all", PATIENCE, || {
+        let online = |hub: &Hub| hub.ask("GET /v1/services", &key, "").json()[0]["status"] == "online";
+        fleet.hubs.iter().all(online)
+    });
+    assert!(common::ends::exchanges(&mut held, b"after") && echoes(port, b"after"));
     assert_eq!(exposed.events("lost"), 0, "{}", exposed.out());
 }
 
@@ -286,7 +327,7 @@ fn a_hub_that_alone_lost_etcd_lets_its_agents_go_and_takes_part_again_later() {
     for port in [port, local_port] {
         eventually("it is reached elsewhere", PATIENCE, || echoes(port, b"elsewhere"));
     }
-    let listed = fleet.etcd.ctl(&["get", "--prefix", "/connect/v1/hub/", "--keys-only"]).unwrap();
+    let listed = fleet.etcd[0].ctl(&["get", "--prefix", "/connect/v1/hub/", "--keys-only"]).unwrap();
     assert!(!listed.contains(&fleet.hubs[0].url), "{listed}");
     fleet.paths[0].recover();
     fleet.paths[0].cut_silent();

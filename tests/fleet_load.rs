@@ -18,7 +18,7 @@ fn main() {
     let Some(fleet) = Fleet::of(3) else { return };
     let key = fleet.key("member");
     let revision = || {
-        let status = fleet.etcd.ctl(&["endpoint", "status", "--write-out=json"]).expect("etcd answers");
+        let status = fleet.etcd[0].ctl(&["endpoint", "status", "--write-out=json"]).expect("etcd answers");
         let status: serde_json::Value = serde_json::from_str(&status).expect("it is JSON");
         let header = &status[0]["Status"]["header"]["revision"];
         header.as_u64().expect("a revision")
@@ -48,7 +48,7 @@ fn main() {
     });
     let quiet = revision();
     thread::sleep(Duration::from_secs(6));
-    let stored = fleet.etcd.ctl(&["get", "--prefix", "/connect/"]).expect("etcd answers").len();
+    let stored = fleet.etcd[0].ctl(&["get", "--prefix", "/connect/"]).expect("etcd answers").len();
     let services = AGENTS * EACH;
     println!("A fleet of 3 hubs on one etcd, {AGENTS} agents with {EACH} services each:\n");
     println!(

@@ -203,17 +203,20 @@ impl Keeper {
     }
 
     /// etcd is away. If it is for us only, and for longer than the lease, the agents are better off elsewhere.
-    fn drift(&self) {
+    fn drift(&mut self) {
         if self.last.elapsed() < LEASE || self.fleet.is_adrift() {
             return;
         }
         let hubs: Vec<Peer> = self.core.registry().hubs().cloned().collect();
-        let others = hubs.iter().filter(|hub| hub.url != self.myself.url);
-        if let Some(other) = others.into_iter().find(|hub| carry::has_store(&self.core, &hub.url)) {
-            log::warn!("this hub has lost its fleet's etcd and {} has not: agents go there", other.url);
-            self.fleet.is_adrift.store(true, Ordering::Relaxed);
-            self.core.let_agents_go();
+        let mut others = hubs.iter().filter(|hub| hub.url != self.myself.url);
+        let Some(other) = others.find(|hub| carry::has_store(&self.core, &hub.url)) else { return };
+        // It may have come back to everybody, and the other one was only the first to see it.
+        if self.beat().is_ok() {
+            return;
         }
+        log::warn!("this hub has lost its fleet's etcd and {} has not: agents go there", other.url);
+        self.fleet.is_adrift.store(true, Ordering::Relaxed);
+        self.core.let_agents_go();
     }
 
     /// The others need not wait for the lease to end.

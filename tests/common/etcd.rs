@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use serde_json::Value;
 use serde_json::json;
 
 use super::Home;
@@ -19,9 +20,11 @@ use super::team::Ports;
 
 pub struct Etcd {
     home: Home,
-    running: Running,
+    pub running: Running,
     pub address: String,
-    peer: String,
+    /// How its nodes know it and each other.
+    name: String,
+    cluster: String,
     /// The CA of an etcd that speaks TLS.
     ca: Option<PathBuf>,
 }
@@ -41,18 +44,36 @@ impl Etcd {
         if !is_here("etcd", "etcd-server") {
             return None;
         }
-        let (home, ports) = (Home::new(), Ports::claim());
-        let [address, peer] = [97, 98].map(|offset| format!("127.0.0.1:{}", ports.at(offset)));
+        let etcd = Self::node("alone", &Ports::claim(), String::new(), certificates);
+        etcd.wait();
+        Some(etcd)
+    }
+
+    /// Three nodes of one etcd.
+    pub fn cluster() -> Option<Vec<Self>> {
+        if !is_here("etcd", "etcd-server") {
+            return None;
+        }
+        let ports = ["n0", "n1", "n2"].map(|name| (name, Ports::claim()));
+        let cluster = ports.each_ref().map(|(name, ports)| member(name, ports)).join(",");
+        let nodes: Vec<_> =
+            ports.iter().map(|(name, ports)| Self::node(name, ports, cluster.clone(), None)).collect();
+        nodes.iter().for_each(Self::wait);
+        Some(nodes)
+    }
+
+    fn node(name: &str, ports: &Ports, cluster: String, certificates: Option<&Certificates>) -> Self {
+        let home = Home::new();
         let ca = certificates.map(|made| {
             for (name, pem) in [("ca", &made.ca), ("crt", &made.leaf), ("key", &made.key)] {
                 fs::write(home.file(name), pem).unwrap();
             }
             home.file("ca")
         });
-        let running = run(&home, &address, &peer, ca.is_some());
-        let etcd = Self { home, running, address, peer, ca };
-        etcd.wait();
-        Some(etcd)
+        let address = format!("127.0.0.1:{}", ports.at(97));
+        let cluster = if cluster.is_empty() { member(name, ports) } else { cluster };
+        let running = run(&home, &address, name, &cluster, ca.is_some());
+        Self { home, running, address, name: name.to_owned(), cluster, ca }
     }
 
     fn wait(&self) {
@@ -73,7 +94,7 @@ impl Etcd {
     /// The same, where only logged in users may ask.
     pub fn restart_with_auth(&mut self) {
         self.running.kill();
-        self.running = run(&self.home, &self.address, &self.peer, self.ca.is_some());
+        self.running = run(&self.home, &self.address, &self.name, &self.cluster, self.ca.is_some());
     }
 
     /// What `etcdctl` says; `None` when it fails.
@@ -85,6 +106,14 @@ impl Etcd {
         }
         let done = command.output().ok().filter(|done| done.status.success())?;
         Some(String::from_utf8_lossy(&done.stdout).into_owned())
+    }
+
+    /// Whether the others follow this node.
+    pub fn leads(&self) -> bool {
+        let said = self.ctl(&["endpoint", "status", "--write-out=json"]).unwrap_or_default();
+        let status: Value = serde_json::from_str(&said).unwrap_or_default();
+        let status = &status[0]["Status"];
+        status["leader"].is_u64() && status["leader"] == status["header"]["member_id"]
     }
 
     fn url(&self) -> String {
@@ -104,25 +133,32 @@ impl Etcd {
     }
 }
 
-fn run(home: &Home, address: &str, peer: &str, tls: bool) -> Running {
-    let (client, peer) =
-        (format!("{}://{address}", if tls { "https" } else { "http" }), format!("http://{peer}"));
+/// As `--initial-cluster` wants it.
+fn member(name: &str, ports: &Ports) -> String {
+    format!("{name}=http://127.0.0.1:{}", ports.at(98))
+}
+
+fn run(home: &Home, address: &str, name: &str, cluster: &str, tls: bool) -> Running {
+    let client = format!("{}://{address}", if tls { "https" } else { "http" });
+    let members = cluster.split(',').filter_map(|member| member.split_once('='));
+    let peer = members.into_iter().find(|member| member.0 == name).unwrap().1;
     let data = home.file("etcd").display().to_string();
     let mut command = Command::new("etcd");
     command.args(["--data-dir", &data, "--listen-client-urls", &client, "--advertise-client-urls", &client]);
-    command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
-    command.args(["--initial-cluster", &format!("default={peer}"), "--unsafe-no-fsync"]);
+    command.args(["--name", name, "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]);
+    command.args(["--initial-cluster", cluster, "--unsafe-no-fsync"]);
     if tls {
         command.arg("--cert-file").arg(home.file("crt")).arg("--key-file").arg(home.file("key"));
     }
     Running::start(command)
 }
 
-/// Hubs that share an etcd, each by a path of its own that can be cut.
+/// Hubs that share an etcd; of one node, each by a path of its own that can be cut.
 pub struct Fleet {
     pub hubs: Vec<Hub>,
     pub paths: Vec<Path>,
-    pub etcd: Etcd,
+    /// Its nodes.
+    pub etcd: Vec<Etcd>,
     /// The first one's.
     pub admin_key: String,
 }
@@ -131,16 +167,32 @@ impl Fleet {
     pub fn of(count: usize) -> Option<Self> {
         let etcd = Etcd::start()?;
         let paths: Vec<Path> = (0..count).map(|_| Path::to(&etcd.address)).collect();
-        let start = |path: &Path| {
-            let store = format!("etcd=http://127.0.0.1:{}", path.port);
-            Hub::start_with(&["--tunnel-ports", "off", "--store", &store])
-        };
-        let mut hubs: Vec<Hub> = paths.iter().map(start).collect();
+        let stores: Vec<_> =
+            paths.iter().map(|path| format!("etcd=http://127.0.0.1:{}", path.port)).collect();
+        Some(Self::with(vec![etcd], paths, &stores))
+    }
+
+    /// Three hubs around an etcd of three nodes; each hub asks another node first.
+    pub fn on_three_nodes() -> Option<Self> {
+        let nodes = Etcd::cluster()?;
+        let mut urls: Vec<String> = nodes.iter().map(Etcd::url).collect();
+        let stores = (0..3).map(|_| {
+            let store = format!("etcd={}", urls.join(","));
+            urls.rotate_left(1);
+            store
+        });
+        let stores: Vec<_> = stores.collect();
+        Some(Self::with(nodes, Vec::new(), &stores))
+    }
+
+    fn with(etcd: Vec<Etcd>, paths: Vec<Path>, stores: &[String]) -> Self {
+        let start = |store: &String| Hub::start_with(&["--tunnel-ports", "off", "--store", store]);
+        let mut hubs: Vec<Hub> = stores.iter().map(start).collect();
         let admin_key = hubs[0].admin_key.clone();
         hubs.iter_mut().for_each(|hub| hub.admin_key.clone_from(&admin_key));
         let fleet = Self { hubs, paths, etcd, admin_key };
-        fleet.wait_for(count);
-        Some(fleet)
+        fleet.wait_for(stores.len());
+        fleet
     }
 
     /// Until every hub that runs knows of `count` hubs.
