@@ -89,6 +89,24 @@ fn where_the_agents_hub_cannot_be_reached_the_asked_one_carries() {
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
 }
 
+#[test]
+fn a_link_whose_hub_is_away_opens_at_another_hub_that_is_named() {
+    let Some(mut fleet) = Fleet::of(2) else { return };
+    let owner = fleet.machine(0);
+    let target = format!("db={}", service(echo));
+    let sharing = owner.start(&["share", "--json", "--link", &target]);
+    let link = sharing.wait_event("shared")["link"].as_str().unwrap().to_owned();
+    fleet.hubs[0].running.kill();
+    sharing.wait_event("back");
+    let user = Home::new();
+    let refused = user.run(&["join", &link]);
+    assert!(refused.code == Some(1) && refused.err.contains("hub"), "{refused:?}");
+    let both = format!("{},{}", fleet.hubs[0].url, fleet.hubs[1].url);
+    let joined = user.start(&["join", "--json", "--hub", &both, &link]);
+    let port = joined.wait_event("joined")["services"][0]["localPort"].as_u64().unwrap();
+    assert!(echoes(u16::try_from(port).unwrap(), b"by the other hub"));
+}
+
 /// A fleet with a member's key, and an agent of that key that exposes `db`.
 fn with_agent() -> Option<(Fleet, String, RawAgent)> {
     let fleet = Fleet::of(3)?;

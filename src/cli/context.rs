@@ -62,15 +62,20 @@ impl Call {
 
     /// The same, and behind it those of its fleet that may stand in for it.
     pub fn hub_urls(&self, config: &Config) -> Result<Vec<HubUrl>> {
-        let mut asked: Vec<String> = self.args.values("hub").map(str::to_owned).collect();
-        if asked.is_empty() {
-            asked.extend(variable("CONNECT_HUB_URL"));
+        let asked = self.asked_hubs()?;
+        if !asked.is_empty() {
+            return Ok(asked);
         }
-        if asked.is_empty() {
-            let configured = config.hub_url.clone().unwrap_or_else(|| DEFAULT_HUB.to_owned());
-            asked.extend([configured].into_iter().chain(config.hubs.iter().cloned()));
+        if let Some(list) = variable("CONNECT_HUB_URL") {
+            return list.split(',').map(HubUrl::parse).collect();
         }
-        asked.iter().flat_map(|list| list.split(',')).map(HubUrl::parse).collect()
+        let configured = config.hub_url.as_deref().unwrap_or(DEFAULT_HUB);
+        [configured].into_iter().chain(config.hubs.iter().map(String::as_str)).map(HubUrl::parse).collect()
+    }
+
+    /// Those that the option names.
+    pub fn asked_hubs(&self) -> Result<Vec<HubUrl>> {
+        self.args.values("hub").flat_map(|list| list.split(',')).map(HubUrl::parse).collect()
     }
 
     pub fn api_key(config: &Config) -> Option<String> {

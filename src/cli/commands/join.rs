@@ -125,7 +125,12 @@ fn hub(call: &Call, invitation: &Invitation) -> Result<(Arc<Hub>, Identity)> {
         None => call.trust(&call.config()?, None)?,
     };
     let key = format!("pl_{}", link.secret);
-    let hub = Hub::new(vec![HubUrl::parse(&link.hub)?], &trust, Some(key), &call.stop)?;
+    // Another one of its fleet, or another way to it: it proves the same pin.
+    let mut urls = call.asked_hubs()?;
+    if urls.is_empty() {
+        urls.push(HubUrl::parse(&link.hub)?);
+    }
+    let hub = Hub::new(urls, &trust, Some(key), &call.stop)?;
     // A container's state folder may not be there to write to, and nobody knows this identity anyway.
     let identity = Identity::parse(Identity::generate()?.as_bytes())?;
     Ok((Arc::new(hub), identity))
