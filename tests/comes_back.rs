@@ -335,3 +335,35 @@ fn a_process_that_was_stopped_goes_on() {
     }
     assert_eq!((tunnel.exposed.events("lost"), tunnel.reached.events("down")), (0, 0));
 }
+
+#[test]
+fn a_key_that_is_revoked_ends_what_it_exposes_with_the_reason() {
+    let hub = Hub::start();
+    let (key, id) = hub.new_key(&["--role", "member"]);
+    let owner = Home::new();
+    owner.run(&["up", "--hub", &hub.url, "--api-key", &key]).ok();
+    let mut exposed = expose(&owner, "db", service(echo));
+    hub.home.run(&["hub", "key", "revoke", &id]).ok();
+    assert_eq!(exposed.wait().code(), Some(1));
+    exposed.wait_err(|line| line.contains("This API key is not valid here"));
+}
+
+#[test]
+fn another_hub_in_the_place_of_ours_is_not_told_as_one_that_is_away() {
+    let mut hub = Hub::start();
+    let owner = hub.machine("member");
+    let exposed = expose(&owner, "db", service(echo));
+    hub.running.kill();
+    let (data, aside) = (hub.home.file("hub"), hub.home.file("aside"));
+    std::fs::rename(&data, &aside).unwrap();
+    hub.restart();
+    exposed.wait_err(|line| line.contains("did not prove that it is your hub"));
+    let status = || owner.run(&["status"]).ok().out;
+    eventually("status says so too", PATIENCE, || status().contains("did not prove that it is your hub"));
+    hub.running.kill();
+    std::fs::remove_dir_all(&data).unwrap();
+    std::fs::rename(&aside, &data).unwrap();
+    hub.restart();
+    exposed.wait_event("back");
+    eventually("status says that it is well", PATIENCE, || status().contains("[ok] db"));
+}

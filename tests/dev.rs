@@ -136,6 +136,9 @@ fn a_faulty_file_is_refused_with_its_line_and_the_reason() {
         ("services:\n  - name: db\n  - name: db\n", "the service db stands there twice, at line 3"),
         ("expose:\n  web: nonsense\n", "`nonsense` is no port and no HOST:PORT"),
         ("services: [\n", "line"),
+        ("services:\n  - name: db\n    port: web\n", "expected a port from 1 to 65535 at line 3"),
+        ("services:\n  - db\n", "expected `name: NAME` at line 2"),
+        ("services:\n\t- name: db\n", "indent with blanks, not with tabs"),
         ("hub: nonsense://x\nservices: []\n", "hub: "),
         ("", "the file is empty"),
     ] {
@@ -147,6 +150,33 @@ fn a_faulty_file_is_refused_with_its_line_and_the_reason() {
         );
         assert_eq!((said.code, said.out.as_str()), (Some(1), ""), "{text:?}");
     }
+}
+
+#[test]
+fn a_file_without_an_end_is_refused_before_it_fills_the_memory() {
+    let team = Team::new();
+    let command = dev(&team.user, team.user.path(), &["--file", "/dev/zero"]);
+    let said = Said::of(common::under("ulimit -v 4000000", &command));
+    assert!(said.err.contains("/dev/zero: the file is larger than 256 KiB"), "{said:#?}");
+    assert_eq!(said.code, Some(1));
+}
+
+#[test]
+fn a_file_that_is_not_there_is_refused_with_the_way_to_write_one() {
+    let team = Team::new();
+    let said = Said::of(dev(&team.user, team.user.path(), &["--file", "nothing.yml"]));
+    assert!(said.err.starts_with("[x] Cannot read nothing.yml: "), "{said:#?}");
+    assert!(said.err.contains("write the file: connect dev --init"), "{said:#?}");
+}
+
+#[test]
+fn a_misspelt_service_is_said_before_it_is_waited_for() {
+    let (team, _ports, _shared) = offered(&["staging-db"]);
+    write(&team.user, "pconnect.yml", "services:\n  - name: stagign-db\n");
+    let said = Said::of(dev(&team.user, team.user.path(), &["--wait", "1s", "--", "true"]));
+    let hint = "There is no service stagign-db yet. Did you mean: staging-db";
+    assert!(said.err.contains(hint), "{said:#?}");
+    assert_eq!(said.code, Some(1));
 }
 
 #[test]

@@ -89,6 +89,9 @@ fn what_is_said_at_the_start_is_as_the_page_says() {
     assert_eq!(said.out.trim_end(), wanted);
     let again = it.0.run(&["proxy", "start", "--port", &free]).ok();
     assert!(again.out.contains(&format!("[ok] The proxy already runs on port {free}")), "{again:?}");
+    let other = it.0.run(&["proxy", "start", "--port", "1", "--https"]);
+    assert_eq!(other.code, Some(1));
+    assert!(other.err.contains("take over: connect proxy start --https --port 1 --replace"), "{other:?}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The agent of one command, and what it tells the user: `expose` has one service, `share` and `dev` several.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -41,8 +41,8 @@ pub struct Exposing<'c> {
     locks: BTreeMap<Name, files::Lock>,
     /// This command's entry in the list of what runs, unless it has another.
     run: Option<OwnRun>,
-    /// The hub is away.
-    lost: Cell<bool>,
+    /// Why, while the hub is away or does not want this machine.
+    lost: RefCell<Option<String>>,
 }
 
 /// A service as the hub knows it now.
@@ -62,7 +62,7 @@ impl<'c> Exposing<'c> {
             Myself { id: id.clone(), label: config.label.unwrap_or_default(), identity: call.identity()? };
         let (tell, told) = mpsc::channel();
         let agent = Agent::start(hub, &myself, Box::new(move |event| drop(tell.send(event))), &call.stop)?;
-        Ok(Self { call, agent, told, locks: BTreeMap::new(), run, lost: Cell::new(false) })
+        Ok(Self { call, agent, told, locks: BTreeMap::new(), run, lost: RefCell::default() })
     }
 
     /// Exposes these, and returns when the hub knows all of them, or at Ctrl-C those that it knows by then. A
@@ -129,7 +129,7 @@ impl<'c> Exposing<'c> {
     }
 
     pub fn is_lost(&self) -> bool {
-        self.lost.get()
+        self.lost.borrow().is_some()
     }
 
     /// What is exposed, for `connect status`.
@@ -137,8 +137,8 @@ impl<'c> Exposing<'c> {
         let open = |(exposure, figures): (Exposure, Arc<Figures>)| Open {
             name: exposure.name.to_string(),
             at: exposure.target.to_string(),
-            up: !self.lost.get(),
-            trouble: self.lost.get().then(|| "the hub is away".to_owned()),
+            up: !self.is_lost(),
+            trouble: self.lost.borrow().clone(),
             sessions: usize::try_from(figures.sessions.load(Ordering::Relaxed)).unwrap_or_default(),
             bytes: figures.bytes.load(Ordering::Relaxed),
         };
@@ -185,11 +185,12 @@ impl<'c> Exposing<'c> {
         let say = &self.call.say;
         match event {
             Event::Lost(error) => {
-                self.lost.set(true);
+                let why = if error.may_pass() { "the hub is away".to_owned() } else { error.to_string() };
+                self.lost.replace(Some(why));
                 say.lost(error);
             }
             Event::Back => {
-                self.lost.set(false);
+                self.lost.replace(None);
                 say.back();
             }
             Event::Refused { name, error } => say.warn(&format!("{name}: {error}")),

@@ -270,7 +270,7 @@ pub const TABLE: &[Command] = &[
         examples: &[
             "connect reach staging-db",
             "connect reach staging-db 6000",
-            "connect reach staging-db -- psql -h localhost app",
+            "connect reach staging-db -- sh -c 'psql -h localhost -p $STAGING_DB_PORT app'",
         ],
         run: commands::reach::run,
     },

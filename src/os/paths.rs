@@ -4,6 +4,8 @@ use std::env;
 use std::path::Path;
 use std::path::PathBuf;
 
+use crate::os::user;
+
 /// Where somebody without a home lives, as Debian calls it. Nothing is there to be read, and whoever
 /// must write is told what to set.
 const NOWHERE: &str = "/nonexistent/.privateconnect";
@@ -22,8 +24,11 @@ pub fn foreign_routes() -> Option<PathBuf> {
     user_home().map(|home| home.join(".connect/active-routes.json"))
 }
 
+/// `HOME`, else what the list of users says.
 pub fn user_home() -> Option<PathBuf> {
-    env::home_dir().filter(|home| home.is_absolute())
+    let told = env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
+    let home = told.or_else(|| user::listed(&user::uid().to_string()).map(|(_, home)| home));
+    home.filter(|home| home.is_absolute())
 }
 
 /// As people write it: `~` for their home folder.

@@ -1,5 +1,9 @@
 //! Who runs this process, and on what machine.
 
+use std::path::PathBuf;
+use std::process::Command;
+use std::process::Stdio;
+
 pub fn uid() -> u32 {
     nix::unistd::getuid().as_raw()
 }
@@ -13,14 +17,59 @@ pub fn hostname() -> String {
 }
 
 /// The name and home folder of a user, of this process's own without a name.
-pub fn named(name: Option<&str>) -> Option<(String, std::path::PathBuf)> {
-    let found = match name {
-        Some(name) => nix::unistd::User::from_name(name),
-        None => nix::unistd::User::from_uid(nix::unistd::getuid()),
-    };
-    found.ok().flatten().map(|user| (user.name, user.dir))
+pub fn named(name: Option<&str>) -> Option<(String, PathBuf)> {
+    let wanted = name.map_or_else(|| uid().to_string(), str::to_owned);
+    listed(&wanted).or_else(|| in_directory(&wanted))
+}
+
+/// From `/etc/passwd` itself. For a user who is not in it the C library would load the modules of the system's
+/// directory, and a static binary that does so crashes.
+#[cfg(not(target_os = "macos"))]
+pub fn listed(wanted: &str) -> Option<(String, PathBuf)> {
+    line_of(&std::fs::read_to_string("/etc/passwd").ok()?, wanted)
+}
+
+#[cfg(target_os = "macos")]
+pub fn listed(wanted: &str) -> Option<(String, PathBuf)> {
+    use nix::unistd::User;
+    let by_id = wanted.parse().ok().and_then(|id| User::from_uid(nix::unistd::Uid::from_raw(id)).ok());
+    let found = by_id.or_else(|| User::from_name(wanted).ok());
+    found.flatten().map(|user| (user.name, user.dir))
+}
+
+/// LDAP and its like, by a program that may load what it likes.
+fn in_directory(wanted: &str) -> Option<(String, PathBuf)> {
+    let asked = Command::new("getent").args(["passwd", wanted]).stdin(Stdio::null()).output().ok()?;
+    line_of(&String::from_utf8_lossy(&asked.stdout), wanted)
+}
+
+/// The user of this name or number among lines like `ann:x:1000:1000:Ann:/home/ann:/bin/sh`.
+fn line_of(table: &str, wanted: &str) -> Option<(String, PathBuf)> {
+    let lines = table.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    lines.filter(|parts| parts.len() >= 6).find_map(|parts| {
+        let is_wanted = parts[0] == wanted || parts[2] == wanted;
+        is_wanted.then(|| (parts[0].to_owned(), PathBuf::from(parts[5])))
+    })
 }
 
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &str =
+        "root:x:0:0:root:/root:/bin/bash\nshort:x:7\nann:x:1000:1000:Ann,,,:/home/ann:/bin/sh\n";
+
+    #[test]
+    fn a_user_is_found_by_name_and_by_number() {
+        let ann = Some(("ann".to_owned(), PathBuf::from("/home/ann")));
+        assert_eq!(line_of(TABLE, "ann"), ann);
+        assert_eq!(line_of(TABLE, "1000"), ann);
+        for unknown in ["1001", "short", "7", "an", ""] {
+            assert_eq!(line_of(TABLE, unknown), None, "{unknown}");
+        }
+    }
 }

@@ -187,16 +187,17 @@ impl Shared {
     fn run(self: &Arc<Self>) {
         let retrying = self.hub.for_retries(RETRY);
         let mut backoff = Backoff::default();
-        let mut lost = false;
+        // Of what kind the loss is that was told last.
+        let mut told = None;
         while !self.stop.is_stopped() {
             let began = Instant::now();
-            let hub = if lost { &retrying } else { &*self.hub };
+            let hub = if told.is_some() { &retrying } else { &*self.hub };
             let connected = self.connect(hub);
             // A try that met silence has waited already; the end of a channel that stood has not.
             let waited = if connected.is_err() { began.elapsed() } else { Duration::ZERO };
             let ended = connected.and_then(|(mut channel, at)| {
                 backoff.reset();
-                if std::mem::take(&mut lost) {
+                if told.take().is_some() {
                     (self.report)(Event::Back);
                 }
                 self.listen(&mut channel, &at)
@@ -206,7 +207,9 @@ impl Shared {
                 return;
             }
             let error = ended.err().unwrap_or_else(|| Error::new("The hub ended the control channel"));
-            if !std::mem::replace(&mut lost, true) {
+            // In the middle of an outage only what no waiting mends is news: the key was revoked, another hub is there.
+            if told.is_none() || (!error.may_pass() && told != Some(error.kind)) {
+                told = Some(error.kind);
                 (self.report)(Event::Lost(error));
             }
             self.stop.wait_for(backoff.next(secret::number()).saturating_sub(waited));

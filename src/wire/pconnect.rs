@@ -1,9 +1,13 @@
 //! `pconnect.yml`: the services that a project needs, and those that it offers.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::Deserialize;
 use serde::Deserializer;
+use serde::de;
+use serde::de::Unexpected;
+use serde::de::Visitor;
 
 use crate::model::name::Name;
 use crate::model::record::Protocol;
@@ -14,7 +18,7 @@ pub const FILE_LIMIT: usize = 256 * 1024;
 const SERVICES: usize = 200;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "`services:` or `expose:`")]
 pub struct Project {
     #[serde(default)]
     pub hub: Option<String>,
@@ -27,7 +31,7 @@ pub struct Project {
 
 /// A service to be brought here.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "`name: NAME`")]
 pub struct Needed {
     pub name: Name,
     /// The local port; without one it is the service's own.
@@ -38,11 +42,27 @@ pub struct Needed {
 }
 
 fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
-    let port = Option::<u16>::deserialize(deserializer)?;
-    if port == Some(0) {
-        Err(serde::de::Error::custom("a port is a number from 1 to 65535"))
-    } else {
-        Ok(port)
+    deserializer.deserialize_any(Port)
+}
+
+/// Says what a port is where one was written that is none; `u16` is no word for a user.
+struct Port;
+
+impl Visitor<'_> for Port {
+    type Value = Option<u16>;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("a port from 1 to 65535")
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Self::Value, E> {
+        let port = u16::try_from(number).ok().filter(|port| *port != 0);
+        port.map(Some).ok_or_else(|| E::invalid_value(Unexpected::Unsigned(number), &self))
+    }
+
+    /// `port:` with nothing behind it.
+    fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+        Ok(None)
     }
 }
 
@@ -54,7 +74,7 @@ pub fn parse(text: &str) -> Result<Project, String> {
     if text.trim().is_empty() {
         return Err("the file is empty".into());
     }
-    let project: Project = serde_yaml::from_str(text).map_err(|error| error.to_string())?;
+    let project: Project = serde_yaml::from_str(text).map_err(|error| in_words(&error, text))?;
     if project.services.len() + project.expose.len() > SERVICES {
         return Err(format!("there are more than {SERVICES} services"));
     }
@@ -66,6 +86,13 @@ pub fn parse(text: &str) -> Result<Project, String> {
         }
         None => Ok(project),
     }
+}
+
+/// Of a tab the parser only says that it is a character.
+fn in_words(error: &serde_yaml::Error, text: &str) -> String {
+    let line = error.location().and_then(|at| text.lines().nth(at.line().saturating_sub(1)));
+    let is_tabbed = line.is_some_and(|line| line.trim_start_matches(' ').starts_with('\t'));
+    if is_tabbed { format!("{error}: indent with blanks, not with tabs") } else { error.to_string() }
 }
 
 /// Where a name stands for the second time; the parser no longer knows.
@@ -86,6 +113,7 @@ mod tests {
         let project = parse(text).unwrap();
         let ports: Vec<_> =
             project.services.iter().map(|service| (service.name.as_str(), service.port)).collect();
+        assert_eq!(parse("services:\n  - name: a\n    port:\n").unwrap().services[0].port, None);
         assert_eq!(ports, [("staging-db", Some(5432)), ("staging-redis", Some(6379)), ("api", Some(8080))]);
     }
 
@@ -105,7 +133,20 @@ mod tests {
             ("services:\n  - name: A B\n", "line 2"),
             ("services:\n  - name: a\n    prot: 1\n", "line 3"),
             ("services:\n  - name: a\n    port: 70000\n", "line 3"),
-            ("services:\n  - name: a\n    port: 0\n", "line"),
+            ("services:\n  - name: a\n    port: 0\n", "expected a port from 1 to 65535 at line 3"),
+            ("services:\n  - name: a\n    port: -1\n", "expected a port from 1 to 65535 at line 3"),
+            (
+                "services:\n  - name: a\n    port: web\n",
+                "services[0].port: invalid type: string \"web\", expected a port from 1 to 65535 at line 3",
+            ),
+            ("services:\n  - name: a\n    port: '80'\n", "expected a port from 1 to 65535 at line 3"),
+            ("services:\n  - a\n", "expected `name: NAME` at line 2"),
+            (
+                "services:\n\t- name: a\n",
+                "line 2 column 1, while scanning for the next token: indent with blanks, not with tabs",
+            ),
+            ("services:\n  - name: a\n  \tport: 80\n", "indent with blanks"),
+            ("a", "expected `services:` or `expose:`"),
             ("servces: []\n", "servces"),
             ("services: [\n", "line"),
             ("", "empty"),

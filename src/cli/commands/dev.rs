@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::env;
 use std::fmt::Write;
 use std::fs;
+use std::io;
+use std::io::Read;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,6 +25,7 @@ use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::name::Name;
 use crate::model::record::Protocol;
+use crate::model::suggest;
 use crate::model::target::Target;
 use crate::net::address::HubUrl;
 use crate::os::files;
@@ -53,6 +56,7 @@ pub fn run(call: &Call) -> Outcome {
     let mut exposing = None;
     offer(call, &hub, &mut exposing, &BTreeMap::new(), &file.project.expose)?;
     let services = hub.services()?;
+    file.project.services.iter().for_each(|needed| say_if_unknown(call, needed, &services));
     let right = Right::own(call, Arc::clone(&hub))?;
     let name = project_name(&file.path);
     let mut party = Party::new(call, "dev", std::slice::from_ref(&name), right);
@@ -115,7 +119,9 @@ impl Watched {
 }
 
 fn read(path: &Path) -> Result<Project> {
-    let text = fs::read_to_string(path).or_say(|| format!("Cannot read {}", path.display()))?;
+    let cannot = || format!("Cannot read {}", path.display());
+    let read = text_of(path).or_say(cannot);
+    let text = read.map_err(|error| error.hint("Look at the path, or write the file: connect dev --init"))?;
     let faulty = |reason: String| {
         Error::new(format!("{}: {reason}", shown(path)))
             .hint("Mend the file; connect dev --init in an empty folder shows how one looks")
@@ -123,6 +129,17 @@ fn read(path: &Path) -> Result<Project> {
     let project = pconnect::parse(&text).map_err(faulty)?;
     project.hub.as_deref().map(HubUrl::parse).transpose().map_err(|error| faulty(format!("hub: {error}")))?;
     Ok(project)
+}
+
+/// No more than a project's file may hold, and of a device without an end the same.
+fn text_of(path: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(pconnect::FILE_LIMIT as u64 + 1).read_to_end(&mut bytes)?;
+    // What is too large is refused for that, even where the limit cuts a letter.
+    if bytes.len() > pconnect::FILE_LIMIT {
+        return Ok(String::from_utf8_lossy(&bytes).into_owned());
+    }
+    String::from_utf8(bytes).map_err(|_| io::Error::other("it is not text"))
 }
 
 /// From `--file`, else from here upwards.
@@ -159,6 +176,17 @@ fn wanted(needed: &Needed, services: &[ServiceInfo]) -> Wanted {
         // What the file says comes before the port of last time.
         chosen: needed.port.is_some(),
         strict: false,
+    }
+}
+
+/// It may still come, so it is waited for; one that is misspelt never does.
+fn say_if_unknown(call: &Call, needed: &Needed, services: &[ServiceInfo]) {
+    let known = || services.iter().map(|service| service.name.as_str());
+    if known().any(|name| name == needed.name.as_str()) {
+        return;
+    }
+    if let Some(near) = suggest::nearest(needed.name.as_str(), known()) {
+        call.say.warn(&format!("There is no service {} yet. Did you mean: {near}", needed.name));
     }
 }
 
@@ -210,6 +238,7 @@ fn take_up(call: &Call, hub: &Hub, party: &mut Party<'_>, before: &Project, now:
         return Ok(());
     }
     let services = hub.services().unwrap_or_default();
+    new.iter().for_each(|needed| say_if_unknown(call, needed, &services));
     party.add(new.iter().map(|needed| wanted(needed, &services)).collect());
     for member in
         party.members().iter().filter(|member| new.iter().any(|needed| needed.name == member.wanted.name))

@@ -48,7 +48,7 @@ enum Admin {
 
 impl Admin {
     fn find(call: &Call) -> Result<Self> {
-        if let Some(hub) = running(call)? {
+        if let Some((hub, _)) = running(call)? {
             return Ok(Self::Running(hub));
         }
         let data = data_folder(call)?;
@@ -69,7 +69,7 @@ impl Admin {
             }
             call.stop.wait_for(PATIENCE / 100);
             call.go_on()?;
-            if let Some(hub) = running(call)? {
+            if let Some((hub, _)) = running(call)? {
                 return Ok(Self::Running(hub));
             }
         }
@@ -96,7 +96,7 @@ fn no_hub(data: &std::path::Path) -> Error {
 }
 
 /// The running hub, when there is one: its note is believed only if it answers with the pin in it.
-fn running(call: &Call) -> Result<Option<Hub>> {
+fn running(call: &Call) -> Result<Option<(Hub, Pin)>> {
     let note = files::read(&data_folder(call)?.join("hub.json"))?;
     let Some(running) = note.and_then(|note| serde_json::from_slice::<Running>(&note).ok()) else {
         return Ok(None);
@@ -112,7 +112,7 @@ fn running(call: &Call) -> Result<Option<Hub>> {
         _ => address.to_string(),
     };
     let hub = Hub::new(vec![HubUrl::parse(&address)?], &HubTrust::Pin(pin), Some(running.token), &call.stop)?;
-    Ok(hub.whoami().is_ok().then_some(hub))
+    Ok(hub.whoami().is_ok().then_some((hub, pin)))
 }
 
 pub fn request(method: &str, path: &str, body: Option<&Value>) -> Request {
@@ -211,7 +211,7 @@ pub fn audit_verify(call: &Call) -> Outcome {
 
 pub fn status(call: &Call) -> Outcome {
     let data = data_folder(call)?;
-    let Some(hub) = running(call)? else {
+    let Some((hub, pin)) = running(call)? else {
         call.say.value(&json!({ "running": false, "data": data }));
         call.say.result("○ Hub: not running");
         call.say.line(&format!("  Data:  {}", data.display()));
@@ -226,10 +226,11 @@ pub fn status(call: &Call) -> Outcome {
     let up = Duration::from_secs(uptime_seconds);
     let (agents, services) = (figure("connect_agents"), figure("connect_services_online"));
     let (open, total) = (figure("connect_sessions_open"), figure("connect_sessions_total"));
-    call.say.value(&json!({ "running": true, "url": hub.url.to_string(), "version": version, "uptimeSeconds": uptime_seconds,
+    call.say.value(&json!({ "running": true, "url": hub.url.to_string(), "pin": pin.to_string(), "version": version, "uptimeSeconds": uptime_seconds,
         "agents": agents, "servicesOnline": services, "sessionsOpen": open, "sessionsTotal": total, "data": data,
         "hubs": store.as_ref().map(|_| figure("connect_hubs")), "store": store }));
     call.say.result(&format!("● Hub: running on {}", hub.url));
+    call.say.line(&format!("    Pin:      {pin}"));
     call.say.line(&format!("    Version:  {version}"));
     call.say.line(&format!("    Up:       {}", crate::model::time::in_words(up)));
     call.say.line(&format!("    Agents:   {agents}"));

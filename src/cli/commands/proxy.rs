@@ -112,8 +112,19 @@ fn is_served_already(call: &Call, wanted: &Wanted, running: &ProxyState) -> Resu
         );
         return Ok(true);
     }
-    Err(Error::new(format!("The proxy already runs on port {} (PID {})", running.port, running.pid))
-        .hint("Stop it: connect proxy stop, or take over: connect proxy start --replace"))
+    Err(Error::new(format!("The proxy already runs on port {} (PID {})", running.port, running.pid)).hint(
+        format!(
+            "Stop it: connect proxy stop, or take over: connect proxy start{} --replace",
+            asked(call, wanted)
+        ),
+    ))
+}
+
+/// What was asked for, to be typed again.
+fn asked(call: &Call, wanted: &Wanted) -> String {
+    let https = if call.args.flag("https") { " --https" } else { "" };
+    let port = if wanted.port == PORT { String::new() } else { format!(" --port {}", wanted.port) };
+    format!("{https}{port}")
 }
 
 fn listen(call: &Call, wanted: &Wanted) -> Result<Listening> {
