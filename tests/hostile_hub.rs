@@ -501,3 +501,25 @@ fn a_session_that_the_hub_grants_oddly_leads_nowhere() {
         }
     });
 }
+
+#[test]
+fn a_share_of_more_services_than_there_can_be_is_refused_whole() {
+    let services: Vec<String> = (0..300)
+        .map(|number| {
+            format!(r#"{{"id":"svc_{number}","name":"s{number}","targetPort":5432,"protocol":"tcp","status":"online"}}"#)
+        })
+        .collect();
+    let preview = format!(
+        r#"{{"name":"x","expiresAt":"2099-01-01T00:00:00Z","expiresInSeconds":9,"agentId":"agent_x","agentLabel":"x","agentFingerprint":"{FINGERPRINT}","services":[{}],"token":"t"}}"#,
+        services.join(",")
+    );
+    let fake = FakeHub::start(move |asked, stream| match asked.call.as_str() {
+        "POST /v1/shares/abc123/join" => json(stream, 200, &preview),
+        _ => friendly(asked, stream),
+    });
+    let (home, _outer) = machine(&fake);
+    let said = home.run(&["join", "abc123"]);
+    assert_eq!(said.code, Some(1), "{said:#?}");
+    assert!(said.err.contains("[x] The hub names 300 services in this share"), "{said:#?}");
+    assert!(!fake.asked().iter().any(|asked| asked.call == "POST /v1/sessions"), "it asked for sessions");
+}
