@@ -309,3 +309,25 @@ fn init_writes_a_file_that_dev_reads_and_overwrites_nothing() {
     let said = Said::of(dev(&alone, alone.path(), &[]));
     assert!(said.err.contains("[x] Agent not configured"), "{said:#?}");
 }
+
+#[test]
+fn a_file_that_another_user_has_put_above_is_not_taken() {
+    let home = Home::new();
+    let below = home.file("mine");
+    fs::create_dir(&below).unwrap();
+    write(&home, "pconnect.yml", "expose:\n  ssh: 22\n");
+    if !nix::unistd::getuid().is_root() {
+        return eprintln!("SKIPPED: only root can give a file to another user; run the tests as root");
+    }
+    let file = home.file("pconnect.yml");
+    std::os::unix::fs::chown(&file, Some(65_534), None).unwrap();
+    let said = Said::of(dev(&home, &below, &[]));
+    assert_eq!(said.code, Some(1));
+    assert!(said.err.contains(&format!("[x] {} belongs to another user", file.display())), "{said:#?}");
+    assert!(said.err.contains(&format!("connect dev --file {}", file.display())), "{said:#?}");
+    // Asked for, or in a folder of the same user's, as in a container that has somebody's checkout, it is meant.
+    std::os::unix::fs::chown(&below, Some(65_534), None).unwrap();
+    for said in [Said::of(dev(&home, &below, &[])), Said::of(dev(&home, home.path(), &[]))] {
+        assert!(said.err.contains("Agent not configured"), "{said:#?}");
+    }
+}

@@ -501,3 +501,49 @@ fn a_session_that_the_hub_grants_oddly_leads_nowhere() {
         }
     });
 }
+
+#[test]
+fn a_share_of_more_services_than_there_can_be_is_refused_whole() {
+    let services: Vec<String> = (0..300)
+        .map(|number| {
+            format!(r#"{{"id":"svc_{number}","name":"s{number}","targetPort":5432,"protocol":"tcp","status":"online"}}"#)
+        })
+        .collect();
+    let preview = format!(
+        r#"{{"name":"x","expiresAt":"2099-01-01T00:00:00Z","expiresInSeconds":9,"agentId":"agent_x","agentLabel":"x","agentFingerprint":"{FINGERPRINT}","services":[{}],"token":"t"}}"#,
+        services.join(",")
+    );
+    let fake = FakeHub::start(move |asked, stream| match asked.call.as_str() {
+        "POST /v1/shares/abc123/join" => json(stream, 200, &preview),
+        _ => friendly(asked, stream),
+    });
+    let (home, _outer) = machine(&fake);
+    let said = home.run(&["join", "abc123"]);
+    assert_eq!(said.code, Some(1), "{said:#?}");
+    assert!(said.err.contains("[x] The hub names 300 services in this share"), "{said:#?}");
+    assert!(!fake.asked().iter().any(|asked| asked.call == "POST /v1/sessions"), "it asked for sessions");
+}
+
+#[test]
+fn a_project_that_names_another_hub_does_not_get_the_key_of_this_machine() {
+    let fake = FakeHub::start(friendly);
+    let home = Home::new();
+    // A key without a pin, as of a hub with a public certificate; the other one has such a certificate as well.
+    let config = serde_json::json!({ "hubUrl": "https://hub.example", "apiKey": "pc_secret", "agentId": "agent_x",
+        "label": "x", "ca": fake.certificates.ca });
+    fs::write(home.file("config.json"), config.to_string()).unwrap();
+    fs::write(home.file("pconnect.yml"), format!("hub: {}\nservices:\n  - name: db\n", fake.url)).unwrap();
+    let dev = |args: &[&str]| {
+        let mut command = home.connect(&[&["dev"], args].concat());
+        command.current_dir(home.path());
+        common::Said::of(command)
+    };
+    let said = dev(&[]);
+    assert!(fake.asked().is_empty(), "it was shown: {:?}", fake.asked());
+    assert_eq!(said.code, Some(1));
+    assert!(said.err.contains(&format!("[x] This project names another hub, {}", fake.url)), "{said:#?}");
+    assert!(said.err.contains(&format!("connect dev --hub {}", fake.url)), "{said:#?}");
+    // Who means it says so.
+    dev(&["--hub", &fake.url, "--wait", "1ms", "--", "true"]);
+    assert!(fake.asked().iter().any(|asked| asked.head.contains("x-api-key: pc_secret")));
+}

@@ -106,10 +106,29 @@ impl Call {
         let config = self.config()?;
         let asked = self.args.value("hub").is_some() || variable("CONNECT_HUB_URL").is_some();
         let urls = match project.filter(|_| !asked) {
-            Some(url) if config.hub_url.as_deref() != Some(url) => vec![HubUrl::parse(url)?],
+            Some(url) if config.hub_url.as_deref() != Some(url) => {
+                let named = HubUrl::parse(url)?;
+                self.may_be_named(&config, &named)?;
+                vec![named]
+            }
             _ => self.hub_urls(&config)?,
         };
         self.connected(urls, &config, &self.stop)
+    }
+
+    /// A project is often somebody else's file. Only a hub that proves our key's pin is ours wherever it is; without one,
+    /// the key would go to whomever the file names.
+    fn may_be_named(&self, config: &Config, named: &HubUrl) -> Result<()> {
+        let Some(own) = &config.hub_url else { return Ok(()) };
+        let mut known = [own].into_iter().chain(&config.hubs).filter_map(|url| HubUrl::parse(url).ok());
+        let trust = self.trust(config, Self::api_key(config).as_deref())?;
+        if known.any(|url| url == *named) || matches!(trust, HubTrust::Pin(_)) {
+            return Ok(());
+        }
+        let what =
+            format!("This project names another hub, {named}, than {own}, where this machine is logged in");
+        Err(Error::new(what)
+            .hint(format!("It would get this machine's key. If that is meant: connect dev --hub {named}")))
     }
 
     fn connected(&self, urls: Vec<HubUrl>, config: &Config, stop: &Stop) -> Result<Arc<Hub>> {

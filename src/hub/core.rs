@@ -177,7 +177,9 @@ impl Core {
             });
             counted.collect::<Vec<_>>()
         };
-        if locked(&self.tries_shared).allows(&(), now) {
+        // For a hub alone they last in memory only: there whoever guesses side by side must not wait for the disk, or
+        // all of them would be answered before the first one counts.
+        if self.fleet.is_some() && locked(&self.tries_shared).allows(&(), now) {
             self.change_anyhow(one_more);
         } else {
             self.change_here(one_more);
@@ -312,5 +314,32 @@ impl Core {
             let registry = self.registry();
             registry.presence(service).is_none_or(|online| !registry.is_here(online))
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::thread;
+
+    #[test]
+    fn a_failed_try_counts_at_once_whoever_writes_to_the_disk() {
+        let data = std::env::temp_dir().join(format!("connect-core-{}", secret::secret()));
+        let settings = Settings { data: data.clone(), ..Settings::default() };
+        let core = Arc::new(Core::open(settings, &Stop::new()).unwrap().unwrap());
+        let (now, who) = (clock::now(), ["somebody".to_owned()]);
+        let writing = locked(&core.store);
+        let (own, (tell, told)) = (Arc::clone(&core), mpsc::channel());
+        let failing = thread::spawn(move || {
+            (0..CODES.allowed).for_each(|_| own.failed(&CODES, &["somebody".to_owned()], now));
+            let _ = tell.send(());
+        });
+        let counted = told.recv_timeout(Duration::from_secs(5)).is_ok();
+        drop(writing);
+        failing.join().unwrap();
+        assert!(counted, "it waited for the one who writes");
+        assert!(core.blocked(&CODES, &who, now).is_some());
+        let _ = std::fs::remove_dir_all(data);
     }
 }

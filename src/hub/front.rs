@@ -194,9 +194,8 @@ impl Front {
                 return conversation.end_with(&reply);
             }
             if request.path == "/v1/relay" && request.method == "GET" && request.upgrades_to(RELAY_UPGRADE) {
-                // Without a good ticket it ends at once.
                 drop(guest);
-                return self.relay(conversation, &request);
+                return self.relay(conversation, &request, visit.address);
             }
             let visit = Visit { address: self.address_of(visit, &request), ..visit };
             if request.path == "/v1/agent"
@@ -230,9 +229,17 @@ impl Front {
         last.and_then(|last| last.trim().parse().ok()).unwrap_or(visit.address)
     }
 
-    fn relay(&self, conversation: Conversation, request: &Request) {
-        if let Err((reply, stream)) = relay::serve(&self.core, conversation.into_stream(), request) {
-            Conversation::new(stream).end_with(&reply);
+    fn relay(&self, conversation: Conversation, request: &Request, address: IpAddr) {
+        let Err((reply, stream)) = relay::serve(&self.core, conversation.into_stream(), request) else {
+            return;
+        };
+        let mut conversation = Conversation::new(stream);
+        // Without a good ticket it is a guest again, and an orderly end takes a moment: one too many gets a short one.
+        let guest = self.guests.receive(address);
+        if guest.is_some() || self.core.settings.behind_proxy {
+            conversation.end_with(&reply);
+        } else {
+            let _ = conversation.answer(&reply, false, false);
         }
     }
 

@@ -23,12 +23,12 @@ use crate::model::registry::Registry;
 use crate::os::clock;
 use crate::os::secret;
 use crate::wire::api::MakeShare;
+use crate::wire::api::SHARED_SERVICES;
 use crate::wire::api::ShareInfo;
 use crate::wire::api::ShareMade;
 use crate::wire::reply::Reply;
 
-/// Services in one share, and shares in one workspace.
-const SERVICES: usize = 100;
+/// Shares in one workspace.
 const SHARES: usize = 10_000;
 const LONGEST: Duration = Duration::from_hours(24 * 365);
 
@@ -70,7 +70,7 @@ pub fn make(call: &Call<'_>) -> Result<Reply, Reply> {
 /// What can be said of the request without looking at what there is.
 fn check(asked: &MakeShare) -> Result<(), Reply> {
     let life = Duration::from_secs(asked.expires_in_seconds);
-    if asked.services.is_empty() || asked.services.len() > SERVICES {
+    if asked.services.is_empty() || asked.services.len() > SHARED_SERVICES {
         let hint = "Expose something first: connect expose NAME PORT";
         Err(bad_request("A share has 1 to 100 services", hint))
     } else if life.is_zero() || life > LONGEST {

@@ -52,6 +52,8 @@ struct Shared {
 pub struct TlsReader {
     shared: Arc<Shared>,
     source: Reader,
+    /// Below all: its limit of a read is ours.
+    socket: Arc<TcpStream>,
     /// Raw records, `start..end` of it not yet decrypted.
     raw: Vec<u8>,
     headers: Headers,
@@ -101,7 +103,7 @@ pub fn server(config: &Arc<ServerConfig>, below: Duplex, deadline: Instant) -> i
 fn handshake(side: Side, below: Duplex, deadline: Instant) -> io::Result<Established> {
     let Duplex { reader: source, writer: sink, socket } = below;
     let shared = Arc::new(Shared { tls: Mutex::new(Tls::new(side)) });
-    let mut reader = TlsReader::new(Arc::clone(&shared), source);
+    let mut reader = TlsReader::new(Arc::clone(&shared), source, Arc::clone(&socket));
     let mut writer = TlsWriter { shared: Arc::clone(&shared), sink, out: Outgoing::default() };
     loop {
         let done = reader.decrypt();
@@ -131,22 +133,36 @@ impl Shared {
 }
 
 impl TlsReader {
-    fn new(shared: Arc<Shared>, source: Reader) -> Self {
+    fn new(shared: Arc<Shared>, source: Reader, socket: Arc<TcpStream>) -> Self {
         let (headers, raw, plain) = Default::default();
-        Self { shared, source, raw, headers, start: 0, end: 0, plain, used: 0, closed: false }
+        Self { shared, source, socket, raw, headers, start: 0, end: 0, plain, used: 0, closed: false }
     }
 
     /// Plaintext that is here, reading more only when there is none. Empty at the end of the stream.
     pub fn fill(&mut self) -> io::Result<&[u8]> {
+        let mut begun = None;
         while self.used == self.plain.len() && !self.closed {
             self.plain.clear();
             self.used = 0;
             self.decrypt()?;
             if self.plain.is_empty() && !self.closed {
+                match begun {
+                    None => begun = Some(Instant::now()),
+                    Some(begun) => self.in_time(begun)?,
+                }
                 self.fill_raw()?;
             }
         }
         Ok(&self.plain[self.used..])
+    }
+
+    /// A read's limit is one for a whole record: a peer that sends it byte by byte would never be late otherwise. What
+    /// is here of it stays, for whoever reads on.
+    fn in_time(&self, begun: Instant) -> io::Result<()> {
+        match self.socket.read_timeout()? {
+            Some(limit) if begun.elapsed() >= limit => Err(io::ErrorKind::WouldBlock.into()),
+            _ => Ok(()),
+        }
     }
 
     pub fn consume(&mut self, count: usize) {
@@ -252,6 +268,8 @@ impl Write for TlsWriter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::connect::is_timeout;
+    use crate::net::identity::Identity;
     use crate::net::trust;
     use rcgen::generate_simple_self_signed;
     use rustls::ServerConnection;
@@ -273,6 +291,35 @@ mod tests {
             server.write_tls(&mut owed).unwrap();
         }
         owed
+    }
+
+    #[test]
+    fn a_record_that_comes_byte_by_byte_is_as_late_as_none() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let identity = Identity::parse(Identity::generate().unwrap().as_bytes()).unwrap();
+        let config = trust::session_server(&identity).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let peer = thread::spawn(move || {
+            let config = trust::session_client(&identity).unwrap();
+            let name = ServerName::try_from("localhost").unwrap();
+            client(&config, name, Duplex::plain(Arc::new(socket)), deadline).unwrap()
+        });
+        let mut it = server(&config, Duplex::plain(Arc::new(accepted)), deadline).unwrap();
+        let dripping = peer.join().unwrap().socket;
+        let dripped = thread::spawn(move || {
+            let mut record = [&[23, 3, 3, 64, 0][..], &[0; 200]].concat().into_iter();
+            // Until the other end has let go.
+            while record.next().is_some_and(|byte| (&*dripping).write_all(&[byte]).is_ok()) {
+                thread::park_timeout(Duration::from_millis(20));
+            }
+            record.len()
+        });
+        it.socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        assert!(is_timeout(&it.reader.read(&mut [0]).unwrap_err()));
+        drop(it);
+        assert_ne!(dripped.join().unwrap(), 0, "it waited for all of it");
     }
 
     #[test]

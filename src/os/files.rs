@@ -126,6 +126,11 @@ pub fn changed_at(path: &Path) -> Option<Time> {
     Some(Time::from_unix(since.as_secs()))
 }
 
+/// The number of the user whose it is.
+pub fn owner(path: &Path) -> Option<u32> {
+    fs::metadata(path).ok().map(|found| found.uid())
+}
+
 /// Whether others may look at it or write to it.
 pub fn is_loose(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|found| !found.is_symlink() && found.mode() & 0o077 != 0)

@@ -234,7 +234,7 @@ pub fn reset_on_close(socket: &TcpStream) {
 }
 
 /// The user at the other end of a connection that does not leave this machine; `None` where that cannot
-/// be known.
+/// be known, as when nobody holds that end any more: what is left of it is listed without an inode, and as root's.
 #[cfg(target_os = "linux")]
 pub fn peer_uid(local: SocketAddr, peer: SocketAddr) -> Option<u32> {
     // The peer's socket has our peer address as its local one. All in hexadecimal, host byte order.
@@ -243,7 +243,8 @@ pub fn peer_uid(local: SocketAddr, peer: SocketAddr) -> Option<u32> {
     table.lines().skip(1).find_map(|line| {
         let mut fields = line.split_whitespace().skip(1);
         let matches = fields.next()? == ours && fields.next()? == theirs;
-        if matches { fields.nth(4)?.parse().ok() } else { None }
+        let (user, inode) = if matches { (fields.nth(4)?, fields.nth(1)?) } else { return None };
+        if inode == "0" { None } else { user.parse().ok() }
     })
 }
 
@@ -270,5 +271,14 @@ mod tests {
         let (server, peer) = listener.accept().unwrap();
         assert_eq!(peer_uid(server.local_addr().unwrap(), peer), Some(nix::unistd::getuid().as_raw()));
         assert_eq!(peer_uid(peer, "127.0.0.1:1".parse().unwrap()), None);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_connection_that_its_maker_let_go_of_is_nobodys_not_roots() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        drop(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+        let (server, peer) = listener.accept().unwrap();
+        assert_eq!(peer_uid(server.local_addr().unwrap(), peer), None);
     }
 }

@@ -34,6 +34,10 @@ use crate::wire::frame::Kind;
 /// OPENED, for which nobody waits with data, waits this long for the target's first words to go with them.
 const FIRST_WORDS: Duration = Duration::from_millis(1);
 
+/// What may wait for the thread that writes. A joiner that reads what it is told has three such things on the way at the
+/// most; one that does not is not heard any further, or each connection that it opens and breaks off would stay open.
+const WAITING: usize = 8;
+
 /// What an exposed service has open, and what it has carried.
 #[derive(Debug, Default)]
 pub struct Figures {
@@ -62,7 +66,7 @@ enum Say {
 pub fn serve(established: Established, target: &Target, figures: &Arc<Figures>, stop: &Stop) {
     let Established { reader, writer, socket, .. } = established;
     let Some(_attached) = stop.attach(&socket) else { return };
-    let (say, said) = mpsc::channel();
+    let (say, said) = mpsc::sync_channel(WAITING);
     let (cut, count) = (Arc::clone(&socket), Arc::clone(figures));
     let speaker = crew::spawn("session-write", move || {
         let mut frames = FrameWriter::new(writer);
@@ -98,7 +102,7 @@ impl Open {
 struct Listener<'s> {
     frames: FrameReader,
     target: &'s Target,
-    say: mpsc::Sender<Say>,
+    say: mpsc::SyncSender<Say>,
     figures: &'s Arc<Figures>,
     stop: &'s Stop,
     /// The connection that is open, or that has ended in the joiner's direction only.

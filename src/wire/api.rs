@@ -256,6 +256,9 @@ pub struct ShareInfo {
     pub joins: Vec<Joined>,
 }
 
+/// Services in one share: a joiner has threads for each.
+pub const SHARED_SERVICES: usize = 100;
+
 /// A share as a joiner sees it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

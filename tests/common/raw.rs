@@ -91,6 +91,11 @@ impl Stranger {
         Self { certificate: made.cert.der().clone(), key }
     }
 
+    pub fn fingerprint(&self) -> String {
+        let hash = ::ring::digest::digest(&::ring::digest::SHA256, &self.certificate);
+        hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// Plays the agent towards a joiner.
     pub fn as_agent(&self, socket: TcpStream) -> StreamOwned<ServerConnection, TcpStream> {
         let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();

@@ -29,6 +29,7 @@ use crate::model::suggest;
 use crate::model::target::Target;
 use crate::net::address::HubUrl;
 use crate::os::files;
+use crate::os::user;
 use crate::tunnel::agent::Exposure;
 use crate::wire::api::ServiceInfo;
 use crate::wire::pconnect;
@@ -149,9 +150,16 @@ fn find(call: &Call) -> Result<PathBuf> {
     }
     let here = env::current_dir().or_say(|| "Cannot tell the current folder")?;
     let candidates = here.ancestors().flat_map(|folder| NAMES.iter().map(|name| folder.join(name)));
-    candidates.into_iter().find(|path| path.is_file()).ok_or_else(|| {
+    let found = candidates.into_iter().find(|path| path.is_file()).ok_or_else(|| {
         Error::new("There is no pconnect.yml here or above").hint("Write one: connect dev --init")
-    })
+    })?;
+    // Above it may be a folder that everybody writes to, and the file says what of this machine is exposed.
+    let is_trusted = [0, user::uid()].map(Some).contains(&files::owner(&found));
+    if is_trusted || found.parent() == Some(here.as_path()) || files::owner(&found) == files::owner(&here) {
+        return Ok(found);
+    }
+    Err(Error::new(format!("{} belongs to another user", found.display()))
+        .hint(format!("Look at it; if it is meant: connect dev --file {}", found.display())))
 }
 
 /// As the user thinks of it: relative where it lies below.

@@ -34,6 +34,7 @@ use crate::os::daemon;
 use crate::os::secret;
 use crate::os::terminal;
 use crate::wire::api::Membership;
+use crate::wire::api::SHARED_SERVICES;
 use crate::wire::api::SharePreview;
 
 /// What stdin may hold before its line ends.
@@ -56,6 +57,12 @@ pub fn run(call: &Call) -> Outcome {
     let share = hub.join_share(&invitation.code).map_err(explain)?;
     if invitation.agent.is_some_and(|pin| pin != share.agent_fingerprint.pin()) {
         return Err(another_agent());
+    }
+    if share.services.len() > SHARED_SERVICES {
+        let what = format!("The hub names {} services in this share", share.services.len());
+        return Err(
+            Error::new(what).hint(format!("There are never more than {SHARED_SERVICES}; ask who runs it"))
+        );
     }
     let wanted = wanted(call, &share, ports)?;
     say.result("[ok] Connected to shared environment!");
