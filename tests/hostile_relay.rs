@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -27,7 +28,9 @@ use common::expose;
 use common::fault::Path;
 use common::fault::Verdict;
 use common::fault::Way;
+use common::fault::read_head;
 use common::noise;
+use common::raw;
 use common::raw::Stranger;
 use common::reach;
 use common::service;
@@ -152,7 +155,7 @@ fn a_change_in_the_data_ends_the_connection_and_never_reaches_anybody() {
             attack(&watched.path, what, way, after);
             let case = format!("{what:?} {way:?} after {after}");
             let client = dial(watched.port);
-            std::thread::scope(|scope| {
+            thread::scope(|scope| {
                 let writing = scope.spawn(|| {
                     let wrote = (&client).write_all(&sent);
                     let _ = client.shutdown(Shutdown::Write);
@@ -256,6 +259,39 @@ fn a_joiner_that_the_hub_did_not_name_is_refused() {
     exposed.wait_err(|line| line.contains("is not the one the hub named"));
     assert!(dials.try_recv().is_err(), "the agent dialled its target for a stranger");
     assert_eq!(reaching.interrupt().0.code(), Some(130));
+}
+
+#[test]
+fn a_hub_that_leads_to_another_service_of_the_same_agent_is_found_out() {
+    let hub = Hub::start();
+    let path = Path::to(&hub.address);
+    let (owner, user) = (hub.machine("member"), hub.machine_by(&path.url(), "member"));
+    let _staging = expose(&owner, "staging", service(echo));
+    let (dialled, dials) = mpsc::channel();
+    let _prod = expose(&owner, "prod", service(move |stream| drop(dialled.send(stream))));
+    // Looking whether something answers is the agent's own.
+    dials.recv_timeout(PATIENCE).unwrap();
+    // What a hub would do that was taken over: the joiner asks for one service, and meets the agent for another.
+    let fingerprint = user.run(&["whoami", "--json"]).ok().json()["fingerprint"].clone();
+    let ask = serde_json::json!({ "service": "prod", "fingerprint": fingerprint }).to_string();
+    let (status, granted) = raw::call(&hub, &raw::key_of(&user), "POST /v1/sessions", &ask);
+    assert_eq!(status, 200, "{granted}");
+    let request = raw::relay_request(&hub, granted["ticket"].as_str().unwrap());
+    let address = hub.address.clone();
+    path.impersonate(move |mut joiner, _| {
+        let mut agent = TcpStream::connect(&address).unwrap();
+        agent.write_all(request.as_bytes()).unwrap();
+        joiner.write_all(read_head(&agent).as_bytes()).unwrap();
+        let (mut up, mut down) = (joiner.try_clone().unwrap(), agent.try_clone().unwrap());
+        let upwards = thread::spawn(move || std::io::copy(&mut up, &mut down));
+        let _ = std::io::copy(&mut agent, &mut joiner);
+        let _ = joiner.shutdown(Shutdown::Both);
+        let _ = upwards.join();
+    });
+    let said = user.run(&["reach", "staging", "--check"]);
+    assert_eq!(said.code, Some(1), "{said:#?}");
+    assert!(said.err.contains("[x] The hub has led to another service than staging"), "{said:#?}");
+    assert!(dials.try_recv().is_err(), "the agent dialled the other service");
 }
 
 #[test]

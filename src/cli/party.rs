@@ -107,7 +107,8 @@ impl<'c> Party<'c> {
         let own = AskSession::of(&wanted.service, self.right.identity.fingerprint);
         let ask = AskSession { share: self.right.share.clone(), ..own };
         let approve = self.approve(&wanted.name, protocol);
-        let opener = Opener::new(Arc::clone(&self.right.hub), &self.right.identity, ask, approve)?;
+        let opener = Opener::new(Arc::clone(&self.right.hub), &self.right.identity, ask, approve)?
+            .called(&wanted.name);
         let (tell, name) = (self.tell.clone(), wanted.name.clone());
         let report = Box::new(move |event| drop(tell.send(Told::Service(name.clone(), event))));
         Tunnel::new(opener, everyone, report, &self.call.stop)

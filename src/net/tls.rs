@@ -77,6 +77,8 @@ pub struct Established {
     pub socket: Arc<TcpStream>,
     /// The fingerprint of the certificate that the peer proved to hold.
     pub peer: Option<Fingerprint>,
+    /// What both ends have agreed to speak, where they were to agree on something.
+    pub application: Option<Vec<u8>>,
 }
 
 impl Established {
@@ -122,8 +124,11 @@ fn handshake(side: Side, below: Duplex, deadline: Instant) -> io::Result<Establi
     }
     socket.set_read_timeout(None)?;
     socket.set_write_timeout(None)?;
-    let peer = shared.lock().peer();
-    Ok(Established { reader, writer, socket, peer })
+    let (peer, application) = {
+        let tls = shared.lock();
+        (tls.peer(), tls.application())
+    };
+    Ok(Established { reader, writer, socket, peer, application })
 }
 
 impl Shared {

@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use rustls::ServerConfig;
 
+use super::application;
 use super::serving;
 use super::serving::Figures;
 use crate::api::Hub;
@@ -326,7 +327,10 @@ impl Shared {
         let deadline = Instant::now() + DEADLINE;
         let below = self.hub.relay(&announced.at, &announced.relay, &announced.ticket, deadline)?;
         let Some(_cut) = self.stop.attach(&below.socket) else { return Ok(()) };
-        let established = tls::server(&self.tls, below, deadline).or_say(|| "The joiner does not answer")?;
+        let mut tls = ServerConfig::clone(&self.tls);
+        tls.alpn_protocols = vec![application(self.registration.fingerprint, &exposure.name)];
+        let established =
+            tls::server(&Arc::new(tls), below, deadline).or_say(|| "The joiner does not answer")?;
         if established.peer != Some(announced.peer) {
             log::warn!("refused: the joiner of a session to {} is not the one the hub named", exposure.name);
             return Err(Error::new("Another joiner answered"));

@@ -1,6 +1,7 @@
 //! The sessions of one tunnel that stand ready, and how another one is opened.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
@@ -10,9 +11,11 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use std::time::Instant;
 
+use rustls::AlertDescription;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
+use super::application;
 use super::session::FRESH;
 use super::session::Session;
 use crate::api::Hub;
@@ -22,6 +25,7 @@ use crate::error::Kind;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::fingerprint::Fingerprint;
+use crate::model::name::Name;
 use crate::net::connect::DEADLINE;
 use crate::net::crew::Crew;
 use crate::net::identity::Identity;
@@ -52,12 +56,19 @@ pub struct Opener {
     hub: Arc<Hub>,
     tls: Arc<ClientConfig>,
     ask: AskSession,
+    /// What the service is called here; without it, as the hub calls it.
+    called: Option<Name>,
     approve: Approve,
 }
 
 impl Opener {
     pub fn new(hub: Arc<Hub>, identity: &Identity, ask: AskSession, approve: Approve) -> Result<Self> {
-        Ok(Self { hub, tls: trust::session_client(identity)?, ask, approve })
+        Ok(Self { hub, tls: trust::session_client(identity)?, ask, called: None, approve })
+    }
+
+    /// Whatever the hub says, the agent must serve the service of this name.
+    pub fn called(self, name: &Name) -> Self {
+        Self { called: Some(name.clone()), ..self }
     }
 
     pub fn open(&self, bytes: &Arc<AtomicU64>, stop: &Stop) -> Result<Session> {
@@ -69,14 +80,24 @@ impl Opener {
         let below = self.hub.relay(&at, &granted.relay, &granted.ticket, deadline)?;
         let _cut = stop.attach(&below.socket).ok_or_else(Error::stopped)?;
         let name = name_for(granted.agent_fingerprint)?;
-        let established = tls::client(&self.tls, name, below, deadline).map_err(|error| {
-            Error::new(format!("The agent of {} does not answer", granted.name))
+        let service = self.called.as_ref().unwrap_or(&granted.name);
+        let meant = application(granted.agent_fingerprint, service);
+        let mut tls = ClientConfig::clone(&self.tls);
+        tls.alpn_protocols = vec![meant.clone()];
+        let established = tls::client(&Arc::new(tls), name, below, deadline).map_err(|error| {
+            if is_another_service(&error) {
+                return another_service(service);
+            }
+            Error::new(format!("The agent of {service} does not answer"))
                 .because(error)
                 .kind(Kind::Unreachable)
         })?;
         if established.peer != Some(granted.agent_fingerprint) {
-            return Err(Error::new(format!("Another agent answered for {}", granted.name))
+            return Err(Error::new(format!("Another agent answered for {service}"))
                 .hint("Somebody may stand in between. Nothing was sent; ask the owner for a verified code"));
+        }
+        if established.application != Some(meant) {
+            return Err(another_service(service));
         }
         Session::start(established, Arc::clone(bytes), stop).or_say(|| "Cannot start a session")
     }
@@ -85,6 +106,17 @@ impl Opener {
 /// The name under which rustls remembers an agent for resumption; it is not what makes it believed.
 fn name_for(agent: Fingerprint) -> Result<ServerName<'static>> {
     ServerName::try_from(format!("{}.agent", agent.pin())).or_say(|| "Cannot name the agent")
+}
+
+/// The agent has said that what it was told to serve is not what is wanted here.
+fn is_another_service(error: &io::Error) -> bool {
+    let why = error.get_ref().and_then(|why| why.downcast_ref::<rustls::Error>());
+    matches!(why, Some(rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)))
+}
+
+fn another_service(wanted: &Name) -> Error {
+    Error::new(format!("The hub has led to another service than {wanted}"))
+        .hint("Nothing was sent to it. Ask whoever runs the hub")
 }
 
 pub struct Pool {

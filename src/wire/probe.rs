@@ -282,7 +282,7 @@ fn amqp_start(said: &[u8]) -> Option<String> {
         Some(shown(text.get(..u32::from_be_bytes(*length) as usize)?))
     };
     let all = [text(b"\x07product"), text(b"\x07version")];
-    Some(all.into_iter().flatten().collect::<Vec<_>>().join(" "))
+    Some(shown(all.into_iter().flatten().collect::<Vec<_>>().join(" ").as_bytes()))
 }
 
 /// A text of a JSON object, found without reading the rest of it, which may not all be there.

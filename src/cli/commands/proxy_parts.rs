@@ -145,7 +145,7 @@ impl Way {
         let approve = Box::new(move |granted: &SessionGranted| {
             known::check_or_pin(&home, &what, granted.agent_fingerprint)
         });
-        let opener = Opener::new(Arc::clone(&self.hub), &identity, ask, approve)?;
+        let opener = Opener::new(Arc::clone(&self.hub), &identity, ask, approve)?.called(&name);
         let bound = Bound::first_free([0]).ok_or_else(|| Error::new("No port is free for a tunnel"))?;
         Tunnel::start(bound, opener, everyone, Box::new(|_| ()), &self.stop)
     }

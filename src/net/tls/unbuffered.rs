@@ -72,6 +72,14 @@ impl Tls {
         certificates.and_then(<[_]>::first).map(|certificate| secret::sha256(certificate))
     }
 
+    pub fn application(&self) -> Option<Vec<u8>> {
+        let agreed = match &self.side {
+            Side::Client(connection) => connection.alpn_protocol(),
+            Side::Server(connection) => connection.alpn_protocol(),
+        };
+        agreed.map(<[u8]>::to_vec)
+    }
+
     pub fn speaks_1_3(&self) -> bool {
         let version = match &self.side {
             Side::Client(connection) => connection.protocol_version(),
@@ -103,6 +111,7 @@ impl Tls {
 trait Connection {
     type Data;
     fn process<'c, 'i>(&'c mut self, raw: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
+    fn has_more_to_say(&self) -> bool;
 }
 
 impl Connection for UnbufferedClientConnection {
@@ -110,12 +119,20 @@ impl Connection for UnbufferedClientConnection {
     fn process<'c, 'i>(&'c mut self, raw: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(raw)
     }
+
+    fn has_more_to_say(&self) -> bool {
+        self.wants_write()
+    }
 }
 
 impl Connection for UnbufferedServerConnection {
     type Data = ServerConnectionData;
     fn process<'c, 'i>(&'c mut self, raw: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(raw)
+    }
+
+    fn has_more_to_say(&self) -> bool {
+        self.wants_write()
     }
 }
 
@@ -136,12 +153,14 @@ fn decrypt<C: Connection>(
         let UnbufferedStatus { mut discard, state } = connection.process(&mut raw[used..]);
         let progress = match state {
             Err(error) => {
-                // rustls queues the alert that names the fault; it is encoded by the next call. That call must see
-                // the same bytes: where half a message is behind it, rustls counts from their beginning.
+                // rustls queues the alert that names the fault, behind what it had to say before, and does not bear to
+                // be called once all of it is encoded. Each call must see the same bytes: where half a message is
+                // behind the fault, rustls counts from their beginning.
                 let fault = io::Error::new(io::ErrorKind::InvalidData, error);
                 used += discard;
-                if let Ok(ConnectionState::EncodeTlsData(mut record)) =
-                    connection.process(&mut raw[used..]).state
+                while connection.has_more_to_say()
+                    && let Ok(ConnectionState::EncodeTlsData(mut record)) =
+                        connection.process(&mut raw[used..]).state
                 {
                     let _ = encode(&mut record, owed);
                 }
