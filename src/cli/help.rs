@@ -8,7 +8,6 @@ use super::command::GLOBAL;
 use super::command::Opt;
 use super::say::Say;
 use crate::error::Error;
-use crate::model::suggest;
 
 pub const FIRST_STEPS: &str = "connect: reach a private service from somewhere else
 
@@ -50,11 +49,8 @@ pub fn unfinished(table: &[Command], words: &[String]) -> Error {
 
 fn no_such_command(table: &[Command], path: &str) -> Error {
     let known = table.iter().map(|command| command.path);
-    Error::usage(format!("There is no command `{}`", path.escape_debug())).hint(did_you_mean(
-        suggest::nearest(path, known),
-        "connect help ",
-        "See: connect --help",
-    ))
+    let hint = did_you_mean(path, known, "connect help ", "See: connect --help");
+    Error::unknown("command", path).hint(hint)
 }
 
 /// The commands that more words lead to.

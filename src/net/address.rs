@@ -22,8 +22,7 @@ impl HubUrl {
     /// Reads `https://host[:port]`; the scheme may be left out, since there is only one.
     pub fn parse(text: &str) -> Result<Self> {
         let bad = || {
-            Error::usage(format!("`{}` is not a hub address", text.escape_debug()))
-                .hint("Write it like --hub https://hub.example:7443")
+            Error::misread(text, "is not a hub address").hint("Write it like --hub https://hub.example:7443")
         };
         let text = text.trim();
         if let Some(rest) = text.strip_prefix("http://") {

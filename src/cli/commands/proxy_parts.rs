@@ -59,7 +59,7 @@ pub fn settings(call: &Call, wanted: &Wanted) -> Result<Settings> {
 
 fn outside(text: &str) -> Result<(String, Option<u16>)> {
     let bad = || {
-        Error::usage(format!("`{}` is no HOST and no HOST:PORT", text.escape_debug()))
+        Error::misread(text, "is no HOST and no HOST:PORT")
             .hint("Write it like --connect-allow api.example.com:443")
     };
     let host = parse_host(text.as_bytes()).map_err(|_| bad())?;
