@@ -14,8 +14,6 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use std::time::Instant;
@@ -29,6 +27,7 @@ use super::duplex::Duplex;
 use super::duplex::Reader;
 use super::duplex::Writer;
 use crate::os::lock::locked;
+use crate::os::lock::wait_while;
 use crate::wire::control::LINE_LIMIT;
 
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -132,7 +131,7 @@ impl Outgoing {
     pub fn send(&self, message: &impl Serialize) -> bool {
         let Ok(mut line) = serde_json::to_vec(message) else { return false };
         line.push(b'\n');
-        let mut state = self.lock();
+        let mut state = locked(&self.queue.state);
         if state.closed || state.lines.len() >= QUEUE {
             return false;
         }
@@ -142,20 +141,15 @@ impl Outgoing {
     }
 
     fn close(&self) {
-        self.lock().closed = true;
+        locked(&self.queue.state).closed = true;
         self.queue.changed.notify_one();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, QueueState> {
-        locked(&self.queue.state)
     }
 
     /// What there is to write: everything queued in one piece, a heartbeat when nothing came for a while,
     /// `None` when the channel is closed and all is written.
     fn next_piece(&self) -> Option<Vec<u8>> {
         let idle = |state: &mut QueueState| state.lines.is_empty() && !state.closed;
-        let waited = self.queue.changed.wait_timeout_while(self.lock(), HEARTBEAT, idle);
-        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let mut state = wait_while(&self.queue.changed, locked(&self.queue.state), HEARTBEAT, idle);
         if !state.lines.is_empty() {
             return Some(state.lines.drain(..).flatten().collect());
         }

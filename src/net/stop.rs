@@ -3,17 +3,16 @@
 //! Whoever is about to block registers its cut first. A stop that comes before the registration is seen
 //! by it, one that comes after finds the cut in the set; there is no moment in between.
 
+use crate::os::lock::FOREVER;
 use crate::os::lock::locked;
+use crate::os::lock::wait_while;
 use std::collections::HashMap;
 use std::net::Shutdown;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
 use std::time::Duration;
-use std::time::Instant;
 
 type Cut = Box<dyn FnOnce() + Send>;
 
@@ -41,13 +40,13 @@ impl Stop {
     }
 
     pub fn is_stopped(&self) -> bool {
-        self.lock().stopped
+        locked(&self.shared.state).stopped
     }
 
     /// Sets the flag and makes every registered cut. The second call finds nothing left to do.
     pub fn stop(&self) {
         let cuts = {
-            let mut state = self.lock();
+            let mut state = locked(&self.shared.state);
             state.stopped = true;
             std::mem::take(&mut state.cuts)
         };
@@ -57,25 +56,16 @@ impl Stop {
 
     /// Sleeps, and says whether it was woken by a stop.
     pub fn wait_for(&self, duration: Duration) -> bool {
-        let deadline = Instant::now() + duration;
-        let mut state = self.lock();
-        while !state.stopped {
-            let Some(left) = deadline.checked_duration_since(Instant::now()) else { break };
-            state = self.shared.wake.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        state.stopped
+        wait_while(&self.shared.wake, locked(&self.shared.state), duration, |state| !state.stopped).stopped
     }
 
     pub fn wait(&self) {
-        let mut state = self.lock();
-        while !state.stopped {
-            state = self.shared.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
+        self.wait_for(FOREVER);
     }
 
     /// `None` when it has stopped already: then there is nothing to begin.
     pub fn on_stop(&self, cut: impl FnOnce() + Send + 'static) -> Option<Registration> {
-        let mut state = self.lock();
+        let mut state = locked(&self.shared.state);
         if state.stopped {
             return None;
         }
@@ -101,10 +91,6 @@ impl Stop {
         }
         (child, registration)
     }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        locked(&self.shared.state)
-    }
 }
 
 /// Takes its cut out of the set when dropped.
@@ -116,7 +102,7 @@ pub struct Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         // It may hold the last of a socket, whose closing is not for others to wait for.
-        let cut = self.stop.lock().cuts.remove(&self.id);
+        let cut = locked(&self.stop.shared.state).cuts.remove(&self.id);
         drop(cut);
     }
 }

@@ -14,7 +14,6 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
 use std::time::Instant;
 
 use rustls::ClientConfig;
@@ -28,6 +27,7 @@ use unbuffered::Progress;
 use unbuffered::Side;
 use unbuffered::Tls;
 
+use super::connect::no_deadline;
 use super::connect::set_deadline;
 use super::duplex::Duplex;
 use super::duplex::Reader;
@@ -45,12 +45,8 @@ pub const CHUNK: usize = 64 * 1024;
 /// A handshake flight larger than this is an attack.
 const HANDSHAKE_LIMIT: usize = 128 * 1024;
 
-struct Shared {
-    tls: Mutex<Tls>,
-}
-
 pub struct TlsReader {
-    shared: Arc<Shared>,
+    tls: Arc<Mutex<Tls>>,
     source: Reader,
     /// Raw records, `start..end` of it not yet decrypted.
     raw: Vec<u8>,
@@ -63,7 +59,7 @@ pub struct TlsReader {
 }
 
 pub struct TlsWriter {
-    shared: Arc<Shared>,
+    tls: Arc<Mutex<Tls>>,
     sink: Writer,
     out: Outgoing,
 }
@@ -100,9 +96,9 @@ pub fn server(config: &Arc<ServerConfig>, below: Duplex, deadline: Instant) -> i
 
 fn handshake(side: Side, below: Duplex, deadline: Instant) -> io::Result<Established> {
     let Duplex { reader: source, writer: sink, socket } = below;
-    let shared = Arc::new(Shared { tls: Mutex::new(Tls::new(side)) });
-    let mut reader = TlsReader::new(Arc::clone(&shared), source);
-    let mut writer = TlsWriter { shared: Arc::clone(&shared), sink, out: Outgoing::default() };
+    let tls = Arc::new(Mutex::new(Tls::new(side)));
+    let mut reader = TlsReader::new(Arc::clone(&tls), source);
+    let mut writer = TlsWriter { tls: Arc::clone(&tls), sink, out: Outgoing::default() };
     loop {
         let done = reader.decrypt();
         // An alert that says why is owed even when the handshake failed.
@@ -118,22 +114,15 @@ fn handshake(side: Side, below: Duplex, deadline: Instant) -> io::Result<Establi
         }
         reader.fill_raw()?;
     }
-    socket.set_read_timeout(None)?;
-    socket.set_write_timeout(None)?;
-    let peer = shared.lock().peer();
+    no_deadline(&socket)?;
+    let peer = locked(&tls).peer();
     Ok(Established { reader, writer, socket, peer })
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Tls> {
-        locked(&self.tls)
-    }
-}
-
 impl TlsReader {
-    fn new(shared: Arc<Shared>, source: Reader) -> Self {
+    fn new(tls: Arc<Mutex<Tls>>, source: Reader) -> Self {
         let (headers, raw, plain) = Default::default();
-        Self { shared, source, raw, headers, start: 0, end: 0, plain, used: 0, closed: false }
+        Self { tls, source, raw, headers, start: 0, end: 0, plain, used: 0, closed: false }
     }
 
     /// Plaintext that is here, reading more only when there is none. Empty at the end of the stream.
@@ -171,7 +160,7 @@ impl TlsReader {
 
     fn decrypt(&mut self) -> io::Result<Progress> {
         let raw = &mut self.raw[self.start..self.end];
-        let (used, outcome) = self.shared.lock().decrypt(raw, &mut self.plain);
+        let (used, outcome) = locked(&self.tls).decrypt(raw, &mut self.plain);
         self.start += used;
         let outcome = outcome?;
         self.closed |= outcome.closed;
@@ -193,7 +182,7 @@ impl TlsReader {
             count => {
                 let fits = self.headers.fit(&self.raw[self.end..self.end + count]);
                 self.end += count;
-                if fits || !self.shared.lock().speaks_1_3() {
+                if fits || !locked(&self.tls).speaks_1_3() {
                     return Ok(());
                 }
                 Err(io::Error::new(io::ErrorKind::InvalidData, "a record's header was changed"))
@@ -215,7 +204,7 @@ impl Read for TlsReader {
 impl TlsWriter {
     /// Sends what the handshake owes.
     fn pay(&mut self) -> io::Result<()> {
-        let owed = std::mem::take(&mut self.shared.lock().owed);
+        let owed = std::mem::take(&mut locked(&self.tls).owed);
         if owed.is_empty() { Ok(()) } else { self.sink.write_all(&owed) }
     }
 
@@ -232,7 +221,7 @@ impl TlsWriter {
 
     fn send(&mut self, data: Option<&[u8]>) -> io::Result<()> {
         self.out.filled = 0;
-        self.shared.lock().encrypt(data, &mut self.out)?;
+        locked(&self.tls).encrypt(data, &mut self.out)?;
         self.sink.write_all(&self.out.bytes[..self.out.filled])
     }
 }

@@ -6,7 +6,6 @@ use std::net::TcpListener;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
@@ -164,7 +163,8 @@ impl Tunnel {
     pub fn prove(&self) -> Result<Duration> {
         let began = Instant::now();
         let proved = self.shared.prove();
-        *self.shared.told() = proved.as_ref().map_or_else(|error| Told::Down(error.kind), |()| Told::Up);
+        *locked(&self.shared.told) =
+            proved.as_ref().map_or_else(|error| Told::Down(error.kind), |()| Told::Up);
         proved.map(|()| began.elapsed())
     }
 
@@ -182,7 +182,7 @@ impl Tunnel {
     }
 
     pub fn is_up(&self) -> bool {
-        *self.shared.told() == Told::Up
+        *locked(&self.shared.told) == Told::Up
     }
 }
 
@@ -197,10 +197,6 @@ impl Drop for Tunnel {
 }
 
 impl Shared {
-    fn told(&self) -> MutexGuard<'_, Told> {
-        locked(&self.told)
-    }
-
     /// One local connection, from accept to close.
     fn carry(&self, local: &Arc<TcpStream>) {
         look_up(local);
@@ -263,7 +259,7 @@ impl Shared {
         while !self.stop.wait_for(wait) {
             wait = TEND;
             self.pool.tend();
-            if self.pool.total() > 0 && *self.told() == Told::Up {
+            if self.pool.total() > 0 && *locked(&self.told) == Told::Up {
                 continue;
             }
             match self.prove() {
@@ -288,7 +284,7 @@ impl Shared {
             Event::Up => Told::Up,
             Event::Down(error) => Told::Down(error.kind),
         };
-        let before = std::mem::replace(&mut *self.told(), now);
+        let before = std::mem::replace(&mut *locked(&self.told), now);
         if before != now {
             (self.report)(event);
         }

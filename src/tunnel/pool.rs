@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -139,16 +138,16 @@ impl Pool {
     }
 
     pub fn total(&self) -> usize {
-        let state = self.lock();
+        let state = locked(&self.state);
         state.total - state.opening.len()
     }
 
     /// An idle session, else a new one, else one that has become idle while the new one was long in coming.
     pub fn take(self: &Arc<Self>, deadline: Instant) -> Result<Session> {
         let mut leaving = Vec::new();
-        self.lock().wanting += 1;
+        locked(&self.state).wanting += 1;
         let taken = self.wait_for_one(deadline, &mut leaving);
-        let mut state = self.lock();
+        let mut state = locked(&self.state);
         state.wanting -= 1;
         if state.wanting == 0 {
             state.failures.clear();
@@ -159,7 +158,7 @@ impl Pool {
 
     fn wait_for_one(self: &Arc<Self>, deadline: Instant, leaving: &mut Vec<Session>) -> Result<Session> {
         let moment = Instant::now() + MOMENT;
-        let mut state = self.lock();
+        let mut state = locked(&self.state);
         loop {
             if self.stop.is_stopped() {
                 return Err(Error::stopped());
@@ -180,7 +179,7 @@ impl Pool {
                 state.total += 1;
                 drop(state);
                 self.open_aside(now);
-                state = self.lock();
+                state = locked(&self.state);
                 continue;
             }
             let until = if may_open { moment } else { slow }.min(deadline);
@@ -204,7 +203,7 @@ impl Pool {
     }
 
     fn opened(&self, begun: Instant, opened: Result<Session>) {
-        let mut state = self.lock();
+        let mut state = locked(&self.state);
         if let Ok(at) = state.opening.binary_search(&begun) {
             state.opening.remove(at);
         }
@@ -227,7 +226,7 @@ impl Pool {
     /// The session is idle again. After a stop it is dropped instead, or nobody would.
     pub fn give_back(&self, mut session: Session) {
         session.shrink();
-        let mut state = self.lock();
+        let mut state = locked(&self.state);
         if session.is_dead() || self.stop.is_stopped() {
             state.total -= 1;
             drop(state);
@@ -249,7 +248,7 @@ impl Pool {
     }
 
     fn lost_with(&self, is_lost: impl Fn(&Session) -> bool) {
-        let mut state = self.lock();
+        let mut state = locked(&self.state);
         state.total -= 1;
         let (lost, kept) =
             std::mem::take(&mut state.idle).into_iter().partition(|(session, _)| is_lost(session));
@@ -264,7 +263,7 @@ impl Pool {
     pub fn tend(&self) {
         let (mut leaving, mut doubtful) = (Vec::new(), Vec::new());
         {
-            let mut state = self.lock();
+            let mut state = locked(&self.state);
             let mut kept = VecDeque::new();
             let mut standing = state.idle.len();
             while let Some((session, since)) = state.idle.pop_front() {
@@ -285,7 +284,7 @@ impl Pool {
         let asked: Vec<_> = doubtful.into_iter().map(|(mut one, since)| (one.ask(), one, since)).collect();
         for (question, session, since) in asked {
             let alive = question.is_some_and(|question| session.answers(question));
-            let mut state = self.lock();
+            let mut state = locked(&self.state);
             if alive && !self.stop.is_stopped() {
                 state.idle.push_front((session, since));
             } else {
@@ -301,14 +300,10 @@ impl Pool {
         self.changed.notify_all();
         self.crew.join(|| ());
         let idle = {
-            let mut state = self.lock();
+            let mut state = locked(&self.state);
             state.total -= state.idle.len();
             std::mem::take(&mut state.idle)
         };
         drop(idle);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        locked(&self.state)
     }
 }
