@@ -37,6 +37,7 @@ use crate::net::connect::DEADLINE;
 use crate::net::connect::set_deadline;
 use crate::net::crew::Crew;
 use crate::net::duplex::Duplex;
+use crate::net::http;
 use crate::net::http::Conversation;
 use crate::net::http::Unheard;
 use crate::net::serve::Server;
@@ -106,7 +107,7 @@ pub fn start(
         hire: each(move |stream, _| serving.serve(&stream)),
         idle: None,
         cut: shut,
-        turn_away: Box::new(|stream| drop(turn_away(stream))),
+        turn_away,
     };
     let server = Server::start(listener, service, &stop)?;
     let (own, sweeping) = (stop.clone(), Arc::clone(core));
@@ -134,13 +135,10 @@ impl Drop for RunningHub {
     }
 }
 
-/// The answer to one connection too many, in the clear and without waiting.
-fn turn_away(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nonblocking(true)?;
-    let mut out = Vec::new();
-    Reply::error(503, "The hub has too many connections", "Try again in a moment")
-        .write_into(&mut out, false, false);
-    io::Write::write_all(&mut &*stream, &out)
+/// The answer to one connection too many.
+fn turn_away(stream: &TcpStream) {
+    let reply = Reply::error(503, "The hub has too many connections", "Try again in a moment");
+    http::turn_away(stream, &reply);
 }
 
 impl Front {
@@ -156,7 +154,8 @@ impl Front {
         let guest = self.guests.receive(address);
         if guest.is_none() && !self.core.settings.behind_proxy {
             self.core.refused("too-many-from-one-address");
-            return turn_away(stream);
+            turn_away(stream);
+            return Ok(());
         }
         let plain = Duplex::plain(Arc::clone(stream));
         set_deadline(stream, deadline)?;

@@ -4,6 +4,7 @@
 use std::io;
 use std::io::Read;
 use std::io::Write;
+use std::net::TcpStream;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -196,6 +197,13 @@ fn read_body(
             return ended.map(|()| body).map_err(|_| BodyTrouble::Io(io::ErrorKind::UnexpectedEof.into()));
         }
     }
+}
+
+/// Says in the clear, without waiting for anything, why a connection is not served.
+pub fn turn_away(mut stream: &TcpStream, reply: &Reply) {
+    let mut out = Vec::new();
+    reply.write_into(&mut out, false, false);
+    let _ = stream.set_nonblocking(true).and_then(|()| stream.write_all(&out));
 }
 
 /// What a client asks.

@@ -1,8 +1,5 @@
 //! The joiner's side: a loopback listener whose connections go to one service.
 
-use std::io;
-use std::net::Ipv4Addr;
-use std::net::TcpListener;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -23,10 +20,10 @@ use crate::error::Result;
 use crate::model::backoff::Backoff;
 use crate::net::connect::DEADLINE;
 use crate::net::crew::Crew;
+use crate::net::serve::Bound;
 use crate::net::serve::Server;
 use crate::net::serve::Service;
 use crate::net::serve::each;
-use crate::net::serve::on_loopback;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
 use crate::os::lock::locked;
@@ -89,29 +86,6 @@ struct Shared {
     wake: Stop,
 }
 
-/// A loopback port, taken on both loopback addresses so that `localhost` means it either way.
-pub struct Bound {
-    pub port: u16,
-    listeners: Vec<TcpListener>,
-}
-
-impl Bound {
-    /// The first of `ports` that is free. `None` when none is.
-    pub fn first_free(ports: impl IntoIterator<Item = u16>) -> Option<Self> {
-        ports.into_iter().find_map(|port| Self::take(port).ok())
-    }
-
-    /// For a port that the hub lists, which stands for 127.0.0.1.
-    pub fn take_v4(port: u16) -> io::Result<Self> {
-        Ok(Self { port, listeners: vec![TcpListener::bind((Ipv4Addr::LOCALHOST, port))?] })
-    }
-
-    pub fn take(port: u16) -> io::Result<Self> {
-        let (port, listeners) = on_loopback(port)?;
-        Ok(Self { port, listeners })
-    }
-}
-
 impl Tunnel {
     /// Listens at once; whether the service answers is seen when somebody connects.
     pub fn start(bound: Bound, opener: Opener, admit: Admit, report: Report, stop: &Stop) -> Result<Self> {
@@ -149,7 +123,7 @@ impl Tunnel {
                 hire: each(move |local, _| if admit(&local) { own.carry(&local) } else { break_off(&local) }),
                 idle: None,
                 cut: break_off,
-                turn_away: Box::new(break_off),
+                turn_away: break_off,
             };
             Server::start(listener, service, &self.stop)
         });
