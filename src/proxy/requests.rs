@@ -201,6 +201,6 @@ impl Judge<'_> {
             return Decision::Dial(outside, port);
         }
         let hint = "CONNECT reaches known services only; to open another host: connect proxy start --connect-allow HOST:PORT";
-        Decision::Say(refusal::plain(404, "Host not found", hint))
+        Decision::Say(Reply::error(404, "Host not found", hint))
     }
 }

@@ -16,6 +16,7 @@ use crate::net::connect::no_deadline;
 use crate::net::duplex::Duplex;
 use crate::net::relay;
 use crate::wire::reply::CONNECTED;
+use crate::wire::reply::Reply;
 
 /// How long a CONNECT's client has for its first byte, which tells TLS from anything else. Protocols in which the server
 /// speaks first wait this long once.
@@ -59,7 +60,7 @@ pub fn dial(it: &mut Connection<'_>, host: &str, port: u16) -> Next {
         }
         Err(error) => {
             log::debug!("{error}");
-            it.say(&refusal::plain(502, &format!("{host}:{port} does not answer"), ""))
+            it.say(&Reply::error(502, &format!("{host}:{port} does not answer"), ""))
         }
     }
 }
