@@ -28,7 +28,6 @@ use super::guests::Guest;
 use super::guests::Guests;
 use super::relay;
 use super::tunnels::TunnelOpener;
-use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::access::Action;
 use crate::model::version;
@@ -112,12 +111,11 @@ pub fn start(
     let server = Server::start(listener, service, &stop)?;
     let (own, sweeping) = (stop.clone(), Arc::clone(core));
     let crew = Crew::default();
-    let swept = crew.spawn("hub-sweep", move || {
+    crew.spawn("hub-sweep", move || {
         while !own.wait_for(SWEEP) {
             sweeping.sweep();
         }
-    });
-    swept.or_say(|| "Cannot start a thread")?;
+    })?;
     let note = core.settings.data.join("hub.json");
     let how = json!({ "address": server.address().to_string(), "pin": core.ca.pin().to_string(), "token": core.local_token });
     files::write(&note, how.to_string().as_bytes())?;

@@ -14,7 +14,6 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
-use std::thread::JoinHandle;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -22,7 +21,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::connect::set_deadline;
-use super::crew;
+use super::crew::Crew;
 use super::duplex::Duplex;
 use super::duplex::Reader;
 use super::duplex::Writer;
@@ -41,7 +40,8 @@ const QUEUE: usize = 1024;
 pub struct Channel {
     lines: BufReader<Reader>,
     outgoing: Outgoing,
-    writer: Option<JoinHandle<()>>,
+    /// Who writes.
+    crew: Crew,
     socket: Arc<TcpStream>,
 }
 
@@ -70,8 +70,9 @@ impl Channel {
         socket.set_write_timeout(Some(WRITE_PATIENCE))?;
         let outgoing = Outgoing { queue: Arc::default() };
         let (queue, cut) = (outgoing.clone(), Arc::clone(&socket));
-        let writer = crew::spawn("control-send", move || queue.write_all_to(writer, &cut))?;
-        Ok(Self { lines: BufReader::new(reader), outgoing, writer: Some(writer), socket })
+        let crew = Crew::default();
+        crew.spawn("control-send", move || queue.write_all_to(writer, &cut)).map_err(io::Error::other)?;
+        Ok(Self { lines: BufReader::new(reader), outgoing, crew, socket })
     }
 
     pub fn outgoing(&self) -> Outgoing {
@@ -120,9 +121,7 @@ impl Drop for Channel {
     fn drop(&mut self) {
         self.outgoing.close();
         let _ = self.socket.shutdown(Shutdown::Read);
-        if let Some(writer) = self.writer.take() {
-            let _ = writer.join();
-        }
+        self.crew.join(|| ());
     }
 }
 

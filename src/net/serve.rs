@@ -119,7 +119,7 @@ impl Server {
         let waker = Arc::clone(&shared);
         // The cut for `accept`: a connection of our own, after the flag is set.
         let woken = shared.stop.on_stop(move || waker.wake());
-        Shared::spawn(&shared).or_say(|| "Cannot start a thread")?;
+        Shared::spawn(&shared)?;
         Ok(Self { shared, _registrations: [registration, woken] })
     }
 
@@ -148,7 +148,7 @@ impl Shared {
         let _ = TcpStream::connect_timeout(&address, Duration::from_millis(100));
     }
 
-    fn spawn(shared: &Arc<Self>) -> io::Result<()> {
+    fn spawn(shared: &Arc<Self>) -> Result<()> {
         shared.accepting.fetch_add(1, Ordering::SeqCst);
         shared.threads.fetch_add(1, Ordering::SeqCst);
         let own = Arc::clone(shared);
@@ -207,9 +207,7 @@ impl Shared {
         }
         let full = self.threads.load(Ordering::SeqCst) > self.service.limit;
         let spawned = !full
-            && Self::spawn(self)
-                .inspect_err(|error| log::warn!("{}: cannot start a thread: {error}", self.service.name))
-                .is_ok();
+            && Self::spawn(self).inspect_err(|error| log::warn!("{}: {error}", self.service.name)).is_ok();
         if !spawned {
             self.accepting.fetch_add(1, Ordering::SeqCst);
             (self.service.turn_away)(stream);

@@ -130,7 +130,7 @@ impl Agent {
             stop,
         });
         let own = Arc::clone(&shared);
-        shared.crew.spawn("agent", move || own.run()).or_say(|| "Cannot start a thread")?;
+        shared.crew.spawn("agent", move || own.run())?;
         Ok(Self { shared, _registration: registration })
     }
 

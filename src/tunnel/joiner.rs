@@ -15,7 +15,6 @@ use super::pool::SESSIONS;
 use super::session::Carried;
 use crate::error::Error;
 use crate::error::Kind;
-use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::backoff::Backoff;
 use crate::net::connect::DEADLINE;
@@ -109,7 +108,7 @@ impl Tunnel {
         });
         let own = Arc::clone(&shared);
         let (servers, crew) = (Vec::new(), Crew::default());
-        crew.spawn("tunnel-keeper", move || own.keep()).or_say(|| "Cannot start a thread")?;
+        crew.spawn("tunnel-keeper", move || own.keep())?;
         Ok(Self { port: 0, admit, shared, stop, servers, crew, _registration: registration })
     }
 

@@ -197,8 +197,8 @@ impl Pool {
         let spawned = self.crew.spawn("session-open", move || {
             own.opened(begun, own.opener.open(&own.bytes, &own.stop));
         });
-        if spawned.is_err() {
-            self.opened(begun, spawned.or_say(|| "Cannot start a thread").and(Err(Error::new("No session"))));
+        if let Err(error) = spawned {
+            self.opened(begun, Err(error));
         }
     }
 
