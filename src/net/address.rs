@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::target::parse_port;
+use crate::wire::message::percent_decoded;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HubUrl {
@@ -114,28 +115,8 @@ fn parse_proxy(text: &str) -> Option<ProxyServer> {
         None => (None, rest.trim_end_matches('/')),
     };
     let (host, port) = split_host_port(address, 3128)?;
-    let authorization = user.map(|user| format!("Basic {}", STANDARD.encode(percent_decoded(user))));
+    let authorization = user.map(|user| format!("Basic {}", STANDARD.encode(percent_decoded(user).0)));
     Some(ProxyServer { host, port, authorization })
-}
-
-fn percent_decoded(text: &str) -> Vec<u8> {
-    let bytes = text.as_bytes();
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let hex = bytes.get(at + 1..at + 3).and_then(|pair| std::str::from_utf8(pair).ok());
-        match hex.filter(|_| bytes[at] == b'%').and_then(|pair| u8::from_str_radix(pair, 16).ok()) {
-            Some(byte) => {
-                decoded.push(byte);
-                at += 3;
-            }
-            None => {
-                decoded.push(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    decoded
 }
 
 /// `NO_PROXY` as curl reads it: `*`, names with all their subdomains, addresses, and networks like `10.0.0.0/8`.
