@@ -5,7 +5,6 @@ use std::io::Read;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::time::Instant;
 
@@ -74,13 +73,9 @@ impl fmt::Debug for Dialer {
 }
 
 impl Dialer {
-    pub fn hubs(&self) -> MutexGuard<'_, Hubs> {
-        locked(&self.hubs)
-    }
-
     pub fn dial_plain(&self, url: &HubUrl, deadline: Instant) -> Result<(Duplex, Registration)> {
         let left = deadline.saturating_duration_since(Instant::now());
-        let share = if self.hubs().list.len() > 1 { left / SHARE } else { left };
+        let share = if locked(&self.hubs).list.len() > 1 { left / SHARE } else { left };
         let dialled = dial_hub(&url.host, url.port, Instant::now() + share, &self.stop);
         let socket = dialled
             .map_err(|error| unreachable_hub(url, error.to_string()).hint(error.hint.unwrap_or_default()))?;

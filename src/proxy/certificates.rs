@@ -54,7 +54,7 @@ const TERMS: Terms = Terms {
 };
 
 pub struct Certificates {
-    config: Arc<ServerConfig>,
+    pub config: Arc<ServerConfig>,
     /// Of our own making; not with `--cert`.
     own: Option<Own>,
 }
@@ -94,10 +94,6 @@ impl Certificates {
                 .hint("Give the key that the certificate was made for")
         })?;
         Ok(Self { config: config_with(Arc::new(SingleCertAndKey::from(certified)))?, own: None })
-    }
-
-    pub fn config(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.config)
     }
 
     /// Whether the CA was made just now; `None` when there is none.

@@ -70,7 +70,7 @@ pub fn serve(visit: Visit<'_>, stream: Duplex, secure: bool) -> io::Result<()> {
 /// The same connection inside TLS, which ends here.
 pub fn in_tls(front: &Front, below: Duplex) -> io::Result<Duplex> {
     let certificates = front.certificates().map_err(io::Error::other)?;
-    Ok(tls::server(&certificates.config(), below, Instant::now() + DEADLINE)?.into_duplex())
+    Ok(tls::server(&certificates.config, below, Instant::now() + DEADLINE)?.into_duplex())
 }
 
 impl Connection<'_> {

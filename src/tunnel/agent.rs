@@ -5,7 +5,6 @@ use std::io;
 use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -135,7 +134,7 @@ impl Agent {
     }
 
     pub fn expose(&self, exposure: Exposure) {
-        let mut exposures = self.shared.exposures();
+        let mut exposures = locked(&self.shared.exposures);
         if let Some(channel) = &exposures.channel {
             channel.send(&expose_message(&exposure));
         }
@@ -143,7 +142,7 @@ impl Agent {
     }
 
     pub fn withdraw(&self, name: &Name) {
-        let mut exposures = self.shared.exposures();
+        let mut exposures = locked(&self.shared.exposures);
         let gone = exposures.all.extract_if(.., |one| one.exposure.name == *name);
         let gone: Vec<String> = gone.filter_map(|one| one.service).collect();
         if let Some(channel) = &exposures.channel {
@@ -153,7 +152,7 @@ impl Agent {
 
     /// With what each has carried.
     pub fn figures(&self) -> Vec<(Exposure, Arc<Figures>)> {
-        let exposures = self.shared.exposures();
+        let exposures = locked(&self.shared.exposures);
         exposures.all.iter().map(|one| (one.exposure.clone(), Arc::clone(&one.figures))).collect()
     }
 }
@@ -180,10 +179,6 @@ struct Announced {
 }
 
 impl Shared {
-    fn exposures(&self) -> MutexGuard<'_, Exposures> {
-        locked(&self.exposures)
-    }
-
     fn run(self: &Arc<Self>) {
         let retrying = self.hub.for_retries(RETRY);
         let mut backoff = Backoff::default();
@@ -201,7 +196,7 @@ impl Shared {
                 }
                 self.listen(&mut channel, &at)
             });
-            self.exposures().channel = None;
+            locked(&self.exposures).channel = None;
             if self.stop.is_stopped() {
                 return;
             }
@@ -226,7 +221,7 @@ impl Shared {
             Ok(_) => return Err(Error::new("The hub does not speak the control protocol")),
             Err(error) => return Err(gone(error)),
         }
-        let mut exposures = self.exposures();
+        let mut exposures = locked(&self.exposures);
         for one in &exposures.all {
             outgoing.send(&expose_message(&one.exposure));
         }
@@ -248,7 +243,7 @@ impl Shared {
         }
         let _ = channel.socket().set_write_timeout(Some(FAREWELL));
         let services: Vec<String> =
-            self.exposures().all.iter().filter_map(|one| one.service.clone()).collect();
+            locked(&self.exposures).all.iter().filter_map(|one| one.service.clone()).collect();
         services.into_iter().for_each(|service| _ = outgoing.send(&ToHub::Withdraw { service }));
         Ok(())
     }
@@ -273,7 +268,7 @@ impl Shared {
     }
 
     fn exposed(&self, name: Name, service: String, tunnel_port: Option<u16>) {
-        let mut exposures = self.exposures();
+        let mut exposures = locked(&self.exposures);
         let Some(one) = exposures.all.iter_mut().find(|one| one.exposure.name == name) else { return };
         one.service = Some(service.clone());
         drop(exposures);
@@ -288,8 +283,7 @@ impl Shared {
         outgoing: &Outgoing,
     ) -> std::result::Result<(), String> {
         let meant = |one: &&Exposed| one.service.as_deref() == Some(service);
-        let found = self
-            .exposures()
+        let found = locked(&self.exposures)
             .all
             .iter()
             .find(meant)
