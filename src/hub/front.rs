@@ -43,7 +43,6 @@ use crate::net::serve::Server;
 use crate::net::serve::Service;
 use crate::net::serve::each;
 use crate::net::serve::shut;
-use crate::net::stop::Registration;
 use crate::net::stop::Stop;
 use crate::net::tls;
 use crate::os::files;
@@ -71,7 +70,6 @@ pub struct RunningHub {
     member: Option<fleet::Member>,
     stop: Stop,
     note: PathBuf,
-    _registration: Option<Registration>,
 }
 
 struct Front {
@@ -90,7 +88,7 @@ pub fn start(
     url: &str,
     stop: &Stop,
 ) -> Result<RunningHub> {
-    let (stop, registration) = stop.child();
+    let stop = stop.child();
     let member = fleet::join(core, url, &stop)?;
     let front = Arc::new(Front {
         tls: ca::base_config(&core.ca)?,
@@ -119,7 +117,7 @@ pub fn start(
     let note = core.settings.data.join("hub.json");
     let how = json!({ "address": server.address().to_string(), "pin": core.ca.pin().to_string(), "token": core.local_token });
     files::write(&note, how.to_string().as_bytes())?;
-    Ok(RunningHub { front, server: Some(server), crew, member, stop, note, _registration: registration })
+    Ok(RunningHub { front, server: Some(server), crew, member, stop, note })
 }
 
 impl Drop for RunningHub {

@@ -94,7 +94,7 @@ pub fn shut(stream: &TcpStream) {
 
 pub struct Server {
     shared: Arc<Shared>,
-    _registrations: [Option<Registration>; 2],
+    _woken: Option<Registration>,
 }
 
 struct Shared {
@@ -111,7 +111,7 @@ impl Server {
     /// Serves until `stop`, or until it is dropped. Every connection is cut then.
     pub fn start(listener: TcpListener, service: Service, stop: &Stop) -> Result<Self> {
         let address = listener.local_addr().or_say(|| "Cannot tell the listener's address")?;
-        let (own, registration) = stop.child();
+        let own = stop.child();
         socket::lengthen_queue(&listener);
         socket::limit_accept(&listener, service.idle);
         let (accepting, threads, crew) = Default::default();
@@ -120,7 +120,7 @@ impl Server {
         // The cut for `accept`: a connection of our own, after the flag is set.
         let woken = shared.stop.on_stop(move || waker.wake());
         Shared::spawn(&shared)?;
-        Ok(Self { shared, _registrations: [registration, woken] })
+        Ok(Self { shared, _woken: woken })
     }
 
     pub fn address(&self) -> SocketAddr {

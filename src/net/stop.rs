@@ -12,6 +12,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 type Cut = Box<dyn FnOnce() + Send>;
@@ -25,6 +26,8 @@ pub struct Stop {
 struct Shared {
     state: Mutex<State>,
     wake: Condvar,
+    /// Of a child with its parent, for as long as anybody has the child.
+    parent: OnceLock<Registration>,
 }
 
 #[derive(Default)]
@@ -82,14 +85,15 @@ impl Stop {
     }
 
     /// Stops when this does, or alone.
-    pub fn child(&self) -> (Self, Option<Registration>) {
+    pub fn child(&self) -> Self {
         let child = Self::new();
-        let inner = child.clone();
-        let registration = self.on_stop(move || inner.stop());
-        if registration.is_none() {
-            child.stop();
+        // A parent does not keep its children: each takes itself out when nobody has it any more.
+        let weak = Arc::downgrade(&child.shared);
+        match self.on_stop(move || weak.upgrade().into_iter().for_each(|shared| Self { shared }.stop())) {
+            Some(registration) => drop(child.shared.parent.set(registration)),
+            None => child.stop(),
         }
-        (child, registration)
+        child
     }
 }
 
@@ -134,12 +138,21 @@ mod tests {
     }
 
     #[test]
+    fn a_parent_forgets_a_child_that_nobody_has_any_more() {
+        let parent = Stop::new();
+        let child = parent.child();
+        assert_eq!(locked(&parent.shared.state).cuts.len(), 1);
+        drop(child);
+        assert!(locked(&parent.shared.state).cuts.is_empty());
+    }
+
+    #[test]
     fn a_child_stops_with_its_parent_and_not_the_other_way_round() {
         let parent = Stop::new();
-        let ((alone, _a), (with, _b)) = (parent.child(), parent.child());
+        let (alone, with) = (parent.child(), parent.child());
         alone.stop();
         assert!(alone.is_stopped() && !parent.is_stopped());
         parent.stop();
-        assert!(with.is_stopped() && parent.child().0.is_stopped());
+        assert!(with.is_stopped() && parent.child().is_stopped());
     }
 }

@@ -36,7 +36,6 @@ use crate::net::serve::Server;
 use crate::net::serve::Service;
 use crate::net::serve::Worker;
 use crate::net::serve::shut;
-use crate::net::stop::Registration;
 use crate::net::stop::Stop;
 use crate::net::trust;
 use crate::os::secret;
@@ -61,12 +60,11 @@ pub struct Proxy {
     pub front: Arc<Front>,
     servers: Vec<Server>,
     stop: Stop,
-    _registration: Option<Registration>,
 }
 
 impl Proxy {
     pub fn start(bound: Bound, table: Table, settings: Settings, stop: &Stop) -> Result<Self> {
-        let (stop, registration) = stop.child();
+        let stop = stop.child();
         let front = Arc::new(Front {
             settings,
             table,
@@ -93,7 +91,7 @@ impl Proxy {
             Server::start(listener, service, &stop)
         });
         let servers = servers.collect::<Result<_>>()?;
-        Ok(Self { front, servers, stop, _registration: registration })
+        Ok(Self { front, servers, stop })
     }
 }
 

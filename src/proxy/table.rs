@@ -16,7 +16,6 @@ use crate::error::Result;
 use crate::model::record::Protocol;
 use crate::model::route::Route as Listed;
 use crate::net::crew::Crew;
-use crate::net::stop::Registration;
 use crate::net::stop::Stop;
 use crate::os::lock::locked;
 use crate::state::home::Home;
@@ -118,7 +117,6 @@ pub struct Table {
     shared: Arc<Shared>,
     stop: Stop,
     keepers: Crew,
-    _registration: Option<Registration>,
 }
 
 struct Shared {
@@ -175,8 +173,8 @@ impl Table {
             current: RwLock::default(),
             known: Mutex::default(),
         });
-        let (stop, registration) = stop.child();
-        let table = Self { shared, stop, keepers: Crew::default(), _registration: registration };
+        let stop = stop.child();
+        let table = Self { shared, stop, keepers: Crew::default() };
         let local = table.keep("proxy-routes", LOCAL_POLL, Shared::look_at_files)?;
         let _ = local.recv_timeout(HUB_POLL);
         if table.shared.ask_hub.is_some() {

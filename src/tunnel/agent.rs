@@ -33,7 +33,6 @@ use crate::net::channel::Outgoing;
 use crate::net::connect::DEADLINE;
 use crate::net::crew::Crew;
 use crate::net::identity::Identity;
-use crate::net::stop::Registration;
 use crate::net::stop::Stop;
 use crate::net::tls;
 use crate::net::trust;
@@ -86,7 +85,6 @@ pub struct Myself {
 
 pub struct Agent {
     shared: Arc<Shared>,
-    _registration: Option<Registration>,
 }
 
 struct Shared {
@@ -116,7 +114,7 @@ struct Exposed {
 
 impl Agent {
     pub fn start(hub: Arc<Hub>, myself: &Myself, report: Report, stop: &Stop) -> Result<Self> {
-        let (stop, registration) = stop.child();
+        let stop = stop.child();
         let fingerprint = myself.identity.fingerprint;
         let shared = Arc::new(Shared {
             hub,
@@ -130,7 +128,7 @@ impl Agent {
         });
         let own = Arc::clone(&shared);
         shared.crew.spawn("agent", move || own.run())?;
-        Ok(Self { shared, _registration: registration })
+        Ok(Self { shared })
     }
 
     pub fn expose(&self, exposure: Exposure) {

@@ -23,7 +23,6 @@ use crate::net::serve::Bound;
 use crate::net::serve::Server;
 use crate::net::serve::Service;
 use crate::net::serve::each;
-use crate::net::stop::Registration;
 use crate::net::stop::Stop;
 use crate::os::lock::locked;
 use crate::os::secret;
@@ -73,7 +72,6 @@ pub struct Tunnel {
     stop: Stop,
     servers: Vec<Server>,
     crew: Crew,
-    _registration: Option<Registration>,
 }
 
 struct Shared {
@@ -97,7 +95,7 @@ impl Tunnel {
     /// that were taken before could be the very one that the service has yet to take, on a machine that is
     /// agent and joiner both; the tunnel would lead into itself.
     pub fn new(opener: Opener, admit: Admit, report: Report, stop: &Stop) -> Result<Self> {
-        let (stop, registration) = stop.child();
+        let stop = stop.child();
         let pool = Arc::new(Pool::new(opener, stop.clone()));
         let shared = Arc::new(Shared {
             pool,
@@ -109,7 +107,7 @@ impl Tunnel {
         let own = Arc::clone(&shared);
         let (servers, crew) = (Vec::new(), Crew::default());
         crew.spawn("tunnel-keeper", move || own.keep())?;
-        Ok(Self { port: 0, admit, shared, stop, servers, crew, _registration: registration })
+        Ok(Self { port: 0, admit, shared, stop, servers, crew })
     }
 
     pub fn listen(&mut self, bound: Bound) -> Result<()> {
