@@ -13,7 +13,6 @@ use rustls::CertificateError::ExpiredContext;
 use rustls::CertificateError::NotValidYet;
 use rustls::CertificateError::NotValidYetContext;
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
 use ureq::config::Config;
 use ureq::http::Uri;
 use ureq::unversioned::resolver::ResolvedSocketAddrs;
@@ -27,7 +26,6 @@ use ureq::unversioned::transport::Transport;
 
 use crate::error::Error;
 use crate::error::Kind;
-use crate::error::OrSay;
 use crate::error::Result;
 use crate::net::address::HubUrl;
 use crate::net::connect::DEADLINE;
@@ -85,11 +83,8 @@ impl Dialer {
 
     pub fn dial(&self, url: &HubUrl, deadline: Instant) -> Result<(Duplex, Registration)> {
         let (below, cut) = self.dial_plain(url, deadline)?;
-        let host = &url.host;
-        let name = ServerName::try_from(host.clone()).or_say(|| format!("{host} cannot be a host's name"))?;
-        let established =
-            tls::client(&self.tls, name, below, deadline).map_err(|error| distrust(url, &error))?;
-        Ok((established.into_duplex(), cut))
+        let established = tls::client(&self.tls, &url.host, below, deadline);
+        Ok((established.map_err(|error| distrust(url, &error))?.into_duplex(), cut))
     }
 }
 

@@ -5,7 +5,6 @@
 use std::time::Duration;
 use std::time::Instant;
 
-use rustls::pki_types::ServerName;
 use serde_json::Value;
 use serde_json::json;
 
@@ -64,8 +63,7 @@ fn connect(core: &Core, hub: &str, is_tls: bool, deadline: Instant) -> Result<(D
     if !is_tls {
         return Ok((plain, cut));
     }
-    let name = ServerName::try_from(url.host.clone()).or_say(|| "This hub has no name")?;
-    let proved = tls::client(&fleet.tls, name, plain, deadline);
+    let proved = tls::client(&fleet.tls, &url.host, plain, deadline);
     Ok((proved.or_say(|| format!("{hub} did not prove that it is of this fleet"))?.into_duplex(), cut))
 }
 
@@ -93,8 +91,13 @@ pub fn ask(call: &Call<'_>, asked: &AskSession, service: &Service, hub: &str) ->
     // What the joiner speaks is for the agent to judge, not what this hub does.
     let speaks = call.request.field(version::FIELD).map(|speaks| (version::FIELD, speaks));
     let fields: Vec<_> = [("x-api-key", key)].into_iter().chain(speaks).collect();
-    let ask =
-        Ask { method: "POST", path: "/v1/sessions", host: "hub", fields: &fields, body: Some(body.into()) };
+    let ask = Ask {
+        method: "POST",
+        path: "/v1/sessions",
+        host: "hub",
+        fields: &fields,
+        body: Some(body.as_bytes()),
+    };
     let answer = self::call(core, hub, &ask).map_err(|error| {
         log::debug!("a session cannot be carried: {error}");
         offline(service)

@@ -81,10 +81,11 @@ impl Established {
 
 pub fn client(
     config: &Arc<ClientConfig>,
-    name: ServerName<'static>,
+    host: &str,
     below: Duplex,
     deadline: Instant,
 ) -> io::Result<Established> {
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
     let connection = UnbufferedClientConnection::new(Arc::clone(config), name).map_err(io::Error::other)?;
     handshake(Side::Client(connection), below, deadline)
 }
@@ -290,9 +291,8 @@ mod tests {
 
         let socket = Arc::new(TcpStream::connect(address).unwrap());
         let deadline = Instant::now() + Duration::from_secs(20);
-        let name = ServerName::try_from("localhost").unwrap();
         let below = Duplex::plain(Arc::clone(&socket));
-        let mut it = client(&trust::anyone().unwrap(), name, below, deadline).unwrap();
+        let mut it = client(&trust::anyone().unwrap(), "localhost", below, deadline).unwrap();
         // The first part is here, and read, before anything is written.
         socket.peek(&mut [0]).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();

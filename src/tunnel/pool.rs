@@ -10,7 +10,6 @@ use std::time::Duration;
 use std::time::Instant;
 
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
 
 use super::session::FRESH;
 use super::session::Session;
@@ -20,7 +19,6 @@ use crate::error::Error;
 use crate::error::Kind;
 use crate::error::OrSay;
 use crate::error::Result;
-use crate::model::fingerprint::Fingerprint;
 use crate::net::connect::DEADLINE;
 use crate::net::crew::Crew;
 use crate::net::identity::Identity;
@@ -67,8 +65,9 @@ impl Opener {
         (self.approve)(&granted)?;
         let below = self.hub.relay(&at, &granted.relay, &granted.ticket, deadline)?;
         let _cut = stop.attach(&below.socket).ok_or_else(Error::stopped)?;
-        let name = name_for(granted.agent_fingerprint)?;
-        let established = tls::client(&self.tls, name, below, deadline).map_err(|error| {
+        // Under this name rustls remembers the agent for resumption; it is not what makes it believed.
+        let name = format!("{}.agent", granted.agent_fingerprint.pin());
+        let established = tls::client(&self.tls, &name, below, deadline).map_err(|error| {
             Error::new(format!("The agent of {} does not answer", granted.name))
                 .because(error)
                 .kind(Kind::Unreachable)
@@ -79,11 +78,6 @@ impl Opener {
         }
         Session::start(established, Arc::clone(bytes), stop).or_say(|| "Cannot start a session")
     }
-}
-
-/// The name under which rustls remembers an agent for resumption; it is not what makes it believed.
-fn name_for(agent: Fingerprint) -> Result<ServerName<'static>> {
-    ServerName::try_from(format!("{}.agent", agent.pin())).or_say(|| "Cannot name the agent")
 }
 
 pub struct Pool {
