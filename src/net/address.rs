@@ -191,6 +191,8 @@ mod tests {
         assert_eq!(proxy.authorization.as_deref(), Some("Basic bWU6cEBzcw=="));
         assert_eq!(parse_proxy("proxy").unwrap().port, 3128);
         assert_eq!(parse_proxy("socks5://proxy"), None);
+        let raw = parse_proxy("http://me:100%%40@proxy.example:8080/").unwrap();
+        assert_eq!(raw.authorization, Some(format!("Basic {}", STANDARD.encode("me:100%@"))));
     }
 
     #[test]
