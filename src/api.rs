@@ -102,7 +102,7 @@ impl Hub {
 
     /// The hubs of the fleet, as far as they are known, the one that is meant first.
     pub fn fleet(&self) -> Vec<HubUrl> {
-        self.dialer.hubs().list.clone()
+        locked(&self.dialer.hubs).list.clone()
     }
 
     /// A hub says where else its fleet is. Each has to prove the pin before it is believed.
@@ -110,7 +110,7 @@ impl Hub {
         if !self.knows_fleet || urls.is_empty() {
             return;
         }
-        let mut hubs = self.dialer.hubs();
+        let mut hubs = locked(&self.dialer.hubs);
         let now = hubs.list[hubs.at].clone();
         let given = hubs.given;
         hubs.list.truncate(given);

@@ -40,6 +40,16 @@ impl Error {
         Self::new(what).kind(Kind::Usage)
     }
 
+    /// On the command line stands this text, which `is not a port`.
+    pub fn misread(text: &str, what: &str) -> Self {
+        Self::usage(format!("`{}` {what}", text.escape_debug()))
+    }
+
+    /// On the command line stands the name of a `role`, a `store` … that there is none of.
+    pub fn unknown(what: &str, name: &str) -> Self {
+        Self::usage(format!("There is no {what} `{}`", name.escape_debug()))
+    }
+
     /// Ctrl-C, or the end of whoever wanted it.
     pub fn stopped() -> Self {
         Self::new("Stopped").kind(Kind::Interrupted)

@@ -16,6 +16,7 @@ use crate::model::version;
 use crate::model::version::Version;
 use crate::net::address::HubUrl;
 use crate::net::http;
+use crate::os::lock::locked;
 use crate::wire::message::one_line;
 
 /// Lists of thousands of services are larger than any other answer.
@@ -29,7 +30,7 @@ impl Hub {
         call: impl Fn(&HubUrl) -> std::result::Result<T, Missed>,
     ) -> Result<(T, HubUrl)> {
         let (list, first) = {
-            let hubs = self.dialer.hubs();
+            let hubs = locked(&self.dialer.hubs);
             (hubs.list.clone(), hubs.at)
         };
         let mut missed = None;
@@ -37,7 +38,7 @@ impl Hub {
             let at = &list[(first + step) % list.len()];
             match call(at) {
                 Ok(done) => {
-                    let mut hubs = self.dialer.hubs();
+                    let mut hubs = locked(&self.dialer.hubs);
                     hubs.at = hubs.list.iter().position(|url| url == at).unwrap_or(0);
                     return Ok((done, at.clone()));
                 }

@@ -5,7 +5,6 @@ use std::io::Read;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::time::Instant;
 
@@ -14,7 +13,6 @@ use rustls::CertificateError::ExpiredContext;
 use rustls::CertificateError::NotValidYet;
 use rustls::CertificateError::NotValidYetContext;
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
 use ureq::config::Config;
 use ureq::http::Uri;
 use ureq::unversioned::resolver::ResolvedSocketAddrs;
@@ -28,7 +26,6 @@ use ureq::unversioned::transport::Transport;
 
 use crate::error::Error;
 use crate::error::Kind;
-use crate::error::OrSay;
 use crate::error::Result;
 use crate::net::address::HubUrl;
 use crate::net::connect::DEADLINE;
@@ -74,13 +71,9 @@ impl fmt::Debug for Dialer {
 }
 
 impl Dialer {
-    pub fn hubs(&self) -> MutexGuard<'_, Hubs> {
-        locked(&self.hubs)
-    }
-
     pub fn dial_plain(&self, url: &HubUrl, deadline: Instant) -> Result<(Duplex, Registration)> {
         let left = deadline.saturating_duration_since(Instant::now());
-        let share = if self.hubs().list.len() > 1 { left / SHARE } else { left };
+        let share = if locked(&self.hubs).list.len() > 1 { left / SHARE } else { left };
         let dialled = dial_hub(&url.host, url.port, Instant::now() + share, &self.stop);
         let socket = dialled
             .map_err(|error| unreachable_hub(url, error.to_string()).hint(error.hint.unwrap_or_default()))?;
@@ -90,11 +83,8 @@ impl Dialer {
 
     pub fn dial(&self, url: &HubUrl, deadline: Instant) -> Result<(Duplex, Registration)> {
         let (below, cut) = self.dial_plain(url, deadline)?;
-        let host = &url.host;
-        let name = ServerName::try_from(host.clone()).or_say(|| format!("{host} cannot be a host's name"))?;
-        let established =
-            tls::client(&self.tls, name, below, deadline).map_err(|error| distrust(url, &error))?;
-        Ok((established.into_duplex(), cut))
+        let established = tls::client(&self.tls, &url.host, below, deadline);
+        Ok((established.map_err(|error| distrust(url, &error))?.into_duplex(), cut))
     }
 }
 

@@ -87,9 +87,8 @@ impl Args {
         let here = self.words.join(" ");
         let next = self.table.iter().filter_map(|command| command.next_word(&here));
         let before = if here.is_empty() { here.clone() } else { format!("{here} ") };
-        Error::usage(format!("There is no command `{}`", format!("{before}{text}").escape_debug())).hint(
-            did_you_mean(suggest::nearest(text, next), &format!("connect {before}"), "See: connect --help"),
-        )
+        let hint = did_you_mean(text, next, &format!("connect {before}"), "See: connect --help");
+        Error::unknown("command", &format!("{before}{text}")).hint(hint)
     }
 
     fn find(&self, wanted: impl Fn(&Opt) -> bool) -> Option<Opt> {
@@ -98,11 +97,8 @@ impl Args {
 
     fn unknown(&self, name: &str) -> Error {
         let known = options_of(self.command).map(|option| option.long);
-        Error::usage(format!("There is no option --{}", name.escape_debug())).hint(did_you_mean(
-            suggest::nearest(name, known),
-            "--",
-            &self.see_help(),
-        ))
+        let hint = did_you_mean(name, known, "--", &self.see_help());
+        Error::usage(format!("There is no option --{}", name.escape_debug())).hint(hint)
     }
 
     fn see_help(&self) -> String {
@@ -168,8 +164,7 @@ impl Args {
     pub fn duration(&self, name: &str) -> Result<Option<Duration>> {
         let Some(text) = self.value(name) else { return Ok(None) };
         parse_duration(text).filter(|duration| !duration.is_zero()).map(Some).ok_or_else(|| {
-            Error::usage(format!("`{}` is not a time", text.escape_debug()))
-                .hint(format!("Write it like --{name} 30s, 5m, 12h or 30d"))
+            Error::misread(text, "is not a time").hint(format!("Write it like --{name} 30s, 5m, 12h or 30d"))
         })
     }
 
@@ -179,23 +174,27 @@ impl Args {
 }
 
 /// For whoever misspelt a word: the nearest one that there is, with what stands before it.
-pub fn did_you_mean(near: Option<&str>, before: &str, otherwise: &str) -> String {
+#[allow(single_use_lifetimes)] // It cannot be left out here yet.
+pub fn did_you_mean<'k>(
+    word: &str,
+    known: impl IntoIterator<Item = &'k str>,
+    before: &str,
+    otherwise: &str,
+) -> String {
+    let near = suggest::nearest(word, known);
     near.map_or_else(|| otherwise.to_owned(), |near| format!("Did you mean: {before}{near}"))
 }
 
 pub fn port_of(text: &str) -> Result<u16> {
-    parse_port(text).ok_or_else(|| {
-        Error::usage(format!("`{}` is not a port", text.escape_debug()))
-            .hint("A port is a number from 1 to 65535")
-    })
+    parse_port(text)
+        .ok_or_else(|| Error::misread(text, "is not a port").hint("A port is a number from 1 to 65535"))
 }
 
 pub fn range_of(text: &str) -> Result<RangeInclusive<u16>> {
     let range = text.split_once('-').and_then(|(first, last)| Some(parse_port(first)?..=parse_port(last)?));
-    range.filter(|range| !range.is_empty()).ok_or_else(|| {
-        Error::usage(format!("`{}` is not a range of ports", text.escape_debug()))
-            .hint("Write it like 3000-3010")
-    })
+    range
+        .filter(|range| !range.is_empty())
+        .ok_or_else(|| Error::misread(text, "is not a range of ports").hint("Write it like 3000-3010"))
 }
 
 pub fn name_of(text: &str) -> Result<Name> {

@@ -23,6 +23,14 @@ impl Command {
         format!("connect {} {}", self.path, self.usage).trim_end().to_owned()
     }
 
+    /// It at work; without examples of its own, as it is typed without anything behind it.
+    pub fn examples(&self) -> Vec<String> {
+        match self.examples {
+            [] => vec![format!("connect {}", self.path)],
+            examples => examples.iter().map(|example| (*example).to_owned()).collect(),
+        }
+    }
+
     /// What of its path stands behind these words; empty when they are all of it.
     fn behind(&self, words: &str) -> Option<&'static str> {
         let rest = self.path.strip_prefix(words)?;

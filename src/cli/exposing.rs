@@ -105,9 +105,7 @@ impl<'c> Exposing<'c> {
 
     /// The names by which `status` shows this command and `stop` finds it, when they are known only now.
     pub fn called(&mut self, names: &[String]) {
-        if let Some(run) = &mut self.run {
-            run.called(names);
-        }
+        self.run.iter_mut().for_each(|run| run.called(names));
     }
 
     pub fn withdraw(&mut self, name: &Name) {

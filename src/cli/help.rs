@@ -6,9 +6,11 @@ use super::command;
 use super::command::Command;
 use super::command::GLOBAL;
 use super::command::Opt;
+use super::context::Call;
+use super::man;
+use super::say;
 use super::say::Say;
 use crate::error::Error;
-use crate::model::suggest;
 
 pub const FIRST_STEPS: &str = "connect: reach a private service from somewhere else
 
@@ -19,6 +21,15 @@ pub const FIRST_STEPS: &str = "connect: reach a private service from somewhere e
   Where you need it, bring it near:    connect reach NAME
 
   All commands: connect --help";
+
+/// `connect help`.
+pub fn run(call: &Call) -> Outcome {
+    if call.args.flag("man") {
+        say::for_programs(man::page(call.args.table).trim_end());
+        return Ok(0);
+    }
+    show(&call.say, call.args.table, &call.args.positionals)
+}
 
 /// Help for the words given: a command, a group of commands, or all of it.
 pub fn show(say: &Say, table: &'static [Command], words: &[String]) -> Outcome {
@@ -50,11 +61,8 @@ pub fn unfinished(table: &[Command], words: &[String]) -> Error {
 
 fn no_such_command(table: &[Command], path: &str) -> Error {
     let known = table.iter().map(|command| command.path);
-    Error::usage(format!("There is no command `{}`", path.escape_debug())).hint(did_you_mean(
-        suggest::nearest(path, known),
-        "connect help ",
-        "See: connect --help",
-    ))
+    let hint = did_you_mean(path, known, "connect help ", "See: connect --help");
+    Error::unknown("command", path).hint(hint)
 }
 
 /// The commands that more words lead to.
@@ -85,7 +93,7 @@ fn of_command(command: &Command) -> String {
     text.push_str("\nEverywhere:\n");
     text.push_str(&options(&GLOBAL));
     text.push_str("\nExamples:\n");
-    for example in command.examples {
+    for example in command.examples() {
         text.push_str(&format!("  {example}\n"));
     }
     text.trim_end().to_owned()

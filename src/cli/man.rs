@@ -53,7 +53,7 @@ fn command(command: &Command) -> String {
     let mut part = format!(".SS {}\n{}.\n", text(&command.line()), text(command.about));
     part.extend(command.options.iter().map(option));
     part.push_str(".PP\nFor example:\n.PP\n.nf\n");
-    part.extend(command.examples.iter().map(|example| format!("    {}\n", text(example))));
+    part.extend(command.examples().iter().map(|example| format!("    {}\n", text(example))));
     part.push_str(".fi\n");
     part
 }

@@ -82,6 +82,6 @@ impl StoreAt {
 }
 
 fn no_such_store(text: &str) -> Error {
-    Error::usage(format!("There is no store `{}`", text.escape_debug()))
+    Error::unknown("store", text)
         .hint("Use --store file, or --store etcd=http://127.0.0.1:2379 with more addresses behind commas")
 }

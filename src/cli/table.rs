@@ -5,6 +5,7 @@ use super::command::Opt;
 use super::command::opt;
 use super::command::switch;
 use super::commands;
+use super::help;
 
 const DETACH: Opt =
     Opt { short: Some('d'), ..switch("detach", "Run in the background; return once it is ready") };
@@ -53,7 +54,7 @@ const PLAIN: Command = Command {
     options: &[],
     runs_command: false,
     examples: &[],
-    run: commands::help::run,
+    run: help::run,
 };
 
 pub const TABLE: &[Command] = &[
@@ -107,7 +108,6 @@ pub const TABLE: &[Command] = &[
         path: "hub key list",
         about: "List the API keys",
         options: BESIDE,
-        examples: &["connect hub key list"],
         run: commands::hub_admin::key_list,
         ..PLAIN
     },
@@ -143,7 +143,6 @@ pub const TABLE: &[Command] = &[
         path: "hub audit verify",
         about: "Check that no line of the audit log was changed",
         options: &[DATA],
-        examples: &["connect hub audit verify"],
         run: commands::hub_admin::audit_verify,
         ..PLAIN
     },
@@ -171,7 +170,6 @@ pub const TABLE: &[Command] = &[
         path: "hub status",
         about: "Show whether a hub runs on this machine, and how it is",
         options: &[DATA],
-        examples: &["connect hub status"],
         run: commands::hub_admin::status,
         ..PLAIN
     },
@@ -195,14 +193,12 @@ pub const TABLE: &[Command] = &[
     Command {
         path: "whoami",
         about: "Show the hub, the key's role and this machine's agent",
-        examples: &["connect whoami"],
         run: commands::whoami::run,
         ..PLAIN
     },
     Command {
         path: "logout",
         about: "Forget the hub, the key and this machine's identity",
-        examples: &["connect logout"],
         run: commands::whoami::logout,
         ..PLAIN
     },
@@ -302,7 +298,6 @@ pub const TABLE: &[Command] = &[
     Command {
         path: "share list",
         about: "List the shares, and who joined them",
-        examples: &["connect share list"],
         run: commands::share::list,
         ..PLAIN
     },
@@ -354,7 +349,6 @@ pub const TABLE: &[Command] = &[
     Command {
         path: "status",
         about: "Show what of connect runs on this machine",
-        examples: &["connect status"],
         run: commands::status::status,
         ..PLAIN
     },
@@ -380,14 +374,12 @@ pub const TABLE: &[Command] = &[
     Command {
         path: "daemon stop",
         about: "Stop the daemon; what is saved comes back with its next start",
-        examples: &["connect daemon stop"],
         run: commands::daemon::stop,
         ..PLAIN
     },
     Command {
         path: "daemon restart",
         about: "Stop the daemon and start it again, as after an update",
-        examples: &["connect daemon restart"],
         run: commands::daemon::restart,
         ..PLAIN
     },
@@ -425,7 +417,6 @@ pub const TABLE: &[Command] = &[
         usage: "[--system] [--dry-run]",
         about: "Undo what install did",
         options: SERVICE,
-        examples: &["connect daemon uninstall"],
         run: commands::daemon_service::uninstall,
         ..PLAIN
     },
@@ -463,14 +454,12 @@ pub const TABLE: &[Command] = &[
     Command {
         path: "proxy stop",
         about: "Stop the running proxy server",
-        examples: &["connect proxy stop"],
         run: commands::proxy::stop,
         ..PLAIN
     },
     Command {
         path: "proxy status",
         about: "Show proxy status and active routes",
-        examples: &["connect proxy status"],
         run: commands::proxy::status,
         ..PLAIN
     },
@@ -482,7 +471,6 @@ pub const TABLE: &[Command] = &[
             switch("dry-run", "Show what would be done"),
             switch("user", "Only this user's browsers; needs no root"),
         ],
-        examples: &["connect proxy trust"],
         run: commands::proxy_trust::trust,
         ..PLAIN
     },
@@ -494,7 +482,6 @@ pub const TABLE: &[Command] = &[
             switch("dry-run", "Show what would be done"),
             switch("user", "Only this user's browsers; needs no root"),
         ],
-        examples: &["connect proxy untrust"],
         run: commands::proxy_trust::untrust,
         ..PLAIN
     },
@@ -536,7 +523,7 @@ pub const TABLE: &[Command] = &[
         positionals: (0, 3),
         options: &[switch("man", "Print the whole manual page, for man")],
         examples: &["connect help reach", "connect help --man > connect.1 && man ./connect.1"],
-        run: commands::help::run,
+        run: help::run,
         ..PLAIN
     },
 ];

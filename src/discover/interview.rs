@@ -201,9 +201,9 @@ impl<'a> Interview<'a> {
         let cut = self.stop.attach(&stream).ok_or(io::ErrorKind::Interrupted)?;
         let plain = Duplex::plain(stream);
         let Some(config) = &self.tls else { return Ok((plain, cut)) };
-        let name = ServerName::try_from(self.host.to_owned());
-        let name = name.unwrap_or_else(|_| ServerName::from(self.address.ip()));
-        Ok((tls::client(config, name, plain, until)?.into_duplex(), cut))
+        let is_name = ServerName::try_from(self.host).is_ok();
+        let name = if is_name { self.host.to_owned() } else { self.address.ip().to_string() };
+        Ok((tls::client(config, &name, plain, until)?.into_duplex(), cut))
     }
 }
 

@@ -19,7 +19,6 @@ use std::sync::mpsc;
 use std::sync::mpsc::Receiver;
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::mpsc::SyncSender;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde_json::Map;
@@ -28,7 +27,7 @@ use serde_json::Value;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
-use crate::net::crew;
+use crate::net::crew::Crew;
 use crate::os::clock;
 use crate::os::files;
 use crate::os::secret;
@@ -49,7 +48,7 @@ type Event = Map<String, Value>;
 
 pub struct Audit {
     queue: Option<SyncSender<Event>>,
-    thread: Option<JoinHandle<()>>,
+    crew: Crew,
 }
 
 /// `event!(audit, "key.made", "key" => id, …)` without the macro: pairs of names and values.
@@ -63,8 +62,9 @@ impl Audit {
         let (queue, events) = mpsc::sync_channel(QUEUE);
         let length = file.metadata().or_say(|| format!("Cannot read {}", path.display()))?.len();
         let mut log = Log { file, length, last, waiting: VecDeque::new(), missing: 0, is_failing: false };
-        let thread = crew::spawn("audit", move || log.write_all(&events));
-        Ok(Self { queue: Some(queue), thread: Some(thread.or_say(|| "Cannot start a thread")?) })
+        let crew = Crew::default();
+        crew.spawn("audit", move || log.write_all(&events))?;
+        Ok(Self { queue: Some(queue), crew })
     }
 
     pub fn say(&self, event: &str, details: Details<'_>) {
@@ -77,9 +77,7 @@ impl Audit {
 impl Drop for Audit {
     fn drop(&mut self) {
         self.queue = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.crew.join(|| ());
     }
 }
 

@@ -1,6 +1,5 @@
 //! The hub's own certificate authority, and the leaf for each name or address by which clients come.
 
-use std::fmt;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +13,6 @@ use rcgen::KeyPair;
 use rcgen::KeyUsagePurpose;
 use rcgen::date_time_ymd;
 use rustls::ServerConfig;
-use rustls::server::ClientHello;
 use rustls::server::ResolvesServerCert;
 use rustls::sign::CertifiedKey;
 use serde_json::json;
@@ -25,6 +23,7 @@ use crate::error::Result;
 use crate::model::fingerprint::Pin;
 use crate::net::mint;
 use crate::net::mint::Authority;
+use crate::net::mint::ByName;
 use crate::net::mint::Terms;
 use crate::os::secret;
 
@@ -96,30 +95,18 @@ fn leaf(names: Vec<String>) -> std::result::Result<CertificateParams, rcgen::Err
 /// address by which it came.
 pub fn server_config(ca: &Arc<Ca>, base: &ServerConfig, local: IpAddr) -> Arc<ServerConfig> {
     let mut config = base.clone();
-    config.cert_resolver = Arc::new(LeafFor { ca: Arc::clone(ca), local });
+    config.cert_resolver = leaf_for(ca, local);
     Arc::new(config)
 }
 
 pub fn base_config(ca: &Arc<Ca>) -> Result<ServerConfig> {
-    mint::server_config(Arc::new(LeafFor { ca: Arc::clone(ca), local: IpAddr::from([127, 0, 0, 1]) }))
+    mint::server_config(leaf_for(ca, IpAddr::from([127, 0, 0, 1])))
 }
 
-struct LeafFor {
-    ca: Arc<Ca>,
-    local: IpAddr,
-}
-
-impl fmt::Debug for LeafFor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "LeafFor({})", self.local)
-    }
-}
-
-impl ResolvesServerCert for LeafFor {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        match hello.server_name() {
-            Some(name) => self.ca.leaf(&name.to_ascii_lowercase()),
-            None => self.ca.leaf(&self.local.to_canonical().to_string()),
-        }
-    }
+fn leaf_for(ca: &Arc<Ca>, local: IpAddr) -> Arc<dyn ResolvesServerCert> {
+    let ca = Arc::clone(ca);
+    Arc::new(ByName(move |name: Option<&str>| match name {
+        Some(name) => ca.leaf(&name.to_ascii_lowercase()),
+        None => ca.leaf(&local.to_canonical().to_string()),
+    }))
 }

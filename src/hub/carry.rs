@@ -2,14 +2,9 @@
 //! the session's bytes. The other hub decides as if the joiner had come itself, so hubs need no secret of
 //! their own; and a hub is believed to be one of the fleet only when it proves the fleet's pin.
 
-use std::net::Shutdown;
-use std::net::TcpStream;
-use std::sync::atomic::AtomicU64;
-use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use rustls::pki_types::ServerName;
 use serde_json::Value;
 use serde_json::json;
 
@@ -29,13 +24,9 @@ use crate::model::version;
 use crate::net::address::HubUrl;
 use crate::net::connect::DEADLINE;
 use crate::net::connect::dial;
-use crate::net::crew;
 use crate::net::duplex::Duplex;
-use crate::net::duplex::Reader;
-use crate::net::duplex::Writer;
 use crate::net::http;
 use crate::net::http::Ask;
-use crate::net::relay;
 use crate::net::stop::Registration;
 use crate::net::tls;
 use crate::os::clock;
@@ -46,6 +37,9 @@ use crate::wire::api::SessionGranted;
 use crate::wire::control::RELAY_UPGRADE;
 use crate::wire::message::Answer;
 use crate::wire::reply::Reply;
+
+/// Copies the bytes of a carried session.
+pub use crate::net::relay::both_ways as pump;
 
 /// A hub that does not answer for so long is not waited for.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -69,8 +63,7 @@ fn connect(core: &Core, hub: &str, is_tls: bool, deadline: Instant) -> Result<(D
     if !is_tls {
         return Ok((plain, cut));
     }
-    let name = ServerName::try_from(url.host.clone()).or_say(|| "This hub has no name")?;
-    let proved = tls::client(&fleet.tls, name, plain, deadline);
+    let proved = tls::client(&fleet.tls, &url.host, plain, deadline);
     Ok((proved.or_say(|| format!("{hub} did not prove that it is of this fleet"))?.into_duplex(), cut))
 }
 
@@ -98,8 +91,13 @@ pub fn ask(call: &Call<'_>, asked: &AskSession, service: &Service, hub: &str) ->
     // What the joiner speaks is for the agent to judge, not what this hub does.
     let speaks = call.request.field(version::FIELD).map(|speaks| (version::FIELD, speaks));
     let fields: Vec<_> = [("x-api-key", key)].into_iter().chain(speaks).collect();
-    let ask =
-        Ask { method: "POST", path: "/v1/sessions", host: "hub", fields: &fields, body: Some(body.into()) };
+    let ask = Ask {
+        method: "POST",
+        path: "/v1/sessions",
+        host: "hub",
+        fields: &fields,
+        body: Some(body.as_bytes()),
+    };
     let answer = self::call(core, hub, &ask).map_err(|error| {
         log::debug!("a session cannot be carried: {error}");
         offline(service)
@@ -144,25 +142,4 @@ pub fn dial_relay(core: &Core, carried: &Carried) -> Refusable<(Duplex, Registra
         let status = if let Kind::Refused(status) = error.kind { status } else { 504 };
         Reply::error(status, &error.to_string(), "Try again in a moment")
     })
-}
-
-/// Copies both ways until both have ended.
-pub fn pump(near: Duplex, far: Duplex) {
-    let sockets = [&*near.socket, &*far.socket];
-    thread::scope(|scope| {
-        let back = thread::Builder::new().name("carry".into()).stack_size(crew::STACK);
-        let (reader, writer, turned) = (far.reader, near.writer, [sockets[1], sockets[0]]);
-        if back.spawn_scoped(scope, move || one_way(reader, writer, turned)).is_err() {
-            return sockets.iter().for_each(|socket| drop(socket.shutdown(Shutdown::Both)));
-        }
-        one_way(near.reader, far.writer, sockets);
-    });
-}
-
-/// `sockets` are below the two, in this order.
-fn one_way(mut from: Reader, mut to: Writer, sockets: [&TcpStream; 2]) {
-    let copied = relay::copy_all(&mut from, &mut to, sockets[0], &AtomicU64::new(0));
-    if copied.and_then(|()| to.finish()).is_err() {
-        sockets.iter().for_each(|socket| drop(socket.shutdown(Shutdown::Both)));
-    }
 }

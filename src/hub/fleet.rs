@@ -24,7 +24,6 @@ use super::store::Replica;
 use super::store::number;
 use crate::error::Error;
 use crate::error::Kind;
-use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::record::Change;
 use crate::model::record::Peer;
@@ -110,7 +109,7 @@ pub fn join(core: &Arc<Core>, url: &str, stop: &Stop) -> Result<Option<Member>> 
     let member = Member { stop: stop.clone(), crew: Crew::default() };
     let kept = member.crew.spawn("fleet-keep", move || keeper.keep(&own));
     let followed = member.crew.spawn("fleet-follow", move || follow(&fleet, &mut gateway, &ending));
-    kept.and(followed).or_say(|| "Cannot start a thread")?;
+    kept.and(followed)?;
     Ok(Some(member))
 }
 

@@ -28,7 +28,6 @@ use super::guests::Guest;
 use super::guests::Guests;
 use super::relay;
 use super::tunnels::TunnelOpener;
-use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::access::Action;
 use crate::model::version;
@@ -37,13 +36,13 @@ use crate::net::connect::DEADLINE;
 use crate::net::connect::set_deadline;
 use crate::net::crew::Crew;
 use crate::net::duplex::Duplex;
+use crate::net::http;
 use crate::net::http::Conversation;
 use crate::net::http::Unheard;
 use crate::net::serve::Server;
 use crate::net::serve::Service;
 use crate::net::serve::each;
 use crate::net::serve::shut;
-use crate::net::stop::Registration;
 use crate::net::stop::Stop;
 use crate::net::tls;
 use crate::os::files;
@@ -71,7 +70,6 @@ pub struct RunningHub {
     member: Option<fleet::Member>,
     stop: Stop,
     note: PathBuf,
-    _registration: Option<Registration>,
 }
 
 struct Front {
@@ -90,7 +88,7 @@ pub fn start(
     url: &str,
     stop: &Stop,
 ) -> Result<RunningHub> {
-    let (stop, registration) = stop.child();
+    let stop = stop.child();
     let member = fleet::join(core, url, &stop)?;
     let front = Arc::new(Front {
         tls: ca::base_config(&core.ca)?,
@@ -106,21 +104,20 @@ pub fn start(
         hire: each(move |stream, _| serving.serve(&stream)),
         idle: None,
         cut: shut,
-        turn_away: Box::new(|stream| drop(turn_away(stream))),
+        turn_away,
     };
     let server = Server::start(listener, service, &stop)?;
     let (own, sweeping) = (stop.clone(), Arc::clone(core));
     let crew = Crew::default();
-    let swept = crew.spawn("hub-sweep", move || {
+    crew.spawn("hub-sweep", move || {
         while !own.wait_for(SWEEP) {
             sweeping.sweep();
         }
-    });
-    swept.or_say(|| "Cannot start a thread")?;
+    })?;
     let note = core.settings.data.join("hub.json");
     let how = json!({ "address": server.address().to_string(), "pin": core.ca.pin().to_string(), "token": core.local_token });
     files::write(&note, how.to_string().as_bytes())?;
-    Ok(RunningHub { front, server: Some(server), crew, member, stop, note, _registration: registration })
+    Ok(RunningHub { front, server: Some(server), crew, member, stop, note })
 }
 
 impl Drop for RunningHub {
@@ -134,13 +131,10 @@ impl Drop for RunningHub {
     }
 }
 
-/// The answer to one connection too many, in the clear and without waiting.
-fn turn_away(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nonblocking(true)?;
-    let mut out = Vec::new();
-    Reply::error(503, "The hub has too many connections", "Try again in a moment")
-        .write_into(&mut out, false, false);
-    io::Write::write_all(&mut &*stream, &out)
+/// The answer to one connection too many.
+fn turn_away(stream: &TcpStream) {
+    let reply = Reply::error(503, "The hub has too many connections", "Try again in a moment");
+    http::turn_away(stream, &reply);
 }
 
 impl Front {
@@ -156,7 +150,8 @@ impl Front {
         let guest = self.guests.receive(address);
         if guest.is_none() && !self.core.settings.behind_proxy {
             self.core.refused("too-many-from-one-address");
-            return turn_away(stream);
+            turn_away(stream);
+            return Ok(());
         }
         let plain = Duplex::plain(Arc::clone(stream));
         set_deadline(stream, deadline)?;

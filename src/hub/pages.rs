@@ -6,6 +6,7 @@ use super::keys;
 use crate::model::access::Action;
 use crate::wire::api::ApproveDevice;
 use crate::wire::reply::Reply;
+use crate::wire::reply::escaped;
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:32rem;margin:4rem auto;padding:0 1rem}\
 label{display:block;margin:1rem 0 .2rem}input{font:inherit;width:100%;padding:.5rem;box-sizing:border-box}\
@@ -72,8 +73,4 @@ fn form_value(body: &[u8], name: &str) -> Option<String> {
     let text = std::str::from_utf8(body).ok()?;
     let value = text.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))?;
     crate::wire::message::decoded(&value.replace('+', " "))
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

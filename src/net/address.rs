@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::target::parse_port;
+use crate::wire::message::percent_decoded;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HubUrl {
@@ -22,8 +23,7 @@ impl HubUrl {
     /// Reads `https://host[:port]`; the scheme may be left out, since there is only one.
     pub fn parse(text: &str) -> Result<Self> {
         let bad = || {
-            Error::usage(format!("`{}` is not a hub address", text.escape_debug()))
-                .hint("Write it like --hub https://hub.example:7443")
+            Error::misread(text, "is not a hub address").hint("Write it like --hub https://hub.example:7443")
         };
         let text = text.trim();
         if let Some(rest) = text.strip_prefix("http://") {
@@ -115,28 +115,8 @@ fn parse_proxy(text: &str) -> Option<ProxyServer> {
         None => (None, rest.trim_end_matches('/')),
     };
     let (host, port) = split_host_port(address, 3128)?;
-    let authorization = user.map(|user| format!("Basic {}", STANDARD.encode(percent_decoded(user))));
+    let authorization = user.map(|user| format!("Basic {}", STANDARD.encode(percent_decoded(user).0)));
     Some(ProxyServer { host, port, authorization })
-}
-
-fn percent_decoded(text: &str) -> Vec<u8> {
-    let bytes = text.as_bytes();
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let hex = bytes.get(at + 1..at + 3).and_then(|pair| std::str::from_utf8(pair).ok());
-        match hex.filter(|_| bytes[at] == b'%').and_then(|pair| u8::from_str_radix(pair, 16).ok()) {
-            Some(byte) => {
-                decoded.push(byte);
-                at += 3;
-            }
-            None => {
-                decoded.push(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    decoded
 }
 
 /// `NO_PROXY` as curl reads it: `*`, names with all their subdomains, addresses, and networks like `10.0.0.0/8`.
@@ -211,6 +191,8 @@ mod tests {
         assert_eq!(proxy.authorization.as_deref(), Some("Basic bWU6cEBzcw=="));
         assert_eq!(parse_proxy("proxy").unwrap().port, 3128);
         assert_eq!(parse_proxy("socks5://proxy"), None);
+        let raw = parse_proxy("http://me:100%%40@proxy.example:8080/").unwrap();
+        assert_eq!(raw.authorization, Some(format!("Basic {}", STANDARD.encode("me:100%@"))));
     }
 
     #[test]

@@ -14,9 +14,6 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
-use std::thread::JoinHandle;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -24,11 +21,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::connect::set_deadline;
-use super::crew;
+use super::crew::Crew;
 use super::duplex::Duplex;
 use super::duplex::Reader;
 use super::duplex::Writer;
 use crate::os::lock::locked;
+use crate::os::lock::wait_while;
 use crate::wire::control::LINE_LIMIT;
 
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -42,7 +40,8 @@ const QUEUE: usize = 1024;
 pub struct Channel {
     lines: BufReader<Reader>,
     outgoing: Outgoing,
-    writer: Option<JoinHandle<()>>,
+    /// Who writes.
+    crew: Crew,
     socket: Arc<TcpStream>,
 }
 
@@ -71,8 +70,9 @@ impl Channel {
         socket.set_write_timeout(Some(WRITE_PATIENCE))?;
         let outgoing = Outgoing { queue: Arc::default() };
         let (queue, cut) = (outgoing.clone(), Arc::clone(&socket));
-        let writer = crew::spawn("control-send", move || queue.write_all_to(writer, &cut))?;
-        Ok(Self { lines: BufReader::new(reader), outgoing, writer: Some(writer), socket })
+        let crew = Crew::default();
+        crew.spawn("control-send", move || queue.write_all_to(writer, &cut)).map_err(io::Error::other)?;
+        Ok(Self { lines: BufReader::new(reader), outgoing, crew, socket })
     }
 
     pub fn outgoing(&self) -> Outgoing {
@@ -121,9 +121,7 @@ impl Drop for Channel {
     fn drop(&mut self) {
         self.outgoing.close();
         let _ = self.socket.shutdown(Shutdown::Read);
-        if let Some(writer) = self.writer.take() {
-            let _ = writer.join();
-        }
+        self.crew.join(|| ());
     }
 }
 
@@ -132,7 +130,7 @@ impl Outgoing {
     pub fn send(&self, message: &impl Serialize) -> bool {
         let Ok(mut line) = serde_json::to_vec(message) else { return false };
         line.push(b'\n');
-        let mut state = self.lock();
+        let mut state = locked(&self.queue.state);
         if state.closed || state.lines.len() >= QUEUE {
             return false;
         }
@@ -142,20 +140,15 @@ impl Outgoing {
     }
 
     fn close(&self) {
-        self.lock().closed = true;
+        locked(&self.queue.state).closed = true;
         self.queue.changed.notify_one();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, QueueState> {
-        locked(&self.queue.state)
     }
 
     /// What there is to write: everything queued in one piece, a heartbeat when nothing came for a while,
     /// `None` when the channel is closed and all is written.
     fn next_piece(&self) -> Option<Vec<u8>> {
         let idle = |state: &mut QueueState| state.lines.is_empty() && !state.closed;
-        let waited = self.queue.changed.wait_timeout_while(self.lock(), HEARTBEAT, idle);
-        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let mut state = wait_while(&self.queue.changed, locked(&self.queue.state), HEARTBEAT, idle);
         if !state.lines.is_empty() {
             return Some(state.lines.drain(..).flatten().collect());
         }

@@ -1,7 +1,8 @@
 //! Threads with an owner: spawned here, reaped when they have ended, joined when the owner goes.
 
+use crate::error::OrSay;
+use crate::error::Result;
 use crate::os::lock::locked;
-use std::io;
 use std::panic;
 use std::panic::AssertUnwindSafe;
 use std::sync::Mutex;
@@ -18,7 +19,7 @@ pub struct Crew {
 
 impl Crew {
     /// A panic in `work` ends that thread, is logged, and costs nobody else anything.
-    pub fn spawn(&self, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    pub fn spawn(&self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
         let handle = spawn(name, work)?;
         let mut handles = locked(&self.handles);
         handles.retain(|handle| !handle.is_finished());
@@ -40,11 +41,12 @@ impl Crew {
     }
 }
 
-pub fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+pub fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
     let label = name.to_owned();
-    thread::Builder::new().name(label.clone()).stack_size(STACK).spawn(move || {
+    let spawned = thread::Builder::new().name(label.clone()).stack_size(STACK).spawn(move || {
         if panic::catch_unwind(AssertUnwindSafe(work)).is_err() {
             log::error!("the thread {label} ended by a fault of ours; the others go on");
         }
-    })
+    });
+    spawned.or_say(|| "Cannot start a thread")
 }

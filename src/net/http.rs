@@ -4,6 +4,7 @@
 use std::io;
 use std::io::Read;
 use std::io::Write;
+use std::net::TcpStream;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -198,13 +199,21 @@ fn read_body(
     }
 }
 
+/// Says in the clear, without waiting for anything, why a connection is not served.
+pub fn turn_away(mut stream: &TcpStream, reply: &Reply) {
+    let mut out = Vec::new();
+    reply.write_into(&mut out, false, false);
+    let _ = stream.set_nonblocking(true).and_then(|()| stream.write_all(&out));
+}
+
 /// What a client asks.
+#[derive(Clone, Copy)]
 pub struct Ask<'a> {
     pub method: &'a str,
     pub path: &'a str,
     pub host: &'a str,
     pub fields: &'a [(&'a str, &'a str)],
-    pub body: Option<Vec<u8>>,
+    pub body: Option<&'a [u8]>,
 }
 
 /// Sends one request and reads its answer. Bytes behind the answer come back with it.
@@ -232,12 +241,12 @@ fn begin(stream: &mut Duplex, ask: &Ask<'_>, deadline: Instant) -> io::Result<(A
         }
         out.push_str(&format!("{name}: {value}\r\n"));
     }
-    if let Some(body) = &ask.body {
+    if let Some(body) = ask.body {
         out.push_str(&format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()));
     }
     out.push_str("\r\n");
     let mut out = out.into_bytes();
-    out.extend_from_slice(ask.body.as_deref().unwrap_or_default());
+    out.extend_from_slice(ask.body.unwrap_or_default());
     set_deadline(&stream.socket, deadline)?;
     stream.writer.write_all(&out)?;
     let mut buffer = Vec::new();
@@ -292,8 +301,7 @@ pub fn upgrade(mut stream: Duplex, protocol: &str, ask: &Ask<'_>, deadline: Inst
     let ours = version::OURS.to_string();
     let mut fields = vec![("Connection", "Upgrade"), ("Upgrade", protocol), (version::FIELD, ours.as_str())];
     fields.extend_from_slice(ask.fields);
-    let ask = Ask { method: ask.method, path: ask.path, host: ask.host, fields: &fields, body: None };
-    let exchanged = exchange(&mut stream, &ask, deadline);
+    let exchanged = exchange(&mut stream, &Ask { fields: &fields, ..*ask }, deadline);
     let (answer, behind) = exchanged
         .map_err(|error| Error::new("The hub does not answer").because(error).kind(Kind::Unreachable))?;
     if answer.status != 101 {

@@ -14,6 +14,7 @@ use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::server::ClientHello;
 use rustls::server::ResolvesServerCert;
 use rustls::sign::CertifiedKey;
 
@@ -144,6 +145,21 @@ fn damaged(path: &Path, terms: &Terms, error: &dyn fmt::Display) -> Error {
 
 fn new_key<S: Into<String>>(cannot: impl FnOnce() -> S) -> Result<KeyPair> {
     KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).or_say(cannot)
+}
+
+/// Chooses the certificate by the name that a client asks for, if it asks for one.
+pub struct ByName<F>(pub F);
+
+impl<F> fmt::Debug for ByName<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ByName")
+    }
+}
+
+impl<F: Fn(Option<&str>) -> Option<Arc<CertifiedKey>> + Send + Sync> ResolvesServerCert for ByName<F> {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        (self.0)(hello.server_name())
+    }
 }
 
 /// TLS 1.2 and 1.3, no client certificates, HTTP/1.1.

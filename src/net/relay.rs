@@ -1,7 +1,7 @@
-//! A relay: two half-copies between two sockets, each owned by its thread.
+//! A relay: two half-copies between two connections, each owned by its thread.
 //!
 //! The end of one direction half-closes the other side and that direction's copy is done; an error cuts
-//! both. Nothing is decrypted, nothing is buffered beyond one chunk.
+//! both. Nothing is buffered beyond one chunk.
 
 use std::io;
 use std::io::Read;
@@ -10,7 +10,12 @@ use std::net::Shutdown;
 use std::net::TcpStream;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
+use std::thread;
 
+use super::crew::STACK;
+use super::duplex::Duplex;
+use super::duplex::Reader;
+use super::duplex::Writer;
 use crate::os::socket;
 
 /// What a quiet connection waits with.
@@ -21,25 +26,46 @@ const CHUNK_BUSY: usize = 128 * 1024;
 /// So many short reads in a row, and the large buffer is given back.
 const CALM: u32 = 64;
 
-/// Copies until the end of the stream or an error. `true` when it ended well.
-pub fn copy(from: &TcpStream, to: &TcpStream, count: &AtomicU64) -> bool {
+/// Copies until the end of the stream or an error.
+pub fn copy(from: &TcpStream, to: &TcpStream, count: &AtomicU64) {
     match copy_all(&mut &*from, &mut &*to, from, count) {
-        Ok(()) => {
-            // The other direction may have cut it already.
-            let _ = to.shutdown(Shutdown::Write);
-            true
-        }
+        // The other direction may have cut it already.
+        Ok(()) => drop(to.shutdown(Shutdown::Write)),
         Err(error) => {
             log::debug!("a relay was cut: {error}");
-            let _ = from.shutdown(Shutdown::Both);
-            let _ = to.shutdown(Shutdown::Both);
-            false
+            cut([from, to]);
         }
     }
 }
 
-/// The same, without what comes at the end; `socket` is below what is read.
-pub fn copy_all(
+/// Copies both ways, whatever each side is wrapped in, until both have ended.
+pub fn both_ways(one: Duplex, other: Duplex) {
+    let sockets = [&*one.socket, &*other.socket];
+    thread::scope(|scope| {
+        let (reader, writer, turned) = (other.reader, one.writer, [sockets[1], sockets[0]]);
+        let back = thread::Builder::new().name("relay".into()).stack_size(STACK);
+        if let Err(error) = back.spawn_scoped(scope, move || one_way(reader, writer, turned)) {
+            log::warn!("cannot start a thread: {error}");
+            return cut(sockets);
+        }
+        one_way(one.reader, other.writer, sockets);
+    });
+}
+
+/// `sockets` are below the two, in this order.
+fn one_way(mut from: Reader, mut to: Writer, sockets: [&TcpStream; 2]) {
+    let copied = copy_all(&mut from, &mut to, sockets[0], &AtomicU64::new(0));
+    if copied.and_then(|()| to.finish()).is_err() {
+        cut(sockets);
+    }
+}
+
+fn cut(sockets: [&TcpStream; 2]) {
+    sockets.into_iter().for_each(|socket| drop(socket.shutdown(Shutdown::Both)));
+}
+
+/// Without what comes at the end; `socket` is below what is read.
+fn copy_all(
     from: &mut impl Read,
     to: &mut impl Write,
     socket: &TcpStream,
@@ -112,7 +138,6 @@ impl Adaptive {
 mod tests {
     use super::*;
     use std::net::TcpListener;
-    use std::thread;
 
     fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

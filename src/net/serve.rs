@@ -54,18 +54,36 @@ pub struct Service {
     /// Ends a connection when everything stops; must wake whoever blocks on it.
     pub cut: fn(&TcpStream),
     /// Says in a few bytes that there are too many; must not block.
-    pub turn_away: Box<dyn Fn(&TcpStream) + Send + Sync>,
+    pub turn_away: fn(&TcpStream),
 }
 
-/// The port, taken on both loopback addresses so that `localhost` means it either way. Port 0 is any.
-pub fn on_loopback(port: u16) -> io::Result<(u16, Vec<TcpListener>)> {
-    let first = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
-    let port = first.local_addr()?.port();
-    match TcpListener::bind((Ipv6Addr::LOCALHOST, port)) {
-        Ok(second) => Ok((port, vec![first, second])),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(error),
-        // A machine without IPv6 has no second loopback.
-        Err(_) => Ok((port, vec![first])),
+/// A port of this machine that is taken, and not served yet.
+pub struct Bound {
+    pub port: u16,
+    pub listeners: Vec<TcpListener>,
+}
+
+impl Bound {
+    /// On both loopback addresses, so that `localhost` means it either way. Port 0 is any.
+    pub fn take(port: u16) -> io::Result<Self> {
+        let first = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+        let port = first.local_addr()?.port();
+        match TcpListener::bind((Ipv6Addr::LOCALHOST, port)) {
+            Ok(second) => Ok(Self { port, listeners: vec![first, second] }),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(error),
+            // A machine without IPv6 has no second loopback.
+            Err(_) => Ok(Self { port, listeners: vec![first] }),
+        }
+    }
+
+    /// For a port that the hub lists, which stands for 127.0.0.1.
+    pub fn take_v4(port: u16) -> io::Result<Self> {
+        Ok(Self { port, listeners: vec![TcpListener::bind((Ipv4Addr::LOCALHOST, port))?] })
+    }
+
+    /// The first of `ports` that is free. `None` when none is.
+    pub fn first_free(ports: impl IntoIterator<Item = u16>) -> Option<Self> {
+        ports.into_iter().find_map(|port| Self::take(port).ok())
     }
 }
 
@@ -76,7 +94,7 @@ pub fn shut(stream: &TcpStream) {
 
 pub struct Server {
     shared: Arc<Shared>,
-    _registrations: [Option<Registration>; 2],
+    _woken: Option<Registration>,
 }
 
 struct Shared {
@@ -93,7 +111,7 @@ impl Server {
     /// Serves until `stop`, or until it is dropped. Every connection is cut then.
     pub fn start(listener: TcpListener, service: Service, stop: &Stop) -> Result<Self> {
         let address = listener.local_addr().or_say(|| "Cannot tell the listener's address")?;
-        let (own, registration) = stop.child();
+        let own = stop.child();
         socket::lengthen_queue(&listener);
         socket::limit_accept(&listener, service.idle);
         let (accepting, threads, crew) = Default::default();
@@ -101,8 +119,8 @@ impl Server {
         let waker = Arc::clone(&shared);
         // The cut for `accept`: a connection of our own, after the flag is set.
         let woken = shared.stop.on_stop(move || waker.wake());
-        Shared::spawn(&shared).or_say(|| "Cannot start a thread")?;
-        Ok(Self { shared, _registrations: [registration, woken] })
+        Shared::spawn(&shared)?;
+        Ok(Self { shared, _woken: woken })
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -130,7 +148,7 @@ impl Shared {
         let _ = TcpStream::connect_timeout(&address, Duration::from_millis(100));
     }
 
-    fn spawn(shared: &Arc<Self>) -> io::Result<()> {
+    fn spawn(shared: &Arc<Self>) -> Result<()> {
         shared.accepting.fetch_add(1, Ordering::SeqCst);
         shared.threads.fetch_add(1, Ordering::SeqCst);
         let own = Arc::clone(shared);
@@ -189,9 +207,7 @@ impl Shared {
         }
         let full = self.threads.load(Ordering::SeqCst) > self.service.limit;
         let spawned = !full
-            && Self::spawn(self)
-                .inspect_err(|error| log::warn!("{}: cannot start a thread: {error}", self.service.name))
-                .is_ok();
+            && Self::spawn(self).inspect_err(|error| log::warn!("{}: {error}", self.service.name)).is_ok();
         if !spawned {
             self.accepting.fetch_add(1, Ordering::SeqCst);
             (self.service.turn_away)(stream);
@@ -232,7 +248,7 @@ mod tests {
             }
         };
         let turn_away = |mut stream: &TcpStream| drop(stream.write_all(b"full"));
-        let (hire, turn_away) = (each(serve), Box::new(turn_away));
+        let hire = each(serve);
         let service = Service { name: "echo", limit, hire, idle, cut: shut, turn_away };
         Server::start(TcpListener::bind("127.0.0.1:0").unwrap(), service, stop).unwrap()
     }

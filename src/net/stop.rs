@@ -3,17 +3,17 @@
 //! Whoever is about to block registers its cut first. A stop that comes before the registration is seen
 //! by it, one that comes after finds the cut in the set; there is no moment in between.
 
+use crate::os::lock::FOREVER;
 use crate::os::lock::locked;
+use crate::os::lock::wait_while;
 use std::collections::HashMap;
 use std::net::Shutdown;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
+use std::sync::OnceLock;
 use std::time::Duration;
-use std::time::Instant;
 
 type Cut = Box<dyn FnOnce() + Send>;
 
@@ -26,6 +26,8 @@ pub struct Stop {
 struct Shared {
     state: Mutex<State>,
     wake: Condvar,
+    /// Of a child with its parent, for as long as anybody has the child.
+    parent: OnceLock<Registration>,
 }
 
 #[derive(Default)]
@@ -41,13 +43,13 @@ impl Stop {
     }
 
     pub fn is_stopped(&self) -> bool {
-        self.lock().stopped
+        locked(&self.shared.state).stopped
     }
 
     /// Sets the flag and makes every registered cut. The second call finds nothing left to do.
     pub fn stop(&self) {
         let cuts = {
-            let mut state = self.lock();
+            let mut state = locked(&self.shared.state);
             state.stopped = true;
             std::mem::take(&mut state.cuts)
         };
@@ -57,25 +59,16 @@ impl Stop {
 
     /// Sleeps, and says whether it was woken by a stop.
     pub fn wait_for(&self, duration: Duration) -> bool {
-        let deadline = Instant::now() + duration;
-        let mut state = self.lock();
-        while !state.stopped {
-            let Some(left) = deadline.checked_duration_since(Instant::now()) else { break };
-            state = self.shared.wake.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        state.stopped
+        wait_while(&self.shared.wake, locked(&self.shared.state), duration, |state| !state.stopped).stopped
     }
 
     pub fn wait(&self) {
-        let mut state = self.lock();
-        while !state.stopped {
-            state = self.shared.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
+        self.wait_for(FOREVER);
     }
 
     /// `None` when it has stopped already: then there is nothing to begin.
     pub fn on_stop(&self, cut: impl FnOnce() + Send + 'static) -> Option<Registration> {
-        let mut state = self.lock();
+        let mut state = locked(&self.shared.state);
         if state.stopped {
             return None;
         }
@@ -92,18 +85,15 @@ impl Stop {
     }
 
     /// Stops when this does, or alone.
-    pub fn child(&self) -> (Self, Option<Registration>) {
+    pub fn child(&self) -> Self {
         let child = Self::new();
-        let inner = child.clone();
-        let registration = self.on_stop(move || inner.stop());
-        if registration.is_none() {
-            child.stop();
+        // A parent does not keep its children: each takes itself out when nobody has it any more.
+        let weak = Arc::downgrade(&child.shared);
+        match self.on_stop(move || weak.upgrade().into_iter().for_each(|shared| Self { shared }.stop())) {
+            Some(registration) => drop(child.shared.parent.set(registration)),
+            None => child.stop(),
         }
-        (child, registration)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        locked(&self.shared.state)
+        child
     }
 }
 
@@ -116,7 +106,7 @@ pub struct Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         // It may hold the last of a socket, whose closing is not for others to wait for.
-        let cut = self.stop.lock().cuts.remove(&self.id);
+        let cut = locked(&self.stop.shared.state).cuts.remove(&self.id);
         drop(cut);
     }
 }
@@ -148,12 +138,21 @@ mod tests {
     }
 
     #[test]
+    fn a_parent_forgets_a_child_that_nobody_has_any_more() {
+        let parent = Stop::new();
+        let child = parent.child();
+        assert_eq!(locked(&parent.shared.state).cuts.len(), 1);
+        drop(child);
+        assert!(locked(&parent.shared.state).cuts.is_empty());
+    }
+
+    #[test]
     fn a_child_stops_with_its_parent_and_not_the_other_way_round() {
         let parent = Stop::new();
-        let ((alone, _a), (with, _b)) = (parent.child(), parent.child());
+        let (alone, with) = (parent.child(), parent.child());
         alone.stop();
         assert!(alone.is_stopped() && !parent.is_stopped());
         parent.stop();
-        assert!(with.is_stopped() && parent.child().0.is_stopped());
+        assert!(with.is_stopped() && parent.child().is_stopped());
     }
 }

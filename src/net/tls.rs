@@ -14,7 +14,6 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
 use std::time::Instant;
 
 use rustls::ClientConfig;
@@ -28,6 +27,7 @@ use unbuffered::Progress;
 use unbuffered::Side;
 use unbuffered::Tls;
 
+use super::connect::no_deadline;
 use super::connect::set_deadline;
 use super::duplex::Duplex;
 use super::duplex::Reader;
@@ -45,12 +45,8 @@ pub const CHUNK: usize = 64 * 1024;
 /// A handshake flight larger than this is an attack.
 const HANDSHAKE_LIMIT: usize = 128 * 1024;
 
-struct Shared {
-    tls: Mutex<Tls>,
-}
-
 pub struct TlsReader {
-    shared: Arc<Shared>,
+    tls: Arc<Mutex<Tls>>,
     source: Reader,
     /// Below all: its limit of a read is ours.
     socket: Arc<TcpStream>,
@@ -65,7 +61,7 @@ pub struct TlsReader {
 }
 
 pub struct TlsWriter {
-    shared: Arc<Shared>,
+    tls: Arc<Mutex<Tls>>,
     sink: Writer,
     out: Outgoing,
 }
@@ -89,10 +85,11 @@ impl Established {
 
 pub fn client(
     config: &Arc<ClientConfig>,
-    name: ServerName<'static>,
+    host: &str,
     below: Duplex,
     deadline: Instant,
 ) -> io::Result<Established> {
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
     let connection = UnbufferedClientConnection::new(Arc::clone(config), name).map_err(io::Error::other)?;
     handshake(Side::Client(connection), below, deadline)
 }
@@ -104,9 +101,9 @@ pub fn server(config: &Arc<ServerConfig>, below: Duplex, deadline: Instant) -> i
 
 fn handshake(side: Side, below: Duplex, deadline: Instant) -> io::Result<Established> {
     let Duplex { reader: source, writer: sink, socket } = below;
-    let shared = Arc::new(Shared { tls: Mutex::new(Tls::new(side)) });
-    let mut reader = TlsReader::new(Arc::clone(&shared), source, Arc::clone(&socket));
-    let mut writer = TlsWriter { shared: Arc::clone(&shared), sink, out: Outgoing::default() };
+    let tls = Arc::new(Mutex::new(Tls::new(side)));
+    let mut reader = TlsReader::new(Arc::clone(&tls), source, Arc::clone(&socket));
+    let mut writer = TlsWriter { tls: Arc::clone(&tls), sink, out: Outgoing::default() };
     loop {
         let done = reader.decrypt();
         // An alert that says why is owed even when the handshake failed.
@@ -122,25 +119,18 @@ fn handshake(side: Side, below: Duplex, deadline: Instant) -> io::Result<Establi
         }
         reader.fill_raw()?;
     }
-    socket.set_read_timeout(None)?;
-    socket.set_write_timeout(None)?;
+    no_deadline(&socket)?;
     let (peer, application) = {
-        let tls = shared.lock();
+        let tls = locked(&tls);
         (tls.peer(), tls.application())
     };
     Ok(Established { reader, writer, socket, peer, application })
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Tls> {
-        locked(&self.tls)
-    }
-}
-
 impl TlsReader {
-    fn new(shared: Arc<Shared>, source: Reader, socket: Arc<TcpStream>) -> Self {
+    fn new(tls: Arc<Mutex<Tls>>, source: Reader, socket: Arc<TcpStream>) -> Self {
         let (headers, raw, plain) = Default::default();
-        Self { shared, source, socket, raw, headers, start: 0, end: 0, plain, used: 0, closed: false }
+        Self { tls, source, socket, raw, headers, start: 0, end: 0, plain, used: 0, closed: false }
     }
 
     /// Plaintext that is here, reading more only when there is none. Empty at the end of the stream.
@@ -192,7 +182,7 @@ impl TlsReader {
 
     fn decrypt(&mut self) -> io::Result<Progress> {
         let raw = &mut self.raw[self.start..self.end];
-        let (used, outcome) = self.shared.lock().decrypt(raw, &mut self.plain);
+        let (used, outcome) = locked(&self.tls).decrypt(raw, &mut self.plain);
         self.start += used;
         let outcome = outcome?;
         self.closed |= outcome.closed;
@@ -214,7 +204,7 @@ impl TlsReader {
             count => {
                 let fits = self.headers.fit(&self.raw[self.end..self.end + count]);
                 self.end += count;
-                if fits || !self.shared.lock().speaks_1_3() {
+                if fits || !locked(&self.tls).speaks_1_3() {
                     return Ok(());
                 }
                 Err(io::Error::new(io::ErrorKind::InvalidData, "a record's header was changed"))
@@ -236,7 +226,7 @@ impl Read for TlsReader {
 impl TlsWriter {
     /// Sends what the handshake owes.
     fn pay(&mut self) -> io::Result<()> {
-        let owed = std::mem::take(&mut self.shared.lock().owed);
+        let owed = std::mem::take(&mut locked(&self.tls).owed);
         if owed.is_empty() { Ok(()) } else { self.sink.write_all(&owed) }
     }
 
@@ -253,7 +243,7 @@ impl TlsWriter {
 
     fn send(&mut self, data: Option<&[u8]>) -> io::Result<()> {
         self.out.filled = 0;
-        self.shared.lock().encrypt(data, &mut self.out)?;
+        locked(&self.tls).encrypt(data, &mut self.out)?;
         self.sink.write_all(&self.out.bytes[..self.out.filled])
     }
 }
@@ -308,8 +298,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(20);
         let peer = thread::spawn(move || {
             let config = trust::session_client(&identity).unwrap();
-            let name = ServerName::try_from("localhost").unwrap();
-            client(&config, name, Duplex::plain(Arc::new(socket)), deadline).unwrap()
+            client(&config, "localhost", Duplex::plain(Arc::new(socket)), deadline).unwrap()
         });
         let mut it = server(&config, Duplex::plain(Arc::new(accepted)), deadline).unwrap();
         let dripping = peer.join().unwrap().socket;
@@ -353,9 +342,8 @@ mod tests {
 
         let socket = Arc::new(TcpStream::connect(address).unwrap());
         let deadline = Instant::now() + Duration::from_secs(20);
-        let name = ServerName::try_from("localhost").unwrap();
         let below = Duplex::plain(Arc::clone(&socket));
-        let mut it = client(&trust::anyone().unwrap(), name, below, deadline).unwrap();
+        let mut it = client(&trust::anyone().unwrap(), "localhost", below, deadline).unwrap();
         // The first part is here, and read, before anything is written.
         socket.peek(&mut [0]).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();

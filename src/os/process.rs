@@ -10,7 +10,6 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
 use std::thread;
 
 use nix::errno::Errno;
@@ -63,7 +62,7 @@ impl Signals {
         let seen = Arc::clone(&state);
         let watch = move || {
             while let Ok(signal) = set.wait() {
-                let mut state: MutexGuard<'_, State> = locked(&seen);
+                let mut state = locked(&seen);
                 match state.child {
                     None => state.stopped = true,
                     Some(pid) if !came_from_terminal(signal) => drop(kill(pid, signal)),
@@ -91,14 +90,14 @@ impl Signals {
         let pid = self.start(command, environment)?;
         started(pid.as_raw().unsigned_abs());
         let ended = wait(pid);
-        self.lock().child = None;
+        locked(&self.state).child = None;
         ended.or_say(|| "Cannot wait for the command")
     }
 
     /// The lock is held over the start, so that each signal finds the command not begun or to be told.
     fn start(&self, command: &[OsString], environment: &[(String, String)]) -> Result<Pid> {
         let program = command.first().ok_or_else(|| Error::usage("There is no command behind --"))?;
-        let mut state = self.lock();
+        let mut state = locked(&self.state);
         if state.stopped {
             return Err(Error::stopped());
         }
@@ -131,10 +130,6 @@ impl Signals {
         attributes
             .set_flags(PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF)?;
         posix_spawnp(&arguments[0], &PosixSpawnFileActions::init()?, &attributes, &arguments, &variables)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        locked(&self.state)
     }
 }
 

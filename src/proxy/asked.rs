@@ -37,12 +37,9 @@ impl Asked {
     }
 
     pub fn note(&mut self, request: &Request<'_>, body: Body) {
-        for (field, text) in
-            [(&mut self.method, request.method), (&mut self.target, request.target), (&mut self.service, "")]
-        {
-            field.clear();
-            field.push_str(text);
-        }
+        request.method.clone_into(&mut self.method);
+        request.target.clone_into(&mut self.target);
+        self.service.clear();
         self.version = request.version;
         self.body = body;
         self.keep_alive = request.keeps_alive();

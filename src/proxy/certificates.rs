@@ -1,7 +1,6 @@
 //! The proxy's certificates: a CA that can vouch for this machine's own names and nothing else, and a leaf
 //! for each name that a client asks for, since no client takes a wildcard right under `localhost`.
 
-use std::fmt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,14 +22,15 @@ use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::server::ClientHello;
 use rustls::server::ResolvesServerCert;
 use rustls::sign::CertifiedKey;
+use rustls::sign::SingleCertAndKey;
 
 use crate::error::Error;
 use crate::error::Result;
 use crate::net::mint;
 use crate::net::mint::Authority;
+use crate::net::mint::ByName;
 use crate::net::mint::Terms;
 use crate::net::trust::provider;
 use crate::os::clock;
@@ -54,7 +54,7 @@ const TERMS: Terms = Terms {
 };
 
 pub struct Certificates {
-    config: Arc<ServerConfig>,
+    pub config: Arc<ServerConfig>,
     /// Of our own making; not with `--cert`.
     own: Option<Own>,
 }
@@ -68,7 +68,8 @@ impl Certificates {
     /// From the CA in `folder`, which is made when there is none.
     pub fn of_folder(folder: &Path) -> Result<Self> {
         let authority = Arc::new(Authority::load_or_make(folder, TERMS)?);
-        let config = config_with(Arc::new(LeafByName { authority: Arc::clone(&authority) }))?;
+        let own = Arc::clone(&authority);
+        let config = config_with(Arc::new(ByName(move |name: Option<&str>| leaf_for(&own, name))))?;
         Ok(Self { config, own: Some(Own { authority, folder: folder.to_owned() }) })
     }
 
@@ -92,11 +93,7 @@ impl Certificates {
                 .because(error)
                 .hint("Give the key that the certificate was made for")
         })?;
-        Ok(Self { config: config_with(Arc::new(Always(Arc::new(certified))))?, own: None })
-    }
-
-    pub fn config(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.config)
+        Ok(Self { config: config_with(Arc::new(SingleCertAndKey::from(certified)))?, own: None })
     }
 
     /// Whether the CA was made just now; `None` when there is none.
@@ -175,33 +172,12 @@ fn valid_for(params: &mut CertificateParams, days: u32) {
     params.not_after = today + DAY * (days - 1);
 }
 
-struct LeafByName {
-    authority: Arc<Authority>,
-}
-
-impl fmt::Debug for LeafByName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("LeafByName")
-    }
-}
-
-impl ResolvesServerCert for LeafByName {
-    /// A name outside `localhost` gets none: no client would believe it.
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let name = hello.server_name().unwrap_or("localhost").trim_end_matches('.').to_ascii_lowercase();
-        match name.strip_suffix("localhost") {
-            Some("") => self.authority.leaf("localhost", &["127.0.0.1".into(), "::1".into()]),
-            Some(front) if front.ends_with('.') => self.authority.leaf(&name, &[]),
-            _ => None,
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Always(Arc<CertifiedKey>);
-
-impl ResolvesServerCert for Always {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.0))
+/// A name outside `localhost` gets none: no client would believe it.
+fn leaf_for(authority: &Authority, asked: Option<&str>) -> Option<Arc<CertifiedKey>> {
+    let name = asked.unwrap_or("localhost").trim_end_matches('.').to_ascii_lowercase();
+    match name.strip_suffix("localhost") {
+        Some("") => authority.leaf("localhost", &["127.0.0.1".into(), "::1".into()]),
+        Some(front) if front.ends_with('.') => authority.leaf(&name, &[]),
+        _ => None,
     }
 }

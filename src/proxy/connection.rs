@@ -101,11 +101,7 @@ impl<'f> Connection<'f> {
 
     pub fn answer(&mut self, reply: &Reply) -> Next {
         let stays = self.asked.keep_alive && !self.asked.has_body() && !self.front.stop.is_stopped();
-        match self.write(reply, stays) {
-            Err(_) => Next::Close,
-            Ok(()) if stays => Next::Again,
-            Ok(()) => Next::Linger,
-        }
+        self.write(reply, stays)
     }
 
     /// Answers what is not HTTP, or not plainly so: nobody knows where the next request begins.
@@ -117,18 +113,19 @@ impl<'f> Connection<'f> {
             status: reply.status,
             began: Instant::now(),
         });
-        match self.write(reply, false) {
-            Ok(()) => Next::Linger,
-            Err(_) => Next::Close,
-        }
+        self.write(reply, false)
     }
 
-    pub fn write(&mut self, reply: &Reply, keep_alive: bool) -> io::Result<()> {
+    pub fn write(&mut self, reply: &Reply, keep_alive: bool) -> Next {
         self.homeward.clear();
         reply.write_into(&mut self.homeward, keep_alive, self.asked.is_head());
         let written = self.client.writer.write_all(&self.homeward);
         self.homeward.clear();
-        written
+        match written {
+            Err(_) => Next::Close,
+            Ok(()) if keep_alive => Next::Again,
+            Ok(()) => Next::Linger,
+        }
     }
 
     pub fn note(&self, status: u16) {

@@ -50,7 +50,7 @@ impl Connection<'_> {
         let chunked = self.asked.body == Body::Chunked;
         // What is here of the body goes with the head, and is judged before the service sees a byte.
         if let Err(bad) = frame(&mut walker, &mut self.client.inbox, chunked, &mut self.onward) {
-            return self.refuse(&refusal::plain(bad.status(), bad.reason(), ""));
+            return self.refuse(&Reply::error(bad.status(), bad.reason(), ""));
         }
         let repeatable = walker.ended() && self.asked.is_safe();
         loop {
@@ -175,7 +175,7 @@ impl Connection<'_> {
                 }
                 Next::Close
             }
-            (Err(_), Upload::Bad(bad)) => self.refuse(&refusal::plain(bad.status(), bad.reason(), "")),
+            (Err(_), Upload::Bad(bad)) => self.refuse(&Reply::error(bad.status(), bad.reason(), "")),
             (Err(_), Upload::Stalled) => self.refuse(&refusal::timed_out()),
             (Err(fault), _) => match gateway_reply(route, fault) {
                 Some(reply) => self.gateway_trouble(&reply, heard_all),
@@ -186,12 +186,7 @@ impl Connection<'_> {
 
     fn gateway_trouble(&mut self, reply: &Reply, heard_all: bool) -> Next {
         self.note(reply.status);
-        let stays = self.asked.keep_alive && heard_all;
-        match self.write(reply, stays) {
-            Err(_) => Next::Close,
-            Ok(()) if stays => Next::Again,
-            Ok(()) => Next::Linger,
-        }
+        self.write(reply, self.asked.keep_alive && heard_all)
     }
 }
 

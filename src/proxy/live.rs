@@ -7,7 +7,6 @@ use std::net::Shutdown;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -48,7 +47,7 @@ impl Live {
     pub fn enter(&self, socket: &Arc<TcpStream>) -> Entry<'_> {
         let since = AtomicU64::new(self.at(Instant::now()));
         let slot = Arc::new(Slot { socket: Arc::clone(socket), resting_since: since });
-        let mut entries = self.lock();
+        let mut entries = locked(&self.entries);
         if entries.open.len() >= CONNECTIONS {
             close_longest_resting(&entries.open);
         }
@@ -59,15 +58,11 @@ impl Live {
     }
 
     pub fn count(&self) -> usize {
-        self.lock().open.len()
+        locked(&self.entries).open.len()
     }
 
     fn at(&self, now: Instant) -> u64 {
         u64::try_from(now.duration_since(self.began).as_millis()).unwrap_or(u64::MAX).max(1)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Entries> {
-        locked(&self.entries)
     }
 }
 
@@ -93,6 +88,6 @@ impl Entry<'_> {
 
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
-        self.live.lock().open.remove(&self.id);
+        locked(&self.live.entries).open.remove(&self.id);
     }
 }

@@ -23,8 +23,6 @@ mod switch;
 mod upstream;
 
 use std::io;
-use std::io::Write;
-use std::net::TcpListener;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,12 +30,12 @@ use std::time::Duration;
 use crate::error::Result;
 use crate::net::connect::DEADLINE;
 use crate::net::duplex::Duplex;
+use crate::net::http;
+use crate::net::serve::Bound;
 use crate::net::serve::Server;
 use crate::net::serve::Service;
 use crate::net::serve::Worker;
-use crate::net::serve::on_loopback;
 use crate::net::serve::shut;
-use crate::net::stop::Registration;
 use crate::net::stop::Stop;
 use crate::net::trust;
 use crate::os::secret;
@@ -62,25 +60,11 @@ pub struct Proxy {
     pub front: Arc<Front>,
     servers: Vec<Server>,
     stop: Stop,
-    _registration: Option<Registration>,
-}
-
-/// The port, taken on both loopback addresses.
-pub struct Listening {
-    pub port: u16,
-    listeners: Vec<TcpListener>,
-}
-
-impl Listening {
-    pub fn on(port: u16) -> io::Result<Self> {
-        let (port, listeners) = on_loopback(port)?;
-        Ok(Self { port, listeners })
-    }
 }
 
 impl Proxy {
-    pub fn start(listening: Listening, table: Table, settings: Settings, stop: &Stop) -> Result<Self> {
-        let (stop, registration) = stop.child();
+    pub fn start(bound: Bound, table: Table, settings: Settings, stop: &Stop) -> Result<Self> {
+        let stop = stop.child();
         let front = Arc::new(Front {
             settings,
             table,
@@ -88,13 +72,13 @@ impl Proxy {
             recent: Recent::default(),
             stop: stop.clone(),
             via: secret::id("connect-proxy"),
-            port: listening.port,
+            port: bound.port,
             tls: trust::anyone()?,
         });
         if front.settings.secure {
             front.certificates()?;
         }
-        let servers = listening.listeners.into_iter().map(|listener| {
+        let servers = bound.listeners.into_iter().map(|listener| {
             let own = Arc::clone(&front);
             let service = Service {
                 name: "proxy",
@@ -102,12 +86,12 @@ impl Proxy {
                 hire: Box::new(move || worker(Arc::clone(&own))),
                 idle: Some(IDLE),
                 cut: shut,
-                turn_away: Box::new(|stream| drop(turn_away(stream))),
+                turn_away: |stream| http::turn_away(stream, &refusal::too_many()),
             };
             Server::start(listener, service, &stop)
         });
         let servers = servers.collect::<Result<_>>()?;
-        Ok(Self { front, servers, stop, _registration: registration })
+        Ok(Self { front, servers, stop })
     }
 }
 
@@ -149,11 +133,4 @@ fn serve_secure(visit: Visit<'_>, stream: &Arc<TcpStream>) -> io::Result<()> {
     }
     let within = requests::in_tls(visit.front, below)?;
     requests::serve(visit, within, true)
-}
-
-fn turn_away(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nonblocking(true)?;
-    let mut out = Vec::new();
-    refusal::too_many().write_into(&mut out, false, false);
-    (&*stream).write_all(&out)
 }

@@ -30,7 +30,7 @@ const TURN: Duration = Duration::from_millis(400);
 
 pub fn serve(it: &mut Connection<'_>) -> Next {
     if !matches!(it.asked.method.as_str(), "GET" | "HEAD") {
-        let reply = refusal::plain(405, "This page can only be read", "").field("Allow", "GET, HEAD");
+        let reply = Reply::error(405, "This page can only be read", "").field("Allow", "GET, HEAD");
         return it.say(&reply);
     }
     let path = match parse_target(&it.asked.method, &it.asked.target) {
@@ -49,7 +49,7 @@ pub fn serve(it: &mut Connection<'_>) -> Next {
             let _ = events(it);
             Next::Close
         }
-        _ => it.say(&refusal::plain(404, "There is nothing here", &format!("See {}", it.front.url()))),
+        _ => it.say(&Reply::error(404, "There is nothing here", &format!("See {}", it.front.url()))),
     }
 }
 

@@ -3,8 +3,6 @@
 use std::collections::VecDeque;
 use std::sync::Condvar;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -13,6 +11,7 @@ use serde::Serialize;
 use crate::model::time::Time;
 use crate::os::clock;
 use crate::os::lock::locked;
+use crate::os::lock::wait_while;
 
 /// What the page shows; older ones are forgotten.
 const REMEMBERED: usize = 200;
@@ -59,17 +58,14 @@ impl Recent {
         let path = note.target.split('?').next().unwrap_or_default();
         let path = path.get(..PATH_LIMIT).unwrap_or(path);
         let at = clock::now();
-        let mut log = self.lock();
+        let mut log = locked(&self.log);
         let Log { seen, watchers } = &mut *log;
         let number = seen.back().map_or(1, |last| last.number + 1);
         let mut entry =
             if seen.len() < REMEMBERED { Seen::default() } else { seen.pop_front().unwrap_or_default() };
-        for (field, text) in
-            [(&mut entry.method, note.method), (&mut entry.service, note.service), (&mut entry.path, path)]
-        {
-            field.clear();
-            field.push_str(text);
-        }
+        note.method.clone_into(&mut entry.method);
+        note.service.clone_into(&mut entry.service);
+        path.clone_into(&mut entry.path);
         (entry.number, entry.at, entry.status) = (number, at, note.status);
         entry.micros = u64::try_from(note.began.elapsed().as_micros()).unwrap_or(u64::MAX);
         seen.push_back(entry);
@@ -83,16 +79,11 @@ impl Recent {
     /// Those after `number`, waiting for one if there is none yet.
     pub fn after(&self, number: u64, patience: Duration) -> Vec<Seen> {
         let nothing_new = |log: &mut Log| log.seen.back().is_none_or(|last| last.number <= number);
-        let mut log = self.lock();
+        let mut log = locked(&self.log);
         log.watchers += 1;
-        let waited = self.more.wait_timeout_while(log, patience, nothing_new);
-        let (mut log, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let mut log = wait_while(&self.more, log, patience, nothing_new);
         log.watchers -= 1;
         log.seen.iter().filter(|entry| entry.number > number).cloned().collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Log> {
-        locked(&self.log)
     }
 }
 

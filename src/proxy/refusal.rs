@@ -8,8 +8,8 @@ use crate::wire::head::Request;
 use crate::wire::host::Host;
 use crate::wire::host::Target;
 use crate::wire::host::parse_target;
-use crate::wire::message::error_body;
 use crate::wire::reply::Reply;
+use crate::wire::reply::escaped;
 
 #[derive(Serialize)]
 struct NotFound<'a> {
@@ -26,17 +26,13 @@ struct BadGateway<'a> {
 }
 
 pub fn bad_head(bad: BadHead) -> Reply {
-    plain(bad.status(), bad.reason(), "")
-}
-
-pub fn plain(status: u16, error: &str, hint: &str) -> Reply {
-    Reply::json(status, error_body(error, hint))
+    Reply::error(bad.status(), bad.reason(), "")
 }
 
 /// A host outside `.localhost`: somebody's DNS points here, perhaps on purpose.
 pub fn elsewhere(front: &Front) -> Reply {
     let hint = format!("Use a name under .localhost, like {}", front.url_of("NAME"));
-    plain(421, "This proxy serves names under .localhost only", &hint)
+    Reply::error(421, "This proxy serves names under .localhost only", &hint)
 }
 
 pub fn not_found(front: &Front, name: &str, request: &Request<'_>) -> Reply {
@@ -63,11 +59,12 @@ pub fn use_https(request: &Request<'_>, host: &Host<'_>) -> Reply {
         _ => "/",
     };
     let slash = if path.starts_with('/') { "" } else { "/" };
-    plain(308, "This port speaks HTTPS", "").field("Location", format!("https://{}{slash}{path}", host.text))
+    Reply::error(308, "This port speaks HTTPS", "")
+        .field("Location", format!("https://{}{slash}{path}", host.text))
 }
 
 pub fn looped() -> Reply {
-    plain(
+    Reply::error(
         508,
         "This request has been here before",
         "A route leads back to the proxy itself: connect proxy status",
@@ -75,7 +72,7 @@ pub fn looped() -> Reply {
 }
 
 pub fn foreign_origin() -> Reply {
-    plain(
+    Reply::error(
         403,
         "A page from elsewhere may not open this connection",
         "If you trust it: connect proxy start --allow-origin ORIGIN",
@@ -83,11 +80,11 @@ pub fn foreign_origin() -> Reply {
 }
 
 pub fn timed_out() -> Reply {
-    plain(408, "The request did not come in time", "")
+    Reply::error(408, "The request did not come in time", "")
 }
 
 pub fn too_many() -> Reply {
-    plain(503, "The proxy has too many connections", "Try again in a moment")
+    Reply::error(503, "The proxy has too many connections", "Try again in a moment")
 }
 
 /// In the order of its fields, which a map would not keep.
@@ -138,19 +135,4 @@ fn not_found_page(front: &Front, name: &str, available: &[&str]) -> String {
          <p><a href=\"{home}/\">All routes</a></p></html>\n",
         escaped(name)
     )
-}
-
-pub fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            _ => out.push(c),
-        }
-    }
-    out
 }

@@ -70,7 +70,7 @@ pub fn serve(visit: Visit<'_>, stream: Duplex, secure: bool) -> io::Result<()> {
 /// The same connection inside TLS, which ends here.
 pub fn in_tls(front: &Front, below: Duplex) -> io::Result<Duplex> {
     let certificates = front.certificates().map_err(io::Error::other)?;
-    Ok(tls::server(&certificates.config(), below, Instant::now() + DEADLINE)?.into_duplex())
+    Ok(tls::server(&certificates.config, below, Instant::now() + DEADLINE)?.into_duplex())
 }
 
 impl Connection<'_> {
@@ -201,6 +201,6 @@ impl Judge<'_> {
             return Decision::Dial(outside, port);
         }
         let hint = "CONNECT reaches known services only; to open another host: connect proxy start --connect-allow HOST:PORT";
-        Decision::Say(refusal::plain(404, "Host not found", hint))
+        Decision::Say(Reply::error(404, "Host not found", hint))
     }
 }

@@ -1,12 +1,7 @@
 //! Connections that leave HTTP: upgrades such as WebSocket, and CONNECT.
 
-use std::io;
-use std::io::Read;
 use std::io::Write;
-use std::net::Shutdown;
-use std::net::TcpStream;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -17,19 +12,18 @@ use super::table::Route;
 use super::upstream::Upstream;
 use crate::net;
 use crate::net::connect::DEADLINE;
-use crate::net::crew::STACK;
+use crate::net::connect::no_deadline;
 use crate::net::duplex::Duplex;
-use crate::net::duplex::Reader;
-use crate::net::duplex::Writer;
-use crate::net::relay::Adaptive;
+use crate::net::relay;
 use crate::wire::reply::CONNECTED;
+use crate::wire::reply::Reply;
 
 /// How long a CONNECT's client has for its first byte, which tells TLS from anything else. Protocols in which the server
 /// speaks first wait this long once.
 const FIRST_BYTE: Duration = Duration::from_millis(500);
 const TLS_HANDSHAKE: u8 = 0x16;
-const CHUNK_IDLE: usize = 4 * 1024;
-const CHUNK_BUSY: usize = 64 * 1024;
+/// What of the first bytes is read at once.
+const CHUNK: usize = 4 * 1024;
 
 /// Behind a 101 from the service.
 pub fn relay(it: &mut Connection<'_>, upstream: Upstream) -> Next {
@@ -66,7 +60,7 @@ pub fn dial(it: &mut Connection<'_>, host: &str, port: u16) -> Next {
         }
         Err(error) => {
             log::debug!("{error}");
-            it.say(&refusal::plain(502, &format!("{host}:{port} does not answer"), ""))
+            it.say(&Reply::error(502, &format!("{host}:{port} does not answer"), ""))
         }
     }
 }
@@ -88,52 +82,18 @@ fn straight_to(it: &mut Connection<'_>, route: &Route, tell: bool) -> Next {
 fn first_byte(it: &mut Connection<'_>) -> Option<u8> {
     if it.client.inbox.is_empty() {
         it.client.socket.set_read_timeout(Some(FIRST_BYTE)).ok()?;
-        let _ = it.client.inbox.fill(&mut it.client.reader, CHUNK_IDLE);
+        let _ = it.client.inbox.fill(&mut it.client.reader, CHUNK);
     }
     it.client.inbox.unread().first().copied()
 }
 
 /// Copies in both directions until both have ended.
 fn both_ways(it: &mut Connection<'_>, service: Duplex) {
-    let Duplex { mut reader, mut writer, socket: client } = it.take_over();
-    let Duplex { reader: mut answers, writer: mut asks, socket: service } = service;
+    let client = it.take_over();
     it.entry.works();
-    let free =
-        |socket: &TcpStream| socket.set_read_timeout(None).and_then(|()| socket.set_write_timeout(None));
-    if free(&client).and_then(|()| free(&service)).is_err() {
+    if no_deadline(&client.socket).and_then(|()| no_deadline(&service.socket)).is_err() {
         return;
     }
-    let Some(_cut) = it.front.stop.attach(&service) else { return };
-    thread::scope(|scope| {
-        let up = || half(&mut reader, &mut asks, &client, &service);
-        let spawned =
-            thread::Builder::new().name("switched".into()).stack_size(STACK).spawn_scoped(scope, up);
-        if let Err(error) = spawned {
-            log::warn!("cannot start a thread: {error}");
-            return;
-        }
-        half(&mut answers, &mut writer, &client, &service);
-    });
-}
-
-/// One direction. Its end half-closes the other side; an error cuts both.
-fn half(from: &mut Reader, to: &mut Writer, client: &TcpStream, service: &TcpStream) {
-    if copy(from, to).and_then(|()| to.finish()).is_err() {
-        let _ = client.shutdown(Shutdown::Both);
-        let _ = service.shutdown(Shutdown::Both);
-    }
-}
-
-fn copy(from: &mut Reader, to: &mut Writer) -> io::Result<()> {
-    let mut buffer = Adaptive::new(0, CHUNK_IDLE, CHUNK_BUSY);
-    loop {
-        let count = match from.read(buffer.room()) {
-            Ok(0) => return Ok(()),
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
-        to.write_all(buffer.filled(count))?;
-        buffer.adapt(count);
-    }
+    let Some(_cut) = it.front.stop.attach(&service.socket) else { return };
+    relay::both_ways(client, service);
 }

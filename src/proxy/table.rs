@@ -10,15 +10,12 @@ use std::sync::PoisonError;
 use std::sync::RwLock;
 use std::sync::mpsc;
 use std::sync::mpsc::Receiver;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::record::Protocol;
 use crate::model::route::Route as Listed;
-use crate::net::crew;
-use crate::net::stop::Registration;
+use crate::net::crew::Crew;
 use crate::net::stop::Stop;
 use crate::os::lock::locked;
 use crate::state::home::Home;
@@ -119,8 +116,7 @@ fn is_label(name: &str) -> bool {
 pub struct Table {
     shared: Arc<Shared>,
     stop: Stop,
-    keepers: Vec<JoinHandle<()>>,
-    _registration: Option<Registration>,
+    keepers: Crew,
 }
 
 struct Shared {
@@ -177,8 +173,8 @@ impl Table {
             current: RwLock::default(),
             known: Mutex::default(),
         });
-        let (stop, registration) = stop.child();
-        let mut table = Self { shared, stop, keepers: Vec::new(), _registration: registration };
+        let stop = stop.child();
+        let table = Self { shared, stop, keepers: Crew::default() };
         let local = table.keep("proxy-routes", LOCAL_POLL, Shared::look_at_files)?;
         let _ = local.recv_timeout(HUB_POLL);
         if table.shared.ask_hub.is_some() {
@@ -189,17 +185,16 @@ impl Table {
     }
 
     /// Looks at once and then again and again; what is returned says when the first look is done.
-    fn keep(&mut self, name: &str, every: Duration, look: fn(&Shared)) -> Result<Receiver<()>> {
+    fn keep(&self, name: &str, every: Duration, look: fn(&Shared)) -> Result<Receiver<()>> {
         let (shared, stop) = (Arc::clone(&self.shared), self.stop.clone());
         let (done, first) = mpsc::sync_channel(1);
-        let kept = crew::spawn(name, move || {
+        self.keepers.spawn(name, move || {
             look(&shared);
             let _ = done.send(());
             while !stop.wait_for(every) {
                 look(&shared);
             }
-        });
-        self.keepers.push(kept.or_say(|| "Cannot start a thread")?);
+        })?;
         Ok(first)
     }
 
@@ -215,9 +210,7 @@ impl Table {
 impl Drop for Table {
     fn drop(&mut self) {
         self.stop.stop();
-        for keeper in self.keepers.drain(..) {
-            let _ = keeper.join();
-        }
+        self.keepers.join(|| ());
     }
 }
 

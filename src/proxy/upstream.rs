@@ -11,7 +11,6 @@ use std::time::Duration;
 use std::time::Instant;
 
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
 
 use super::inbox::Inbox;
 use super::table::Route;
@@ -66,9 +65,8 @@ impl Upstream {
         let plain = Duplex::plain(Arc::new(connect(port)?));
         let Duplex { reader, writer, socket } = match tls {
             Some(config) => {
-                let name = ServerName::try_from(format!("{}.localhost", route.name));
-                let name = name.map_err(io::Error::other)?;
-                tls::client(config, name, plain, Instant::now() + DEADLINE)?.into_duplex()
+                let name = format!("{}.localhost", route.name);
+                tls::client(config, &name, plain, Instant::now() + DEADLINE)?.into_duplex()
             }
             None => plain,
         };

@@ -5,7 +5,6 @@ use std::io;
 use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -35,7 +34,6 @@ use crate::net::channel::Outgoing;
 use crate::net::connect::DEADLINE;
 use crate::net::crew::Crew;
 use crate::net::identity::Identity;
-use crate::net::stop::Registration;
 use crate::net::stop::Stop;
 use crate::net::tls;
 use crate::net::trust;
@@ -88,7 +86,6 @@ pub struct Myself {
 
 pub struct Agent {
     shared: Arc<Shared>,
-    _registration: Option<Registration>,
 }
 
 struct Shared {
@@ -118,7 +115,7 @@ struct Exposed {
 
 impl Agent {
     pub fn start(hub: Arc<Hub>, myself: &Myself, report: Report, stop: &Stop) -> Result<Self> {
-        let (stop, registration) = stop.child();
+        let stop = stop.child();
         let fingerprint = myself.identity.fingerprint;
         let shared = Arc::new(Shared {
             hub,
@@ -131,12 +128,12 @@ impl Agent {
             stop,
         });
         let own = Arc::clone(&shared);
-        shared.crew.spawn("agent", move || own.run()).or_say(|| "Cannot start a thread")?;
-        Ok(Self { shared, _registration: registration })
+        shared.crew.spawn("agent", move || own.run())?;
+        Ok(Self { shared })
     }
 
     pub fn expose(&self, exposure: Exposure) {
-        let mut exposures = self.shared.exposures();
+        let mut exposures = locked(&self.shared.exposures);
         if let Some(channel) = &exposures.channel {
             channel.send(&expose_message(&exposure));
         }
@@ -144,7 +141,7 @@ impl Agent {
     }
 
     pub fn withdraw(&self, name: &Name) {
-        let mut exposures = self.shared.exposures();
+        let mut exposures = locked(&self.shared.exposures);
         let gone = exposures.all.extract_if(.., |one| one.exposure.name == *name);
         let gone: Vec<String> = gone.filter_map(|one| one.service).collect();
         if let Some(channel) = &exposures.channel {
@@ -154,7 +151,7 @@ impl Agent {
 
     /// With what each has carried.
     pub fn figures(&self) -> Vec<(Exposure, Arc<Figures>)> {
-        let exposures = self.shared.exposures();
+        let exposures = locked(&self.shared.exposures);
         exposures.all.iter().map(|one| (one.exposure.clone(), Arc::clone(&one.figures))).collect()
     }
 }
@@ -181,10 +178,6 @@ struct Announced {
 }
 
 impl Shared {
-    fn exposures(&self) -> MutexGuard<'_, Exposures> {
-        locked(&self.exposures)
-    }
-
     fn run(self: &Arc<Self>) {
         let retrying = self.hub.for_retries(RETRY);
         let mut backoff = Backoff::default();
@@ -203,7 +196,7 @@ impl Shared {
                 }
                 self.listen(&mut channel, &at)
             });
-            self.exposures().channel = None;
+            locked(&self.exposures).channel = None;
             if self.stop.is_stopped() {
                 return;
             }
@@ -230,7 +223,7 @@ impl Shared {
             Ok(_) => return Err(Error::new("The hub does not speak the control protocol")),
             Err(error) => return Err(gone(error)),
         }
-        let mut exposures = self.exposures();
+        let mut exposures = locked(&self.exposures);
         for one in &exposures.all {
             outgoing.send(&expose_message(&one.exposure));
         }
@@ -252,7 +245,7 @@ impl Shared {
         }
         let _ = channel.socket().set_write_timeout(Some(FAREWELL));
         let services: Vec<String> =
-            self.exposures().all.iter().filter_map(|one| one.service.clone()).collect();
+            locked(&self.exposures).all.iter().filter_map(|one| one.service.clone()).collect();
         services.into_iter().for_each(|service| _ = outgoing.send(&ToHub::Withdraw { service }));
         Ok(())
     }
@@ -277,7 +270,7 @@ impl Shared {
     }
 
     fn exposed(&self, name: Name, service: String, tunnel_port: Option<u16>) {
-        let mut exposures = self.exposures();
+        let mut exposures = locked(&self.exposures);
         let Some(one) = exposures.all.iter_mut().find(|one| one.exposure.name == name) else { return };
         one.service = Some(service.clone());
         drop(exposures);
@@ -292,8 +285,7 @@ impl Shared {
         outgoing: &Outgoing,
     ) -> std::result::Result<(), String> {
         let meant = |one: &&Exposed| one.service.as_deref() == Some(service);
-        let found = self
-            .exposures()
+        let found = locked(&self.exposures)
             .all
             .iter()
             .find(meant)

@@ -1,12 +1,8 @@
 //! The joiner's side: a loopback listener whose connections go to one service.
 
-use std::io;
-use std::net::Ipv4Addr;
-use std::net::TcpListener;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
@@ -19,16 +15,14 @@ use super::pool::SESSIONS;
 use super::session::Carried;
 use crate::error::Error;
 use crate::error::Kind;
-use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::backoff::Backoff;
 use crate::net::connect::DEADLINE;
 use crate::net::crew::Crew;
+use crate::net::serve::Bound;
 use crate::net::serve::Server;
 use crate::net::serve::Service;
 use crate::net::serve::each;
-use crate::net::serve::on_loopback;
-use crate::net::stop::Registration;
 use crate::net::stop::Stop;
 use crate::os::lock::locked;
 use crate::os::secret;
@@ -78,7 +72,6 @@ pub struct Tunnel {
     stop: Stop,
     servers: Vec<Server>,
     crew: Crew,
-    _registration: Option<Registration>,
 }
 
 struct Shared {
@@ -88,29 +81,6 @@ struct Shared {
     /// What the owner was last told.
     told: Mutex<Told>,
     wake: Stop,
-}
-
-/// A loopback port, taken on both loopback addresses so that `localhost` means it either way.
-pub struct Bound {
-    pub port: u16,
-    listeners: Vec<TcpListener>,
-}
-
-impl Bound {
-    /// The first of `ports` that is free. `None` when none is.
-    pub fn first_free(ports: impl IntoIterator<Item = u16>) -> Option<Self> {
-        ports.into_iter().find_map(|port| Self::take(port).ok())
-    }
-
-    /// For a port that the hub lists, which stands for 127.0.0.1.
-    pub fn take_v4(port: u16) -> io::Result<Self> {
-        Ok(Self { port, listeners: vec![TcpListener::bind((Ipv4Addr::LOCALHOST, port))?] })
-    }
-
-    pub fn take(port: u16) -> io::Result<Self> {
-        let (port, listeners) = on_loopback(port)?;
-        Ok(Self { port, listeners })
-    }
 }
 
 impl Tunnel {
@@ -125,7 +95,7 @@ impl Tunnel {
     /// that were taken before could be the very one that the service has yet to take, on a machine that is
     /// agent and joiner both; the tunnel would lead into itself.
     pub fn new(opener: Opener, admit: Admit, report: Report, stop: &Stop) -> Result<Self> {
-        let (stop, registration) = stop.child();
+        let stop = stop.child();
         let pool = Arc::new(Pool::new(opener, stop.clone()));
         let shared = Arc::new(Shared {
             pool,
@@ -136,8 +106,8 @@ impl Tunnel {
         });
         let own = Arc::clone(&shared);
         let (servers, crew) = (Vec::new(), Crew::default());
-        crew.spawn("tunnel-keeper", move || own.keep()).or_say(|| "Cannot start a thread")?;
-        Ok(Self { port: 0, admit, shared, stop, servers, crew, _registration: registration })
+        crew.spawn("tunnel-keeper", move || own.keep())?;
+        Ok(Self { port: 0, admit, shared, stop, servers, crew })
     }
 
     pub fn listen(&mut self, bound: Bound) -> Result<()> {
@@ -150,7 +120,7 @@ impl Tunnel {
                 hire: each(move |local, _| if admit(&local) { own.carry(&local) } else { break_off(&local) }),
                 idle: None,
                 cut: break_off,
-                turn_away: Box::new(break_off),
+                turn_away: break_off,
             };
             Server::start(listener, service, &self.stop)
         });
@@ -164,7 +134,8 @@ impl Tunnel {
     pub fn prove(&self) -> Result<Duration> {
         let began = Instant::now();
         let proved = self.shared.prove();
-        *self.shared.told() = proved.as_ref().map_or_else(|error| Told::Down(error.kind), |()| Told::Up);
+        *locked(&self.shared.told) =
+            proved.as_ref().map_or_else(|error| Told::Down(error.kind), |()| Told::Up);
         proved.map(|()| began.elapsed())
     }
 
@@ -182,7 +153,7 @@ impl Tunnel {
     }
 
     pub fn is_up(&self) -> bool {
-        *self.shared.told() == Told::Up
+        *locked(&self.shared.told) == Told::Up
     }
 }
 
@@ -197,10 +168,6 @@ impl Drop for Tunnel {
 }
 
 impl Shared {
-    fn told(&self) -> MutexGuard<'_, Told> {
-        locked(&self.told)
-    }
-
     /// One local connection, from accept to close.
     fn carry(&self, local: &Arc<TcpStream>) {
         look_up(local);
@@ -263,7 +230,7 @@ impl Shared {
         while !self.stop.wait_for(wait) {
             wait = TEND;
             self.pool.tend();
-            if self.pool.total() > 0 && *self.told() == Told::Up {
+            if self.pool.total() > 0 && *locked(&self.told) == Told::Up {
                 continue;
             }
             match self.prove() {
@@ -288,7 +255,7 @@ impl Shared {
             Event::Up => Told::Up,
             Event::Down(error) => Told::Down(error.kind),
         };
-        let before = std::mem::replace(&mut *self.told(), now);
+        let before = std::mem::replace(&mut *locked(&self.told), now);
         if before != now {
             (self.report)(event);
         }

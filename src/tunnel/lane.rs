@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
-use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -17,7 +16,9 @@ use std::time::Instant;
 use super::frames::FrameReader;
 use super::frames::break_off;
 use super::frames::out_of_turn;
+use crate::os::lock::FOREVER;
 use crate::os::lock::locked;
+use crate::os::lock::wait_while;
 use crate::wire::frame::Kind;
 
 /// A question is answered within this, or the session is dead.
@@ -82,8 +83,7 @@ impl Lane {
     /// Waits for `wanted`, for a while; false when it did not come or the session died.
     pub fn wait(&self, limit: Duration, wanted: impl Fn(&State) -> bool) -> bool {
         let waiting = |state: &mut State| !state.dead && !wanted(state);
-        let waited = self.changed.wait_timeout_while(self.lock(), limit, waiting);
-        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let state = wait_while(&self.changed, self.lock(), limit, waiting);
         !state.dead && wanted(&state)
     }
 
@@ -91,8 +91,7 @@ impl Lane {
     /// that a late answer reaches nobody.
     pub fn heard_since_or_dead(&self, asked: Instant) -> bool {
         let waiting = |state: &mut State| !state.dead && state.heard < asked;
-        let waited = self.changed.wait_timeout_while(self.lock(), ANSWER, waiting);
-        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let mut state = wait_while(&self.changed, self.lock(), ANSWER, waiting);
         state.dead |= state.heard < asked;
         !state.dead
     }
@@ -100,8 +99,7 @@ impl Lane {
     /// True when the agent's direction ended; false when the local connection broke or the session died.
     pub fn wait_for_end_or_break(&self) -> bool {
         let waiting = |state: &mut State| !state.dead && !state.broken && !state.is_ended();
-        let state = self.changed.wait_while(self.lock(), waiting).unwrap_or_else(PoisonError::into_inner);
-        state.is_ended()
+        wait_while(&self.changed, self.lock(), FOREVER, waiting).is_ended()
     }
 
     /// From here on nothing that arrives reaches the local connection.

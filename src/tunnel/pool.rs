@@ -5,7 +5,6 @@ use std::io;
 use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -13,7 +12,6 @@ use std::time::Instant;
 
 use rustls::AlertDescription;
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
 
 use super::application;
 use super::session::FRESH;
@@ -24,7 +22,6 @@ use crate::error::Error;
 use crate::error::Kind;
 use crate::error::OrSay;
 use crate::error::Result;
-use crate::model::fingerprint::Fingerprint;
 use crate::model::name::Name;
 use crate::net::connect::DEADLINE;
 use crate::net::crew::Crew;
@@ -79,12 +76,13 @@ impl Opener {
         (self.approve)(&granted)?;
         let below = self.hub.relay(&at, &granted.relay, &granted.ticket, deadline)?;
         let _cut = stop.attach(&below.socket).ok_or_else(Error::stopped)?;
-        let name = name_for(granted.agent_fingerprint)?;
         let service = self.called.as_ref().unwrap_or(&granted.name);
         let meant = application(granted.agent_fingerprint, service);
         let mut tls = ClientConfig::clone(&self.tls);
         tls.alpn_protocols = vec![meant.clone()];
-        let established = tls::client(&Arc::new(tls), name, below, deadline).map_err(|error| {
+        // Under this name rustls remembers the agent for resumption; it is not what makes it believed.
+        let name = format!("{}.agent", granted.agent_fingerprint.pin());
+        let established = tls::client(&Arc::new(tls), &name, below, deadline).map_err(|error| {
             if is_another_service(&error) {
                 return another_service(service);
             }
@@ -101,11 +99,6 @@ impl Opener {
         }
         Session::start(established, Arc::clone(bytes), stop).or_say(|| "Cannot start a session")
     }
-}
-
-/// The name under which rustls remembers an agent for resumption; it is not what makes it believed.
-fn name_for(agent: Fingerprint) -> Result<ServerName<'static>> {
-    ServerName::try_from(format!("{}.agent", agent.pin())).or_say(|| "Cannot name the agent")
 }
 
 /// The agent has said that what it was told to serve is not what is wanted here.
@@ -171,16 +164,16 @@ impl Pool {
     }
 
     pub fn total(&self) -> usize {
-        let state = self.lock();
+        let state = locked(&self.state);
         state.total - state.opening.len()
     }
 
     /// An idle session, else a new one, else one that has become idle while the new one was long in coming.
     pub fn take(self: &Arc<Self>, deadline: Instant) -> Result<Session> {
         let mut leaving = Vec::new();
-        self.lock().wanting += 1;
+        locked(&self.state).wanting += 1;
         let taken = self.wait_for_one(deadline, &mut leaving);
-        let mut state = self.lock();
+        let mut state = locked(&self.state);
         state.wanting -= 1;
         if state.wanting == 0 {
             state.failures.clear();
@@ -191,7 +184,7 @@ impl Pool {
 
     fn wait_for_one(self: &Arc<Self>, deadline: Instant, leaving: &mut Vec<Session>) -> Result<Session> {
         let moment = Instant::now() + MOMENT;
-        let mut state = self.lock();
+        let mut state = locked(&self.state);
         loop {
             if self.stop.is_stopped() {
                 return Err(Error::stopped());
@@ -212,7 +205,7 @@ impl Pool {
                 state.total += 1;
                 drop(state);
                 self.open_aside(now);
-                state = self.lock();
+                state = locked(&self.state);
                 continue;
             }
             let until = if may_open { moment } else { slow }.min(deadline);
@@ -230,13 +223,13 @@ impl Pool {
         let spawned = self.crew.spawn("session-open", move || {
             own.opened(begun, own.opener.open(&own.bytes, &own.stop));
         });
-        if spawned.is_err() {
-            self.opened(begun, spawned.or_say(|| "Cannot start a thread").and(Err(Error::new("No session"))));
+        if let Err(error) = spawned {
+            self.opened(begun, Err(error));
         }
     }
 
     fn opened(&self, begun: Instant, opened: Result<Session>) {
-        let mut state = self.lock();
+        let mut state = locked(&self.state);
         if let Ok(at) = state.opening.binary_search(&begun) {
             state.opening.remove(at);
         }
@@ -259,7 +252,7 @@ impl Pool {
     /// The session is idle again. After a stop it is dropped instead, or nobody would.
     pub fn give_back(&self, mut session: Session) {
         session.shrink();
-        let mut state = self.lock();
+        let mut state = locked(&self.state);
         if session.is_dead() || self.stop.is_stopped() {
             state.total -= 1;
             drop(state);
@@ -281,7 +274,7 @@ impl Pool {
     }
 
     fn lost_with(&self, is_lost: impl Fn(&Session) -> bool) {
-        let mut state = self.lock();
+        let mut state = locked(&self.state);
         state.total -= 1;
         let (lost, kept) =
             std::mem::take(&mut state.idle).into_iter().partition(|(session, _)| is_lost(session));
@@ -296,7 +289,7 @@ impl Pool {
     pub fn tend(&self) {
         let (mut leaving, mut doubtful) = (Vec::new(), Vec::new());
         {
-            let mut state = self.lock();
+            let mut state = locked(&self.state);
             let mut kept = VecDeque::new();
             let mut standing = state.idle.len();
             while let Some((session, since)) = state.idle.pop_front() {
@@ -317,7 +310,7 @@ impl Pool {
         let asked: Vec<_> = doubtful.into_iter().map(|(mut one, since)| (one.ask(), one, since)).collect();
         for (question, session, since) in asked {
             let alive = question.is_some_and(|question| session.answers(question));
-            let mut state = self.lock();
+            let mut state = locked(&self.state);
             if alive && !self.stop.is_stopped() {
                 state.idle.push_front((session, since));
             } else {
@@ -333,14 +326,10 @@ impl Pool {
         self.changed.notify_all();
         self.crew.join(|| ());
         let idle = {
-            let mut state = self.lock();
+            let mut state = locked(&self.state);
             state.total -= state.idle.len();
             std::mem::take(&mut state.idle)
         };
         drop(idle);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        locked(&self.state)
     }
 }

@@ -70,7 +70,8 @@ impl Session {
             log::debug!("a session ended: {ended:?}");
             own.die();
             let _ = cut.shutdown(Shutdown::Both);
-        })?;
+        });
+        let thread = thread.map_err(io::Error::other)?;
         Ok(Self { writer: FrameWriter::new(writer), lane, thread: Some(thread), socket, _attached: attached })
     }
 

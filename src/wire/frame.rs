@@ -16,28 +16,22 @@ pub const DATA_LIMIT: usize = 64 * 1024 - HEADER;
 /// Reasons are sentences.
 const REASON_LIMIT: usize = 512;
 
+/// By the byte that stands for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Kind {
-    Open,
-    Opened,
-    Refused,
-    Data,
-    Eof,
-    Reset,
-    Ping,
-    Pong,
+    Open = b'o',
+    Opened = b'O',
+    Refused = b'x',
+    Data = b'd',
+    Eof = b'e',
+    Reset = b'r',
+    Ping = b'p',
+    Pong = b'P',
 }
 
-const KINDS: [(Kind, u8); 8] = [
-    (Kind::Open, b'o'),
-    (Kind::Opened, b'O'),
-    (Kind::Refused, b'x'),
-    (Kind::Data, b'd'),
-    (Kind::Eof, b'e'),
-    (Kind::Reset, b'r'),
-    (Kind::Ping, b'p'),
-    (Kind::Pong, b'P'),
-];
+const KINDS: [Kind; 8] =
+    [Kind::Open, Kind::Opened, Kind::Refused, Kind::Data, Kind::Eof, Kind::Reset, Kind::Ping, Kind::Pong];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
@@ -53,16 +47,14 @@ pub enum BadFrame {
 
 impl Header {
     pub fn encode(self) -> [u8; HEADER] {
-        let kind = KINDS.iter().find(|(kind, _)| *kind == self.kind).map_or(0, |(_, byte)| *byte);
         let [.., a, b, c] = self.length.to_be_bytes();
-        [kind, a, b, c]
+        [self.kind as u8, a, b, c]
     }
 
     /// `None`: not yet.
     pub fn parse(bytes: &[u8]) -> Result<Option<Self>, BadFrame> {
         let Some(first) = bytes.first() else { return Ok(None) };
-        let kind =
-            KINDS.iter().find(|(_, byte)| byte == first).map(|(kind, _)| *kind).ok_or(BadFrame::Kind)?;
+        let kind = KINDS.into_iter().find(|kind| *kind as u8 == *first).ok_or(BadFrame::Kind)?;
         let [_, a, b, c, ..] = bytes else { return Ok(None) };
         let length = usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c);
         let fits = match kind {

@@ -85,22 +85,33 @@ fn find<'f>(fields: &'f [(String, String)], name: &str) -> Option<&'f str> {
     fields.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
 }
 
-/// Percent-decoding; `None` for what is not UTF-8 or holds a control character.
+/// Percent-decoding; `None` for a broken escape, and for what is not UTF-8 or holds a control character.
 pub fn decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
+    let (bytes, is_whole) = percent_decoded(text);
+    let text = String::from_utf8(bytes).ok().filter(|_| is_whole)?;
+    Some(text).filter(|text| !text.chars().any(char::is_control))
+}
+
+/// What stands for what, and whether every `%` began an escape; one that does not stands for itself.
+pub fn percent_decoded(text: &str) -> (Vec<u8>, bool) {
+    let (mut bytes, mut is_whole) = (Vec::with_capacity(text.len()), true);
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {
+        let digit = |at: usize| tail.get(at).and_then(|byte| (*byte as char).to_digit(16));
+        let escaped = digit(0).zip(digit(1)).and_then(|(high, low)| u8::try_from(high << 4 | low).ok());
         rest = tail;
-        if *first != b'%' {
-            bytes.push(*first);
-            continue;
+        match escaped.filter(|_| *first == b'%') {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &tail[2..];
+            }
+            None => {
+                bytes.push(*first);
+                is_whole &= *first != b'%';
+            }
         }
-        let [high, low, tail @ ..] = rest else { return None };
-        let digit = |byte: &u8| (*byte as char).to_digit(16);
-        bytes.push(u8::try_from(digit(high)? << 4 | digit(low)?).ok()?);
-        rest = tail;
     }
-    String::from_utf8(bytes).ok().filter(|text| !text.chars().any(char::is_control))
+    (bytes, is_whole)
 }
 
 /// An error as the API writes it: `{"error": …, "hint": …}`.

@@ -180,49 +180,40 @@ impl Kind {
     }
 }
 
-/// What a kind's first words look like. `None` is no or not yet, else a word more about it, which may be empty.
-struct Sign {
-    /// `None` where the words mean the same whatever was asked.
-    to: Option<Question>,
-    kind: Kind,
-    reads: fn(&[u8]) -> Option<String>,
-}
+/// What a kind's first words look like: what it was asked, and how they are read. `None` is no or not yet, else a word
+/// more about it, which may be empty.
+type Sign = (Option<Question>, Kind, fn(&[u8]) -> Option<String>);
 
-const fn unasked(kind: Kind, reads: fn(&[u8]) -> Option<String>) -> Sign {
-    Sign { to: None, kind, reads }
-}
-
-const fn answer(to: Question, kind: Kind, reads: fn(&[u8]) -> Option<String>) -> Sign {
-    Sign { to: Some(to), kind, reads }
-}
+/// The words mean the same whatever was asked.
+const UNASKED: Option<Question> = None;
 
 const SIGNS: [Sign; 19] = [
     // CONNACK, welcome or not; first, since what follows it may look like a greeting of MySQL, which comes unasked.
-    answer(Question::Mqtt, Mqtt, |said| matches!(said, [0x20, 2..=127, 0 | 1, _, ..]).then(String::new)),
-    unasked(Http, |said| begins(said, b"HTTP/")),
-    unasked(Tls, |said| begins(said, b"\x15\x03")),
-    unasked(Grpc, http2_frame),
-    unasked(Ssh, |said| line(said, "SSH-").map(|line| word(line.split_once('-').unwrap_or_default().1))),
-    unasked(Mysql, mysql_greeting),
-    unasked(Nats, |said| line(said, "INFO {").map(|json| json_text(json, "version").unwrap_or_default())),
-    unasked(Redis, |said| line(said, "-DENIED Redis").map(|_| "protected mode".to_owned())),
-    unasked(Redis, |said| line(said, "-ERR max number of clients").map(|_| "too many clients".to_owned())),
+    (Some(Question::Mqtt), Mqtt, |said| matches!(said, [0x20, 2..=127, 0 | 1, _, ..]).then(String::new)),
+    (UNASKED, Http, |said| begins(said, b"HTTP/")),
+    (UNASKED, Tls, |said| begins(said, b"\x15\x03")),
+    (UNASKED, Grpc, http2_frame),
+    (UNASKED, Ssh, |said| line(said, "SSH-").map(|line| word(line.split_once('-').unwrap_or_default().1))),
+    (UNASKED, Mysql, mysql_greeting),
+    (UNASKED, Nats, |said| line(said, "INFO {").map(|json| json_text(json, "version").unwrap_or_default())),
+    (UNASKED, Redis, |said| line(said, "-DENIED Redis").map(|_| "protected mode".to_owned())),
+    (UNASKED, Redis, |said| line(said, "-ERR max number of clients").map(|_| "too many clients".to_owned())),
     // To a header that is not its own it says which one is, and hangs up.
-    unasked(Amqp, |said| begins(said, b"AMQP")),
-    answer(Question::Amqp, Amqp, amqp_start),
-    answer(Question::Ping, Redis, |said| line(said, "+PONG").map(|_| String::new())),
-    answer(Question::Ping, Redis, |said| line(said, "-NOAUTH").map(|_| "needs a password".to_owned())),
-    answer(Question::Ping, Redis, |said| line(said, "-LOADING").map(|_| "loading".to_owned())),
-    answer(Question::Ping, Memcached, |said| line(said, "ERROR").map(|_| String::new())),
-    answer(Question::Version, Memcached, |said| line(said, "VERSION ").map(word)),
+    (UNASKED, Amqp, |said| begins(said, b"AMQP")),
+    (Some(Question::Amqp), Amqp, amqp_start),
+    (Some(Question::Ping), Redis, |said| line(said, "+PONG").map(|_| String::new())),
+    (Some(Question::Ping), Redis, |said| line(said, "-NOAUTH").map(|_| "needs a password".to_owned())),
+    (Some(Question::Ping), Redis, |said| line(said, "-LOADING").map(|_| "loading".to_owned())),
+    (Some(Question::Ping), Memcached, |said| line(said, "ERROR").map(|_| String::new())),
+    (Some(Question::Version), Memcached, |said| line(said, "VERSION ").map(word)),
     // One byte and then nothing: a word that begins so is another service's.
-    answer(Question::SslRequest, Postgres, |said| matches!(said, b"S" | b"N").then(String::new)),
-    answer(Question::Hello, Mongodb, |said| {
+    (Some(Question::SslRequest), Postgres, |said| matches!(said, b"S" | b"N").then(String::new)),
+    (Some(Question::Hello), Mongodb, |said| {
         // It answers number 1, by OP_MSG or by the older OP_REPLY.
         let (number, code) = (said.get(8..12)?, said.get(12..16)?);
         (number == [1, 0, 0, 0] && matches!(code, [0xdd, 7, 0, 0] | [1, 0, 0, 0])).then(String::new)
     }),
-    answer(Question::ApiVersions, Kafka, |said| {
+    (Some(Question::ApiVersions), Kafka, |said| {
         (said.get(4..8)? == b"conn" && said.starts_with(&[0, 0])).then(String::new)
     }),
 ];
@@ -233,8 +224,8 @@ pub fn recognise(question: Question, said: &[u8]) -> Option<(Kind, String)> {
     if !bytes.is_empty() && said.starts_with(bytes) {
         return None; // An echo.
     }
-    let mut fits = SIGNS.iter().filter(|sign| sign.to.is_none_or(|to| to == question));
-    fits.find_map(|sign| Some((sign.kind, (sign.reads)(said)?)))
+    let mut fits = SIGNS.iter().filter(|(to, ..)| to.is_none_or(|to| to == question));
+    fits.find_map(|(_, kind, reads)| Some((*kind, reads(said)?)))
 }
 
 fn begins(said: &[u8], start: &[u8]) -> Option<String> {

@@ -80,41 +80,35 @@ impl Reply {
     }
 }
 
+/// Text within a page of HTML, or within a quoted attribute of it.
+pub fn escaped(text: &str) -> String {
+    let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    text.replace('"', "&quot;").replace('\'', "&#39;")
+}
+
 /// A control character in a value could end its line and begin a field of somebody else's making.
 fn harmless(byte: u8) -> u8 {
     if byte.is_ascii_control() { b' ' } else { byte }
 }
 
+/// Of what we say ourselves; nothing hangs on these words.
 pub fn reason_phrase(status: u16) -> &'static str {
     match status {
-        100 => "Continue",
         101 => "Switching Protocols",
         200 => "OK",
         201 => "Created",
-        202 => "Accepted",
         204 => "No Content",
-        301 => "Moved Permanently",
-        302 => "Found",
-        303 => "See Other",
-        304 => "Not Modified",
-        307 => "Temporary Redirect",
         308 => "Permanent Redirect",
         400 => "Bad Request",
         401 => "Unauthorized",
         403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",
-        406 => "Not Acceptable",
         408 => "Request Timeout",
         409 => "Conflict",
-        410 => "Gone",
-        411 => "Length Required",
         413 => "Content Too Large",
         414 => "URI Too Long",
-        415 => "Unsupported Media Type",
-        417 => "Expectation Failed",
         421 => "Misdirected Request",
-        422 => "Unprocessable Content",
         426 => "Upgrade Required",
         429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
@@ -124,7 +118,6 @@ pub fn reason_phrase(status: u16) -> &'static str {
         503 => "Service Unavailable",
         504 => "Gateway Timeout",
         505 => "HTTP Version Not Supported",
-        507 => "Insufficient Storage",
         508 => "Loop Detected",
         _ => "",
     }

@@ -13,7 +13,6 @@ use crate::cli::command::Opt;
 use crate::cli::command::options_of;
 use crate::cli::say;
 use crate::error::Error;
-use crate::model::suggest;
 use crate::state::runs;
 use crate::state::seen;
 
@@ -27,9 +26,10 @@ pub fn script(call: &Call) -> Outcome {
     let asked = call.args.positional(0).unwrap_or_default();
     let Some((shell, script)) = SHELLS.iter().find(|(shell, _)| *shell == asked) else {
         let known = SHELLS.iter().map(|(shell, _)| *shell);
-        return Err(Error::usage(format!("There are no completions for `{}`", asked.escape_debug())).hint(
-            did_you_mean(suggest::nearest(asked, known), "connect completions ", "One of: bash, zsh, fish"),
-        ));
+        let hint = did_you_mean(asked, known, "connect completions ", "One of: bash, zsh, fish");
+        return Err(
+            Error::usage(format!("There are no completions for `{}`", asked.escape_debug())).hint(hint)
+        );
     };
     call.say.value(&serde_json::json!({ "shell": shell, "script": script }));
     call.say.result(script.trim_end());

@@ -100,7 +100,7 @@ fn host_of(text: &str) -> Result<String> {
         return Ok(bare.to_owned());
     }
     Target::parse(&format!("{text}:1")).map(|target| target.host).ok_or_else(|| {
-        Error::usage(format!("`{}` is no name and no address of a host", text.escape_debug()))
+        Error::misread(text, "is no name and no address of a host")
             .hint("Write it like --host 192.168.1.50; ports go with --ports or --range")
     })
 }

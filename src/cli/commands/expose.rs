@@ -56,16 +56,14 @@ fn wanted(call: &Call) -> Result<Exposure> {
         }
     };
     let protocol = args.value("protocol").unwrap_or("tcp");
-    let protocol = Protocol::parse(protocol).ok_or_else(|| {
-        Error::usage(format!("There is no protocol `{}`", protocol.escape_debug()))
-            .hint("Use tcp, http or https")
-    })?;
+    let protocol = Protocol::parse(protocol)
+        .ok_or_else(|| Error::unknown("protocol", protocol).hint("Use tcp, http or https"))?;
     Ok(Exposure { target: target_of(target)?, name: name_of(name)?, protocol })
 }
 
 pub fn target_of(text: &str) -> Result<Target> {
     Target::parse(text).ok_or_else(|| {
-        Error::usage(format!("`{}` is no port and no HOST:PORT", text.escape_debug()))
+        Error::misread(text, "is no port and no HOST:PORT")
             .hint("Write it like 5432, 192.168.1.50:8080 or [::1]:3000")
     })
 }

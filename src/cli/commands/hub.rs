@@ -24,6 +24,7 @@ use crate::model::access::Role;
 use crate::model::target::parse_port;
 use crate::net::address::HubUrl;
 use crate::net::address::split_host_port;
+use crate::net::serve::Bound;
 use crate::net::trust::HubTrust;
 use crate::state::identity;
 use crate::tunnel::joiner;
@@ -114,7 +115,7 @@ fn split_listen(text: &str) -> Result<(String, u16)> {
     let port = if port == "0" { Some(0) } else { parse_port(port) };
     match port.filter(|_| !host.is_empty()) {
         Some(port) => Ok((host.to_owned(), port)),
-        None => Err(Error::usage(format!("`{}` is not an address to listen on", text.escape_debug()))
+        None => Err(Error::misread(text, "is not an address to listen on")
             .hint("Write it like --listen 0.0.0.0:7443")),
     }
 }
@@ -124,10 +125,8 @@ fn name_of_host(text: &str) -> Result<String> {
         return Ok(text.to_owned());
     }
     let name = split_host_port(text, 443).filter(|_| !text.contains(':'));
-    name.map(|(host, _)| host).ok_or_else(|| {
-        Error::usage(format!("`{}` is not a host's name", text.escape_debug()))
-            .hint("Write it like --name hub.example")
-    })
+    name.map(|(host, _)| host)
+        .ok_or_else(|| Error::misread(text, "is not a host's name").hint("Write it like --name hub.example"))
 }
 
 fn tunnel_ports(call: &Call) -> Result<Option<RangeInclusive<u16>>> {
@@ -165,7 +164,7 @@ fn tunnel_opener(call: &Call, core: &Arc<Core>, port: u16) -> Result<TunnelOpene
     Ok(Box::new(move |service, port| {
         let ask = AskSession::of(service, identity.fingerprint);
         let opener = Opener::new(Arc::clone(&hub), &identity, ask, Box::new(|_| Ok(())))?;
-        let bound = joiner::Bound::take_v4(port).or_say(|| "The port is taken")?;
+        let bound = Bound::take_v4(port).or_say(|| "The port is taken")?;
         let tunnel = joiner::Tunnel::start(bound, opener, joiner::same_user, Box::new(|_| ()), &stop)?;
         Ok(Box::new(tunnel))
     }))

@@ -150,10 +150,9 @@ pub fn key_create(call: &Call) -> Outcome {
 
 fn role(call: &Call) -> Result<Option<Role>> {
     let Some(text) = call.args.value("role") else { return Ok(None) };
-    Role::parse(text).map(Some).ok_or_else(|| {
-        Error::usage(format!("There is no role `{}`", text.escape_debug()))
-            .hint("Use --role admin, member or join")
-    })
+    Role::parse(text)
+        .map(Some)
+        .ok_or_else(|| Error::unknown("role", text).hint("Use --role admin, member or join"))
 }
 
 pub fn key_list(call: &Call) -> Outcome {
@@ -194,8 +193,7 @@ fn path_part(text: &str) -> Result<&str> {
     if !text.is_empty() && text.bytes().all(plain) {
         return Ok(text);
     }
-    Err(Error::usage(format!("`{}` has characters that it cannot have", text.escape_debug()))
-        .hint("Copy it again, whole"))
+    Err(Error::misread(text, "has characters that it cannot have").hint("Copy it again, whole"))
 }
 
 pub fn audit_verify(call: &Call) -> Outcome {

@@ -61,6 +61,6 @@ fn place(call: &Call, option: &str) -> Result<(Place, String)> {
         return Ok((Place::Folder(folder), name));
     }
     let etcd = StoreAt::given(call, Some(named))?.read()?;
-    let etcd = etcd.ok_or_else(|| Error::usage(format!("There is no store `{}`", named.escape_debug())))?;
+    let etcd = etcd.ok_or_else(|| Error::unknown("store", named))?;
     Ok((Place::Etcd(etcd), named.to_owned()))
 }

@@ -160,8 +160,7 @@ fn not_found(more: &str) -> Error {
 fn chosen_ports(call: &Call) -> Result<BTreeMap<Name, u16>> {
     let chosen = call.args.values("port").map(|text| {
         let (name, port) = text.split_once('=').ok_or_else(|| {
-            Error::usage(format!("`{}` is not NAME=PORT", text.escape_debug()))
-                .hint("Write it like --port postgres=6000")
+            Error::misread(text, "is not NAME=PORT").hint("Write it like --port postgres=6000")
         })?;
         Ok((name_of(name)?, port_of(port)?))
     });

@@ -10,7 +10,6 @@ pub mod doctor;
 mod doctor_checks;
 mod doctor_way;
 pub mod expose;
-pub mod help;
 pub mod hub;
 pub mod hub_admin;
 pub mod hub_migrate;

@@ -14,11 +14,11 @@ use crate::cli::logs;
 use crate::error::Error;
 use crate::error::Result;
 use crate::net::address::HubUrl;
+use crate::net::serve::Bound;
 use crate::os::daemon;
 use crate::os::daemon::Begin;
 use crate::os::paths;
 use crate::os::process;
-use crate::proxy::Listening;
 use crate::proxy::Proxy;
 use crate::proxy::table::Routes;
 use crate::proxy::table::Table;
@@ -127,9 +127,9 @@ fn asked(call: &Call, wanted: &Wanted) -> String {
     format!("{https}{port}")
 }
 
-fn listen(call: &Call, wanted: &Wanted) -> Result<Listening> {
+fn listen(call: &Call, wanted: &Wanted) -> Result<Bound> {
     let port = wanted.port;
-    Listening::on(port).map_err(|error| match error.kind() {
+    Bound::take(port).map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse if call.args.flag("replace") => {
             let holder = match process::listener_on(port) {
                 Some((pid, name)) => format!("{} (PID {pid})", name.escape_debug()),

@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
 use crate::net::address::split_host_port;
+use crate::net::serve::Bound;
 use crate::net::stop::Stop;
 use crate::os::daemon;
 use crate::os::lock::locked;
@@ -31,7 +32,6 @@ use crate::state::home::Home;
 use crate::state::identity;
 use crate::state::known;
 use crate::state::proxy;
-use crate::tunnel::joiner::Bound;
 use crate::tunnel::joiner::Tunnel;
 use crate::tunnel::joiner::everyone;
 use crate::tunnel::pool::Opener;
@@ -59,7 +59,7 @@ pub fn settings(call: &Call, wanted: &Wanted) -> Result<Settings> {
 
 fn outside(text: &str) -> Result<(String, Option<u16>)> {
     let bad = || {
-        Error::usage(format!("`{}` is no HOST and no HOST:PORT", text.escape_debug()))
+        Error::misread(text, "is no HOST and no HOST:PORT")
             .hint("Write it like --connect-allow api.example.com:443")
     };
     let host = parse_host(text.as_bytes()).map_err(|_| bad())?;

@@ -20,7 +20,6 @@ use crate::cli::party::Party;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
-use crate::model::suggest;
 use crate::net::address::HubUrl;
 use crate::net::connect::dial_hub;
 use crate::net::connect::resolve;
@@ -131,11 +130,7 @@ fn find(call: &Call, hub: &Hub, name: &Name, report: &mut Diagnosis) -> Result<S
     let found = named.max_by_key(|service| service.status == Status::Online).cloned();
     let service = found.ok_or_else(|| {
         let known = services.iter().map(|service| service.name.as_str());
-        let hint = did_you_mean(
-            suggest::nearest(name.as_str(), known),
-            "connect reach ",
-            "List them: connect services",
-        );
+        let hint = did_you_mean(name.as_str(), known, "connect reach ", "List them: connect services");
         Error::new(format!("There is no service {name}")).hint(hint)
     })?;
     if service.status == Status::Offline {

@@ -10,7 +10,6 @@ use crate::cli::background;
 use crate::cli::logs;
 use crate::error::Error;
 use crate::error::Result;
-use crate::model::suggest;
 use crate::model::time::in_words;
 use crate::os::clock;
 use crate::os::files;
@@ -147,9 +146,6 @@ fn no_longer_kept(call: &Call, name: &str) -> Result<bool> {
 
 fn not_running(name: &str, all: &[Run]) -> Error {
     let known = all.iter().flat_map(|run| run.names.iter().map(String::as_str));
-    Error::new(format!("Nothing called {} is running", name.escape_debug())).hint(did_you_mean(
-        suggest::nearest(name, known),
-        "connect stop ",
-        "See what runs: connect status",
-    ))
+    let hint = did_you_mean(name, known, "connect stop ", "See what runs: connect status");
+    Error::new(format!("Nothing called {} is running", name.escape_debug())).hint(hint)
 }

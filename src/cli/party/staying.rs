@@ -13,7 +13,6 @@ use super::TURN;
 use crate::cli::Outcome;
 use crate::cli::background;
 use crate::cli::member::Member;
-use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::name::Name;
 use crate::os::process;
@@ -99,7 +98,7 @@ impl Party<'_> {
             let code = signals.run(&command, &environment, |pid| _ = started.send(pid));
             let _ = tell.send(Told::Ended(code));
         };
-        crate::net::crew::spawn("command", work).or_say(|| "Cannot start a thread")?;
+        crate::net::crew::spawn("command", work)?;
         // A command that cannot be started says so by its end.
         Ok(pid.recv().ok())
     }

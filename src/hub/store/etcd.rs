@@ -29,7 +29,7 @@ use crate::os::files::Lock;
 
 pub struct Etcd {
     gateway: Gateway,
-    replica: Arc<Replica>,
+    pub replica: Arc<Replica>,
     /// The data folder's, which holds the audit log.
     _lock: Option<Lock>,
 }
@@ -46,10 +46,6 @@ impl Etcd {
         replica.reload(&mut gateway)?;
         let another = gateway.another();
         Ok((Self { gateway, replica, _lock: lock }, another))
-    }
-
-    pub fn replica(&self) -> Arc<Replica> {
-        Arc::clone(&self.replica)
     }
 
     /// All steps if every key is as we know it; else how they are.

@@ -11,13 +11,11 @@ use std::time::Instant;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
 use serde_json::Value;
 use serde_json::json;
 
 use crate::error::Error;
 use crate::error::Kind;
-use crate::error::OrSay;
 use crate::error::Result;
 use crate::net::address::bracketed;
 use crate::net::address::split_host_port;
@@ -230,9 +228,9 @@ impl Endpoint {
         body: &Value,
         send: impl FnOnce(&Ask<'_>) -> std::io::Result<T>,
     ) -> Tried<T> {
-        let (host, body) = (self.authority(), Some(body.to_string().into_bytes()));
+        let (host, body) = (self.authority(), body.to_string());
         let fields: Vec<_> = token.iter().map(|token| ("Authorization", *token)).collect();
-        send(&Ask { method: "POST", path, host: &host, fields: &fields, body })
+        send(&Ask { method: "POST", path, host: &host, fields: &fields, body: Some(body.as_bytes()) })
             .map_err(|error| Trouble::Away(away(self, error)))
     }
 }
@@ -249,9 +247,7 @@ impl Access {
         let cut = self.stop.attach(&socket).ok_or_else(|| Trouble::Refused(Error::stopped()))?;
         let mut stream = Duplex::plain(socket);
         if endpoint.tls {
-            let name = ServerName::try_from(endpoint.host.clone());
-            let name = name.or_say(|| "This etcd has no name").map_err(Trouble::Refused)?;
-            let established = tls::client(&self.tls, name, stream, one.deadline);
+            let established = tls::client(&self.tls, &endpoint.host, stream, one.deadline);
             stream = established.map_err(|error| Trouble::Away(away(endpoint, error)))?.into_duplex();
         }
         Ok(Kept { number: one.number, stream, cut })

@@ -65,6 +65,6 @@ pub fn open(data: &Path, shared: Option<&EtcdAt>, stop: &Stop) -> Result<Option<
         return Ok(Some(Opened { store: Box::new(store), registry, shared: None, note }));
     };
     let (store, gateway) = Etcd::open(at, Some(lock), &registry, stop)?;
-    let shared = Some((store.replica(), gateway));
+    let shared = Some((Arc::clone(&store.replica), gateway));
     Ok(Some(Opened { store: Box::new(store), registry, shared, note: None }))
 }
