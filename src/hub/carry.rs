@@ -39,7 +39,6 @@ use crate::wire::message::Answer;
 use crate::wire::reply::Reply;
 
 /// Copies the bytes of a carried session.
-pub use crate::net::relay::both_ways as pump;
 
 /// A hub that does not answer for so long is not waited for.
 const PATIENCE: Duration = Duration::from_secs(3);

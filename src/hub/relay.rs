@@ -79,7 +79,7 @@ fn carry_on(core: &Core, mut near: Duplex, carried: &carry::Carried) -> Result<(
     };
     let _ = no_deadline(&near.socket);
     if near.writer.write_all(&hello()).is_ok() {
-        carry::pump(near, far);
+        relay::both_ways(near, far);
     }
     Ok(())
 }
