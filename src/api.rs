@@ -87,6 +87,12 @@ impl Hub {
         Self::with(self.dialer.clone(), self.url.clone(), self.knows_fleet, self.key.clone(), patience)
     }
 
+    /// The same hub, of which every connection is cut by another stop.
+    pub fn cut_by(&self, stop: &Stop) -> Self {
+        let dialer = Dialer { stop: stop.clone(), ..self.dialer.clone() };
+        Self::with(dialer, self.url.clone(), self.knows_fleet, self.key.clone(), self.patience)
+    }
+
     fn with(dialer: Dialer, url: HubUrl, knows_fleet: bool, key: Option<String>, patience: Duration) -> Self {
         let config = ureq::Agent::config_builder()
             .timeout_global(Some(patience))

@@ -82,7 +82,8 @@ fn a_port_is_the_same_tomorrow_unless_another_is_chosen() {
         assert_eq!(said.code, Some(1), "{said:#?}");
         common::team::joined(team.user.start(&["join", "abc123", "--json"]))
     };
-    assert_eq!(port_of(&services, "db"), ports.at(51));
+    // What was chosen for a call is not what the next one gets.
+    assert_eq!(port_of(&services, "db"), ports.at(1));
 }
 
 #[test]

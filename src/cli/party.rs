@@ -24,6 +24,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
 use crate::model::record::Protocol;
+use crate::net::connect::DEADLINE;
 use crate::os::files;
 use crate::state::known;
 use crate::state::runs;
@@ -46,6 +47,8 @@ pub struct Party<'c> {
     members: Vec<Member>,
     /// This command's entry in the list of what runs; a folder that cannot be written costs only that.
     run: Option<OwnRun>,
+    /// How long a service may take to prove that it answers.
+    pub patience: Duration,
     /// What `--env-file` holds.
     written: Option<String>,
     tell: Sender<Told>,
@@ -58,7 +61,16 @@ impl<'c> Party<'c> {
         let (tell, told) = mpsc::channel();
         let run = runs::register(&call.home, kind, names);
         let run = run.inspect_err(|error| log::info!("not listed among what runs: {error}")).ok();
-        Self { call, right: Arc::new(right), members: Vec::new(), run, written: None, tell, told }
+        Self {
+            call,
+            right: Arc::new(right),
+            members: Vec::new(),
+            run,
+            patience: DEADLINE,
+            written: None,
+            tell,
+            told,
+        }
     }
 
     pub fn members(&self) -> &[Member] {
@@ -130,11 +142,11 @@ impl<'c> Party<'c> {
 
     fn prove_all(&mut self) {
         let is_down = |member: &&mut Member| member.tunnel.as_ref().is_some_and(|tunnel| !tunnel.is_up());
-        let unproved = self.members.iter_mut().filter(is_down);
+        let (unproved, patience) = (self.members.iter_mut().filter(is_down), self.patience);
         thread::scope(|scope| {
             for member in unproved {
                 scope.spawn(|| {
-                    member.trouble = member.tunnel.as_ref().and_then(|tunnel| tunnel.prove().err());
+                    member.trouble = member.tunnel.as_ref().and_then(|tunnel| tunnel.prove(patience).err());
                 });
             }
         });

@@ -38,8 +38,6 @@ use crate::wire::control::RELAY_UPGRADE;
 use crate::wire::message::Answer;
 use crate::wire::reply::Reply;
 
-/// Copies the bytes of a carried session.
-
 /// A hub that does not answer for so long is not waited for.
 const PATIENCE: Duration = Duration::from_secs(3);
 

@@ -173,6 +173,15 @@ pub fn no_deadline(socket: &TcpStream) -> io::Result<()> {
     socket.set_write_timeout(None)
 }
 
+/// What is told of such an error; the system's words for a time that is up are `Resource temporarily unavailable`.
+pub fn in_words(error: io::Error) -> io::Error {
+    if is_timeout(&error) {
+        io::Error::new(io::ErrorKind::TimedOut, "it did not answer in time")
+    } else {
+        error
+    }
+}
+
 /// Whether a read or write failed because its time was up: systems name it in two ways.
 pub fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)

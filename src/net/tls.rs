@@ -27,6 +27,7 @@ use unbuffered::Progress;
 use unbuffered::Side;
 use unbuffered::Tls;
 
+use super::connect::in_words;
 use super::connect::no_deadline;
 use super::connect::set_deadline;
 use super::duplex::Duplex;
@@ -113,11 +114,11 @@ fn handshake(side: Side, below: Duplex, deadline: Instant) -> io::Result<Establi
             break;
         }
         sent?;
-        set_deadline(&socket, deadline)?;
+        set_deadline(&socket, deadline).map_err(in_words)?;
         if reader.end - reader.start > HANDSHAKE_LIMIT {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the handshake is too large"));
         }
-        reader.fill_raw()?;
+        reader.fill_raw().map_err(in_words)?;
     }
     no_deadline(&socket)?;
     let (peer, application) = {

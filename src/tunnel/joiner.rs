@@ -131,9 +131,9 @@ impl Tunnel {
 
     /// Opens the first session and has the agent reach its target. An error leaves the tunnel trying in the
     /// background.
-    pub fn prove(&self) -> Result<Duration> {
+    pub fn prove(&self, patience: Duration) -> Result<Duration> {
         let began = Instant::now();
-        let proved = self.shared.prove();
+        let proved = self.shared.prove(patience);
         *locked(&self.shared.told) =
             proved.as_ref().map_or_else(|error| Told::Down(error.kind), |()| Told::Up);
         proved.map(|()| began.elapsed())
@@ -204,9 +204,10 @@ impl Shared {
         }
     }
 
-    fn prove(&self) -> Result<()> {
-        let mut session = self.pool.take(Instant::now() + DEADLINE)?;
-        match session.prove(DEADLINE) {
+    fn prove(&self, patience: Duration) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        let mut session = self.pool.take(deadline)?;
+        match session.prove(deadline.saturating_duration_since(Instant::now())) {
             Ok(()) => {
                 self.pool.give_back(session);
                 Ok(())
@@ -233,7 +234,7 @@ impl Shared {
             if self.pool.total() > 0 && *locked(&self.told) == Told::Up {
                 continue;
             }
-            match self.prove() {
+            match self.prove(DEADLINE) {
                 Ok(()) => {
                     backoff.reset();
                     self.tell(Event::Up);

@@ -160,6 +160,8 @@ impl State {
 impl Pool {
     pub fn new(opener: Opener, stop: Stop) -> Self {
         let (bytes, state, changed, crew) = Default::default();
+        // A tunnel that ends waits for nobody who is about to open a session.
+        let opener = Opener { hub: Arc::new(opener.hub.cut_by(&stop)), ..opener };
         Self { opener, bytes, state, changed, stop, crew }
     }
 
@@ -211,7 +213,9 @@ impl Pool {
             let until = if may_open { moment } else { slow }.min(deadline);
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() && Instant::now() >= deadline {
-                return Err(Error::new("No session came about in time").kind(Kind::Unreachable));
+                return Err(Error::new("The agent did not come in time")
+                    .hint("Look at it on its machine: connect status")
+                    .kind(Kind::Unreachable));
             }
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }

@@ -28,6 +28,8 @@ use crate::wire::api::ServiceInfo;
 use crate::wire::api::Status;
 
 const PATIENCE: Duration = Duration::from_secs(5);
+/// No time at all would mean to wait for ever.
+const LEAST: Duration = Duration::from_millis(1);
 
 pub fn run(call: &Call) -> Outcome {
     let name = name_of(call.args.positional(0).unwrap_or_default())?;
@@ -43,15 +45,16 @@ pub fn run(call: &Call) -> Outcome {
     if let Some(code) = background::detach(call, "reach", name.as_str(), &[])? {
         return Ok(code);
     }
-    let patience = call.args.duration("timeout")?.unwrap_or(PATIENCE);
+    let deadline = Instant::now() + call.args.duration("timeout")?.unwrap_or(PATIENCE);
     let hub = call.hub()?;
     call.say.line(&format!("🔗 Reaching {name}"));
     let mut report = Diagnosis::default();
-    look(call, &hub, &mut report, patience)?;
-    let service = find(call, &hub, &name, &mut report)?;
+    look(call, &hub, &mut report, deadline)?;
+    let service = find(call, &within(&hub, deadline), &name, &mut report)?;
     let mut party = Party::new(call, "reach", &[name.to_string()], Right::own(call, hub)?);
     let began = Instant::now();
     let check = call.args.flag("check");
+    party.patience = deadline.saturating_duration_since(began);
     party.add(vec![Wanted {
         name: name.clone(),
         service: name.to_string(),
@@ -92,19 +95,24 @@ pub fn run(call: &Call) -> Outcome {
     Ok(code)
 }
 
+/// The same hub, of which every call ends by then.
+fn within(hub: &Hub, deadline: Instant) -> Hub {
+    hub.for_retries(deadline.saturating_duration_since(Instant::now()).max(LEAST))
+}
+
 /// The way to the hub, step by step.
-fn look(call: &Call, hub: &Hub, report: &mut Diagnosis, patience: Duration) -> Result<()> {
+fn look(call: &Call, hub: &Hub, report: &mut Diagnosis, deadline: Instant) -> Result<()> {
     let mut looked = Ok(());
     for url in hub.fleet() {
         *report = Diagnosis::default();
-        looked = look_at(call, &url, report, Instant::now() + patience);
+        looked = look_at(call, &url, report, deadline);
         if looked.is_ok() {
             break;
         }
     }
     looked?;
     let began = Instant::now();
-    hub.whoami()?;
+    within(hub, deadline).whoami()?;
     report.add("TLS", "the hub proved who it is".into(), began.elapsed());
     Ok(())
 }
