@@ -367,3 +367,37 @@ fn another_hub_in_the_place_of_ours_is_not_told_as_one_that_is_away() {
     exposed.wait_event("back");
     eventually("status says that it is well", PATIENCE, || status().contains("[ok] db"));
 }
+
+#[test]
+fn reaching_ends_when_its_time_is_up_whoever_is_silent() {
+    let tunnel = Tunnelled::to(service(echo));
+    let user = tunnel.hub.machine("member");
+    for program in [&tunnel.exposed, &tunnel.hub.running] {
+        program.signal(Signal::SIGSTOP);
+        let began = Instant::now();
+        let said = user.run(&["reach", "service", "--check", "--timeout", "1s"]);
+        let took = began.elapsed();
+        program.signal(Signal::SIGCONT);
+        assert_eq!(said.code, Some(1), "{said:#?}");
+        assert!(said.err.contains("in time"), "{said:#?}");
+        assert!(took > Duration::from_millis(900) && took < Duration::from_secs(5), "{took:?}");
+    }
+}
+
+#[test]
+fn who_waits_for_services_waits_for_their_hub() {
+    let mut hub = Hub::start();
+    let (owner, user) = (hub.machine("member"), hub.machine("member"));
+    let target = format!("db={}", service(echo));
+    let sharing = owner.start(&["share", "--json", &target, "--code", "abc123"]);
+    sharing.wait_event("shared");
+    hub.running.kill();
+    let said = user.run(&["join", "abc123", "--", "true"]);
+    assert!(said.code == Some(1) && said.err.contains("Cannot reach the hub"), "{said:#?}");
+    let mut waiting = user.start(&["join", "abc123", "--wait", "1m", "--", "true"]);
+    // It has been seen to look, and to go on.
+    sharing.wait_event("lost");
+    assert!(waiting.is_running());
+    hub.restart();
+    assert_eq!(waiting.finish().code, Some(0));
+}

@@ -34,7 +34,7 @@ const SOON: Duration = Duration::from_millis(4500);
 
 fn status(hub: &Hub, what: &str) -> u64 {
     let status = hub.home.run(&["hub", "status", "--json"]).ok().json();
-    status[what].as_str().unwrap().parse().unwrap()
+    status[what].as_u64().unwrap()
 }
 
 fn config(home: &Home) -> Value {

@@ -80,10 +80,23 @@ fn a_port_is_the_same_tomorrow_unless_another_is_chosen() {
     let (_joined, services) = {
         let said = team.user.run(&["join", "abc123", "--strict-ports", "--port", &chosen, "--json"]);
         assert_eq!(said.code, Some(1), "{said:#?}");
+        let said = team.user.run(&[
+            "join",
+            "abc123",
+            "--strict-ports",
+            "--port",
+            &chosen,
+            "--wait",
+            "1s",
+            "--",
+            "true",
+        ]);
+        let way_out = "Choose another: --port db=PORT, or leave out --strict-ports";
+        assert!(said.code == Some(1) && said.err.contains(way_out), "{said:#?}");
         common::team::joined(team.user.start(&["join", "abc123", "--json"]))
     };
     // What was chosen for a call is not what the next one gets.
-    assert_eq!(port_of(&services, "db"), ports.at(1));
+    assert_eq!(port_of(&services, "db"), ports.at(0));
 }
 
 #[test]

@@ -167,7 +167,8 @@ impl Right {
 
 fn no_port(wanted: &Wanted) -> Error {
     if wanted.strict {
-        return Error::new(format!("Port {} in use", wanted.port));
+        let hint = format!("Choose another: --port {}=PORT, or leave out --strict-ports", wanted.name);
+        return Error::new(format!("Port {} in use", wanted.port)).hint(hint);
     }
     Error::new(format!("Port {} in use and no alternatives available", wanted.port))
         .hint(format!("Stop what holds it: lsof -ti:{0} | xargs kill, or choose another port", wanted.port))

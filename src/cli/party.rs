@@ -20,6 +20,7 @@ use super::member::Member;
 use super::member::Right;
 use super::member::Wanted;
 use super::member::another_agent;
+use crate::api::Hub;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
@@ -190,15 +191,37 @@ impl<'c> Party<'c> {
         }
     }
 
+    /// Who waits for services waits for a hub that is away, too. What is left of the time.
+    pub fn wait_for_hub(call: &Call, hub: &Hub, asked: Option<Duration>) -> Result<Option<Duration>> {
+        let Some(patience) = asked else { return Ok(None) };
+        let deadline = Instant::now() + patience;
+        while let Err(error) = hub.health() {
+            if !error.may_pass() || Instant::now() >= deadline {
+                return Err(error);
+            }
+            if call.stop.wait_for(TURN) {
+                return Err(Error::stopped());
+            }
+        }
+        Ok(Some(deadline.saturating_duration_since(Instant::now())))
+    }
+
     /// With a command to run, one service that is missing is the end.
     pub fn complete_for_command(&self) -> Result<()> {
-        let missing = self.members.iter().filter(|member| member.trouble.is_some());
-        let missing: Vec<&str> = missing.map(|member| member.wanted.name.as_str()).collect();
-        if self.call.args.run.is_none() || missing.is_empty() {
+        let troubles: Vec<_> =
+            self.members.iter().filter_map(|one| Some((&one.wanted.name, one.trouble.as_ref()?))).collect();
+        if self.call.args.run.is_none() || troubles.is_empty() {
             return Ok(());
         }
-        Err(Error::new(format!("The command was not started: {} cannot be reached", missing.join(", ")))
-            .hint("Give it more time with --wait 5m, or look at the agent: connect status there"))
+        let missing: Vec<&str> = troubles.iter().map(|(name, _)| name.as_str()).collect();
+        let what = format!("The command was not started: {} cannot be reached", missing.join(", "));
+        // What no waiting mends has its own way out.
+        let lasting = troubles.iter().map(|(_, error)| error).find(|error| !error.may_pass());
+        Err(match lasting.map(|error| (error.to_string(), error.hint.clone())) {
+            Some((why, hint)) => Error::new(what).because(why).hint(hint.unwrap_or_default()),
+            None => Error::new(what)
+                .hint("Give it more time with --wait 5m, or look at the agent: connect status there"),
+        })
     }
 
     /// Lists the tunnels as routes and remembers their ports, before the user hears of them. A state folder

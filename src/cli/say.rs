@@ -133,11 +133,14 @@ impl Say {
         put(&clean_json(text), self.aside);
     }
 
+    /// As it is written; plain terminals may need more room.
+    pub fn shown(&self, text: &str) -> String {
+        let shown = clean(text);
+        if self.utf8 { shown } else { plain(&shown) }
+    }
+
     fn write(&self, text: &str, to_stderr: bool) {
-        let mut shown = clean(text);
-        if !self.utf8 {
-            shown = plain(&shown);
-        }
+        let mut shown = self.shown(text);
         if if to_stderr { self.colour_err } else { self.colour_out } {
             shown = coloured(&shown);
         }

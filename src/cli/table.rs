@@ -25,7 +25,7 @@ const PROXY: &[Opt] = &[
     ),
     opt("connect-allow", "HOST[:PORT]", "Let CONNECT reach this outside host (may be repeated)"),
 ];
-const WAIT: Opt = opt("wait", "TIME", "Wait this long for services that are not there yet");
+const WAIT: Opt = opt("wait", "TIME", "Wait this long for services, and a hub, that are not there yet");
 const ENV_FILE: Opt = opt("env-file", "FILE", "Write NAME_HOST, NAME_PORT and NAME_ADDR for each service");
 const ROLE: Opt = opt("role", "admin|member|join", "What it may do [default: member]");
 const FOLLOW: Opt = Opt { short: Some('f'), ..switch("follow", "Go on with what is added") };

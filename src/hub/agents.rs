@@ -156,10 +156,7 @@ impl Served<'_> {
         let online = registry.online_by_id(&online_id(&self.workspace, name));
         if let Some(other) = online.filter(|online| online.agent_id != self.agent) {
             let label = registry.agent(&other.agent_id).map(|agent| agent.label.clone()).unwrap_or_default();
-            return Some((
-                format!("{name} is already exposed by {label}"),
-                "Choose another name with --name".into(),
-            ));
+            return Some((format!("{name} is already exposed by {label}"), "Choose another name".into()));
         }
         if registry.services_of(&self.agent).any(|own| own.name == *name) {
             return None;

@@ -99,8 +99,9 @@ pub fn clean_label(label: &str) -> String {
 }
 
 pub fn offline(service: &Service) -> Reply {
-    let hint = "Its agent is not connected; start it there: connect expose";
-    Reply::error(503, &format!("{} is offline", service.name), hint)
+    let Service { name, target_port, .. } = service;
+    let hint = format!("Its agent is not connected; start it there: connect expose {name} {target_port}");
+    Reply::error(503, &format!("{name} is offline"), &hint)
 }
 
 pub fn no_such_service() -> Reply {

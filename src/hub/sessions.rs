@@ -70,6 +70,9 @@ impl Open {
     }
 }
 
+/// Sessions that one key or link has asked for and that have not met yet. An agent has a thread for each, so that
+/// one who asks and never comes must leave room for the others.
+const WAITING: usize = 1000;
 /// What is kept of the reason that an agent gives for not coming.
 const REASON: usize = 200;
 
@@ -92,10 +95,14 @@ pub struct Totals {
 }
 
 impl Sessions {
-    /// The first ticket is the joiner's, the other one the agent's.
+    /// The first ticket is the joiner's, the other one the agent's. False when too many wait.
     pub fn expect(&self, pending: Pending, tickets: [&str; 2], now: Time) -> bool {
         let mut all = locked(&self.pending);
         all.retain(|_, (_, made)| now.since(*made).as_secs() <= TICKET_SECONDS);
+        let own = |(other, _): &&(Pending, Time)| other.credential.principal == pending.credential.principal;
+        if all.values().filter(own).count() >= WAITING {
+            return false;
+        }
         let session = pending.session.clone();
         all.insert(session.clone(), (pending, now));
         drop(all);
@@ -191,5 +198,27 @@ impl Sessions {
             to_agent: self.to_agent.load(Ordering::Relaxed) + running(|one| &one.to_agent),
             to_joiner: self.to_joiner.load(Ordering::Relaxed) + running(|one| &one.to_joiner),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asks_and_never_comes_leaves_room_for_others() {
+        let (sessions, now) = (Sessions::default(), Time::from_unix(1000));
+        let asks = |principal: &str, number: usize, now: Time| {
+            let credential =
+                Credential { principal: principal.into(), share: None, agent: "key_agent".into() };
+            let session = format!("{principal}-{number}");
+            let tickets = [format!("{session}-a"), format!("{session}-b")];
+            let pending = Pending { session, service: "svc".into(), credential, channel: ChannelId(1) };
+            sessions.expect(pending, [&tickets[0], &tickets[1]], now)
+        };
+        let granted = (0..WAITING + 10).filter(|number| asks("link", *number, now)).count();
+        assert_eq!(granted, WAITING);
+        assert!(asks("other", 0, now));
+        assert!(asks("link", WAITING, Time::from_unix(1016)), "the first have lapsed");
     }
 }

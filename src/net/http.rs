@@ -135,7 +135,7 @@ impl Conversation {
 
 impl From<BadHead> for Unheard {
     fn from(bad: BadHead) -> Self {
-        Self::Bad(Reply::error(bad.status(), bad.reason(), ""))
+        Self::Bad(Reply::error(bad.status(), bad.reason(), WHOLE))
     }
 }
 
@@ -154,7 +154,7 @@ impl From<BodyTrouble> for Unheard {
     fn from(trouble: BodyTrouble) -> Self {
         match trouble {
             BodyTrouble::Io(error) => error.into(),
-            BodyTrouble::Bad(status, reason) => Self::Bad(Reply::error(status, reason, "")),
+            BodyTrouble::Bad(status, reason) => Self::Bad(Reply::error(status, reason, WHOLE)),
         }
     }
 }
@@ -167,6 +167,9 @@ fn read_more(stream: &mut Duplex, buffer: &mut Vec<u8>, deadline: Instant) -> io
     buffer.truncate(at + read.as_ref().copied().unwrap_or(0));
     read
 }
+
+/// What helps against a request that cannot be read.
+const WHOLE: &str = "Send a whole HTTP/1.1 request, with a head and a body of at most 64 KiB each";
 
 enum BodyTrouble {
     Io(io::Error),

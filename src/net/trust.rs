@@ -117,9 +117,9 @@ pub fn session_server(identity: &Identity) -> Result<Arc<ServerConfig>> {
 }
 
 pub fn read_roots(path: &Path) -> Result<HubTrust> {
-    let pem =
-        std::fs::read_to_string(path).or_say(|| format!("Cannot read the CA file {}", path.display()))?;
-    parse_roots(&pem).map_err(|error| error.hint(format!("Give --ca a PEM file, not {}", path.display())))?;
+    let hint = format!("Give --ca a PEM file, not {}", path.display());
+    let pem = std::fs::read_to_string(path).or_say(|| format!("Cannot read the CA file {}", path.display()));
+    let pem = pem.and_then(|pem| parse_roots(&pem).map(|_| pem)).map_err(|error| error.hint(hint))?;
     Ok(HubTrust::Roots(pem))
 }
 

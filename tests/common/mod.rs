@@ -449,7 +449,7 @@ impl Hub {
     /// How many sessions were relayed since the hub started.
     pub fn sessions(&self) -> u64 {
         let status = self.home.run(&["hub", "status", "--json"]).ok().json();
-        status["sessionsTotal"].as_str().unwrap().parse().unwrap()
+        status["sessionsTotal"].as_u64().unwrap()
     }
 }
 

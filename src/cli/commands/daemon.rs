@@ -98,7 +98,8 @@ pub fn restart(call: &Call) -> Outcome {
     if daemon_service::start(call)? {
         return Ok(0);
     }
-    begin(call, background::arguments(call, &["daemon", "start"]), true)
+    let words: &[&str] = if call.say.json { &["daemon", "start", "--json"] } else { &["daemon", "start"] };
+    begin(call, background::arguments(call, words), true)
 }
 
 pub fn status(call: &Call) -> Outcome {

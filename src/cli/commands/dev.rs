@@ -54,6 +54,7 @@ pub fn run(call: &Call) -> Outcome {
     say.line(&format!("  Config: {}", shown(&file.path)));
     say.line(&format!("  Hub:    {}\n", hub.url));
     say.line("  Connecting to services...\n");
+    let wait = Party::wait_for_hub(call, &hub, wait)?;
     let mut exposing = None;
     offer(call, &hub, &mut exposing, &BTreeMap::new(), &file.project.expose)?;
     let services = hub.services()?;

@@ -219,7 +219,8 @@ pub fn status(call: &Call) -> Outcome {
     let Health { version, uptime_seconds, store, .. } = hub.health()?;
     let metrics = hub.metrics()?;
     let figure = |name: &str| {
-        metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).unwrap_or("?").to_owned()
+        let said = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        said.and_then(|said| said.parse::<u64>().ok()).unwrap_or_default()
     };
     let up = Duration::from_secs(uptime_seconds);
     let (agents, services) = (figure("connect_agents"), figure("connect_services_online"));

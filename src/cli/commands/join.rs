@@ -54,6 +54,7 @@ pub fn run(call: &Call) -> Outcome {
     let say = &call.say;
     say.line(&format!("🔗 Joining environment share: {}\n", invitation.code.as_str()));
     let (hub, identity) = hub(call, &invitation)?;
+    let wait = Party::wait_for_hub(call, &hub, wait)?;
     let share = hub.join_share(&invitation.code).map_err(explain)?;
     if invitation.agent.is_some_and(|pin| pin != share.agent_fingerprint.pin()) {
         return Err(another_agent());

@@ -28,7 +28,7 @@ pub fn trust(call: &Call) -> Outcome {
     let ca = ca_file(call).display().to_string();
     call.say.line("\n  Programs with a list of their own:");
     call.say
-        .line(&format!("    NODE_EXTRA_CA_CERTS={ca} for Node, SSL_CERT_FILE={ca} for Python and others"));
+        .line(&format!("    NODE_EXTRA_CA_CERTS={ca} for Node; SSL_CERT_FILE={ca} for Python and others, which then believe no other CA"));
     Ok(done.code())
 }
 

@@ -168,17 +168,14 @@ impl Diagnosis {
     }
 
     fn draw(&self, call: &Call, name: &Name) {
-        let mut lines: Vec<String> = self
+        let lines = self
             .steps
             .iter()
-            .map(|(step, found, took)| format!("{step:<8}[ok] {found:<40} {:>5} ms", took.as_millis()))
-            .collect();
-        lines.push(format!(
-            "{:<8}{:<45} {:>5} ms",
-            "Latency",
-            "to the hub and back",
-            self.latency.as_millis()
-        ));
+            .map(|(step, found, took)| format!("{step:<8}[ok] {found:<40} {:>5} ms", took.as_millis()));
+        let latency =
+            format!("{:<8}{:<45} {:>5} ms", "Latency", "to the hub and back", self.latency.as_millis());
+        // The frame is as wide as what is seen.
+        let lines: Vec<String> = lines.chain([latency]).map(|line| call.say.shown(&line)).collect();
         let width = lines.iter().map(|line| line.chars().count()).max().unwrap_or(0);
         let title = format!("─ {name} ");
         let top = "─".repeat((width + 2).saturating_sub(title.chars().count()));
