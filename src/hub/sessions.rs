@@ -144,7 +144,7 @@ impl Sessions {
     /// The agent that was told of it will not come.
     pub fn decline(&self, session: &str, channel: ChannelId, reason: &str) {
         let mut pending = locked(&self.pending);
-        if !pending.get(session).is_some_and(|(pending, _)| pending.channel == channel) {
+        if pending.get(session).is_none_or(|(pending, _)| pending.channel != channel) {
             return;
         }
         pending.remove(session);
