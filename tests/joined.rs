@@ -100,6 +100,17 @@ fn a_port_is_the_same_tomorrow_unless_another_is_chosen() {
 }
 
 #[test]
+fn who_shares_hears_who_joins() {
+    let (team, ports) = (Team::new(), Ports::claim());
+    ports.echo(0);
+    let shared = team.share(&[&ports.target("db", 0), "--code", "abc123"]);
+    let _joined = team.join(&["abc123"]);
+    assert_eq!(shared.running.wait_event("join")["who"], "member");
+    let _again = team.join(&["abc123"]);
+    eventually("the next one is told, and once", PATIENCE, || shared.running.events("join") == 2);
+}
+
+#[test]
 fn a_revoked_share_ends_its_joiners_within_about_a_second() {
     let (team, ports) = (Team::new(), Ports::claim());
     (0..3).for_each(|offset| ports.echo(offset));

@@ -96,7 +96,7 @@ pub fn run(call: &Call) -> Outcome {
     background::how_to_end(call, &made.code, "Press Ctrl+C to stop sharing");
     background::ready(call)?;
     let mut standing = Standing::begin(&hub, made.id, until);
-    let stayed = exposing.stay(|exposing| standing.is_over(exposing.is_lost()));
+    let stayed = exposing.stay(|exposing| standing.is_over(exposing.is_lost(), &call.say));
     // Without its services the code would open nothing; nobody should find it and wonder.
     let revoked = (!standing.is_revoked)
         .then(|| call.hub_until(&Stop::new()).and_then(|hub| hub.revoke_share(&made.code)));

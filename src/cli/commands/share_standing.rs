@@ -1,9 +1,12 @@
-//! Whether a share that `connect share` stays for still stands.
+//! Whether a share that `connect share` stays for still stands, and who has joined it.
 
 use std::time::Duration;
 use std::time::Instant;
 
+use serde_json::json;
+
 use crate::api::Hub;
+use crate::cli::say::Say;
 use crate::error::Error;
 use crate::error::Result;
 use crate::wire::api::ShareInfo;
@@ -18,22 +21,23 @@ pub struct Standing {
     id: String,
     until: Option<Instant>,
     next: Instant,
+    joins: u32,
     pub is_revoked: bool,
 }
 
 impl Standing {
     pub fn begin(hub: &Hub, id: String, until: Option<Instant>) -> Self {
         let hub = hub.for_retries(ANSWER);
-        Self { hub, id, until, next: Instant::now() + LOOK_AGAIN, is_revoked: false }
+        Self { hub, id, until, next: Instant::now() + LOOK_AGAIN, joins: 0, is_revoked: false }
     }
 
-    /// Its time is over, or somebody has revoked it.
-    pub fn is_over(&mut self, hub_is_away: bool) -> Result<bool> {
+    /// Its time is over, or somebody has revoked it. Tells of those who have joined.
+    pub fn is_over(&mut self, hub_is_away: bool, say: &Say) -> Result<bool> {
         let now = Instant::now();
         if now >= self.next && !hub_is_away {
             // To the hub its time may end a moment before it ends here.
             let is_near = self.until.is_some_and(|until| until <= now + LOOK_AGAIN);
-            self.is_revoked = !is_near && self.is_gone();
+            self.is_revoked = self.is_gone(say) && !is_near;
             self.next = Instant::now() + LOOK_AGAIN;
         }
         if self.is_revoked {
@@ -43,10 +47,22 @@ impl Standing {
         Ok(self.until.is_some_and(|until| now >= until))
     }
 
-    fn is_gone(&self) -> bool {
-        let is_listed = |shares: Vec<ShareInfo>| shares.iter().any(|share| share.id == self.id);
+    fn is_gone(&mut self, say: &Say) -> bool {
+        let Ok(shares) = self.hub.shares() else { return false };
+        if let Some(share) = shares.iter().find(|share| share.id == self.id) {
+            self.tell_joins(share, say);
+            return false;
+        }
         // A hub without its fleet's store may not have heard of a new share.
-        self.hub.shares().is_ok_and(|shares| !is_listed(shares))
-            && self.hub.health().is_ok_and(|health| health.store.is_none_or(|store| store == "ok"))
+        self.hub.health().is_ok_and(|health| health.store.is_none_or(|store| store == "ok"))
+    }
+
+    fn tell_joins(&mut self, share: &ShareInfo, say: &Say) {
+        let new = share.join_count.saturating_sub(std::mem::replace(&mut self.joins, share.join_count));
+        let named = share.joins.len().saturating_sub(new as usize);
+        for join in &share.joins[named..] {
+            say.event(&json!({ "event": "join", "who": join.who, "at": join.at }));
+            say.line(&format!("[ok] {} has joined", join.who));
+        }
     }
 }
