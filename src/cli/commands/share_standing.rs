@@ -62,7 +62,8 @@ impl Standing {
         let named = share.joins.len().saturating_sub(new as usize);
         for join in &share.joins[named..] {
             say.event(&json!({ "event": "join", "who": join.who, "at": join.at }));
-            say.line(&format!("[ok] {} has joined", join.who));
+            let who = if join.who == "link" { "Somebody with the link" } else { &join.who };
+            say.line(&format!("[ok] {who} has joined"));
         }
     }
 }
