@@ -78,24 +78,7 @@ impl Hub {
         let given = urls.len();
         let hubs = Arc::new(Mutex::new(Hubs { list: urls, given, at: 0 }));
         let dialer = Dialer { hubs, tls: trust::hub_client(trust)?, stop: stop.clone() };
-        Ok(Self::with(dialer, url, *trust != HubTrust::Public, key, DEADLINE))
-    }
-
-    /// The same hub for somebody who tries again and again: a try that meets silence must not hold up the
-    /// next one, which may meet a hub that is back.
-    pub fn for_retries(&self, patience: Duration) -> Self {
-        Self::with(self.dialer.clone(), self.url.clone(), self.knows_fleet, self.key.clone(), patience)
-    }
-
-    /// The same hub, of which every connection is cut by another stop.
-    pub fn cut_by(&self, stop: &Stop) -> Self {
-        let dialer = Dialer { stop: stop.clone(), ..self.dialer.clone() };
-        Self::with(dialer, self.url.clone(), self.knows_fleet, self.key.clone(), self.patience)
-    }
-
-    fn with(dialer: Dialer, url: HubUrl, knows_fleet: bool, key: Option<String>, patience: Duration) -> Self {
         let config = ureq::Agent::config_builder()
-            .timeout_global(Some(patience))
             .max_idle_age(KEPT)
             .http_status_as_error(false)
             .max_redirects(0)
@@ -103,6 +86,14 @@ impl Hub {
             .user_agent(concat!("connect/", env!("CARGO_PKG_VERSION")))
             .build();
         let agent = ureq::Agent::with_parts(config, dialer.clone(), NoResolver);
+        Ok(Self { url, knows_fleet: *trust != HubTrust::Public, key, dialer, agent, patience: DEADLINE })
+    }
+
+    /// The same hub for somebody who has less time, like one who tries again and again: a try that meets silence must
+    /// not hold up the next one, which may meet a hub that is back.
+    pub fn within(&self, patience: Duration) -> Self {
+        let (url, key) = (self.url.clone(), self.key.clone());
+        let (dialer, agent, knows_fleet) = (self.dialer.clone(), self.agent.clone(), self.knows_fleet);
         Self { url, knows_fleet, key, dialer, agent, patience }
     }
 

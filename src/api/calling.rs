@@ -99,12 +99,16 @@ impl Hub {
             request = request.header(*name, *value);
         }
         let odd = |_| Error::new("The API key has characters that a key never has");
+        let patience = Some(self.patience);
         let answered = match body {
             Some(body) => {
                 let request = request.header("content-type", "application/json").body(body).map_err(odd)?;
-                self.agent.run(request)
+                self.agent.run(self.agent.configure_request(request).timeout_global(patience).build())
             }
-            None => self.agent.run(request.body(()).map_err(odd)?),
+            None => {
+                let request = request.body(()).map_err(odd)?;
+                self.agent.run(self.agent.configure_request(request).timeout_global(patience).build())
+            }
         };
         let mut answer = answered.map_err(|error| trouble(url, error))?;
         let status = answer.status().as_u16();

@@ -179,7 +179,7 @@ struct Announced {
 
 impl Shared {
     fn run(self: &Arc<Self>) {
-        let retrying = self.hub.for_retries(RETRY);
+        let retrying = self.hub.within(RETRY);
         let mut backoff = Backoff::default();
         // Of what kind the loss is that was told last.
         let mut told = None;

@@ -160,8 +160,6 @@ impl State {
 impl Pool {
     pub fn new(opener: Opener, stop: Stop) -> Self {
         let (bytes, state, changed, crew) = Default::default();
-        // A tunnel that ends waits for nobody who is about to open a session.
-        let opener = Opener { hub: Arc::new(opener.hub.cut_by(&stop)), ..opener };
         Self { opener, bytes, state, changed, stop, crew }
     }
 

@@ -46,7 +46,9 @@ pub fn run(call: &Call) -> Outcome {
         return Ok(code);
     }
     let deadline = Instant::now() + call.args.duration("timeout")?.unwrap_or(PATIENCE);
-    let hub = call.hub()?;
+    // Who gives up waits for nothing that is still on its way.
+    let way = call.stop.child();
+    let hub = call.hub_until(&way)?;
     call.say.line(&format!("🔗 Reaching {name}"));
     let mut report = Diagnosis::default();
     look(call, &hub, &mut report, deadline)?;
@@ -72,6 +74,7 @@ pub fn run(call: &Call) -> Outcome {
     let shown = member.shown();
     let port = member.port();
     if let Some(error) = party.take_trouble(&name) {
+        way.stop();
         return Err(error);
     }
     if check {
@@ -97,7 +100,7 @@ pub fn run(call: &Call) -> Outcome {
 
 /// The same hub, of which every call ends by then.
 fn within(hub: &Hub, deadline: Instant) -> Hub {
-    hub.for_retries(deadline.saturating_duration_since(Instant::now()).max(LEAST))
+    hub.within(deadline.saturating_duration_since(Instant::now()).max(LEAST))
 }
 
 /// The way to the hub, step by step.

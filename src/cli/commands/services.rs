@@ -49,7 +49,7 @@ fn cells(service: &ServiceInfo) -> [String; 6] {
 
 /// Until Ctrl-C, also while the hub is away: on a terminal a table that is drawn again, else a line a change.
 fn watch(call: &Call) -> Outcome {
-    let hub = call.hub()?.for_retries(PATIENCE);
+    let hub = call.hub()?.within(PATIENCE);
     let is_screen = terminal::is_terminal_out() && !call.say.json;
     let (mut known, mut away): (Option<Vec<_>>, Option<String>) = (None, None);
     loop {

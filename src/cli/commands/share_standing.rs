@@ -27,7 +27,7 @@ pub struct Standing {
 
 impl Standing {
     pub fn begin(hub: &Hub, id: String, until: Option<Instant>) -> Self {
-        let hub = hub.for_retries(ANSWER);
+        let hub = hub.within(ANSWER);
         Self { hub, id, until, next: Instant::now() + LOOK_AGAIN, joins: 0, is_revoked: false }
     }
 
