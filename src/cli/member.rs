@@ -90,9 +90,7 @@ impl Member {
     pub fn list(&mut self, home: &Home, hub: &HubUrl) {
         let Some(port) = self.port().filter(|_| self.route.is_none()) else { return };
         let (name, protocol) = (self.wanted.name.as_str(), self.protocol.get().copied().unwrap_or_default());
-        // What was chosen for this call says nothing of the next one.
-        let remembered =
-            if self.wanted.chosen { Ok(()) } else { ports::remember(home, &hub.to_string(), name, port) };
+        let remembered = ports::remember(home, &hub.to_string(), name, port);
         let listed = remembered.and_then(|()| routes::add(home, name, port, protocol));
         self.route = listed.inspect_err(|error| log::info!("{name} is not listed as a route: {error}")).ok();
     }
