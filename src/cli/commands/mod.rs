@@ -5,6 +5,7 @@ pub mod daemon;
 mod daemon_keep;
 pub mod daemon_service;
 pub mod dev;
+mod dev_file;
 pub mod discover;
 pub mod doctor;
 mod doctor_checks;
