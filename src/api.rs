@@ -59,6 +59,7 @@ const KEPT: Duration = Duration::from_secs(2);
 /// A fleet has no more hubs than this; a list that is longer is cut.
 const HUBS: usize = 32;
 
+#[derive(Clone)]
 pub struct Hub {
     /// The one that was asked for. Others of its fleet may stand in for it.
     pub url: HubUrl,
@@ -92,9 +93,7 @@ impl Hub {
     /// The same hub for somebody who has less time, like one who tries again and again: a try that meets silence must
     /// not hold up the next one, which may meet a hub that is back.
     pub fn within(&self, patience: Duration) -> Self {
-        let (url, key) = (self.url.clone(), self.key.clone());
-        let (dialer, agent, knows_fleet) = (self.dialer.clone(), self.agent.clone(), self.knows_fleet);
-        Self { url, knows_fleet, key, dialer, agent, patience }
+        Self { patience, ..self.clone() }
     }
 
     /// The hubs of the fleet, as far as they are known, the one that is meant first.

@@ -99,16 +99,12 @@ impl Hub {
             request = request.header(*name, *value);
         }
         let odd = |_| Error::new("The API key has characters that a key never has");
-        let patience = Some(self.patience);
         let answered = match body {
             Some(body) => {
                 let request = request.header("content-type", "application/json").body(body).map_err(odd)?;
-                self.agent.run(self.agent.configure_request(request).timeout_global(patience).build())
+                self.run(request)
             }
-            None => {
-                let request = request.body(()).map_err(odd)?;
-                self.agent.run(self.agent.configure_request(request).timeout_global(patience).build())
-            }
+            None => self.run(request.body(()).map_err(odd)?),
         };
         let mut answer = answered.map_err(|error| trouble(url, error))?;
         let status = answer.status().as_u16();
@@ -121,6 +117,14 @@ impl Hub {
             return Err(Missed { error: explain(status, &body), before: true });
         }
         Ok(Answered { status, body })
+    }
+
+    fn run(
+        &self,
+        request: ureq::http::Request<impl ureq::AsSendBody>,
+    ) -> std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error> {
+        let in_time = self.agent.configure_request(request).timeout_global(Some(self.patience));
+        self.agent.run(in_time.build())
     }
 }
 

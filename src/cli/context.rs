@@ -67,15 +67,15 @@ impl Call {
             return Ok(asked);
         }
         if let Some(list) = variable("CONNECT_HUB_URL") {
-            return list.split(',').map(HubUrl::parse).collect();
+            return urls([list.as_str()]);
         }
         let configured = config.hub_url.as_deref().unwrap_or(DEFAULT_HUB);
-        [configured].into_iter().chain(config.hubs.iter().map(String::as_str)).map(HubUrl::parse).collect()
+        urls([configured].into_iter().chain(config.hubs.iter().map(String::as_str)))
     }
 
     /// Those that the option names.
     pub fn asked_hubs(&self) -> Result<Vec<HubUrl>> {
-        self.args.values("hub").flat_map(|list| list.split(',')).map(HubUrl::parse).collect()
+        urls(self.args.values("hub"))
     }
 
     pub fn api_key(config: &Config) -> Option<String> {
@@ -145,6 +145,12 @@ impl Call {
     pub fn go_on(&self) -> Result<()> {
         if self.stop.is_stopped() { Err(Error::stopped()) } else { Ok(()) }
     }
+}
+
+/// Each may be a list behind commas.
+#[allow(single_use_lifetimes)] // It cannot be left out here yet.
+fn urls<'l>(lists: impl IntoIterator<Item = &'l str>) -> Result<Vec<HubUrl>> {
+    lists.into_iter().flat_map(|list| list.split(',')).map(HubUrl::parse).collect()
 }
 
 pub fn not_configured() -> Error {

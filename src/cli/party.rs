@@ -199,9 +199,8 @@ impl<'c> Party<'c> {
             if !error.may_pass() || Instant::now() >= deadline {
                 return Err(error);
             }
-            if call.stop.wait_for(TURN) {
-                return Err(Error::stopped());
-            }
+            call.stop.wait_for(TURN);
+            call.go_on()?;
         }
         Ok(Some(deadline.saturating_duration_since(Instant::now())))
     }
@@ -214,12 +213,14 @@ impl<'c> Party<'c> {
             return Ok(());
         }
         let missing: Vec<&str> = troubles.iter().map(|(name, _)| name.as_str()).collect();
-        let what = format!("The command was not started: {} cannot be reached", missing.join(", "));
+        let not_started =
+            Error::new(format!("The command was not started: {} cannot be reached", missing.join(", ")));
         // What no waiting mends has its own way out.
-        let lasting = troubles.iter().map(|(_, error)| error).find(|error| !error.may_pass());
-        Err(match lasting.map(|error| (error.to_string(), error.hint.clone())) {
-            Some((why, hint)) => Error::new(what).because(why).hint(hint.unwrap_or_default()),
-            None => Error::new(what)
+        Err(match troubles.iter().find(|(_, error)| !error.may_pass()) {
+            Some((_, error)) => {
+                not_started.because(error.to_string()).hint(error.hint.clone().unwrap_or_default())
+            }
+            None => not_started
                 .hint("Give it more time with --wait 5m, or look at the agent: connect status there"),
         })
     }

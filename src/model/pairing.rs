@@ -81,13 +81,9 @@ impl<T> Pairing<T> {
 
     /// The second half will not come: the first one hears of it when it comes. The half that waits comes back.
     pub fn decline(&mut self, session: &str, reason: &str) -> Option<T> {
-        self.tickets.retain(|_, ticket| {
-            let is_other = ticket.session != session;
-            if !is_other {
-                ticket.declined = Some(reason.to_owned());
-            }
-            is_other || ticket.is_first
-        });
+        self.tickets.retain(|_, ticket| ticket.session != session || ticket.is_first);
+        let first = self.tickets.values_mut().filter(|ticket| ticket.session == session);
+        first.for_each(|ticket| ticket.declined = Some(reason.to_owned()));
         self.waiting.remove(session)
     }
 

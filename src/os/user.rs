@@ -1,8 +1,8 @@
 //! Who runs this process, and on what machine.
 
 use std::path::PathBuf;
-use std::process::Command;
-use std::process::Stdio;
+
+use crate::os::step::ask;
 
 pub fn uid() -> u32 {
     nix::unistd::getuid().as_raw()
@@ -39,8 +39,7 @@ pub fn listed(wanted: &str) -> Option<(String, PathBuf)> {
 
 /// LDAP and its like, by a program that may load what it likes.
 fn in_directory(wanted: &str) -> Option<(String, PathBuf)> {
-    let asked = Command::new("getent").args(["passwd", wanted]).stdin(Stdio::null()).output().ok()?;
-    line_of(&String::from_utf8_lossy(&asked.stdout), wanted)
+    line_of(&ask(&["getent", "passwd", wanted])?, wanted)
 }
 
 /// The user of this name or number among lines like `ann:x:1000:1000:Ann:/home/ann:/bin/sh`.

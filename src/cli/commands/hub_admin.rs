@@ -219,15 +219,15 @@ pub fn status(call: &Call) -> Outcome {
     let Health { version, uptime_seconds, store, .. } = hub.health()?;
     let metrics = hub.metrics()?;
     let figure = |name: &str| {
-        let said = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        said.and_then(|said| said.parse::<u64>().ok()).unwrap_or_default()
+        metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).unwrap_or("?")
     };
+    let number = |figure: &str| figure.parse::<u64>().ok();
     let up = Duration::from_secs(uptime_seconds);
     let (agents, services) = (figure("connect_agents"), figure("connect_services_online"));
     let (open, total) = (figure("connect_sessions_open"), figure("connect_sessions_total"));
     call.say.value(&json!({ "running": true, "url": hub.url.to_string(), "pin": pin.to_string(), "version": version, "uptimeSeconds": uptime_seconds,
-        "agents": agents, "servicesOnline": services, "sessionsOpen": open, "sessionsTotal": total, "data": data,
-        "hubs": store.as_ref().map(|_| figure("connect_hubs")), "store": store }));
+        "agents": number(agents), "servicesOnline": number(services), "sessionsOpen": number(open), "sessionsTotal": number(total), "data": data,
+        "hubs": store.as_ref().and_then(|_| number(figure("connect_hubs"))), "store": store }));
     call.say.result(&format!("● Hub: running on {}", hub.url));
     call.say.line(&format!("    Pin:      {pin}"));
     call.say.line(&format!("    Version:  {version}"));

@@ -37,7 +37,7 @@ impl Standing {
         if now >= self.next && !hub_is_away {
             // To the hub its time may end a moment before it ends here.
             let is_near = self.until.is_some_and(|until| until <= now + LOOK_AGAIN);
-            self.is_revoked = self.is_gone(say) && !is_near;
+            self.is_revoked = self.look(say) && !is_near;
             self.next = Instant::now() + LOOK_AGAIN;
         }
         if self.is_revoked {
@@ -47,7 +47,8 @@ impl Standing {
         Ok(self.until.is_some_and(|until| now >= until))
     }
 
-    fn is_gone(&mut self, say: &Say) -> bool {
+    /// Tells of those who have joined; true when it is gone.
+    fn look(&mut self, say: &Say) -> bool {
         let Ok(shares) = self.hub.shares() else { return false };
         if let Some(share) = shares.iter().find(|share| share.id == self.id) {
             self.tell_joins(share, say);

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use rustls::CommonState;
 use rustls::client::ClientConnectionData;
 use rustls::client::UnbufferedClientConnection;
 use rustls::server::ServerConnectionData;
@@ -64,28 +65,25 @@ impl Tls {
         Self { side, owed: Vec::new(), held: 0 }
     }
 
+    /// What rustls knows of either side alike.
+    fn common(&self) -> &CommonState {
+        match &self.side {
+            Side::Client(connection) => connection,
+            Side::Server(connection) => connection,
+        }
+    }
+
     pub fn peer(&self) -> Option<Fingerprint> {
-        let certificates = match &self.side {
-            Side::Client(connection) => connection.peer_certificates(),
-            Side::Server(connection) => connection.peer_certificates(),
-        };
+        let certificates = self.common().peer_certificates();
         certificates.and_then(<[_]>::first).map(|certificate| secret::sha256(certificate))
     }
 
     pub fn application(&self) -> Option<Vec<u8>> {
-        let agreed = match &self.side {
-            Side::Client(connection) => connection.alpn_protocol(),
-            Side::Server(connection) => connection.alpn_protocol(),
-        };
-        agreed.map(<[u8]>::to_vec)
+        self.common().alpn_protocol().map(<[u8]>::to_vec)
     }
 
     pub fn speaks_1_3(&self) -> bool {
-        let version = match &self.side {
-            Side::Client(connection) => connection.protocol_version(),
-            Side::Server(connection) => connection.protocol_version(),
-        };
-        version == Some(rustls::ProtocolVersion::TLSv1_3)
+        self.common().protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3)
     }
 
     pub fn decrypt(&mut self, raw: &mut [u8], plain: &mut Vec<u8>) -> (usize, io::Result<Decrypted>) {
