@@ -13,12 +13,14 @@ mod api;
 mod cli;
 mod discover;
 mod error;
+mod http;
 mod hub;
 mod model;
 mod net;
 mod os;
 mod proxy;
 mod state;
+mod tls;
 mod tunnel;
 mod wire;
 

@@ -2,6 +2,15 @@
 
 // Each property takes a part of the rooms.
 #[allow(dead_code)]
+#[path = "../src/discover"]
+mod discover {
+    pub mod page;
+    pub mod probe;
+}
+#[allow(dead_code)]
+#[path = "../src/http/mod.rs"]
+mod http;
+#[allow(dead_code)]
 #[path = "../src/model/mod.rs"]
 mod model;
 #[path = "fuzz/properties/mod.rs"]

@@ -4,22 +4,22 @@
 //! of the reasons listed here, and each of these occurs.
 
 #[allow(dead_code)]
-#[path = "../src/wire"]
-mod wire {
+#[path = "../src/http"]
+mod http {
     pub mod body;
     pub mod chunks;
     pub mod head;
     mod scan;
 }
 
+use http::body::BadBody;
+use http::chunks::ChunkWalker;
+use http::head::BadHead;
+use http::head::Fields;
+use http::head::Version;
+use http::head::parse_request;
+use http::head::parse_response;
 use std::collections::BTreeMap;
-use wire::body::BadBody;
-use wire::chunks::ChunkWalker;
-use wire::head::BadHead;
-use wire::head::Fields;
-use wire::head::Version;
-use wire::head::parse_request;
-use wire::head::parse_response;
 
 const ROUNDS: u64 = 200_000;
 

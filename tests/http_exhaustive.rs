@@ -2,8 +2,8 @@
 
 // Each test takes a part of the room.
 #[allow(dead_code)]
-#[path = "../src/wire"]
-mod wire {
+#[path = "../src/http"]
+mod http {
     pub mod body;
     pub mod chunks;
     pub mod forward;
@@ -19,7 +19,7 @@ mod properties {
 }
 
 use properties::cuts::Cuts;
-use properties::http;
+use properties::http as properties_of;
 
 /// Calls `check` with every sequence of up to `most` of the words.
 fn every_sequence(words: &[&[u8]], most: usize, check: &mut impl FnMut(&[u8])) {
@@ -58,8 +58,8 @@ fn any_start_of_a_head_has_one_verdict() {
     ];
     let mut accepted = 0;
     every_sequence(words, 5, &mut |bytes| {
-        http::head(bytes, Cuts::Every);
-        accepted += usize::from(wire::head::parse_request(bytes).is_ok_and(|head| head.is_some()));
+        properties_of::head(bytes, Cuts::Every);
+        accepted += usize::from(http::head::parse_request(bytes).is_ok_and(|head| head.is_some()));
     });
     assert!(accepted > 50, "the words do not reach the end of a head: {accepted}");
 }
@@ -82,7 +82,7 @@ fn any_fields_have_one_verdict() {
         b"\r\n\r\n",
     ];
     for line in [b"GET / HTTP/1.1\r\n".as_slice(), b"HTTP/1.1 200 OK\r\n"] {
-        every_sequence(words, 4, &mut |bytes| http::head(&[line, bytes].concat(), Cuts::Every));
+        every_sequence(words, 4, &mut |bytes| properties_of::head(&[line, bytes].concat(), Cuts::Every));
     }
 }
 
@@ -118,7 +118,7 @@ fn any_framing_fields_have_one_reading() {
     ];
     for line in lines {
         every_sequence(words, 3, &mut |fields| {
-            http::framing(&[line, fields, b"\r\n3\r\nabc\r\n0\r\n\r\nGET"].concat(), Cuts::Every);
+            properties_of::framing(&[line, fields, b"\r\n3\r\nabc\r\n0\r\n\r\nGET"].concat(), Cuts::Every);
         });
     }
 }
@@ -143,7 +143,7 @@ fn any_chunks_have_one_reading() {
         b"fffffffffffffff",
         b"0\r\n\r\n",
     ];
-    every_sequence(words, 4, &mut |bytes| http::chunks(bytes, Cuts::Every));
+    every_sequence(words, 4, &mut |bytes| properties_of::chunks(bytes, Cuts::Every));
 }
 
 #[test]
@@ -169,5 +169,5 @@ fn any_host_has_one_place() {
         b"\xc3\xa4",
         b"+",
     ];
-    every_sequence(words, 4, &mut |bytes| http::host(bytes, Cuts::Every));
+    every_sequence(words, 4, &mut |bytes| properties_of::host(bytes, Cuts::Every));
 }

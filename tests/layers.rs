@@ -1,24 +1,26 @@
-//! Who may name whom. `main → cli → { hub, tunnel, proxy, discover } → { api, state, net } → os → error`; all may
-//! name `wire`, `model` and `error`. The rooms in the middle row do not name each other.
+//! Who may name whom. `main → cli → { hub, tunnel, proxy, discover } → { api, state, tls, net } → os → error`; all may
+//! name `wire`, `http`, `model` and `error`. The rooms in the middle row do not name each other.
 
 use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 
-const PURE: [&str; 3] = ["model", "wire", "error"];
+const PURE: [&str; 4] = ["model", "wire", "http", "error"];
 
-const MAY_NAME: [(&str, &[&str]); 13] = [
+const MAY_NAME: [(&str, &[&str]); 15] = [
     ("main", &["cli"]),
-    ("cli", &["hub", "tunnel", "proxy", "discover", "api", "state", "net", "os", "cli"]),
-    ("hub", &["net", "os", "hub"]),
-    ("tunnel", &["api", "net", "os", "tunnel"]),
-    ("proxy", &["api", "state", "net", "os", "proxy"]),
-    ("discover", &["net", "os", "discover"]),
-    ("api", &["net", "os"]),
-    ("state", &["net", "os", "state"]),
-    ("net", &["os", "net"]),
+    ("cli", &["hub", "tunnel", "proxy", "discover", "api", "state", "tls", "net", "os", "cli"]),
+    ("hub", &["api", "tls", "net", "os", "hub"]),
+    ("tunnel", &["api", "tls", "net", "os", "tunnel"]),
+    ("proxy", &["api", "state", "tls", "net", "os", "proxy"]),
+    ("discover", &["tls", "net", "os", "discover"]),
+    ("api", &["tls", "net", "os"]),
+    ("state", &["tls", "net", "os", "state"]),
+    ("tls", &["net", "os", "tls"]),
+    ("net", &["tls", "os", "net"]),
     ("os", &["os"]),
     ("wire", &[]),
+    ("http", &[]),
     ("model", &[]),
     ("error", &[]),
 ];

@@ -12,12 +12,12 @@ use crate::error::Error;
 use crate::error::Kind;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::http::message::one_line;
 use crate::model::version;
 use crate::model::version::Version;
 use crate::net::address::HubUrl;
 use crate::net::http;
 use crate::os::lock::locked;
-use crate::wire::message::one_line;
 
 /// Lists of thousands of services are larger than any other answer.
 const ANSWER_LIMIT: u64 = 16 * 1024 * 1024;

@@ -35,10 +35,10 @@ use crate::net::connect::set_deadline;
 use crate::net::duplex::Duplex;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
-use crate::net::tls;
 use crate::os::clock;
 use crate::os::lock::locked;
 use crate::os::socket;
+use crate::tls;
 
 type Tried<T> = std::result::Result<T, ureq::Error>;
 

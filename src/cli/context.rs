@@ -14,16 +14,16 @@ use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::net::address::HubUrl;
-use crate::net::identity::Identity;
 use crate::net::stop::Stop;
-use crate::net::trust;
-use crate::net::trust::HubTrust;
 use crate::os::process::Signals;
 use crate::state::config::Config;
 use crate::state::config::DEFAULT_HUB;
 use crate::state::config::trust_of;
 use crate::state::home::Home;
 use crate::state::identity;
+use crate::tls::identity::Identity;
+use crate::tls::trust;
+use crate::tls::trust::HubTrust;
 
 pub struct Call {
     pub args: Args,

@@ -16,13 +16,13 @@ use crate::model::name::Name;
 use crate::model::ports::candidates;
 use crate::model::record::Protocol;
 use crate::net::address::HubUrl;
-use crate::net::identity::Identity;
 use crate::net::serve::Bound;
 use crate::state::home::Home;
 use crate::state::ports;
 use crate::state::routes;
 use crate::state::routes::OwnRoute;
 use crate::state::runs::Open;
+use crate::tls::identity::Identity;
 use crate::tunnel::joiner::Tunnel;
 use crate::wire::api::Membership;
 

@@ -14,9 +14,9 @@ use crate::error::OrSay;
 use crate::error::Result;
 use crate::hub::store::Endpoint;
 use crate::hub::store::EtcdAt;
-use crate::net::trust::HubTrust;
-use crate::net::trust::read_roots;
 use crate::os::files;
+use crate::tls::trust::HubTrust;
+use crate::tls::trust::read_roots;
 
 const NOTE: &str = "store.json";
 const PASSWORD: &str = "CONNECT_ETCD_PASSWORD";

@@ -16,21 +16,21 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
 use super::Service;
+use crate::discover::page;
+use crate::discover::page::PAGE_LIMIT;
+use crate::discover::page::Page;
+use crate::discover::probe;
+use crate::discover::probe::ASKED;
+use crate::discover::probe::Kind;
+use crate::discover::probe::Question;
 use crate::net::address::bracketed;
 use crate::net::connect::set_deadline;
 use crate::net::duplex::Duplex;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
-use crate::net::tls;
-use crate::net::trust;
 use crate::os::socket;
-use crate::wire::page;
-use crate::wire::page::PAGE_LIMIT;
-use crate::wire::page::Page;
-use crate::wire::probe;
-use crate::wire::probe::ASKED;
-use crate::wire::probe::Kind;
-use crate::wire::probe::Question;
+use crate::tls;
+use crate::tls::trust;
 
 /// Silence to so many questions is an answer too.
 const SILENCES: u32 = 5;

@@ -3,6 +3,8 @@
 //! A bounded crew takes one port after the other; every wait has a deadline and is cut by the stop.
 
 mod interview;
+pub mod page;
+pub mod probe;
 
 use std::io;
 use std::io::ErrorKind;
@@ -17,6 +19,9 @@ use std::time::Instant;
 
 use interview::Interview;
 
+use crate::discover::page::Page;
+pub use crate::discover::probe::Kind;
+pub use crate::discover::probe::usual_ports;
 use crate::error;
 use crate::error::Error;
 use crate::error::OrSay;
@@ -27,9 +32,6 @@ use crate::net::connect::resolve;
 use crate::net::crew::STACK;
 use crate::net::stop::Stop;
 use crate::os::limits;
-use crate::wire::page::Page;
-pub use crate::wire::probe::Kind;
-pub use crate::wire::probe::usual_ports;
 
 /// All usual ports at once, so that a host which drops packets costs one wait. A thread has one connection.
 const CREW: usize = 128;

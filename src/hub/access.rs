@@ -6,13 +6,13 @@ use super::call::Call;
 use super::core::CODES;
 use super::core::Core;
 use super::core::LOGINS;
+use crate::http::message::Request;
+use crate::http::reply::Reply;
 use crate::model::access::Action;
 use crate::model::access::Principal;
 use crate::model::limiter::network_of;
 use crate::os::clock;
 use crate::os::secret;
-use crate::wire::message::Request;
-use crate::wire::reply::Reply;
 
 /// Share links carry secrets of this kind in the place of a key.
 const LINK_PREFIX: &str = "pl_";

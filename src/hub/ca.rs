@@ -21,11 +21,11 @@ use super::store::Gateway;
 use super::store::found_or_put;
 use crate::error::Result;
 use crate::model::fingerprint::Pin;
-use crate::net::mint;
-use crate::net::mint::Authority;
-use crate::net::mint::ByName;
-use crate::net::mint::Terms;
 use crate::os::secret;
+use crate::tls::mint;
+use crate::tls::mint::Authority;
+use crate::tls::mint::ByName;
+use crate::tls::mint::Terms;
 
 /// Where a fleet keeps its CA: key and certificate as PEM.
 pub const CA: &str = "ca";

@@ -6,6 +6,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::core::Core;
+use crate::http::message::Request;
+use crate::http::reply::Reply;
 use crate::model::access::Principal;
 use crate::model::record::Service;
 use crate::model::version;
@@ -14,8 +16,6 @@ use crate::net::address::bracketed;
 use crate::net::address::split_host_port;
 use crate::wire::control::RELAY_UPGRADE;
 use crate::wire::control::UPGRADE;
-use crate::wire::message::Request;
-use crate::wire::reply::Reply;
 
 /// A name for people to know each other by.
 const LABEL: usize = 64;

@@ -17,6 +17,8 @@ use crate::error::Error;
 use crate::error::Kind;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::http::message::Answer;
+use crate::http::reply::Reply;
 use crate::model::access::Principal;
 use crate::model::pairing::TICKET_SECONDS;
 use crate::model::record::Service;
@@ -28,15 +30,13 @@ use crate::net::duplex::Duplex;
 use crate::net::http;
 use crate::net::http::Ask;
 use crate::net::stop::Registration;
-use crate::net::tls;
 use crate::os::clock;
 use crate::os::lock::locked;
 use crate::os::secret;
+use crate::tls;
 use crate::wire::api::AskSession;
 use crate::wire::api::SessionGranted;
 use crate::wire::control::RELAY_UPGRADE;
-use crate::wire::message::Answer;
-use crate::wire::reply::Reply;
 
 /// A hub that does not answer for so long is not waited for.
 const PATIENCE: Duration = Duration::from_secs(3);

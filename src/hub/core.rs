@@ -24,6 +24,7 @@ use super::store::Store;
 use super::tunnels::Tunnels;
 use crate::error::Error;
 use crate::error::Result;
+use crate::http::reply::Reply;
 use crate::model::limiter::Limiter;
 use crate::model::record::Change;
 use crate::model::record::ChannelId;
@@ -39,7 +40,6 @@ use crate::os::clock;
 use crate::os::files;
 use crate::os::lock::locked;
 use crate::os::secret;
-use crate::wire::reply::Reply;
 
 /// How many failed tries somebody has within a window of seconds. All hubs of a fleet count together.
 pub struct Limit {

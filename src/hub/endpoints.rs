@@ -13,11 +13,11 @@ use super::keys;
 use super::pages;
 use super::services;
 use super::shares;
+use crate::http::message::Request;
+use crate::http::message::error_body;
+use crate::http::reply::Reply;
 use crate::model::access::Action;
 use crate::model::access::Principal;
-use crate::wire::message::Request;
-use crate::wire::message::error_body;
-use crate::wire::reply::Reply;
 
 type Endpoint = fn(&Call<'_>) -> Result<Reply, Reply>;
 

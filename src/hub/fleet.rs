@@ -33,10 +33,10 @@ use crate::model::time::Time;
 use crate::net::crew;
 use crate::net::crew::Crew;
 use crate::net::stop::Stop;
-use crate::net::trust;
-use crate::net::trust::HubTrust;
 use crate::os::secret;
 use crate::os::user;
+use crate::tls::trust;
+use crate::tls::trust::HubTrust;
 
 /// A hub that says nothing for so long is gone to the others.
 const LEASE: Duration = Duration::from_secs(6);

@@ -29,6 +29,8 @@ use super::guests::Guests;
 use super::relay;
 use super::tunnels::TunnelOpener;
 use crate::error::Result;
+use crate::http::message::Request;
+use crate::http::reply::Reply;
 use crate::model::access::Action;
 use crate::model::version;
 use crate::model::version::End;
@@ -44,13 +46,11 @@ use crate::net::serve::Service;
 use crate::net::serve::each;
 use crate::net::serve::shut;
 use crate::net::stop::Stop;
-use crate::net::tls;
 use crate::os::files;
 use crate::os::limits;
+use crate::tls;
 use crate::wire::control::RELAY_UPGRADE;
 use crate::wire::control::UPGRADE;
-use crate::wire::message::Request;
-use crate::wire::reply::Reply;
 
 /// Connections at once: each session needs two, each agent one.
 const CONNECTIONS: usize = 24_000;

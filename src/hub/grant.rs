@@ -12,6 +12,8 @@ use super::core::AgentChannel;
 use super::joining;
 use super::sessions::Credential;
 use super::sessions::Pending;
+use crate::http::message::error_body;
+use crate::http::reply::Reply;
 use crate::model::access::Action;
 use crate::model::access::Principal;
 use crate::model::record::Agent;
@@ -22,8 +24,6 @@ use crate::os::secret;
 use crate::wire::api::AskSession;
 use crate::wire::api::SessionGranted;
 use crate::wire::control::ToAgent;
-use crate::wire::message::error_body;
-use crate::wire::reply::Reply;
 
 pub fn open_session(call: &Call<'_>) -> Result<Reply, Reply> {
     let asked: AskSession = call.body()?;

@@ -9,6 +9,7 @@ use super::call::Call;
 use super::call::no_such_service;
 use super::call::ok;
 use super::shares::not_found;
+use crate::http::reply::Reply;
 use crate::model::access::Principal;
 use crate::model::code::Code;
 use crate::model::record::Change;
@@ -21,7 +22,6 @@ use crate::wire::api::JoinableService;
 use crate::wire::api::Membership;
 use crate::wire::api::SharePreview;
 use crate::wire::api::Status;
-use crate::wire::reply::Reply;
 
 pub fn preview(call: &Call<'_>) -> Result<Reply, Reply> {
     let share = find(call, call.parts[0])?;

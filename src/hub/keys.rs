@@ -10,6 +10,7 @@ use super::call::Call;
 use super::call::clean_label;
 use super::call::ok;
 use super::core::DEVICES as ASKED;
+use crate::http::reply::Reply;
 use crate::model::access::Principal;
 use crate::model::access::Role;
 use crate::model::limiter::network_of;
@@ -29,7 +30,6 @@ use crate::wire::api::DeviceState;
 use crate::wire::api::KeyInfo;
 use crate::wire::api::KeyMade;
 use crate::wire::api::MakeKey;
-use crate::wire::reply::Reply;
 
 /// More keys than any team has; the registry keeps all of them in memory.
 const KEYS: usize = 10_000;

@@ -3,10 +3,10 @@
 use super::access;
 use super::call::Call;
 use super::keys;
+use crate::http::reply::Reply;
+use crate::http::reply::escaped;
 use crate::model::access::Action;
 use crate::wire::api::ApproveDevice;
-use crate::wire::reply::Reply;
-use crate::wire::reply::escaped;
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:32rem;margin:4rem auto;padding:0 1rem}\
 label{display:block;margin:1rem 0 .2rem}input{font:inherit;width:100%;padding:.5rem;box-sizing:border-box}\
@@ -56,7 +56,7 @@ pub fn approve(call: &Call<'_>) -> Result<Reply, Reply> {
             &format!("<p><b>{}</b> is logged in. You may close this page.</p>", escaped(&label)),
         ),
         Err(refusal) => {
-            let (error, _) = crate::wire::message::read_error_body(&refusal.body);
+            let (error, _) = crate::http::message::read_error_body(&refusal.body);
             page(refusal.status, "Not approved", &format!("<p>{}</p>{FORM}", escaped(&error)))
         }
     })
@@ -72,5 +72,5 @@ pub fn join(_: &Call<'_>) -> Result<Reply, Reply> {
 fn form_value(body: &[u8], name: &str) -> Option<String> {
     let text = std::str::from_utf8(body).ok()?;
     let value = text.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))?;
-    crate::wire::message::decoded(&value.replace('+', " "))
+    crate::http::message::decoded(&value.replace('+', " "))
 }

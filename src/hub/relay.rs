@@ -12,14 +12,14 @@ use super::core::Core;
 use super::sessions::Half;
 use super::sessions::Met;
 use super::sessions::Open;
+use crate::http::message::Request;
+use crate::http::reply::Reply;
 use crate::model::pairing::Offer;
 use crate::net::connect::no_deadline;
 use crate::net::duplex::Duplex;
 use crate::net::relay;
 use crate::os::clock;
 use crate::wire::control::RELAY_UPGRADE;
-use crate::wire::message::Request;
-use crate::wire::reply::Reply;
 
 /// How long one end waits for the other. Tickets live a little longer.
 const MEETING: Duration = Duration::from_secs(10);

@@ -6,6 +6,7 @@ use std::fmt::Write;
 use super::call::Call;
 use super::call::clean_label;
 use super::call::ok;
+use crate::http::reply::Reply;
 use crate::model::access::Principal;
 use crate::model::record::Agent;
 use crate::model::record::Change;
@@ -19,7 +20,6 @@ use crate::wire::api::RegisterAgent;
 use crate::wire::api::ServiceInfo;
 use crate::wire::api::Status;
 use crate::wire::api::WhoAmI;
-use crate::wire::reply::Reply;
 
 /// Agents of one workspace; the registry keeps all of them in memory.
 const AGENTS: usize = 10_000;

@@ -9,6 +9,7 @@ use super::access::link_key;
 use super::call::Call;
 use super::call::clean_label;
 use super::call::ok;
+use crate::http::reply::Reply;
 use crate::model::access::Principal;
 use crate::model::access::Role;
 use crate::model::code::Code;
@@ -26,7 +27,6 @@ use crate::wire::api::MakeShare;
 use crate::wire::api::SHARED_SERVICES;
 use crate::wire::api::ShareInfo;
 use crate::wire::api::ShareMade;
-use crate::wire::reply::Reply;
 
 /// Shares in one workspace.
 const SHARES: usize = 10_000;

@@ -10,8 +10,8 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::error::Error;
 use crate::error::Result;
+use crate::http::message::percent_decoded;
 use crate::model::target::parse_port;
-use crate::wire::message::percent_decoded;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HubUrl {

@@ -23,8 +23,8 @@ use crate::error::Error;
 use crate::error::Kind;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::http::head;
 use crate::os::socket;
-use crate::wire::head;
 
 /// Every network step ends by then unless an option says otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(10);

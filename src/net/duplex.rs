@@ -8,8 +8,8 @@ use std::net::Shutdown;
 use std::net::TcpStream;
 use std::sync::Arc;
 
-use super::tls::TlsReader;
-use super::tls::TlsWriter;
+use crate::tls::TlsReader;
+use crate::tls::TlsWriter;
 
 pub struct Duplex {
     pub reader: Reader,

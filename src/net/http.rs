@@ -16,17 +16,17 @@ use crate::error::Error;
 use crate::error::Kind;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::http::body::BodyWalker;
+use crate::http::body::request_body;
+use crate::http::body::response_body;
+use crate::http::head;
+use crate::http::head::BadHead;
+use crate::http::message::Answer;
+use crate::http::message::BODY_LIMIT;
+use crate::http::message::Request;
+use crate::http::message::read_error_body;
+use crate::http::reply::Reply;
 use crate::model::version;
-use crate::wire::body::BodyWalker;
-use crate::wire::body::request_body;
-use crate::wire::body::response_body;
-use crate::wire::head;
-use crate::wire::head::BadHead;
-use crate::wire::message::Answer;
-use crate::wire::message::BODY_LIMIT;
-use crate::wire::message::Request;
-use crate::wire::message::read_error_body;
-use crate::wire::reply::Reply;
 
 /// A client that says nothing, or says it too slowly, is answered and let go after this long.
 const PATIENCE: Duration = Duration::from_secs(10);

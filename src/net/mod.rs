@@ -1,4 +1,4 @@
-//! Connections: how they are made, accepted, encrypted, copied and cut.
+//! Transport: how connections are made, accepted, copied and cut.
 
 pub mod address;
 pub mod channel;
@@ -6,10 +6,6 @@ pub mod connect;
 pub mod crew;
 pub mod duplex;
 pub mod http;
-pub mod identity;
-pub mod mint;
 pub mod relay;
 pub mod serve;
 pub mod stop;
-pub mod tls;
-pub mod trust;

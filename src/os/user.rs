@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::os::step::ask;
+use crate::os::setup::step::ask;
 
 pub fn uid() -> u32 {
     nix::unistd::getuid().as_raw()

@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use crate::wire::body::Body;
-use crate::wire::forward::is_upgrade;
-use crate::wire::forward::proves_for_the_connection;
-use crate::wire::head::Request;
-use crate::wire::head::Version;
+use crate::http::body::Body;
+use crate::http::forward::is_upgrade;
+use crate::http::forward::proves_for_the_connection;
+use crate::http::head::Request;
+use crate::http::head::Version;
 
 pub struct Asked {
     pub method: String,

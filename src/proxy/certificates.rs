@@ -28,14 +28,14 @@ use rustls::sign::SingleCertAndKey;
 
 use crate::error::Error;
 use crate::error::Result;
-use crate::net::mint;
-use crate::net::mint::Authority;
-use crate::net::mint::ByName;
-use crate::net::mint::Terms;
-use crate::net::trust::provider;
 use crate::os::clock;
 use crate::os::files;
 use crate::os::secret;
+use crate::tls::mint;
+use crate::tls::mint::Authority;
+use crate::tls::mint::ByName;
+use crate::tls::mint::Terms;
+use crate::tls::trust::provider;
 
 const DAY: Duration = Duration::from_hours(24);
 const CA_DAYS: u32 = 3650;

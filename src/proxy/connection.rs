@@ -14,12 +14,12 @@ use super::inbox::Inbox;
 use super::live::Entry;
 use super::recent::Note;
 use super::shelf::Shelf;
+use crate::http::forward::Sender;
+use crate::http::reply::Reply;
 use crate::net::duplex::Duplex;
 use crate::net::duplex::Reader;
 use crate::net::duplex::Writer;
 use crate::os::socket;
-use crate::wire::forward::Sender;
-use crate::wire::reply::Reply;
 
 /// How often a read that waits for the client looks at the clock.
 const TURN: Duration = Duration::from_secs(2);

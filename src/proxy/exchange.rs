@@ -28,15 +28,15 @@ use super::switch;
 use super::table::Route;
 use super::upstream::NOT_RESPONDING;
 use super::upstream::Upstream;
+use crate::http::body::BadBody;
+use crate::http::body::Body;
+use crate::http::body::BodyWalker;
+use crate::http::reply::Reply;
 use crate::net::connect::is_timeout;
 use crate::net::crew::STACK;
 use crate::net::duplex::Reader;
 use crate::net::duplex::Writer;
 use crate::os::socket::reset_on_close;
-use crate::wire::body::BadBody;
-use crate::wire::body::Body;
-use crate::wire::body::BodyWalker;
-use crate::wire::reply::Reply;
 
 /// An upload of which nothing comes for so long is given up.
 const BODY_PATIENCE: Duration = Duration::from_mins(2);

@@ -16,11 +16,11 @@ use super::front::Front;
 use super::refusal;
 use super::table::Route;
 use super::table::Source;
+use crate::http::host::Target;
+use crate::http::host::parse_target;
+use crate::http::reply::Reply;
 use crate::os::secret;
 use crate::os::socket;
-use crate::wire::host::Target;
-use crate::wire::host::parse_target;
-use crate::wire::reply::Reply;
 
 const PAGE: &str = include_str!("page.html");
 /// On this machine an open port accepts at once.

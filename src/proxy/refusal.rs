@@ -3,13 +3,13 @@
 use serde::Serialize;
 
 use super::front::Front;
-use crate::wire::head::BadHead;
-use crate::wire::head::Request;
-use crate::wire::host::Host;
-use crate::wire::host::Target;
-use crate::wire::host::parse_target;
-use crate::wire::reply::Reply;
-use crate::wire::reply::escaped;
+use crate::http::head::BadHead;
+use crate::http::head::Request;
+use crate::http::host::Host;
+use crate::http::host::Target;
+use crate::http::host::parse_target;
+use crate::http::reply::Reply;
+use crate::http::reply::escaped;
 
 #[derive(Serialize)]
 struct NotFound<'a> {

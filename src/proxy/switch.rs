@@ -10,13 +10,13 @@ use super::connection::Next;
 use super::refusal;
 use super::table::Route;
 use super::upstream::Upstream;
+use crate::http::reply::CONNECTED;
+use crate::http::reply::Reply;
 use crate::net;
 use crate::net::connect::DEADLINE;
 use crate::net::connect::no_deadline;
 use crate::net::duplex::Duplex;
 use crate::net::relay;
-use crate::wire::reply::CONNECTED;
-use crate::wire::reply::Reply;
 
 /// How long a CONNECT's client has for its first byte, which tells TLS from anything else. Protocols in which the server
 /// speaks first wait this long once.

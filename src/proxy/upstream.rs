@@ -19,9 +19,9 @@ use crate::net::connect::is_timeout;
 use crate::net::duplex::Duplex;
 use crate::net::duplex::Reader;
 use crate::net::duplex::Writer;
-use crate::net::tls;
 use crate::os::socket;
 use crate::os::socket::Woken;
+use crate::tls;
 
 /// On this machine a listener answers at once; a tunnel's does too.
 const DIAL: Duration = Duration::from_secs(5);

@@ -13,8 +13,8 @@ use crate::model::fingerprint::Pin;
 use crate::model::name::Name;
 use crate::model::record::Protocol;
 use crate::model::target::Target;
-use crate::net::trust::HubTrust;
 use crate::os::files;
+use crate::tls::trust::HubTrust;
 
 pub const DEFAULT_HUB: &str = "https://hub.privateconnect.co";
 const FILE: &str = "config.json";

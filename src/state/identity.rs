@@ -4,8 +4,8 @@ use std::path::Path;
 
 use super::home::Home;
 use crate::error::Result;
-use crate::net::identity::Identity;
 use crate::os::files;
+use crate::tls::identity::Identity;
 
 const FILE: &str = "identity.pem";
 

@@ -20,6 +20,7 @@ use crate::error::Error;
 use crate::error::Kind;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::http::message::one_line;
 use crate::model::backoff::Backoff;
 use crate::model::fingerprint::Fingerprint;
 use crate::model::name::Name;
@@ -33,16 +34,15 @@ use crate::net::channel::Channel;
 use crate::net::channel::Outgoing;
 use crate::net::connect::DEADLINE;
 use crate::net::crew::Crew;
-use crate::net::identity::Identity;
 use crate::net::stop::Stop;
-use crate::net::tls;
-use crate::net::trust;
 use crate::os::lock::locked;
 use crate::os::secret;
+use crate::tls;
+use crate::tls::identity::Identity;
+use crate::tls::trust;
 use crate::wire::api::RegisterAgent;
 use crate::wire::control::ToAgent;
 use crate::wire::control::ToHub;
-use crate::wire::message::one_line;
 
 /// Sessions served at once. Each costs two threads and up to three descriptors.
 const SESSIONS: usize = 4096;

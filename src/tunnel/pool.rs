@@ -25,11 +25,11 @@ use crate::error::Result;
 use crate::model::name::Name;
 use crate::net::connect::DEADLINE;
 use crate::net::crew::Crew;
-use crate::net::identity::Identity;
 use crate::net::stop::Stop;
-use crate::net::tls;
-use crate::net::trust;
 use crate::os::lock::locked;
+use crate::tls;
+use crate::tls::identity::Identity;
+use crate::tls::trust;
 use crate::wire::api::AskSession;
 use crate::wire::api::SessionGranted;
 

@@ -27,8 +27,8 @@ use crate::net::connect::DEADLINE;
 use crate::net::connect::dial;
 use crate::net::crew;
 use crate::net::stop::Stop;
-use crate::net::tls::Established;
 use crate::os::socket;
+use crate::tls::Established;
 use crate::wire::frame::Kind;
 
 /// OPENED, for which nobody waits with data, waits this long for the target's first words to go with them.

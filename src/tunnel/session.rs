@@ -25,7 +25,7 @@ use super::lane::State;
 use crate::net::crew;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
-use crate::net::tls::Established;
+use crate::tls::Established;
 use crate::wire::frame::Kind;
 
 /// A session heard from this recently needs no question whether it is still there.

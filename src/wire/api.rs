@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde::Deserializer;
 use serde::Serialize;
 
+use crate::http::message::one_line;
 use crate::model::access::Role;
 use crate::model::fingerprint::Fingerprint;
 use crate::model::name::Name;
@@ -14,7 +15,6 @@ use crate::model::record::Protocol;
 use crate::model::record::SharedService;
 use crate::model::time::Time;
 use crate::model::version::Version;
-use crate::wire::message::one_line;
 
 /// What a peer calls itself is shown within lines of ours.
 fn shown<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {

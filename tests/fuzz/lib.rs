@@ -1,5 +1,12 @@
 //! The pure rooms and what must hold in them, for the fuzz targets.
 
+#[path = "../../src/discover"]
+pub mod discover {
+    pub mod page;
+    pub mod probe;
+}
+#[path = "../../src/http/mod.rs"]
+pub mod http;
 #[path = "../../src/model/mod.rs"]
 pub mod model;
 pub mod properties;

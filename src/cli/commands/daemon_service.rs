@@ -13,11 +13,11 @@ use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::os::daemon;
-use crate::os::service;
-use crate::os::service::Manager;
-use crate::os::service::Plan;
-use crate::os::service::Service;
-use crate::os::step::Step;
+use crate::os::setup::step::Step;
+use crate::os::setup::unit;
+use crate::os::setup::unit::Manager;
+use crate::os::setup::unit::Plan;
+use crate::os::setup::unit::Service;
 use crate::os::user;
 
 /// What this shell has set and a service manager would not know.
@@ -35,7 +35,7 @@ pub fn install(call: &Call) -> Outcome {
     carry_out(call, &plan, &plan.install)?;
     if !call.args.flag("dry-run") {
         call.say.line("[ok] Installed; the daemon runs, and comes back after every reboot");
-        if service.system.is_none() && service::manager() == Some(Manager::Systemd) {
+        if service.system.is_none() && unit::manager() == Some(Manager::Systemd) {
             call.say.line("  It runs while you are logged in. From boot on: loginctl enable-linger");
         }
         call.say.line("  Look at it: connect daemon status");
@@ -61,16 +61,16 @@ pub fn uninstall(call: &Call) -> Outcome {
 
 /// The file, when one is installed; the user's own first.
 pub fn installed() -> Option<PathBuf> {
-    let manager = service::manager().unwrap_or(Manager::Systemd);
-    [false, true].map(|system| service::file(manager, system)).into_iter().find(|file| file.exists())
+    let manager = unit::manager().unwrap_or(Manager::Systemd);
+    [false, true].map(|system| unit::file(manager, system)).into_iter().find(|file| file.exists())
 }
 
 /// Has the service manager start it, where it was installed for this user. False when it is ours to start.
 pub fn start(call: &Call) -> Result<bool> {
-    let Some(manager) = service::manager().filter(|manager| service::file(*manager, false).exists()) else {
+    let Some(manager) = unit::manager().filter(|manager| unit::file(*manager, false).exists()) else {
         return Ok(false);
     };
-    let plan = service::plan(manager, &described(call, false)?);
+    let plan = unit::plan(manager, &described(call, false)?);
     let started = plan.start.iter().try_for_each(Step::carry_out);
     match started {
         Ok(()) => {
@@ -85,7 +85,7 @@ pub fn start(call: &Call) -> Result<bool> {
 }
 
 fn planned(call: &Call) -> Result<(Service, Plan)> {
-    let manager = match service::manager() {
+    let manager = match unit::manager() {
         Some(manager) => manager,
         // What would be written can be looked at all the same.
         None if call.args.flag("dry-run") => Manager::Systemd,
@@ -98,13 +98,13 @@ fn planned(call: &Call) -> Result<(Service, Plan)> {
         }
     };
     let service = described(call, call.args.flag("system"))?;
-    let plan = service::plan(manager, &service);
+    let plan = unit::plan(manager, &service);
     Ok((service, plan))
 }
 
 fn described(call: &Call, system: bool) -> Result<Service> {
     let program = std::env::current_exe().or_say(|| "Cannot find this program's own file")?;
-    let (name, home) = service::owner().ok_or_else(|| Error::new("This user has no name on this machine"))?;
+    let (name, home) = unit::owner().ok_or_else(|| Error::new("This user has no name on this machine"))?;
     // Under sudo the folder of the one who called it is meant.
     let moved = variable("PRIVATECONNECT_HOME").is_some() || !system;
     let state = if moved { call.home.file("") } else { home.join(".privateconnect") };

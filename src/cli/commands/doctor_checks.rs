@@ -21,14 +21,12 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::net::connect::DEADLINE;
 use crate::net::connect::resolve;
-use crate::net::identity::Identity;
-use crate::net::trust::HubTrust;
 use crate::os::files;
 use crate::os::limits;
 use crate::os::paths;
 use crate::os::process;
-use crate::os::step;
-use crate::os::trust;
+use crate::os::setup::step;
+use crate::os::setup::trust_store;
 use crate::proxy::certificates::Certificates;
 use crate::state::config::pin_of;
 use crate::state::home::Home;
@@ -36,6 +34,8 @@ use crate::state::proxy;
 use crate::state::routes;
 use crate::state::runs;
 use crate::state::runs::Run;
+use crate::tls::identity::Identity;
+use crate::tls::trust::HubTrust;
 
 pub const CHECKS: [(&str, Check); 19] = [
     ("state folder", state_folder),
@@ -246,7 +246,7 @@ fn certificates(exam: &mut Exam<'_>) -> Option<Verdict> {
     if let Err(error) = Certificates::of_folder(&exam.call.home.file(CERTIFICATES)) {
         return Verdict::fail(&error);
     }
-    let lacking = proxy_trust::machine().map(|machine| trust::lacking(&machine, &ca));
+    let lacking = proxy_trust::machine().map(|machine| trust_store::lacking(&machine, &ca));
     let lacking = lacking.unwrap_or_else(|_| vec!["any store".to_owned()]);
     if lacking.is_empty() {
         return Verdict::ok("the local CA is trusted, by the system and by browsers");

@@ -15,6 +15,7 @@ use crate::cli::Outcome;
 use crate::cli::store::StoreAt;
 use crate::error::Error;
 use crate::error::Result;
+use crate::http::message::Request;
 use crate::hub;
 use crate::hub::Core;
 use crate::hub::Settings;
@@ -23,12 +24,11 @@ use crate::model::access::Role;
 use crate::model::fingerprint::Pin;
 use crate::net::address::HubUrl;
 use crate::net::http;
-use crate::net::trust::HubTrust;
 use crate::os::files;
+use crate::tls::trust::HubTrust;
 use crate::wire::api::Health;
 use crate::wire::api::KeyInfo;
 use crate::wire::api::KeyMade;
-use crate::wire::message::Request;
 
 /// What a running hub leaves in its data folder for this command.
 #[derive(Deserialize)]

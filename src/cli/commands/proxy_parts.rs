@@ -14,6 +14,7 @@ use crate::cli::Call;
 use crate::cli::context::not_configured;
 use crate::error::Error;
 use crate::error::Result;
+use crate::http::host::parse_host;
 use crate::model::name::Name;
 use crate::net::address::split_host_port;
 use crate::net::serve::Bound;
@@ -37,7 +38,6 @@ use crate::tunnel::joiner::everyone;
 use crate::tunnel::pool::Opener;
 use crate::wire::api::AskSession;
 use crate::wire::api::SessionGranted;
-use crate::wire::host::parse_host;
 
 pub const CERTIFICATES: &str = "certs";
 

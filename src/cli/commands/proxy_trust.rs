@@ -10,10 +10,10 @@ use crate::cli::Outcome;
 use crate::error::Error;
 use crate::error::Result;
 use crate::os::paths;
-use crate::os::trust;
-use crate::os::trust::Aim;
-use crate::os::trust::Machine;
-use crate::os::trust::Store;
+use crate::os::setup::trust_store;
+use crate::os::setup::trust_store::Aim;
+use crate::os::setup::trust_store::Machine;
+use crate::os::setup::trust_store::Store;
 use crate::os::user;
 use crate::proxy::certificates::Certificates;
 
@@ -47,7 +47,7 @@ pub fn beside_start(call: &Call) -> Result<()> {
         }
         return Ok(());
     }
-    match trust::lacking(&machine()?, &ca_file(call)).first() {
+    match trust_store::lacking(&machine()?, &ca_file(call)).first() {
         None => call.say.line("  [ok] CA trusted — no browser warnings"),
         Some(store) => call
             .say
@@ -77,7 +77,7 @@ pub fn machine() -> Result<Machine> {
 }
 
 fn carry_out(call: &Call, aim: Aim) -> Result<Done> {
-    let mut stores = trust::plan(&machine()?, &ca_file(call), aim);
+    let mut stores = trust_store::plan(&machine()?, &ca_file(call), aim);
     if call.args.flag("user") {
         stores.retain(|store| !store.needs_root);
     }

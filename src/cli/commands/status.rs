@@ -14,7 +14,7 @@ use crate::model::time::in_words;
 use crate::os::clock;
 use crate::os::files;
 use crate::os::paths;
-use crate::os::step::quoted;
+use crate::os::setup::step::quoted;
 use crate::state::config::Config;
 use crate::state::proxy;
 use crate::state::runs;

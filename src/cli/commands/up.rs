@@ -16,11 +16,11 @@ use crate::error::Error;
 use crate::error::Kind;
 use crate::error::Result;
 use crate::net::address::HubUrl;
-use crate::net::trust::HubTrust;
 use crate::os::secret;
 use crate::os::terminal;
 use crate::os::user;
 use crate::state::config::Config;
+use crate::tls::trust::HubTrust;
 use crate::wire::api::RegisterAgent;
 
 pub fn run(call: &Call) -> Outcome {

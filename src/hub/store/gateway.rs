@@ -26,11 +26,11 @@ use crate::net::http::Ask;
 use crate::net::http::Lines;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
-use crate::net::tls;
-use crate::net::trust;
-use crate::net::trust::HubTrust;
 use crate::os::lock::locked;
 use crate::os::socket;
+use crate::tls;
+use crate::tls::trust;
+use crate::tls::trust::HubTrust;
 
 /// One call at one endpoint takes no longer.
 const CALL: Duration = Duration::from_secs(2);
@@ -303,7 +303,7 @@ fn refused(endpoint: &Endpoint, status: u16, answer: &Value) -> Trouble {
 }
 
 fn words(answer: &Value) -> String {
-    let text = |name: &str| answer[name].as_str().map(crate::wire::message::one_line);
+    let text = |name: &str| answer[name].as_str().map(crate::http::message::one_line);
     text("error").or_else(|| text("message")).unwrap_or_else(|| "without a reason".into())
 }
 

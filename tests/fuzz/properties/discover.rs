@@ -1,11 +1,11 @@
 //! What strangers' services say when they are asked what they are.
 
 use super::cuts::Cuts;
-use crate::wire::page;
-use crate::wire::probe::ASKED;
-use crate::wire::probe::Question;
-use crate::wire::probe::recognise;
-use crate::wire::probe::shown;
+use crate::discover::page;
+use crate::discover::probe::ASKED;
+use crate::discover::probe::Question;
+use crate::discover::probe::recognise;
+use crate::discover::probe::shown;
 
 /// The first byte says what was asked. What is recognised stays so, whatever more is said, and fits on a line.
 pub fn probe(bytes: &[u8], cuts: Cuts) {

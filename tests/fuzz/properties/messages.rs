@@ -6,15 +6,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::cuts::Cuts;
+use crate::http::head::parse_request;
+use crate::http::message::Request;
+use crate::http::message::read_error_body;
 use crate::wire::api::AskSession;
 use crate::wire::api::SessionGranted;
 use crate::wire::api::SharePreview;
 use crate::wire::control::RELAY_UPGRADE;
 use crate::wire::control::ToAgent;
 use crate::wire::control::ToHub;
-use crate::wire::head::parse_request;
-use crate::wire::message::Request;
-use crate::wire::message::read_error_body;
 
 /// A line that is a message says the same when it is written again; half a line is none.
 pub fn control(line: &[u8], cuts: Cuts) {

@@ -7,7 +7,7 @@ use crate::wire::frame::HEADER;
 use crate::wire::frame::Header;
 use crate::wire::frame::Kind;
 use crate::wire::frame::refused;
-use crate::wire::record::Headers;
+use crate::wire::tls_record::Headers;
 
 /// Records and frames have one verdict, wherever the bytes are cut.
 pub fn session(bytes: &[u8], cuts: Cuts) {

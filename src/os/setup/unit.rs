@@ -6,8 +6,8 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use crate::os::paths;
-use crate::os::step::Step;
-use crate::os::step::words;
+use crate::os::setup::step::Step;
+use crate::os::setup::step::words;
 use crate::os::user;
 
 const UNIT: &str = "connect-daemon.service";

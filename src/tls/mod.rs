@@ -6,6 +6,9 @@
 //! they read. The unbuffered interface of rustls is used because it encrypts into and decrypts out of
 //! our own buffers, which saves a copy in each direction.
 
+pub mod identity;
+pub mod mint;
+pub mod trust;
 mod unbuffered;
 
 use std::io;
@@ -27,15 +30,15 @@ use unbuffered::Progress;
 use unbuffered::Side;
 use unbuffered::Tls;
 
-use super::connect::in_words;
-use super::connect::no_deadline;
-use super::connect::set_deadline;
-use super::duplex::Duplex;
-use super::duplex::Reader;
-use super::duplex::Writer;
 use crate::model::fingerprint::Fingerprint;
+use crate::net::connect::in_words;
+use crate::net::connect::no_deadline;
+use crate::net::connect::set_deadline;
+use crate::net::duplex::Duplex;
+use crate::net::duplex::Reader;
+use crate::net::duplex::Writer;
 use crate::os::lock::locked;
-use crate::wire::record::Headers;
+use crate::wire::tls_record::Headers;
 
 /// An idle connection waits with this much, so that thousands of them stay cheap.
 const BUFFER_IDLE: usize = 1024;
@@ -265,8 +268,8 @@ impl Write for TlsWriter {
 mod tests {
     use super::*;
     use crate::net::connect::is_timeout;
-    use crate::net::identity::Identity;
-    use crate::net::trust;
+    use crate::tls::identity::Identity;
+    use crate::tls::trust;
     use rcgen::generate_simple_self_signed;
     use rustls::ServerConnection;
     use std::net::TcpListener;

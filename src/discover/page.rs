@@ -1,12 +1,12 @@
 //! What an answer to `GET /` tells about who gave it: title, server, framework.
 
-use super::body::BodyWalker;
-use super::body::response_body;
-use super::head::Response;
-use super::head::parse_response;
 use super::probe::Kind;
 use super::probe::json_text;
 use super::probe::shown;
+use crate::http::body::BodyWalker;
+use crate::http::body::response_body;
+use crate::http::head::Response;
+use crate::http::head::parse_response;
 
 /// A title stands in the first kilobytes of a page.
 pub const PAGE_LIMIT: usize = 64 * 1024;

@@ -8,10 +8,10 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use crate::error::Result;
-use crate::os::step::Step;
-use crate::os::step::ask;
-use crate::os::step::is_installed;
-use crate::os::step::words;
+use crate::os::setup::step::Step;
+use crate::os::setup::step::ask;
+use crate::os::setup::step::is_installed;
+use crate::os::setup::step::words;
 use crate::os::user;
 
 /// What the CA is called in stores that have names.

@@ -1,0 +1,10 @@
+//! HTTP/1.1 as pure functions of bytes: heads, framing, hosts, forwarding, and whole messages for the API.
+
+pub mod body;
+pub mod chunks;
+pub mod forward;
+pub mod head;
+pub mod host;
+pub mod message;
+pub mod reply;
+mod scan;
