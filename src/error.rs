@@ -10,7 +10,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// What the caller may do about it. The words are for people; this is for code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ErrorKind {
     /// It failed, and trying again unchanged will fail again.
     Failed,
     /// The command line is wrong (exit 2).
@@ -27,17 +27,17 @@ pub enum Kind {
 pub struct Error {
     pub what: String,
     pub hint: Option<String>,
-    pub kind: Kind,
+    pub kind: ErrorKind,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Error {
     pub fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), hint: None, kind: Kind::Failed, source: None }
+        Self { what: what.into(), hint: None, kind: ErrorKind::Failed, source: None }
     }
 
     pub fn usage(what: impl Into<String>) -> Self {
-        Self::new(what).kind(Kind::Usage)
+        Self::new(what).kind(ErrorKind::Usage)
     }
 
     /// On the command line stands this text, which `is not a port`.
@@ -52,7 +52,7 @@ impl Error {
 
     /// Ctrl-C, or the end of whoever wanted it.
     pub fn stopped() -> Self {
-        Self::new("Stopped").kind(Kind::Interrupted)
+        Self::new("Stopped").kind(ErrorKind::Interrupted)
     }
 
     /// An empty one says nothing.
@@ -61,7 +61,7 @@ impl Error {
         self
     }
 
-    pub fn kind(mut self, kind: Kind) -> Self {
+    pub fn kind(mut self, kind: ErrorKind) -> Self {
         self.kind = kind;
         self
     }
@@ -73,11 +73,11 @@ impl Error {
 
     /// Whether the same call may succeed later without anybody changing anything.
     pub fn may_pass(&self) -> bool {
-        matches!(self.kind, Kind::Unreachable | Kind::Refused(429 | 502..=504))
+        matches!(self.kind, ErrorKind::Unreachable | ErrorKind::Refused(429 | 502..=504))
     }
 
     pub fn is_status(&self, status: u16) -> bool {
-        self.kind == Kind::Refused(status)
+        self.kind == ErrorKind::Refused(status)
     }
 }
 

@@ -16,7 +16,7 @@ use http::body::BadBody;
 use http::chunks::ChunkWalker;
 use http::head::BadHead;
 use http::head::Fields;
-use http::head::Version;
+use http::head::HttpVersion;
 use http::head::parse_request;
 use http::head::parse_response;
 use std::collections::BTreeMap;
@@ -213,7 +213,7 @@ fn what_we_take_for_a_request_httparse_takes_for_the_same() {
         damage(&mut random, &mut bytes);
         let ours = parse_request(&bytes).map(|head| {
             head.map(|it| Read {
-                first: format!("{} {} {}", it.method, it.target, u8::from(it.version == Version::Http11)),
+                first: format!("{} {} {}", it.method, it.target, u8::from(it.version == HttpVersion::Http11)),
                 fields: our_fields(&it.fields),
                 length: it.length,
             })
@@ -255,7 +255,7 @@ fn what_we_take_for_a_response_httparse_takes_for_the_same() {
             head.map(|it| Read {
                 first: format!(
                     "{} {} {:?}",
-                    u8::from(it.version == Version::Http11),
+                    u8::from(it.version == HttpVersion::Http11),
                     it.status,
                     ascii_or_nothing(it.reason)
                 ),
@@ -297,7 +297,7 @@ fn differs_only_by(tally: &Tally, reasons: &[&str]) {
     let keys = |map: &BTreeMap<String, u64>| map.keys().cloned().collect::<Vec<_>>();
     assert_eq!(keys(&tally.stricter), reasons);
     assert!(keys(&tally.earlier).iter().all(|reason| reasons.contains(&reason.as_str())));
-    assert_eq!(keys(&tally.later), ["Version"]);
+    assert_eq!(keys(&tally.later), ["HttpVersion"]);
     // Otherwise the corpus says nothing.
     assert!(
         tally.same > ROUNDS / 3 && tally.both_refused > ROUNDS / 10 && tally.both_unfinished > ROUNDS / 50

@@ -9,7 +9,7 @@ use super::REGISTER;
 use super::dialer::unreachable_hub;
 use super::understand;
 use crate::error::Error;
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::http::message::one_line;
@@ -44,7 +44,7 @@ impl Hub {
                 }
                 Err(Missed { error, before }) => {
                     // What may have been heard is not said to another one too.
-                    if !before && (!may_repeat || error.kind != Kind::Unreachable) {
+                    if !before && (!may_repeat || error.kind != ErrorKind::Unreachable) {
                         return Err(error);
                     }
                     log::debug!("{at}: {error}");

@@ -25,7 +25,7 @@ use ureq::unversioned::transport::NextTimeout;
 use ureq::unversioned::transport::Transport;
 
 use crate::error::Error;
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::net::address::HubUrl;
 use crate::net::connect::DEADLINE;
@@ -191,5 +191,5 @@ pub fn unreachable_hub(url: &HubUrl, why: String) -> Error {
     Error::new(format!("Cannot reach the hub {url}"))
         .because(why)
         .hint("Check the address, and on its machine that it runs: connect hub status")
-        .kind(Kind::Unreachable)
+        .kind(ErrorKind::Unreachable)
 }

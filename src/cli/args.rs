@@ -244,7 +244,7 @@ mod tests {
             ("whoami x", "connect --help"),
         ] {
             let error = read(line).err().unwrap();
-            assert_eq!(error.kind, crate::error::Kind::Usage, "{line}");
+            assert_eq!(error.kind, crate::error::ErrorKind::Usage, "{line}");
             assert!(error.hint.as_deref().unwrap_or_default().contains(hint), "{line}: {:?}", error.hint);
         }
     }

@@ -14,7 +14,7 @@ use super::context::Call;
 use super::context::not_configured;
 use crate::api::Hub;
 use crate::error::Error;
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::model::name::Name;
 use crate::net::connect::DEADLINE;
@@ -76,7 +76,7 @@ impl<'c> Exposing<'c> {
                     drop(known.insert(name, (service, tunnel_port)));
                 }
                 Some(Event::Refused { error, .. }) => return Err(error),
-                Some(Event::Lost(error)) if error.kind != Kind::Unreachable => return Err(error),
+                Some(Event::Lost(error)) if error.kind != ErrorKind::Unreachable => return Err(error),
                 Some(event) => self.tell(&event),
                 None => {}
             }

@@ -9,7 +9,7 @@ use super::context::Call;
 use super::say::Say;
 use crate::api::Hub;
 use crate::error::Error;
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::model::fingerprint::Fingerprint;
 use crate::model::name::Name;
@@ -150,11 +150,11 @@ impl Right {
     /// What no waiting mends. A service that is unknown may still come; a share does not come back.
     pub fn the_end(&self, error: &Error) -> Option<Error> {
         match error.kind {
-            Kind::Refused(401) if !self.by_link => Some(
+            ErrorKind::Refused(401) if !self.by_link => Some(
                 Error::new("The hub no longer accepts this machine's key")
                     .hint("It was revoked or has expired: connect up --api-key KEY"),
             ),
-            Kind::Refused(401 | 404) if self.share.is_some() => Some(
+            ErrorKind::Refused(401 | 404) if self.share.is_some() => Some(
                 Error::new("The share was revoked or has expired")
                     .hint("Ask its owner for a new code: connect share"),
             ),

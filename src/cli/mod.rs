@@ -24,7 +24,7 @@ use context::Call;
 use say::Say;
 
 use crate::error::Error;
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::os::daemon;
 use crate::os::limits;
@@ -37,12 +37,12 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json");
     let outcome = args::parse(arguments, table::TABLE).and_then(run);
     let code = outcome.unwrap_or_else(|error| {
-        if error.kind != Kind::Interrupted {
+        if error.kind != ErrorKind::Interrupted {
             Say::new(as_json, false, false).trouble(&error);
         }
         match error.kind {
-            Kind::Usage => 2,
-            Kind::Interrupted => 130,
+            ErrorKind::Usage => 2,
+            ErrorKind::Interrupted => 130,
             _ => 1,
         }
     });

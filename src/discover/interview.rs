@@ -21,8 +21,8 @@ use crate::discover::page::PAGE_LIMIT;
 use crate::discover::page::Page;
 use crate::discover::probe;
 use crate::discover::probe::ASKED;
-use crate::discover::probe::Kind;
 use crate::discover::probe::Question;
+use crate::discover::probe::ServiceKind;
 use crate::net::address::bracketed;
 use crate::net::connect::set_deadline;
 use crate::net::duplex::Duplex;
@@ -68,10 +68,10 @@ impl<'a> Interview<'a> {
         }
         if !said.is_empty() {
             let banner = said.split(|byte| *byte == b'\n').next().unwrap_or_default();
-            return Ok(service(Kind::Tcp, probe::shown(banner)));
+            return Ok(service(ServiceKind::Tcp, probe::shown(banner)));
         }
         let order = likely.into_iter().chain(ASKED.iter().map(|asked| asked.question));
-        Ok(self.ask_all(order.collect()).unwrap_or_else(|| service(Kind::Tcp, String::new())))
+        Ok(self.ask_all(order.collect()).unwrap_or_else(|| service(ServiceKind::Tcp, String::new())))
     }
 
     fn ask_all(&self, mut order: VecDeque<Question>) -> Option<Service> {
@@ -122,7 +122,7 @@ impl<'a> Interview<'a> {
         {
             page = next.or(page);
         }
-        Some(Service { kind: page.kind.unwrap_or(Kind::Http), note: page.version.take(), page })
+        Some(Service { kind: page.kind.unwrap_or(ServiceKind::Http), note: page.version.take(), page })
     }
 
     fn fetch(&self, path: &str) -> io::Result<Vec<u8>> {
@@ -144,17 +144,17 @@ impl<'a> Interview<'a> {
         if let Err(error) = inside.connect() {
             let told = error.get_ref().and_then(|inner| inner.downcast_ref());
             return matches!(told, Some(rustls::Error::AlertReceived(_)))
-                .then(|| service(Kind::Tls, String::new()));
+                .then(|| service(ServiceKind::Tls, String::new()));
         }
         let within = [Question::Page, Question::Ping, Question::Mqtt, Question::Amqp];
         let found = inside.ask_all(VecDeque::from(within));
         Some(match found {
-            Some(web) if web.kind == Kind::Http => Service { kind: Kind::Https, ..web },
+            Some(web) if web.kind == ServiceKind::Http => Service { kind: ServiceKind::Https, ..web },
             Some(other) => Service {
                 note: Some(format!("TLS {}", other.note.unwrap_or_default()).trim_end().to_owned()),
                 ..other
             },
-            None => service(Kind::Tls, String::new()),
+            None => service(ServiceKind::Tls, String::new()),
         })
     }
 
@@ -211,7 +211,7 @@ fn is_known(question: Question, said: &[u8]) -> bool {
     probe::recognise(question, said).is_some()
 }
 
-fn service(kind: Kind, note: String) -> Service {
-    let note = if kind == Kind::Tls { "TLS".to_owned() } else { note };
+fn service(kind: ServiceKind, note: String) -> Service {
+    let note = if kind == ServiceKind::Tls { "TLS".to_owned() } else { note };
     Service { kind, note: Some(note).filter(|note| !note.is_empty()), page: Page::default() }
 }

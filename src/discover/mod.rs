@@ -1,6 +1,6 @@
 //! What listens on a host, told by what it answers and not by the port's number.
 //!
-//! A bounded crew takes one port after the other; every wait has a deadline and is cut by the stop.
+//! A bounded threads takes one port after the other; every wait has a deadline and is cut by the stop.
 
 mod interview;
 pub mod page;
@@ -20,7 +20,7 @@ use std::time::Instant;
 use interview::Interview;
 
 use crate::discover::page::Page;
-pub use crate::discover::probe::Kind;
+pub use crate::discover::probe::ServiceKind;
 pub use crate::discover::probe::usual_ports;
 use crate::error;
 use crate::error::Error;
@@ -29,8 +29,8 @@ use crate::error::Result;
 use crate::model::target::Target;
 use crate::net::connect::DEADLINE;
 use crate::net::connect::resolve;
-use crate::net::crew::STACK;
 use crate::net::stop::Stop;
+use crate::net::threads::STACK;
 use crate::os::limits;
 
 /// All usual ports at once, so that a host which drops packets costs one wait. A thread has one connection.
@@ -45,7 +45,7 @@ const NEWS: Duration = Duration::from_millis(100);
 /// What answers on a port, and what it says of itself.
 #[derive(Debug, PartialEq)]
 pub struct Service {
-    pub kind: Kind,
+    pub kind: ServiceKind,
     /// A version, or what stands in the way of more.
     pub note: Option<String>,
     /// What a web server shows.
@@ -124,7 +124,7 @@ pub fn scan(scan: &Scan<'_>, stop: &Stop, mut progress: impl FnMut(usize)) -> Re
             return Err(Error::new(format!("There is no way to {}", scan.host))
                 .because(error)
                 .hint("Check the address, and that this machine is in its network")
-                .kind(error::Kind::Unreachable));
+                .kind(error::ErrorKind::Unreachable));
         }
         scanned.found.sort_by_key(|(port, _)| *port);
         Ok(scanned)

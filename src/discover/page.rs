@@ -1,11 +1,11 @@
 //! What an answer to `GET /` tells about who gave it: title, server, framework.
 
-use super::probe::Kind;
+use super::probe::ServiceKind;
 use super::probe::json_text;
 use super::probe::shown;
 use crate::http::body::BodyWalker;
 use crate::http::body::response_body;
-use crate::http::head::Response;
+use crate::http::head::ResponseHead;
 use crate::http::head::parse_response;
 
 /// A title stands in the first kilobytes of a page.
@@ -17,7 +17,7 @@ pub struct Page {
     pub server: Option<String>,
     pub framework: Option<String>,
     /// What service speaks HTTP here, where it is one with a name of its own.
-    pub kind: Option<Kind>,
+    pub kind: Option<ServiceKind>,
     pub version: Option<String>,
     /// The path on this service to which it sends its visitors.
     pub location: Option<String>,
@@ -32,17 +32,17 @@ const BARE_404: &str = "404 page not found";
 const PAGE: &str = "";
 
 /// Services that are not web sites, though HTTP is what they speak, and the JSON text with their version.
-const KINDS: [(&str, &str, Kind, &str); 10] = [
-    (PAGE, "\"distribution\" : \"opensearch\"", Kind::Opensearch, "number"),
-    ("www-authenticate", "opensearch", Kind::Opensearch, ""),
-    (PAGE, "you know, for search", Kind::Elasticsearch, "number"),
-    ("x-elastic-product", "elasticsearch", Kind::Elasticsearch, ""),
-    (PAGE, "\"etcdserver\":", Kind::Etcd, "etcdserver"),
-    (PAGE, "mongodb over http", Kind::Mongodb, ""),
-    (PAGE, "grpc requires http/2", Kind::Grpc, ""),
-    ("content-type", "application/grpc", Kind::Grpc, ""),
-    (PAGE, "to https port", Kind::Tls, ""),
-    (PAGE, "to an https server", Kind::Tls, ""),
+const KINDS: [(&str, &str, ServiceKind, &str); 10] = [
+    (PAGE, "\"distribution\" : \"opensearch\"", ServiceKind::Opensearch, "number"),
+    ("www-authenticate", "opensearch", ServiceKind::Opensearch, ""),
+    (PAGE, "you know, for search", ServiceKind::Elasticsearch, "number"),
+    ("x-elastic-product", "elasticsearch", ServiceKind::Elasticsearch, ""),
+    (PAGE, "\"etcdserver\":", ServiceKind::Etcd, "etcdserver"),
+    (PAGE, "mongodb over http", ServiceKind::Mongodb, ""),
+    (PAGE, "grpc requires http/2", ServiceKind::Grpc, ""),
+    ("content-type", "application/grpc", ServiceKind::Grpc, ""),
+    (PAGE, "to https port", ServiceKind::Tls, ""),
+    (PAGE, "to an https server", ServiceKind::Tls, ""),
 ];
 
 /// The first that fits is the one: applications before what they are built with, and that before servers.
@@ -131,7 +131,7 @@ fn text_of(value: &[u8]) -> String {
 }
 
 /// As much of the body as there is, and whether that is all.
-fn content(said: &[u8], head: &Response<'_>) -> Option<(Vec<u8>, bool)> {
+fn content(said: &[u8], head: &ResponseHead<'_>) -> Option<(Vec<u8>, bool)> {
     let mut walker = BodyWalker::new(response_body("GET", head).ok()?);
     let (mut content, mut at) = (Vec::new(), head.length);
     while !walker.ended() && at < said.len() {
@@ -171,7 +171,7 @@ impl Page {
 }
 
 /// Only a path: where a service sends its visitors elsewhere, nobody follows.
-fn location(head: &Response<'_>) -> Option<String> {
+fn location(head: &ResponseHead<'_>) -> Option<String> {
     let value = str::from_utf8(head.fields.one("location").ok()?.filter(|_| head.status / 100 == 3)?).ok()?;
     let is_path = value.starts_with('/') && !value.starts_with("//") && value.len() <= 1024;
     (is_path && value.bytes().all(|byte| byte.is_ascii_graphic())).then(|| value.to_owned())
@@ -243,20 +243,30 @@ mod tests {
             "{\n  \"version\" : {\n \"number\" : \"8.11.1\"\n },\n \"tagline\" : \"You Know, for Search\"\n}";
         let search = "{ \"version\" : { \"distribution\" : \"opensearch\", \"number\" : \"2.11.0\" } }";
         for (head, body, kind, version) in [
-            ("200 OK", elastic, Kind::Elasticsearch, Some("8.11.1")),
-            ("401 Unauthorized\r\nX-elastic-product: Elasticsearch", "", Kind::Elasticsearch, None),
-            ("200 OK", search, Kind::Opensearch, Some("2.11.0")),
+            ("200 OK", elastic, ServiceKind::Elasticsearch, Some("8.11.1")),
+            ("401 Unauthorized\r\nX-elastic-product: Elasticsearch", "", ServiceKind::Elasticsearch, None),
+            ("200 OK", search, ServiceKind::Opensearch, Some("2.11.0")),
             (
                 "401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"OpenSearch Security\"",
                 "",
-                Kind::Opensearch,
+                ServiceKind::Opensearch,
                 None,
             ),
-            ("200 OK", "{\"etcdserver\":\"3.4.23\",\"etcdcluster\":\"3.4.0\"}", Kind::Etcd, Some("3.4.23")),
-            ("200 OK", "It looks like you are trying to access MongoDB over HTTP on", Kind::Mongodb, None),
-            ("505 HTTP Version Not Supported", "gRPC requires HTTP/2", Kind::Grpc, None),
-            ("400 Bad Request", "The plain HTTP request was sent to HTTPS port", Kind::Tls, None),
-            ("400 Bad Request", "Client sent an HTTP request to an HTTPS server.", Kind::Tls, None),
+            (
+                "200 OK",
+                "{\"etcdserver\":\"3.4.23\",\"etcdcluster\":\"3.4.0\"}",
+                ServiceKind::Etcd,
+                Some("3.4.23"),
+            ),
+            (
+                "200 OK",
+                "It looks like you are trying to access MongoDB over HTTP on",
+                ServiceKind::Mongodb,
+                None,
+            ),
+            ("505 HTTP Version Not Supported", "gRPC requires HTTP/2", ServiceKind::Grpc, None),
+            ("400 Bad Request", "The plain HTTP request was sent to HTTPS port", ServiceKind::Tls, None),
+            ("400 Bad Request", "Client sent an HTTP request to an HTTPS server.", ServiceKind::Tls, None),
         ] {
             let page = page(head, body);
             assert_eq!((page.kind, page.version.as_deref()), (Some(kind), version), "{head} {body}");

@@ -1,23 +1,23 @@
 //! What services say of themselves: a table of harmless questions, and a table of the answers' signs.
 
-use Kind::Amqp;
-use Kind::Grpc;
-use Kind::Http;
-use Kind::Kafka;
-use Kind::Memcached;
-use Kind::Mongodb;
-use Kind::Mqtt;
-use Kind::Mysql;
-use Kind::Nats;
-use Kind::Postgres;
-use Kind::Redis;
-use Kind::Ssh;
-use Kind::Tls;
+use ServiceKind::Amqp;
+use ServiceKind::Grpc;
+use ServiceKind::Http;
+use ServiceKind::Kafka;
+use ServiceKind::Memcached;
+use ServiceKind::Mongodb;
+use ServiceKind::Mqtt;
+use ServiceKind::Mysql;
+use ServiceKind::Nats;
+use ServiceKind::Postgres;
+use ServiceKind::Redis;
+use ServiceKind::Ssh;
+use ServiceKind::Tls;
 
 use crate::model::record::Protocol;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ServiceKind {
     Http,
     Https,
     Grpc,
@@ -123,18 +123,18 @@ pub fn usual_ports() -> Vec<u16> {
 }
 
 /// What each is called, and the question to which it tells most.
-const KINDS: [(Kind, &str, Question); 17] = [
+const KINDS: [(ServiceKind, &str, Question); 17] = [
     (Http, "http", Question::Page),
-    (Kind::Https, "https", Question::Tls),
+    (ServiceKind::Https, "https", Question::Tls),
     (Grpc, "grpc", Question::Greeting),
     (Postgres, "postgres", Question::SslRequest),
     (Mysql, "mysql", Question::Greeting),
     (Redis, "redis", Question::Ping),
     (Memcached, "memcached", Question::Version),
     (Mongodb, "mongodb", Question::Hello),
-    (Kind::Elasticsearch, "elasticsearch", Question::Page),
-    (Kind::Opensearch, "opensearch", Question::Page),
-    (Kind::Etcd, "etcd", Question::Page),
+    (ServiceKind::Elasticsearch, "elasticsearch", Question::Page),
+    (ServiceKind::Opensearch, "opensearch", Question::Page),
+    (ServiceKind::Etcd, "etcd", Question::Page),
     (Kafka, "kafka", Question::ApiVersions),
     (Amqp, "amqp", Question::Amqp),
     (Mqtt, "mqtt", Question::Mqtt),
@@ -143,7 +143,7 @@ const KINDS: [(Kind, &str, Question); 17] = [
     (Tls, "tcp", Question::Tls),
 ];
 
-impl Kind {
+impl ServiceKind {
     fn row(self) -> (&'static str, Question) {
         let row = KINDS.iter().find(|(kind, ..)| *kind == self);
         row.map_or(("tcp", Question::Greeting), |(_, name, question)| (*name, *question))
@@ -182,7 +182,7 @@ impl Kind {
 
 /// What a kind's first words look like: what it was asked, and how they are read. `None` is no or not yet, else a word
 /// more about it, which may be empty.
-type Sign = (Option<Question>, Kind, fn(&[u8]) -> Option<String>);
+type Sign = (Option<Question>, ServiceKind, fn(&[u8]) -> Option<String>);
 
 /// The words mean the same whatever was asked.
 const UNASKED: Option<Question> = None;
@@ -219,7 +219,7 @@ const SIGNS: [Sign; 19] = [
 ];
 
 /// The kind, and a word about it, as soon as enough is said.
-pub fn recognise(question: Question, said: &[u8]) -> Option<(Kind, String)> {
+pub fn recognise(question: Question, said: &[u8]) -> Option<(ServiceKind, String)> {
     let bytes = question.bytes();
     if !bytes.is_empty() && said.starts_with(bytes) {
         return None; // An echo.
@@ -315,7 +315,7 @@ mod tests {
         use Question::Ping;
         use Question::SslRequest;
         use Question::Version;
-        let cases: [(Question, &[u8], Kind, &str); 29] = [
+        let cases: [(Question, &[u8], ServiceKind, &str); 29] = [
             (Greeting, b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u10\r\n", Ssh, "OpenSSH_9.2p1"),
             (Greeting, MARIADB, Mysql, "MariaDB 10.11.19"),
             (Greeting, b"J\0\0\0\n8.0.36\0\x08\0\0\0", Mysql, "8.0.36"),

@@ -5,9 +5,9 @@
 use super::chunks::ChunkWalker;
 use super::head::BadHead;
 use super::head::Fields;
-use super::head::Request;
-use super::head::Response;
-use super::head::Version;
+use super::head::HttpVersion;
+use super::head::RequestHead;
+use super::head::ResponseHead;
 use std::ops::Range;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub enum Body {
     UntilClose,
 }
 
-pub fn request_body(request: &Request<'_>) -> Result<Body, BadHead> {
+pub fn request_body(request: &RequestHead<'_>) -> Result<Body, BadHead> {
     match declared(request.version, &request.fields)? {
         None => Ok(Body::None),
         // What follows a CONNECT are the tunnel's bytes: a length would make some of them a body.
@@ -29,7 +29,7 @@ pub fn request_body(request: &Request<'_>) -> Result<Body, BadHead> {
 }
 
 /// The body of an answer to a request with that method.
-pub fn response_body(request_method: &str, response: &Response<'_>) -> Result<Body, BadHead> {
+pub fn response_body(request_method: &str, response: &ResponseHead<'_>) -> Result<Body, BadHead> {
     let declared = declared(response.version, &response.fields)?;
     // RFC 9112 6.3: these end with their head, whatever their fields say.
     let bare = match response.status {
@@ -40,12 +40,12 @@ pub fn response_body(request_method: &str, response: &Response<'_>) -> Result<Bo
     Ok(if bare { Body::None } else { declared.unwrap_or(Body::UntilClose) })
 }
 
-fn declared(version: Version, fields: &Fields<'_>) -> Result<Option<Body>, BadHead> {
+fn declared(version: HttpVersion, fields: &Fields<'_>) -> Result<Option<Body>, BadHead> {
     let length = fields.one("content-length")?.map(length).transpose()?;
     if fields.all("transfer-encoding").next().is_none() {
         return Ok(length.map(Body::Length));
     }
-    if version == Version::Http10 {
+    if version == HttpVersion::Http10 {
         return Err(BadHead::CodingInHttp10);
     }
     if length.is_some() {

@@ -7,9 +7,9 @@
 use super::body::Body;
 use super::head::BadHead;
 use super::head::Fields;
-use super::head::Request;
-use super::head::Response;
-use super::head::Version;
+use super::head::HttpVersion;
+use super::head::RequestHead;
+use super::head::ResponseHead;
 use super::host::Target;
 use super::host::parse_target;
 use std::io::Write;
@@ -46,7 +46,7 @@ pub struct Onward<'a> {
 }
 
 /// Whether a request has been through the proxy of that name already.
-pub fn has_been_here(request: &Request<'_>, via: &str) -> bool {
+pub fn has_been_here(request: &RequestHead<'_>, via: &str) -> bool {
     request.fields.list("via").filter_map(name_in_via).any(|name| name.eq_ignore_ascii_case(via.as_bytes()))
 }
 
@@ -57,9 +57,9 @@ fn name_in_via(entry: &[u8]) -> Option<&[u8]> {
 
 /// Whether a client asks to leave HTTP for another protocol. One to HTTP/2 is not heard: behind it,
 /// requests would pass unseen, and the client just goes on without.
-pub fn is_upgrade(request: &Request<'_>) -> bool {
+pub fn is_upgrade(request: &RequestHead<'_>) -> bool {
     let mut protocols = request.fields.list("upgrade").peekable();
-    request.version == Version::Http11
+    request.version == HttpVersion::Http11
         && protocols.peek().is_some()
         && request.fields.has_token("connection", "upgrade")
         && !protocols.any(|protocol| protocol.eq_ignore_ascii_case(b"h2c"))
@@ -67,7 +67,7 @@ pub fn is_upgrade(request: &Request<'_>) -> bool {
 
 /// Whether a client says who it is in a way that a service remembers for the connection, not for the request: NTLM,
 /// and Negotiate where it is NTLM.
-pub fn proves_for_the_connection(request: &Request<'_>) -> bool {
+pub fn proves_for_the_connection(request: &RequestHead<'_>) -> bool {
     let of_connection =
         |scheme: &[u8]| scheme.eq_ignore_ascii_case(b"ntlm") || scheme.eq_ignore_ascii_case(b"negotiate");
     let mut proofs = request.fields.all("authorization");
@@ -75,13 +75,17 @@ pub fn proves_for_the_connection(request: &Request<'_>) -> bool {
 }
 
 /// Appends the head that goes to the service. Nothing is appended on an error.
-pub fn write_request(request: &Request<'_>, onward: &Onward<'_>, out: &mut Vec<u8>) -> Result<(), BadHead> {
+pub fn write_request(
+    request: &RequestHead<'_>,
+    onward: &Onward<'_>,
+    out: &mut Vec<u8>,
+) -> Result<(), BadHead> {
     write_request_line(request.method, parse_target(request.method, request.target)?, out);
     line(out, "Host", onward.rewrite_host.unwrap_or(onward.host));
 
     let named = named_in_connection(&request.fields);
     // RFC 9110 10.1.1: HTTP/1.0 knows no 100, so it must not be provoked.
-    let expects = |name: &str| request.version == Version::Http10 && name.eq_ignore_ascii_case("expect");
+    let expects = |name: &str| request.version == HttpVersion::Http10 && name.eq_ignore_ascii_case("expect");
     for (name, value) in request.fields.iter() {
         if !concerns_one_hop(name) && !is_claim(name) && !is_named(&named, name) && !expects(name) {
             line(out, name, value);
@@ -113,8 +117,8 @@ fn write_request_line(method: &str, target: Target<'_>, out: &mut Vec<u8>) {
 }
 
 /// With the empty line behind them.
-fn write_our_claims(version: Version, onward: &Onward<'_>, out: &mut Vec<u8>) {
-    let via = if version == Version::Http10 { "\r\nVia: 1.0 " } else { "\r\nVia: 1.1 " };
+fn write_our_claims(version: HttpVersion, onward: &Onward<'_>, out: &mut Vec<u8>) {
+    let via = if version == HttpVersion::Http10 { "\r\nVia: 1.0 " } else { "\r\nVia: 1.1 " };
     let Sender { claims, via: name } = onward.sender;
     for part in [claims, "\"", onward.host, "\"\r\nX-Forwarded-Host: ", onward.host, via, name, "\r\n\r\n"] {
         out.extend_from_slice(part.as_bytes());
@@ -122,25 +126,25 @@ fn write_our_claims(version: Version, onward: &Onward<'_>, out: &mut Vec<u8>) {
 }
 
 /// How a client gets a body that was read with that framing. `UntilClose` means that the connection closes.
-pub fn body_for(client: Version, body: Body) -> Body {
+pub fn body_for(client: HttpVersion, body: Body) -> Body {
     match (client, body) {
-        (Version::Http10, Body::Chunked) => Body::UntilClose,
+        (HttpVersion::Http10, Body::Chunked) => Body::UntilClose,
         // Chunks let the client's connection live on, and show it when the service breaks off.
-        (Version::Http11, Body::UntilClose) => Body::Chunked,
+        (HttpVersion::Http11, Body::UntilClose) => Body::Chunked,
         (_, body) => body,
     }
 }
 
 /// How an answer goes home.
 pub struct Homeward {
-    pub client: Version,
+    pub client: HttpVersion,
     /// As `body_for` says.
     pub body: Body,
     pub keep_alive: bool,
 }
 
 /// Appends the head that goes to the client. An HTTP/1.0 client must not be sent a 1xx at all.
-pub fn write_response(response: &Response<'_>, homeward: &Homeward, out: &mut Vec<u8>) {
+pub fn write_response(response: &ResponseHead<'_>, homeward: &Homeward, out: &mut Vec<u8>) {
     let _ = write!(out, "HTTP/1.1 {} ", response.status);
     out.extend_from_slice(response.reason);
     out.extend_from_slice(b"\r\n");
@@ -173,8 +177,8 @@ fn connection_line(status: u16, homeward: &Homeward) -> &'static [u8] {
     match (status, stays, homeward.client) {
         (101, ..) | (426, true, _) => b"Connection: Upgrade\r\n\r\n",
         (426, false, _) => b"Connection: Upgrade, close\r\n\r\n",
-        (100..=199, ..) | (_, true, Version::Http11) => b"\r\n",
-        (_, true, Version::Http10) => b"Connection: keep-alive\r\n\r\n",
+        (100..=199, ..) | (_, true, HttpVersion::Http11) => b"\r\n",
+        (_, true, HttpVersion::Http10) => b"Connection: keep-alive\r\n\r\n",
         (_, false, _) => b"Connection: close\r\n\r\n",
     }
 }
@@ -306,7 +310,7 @@ mod tests {
         out.strip_suffix(CLAIMS).expect("what we say comes last").to_owned()
     }
 
-    fn homeward(method: &str, text: &str, client: Version, keep_alive: bool) -> String {
+    fn homeward(method: &str, text: &str, client: HttpVersion, keep_alive: bool) -> String {
         let response = parse_response(text.as_bytes()).expect("valid").expect("complete");
         let body = body_for(client, response_body(method, &response).expect("framed"));
         let mut out = b"before".to_vec();
@@ -432,14 +436,14 @@ mod tests {
         let text = "HTTP/1.0 200 Fine\r\nServer: a\r\nConnection: x-internal, close\r\nX-Internal: 1\r\n\
             Keep-Alive: 5\r\nUpgrade: h2\r\nSet-Cookie: b\r\nSet-Cookie: c\r\nContent-Length: 3\r\n\r\n";
         assert_eq!(
-            homeward("GET", text, Version::Http11, true),
+            homeward("GET", text, HttpVersion::Http11, true),
             "HTTP/1.1 200 Fine\r\nServer: a\r\nSet-Cookie: b\r\nSet-Cookie: c\r\nContent-Length: 3\r\n\r\n"
         );
     }
 
     #[test]
     fn every_client_gets_a_framing_and_a_connection_it_understands() {
-        use Version::{Http10, Http11};
+        use HttpVersion::{Http10, Http11};
         let (length, chunked) = ("Content-Length: 3\r\n", "Transfer-Encoding: chunked\r\n");
         let (close, keep) = ("Connection: close\r\n", "Connection: keep-alive\r\n");
         let cases = [
@@ -470,13 +474,13 @@ mod tests {
     fn an_upgrade_is_granted_or_demanded_aloud() {
         let text = "HTTP/1.1 101 \r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n";
         assert_eq!(
-            homeward("GET", text, Version::Http11, true),
+            homeward("GET", text, HttpVersion::Http11, true),
             "HTTP/1.1 101 \r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
         );
         let text = "HTTP/1.1 426 \r\nUpgrade: websocket\r\nConnection: upgrade\r\nContent-Length: 0\r\n\r\n";
         let out = "HTTP/1.1 426 \r\nContent-Length: 0\r\nUpgrade: websocket\r\nConnection: Upgrade";
-        assert_eq!(homeward("GET", text, Version::Http11, true), format!("{out}\r\n\r\n"));
-        assert_eq!(homeward("GET", text, Version::Http11, false), format!("{out}, close\r\n\r\n"));
+        assert_eq!(homeward("GET", text, HttpVersion::Http11, true), format!("{out}\r\n\r\n"));
+        assert_eq!(homeward("GET", text, HttpVersion::Http11, false), format!("{out}, close\r\n\r\n"));
     }
 
     #[test]

@@ -20,24 +20,24 @@ pub const TRAILERS_LIMIT: usize = 8 * 1024;
 pub const METHOD_LIMIT: usize = 32;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Version {
+pub enum HttpVersion {
     Http10,
     Http11,
 }
 
 #[derive(Debug, PartialEq)]
-pub struct Request<'b> {
+pub struct RequestHead<'b> {
     pub method: &'b str,
     pub target: &'b str,
-    pub version: Version,
+    pub version: HttpVersion,
     pub fields: Fields<'b>,
     /// Bytes of the whole head, an ignored empty line before it and the one that ends it included.
     pub length: usize,
 }
 
 #[derive(Debug, PartialEq)]
-pub struct Response<'b> {
-    pub version: Version,
+pub struct ResponseHead<'b> {
+    pub version: HttpVersion,
     pub status: u16,
     /// May be empty, and need not be text.
     pub reason: &'b [u8],
@@ -47,12 +47,12 @@ pub struct Response<'b> {
 }
 
 /// `Ok(None)`: not yet.
-pub fn parse_request(bytes: &[u8]) -> Result<Option<Request<'_>>, BadHead> {
+pub fn parse_request(bytes: &[u8]) -> Result<Option<RequestHead<'_>>, BadHead> {
     within(bytes, HEAD_LIMIT, request)
 }
 
 /// `Ok(None)`: not yet. Whoever reads answers calls every refusal a 502, whatever its `status()`.
-pub fn parse_response(bytes: &[u8]) -> Result<Option<Response<'_>>, BadHead> {
+pub fn parse_response(bytes: &[u8]) -> Result<Option<ResponseHead<'_>>, BadHead> {
     within(bytes, HEAD_LIMIT, response)
 }
 
@@ -61,25 +61,25 @@ pub fn parse_trailers(bytes: &[u8]) -> Result<Option<(Fields<'_>, usize)>, BadHe
     within(bytes, TRAILERS_LIMIT, |cursor| Ok((fields(cursor)?, cursor.at)))
 }
 
-impl Request<'_> {
+impl RequestHead<'_> {
     /// Whether the client wants to ask again on this connection.
     pub fn keeps_alive(&self) -> bool {
         keeps_alive(self.version, &self.fields)
     }
 }
 
-impl Response<'_> {
+impl ResponseHead<'_> {
     /// Whether the service takes another request on this connection.
     pub fn keeps_alive(&self) -> bool {
         keeps_alive(self.version, &self.fields)
     }
 }
 
-fn keeps_alive(version: Version, fields: &Fields<'_>) -> bool {
+fn keeps_alive(version: HttpVersion, fields: &Fields<'_>) -> bool {
     match version {
         _ if fields.has_token("connection", "close") => false,
-        Version::Http11 => true,
-        Version::Http10 => fields.has_token("connection", "keep-alive"),
+        HttpVersion::Http11 => true,
+        HttpVersion::Http10 => fields.has_token("connection", "keep-alive"),
     }
 }
 
@@ -98,7 +98,7 @@ fn within<'b, T>(
     }
 }
 
-fn request<'b>(cursor: &mut Cursor<'b>) -> Result<Request<'b>, Stop> {
+fn request<'b>(cursor: &mut Cursor<'b>) -> Result<RequestHead<'b>, Stop> {
     // RFC 9112 2.2: old clients end a body with an empty line too many. One is ignored, never a stream of them.
     if cursor.peek()? == b'\r' {
         cursor.line_end(BadHead::Method)?;
@@ -114,11 +114,11 @@ fn request<'b>(cursor: &mut Cursor<'b>) -> Result<Request<'b>, Stop> {
     }
     cursor.expect(b" ", BadHead::Target)?;
     let version = version(cursor)?;
-    cursor.line_end(BadHead::Version)?;
-    Ok(Request { method, target, version, fields: fields(cursor)?, length: cursor.at })
+    cursor.line_end(BadHead::HttpVersion)?;
+    Ok(RequestHead { method, target, version, fields: fields(cursor)?, length: cursor.at })
 }
 
-fn response<'b>(cursor: &mut Cursor<'b>) -> Result<Response<'b>, Stop> {
+fn response<'b>(cursor: &mut Cursor<'b>) -> Result<ResponseHead<'b>, Stop> {
     let version = version(cursor)?;
     cursor.expect(b" ", BadHead::Status)?;
     let status = status(cursor)?;
@@ -130,16 +130,16 @@ fn response<'b>(cursor: &mut Cursor<'b>) -> Result<Response<'b>, Stop> {
         b""
     };
     cursor.line_end(BadHead::Status)?;
-    Ok(Response { version, status, reason, fields: fields(cursor)?, length: cursor.at })
+    Ok(ResponseHead { version, status, reason, fields: fields(cursor)?, length: cursor.at })
 }
 
-fn version(cursor: &mut Cursor<'_>) -> Result<Version, Stop> {
-    cursor.expect(b"HTTP/", BadHead::Version)?;
-    let major = cursor.digit(BadHead::Version)?;
-    cursor.expect(b".", BadHead::Version)?;
-    match (major, cursor.digit(BadHead::Version)?) {
-        (1, 0) => Ok(Version::Http10),
-        (1, 1) => Ok(Version::Http11),
+fn version(cursor: &mut Cursor<'_>) -> Result<HttpVersion, Stop> {
+    cursor.expect(b"HTTP/", BadHead::HttpVersion)?;
+    let major = cursor.digit(BadHead::HttpVersion)?;
+    cursor.expect(b".", BadHead::HttpVersion)?;
+    match (major, cursor.digit(BadHead::HttpVersion)?) {
+        (1, 0) => Ok(HttpVersion::Http10),
+        (1, 1) => Ok(HttpVersion::Http11),
         _ => Err(BadHead::OtherVersion.into()),
     }
 }
@@ -232,7 +232,7 @@ pub enum BadHead {
     MethodTooLong,
     Target,
     TargetTooLong,
-    Version,
+    HttpVersion,
     OtherVersion,
     Status,
     LineEnd,
@@ -270,7 +270,7 @@ impl BadHead {
             BadHead::MethodTooLong => "the method is too long",
             BadHead::Target => "the request target is not valid",
             BadHead::TargetTooLong => "the request target is longer than 8 KiB",
-            BadHead::Version => "the protocol is not HTTP",
+            BadHead::HttpVersion => "the protocol is not HTTP",
             BadHead::OtherVersion => "only HTTP/1.0 and HTTP/1.1 are spoken here",
             BadHead::Status => "the status line is not valid",
             BadHead::LineEnd => "a line does not end with CR LF",
@@ -311,11 +311,11 @@ mod tests {
         whole
     }
 
-    fn request(bytes: &[u8]) -> Request<'_> {
+    fn request(bytes: &[u8]) -> RequestHead<'_> {
         verdict(bytes, parse_request).expect("valid").expect("complete")
     }
 
-    fn response(bytes: &[u8]) -> Response<'_> {
+    fn response(bytes: &[u8]) -> ResponseHead<'_> {
         verdict(bytes, parse_response).expect("valid").expect("complete")
     }
 
@@ -323,7 +323,7 @@ mod tests {
     fn a_request_is_read_without_its_blanks_and_without_what_follows() {
         let bytes = b"POST /a?b={|} HTTP/1.1\r\nHost: a\r\nx-Empty:\r\nx:\t \xe4 b\t\r\n\r\nGET /";
         let it = request(bytes);
-        assert_eq!((it.method, it.target, it.version), ("POST", "/a?b={|}", Version::Http11));
+        assert_eq!((it.method, it.target, it.version), ("POST", "/a?b={|}", HttpVersion::Http11));
         let fields: Vec<_> = it.fields.iter().collect();
         assert_eq!(fields, [("Host", b"a".as_slice()), ("x-Empty", b""), ("x", b"\xe4 b")]);
         assert_eq!(&bytes[it.length..], b"GET /");
@@ -339,7 +339,7 @@ mod tests {
     #[test]
     fn a_response_is_read_with_any_reason_or_none() {
         let it = response(b"HTTP/1.1 404 Not Found\r\nA: b\r\n\r\nbody");
-        assert_eq!((it.version, it.status, it.reason), (Version::Http11, 404, b"Not Found".as_slice()));
+        assert_eq!((it.version, it.status, it.reason), (HttpVersion::Http11, 404, b"Not Found".as_slice()));
         assert_eq!(it.length, 32);
         assert_eq!(response(b"HTTP/1.0 200 \r\n\r\n").reason, b"");
         assert_eq!(response(b"HTTP/1.0 200\r\n\r\n").reason, b"");
@@ -364,14 +364,14 @@ mod tests {
             (b"GET /\0 HTTP/1.1\r\n\r\n", BadHead::Target),
             (b"GET /\x7f HTTP/1.1\r\n\r\n", BadHead::Target),
             (b"GET /\r\n\r\n", BadHead::LineEnd),
-            (b"GET / a HTTP/1.1\r\n\r\n", BadHead::Version),
-            (b"GET /  HTTP/1.1\r\n\r\n", BadHead::Version),
-            (b"GET / http/1.1\r\n\r\n", BadHead::Version),
-            (b"GET / HTTP/11\r\n\r\n", BadHead::Version),
-            (b"GET / HTTP/+1.1\r\n\r\n", BadHead::Version),
-            (b"GET / HTTP/1.10\r\n\r\n", BadHead::Version),
-            (b"GET / HTTP/1.1 \r\n\r\n", BadHead::Version),
-            (b"GET / HTTPS/1.1\r\n\r\n", BadHead::Version),
+            (b"GET / a HTTP/1.1\r\n\r\n", BadHead::HttpVersion),
+            (b"GET /  HTTP/1.1\r\n\r\n", BadHead::HttpVersion),
+            (b"GET / http/1.1\r\n\r\n", BadHead::HttpVersion),
+            (b"GET / HTTP/11\r\n\r\n", BadHead::HttpVersion),
+            (b"GET / HTTP/+1.1\r\n\r\n", BadHead::HttpVersion),
+            (b"GET / HTTP/1.10\r\n\r\n", BadHead::HttpVersion),
+            (b"GET / HTTP/1.1 \r\n\r\n", BadHead::HttpVersion),
+            (b"GET / HTTPS/1.1\r\n\r\n", BadHead::HttpVersion),
             (b"GET / HTTP/1.\r\n\r\n", BadHead::LineEnd),
             (b"GET / HTTP/1.1\n\n", BadHead::LineEnd),
             (b"GET / HTTP/1.1\r\r\n\r\n", BadHead::LineEnd),
@@ -406,9 +406,9 @@ mod tests {
     #[test]
     fn every_kind_of_bad_response_has_its_verdict() {
         let cases: &[(&[u8], BadHead)] = &[
-            (b"http/1.1 200 OK\r\n\r\n", BadHead::Version),
-            (b"ICY 200 OK\r\n\r\n", BadHead::Version),
-            (b"HTTP/2 200\r\n\r\n", BadHead::Version),
+            (b"http/1.1 200 OK\r\n\r\n", BadHead::HttpVersion),
+            (b"ICY 200 OK\r\n\r\n", BadHead::HttpVersion),
+            (b"HTTP/2 200\r\n\r\n", BadHead::HttpVersion),
             (b"HTTP/2.0 200 OK\r\n\r\n", BadHead::OtherVersion),
             (b"HTTP/1.1  200 OK\r\n\r\n", BadHead::Status),
             (b"HTTP/1.1 20 OK\r\n\r\n", BadHead::Status),
@@ -432,7 +432,7 @@ mod tests {
     fn a_wrong_byte_is_refused_before_anything_follows_it() {
         assert_eq!(parse_request(b"GET / HTTP/1.1\r\na "), Err(BadHead::FieldName));
         assert_eq!(parse_request(b"GET / HTTP/1.1\r\na: b\r\n "), Err(BadHead::Folded));
-        assert_eq!(parse_request(b"GET / X"), Err(BadHead::Version));
+        assert_eq!(parse_request(b"GET / X"), Err(BadHead::HttpVersion));
         assert_eq!(parse_response(b"HTTP/1.1 6"), Err(BadHead::Status));
     }
 

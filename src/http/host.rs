@@ -4,8 +4,8 @@
 //! empty or signed ports, and numbers that some resolvers take for an address (`127.1`, `0x7f000001`).
 
 use super::head::BadHead;
-use super::head::Request;
-use super::head::Version;
+use super::head::HttpVersion;
+use super::head::RequestHead;
 use super::scan;
 use std::borrow::Cow;
 use std::net::Ipv4Addr;
@@ -57,9 +57,9 @@ pub enum Target<'b> {
 
 /// The host that a request is for. The target's, if it has one, overrides the field, which has to be
 /// valid all the same (RFC 9112 3.2.2). `None` only where HTTP/1.0 names no host at all.
-pub fn host_of<'b>(request: &Request<'b>) -> Result<Option<Host<'b>>, BadHead> {
+pub fn host_of<'b>(request: &RequestHead<'b>) -> Result<Option<Host<'b>>, BadHead> {
     let field = request.fields.one("host")?.map(parse_host).transpose()?;
-    if field.is_none() && request.version == Version::Http11 {
+    if field.is_none() && request.version == HttpVersion::Http11 {
         return Err(BadHead::NoHost);
     }
     match parse_target(request.method, request.target)? {

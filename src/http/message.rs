@@ -21,7 +21,7 @@ pub struct Request {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct Response {
     pub status: u16,
     pub fields: Vec<(String, String)>,
     pub body: Vec<u8>,
@@ -29,7 +29,7 @@ pub struct Answer {
 
 impl Request {
     /// `None` when the target is not a path in plain characters.
-    pub fn from_head(head: &head::Request<'_>) -> Option<Self> {
+    pub fn from_head(head: &head::RequestHead<'_>) -> Option<Self> {
         let (path, query) = head.target.split_once('?').unwrap_or((head.target, ""));
         let path = decoded(path).filter(|path| path.starts_with('/'))?;
         let pairs = query.split('&').filter(|pair| !pair.is_empty());
@@ -70,8 +70,8 @@ impl Request {
     }
 }
 
-impl Answer {
-    pub fn from_head(head: &head::Response<'_>) -> Self {
+impl Response {
+    pub fn from_head(head: &head::ResponseHead<'_>) -> Self {
         Self { status: head.status, fields: owned(&head.fields), body: Vec::new() }
     }
 }

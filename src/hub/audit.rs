@@ -27,7 +27,7 @@ use serde_json::Value;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
-use crate::net::crew::Crew;
+use crate::net::threads::ThreadGroup;
 use crate::os::clock;
 use crate::os::files;
 use crate::os::secret;
@@ -48,7 +48,7 @@ type Event = Map<String, Value>;
 
 pub struct Audit {
     queue: Option<SyncSender<Event>>,
-    crew: Crew,
+    threads: ThreadGroup,
 }
 
 /// `event!(audit, "key.made", "key" => id, …)` without the macro: pairs of names and values.
@@ -62,9 +62,9 @@ impl Audit {
         let (queue, events) = mpsc::sync_channel(QUEUE);
         let length = file.metadata().or_say(|| format!("Cannot read {}", path.display()))?.len();
         let mut log = Log { file, length, last, waiting: VecDeque::new(), missing: 0, is_failing: false };
-        let crew = Crew::default();
-        crew.spawn("audit", move || log.write_all(&events))?;
-        Ok(Self { queue: Some(queue), crew })
+        let threads = ThreadGroup::default();
+        threads.spawn("audit", move || log.write_all(&events))?;
+        Ok(Self { queue: Some(queue), threads })
     }
 
     pub fn say(&self, event: &str, details: Details<'_>) {
@@ -77,7 +77,7 @@ impl Audit {
 impl Drop for Audit {
     fn drop(&mut self) {
         self.queue = None;
-        self.crew.join(|| ());
+        self.threads.join(|| ());
     }
 }
 

@@ -22,10 +22,10 @@ use super::store::found_or_put;
 use crate::error::Result;
 use crate::model::fingerprint::Pin;
 use crate::os::secret;
-use crate::tls::mint;
-use crate::tls::mint::Authority;
-use crate::tls::mint::ByName;
-use crate::tls::mint::Terms;
+use crate::tls::authority;
+use crate::tls::authority::Authority;
+use crate::tls::authority::ByName;
+use crate::tls::authority::Terms;
 
 /// Where a fleet keeps its CA: key and certificate as PEM.
 pub const CA: &str = "ca";
@@ -100,7 +100,7 @@ pub fn server_config(ca: &Arc<Ca>, base: &ServerConfig, local: IpAddr) -> Arc<Se
 }
 
 pub fn base_config(ca: &Arc<Ca>) -> Result<ServerConfig> {
-    mint::server_config(leaf_for(ca, IpAddr::from([127, 0, 0, 1])))
+    authority::server_config(leaf_for(ca, IpAddr::from([127, 0, 0, 1])))
 }
 
 fn leaf_for(ca: &Arc<Ca>, local: IpAddr) -> Arc<dyn ResolvesServerCert> {

@@ -14,10 +14,10 @@ use super::call::ok;
 use super::call::relay_address;
 use super::core::Core;
 use crate::error::Error;
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::error::OrSay;
 use crate::error::Result;
-use crate::http::message::Answer;
+use crate::http::message::Response;
 use crate::http::reply::Reply;
 use crate::model::access::Principal;
 use crate::model::pairing::TICKET_SECONDS;
@@ -64,7 +64,7 @@ fn connect(core: &Core, hub: &str, is_tls: bool, deadline: Instant) -> Result<(D
     Ok((proved.or_say(|| format!("{hub} did not prove that it is of this fleet"))?.into_duplex(), cut))
 }
 
-fn call(core: &Core, hub: &str, ask: &Ask<'_>) -> Result<Answer> {
+fn call(core: &Core, hub: &str, ask: &Ask<'_>) -> Result<Response> {
     let deadline = Instant::now() + PATIENCE;
     let (mut stream, _cut) = connect(core, hub, true, deadline)?;
     let answered = http::exchange(&mut stream, ask, deadline);
@@ -136,7 +136,7 @@ pub fn dial_relay(core: &Core, carried: &Carried) -> Refusable<(Duplex, Registra
         http::upgrade(stream, RELAY_UPGRADE, &ask, deadline).map(|stream| (stream, cut))
     });
     dialled.map_err(|error| {
-        let status = if let Kind::Refused(status) = error.kind { status } else { 504 };
+        let status = if let ErrorKind::Refused(status) = error.kind { status } else { 504 };
         Reply::error(status, &error.to_string(), "Try again in a moment")
     })
 }

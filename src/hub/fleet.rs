@@ -23,16 +23,16 @@ use super::store::Gateway;
 use super::store::Replica;
 use super::store::number;
 use crate::error::Error;
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::model::record::Change;
 use crate::model::record::Peer;
 use crate::model::record::Record;
 use crate::model::record::Table;
 use crate::model::time::Time;
-use crate::net::crew;
-use crate::net::crew::Crew;
 use crate::net::stop::Stop;
+use crate::net::threads;
+use crate::net::threads::ThreadGroup;
 use crate::os::secret;
 use crate::os::user;
 use crate::tls::trust;
@@ -73,13 +73,13 @@ impl Fleet {
 /// The threads of a hub in its fleet; they end when it is dropped.
 pub struct Member {
     stop: Stop,
-    crew: Crew,
+    threads: ThreadGroup,
 }
 
 impl Drop for Member {
     fn drop(&mut self) {
         self.stop.stop();
-        self.crew.join(|| ());
+        self.threads.join(|| ());
     }
 }
 
@@ -106,9 +106,9 @@ pub fn join(core: &Arc<Core>, url: &str, stop: &Stop) -> Result<Option<Member>> 
     keeper.beat()?;
     let (mut gateway, fleet) = (fleet.gateway.another(), Arc::clone(fleet));
     let (own, ending) = (stop.clone(), stop.clone());
-    let member = Member { stop: stop.clone(), crew: Crew::default() };
-    let kept = member.crew.spawn("fleet-keep", move || keeper.keep(&own));
-    let followed = member.crew.spawn("fleet-follow", move || follow(&fleet, &mut gateway, &ending));
+    let member = Member { stop: stop.clone(), threads: ThreadGroup::default() };
+    let kept = member.threads.spawn("fleet-keep", move || keeper.keep(&own));
+    let followed = member.threads.spawn("fleet-follow", move || follow(&fleet, &mut gateway, &ending));
     kept.and(followed)?;
     Ok(Some(member))
 }
@@ -176,7 +176,7 @@ impl Keeper {
     fn call(&mut self, path: &str, body: &serde_json::Value) -> Result<serde_json::Value> {
         let called = self.gateway.call(path, body);
         called.inspect_err(|error| {
-            if error.kind == Kind::Unreachable && !self.fleet.replica.say_away(true) {
+            if error.kind == ErrorKind::Unreachable && !self.fleet.replica.say_away(true) {
                 log::warn!("{error}; until it does, changes are refused and the rest works from memory");
             }
         })
@@ -224,7 +224,7 @@ impl Keeper {
         self.fleet.replica.say_away(true);
         let last_word = Stop::new();
         let Ok(mut gateway) = self.gateway.until(&last_word) else { return };
-        let said = crew::spawn("fleet-farewell", move || {
+        let said = threads::spawn("fleet-farewell", move || {
             let _ = gateway.call("/v3/lease/revoke", &json!({ "ID": lease }));
         });
         let deadline = Instant::now() + FAREWELL;

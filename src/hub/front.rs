@@ -36,16 +36,16 @@ use crate::model::version;
 use crate::model::version::End;
 use crate::net::connect::DEADLINE;
 use crate::net::connect::set_deadline;
-use crate::net::crew::Crew;
 use crate::net::duplex::Duplex;
 use crate::net::http;
 use crate::net::http::Conversation;
 use crate::net::http::Unheard;
+use crate::net::serve::ServeOptions;
 use crate::net::serve::Server;
-use crate::net::serve::Service;
 use crate::net::serve::each;
 use crate::net::serve::shut;
 use crate::net::stop::Stop;
+use crate::net::threads::ThreadGroup;
 use crate::os::files;
 use crate::os::limits;
 use crate::tls;
@@ -66,7 +66,7 @@ const LETTERS: std::ops::RangeInclusive<u8> = b'A'..=b'Z';
 pub struct RunningHub {
     front: Arc<Front>,
     server: Option<Server>,
-    crew: Crew,
+    threads: ThreadGroup,
     member: Option<fleet::Member>,
     stop: Stop,
     note: PathBuf,
@@ -98,18 +98,18 @@ pub fn start(
     });
     let serving = Arc::clone(&front);
     let granted = limits::open_files();
-    let service = Service {
+    let service = ServeOptions {
         name: "hub",
         limit: CONNECTIONS.min(granted - RESERVED.min(granted / 2)).max(1),
-        hire: each(move |stream, _| serving.serve(&stream)),
+        new_worker: each(move |stream, _| serving.serve(&stream)),
         idle: None,
         cut: shut,
         turn_away,
     };
     let server = Server::start(listener, service, &stop)?;
     let (own, sweeping) = (stop.clone(), Arc::clone(core));
-    let crew = Crew::default();
-    crew.spawn("hub-sweep", move || {
+    let threads = ThreadGroup::default();
+    threads.spawn("hub-sweep", move || {
         while !own.wait_for(SWEEP) {
             sweeping.sweep();
         }
@@ -117,7 +117,7 @@ pub fn start(
     let note = core.settings.data.join("hub.json");
     let how = json!({ "address": server.address().to_string(), "pin": core.ca.pin().to_string(), "token": core.local_token });
     files::write(&note, how.to_string().as_bytes())?;
-    Ok(RunningHub { front, server: Some(server), crew, member, stop, note })
+    Ok(RunningHub { front, server: Some(server), threads, member, stop, note })
 }
 
 impl Drop for RunningHub {
@@ -126,7 +126,7 @@ impl Drop for RunningHub {
         let _ = files::remove(&self.note);
         self.member = None;
         self.server = None;
-        self.crew.join(|| ());
+        self.threads.join(|| ());
         self.front.core.tunnels.close_all();
     }
 }

@@ -21,10 +21,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::connect::set_deadline;
-use super::crew::Crew;
 use super::duplex::Duplex;
 use super::duplex::Reader;
 use super::duplex::Writer;
+use super::threads::ThreadGroup;
 use crate::os::lock::locked;
 use crate::os::lock::wait_while;
 use crate::wire::control::LINE_LIMIT;
@@ -41,7 +41,7 @@ pub struct Channel {
     lines: BufReader<Reader>,
     outgoing: Outgoing,
     /// Who writes.
-    crew: Crew,
+    threads: ThreadGroup,
     socket: Arc<TcpStream>,
 }
 
@@ -70,9 +70,9 @@ impl Channel {
         socket.set_write_timeout(Some(WRITE_PATIENCE))?;
         let outgoing = Outgoing { queue: Arc::default() };
         let (queue, cut) = (outgoing.clone(), Arc::clone(&socket));
-        let crew = Crew::default();
-        crew.spawn("control-send", move || queue.write_all_to(writer, &cut)).map_err(io::Error::other)?;
-        Ok(Self { lines: BufReader::new(reader), outgoing, crew, socket })
+        let threads = ThreadGroup::default();
+        threads.spawn("control-send", move || queue.write_all_to(writer, &cut)).map_err(io::Error::other)?;
+        Ok(Self { lines: BufReader::new(reader), outgoing, threads, socket })
     }
 
     pub fn outgoing(&self) -> Outgoing {
@@ -121,7 +121,7 @@ impl Drop for Channel {
     fn drop(&mut self) {
         self.outgoing.close();
         let _ = self.socket.shutdown(Shutdown::Read);
-        self.crew.join(|| ());
+        self.threads.join(|| ());
     }
 }
 

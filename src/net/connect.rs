@@ -20,7 +20,7 @@ use super::address::bracketed;
 use super::address::proxy_for;
 use super::stop::Stop;
 use crate::error::Error;
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::http::head;
@@ -62,7 +62,7 @@ pub fn dial(host: &str, port: u16, deadline: Instant, stop: &Stop) -> Result<Arc
         }
     }
     let what = format!("Cannot connect to {}:{port}", bracketed(host));
-    Err(Error::new(what).because(last).kind(Kind::Unreachable))
+    Err(Error::new(what).because(last).kind(ErrorKind::Unreachable))
 }
 
 /// The system's resolver has no deadline and no cut, so it runs in a thread of its own that is left to
@@ -82,7 +82,7 @@ pub fn resolve(host: &str, port: u16, deadline: Instant, stop: &Stop) -> Result<
         Error::new(format!("Cannot find the address of {host}"))
             .because(why)
             .hint(format!("Check the name, or look it up: getent hosts {host}"))
-            .kind(Kind::Unreachable)
+            .kind(ErrorKind::Unreachable)
     };
     let (answer, wait) = mpsc::sync_channel(1);
     let (name, cut) = (host.to_owned(), answer.clone());
@@ -130,7 +130,7 @@ fn through_proxy(
             proxy.host, proxy.port
         ))
         .hint(format!("Allow {authority} on the proxy, or add it to NO_PROXY"))
-        .kind(Kind::Unreachable));
+        .kind(ErrorKind::Unreachable));
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use super::connect::no_deadline;
 use super::connect::set_deadline;
 use super::duplex::Duplex;
 use crate::error::Error;
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::http::body::BodyWalker;
@@ -21,9 +21,9 @@ use crate::http::body::request_body;
 use crate::http::body::response_body;
 use crate::http::head;
 use crate::http::head::BadHead;
-use crate::http::message::Answer;
 use crate::http::message::BODY_LIMIT;
 use crate::http::message::Request;
+use crate::http::message::Response;
 use crate::http::message::read_error_body;
 use crate::http::reply::Reply;
 use crate::model::version;
@@ -220,7 +220,7 @@ pub struct Ask<'a> {
 }
 
 /// Sends one request and reads its answer. Bytes behind the answer come back with it.
-pub fn exchange(stream: &mut Duplex, ask: &Ask<'_>, deadline: Instant) -> io::Result<(Answer, Vec<u8>)> {
+pub fn exchange(stream: &mut Duplex, ask: &Ask<'_>, deadline: Instant) -> io::Result<(Response, Vec<u8>)> {
     let (mut answer, mut walker, mut buffer) = begin(stream, ask, deadline)?;
     let read = read_body(stream, &mut buffer, &mut walker, ANSWER_LIMIT, deadline);
     answer.body = read.map_err(|trouble| match trouble {
@@ -235,7 +235,11 @@ fn invalid(reason: &str) -> io::Error {
 }
 
 /// Sends one request and reads the head of its answer, and what came with it.
-fn begin(stream: &mut Duplex, ask: &Ask<'_>, deadline: Instant) -> io::Result<(Answer, BodyWalker, Vec<u8>)> {
+fn begin(
+    stream: &mut Duplex,
+    ask: &Ask<'_>,
+    deadline: Instant,
+) -> io::Result<(Response, BodyWalker, Vec<u8>)> {
     let mut out = format!("{} {} HTTP/1.1\r\nHost: {}\r\n", ask.method, ask.path, ask.host);
     for (name, value) in ask.fields {
         // A ticket is the hub's word and a key the user's; neither may begin a line of its own.
@@ -255,7 +259,7 @@ fn begin(stream: &mut Duplex, ask: &Ask<'_>, deadline: Instant) -> io::Result<(A
     let mut buffer = Vec::new();
     loop {
         if let Some(head) = head::parse_response(&buffer).map_err(|bad| invalid(bad.reason()))? {
-            let answer = Answer::from_head(&head);
+            let answer = Response::from_head(&head);
             let body = response_body(ask.method, &head).map_err(|bad| invalid(bad.reason()))?;
             buffer.drain(..head.length);
             return Ok((answer, BodyWalker::new(body), buffer));
@@ -306,7 +310,7 @@ pub fn upgrade(mut stream: Duplex, protocol: &str, ask: &Ask<'_>, deadline: Inst
     fields.extend_from_slice(ask.fields);
     let exchanged = exchange(&mut stream, &Ask { fields: &fields, ..*ask }, deadline);
     let (answer, behind) = exchanged
-        .map_err(|error| Error::new("The hub does not answer").because(error).kind(Kind::Unreachable))?;
+        .map_err(|error| Error::new("The hub does not answer").because(error).kind(ErrorKind::Unreachable))?;
     if answer.status != 101 {
         return Err(refusal(answer.status, &answer.body));
     }
@@ -319,5 +323,5 @@ pub fn upgrade(mut stream: Duplex, protocol: &str, ask: &Ask<'_>, deadline: Inst
 pub fn refusal(status: u16, body: &[u8]) -> Error {
     let (error, hint) = read_error_body(body);
     let what = if error.is_empty() { format!("The hub answered with status {status}") } else { error };
-    Error::new(what).hint(hint).kind(Kind::Refused(status))
+    Error::new(what).hint(hint).kind(ErrorKind::Refused(status))
 }

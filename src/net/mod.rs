@@ -3,9 +3,9 @@
 pub mod address;
 pub mod channel;
 pub mod connect;
-pub mod crew;
 pub mod duplex;
 pub mod http;
 pub mod relay;
 pub mod serve;
 pub mod stop;
+pub mod threads;

@@ -12,10 +12,10 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::thread;
 
-use super::crew::STACK;
 use super::duplex::Duplex;
 use super::duplex::Reader;
 use super::duplex::Writer;
+use super::threads::STACK;
 use crate::os::socket;
 
 /// What a quiet connection waits with.

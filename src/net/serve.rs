@@ -17,9 +17,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::connect::is_timeout;
-use super::crew::Crew;
 use super::stop::Registration;
 use super::stop::Stop;
+use super::threads::ThreadGroup;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::os::socket;
@@ -32,10 +32,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves one connection to its end. Each thread has its own, which may keep something for the next.
 pub type Worker = Box<dyn FnMut(Arc<TcpStream>, &Stop)>;
-pub type Hire = Box<dyn Fn() -> Worker + Send + Sync>;
+pub type NewWorker = Box<dyn Fn() -> Worker + Send + Sync>;
 
 /// For connections of which nothing is kept.
-pub fn each(serve: impl Fn(Arc<TcpStream>, &Stop) + Send + Sync + 'static) -> Hire {
+pub fn each(serve: impl Fn(Arc<TcpStream>, &Stop) + Send + Sync + 'static) -> NewWorker {
     let serve = Arc::new(serve);
     Box::new(move || {
         let own = Arc::clone(&serve);
@@ -43,11 +43,11 @@ pub fn each(serve: impl Fn(Arc<TcpStream>, &Stop) + Send + Sync + 'static) -> Hi
     })
 }
 
-pub struct Service {
+pub struct ServeOptions {
     pub name: &'static str,
     /// Connections served at once.
     pub limit: usize,
-    pub hire: Hire,
+    pub new_worker: NewWorker,
     /// A thread to which nobody comes for so long forgets what it kept, and goes if another accepts. Connections
     /// begin with this as the limit of their reads.
     pub idle: Option<Duration>,
@@ -100,22 +100,24 @@ pub struct Server {
 struct Shared {
     listener: TcpListener,
     address: SocketAddr,
-    service: Service,
+    service: ServeOptions,
     stop: Stop,
     accepting: AtomicUsize,
-    threads: AtomicUsize,
-    crew: Crew,
+    thread_count: AtomicUsize,
+    threads: ThreadGroup,
 }
 
 impl Server {
     /// Serves until `stop`, or until it is dropped. Every connection is cut then.
-    pub fn start(listener: TcpListener, service: Service, stop: &Stop) -> Result<Self> {
+    pub fn start(listener: TcpListener, service: ServeOptions, stop: &Stop) -> Result<Self> {
         let address = listener.local_addr().or_say(|| "Cannot tell the listener's address")?;
         let own = stop.child();
         socket::lengthen_queue(&listener);
         socket::limit_accept(&listener, service.idle);
-        let (accepting, threads, crew) = Default::default();
-        let shared = Arc::new(Shared { listener, address, service, stop: own, accepting, threads, crew });
+        let (accepting, thread_count) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let threads = ThreadGroup::default();
+        let shared =
+            Arc::new(Shared { listener, address, service, stop: own, accepting, thread_count, threads });
         let waker = Arc::clone(&shared);
         // The cut for `accept`: a connection of our own, after the flag is set.
         let woken = shared.stop.on_stop(move || waker.wake());
@@ -132,7 +134,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.shared.stop.stop();
         // Each thread that waits in `accept` needs its own wake.
-        self.shared.crew.join(|| self.shared.wake());
+        self.shared.threads.join(|| self.shared.wake());
     }
 }
 
@@ -150,19 +152,19 @@ impl Shared {
 
     fn spawn(shared: &Arc<Self>) -> Result<()> {
         shared.accepting.fetch_add(1, Ordering::SeqCst);
-        shared.threads.fetch_add(1, Ordering::SeqCst);
+        shared.thread_count.fetch_add(1, Ordering::SeqCst);
         let own = Arc::clone(shared);
-        let spawned = shared.crew.spawn(shared.service.name, move || own.accept_and_serve());
+        let spawned = shared.threads.spawn(shared.service.name, move || own.accept_and_serve());
         if spawned.is_err() {
             shared.accepting.fetch_sub(1, Ordering::SeqCst);
-            shared.threads.fetch_sub(1, Ordering::SeqCst);
+            shared.thread_count.fetch_sub(1, Ordering::SeqCst);
         }
         spawned
     }
 
     /// One thread's life. It counts as accepting when this begins.
     fn accept_and_serve(self: Arc<Self>) {
-        let mut worker = (self.service.hire)();
+        let mut worker = (self.service.new_worker)();
         loop {
             let accepted = self.listener.accept();
             if self.stop.is_stopped() {
@@ -171,9 +173,9 @@ impl Shared {
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) if is_timeout(&error) => {
-                    worker = (self.service.hire)();
+                    worker = (self.service.new_worker)();
                     if self.accepting.fetch_sub(1, Ordering::SeqCst) > 1 {
-                        self.threads.fetch_sub(1, Ordering::SeqCst);
+                        self.thread_count.fetch_sub(1, Ordering::SeqCst);
                         return;
                     }
                     self.accepting.fetch_add(1, Ordering::SeqCst);
@@ -189,14 +191,14 @@ impl Shared {
                 continue;
             }
             if !self.serve(&mut worker, stream, peer.ip()) {
-                worker = (self.service.hire)();
+                worker = (self.service.new_worker)();
             }
             if self.accepting.fetch_add(1, Ordering::SeqCst) >= SPARE {
                 break;
             }
         }
         self.accepting.fetch_sub(1, Ordering::SeqCst);
-        self.threads.fetch_sub(1, Ordering::SeqCst);
+        self.thread_count.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Before this thread serves, another must accept. False when there can be none: then the connection
@@ -205,7 +207,7 @@ impl Shared {
         if self.accepting.fetch_sub(1, Ordering::SeqCst) > 1 {
             return true;
         }
-        let full = self.threads.load(Ordering::SeqCst) > self.service.limit;
+        let full = self.thread_count.load(Ordering::SeqCst) > self.service.limit;
         let spawned = !full
             && Self::spawn(self).inspect_err(|error| log::warn!("{}: {error}", self.service.name)).is_ok();
         if !spawned {
@@ -250,8 +252,8 @@ mod tests {
             }
         };
         let turn_away = |mut stream: &TcpStream| drop(stream.write_all(b"full"));
-        let hire = each(serve);
-        let service = Service { name: "echo", limit, hire, idle, cut: shut, turn_away };
+        let new_worker = each(serve);
+        let service = ServeOptions { name: "echo", limit, new_worker, idle, cut: shut, turn_away };
         Server::start(TcpListener::bind("127.0.0.1:0").unwrap(), service, stop).unwrap()
     }
 
@@ -299,10 +301,10 @@ mod tests {
         for stream in &mut streams {
             assert_eq!(echoed(stream, b'a'), Some(b'a'));
         }
-        assert!(server.shared.threads.load(Ordering::SeqCst) > 20);
+        assert!(server.shared.thread_count.load(Ordering::SeqCst) > 20);
         drop(streams);
         let until = std::time::Instant::now() + Duration::from_secs(20);
-        while server.shared.threads.load(Ordering::SeqCst) > 1 {
+        while server.shared.thread_count.load(Ordering::SeqCst) > 1 {
             assert!(std::time::Instant::now() < until, "threads stay");
             std::thread::yield_now();
         }
@@ -320,7 +322,7 @@ mod tests {
         stop.stop();
         let shared = Arc::clone(&server.shared);
         drop(server);
-        assert_eq!(shared.threads.load(Ordering::SeqCst), 0);
+        assert_eq!(shared.thread_count.load(Ordering::SeqCst), 0);
         assert!(streams.iter_mut().all(|stream| echoed(stream, b'a').is_none()));
     }
 }

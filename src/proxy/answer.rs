@@ -24,8 +24,8 @@ use crate::http::forward::body_for;
 use crate::http::forward::write_last_chunk;
 use crate::http::forward::write_response;
 use crate::http::head::HEAD_LIMIT;
-use crate::http::head::Response;
-use crate::http::head::Version;
+use crate::http::head::HttpVersion;
+use crate::http::head::ResponseHead;
 use crate::http::head::parse_response;
 use crate::net::connect::is_timeout;
 use crate::net::duplex::Writer;
@@ -88,7 +88,7 @@ pub fn pass_on(upstream: &mut Upstream, asked: &Asked, home: &mut Home<'_>) -> R
                 if interim > INTERIM || response.status == 101 {
                     return Err(Fault::Garbled("it does not come to its point"));
                 }
-                if asked.version == Version::Http11 {
+                if asked.version == HttpVersion::Http11 {
                     write_response(
                         &response,
                         &Homeward { client: asked.version, body: Body::None, keep_alive: true },
@@ -119,7 +119,7 @@ fn read_head(upstream: &mut Upstream, home: &Home<'_>) -> Result<(), Fault> {
     }
 }
 
-fn is_interim(response: &Response<'_>, asked: &Asked) -> bool {
+fn is_interim(response: &ResponseHead<'_>, asked: &Asked) -> bool {
     matches!(response.status, 100..=199) && !(response.status == 101 && asked.upgrade)
 }
 
@@ -132,7 +132,7 @@ struct Plan {
 }
 
 /// Appends the head to what goes home.
-fn plan(response: &Response<'_>, asked: &Asked, home: &mut Home<'_>) -> Result<Plan, Fault> {
+fn plan(response: &ResponseHead<'_>, asked: &Asked, home: &mut Home<'_>) -> Result<Plan, Fault> {
     let from = response_body(&asked.method, response).map_err(|bad| Fault::Garbled(bad.reason()))?;
     let to = body_for(asked.version, from);
     let heard_all = home.heard_all.load(Ordering::SeqCst);

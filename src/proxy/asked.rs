@@ -5,15 +5,15 @@ use std::time::Instant;
 use crate::http::body::Body;
 use crate::http::forward::is_upgrade;
 use crate::http::forward::proves_for_the_connection;
-use crate::http::head::Request;
-use crate::http::head::Version;
+use crate::http::head::HttpVersion;
+use crate::http::head::RequestHead;
 
 pub struct Asked {
     pub method: String,
     pub target: String,
     /// Of the route, or empty.
     pub service: String,
-    pub version: Version,
+    pub version: HttpVersion,
     pub body: Body,
     pub keep_alive: bool,
     pub upgrade: bool,
@@ -27,7 +27,7 @@ impl Asked {
             method: String::new(),
             target: String::new(),
             service: String::new(),
-            version: Version::Http11,
+            version: HttpVersion::Http11,
             body: Body::None,
             keep_alive: false,
             upgrade: false,
@@ -36,7 +36,7 @@ impl Asked {
         }
     }
 
-    pub fn note(&mut self, request: &Request<'_>, body: Body) {
+    pub fn note(&mut self, request: &RequestHead<'_>, body: Body) {
         request.method.clone_into(&mut self.method);
         request.target.clone_into(&mut self.target);
         self.service.clear();

@@ -31,10 +31,10 @@ use crate::error::Result;
 use crate::os::clock;
 use crate::os::files;
 use crate::os::secret;
-use crate::tls::mint;
-use crate::tls::mint::Authority;
-use crate::tls::mint::ByName;
-use crate::tls::mint::Terms;
+use crate::tls::authority;
+use crate::tls::authority::Authority;
+use crate::tls::authority::ByName;
+use crate::tls::authority::Terms;
 use crate::tls::trust::provider;
 
 const DAY: Duration = Duration::from_hours(24);
@@ -115,7 +115,7 @@ impl Certificates {
 /// Our order of ciphers counts: clients put AES-256 first, which costs more, and what it protects does not leave this
 /// machine.
 fn config_with(resolver: Arc<dyn ResolvesServerCert>) -> Result<Arc<ServerConfig>> {
-    let mut config = mint::server_config(resolver)?;
+    let mut config = authority::server_config(resolver)?;
     config.ignore_client_order = true;
     Ok(Arc::new(config))
 }

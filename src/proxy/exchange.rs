@@ -33,9 +33,9 @@ use crate::http::body::Body;
 use crate::http::body::BodyWalker;
 use crate::http::reply::Reply;
 use crate::net::connect::is_timeout;
-use crate::net::crew::STACK;
 use crate::net::duplex::Reader;
 use crate::net::duplex::Writer;
+use crate::net::threads::STACK;
 use crate::os::socket::reset_on_close;
 
 /// An upload of which nothing comes for so long is given up.

@@ -32,8 +32,8 @@ use crate::net::connect::DEADLINE;
 use crate::net::duplex::Duplex;
 use crate::net::http;
 use crate::net::serve::Bound;
+use crate::net::serve::ServeOptions;
 use crate::net::serve::Server;
-use crate::net::serve::Service;
 use crate::net::serve::Worker;
 use crate::net::serve::shut;
 use crate::net::stop::Stop;
@@ -80,10 +80,10 @@ impl Proxy {
         }
         let servers = bound.listeners.into_iter().map(|listener| {
             let own = Arc::clone(&front);
-            let service = Service {
+            let service = ServeOptions {
                 name: "proxy",
                 limit: THREADS,
-                hire: Box::new(move || worker(Arc::clone(&own))),
+                new_worker: Box::new(move || worker(Arc::clone(&own))),
                 idle: Some(IDLE),
                 cut: shut,
                 turn_away: |stream| http::turn_away(stream, &refusal::too_many()),

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::front::Front;
 use crate::http::head::BadHead;
-use crate::http::head::Request;
+use crate::http::head::RequestHead;
 use crate::http::host::Host;
 use crate::http::host::Target;
 use crate::http::host::parse_target;
@@ -35,7 +35,7 @@ pub fn elsewhere(front: &Front) -> Reply {
     Reply::error(421, "This proxy serves names under .localhost only", &hint)
 }
 
-pub fn not_found(front: &Front, name: &str, request: &Request<'_>) -> Reply {
+pub fn not_found(front: &Front, name: &str, request: &RequestHead<'_>) -> Reply {
     let routes = front.table.now();
     let available: Vec<&str> = routes.iter().map(|route| route.name.as_str()).collect();
     if wants_html(request) {
@@ -53,7 +53,7 @@ pub fn bad_gateway(service: &str, error: &str) -> Reply {
 }
 
 /// Plain HTTP on the HTTPS port.
-pub fn use_https(request: &Request<'_>, host: &Host<'_>) -> Reply {
+pub fn use_https(request: &RequestHead<'_>, host: &Host<'_>) -> Reply {
     let path = match parse_target(request.method, request.target) {
         Ok(Target::Path(path) | Target::Url { path, .. }) => path,
         _ => "/",
@@ -109,7 +109,7 @@ pub fn guarded(reply: Reply) -> Reply {
         .field("Cache-Control", "no-store")
 }
 
-fn wants_html(request: &Request<'_>) -> bool {
+fn wants_html(request: &RequestHead<'_>) -> bool {
     request.fields.list("accept").any(|kind| {
         let kind = kind.split(|&byte| byte == b';').next().unwrap_or_default();
         kind.eq_ignore_ascii_case(b"text/html")

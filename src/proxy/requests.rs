@@ -22,7 +22,7 @@ use crate::http::forward::is_upgrade;
 use crate::http::forward::write_request;
 use crate::http::head::BadHead;
 use crate::http::head::HEAD_LIMIT;
-use crate::http::head::Request;
+use crate::http::head::RequestHead;
 use crate::http::head::parse_request;
 use crate::http::host::Host;
 use crate::http::host::Name;
@@ -138,7 +138,7 @@ impl Judge<'_> {
     /// If the request goes on, it is written anew into `onward`. An error closes the connection.
     fn decide(
         &self,
-        request: &Request<'_>,
+        request: &RequestHead<'_>,
         asked: &mut Asked,
         onward: &mut Vec<u8>,
     ) -> Result<Decision, BadHead> {
@@ -175,13 +175,13 @@ impl Judge<'_> {
 
     /// Same-origin rules do not hold for a `WebSocket`, so a hostile page could open one to any service. Clients
     /// that are no browsers send no Origin.
-    fn may_upgrade(&self, request: &Request<'_>) -> bool {
+    fn may_upgrade(&self, request: &RequestHead<'_>) -> bool {
         let mut origins = request.fields.all("origin");
         origins.all(|origin| is_local_origin(origin) || self.front.allows_origin(origin))
     }
 
     /// To known services only: anything else would be an open door to the network.
-    fn decide_connect(&self, request: &Request<'_>, host: &Host<'_>, asked: &mut Asked) -> Decision {
+    fn decide_connect(&self, request: &RequestHead<'_>, host: &Host<'_>, asked: &mut Asked) -> Decision {
         let front = self.front;
         if let Place::Service(name) = host.place() {
             asked.service.push_str(&name);

@@ -15,8 +15,8 @@ use std::time::Duration;
 use crate::error::Result;
 use crate::model::record::Protocol;
 use crate::model::route::Route as Listed;
-use crate::net::crew::Crew;
 use crate::net::stop::Stop;
+use crate::net::threads::ThreadGroup;
 use crate::os::lock::locked;
 use crate::state::home::Home;
 use crate::state::routes;
@@ -116,7 +116,7 @@ fn is_label(name: &str) -> bool {
 pub struct Table {
     shared: Arc<Shared>,
     stop: Stop,
-    keepers: Crew,
+    keepers: ThreadGroup,
 }
 
 struct Shared {
@@ -174,7 +174,7 @@ impl Table {
             known: Mutex::default(),
         });
         let stop = stop.child();
-        let table = Self { shared, stop, keepers: Crew::default() };
+        let table = Self { shared, stop, keepers: ThreadGroup::default() };
         let local = table.keep("proxy-routes", LOCAL_POLL, Shared::look_at_files)?;
         let _ = local.recv_timeout(HUB_POLL);
         if table.shared.ask_hub.is_some() {

@@ -6,8 +6,8 @@
 //! they read. The unbuffered interface of rustls is used because it encrypts into and decrypts out of
 //! our own buffers, which saves a copy in each direction.
 
+pub mod authority;
 pub mod identity;
-pub mod mint;
 pub mod trust;
 mod unbuffered;
 

@@ -17,7 +17,7 @@ use super::serving;
 use super::serving::Figures;
 use crate::api::Hub;
 use crate::error::Error;
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::http::message::one_line;
@@ -33,8 +33,8 @@ use crate::net::address::HubUrl;
 use crate::net::channel::Channel;
 use crate::net::channel::Outgoing;
 use crate::net::connect::DEADLINE;
-use crate::net::crew::Crew;
 use crate::net::stop::Stop;
+use crate::net::threads::ThreadGroup;
 use crate::os::lock::locked;
 use crate::os::secret;
 use crate::tls;
@@ -94,7 +94,7 @@ struct Shared {
     tls: Arc<ServerConfig>,
     exposures: Mutex<Exposures>,
     report: Report,
-    crew: Crew,
+    threads: ThreadGroup,
     serving: AtomicUsize,
     stop: Stop,
 }
@@ -123,12 +123,12 @@ impl Agent {
             tls: trust::session_server(&myself.identity)?,
             exposures: Mutex::default(),
             report,
-            crew: Crew::default(),
+            threads: ThreadGroup::default(),
             serving: AtomicUsize::new(0),
             stop,
         });
         let own = Arc::clone(&shared);
-        shared.crew.spawn("agent", move || own.run())?;
+        shared.threads.spawn("agent", move || own.run())?;
         Ok(Self { shared })
     }
 
@@ -159,7 +159,7 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         self.shared.stop.stop();
-        self.shared.crew.join(|| ());
+        self.shared.threads.join(|| ());
     }
 }
 
@@ -255,7 +255,7 @@ impl Shared {
             ToAgent::Welcome { .. } | ToAgent::Unknown => {}
             ToAgent::Exposed { name, service, tunnel_port } => self.exposed(name, service, tunnel_port),
             ToAgent::Refused { name, reason, hint } => {
-                let error = Error::new(one_line(&reason)).hint(one_line(&hint)).kind(Kind::Refused(409));
+                let error = Error::new(one_line(&reason)).hint(one_line(&hint)).kind(ErrorKind::Refused(409));
                 (self.report)(Event::Refused { name, error });
             }
             ToAgent::Open { session, service, peer, ticket, relay, speaks } => {
@@ -299,7 +299,7 @@ impl Shared {
             return Err("the agent serves too many sessions already".into());
         }
         let (own, outgoing) = (Arc::clone(self), outgoing.clone());
-        let spawned = self.crew.spawn("session", move || {
+        let spawned = self.threads.spawn("session", move || {
             if let Err(error) = own.serve(&exposure, &figures, &announced) {
                 log::debug!("a session to {} did not come about: {error}", exposure.name);
                 // Nobody need wait for an agent that does not come; where it did, this is no news.
@@ -340,5 +340,5 @@ fn understand(speaks: Version) -> std::result::Result<(), String> {
 }
 
 fn gone(error: io::Error) -> Error {
-    Error::new("The connection to the hub was lost").because(error).kind(Kind::Unreachable)
+    Error::new("The connection to the hub was lost").because(error).kind(ErrorKind::Unreachable)
 }

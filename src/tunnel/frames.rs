@@ -17,9 +17,9 @@ use crate::tls::TlsReader;
 use crate::tls::TlsWriter;
 use crate::wire::frame;
 use crate::wire::frame::DATA_LIMIT;
+use crate::wire::frame::FrameKind;
 use crate::wire::frame::HEADER;
 use crate::wire::frame::Header;
-use crate::wire::frame::Kind;
 
 /// A local peer that does not read blocks whoever writes to it; so often that one looks whether the
 /// connection was broken off in the meantime.
@@ -126,14 +126,14 @@ impl FrameWriter {
 
     /// Begins a direction: `kind`, and in the same write what `local` has said by now, which saves three
     /// processes a turn. Nothing is taken from `local` unless it was sent. How much that was.
-    pub fn begin(&mut self, kind: Kind, mut local: &TcpStream) -> io::Result<usize> {
+    pub fn begin(&mut self, kind: FrameKind, mut local: &TcpStream) -> io::Result<usize> {
         let length = socket::peek(local, self.buffer.room());
         let frames = self.buffer.filled(length);
         frames[..HEADER].copy_from_slice(&frame::bare(kind));
         if length == 0 {
             return self.tls.write_all(&frames[..HEADER]).map(|()| 0);
         }
-        frames[HEADER..2 * HEADER].copy_from_slice(&Header { kind: Kind::Data, length }.encode());
+        frames[HEADER..2 * HEADER].copy_from_slice(&Header { kind: FrameKind::Data, length }.encode());
         self.tls.write_all(frames)?;
         // It is there. Where the connection has broken since, the next read says so.
         let _ = local.read_exact(&mut self.buffer.room()[..length]);
@@ -141,7 +141,7 @@ impl FrameWriter {
     }
 
     /// Frames without data, in one write.
-    pub fn send(&mut self, kinds: &[Kind]) -> io::Result<()> {
+    pub fn send(&mut self, kinds: &[FrameKind]) -> io::Result<()> {
         let frames: Vec<u8> = kinds.iter().flat_map(|kind| frame::bare(*kind)).collect();
         self.tls.write_all(&frames)
     }
@@ -162,7 +162,7 @@ impl FrameWriter {
                 Err(_) => return Ok(CopyEnd::Broken),
             };
             let frame = &mut self.buffer.filled(length)[HEADER..];
-            frame[..HEADER].copy_from_slice(&Header { kind: Kind::Data, length }.encode());
+            frame[..HEADER].copy_from_slice(&Header { kind: FrameKind::Data, length }.encode());
             self.tls.write_all(frame)?;
             self.buffer.adapt(length);
             count(length);
@@ -180,7 +180,7 @@ impl FrameWriter {
     }
 }
 
-pub fn out_of_turn(kind: Kind) -> io::Error {
+pub fn out_of_turn(kind: FrameKind) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{kind:?} out of turn"))
 }
 

@@ -14,16 +14,16 @@ use super::pool::Pool;
 use super::pool::SESSIONS;
 use super::session::Carried;
 use crate::error::Error;
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::model::backoff::Backoff;
 use crate::net::connect::DEADLINE;
-use crate::net::crew::Crew;
 use crate::net::serve::Bound;
+use crate::net::serve::ServeOptions;
 use crate::net::serve::Server;
-use crate::net::serve::Service;
 use crate::net::serve::each;
 use crate::net::stop::Stop;
+use crate::net::threads::ThreadGroup;
 use crate::os::lock::locked;
 use crate::os::secret;
 use crate::os::socket;
@@ -46,7 +46,7 @@ pub enum Event {
 enum Told {
     Nothing,
     Up,
-    Down(Kind),
+    Down(ErrorKind),
 }
 
 pub type Report = Box<dyn Fn(Event) + Send + Sync>;
@@ -71,7 +71,7 @@ pub struct Tunnel {
     shared: Arc<Shared>,
     stop: Stop,
     servers: Vec<Server>,
-    crew: Crew,
+    threads: ThreadGroup,
 }
 
 struct Shared {
@@ -105,19 +105,21 @@ impl Tunnel {
             wake: Stop::new(),
         });
         let own = Arc::clone(&shared);
-        let (servers, crew) = (Vec::new(), Crew::default());
-        crew.spawn("tunnel-keeper", move || own.keep())?;
-        Ok(Self { port: 0, admit, shared, stop, servers, crew })
+        let (servers, threads) = (Vec::new(), ThreadGroup::default());
+        threads.spawn("tunnel-keeper", move || own.keep())?;
+        Ok(Self { port: 0, admit, shared, stop, servers, threads })
     }
 
     pub fn listen(&mut self, bound: Bound) -> Result<()> {
         let (port, admit) = (bound.port, self.admit);
         let servers = bound.listeners.into_iter().map(|listener| {
             let own = Arc::clone(&self.shared);
-            let service = Service {
+            let service = ServeOptions {
                 name: "tunnel",
                 limit: SESSIONS,
-                hire: each(move |local, _| if admit(&local) { own.carry(&local) } else { break_off(&local) }),
+                new_worker: each(
+                    move |local, _| if admit(&local) { own.carry(&local) } else { break_off(&local) },
+                ),
                 idle: None,
                 cut: break_off,
                 turn_away: break_off,
@@ -162,7 +164,7 @@ impl Drop for Tunnel {
         self.stop.stop();
         self.shared.wake.stop();
         self.servers.clear();
-        self.crew.join(|| ());
+        self.threads.join(|| ());
         self.shared.pool.drain();
     }
 }
@@ -218,7 +220,7 @@ impl Shared {
             }
             Err(_) => {
                 self.pool.lost();
-                Err(Error::new("The session ended before the service answered").kind(Kind::Unreachable))
+                Err(Error::new("The session ended before the service answered").kind(ErrorKind::Unreachable))
             }
         }
     }
@@ -266,5 +268,5 @@ impl Shared {
 fn refusal(reason: &str) -> Error {
     Error::new(format!("{} beside its agent", reason.escape_debug()))
         .hint("Start the service there; it needs nothing else")
-        .kind(Kind::Unreachable)
+        .kind(ErrorKind::Unreachable)
 }

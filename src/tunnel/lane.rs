@@ -19,7 +19,7 @@ use super::frames::out_of_turn;
 use crate::os::lock::FOREVER;
 use crate::os::lock::locked;
 use crate::os::lock::wait_while;
-use crate::wire::frame::Kind;
+use crate::wire::frame::FrameKind;
 
 /// A question is answered within this, or the session is dead.
 pub const ANSWER: Duration = Duration::from_millis(1500);
@@ -136,23 +136,23 @@ impl Lane {
         loop {
             let header = frames.next_header()?;
             match header.kind {
-                Kind::Pong => self.change(|_| ()),
-                Kind::Opened => {
+                FrameKind::Pong => self.change(|_| ()),
+                FrameKind::Opened => {
                     current = self.opened()?;
                     open = true;
                 }
-                Kind::Refused => {
+                FrameKind::Refused => {
                     let reason = frames.reason(header.length)?;
                     self.refused(reason)?;
                 }
-                Kind::Data if open => {
+                FrameKind::Data if open => {
                     if frames.data_into(header.length, current.as_deref())?.is_err() {
                         self.local_broke(current.take());
                     } else {
                         self.bytes.fetch_add(header.length as u64, Ordering::Relaxed);
                     }
                 }
-                Kind::Eof if open => {
+                FrameKind::Eof if open => {
                     if let Some(local) = current.take() {
                         let _ = local.shutdown(Shutdown::Write);
                     }
@@ -160,7 +160,7 @@ impl Lane {
                     frames.shrink();
                     self.change(|state| state.phase = Phase::Ended);
                 }
-                Kind::Reset => {
+                FrameKind::Reset => {
                     current = None;
                     self.reset(std::mem::take(&mut open));
                 }
@@ -178,7 +178,7 @@ impl Lane {
     }
 
     fn opened(&self) -> io::Result<Option<Arc<TcpStream>>> {
-        let mut opened = Err(out_of_turn(Kind::Opened));
+        let mut opened = Err(out_of_turn(FrameKind::Opened));
         self.change(|state| {
             if !state.dead && state.phase == Phase::Opening {
                 state.phase = Phase::Open;
@@ -210,7 +210,7 @@ impl Lane {
             }
             in_turn
         });
-        if in_turn { Ok(()) } else { Err(out_of_turn(Kind::Refused)) }
+        if in_turn { Ok(()) } else { Err(out_of_turn(FrameKind::Refused)) }
     }
 
     /// The client is gone: its writer wakes and tells the agent, while this thread reads and drops the rest.

@@ -19,13 +19,13 @@ use super::session::Session;
 use crate::api::Hub;
 use crate::api::understand;
 use crate::error::Error;
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::name::Name;
 use crate::net::connect::DEADLINE;
-use crate::net::crew::Crew;
 use crate::net::stop::Stop;
+use crate::net::threads::ThreadGroup;
 use crate::os::lock::locked;
 use crate::tls;
 use crate::tls::identity::Identity;
@@ -88,7 +88,7 @@ impl Opener {
             }
             Error::new(format!("The agent of {service} does not answer"))
                 .because(error)
-                .kind(Kind::Unreachable)
+                .kind(ErrorKind::Unreachable)
         })?;
         if established.peer != Some(granted.agent_fingerprint) {
             return Err(Error::new(format!("Another agent answered for {service}"))
@@ -119,7 +119,7 @@ pub struct Pool {
     state: Mutex<State>,
     changed: Condvar,
     stop: Stop,
-    crew: Crew,
+    threads: ThreadGroup,
 }
 
 #[derive(Default)]
@@ -159,8 +159,8 @@ impl State {
 
 impl Pool {
     pub fn new(opener: Opener, stop: Stop) -> Self {
-        let (bytes, state, changed, crew) = Default::default();
-        Self { opener, bytes, state, changed, stop, crew }
+        let (bytes, state, changed, threads) = Default::default();
+        Self { opener, bytes, state, changed, stop, threads }
     }
 
     pub fn total(&self) -> usize {
@@ -213,7 +213,7 @@ impl Pool {
             if left.is_zero() && Instant::now() >= deadline {
                 return Err(Error::new("The agent did not come in time")
                     .hint("Look at it on its machine: connect status")
-                    .kind(Kind::Unreachable));
+                    .kind(ErrorKind::Unreachable));
             }
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -222,7 +222,7 @@ impl Pool {
     /// Opens a session in a thread of its own, for whoever waits longest.
     fn open_aside(self: &Arc<Self>, begun: Instant) {
         let own = Arc::clone(self);
-        let spawned = self.crew.spawn("session-open", move || {
+        let spawned = self.threads.spawn("session-open", move || {
             own.opened(begun, own.opener.open(&own.bytes, &own.stop));
         });
         if let Err(error) = spawned {
@@ -326,7 +326,7 @@ impl Pool {
     /// Drops every idle session; behind a stop, none is opened any more.
     pub fn drain(&self) {
         self.changed.notify_all();
-        self.crew.join(|| ());
+        self.threads.join(|| ());
         let idle = {
             let mut state = locked(&self.state);
             state.total -= state.idle.len();

@@ -25,11 +25,11 @@ use super::frames::out_of_turn;
 use crate::model::target::Target;
 use crate::net::connect::DEADLINE;
 use crate::net::connect::dial;
-use crate::net::crew;
 use crate::net::stop::Stop;
+use crate::net::threads;
 use crate::os::socket;
 use crate::tls::Established;
-use crate::wire::frame::Kind;
+use crate::wire::frame::FrameKind;
 
 /// OPENED, for which nobody waits with data, waits this long for the target's first words to go with them.
 const FIRST_WORDS: Duration = Duration::from_millis(1);
@@ -68,7 +68,7 @@ pub fn serve(established: Established, target: &Target, figures: &Arc<Figures>, 
     let Some(_attached) = stop.attach(&socket) else { return };
     let (say, said) = mpsc::sync_channel(WAITING);
     let (cut, count) = (Arc::clone(&socket), Arc::clone(figures));
-    let speaker = crew::spawn("session-write", move || {
+    let speaker = threads::spawn("session-write", move || {
         let mut frames = FrameWriter::new(writer);
         if speak_all(&mut frames, &said, &count).is_ok() {
             frames.farewell();
@@ -114,10 +114,10 @@ impl Listener<'_> {
         loop {
             let header = self.frames.next_header()?;
             match header.kind {
-                Kind::Ping if self.is_idle() => self.say(Say::Pong)?,
-                Kind::Open if self.is_idle() => self.open()?,
+                FrameKind::Ping if self.is_idle() => self.say(Say::Pong)?,
+                FrameKind::Open if self.is_idle() => self.open()?,
                 // It speaks of a connection that has ended in the meantime.
-                Kind::Reset => self.forget_broken(),
+                FrameKind::Reset => self.forget_broken(),
                 kind => return Err(out_of_turn(kind)),
             }
         }
@@ -150,7 +150,7 @@ impl Listener<'_> {
         loop {
             let header = self.frames.next_header()?;
             match header.kind {
-                Kind::Data => {
+                FrameKind::Data => {
                     if self.frames.data_into(header.length, Some(&open.target))?.is_err() {
                         open.break_off();
                         self.say(Say::Reset)?;
@@ -158,12 +158,12 @@ impl Listener<'_> {
                     }
                     self.figures.bytes.fetch_add(header.length as u64, Ordering::Relaxed);
                 }
-                Kind::Eof => {
+                FrameKind::Eof => {
                     let _ = open.target.shutdown(Shutdown::Write);
                     self.frames.shrink();
                     return Ok(());
                 }
-                Kind::Reset => {
+                FrameKind::Reset => {
                     self.forget_broken();
                     return Ok(());
                 }
@@ -177,8 +177,8 @@ impl Listener<'_> {
         loop {
             let header = self.frames.next_header()?;
             match header.kind {
-                Kind::Data => drop(self.frames.data_into(header.length, None)?),
-                Kind::Eof | Kind::Reset => return Ok(()),
+                FrameKind::Data => drop(self.frames.data_into(header.length, None)?),
+                FrameKind::Eof | FrameKind::Reset => return Ok(()),
                 kind => return Err(out_of_turn(kind)),
             }
         }
@@ -199,9 +199,9 @@ impl Listener<'_> {
 fn speak_all(frames: &mut FrameWriter, said: &mpsc::Receiver<Say>, figures: &Figures) -> io::Result<()> {
     for what in said {
         match what {
-            Say::Pong => frames.send(&[Kind::Pong])?,
+            Say::Pong => frames.send(&[FrameKind::Pong])?,
             Say::Refused(reason) => frames.refuse(&reason)?,
-            Say::Reset => frames.send(&[Kind::Reset])?,
+            Say::Reset => frames.send(&[FrameKind::Reset])?,
             Say::Opened(open) => {
                 // The listener may be gone, and then a session that was cut would look like an end of file.
                 let end = copy_back(frames, &open, figures).inspect_err(|_| open.break_off())?;
@@ -214,7 +214,7 @@ fn speak_all(frames: &mut FrameWriter, said: &mpsc::Receiver<Say>, figures: &Fig
                 // Before the frame goes out: the joiner may open the next connection as soon as it has it.
                 open.ended.store(true, Ordering::SeqCst);
                 if !broken {
-                    frames.send(&[if end == CopyEnd::Eof { Kind::Eof } else { Kind::Reset }])?;
+                    frames.send(&[if end == CopyEnd::Eof { FrameKind::Eof } else { FrameKind::Reset }])?;
                 }
             }
         }
@@ -226,6 +226,6 @@ fn speak_all(frames: &mut FrameWriter, said: &mpsc::Receiver<Say>, figures: &Fig
 fn copy_back(frames: &mut FrameWriter, open: &Open, figures: &Figures) -> io::Result<CopyEnd> {
     let count = |count: usize| _ = figures.bytes.fetch_add(count as u64, Ordering::Relaxed);
     let _ = socket::wait_for_data(&open.target, &open.target, FIRST_WORDS);
-    count(frames.begin(Kind::Opened, &open.target)?);
+    count(frames.begin(FrameKind::Opened, &open.target)?);
     frames.copy_from(&open.target, count)
 }

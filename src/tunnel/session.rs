@@ -22,11 +22,11 @@ use super::lane::ANSWER;
 use super::lane::Lane;
 use super::lane::Phase;
 use super::lane::State;
-use crate::net::crew;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
+use crate::net::threads;
 use crate::tls::Established;
-use crate::wire::frame::Kind;
+use crate::wire::frame::FrameKind;
 
 /// A session heard from this recently needs no question whether it is still there.
 pub const FRESH: Duration = Duration::from_secs(2);
@@ -65,7 +65,7 @@ impl Session {
         let lane = Arc::new(Lane::new(bytes));
         let (own, cut) = (Arc::clone(&lane), Arc::clone(&socket));
         let mut frames = FrameReader::new(reader, Arc::clone(&socket));
-        let thread = crew::spawn("session-read", move || {
+        let thread = threads::spawn("session-read", move || {
             let ended = own.read_all(&mut frames);
             log::debug!("a session ended: {ended:?}");
             own.die();
@@ -87,7 +87,7 @@ impl Session {
     /// Asks the agent whether it is there; only between connections. When it was asked, or nothing.
     pub fn ask(&mut self) -> Option<Instant> {
         let asked = Instant::now();
-        self.writer.send(&[Kind::Ping]).is_ok().then_some(asked)
+        self.writer.send(&[FrameKind::Ping]).is_ok().then_some(asked)
     }
 
     pub fn answers(&self, asked: Instant) -> bool {
@@ -118,15 +118,15 @@ impl Session {
         self.open(None)?;
         let answered = self.lane.wait(patience, |state| state.phase != Phase::Opening);
         if let Some(reason) = self.lane.take_refusal() {
-            self.end_direction(Kind::Reset)?;
+            self.end_direction(FrameKind::Reset)?;
             return Err(Carried::Refused(reason));
         }
         if !answered {
             return Err(Carried::Spoiled);
         }
-        self.end_direction(Kind::Eof)?;
+        self.end_direction(FrameKind::Eof)?;
         if !self.lane.wait(PROOF_END, State::is_ended) {
-            self.end_direction(Kind::Reset)?;
+            self.end_direction(FrameKind::Reset)?;
         }
         self.settle(Some(CLEAN_UP)).map_err(|()| Carried::Spoiled)
     }
@@ -135,7 +135,7 @@ impl Session {
         self.writer.shrink();
     }
 
-    fn end_direction(&mut self, how: Kind) -> Result<(), Carried> {
+    fn end_direction(&mut self, how: FrameKind) -> Result<(), Carried> {
         self.writer.send(&[how]).map_err(|_| Carried::Spoiled)
     }
 
@@ -154,9 +154,9 @@ impl Session {
         };
         let asked = Instant::now();
         let begun = match (fresh, local) {
-            (true, Some(local)) => self.writer.begin(Kind::Open, local),
-            (true, None) => self.writer.send(&[Kind::Open]).map(|()| 0),
-            (false, _) => self.writer.send(&[Kind::Ping, Kind::Open]).map(|()| 0),
+            (true, Some(local)) => self.writer.begin(FrameKind::Open, local),
+            (true, None) => self.writer.send(&[FrameKind::Open]).map(|()| 0),
+            (false, _) => self.writer.send(&[FrameKind::Ping, FrameKind::Open]).map(|()| 0),
         };
         match begun {
             Ok(count) if fresh || self.lane.heard_since_or_dead(asked) => Ok(count),
@@ -171,7 +171,7 @@ impl Session {
     /// Ends our direction and waits for the other one.
     fn close(&mut self, local: &Arc<TcpStream>, end: CopyEnd) -> Carried {
         let broken = end == CopyEnd::Broken || self.lane.is_refused();
-        if self.writer.send(&[if broken { Kind::Reset } else { Kind::Eof }]).is_err() {
+        if self.writer.send(&[if broken { FrameKind::Reset } else { FrameKind::Eof }]).is_err() {
             return self.spoiled(local);
         }
         if broken {
@@ -211,7 +211,7 @@ impl Session {
                 return Err(());
             }
             // The client went away while the agent was still sending: say so, and give it a moment.
-            self.writer.send(&[Kind::Reset]).map_err(|_| ())?;
+            self.writer.send(&[FrameKind::Reset]).map_err(|_| ())?;
             limit = Some(CLEAN_UP);
         }
     }

@@ -19,7 +19,7 @@ const REASON_LIMIT: usize = 512;
 /// By the byte that stands for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Kind {
+pub enum FrameKind {
     Open = b'o',
     Opened = b'O',
     Refused = b'x',
@@ -30,18 +30,26 @@ pub enum Kind {
     Pong = b'P',
 }
 
-const KINDS: [Kind; 8] =
-    [Kind::Open, Kind::Opened, Kind::Refused, Kind::Data, Kind::Eof, Kind::Reset, Kind::Ping, Kind::Pong];
+const KINDS: [FrameKind; 8] = [
+    FrameKind::Open,
+    FrameKind::Opened,
+    FrameKind::Refused,
+    FrameKind::Data,
+    FrameKind::Eof,
+    FrameKind::Reset,
+    FrameKind::Ping,
+    FrameKind::Pong,
+];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    pub kind: Kind,
+    pub kind: FrameKind,
     pub length: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadFrame {
-    Kind,
+    FrameKind,
     Length,
 }
 
@@ -54,12 +62,12 @@ impl Header {
     /// `None`: not yet.
     pub fn parse(bytes: &[u8]) -> Result<Option<Self>, BadFrame> {
         let Some(first) = bytes.first() else { return Ok(None) };
-        let kind = KINDS.into_iter().find(|kind| *kind as u8 == *first).ok_or(BadFrame::Kind)?;
+        let kind = KINDS.into_iter().find(|kind| *kind as u8 == *first).ok_or(BadFrame::FrameKind)?;
         let [_, a, b, c, ..] = bytes else { return Ok(None) };
         let length = usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c);
         let fits = match kind {
-            Kind::Data => (1..=DATA_LIMIT).contains(&length),
-            Kind::Refused => length <= REASON_LIMIT,
+            FrameKind::Data => (1..=DATA_LIMIT).contains(&length),
+            FrameKind::Refused => length <= REASON_LIMIT,
             _ => length == 0,
         };
         if fits { Ok(Some(Self { kind, length })) } else { Err(BadFrame::Length) }
@@ -67,13 +75,13 @@ impl Header {
 }
 
 /// A frame without data.
-pub fn bare(kind: Kind) -> [u8; HEADER] {
+pub fn bare(kind: FrameKind) -> [u8; HEADER] {
     Header { kind, length: 0 }.encode()
 }
 
 pub fn refused(reason: &str) -> Vec<u8> {
     let end = reason.floor_char_boundary(REASON_LIMIT);
-    let mut frame = Header { kind: Kind::Refused, length: end }.encode().to_vec();
+    let mut frame = Header { kind: FrameKind::Refused, length: end }.encode().to_vec();
     frame.extend_from_slice(&reason.as_bytes()[..end]);
     frame
 }
@@ -99,9 +107,9 @@ mod tests {
 
     #[test]
     fn a_bad_kind_is_refused_at_its_first_byte_and_half_a_header_is_waited_for() {
-        assert_eq!(Header::parse(b"?"), Err(BadFrame::Kind));
+        assert_eq!(Header::parse(b"?"), Err(BadFrame::FrameKind));
         for end in 0..HEADER {
-            assert_eq!(Header::parse(&bare(Kind::Open)[..end]), Ok(None));
+            assert_eq!(Header::parse(&bare(FrameKind::Open)[..end]), Ok(None));
         }
     }
 
@@ -109,7 +117,7 @@ mod tests {
     fn a_long_reason_is_cut_between_two_characters() {
         let frame = refused(&"é".repeat(400));
         let header = Header::parse(&frame).unwrap().unwrap();
-        assert_eq!((header.kind, header.length), (Kind::Refused, 512));
+        assert_eq!((header.kind, header.length), (FrameKind::Refused, 512));
         assert!(std::str::from_utf8(&frame[HEADER..]).is_ok());
     }
 }

@@ -12,9 +12,9 @@ use crate::cli::args::name_of;
 use crate::cli::args::port_of;
 use crate::cli::args::range_of;
 use crate::discover;
-use crate::discover::Kind;
 use crate::discover::Scan;
 use crate::discover::Service;
+use crate::discover::probe::ServiceKind;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
@@ -145,19 +145,19 @@ pub fn in_json(found: &Found) -> Value {
         "framework": page.framework, "own": found.is_ours })
 }
 
-fn picture(kind: Kind) -> &'static str {
+fn picture(kind: ServiceKind) -> &'static str {
     match kind {
-        Kind::Http | Kind::Https => "🌐",
-        Kind::Postgres => "🐘",
-        Kind::Redis => "📦",
-        Kind::Mysql => "🐬",
-        Kind::Mongodb => "🍃",
-        Kind::Memcached => "🧠",
-        Kind::Elasticsearch | Kind::Opensearch => "🔎",
-        Kind::Kafka | Kind::Amqp | Kind::Mqtt | Kind::Nats => "📨",
-        Kind::Etcd | Kind::Grpc => "🧩",
-        Kind::Ssh => "🔑",
-        Kind::Tls | Kind::Tcp => "🔌",
+        ServiceKind::Http | ServiceKind::Https => "🌐",
+        ServiceKind::Postgres => "🐘",
+        ServiceKind::Redis => "📦",
+        ServiceKind::Mysql => "🐬",
+        ServiceKind::Mongodb => "🍃",
+        ServiceKind::Memcached => "🧠",
+        ServiceKind::Elasticsearch | ServiceKind::Opensearch => "🔎",
+        ServiceKind::Kafka | ServiceKind::Amqp | ServiceKind::Mqtt | ServiceKind::Nats => "📨",
+        ServiceKind::Etcd | ServiceKind::Grpc => "🧩",
+        ServiceKind::Ssh => "🔑",
+        ServiceKind::Tls | ServiceKind::Tcp => "🔌",
     }
 }
 

@@ -7,7 +7,7 @@ use super::doctor::Exam;
 use super::doctor::Verdict;
 use super::doctor_checks::verdict;
 use crate::error::Error;
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::model::access::Action;
 use crate::model::time::in_words;
@@ -101,7 +101,8 @@ pub fn relay(exam: &mut Exam<'_>) -> Option<Verdict> {
     let asked = |scheme: &str| {
         hub.relay(&hub.url, &format!("{scheme}://hub"), &secret::secret(), Instant::now() + DEADLINE)
     };
-    let is_there = |outcome: &Result<_>| matches!(outcome, Err(error) if error.kind == Kind::Refused(403));
+    let is_there =
+        |outcome: &Result<_>| matches!(outcome, Err(error) if error.kind == ErrorKind::Refused(403));
     let plain = asked("http");
     if is_there(&plain) {
         return Verdict::ok("usable");

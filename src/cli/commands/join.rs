@@ -19,7 +19,7 @@ use crate::cli::member::Wanted;
 use crate::cli::member::another_agent;
 use crate::cli::party::Party;
 use crate::error::Error;
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::code::BadCode;
@@ -148,8 +148,8 @@ fn explain(error: Error) -> Error {
     // A link's secret is the only credential: when the share is gone, so is that.
     let is_gone = error.hint.as_deref().is_some_and(|hint| hint.contains("expired"));
     match error.kind {
-        Kind::Refused(404) => not_found(""),
-        Kind::Refused(401) if is_gone => not_found(""),
+        ErrorKind::Refused(404) => not_found(""),
+        ErrorKind::Refused(401) if is_gone => not_found(""),
         _ => error,
     }
 }

@@ -23,7 +23,7 @@ use crate::cli::context::not_configured;
 use crate::cli::exposing::Exposing;
 use crate::cli::say::columns;
 use crate::discover;
-use crate::discover::Kind;
+use crate::discover::probe::ServiceKind;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::code::Code;
@@ -156,7 +156,7 @@ fn exposures(call: &Call, found: &[Found]) -> Result<Vec<Exposure>> {
             None => (None, target_of(text)?),
         };
         let service = if name.is_some() { None } else { discover::identify(&target, LOOK, &call.stop) };
-        let kind = service.map_or(Kind::Tcp, |service| service.kind);
+        let kind = service.map_or(ServiceKind::Tcp, |service| service.kind);
         let name = match name {
             Some(name) => name,
             None => name_of(&kind.name_alone(target.port))?,

@@ -13,7 +13,7 @@ use crate::api::poll_interval;
 use crate::cli::Call;
 use crate::cli::Outcome;
 use crate::error::Error;
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::net::address::HubUrl;
 use crate::os::secret;
@@ -120,7 +120,7 @@ fn ask_for_key(call: &Call, config: &mut Config, url: &HubUrl) -> Result<String>
 fn recognised(call: &Call, config: &mut Config, url: &HubUrl) -> Result<Hub> {
     let hub = Hub::new(vec![url.clone()], &call.trust(config, None)?, None, &call.stop)?;
     let Err(error) = hub.health() else { return Ok(hub) };
-    if error.kind == Kind::Unreachable {
+    if error.kind == ErrorKind::Unreachable {
         return Err(error);
     }
     let pin = hub.observe()?;

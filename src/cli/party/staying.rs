@@ -98,7 +98,7 @@ impl Party<'_> {
             let code = signals.run(&command, &environment, |pid| _ = started.send(pid));
             let _ = tell.send(Told::Ended(code));
         };
-        crate::net::crew::spawn("command", work)?;
+        crate::net::threads::spawn("command", work)?;
         // A command that cannot be started says so by its end.
         Ok(pid.recv().ok())
     }

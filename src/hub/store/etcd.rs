@@ -20,7 +20,7 @@ use super::replica::FRONT;
 use super::replica::Replica;
 use super::replica::Step;
 use crate::error::Error;
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::model::record::Change;
 use crate::model::registry::Registry;
@@ -79,13 +79,13 @@ impl Store for Etcd {
 
     fn commit(&mut self, changes: Vec<Change>, mark: u64) -> Result<Outcome> {
         if self.replica.is_away() {
-            return Err(Error::new("etcd does not answer").kind(Kind::Unreachable));
+            return Err(Error::new("etcd does not answer").kind(ErrorKind::Unreachable));
         }
         let Some(transactions) = self.replica.steps(&changes, mark)? else { return Ok(Outcome::Overtaken) };
         for steps in transactions {
             let answered = self.gateway.call("/v3/kv/txn", &self.transaction(&steps));
             let answer = answered.inspect_err(|error| {
-                if error.kind == Kind::Unreachable {
+                if error.kind == ErrorKind::Unreachable {
                     self.replica.say_away(true);
                 }
             })?;

@@ -15,7 +15,7 @@ use serde_json::Value;
 use serde_json::json;
 
 use crate::error::Error;
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::net::address::bracketed;
 use crate::net::address::split_host_port;
@@ -144,7 +144,7 @@ impl Gateway {
         for _ in 0..self.access.at.endpoints.len() {
             result = self.call_once(path, body);
             match &result {
-                Err(error) if error.kind == Kind::Unreachable => {}
+                Err(error) if error.kind == ErrorKind::Unreachable => {}
                 _ => return result,
             }
         }
@@ -282,7 +282,7 @@ fn away(endpoint: &Endpoint, why: impl Into<Box<dyn std::error::Error + Send + S
     Error::new(format!("etcd at {} does not answer", endpoint.authority()))
         .because(why)
         .hint("Check that it runs, and the address given with --store etcd=")
-        .kind(Kind::Unreachable)
+        .kind(ErrorKind::Unreachable)
 }
 
 fn refused(endpoint: &Endpoint, status: u16, answer: &Value) -> Trouble {
@@ -296,7 +296,7 @@ fn refused(endpoint: &Endpoint, status: u16, answer: &Value) -> Trouble {
     } else if why.contains("permission denied") {
         Trouble::Refused(error.hint("Grant this user read and write on /connect/"))
     } else if status >= 500 {
-        Trouble::Away(error.kind(Kind::Unreachable))
+        Trouble::Away(error.kind(ErrorKind::Unreachable))
     } else {
         Trouble::Refused(error)
     }

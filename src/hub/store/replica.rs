@@ -19,7 +19,7 @@ use super::gateway::decoded;
 use super::gateway::encoded;
 use super::gateway::number;
 use crate::error::Error;
-use crate::error::Kind;
+use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::model::record::Change;
 use crate::model::record::Online;
@@ -139,7 +139,7 @@ impl Replica {
         }
         let claims = |change: &Change| matches!(change, Change::Put(record) if record.table().is_presence());
         if known.lease.is_none() && changes.iter().any(claims) {
-            return Err(Error::new("This hub has no lease in etcd").kind(Kind::Unreachable));
+            return Err(Error::new("This hub has no lease in etcd").kind(ErrorKind::Unreachable));
         }
         let pieces = changes.chunks(CHUNK);
         let steps = |some: &[Change]| some.iter().flat_map(|one| known.steps_of(one, &registry)).collect();

@@ -20,9 +20,9 @@ use crate::http::head::BadHead;
 use crate::http::head::FIELDS_LIMIT;
 use crate::http::head::Fields;
 use crate::http::head::HEAD_LIMIT;
-use crate::http::head::Request;
-use crate::http::head::Response;
-use crate::http::head::Version;
+use crate::http::head::HttpVersion;
+use crate::http::head::RequestHead;
+use crate::http::head::ResponseHead;
 use crate::http::head::parse_request;
 use crate::http::head::parse_response;
 use crate::http::host::Name;
@@ -41,14 +41,14 @@ pub fn head(bytes: &[u8], cuts: Cuts) {
     if let Some(request) = one_verdict(bytes, cuts, parse_request) {
         let again = request_text(&request);
         let second = parse_request(&again).expect("valid again").expect("complete again");
-        assert_eq!(Request { length: request.length, ..second }, request);
+        assert_eq!(RequestHead { length: request.length, ..second }, request);
         ends_exactly(bytes, request.length, parse_request);
         fields_are_sound(&request.fields);
     }
     if let Some(response) = one_verdict(bytes, cuts, parse_response) {
         let again = response_text(&response);
         let second = parse_response(&again).expect("valid again").expect("complete again");
-        assert_eq!(Response { length: response.length, ..second }, response);
+        assert_eq!(ResponseHead { length: response.length, ..second }, response);
         ends_exactly(bytes, response.length, parse_response);
         fields_are_sound(&response.fields);
     }
@@ -146,14 +146,14 @@ fn fields_are_sound(fields: &Fields<'_>) {
     }
 }
 
-fn request_text(request: &Request<'_>) -> Vec<u8> {
-    let minor = u8::from(request.version == Version::Http11);
+fn request_text(request: &RequestHead<'_>) -> Vec<u8> {
+    let minor = u8::from(request.version == HttpVersion::Http11);
     let line = format!("{} {} HTTP/1.{minor}\r\n", request.method, request.target);
     [line.into_bytes(), fields_text(&request.fields)].concat()
 }
 
-fn response_text(response: &Response<'_>) -> Vec<u8> {
-    let minor = u8::from(response.version == Version::Http11);
+fn response_text(response: &ResponseHead<'_>) -> Vec<u8> {
+    let minor = u8::from(response.version == HttpVersion::Http11);
     let line = format!("HTTP/1.{minor} {} ", response.status);
     [line.as_bytes(), response.reason, b"\r\n", &fields_text(&response.fields)].concat()
 }
@@ -234,7 +234,7 @@ fn walks_alike(body: Body, bytes: &[u8], cuts: Cuts) {
     }
 }
 
-fn goes_onward(request: &Request<'_>, body: Body) {
+fn goes_onward(request: &RequestHead<'_>, body: Body) {
     let Ok(Some(before)) = host_of(request) else { return };
     let sender = Sender::new(Ipv6Addr::LOCALHOST.into(), true, VIA);
     let onward = Onward { sender: &sender, body, host: before.text, rewrite_host: None };
@@ -246,7 +246,7 @@ fn goes_onward(request: &Request<'_>, body: Body) {
     };
     let second = second.expect("complete");
     assert_eq!(second.length, out.len(), "one head and nothing behind it");
-    assert_eq!((second.method, second.version), (request.method, Version::Http11));
+    assert_eq!((second.method, second.version), (request.method, HttpVersion::Http11));
     assert_eq!(request_body(&second), Ok(body));
     assert_eq!(is_upgrade(&second), is_upgrade(request));
     assert!(has_been_here(&second, VIA));
@@ -257,8 +257,8 @@ fn goes_onward(request: &Request<'_>, body: Body) {
     }
 }
 
-fn goes_homeward(method: &str, response: &Response<'_>, body: Body) {
-    for client in [Version::Http10, Version::Http11] {
+fn goes_homeward(method: &str, response: &ResponseHead<'_>, body: Body) {
+    for client in [HttpVersion::Http10, HttpVersion::Http11] {
         for keep_alive in [true, false] {
             let sent = body_for(client, body);
             let mut out = Vec::new();
@@ -270,7 +270,7 @@ fn goes_homeward(method: &str, response: &Response<'_>, body: Body) {
             assert_eq!(second.length, out.len(), "one head and nothing behind it");
             assert_eq!((second.status, second.reason), (response.status, response.reason));
             assert_eq!(response_body(method, &second), Ok(sent));
-            assert!(client == Version::Http11 || sent != Body::Chunked);
+            assert!(client == HttpVersion::Http11 || sent != Body::Chunked);
             let ends = !keep_alive || sent == Body::UntilClose;
             assert!(!ends || response.status < 200 || !second.keeps_alive());
         }

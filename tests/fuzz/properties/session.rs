@@ -3,9 +3,9 @@
 use super::cuts::Cuts;
 use crate::wire::frame::BadFrame;
 use crate::wire::frame::DATA_LIMIT;
+use crate::wire::frame::FrameKind;
 use crate::wire::frame::HEADER;
 use crate::wire::frame::Header;
-use crate::wire::frame::Kind;
 use crate::wire::frame::refused;
 use crate::wire::tls_record::Headers;
 
@@ -23,7 +23,9 @@ pub fn session(bytes: &[u8], cuts: Cuts) {
         let again: Vec<u8> = frames.iter().flat_map(|frame| frame.encode()).collect();
         assert!(frames.iter().all(|frame| frame.length <= DATA_LIMIT));
         assert!(
-            frames.iter().all(|frame| frame.length == 0 || matches!(frame.kind, Kind::Data | Kind::Refused))
+            frames
+                .iter()
+                .all(|frame| frame.length == 0 || matches!(frame.kind, FrameKind::Data | FrameKind::Refused))
         );
         let headers = again.chunks(HEADER).map(Header::parse);
         assert!(headers.eq(frames.iter().map(|frame| Ok(Some(*frame)))));
@@ -31,7 +33,7 @@ pub fn session(bytes: &[u8], cuts: Cuts) {
     if let Ok(reason) = str::from_utf8(bytes) {
         let frame = refused(reason);
         let header = Header::parse(&frame).expect("a frame").expect("a whole header");
-        assert_eq!((header.kind, header.length), (Kind::Refused, frame.len() - HEADER));
+        assert_eq!((header.kind, header.length), (FrameKind::Refused, frame.len() - HEADER));
         assert!(reason.starts_with(str::from_utf8(&frame[HEADER..]).expect("cut between characters")));
     }
 }

@@ -13,11 +13,11 @@ use std::thread::JoinHandle;
 pub const STACK: usize = 256 * 1024;
 
 #[derive(Default)]
-pub struct Crew {
+pub struct ThreadGroup {
     handles: Mutex<Vec<JoinHandle<()>>>,
 }
 
-impl Crew {
+impl ThreadGroup {
     /// A panic in `work` ends that thread, is logged, and costs nobody else anything.
     pub fn spawn(&self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
         let handle = spawn(name, work)?;
