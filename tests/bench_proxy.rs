@@ -1,7 +1,8 @@
 //! `make bench`, the proxy's part: ours beside nginx, haproxy and, where they are installed, caddy and Node, in
 //! front of one backend, turn by turn. Nothing here asserts a time; machines differ. Quote the ratios.
 //!
-//! `cargo test --release --test bench_proxy -- https` runs the rows whose names hold that word.
+//! `cargo test --release --test bench_proxy -- https` runs the rows whose names hold that word. OTHER_BUILD=FILE adds
+//! another build of connect.
 #![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Figures for people.
 
 mod common;
@@ -12,6 +13,7 @@ use std::fmt::Write;
 use std::fs;
 use std::net::TcpListener;
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::Command;
 
 use common::Home;
@@ -78,9 +80,15 @@ fn main() {
     let place = Home::new();
     let backend = free();
     let direct = backend_on(&place, backend);
-    let (mut ours, connect) = connect(backend);
+    let (mut ours, this) = connect(backend);
+    let mut others = Ours(Vec::new());
     let pem = certificate(&place, &ours.0[1]);
-    let mut contenders = vec![connect, nginx(&place, backend), haproxy(&place, backend, &pem)];
+    let mut contenders = vec![this, nginx(&place, backend), haproxy(&place, backend, &pem)];
+    if let Some(build) = std::env::var_os("OTHER_BUILD") {
+        let (other, contender) = common::with_build(Path::new(&build), || connect(backend));
+        others = other;
+        contenders.push(Contender { name: "other", ..contender });
+    }
     contenders.extend(caddy(&place, backend));
     contenders.extend(node(&place, backend));
     contenders.push(direct);
@@ -100,6 +108,7 @@ fn main() {
         show(row.0, &contenders, &mut figures);
     }
     ours.0.truncate(2);
+    others.0.truncate(2);
 }
 
 fn show(row: &str, contenders: &[Contender], figures: &mut [Figures]) {

@@ -1,6 +1,6 @@
 //! `make bench-peers`: the tunnel beside rathole, bore, ssh, haproxy, nginx and the direct connection, each with
 //! the same work, turn by turn in one run. Medians; what counts are the ratios. Ours is end-to-end encrypted
-//! through three processes; the others have two, the proxies one.
+//! through three processes; the others have two, the proxies one. OTHER_BUILD=FILE adds another build of connect.
 #![allow(clippy::cast_precision_loss)] // Figures for people.
 
 mod common;
@@ -71,6 +71,10 @@ fn main() {
     let targets = (service(measure::drink), service(echo));
     let mut contenders = vec![connect(targets)];
     let makers = [rathole_plain, rathole_tls, rathole_noise, bore, ssh, haproxy, nginx];
+    if let Some(build) = std::env::var_os("OTHER_BUILD") {
+        let other = common::with_build(Path::new(&build), || connect(targets));
+        contenders.push(Contender { name: "other build", ..other });
+    }
     contenders.extend(makers.iter().filter_map(|maker| maker(targets)));
     contenders.push(contender("direct", targets, Home::new(), Vec::new()));
     for contender in &contenders {

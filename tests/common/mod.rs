@@ -1,6 +1,7 @@
 //! What whole-program tests share: the real binary with a home of its own, port 0, and waits for what it says.
 #![allow(dead_code)] // Each test file uses its part.
 
+use std::cell::RefCell;
 use std::fs;
 use std::io::BufRead;
 use std::io::BufReader;
@@ -31,9 +32,27 @@ use serde_json::Value;
 /// No wait in a test is longer; a slow machine is given room, a hang is not.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+thread_local! {
+    /// Another build of the program, which the homes of this thread use.
+    static OTHER_BUILD: RefCell<Option<PathBuf>> = const { RefCell::new(None) };
+}
+
+/// Runs `make` with another build of the program in every home that it makes: so a benchmark compares two builds.
+pub fn with_build<T>(build: &Path, make: impl FnOnce() -> T) -> T {
+    OTHER_BUILD.set(Some(build.to_owned()));
+    let made = make();
+    OTHER_BUILD.set(None);
+    made
+}
+
+fn program() -> PathBuf {
+    OTHER_BUILD.with_borrow(Clone::clone).unwrap_or_else(|| env!("CARGO_BIN_EXE_connect").into())
+}
+
 /// A folder that is gone when the test is.
 pub struct Home {
     path: PathBuf,
+    program: PathBuf,
 }
 
 impl Home {
@@ -42,7 +61,7 @@ impl Home {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("connect-test-{}-{number}", std::process::id()));
         fs::create_dir_all(&path).unwrap();
-        Self { path }
+        Self { path, program: program() }
     }
 
     pub fn path(&self) -> &Path {
@@ -55,7 +74,7 @@ impl Home {
 
     /// The binary, with this home and nothing of the tester's environment that would change what it does.
     pub fn connect(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_connect"));
+        let mut command = Command::new(&self.program);
         command
             .args(args)
             .env("PRIVATECONNECT_HOME", &self.path)
@@ -529,7 +548,7 @@ impl Hub {
 impl Home {
     /// A folder that somebody else made and removes.
     pub fn at(path: PathBuf) -> Self {
-        Self { path }
+        Self { path, program: program() }
     }
 }
 
