@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::context::Call;
+use super::call::Call;
 use super::say;
 use crate::error::Error;
 use crate::error::Result;
@@ -24,7 +24,7 @@ const ENDING: Duration = Duration::from_secs(10);
 
 /// With `-d` in the foreground: starts the one in the background, and returns the exit code to end with.
 pub fn detach(call: &Call, kind: &str, name: &str, environment: &[(&str, &str)]) -> Result<Option<u8>> {
-    if !call.args.flag("detach") || daemon::own_log().is_some() {
+    if !call.args.flag("detach") || call.is_background() {
         return Ok(None);
     }
     let log = log_file(call, kind, name);
@@ -66,10 +66,10 @@ pub fn say_begun(call: &Call, started: Started, log: &Path) -> u8 {
 
 /// In the background: ready, so whoever started it may go on.
 pub fn ready(call: &Call) -> Result<()> {
-    match daemon::own_log() {
+    match &call.background_log {
         Some(log) => {
             call.say.line(&format!("  Log: {}", log.display()));
-            daemon::ready(&log)
+            daemon::ready(log)
         }
         None => {
             daemon::notify("READY=1");
@@ -81,7 +81,7 @@ pub fn ready(call: &Call) -> Result<()> {
 /// How to end it, as the last line for the user.
 pub fn how_to_end(call: &Call, name: &str, in_front: &str) {
     call.say.line("");
-    match daemon::own_log() {
+    match &call.background_log {
         Some(_) => call.say.line(&format!("  Runs in the background. Stop it: connect stop {name}")),
         None => call.say.line(&format!("  {in_front}")),
     }
@@ -103,7 +103,7 @@ pub fn end(call: &Call, what: &str, pid: u32) -> Result<()> {
                 .hint(format!("Look at it, then: kill -9 {pid}")));
         }
         call.stop.wait_for(Duration::from_millis(20));
-        call.go_on()?;
+        call.fail_if_stopped()?;
     }
     runs::forget(&call.home, pid);
     Ok(())

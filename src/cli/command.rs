@@ -1,7 +1,7 @@
 //! What the table of commands is made of.
 
 use super::Call;
-use super::Outcome;
+use super::CommandResult;
 
 pub struct Command {
     /// The words that name it: `hub key create`.
@@ -14,7 +14,7 @@ pub struct Command {
     /// Whether `-- CMD` may follow.
     pub runs_command: bool,
     pub examples: &'static [&'static str],
-    pub run: fn(&Call) -> Outcome,
+    pub run: fn(&Call) -> CommandResult,
 }
 
 impl Command {

@@ -10,8 +10,8 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 use std::time::Instant;
 
-use super::context::Call;
-use super::context::not_configured;
+use super::call::Call;
+use super::call::not_configured;
 use crate::api::Hub;
 use crate::error::Error;
 use crate::error::ErrorKind;
@@ -58,8 +58,11 @@ impl<'c> Exposing<'c> {
     pub fn start(call: &'c Call, hub: Arc<Hub>, run: Option<OwnRun>) -> Result<Self> {
         let config = call.config()?;
         let id = config.agent_id.clone().ok_or_else(not_configured)?;
-        let myself =
-            Myself { id: id.clone(), label: config.label.unwrap_or_default(), identity: call.identity()? };
+        let myself = Myself {
+            id: id.clone(),
+            label: config.label.clone().unwrap_or_default(),
+            identity: call.identity()?,
+        };
         let (tell, told) = mpsc::channel();
         let agent = Agent::start(hub, &myself, Box::new(move |event| drop(tell.send(event))), &call.stop)?;
         Ok(Self { call, agent, told, locks: BTreeMap::new(), run, lost: RefCell::default() })

@@ -1,12 +1,12 @@
 //! Help, drawn from the table.
 
-use super::Outcome;
+use super::CommandResult;
 use super::args::did_you_mean;
+use super::call::Call;
 use super::command;
 use super::command::Command;
 use super::command::GLOBAL;
 use super::command::Opt;
-use super::context::Call;
 use super::man;
 use super::say;
 use super::say::Say;
@@ -23,7 +23,7 @@ pub const FIRST_STEPS: &str = "connect: reach a private service from somewhere e
   All commands: connect --help";
 
 /// `connect help`.
-pub fn run(call: &Call) -> Outcome {
+pub fn run(call: &Call) -> CommandResult {
     if call.args.flag("man") {
         say::for_programs(man::page(call.args.table).trim_end());
         return Ok(0);
@@ -32,7 +32,7 @@ pub fn run(call: &Call) -> Outcome {
 }
 
 /// Help for the words given: a command, a group of commands, or all of it.
-pub fn show(say: &Say, table: &'static [Command], words: &[String]) -> Outcome {
+pub fn show(say: &Say, table: &'static [Command], words: &[String]) -> CommandResult {
     let path = words.join(" ");
     if let Some(command) = command::find(table, &path) {
         let mut text = of_command(command);

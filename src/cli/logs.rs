@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::Outcome;
-use super::context::Call;
+use super::CommandResult;
+use super::call::Call;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
@@ -25,7 +25,7 @@ const TAIL: u64 = 64 * 1024;
 const PIECE: u64 = 256 * 1024;
 
 /// Prints the log's last part; with `--follow` also what is added, until Ctrl-C.
-pub fn show(call: &Call, path: &Path, how_to_begin: &str) -> Outcome {
+pub fn show(call: &Call, path: &Path, how_to_begin: &str) -> CommandResult {
     let Some(mut log) = Log::open(path)? else {
         return Err(Error::new("There is no log yet").hint(how_to_begin));
     };

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use serde_json::json;
 
-use super::context::Call;
+use super::call::Call;
 use super::say::Say;
 use crate::api::Hub;
 use crate::error::Error;

@@ -2,15 +2,17 @@
 
 mod args;
 mod background;
+mod call;
 mod command;
 mod commands;
-mod context;
+
 mod exposing;
 mod help;
 mod logs;
 mod man;
 mod member;
 mod party;
+mod project_hub;
 mod say;
 mod store;
 mod table;
@@ -20,17 +22,14 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use args::Args;
-use context::Call;
+use call::Call;
+use call::CommandResult;
 use say::Say;
 
 use crate::error::Error;
 use crate::error::ErrorKind;
-use crate::error::Result;
 use crate::os::daemon;
 use crate::os::limits;
-
-/// The exit code, or what went wrong.
-type Outcome = Result<u8>;
 
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
     let as_json =
@@ -49,7 +48,7 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn run(args: Args) -> Outcome {
+fn run(args: Args) -> CommandResult {
     if daemon::own_log().is_some() {
         daemon::leave_terminal();
     }

@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use staying::Told;
 
-use super::context::Call;
+use super::call::Call;
 use super::member::Member;
 use super::member::Right;
 use super::member::Wanted;
@@ -165,7 +165,7 @@ impl<'c> Party<'c> {
                 return Err(final_word);
             }
             if self.call.stop.wait_for(TURN.min(deadline.saturating_duration_since(Instant::now()))) {
-                return self.call.go_on();
+                return self.call.fail_if_stopped();
             }
             self.prove_all();
         }
@@ -200,7 +200,7 @@ impl<'c> Party<'c> {
                 return Err(error);
             }
             call.stop.wait_for(TURN);
-            call.go_on()?;
+            call.fail_if_stopped()?;
         }
         Ok(Some(deadline.saturating_duration_since(Instant::now())))
     }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use super::Call;
-use super::context::variable;
+use super::call::variable;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 
 use crate::cli::Call;
-use crate::cli::Outcome;
+use crate::cli::CommandResult;
 use crate::cli::args::did_you_mean;
 use crate::cli::command;
 use crate::cli::command::Command;
@@ -22,7 +22,7 @@ const SHELLS: [(&str, &str); 3] = [
     ("fish", include_str!("completions/connect.fish")),
 ];
 
-pub fn script(call: &Call) -> Outcome {
+pub fn script(call: &Call) -> CommandResult {
     let asked = call.args.positional(0).unwrap_or_default();
     let Some((shell, script)) = SHELLS.iter().find(|(shell, _)| *shell == asked) else {
         let known = SHELLS.iter().map(|(shell, _)| *shell);
@@ -38,7 +38,7 @@ pub fn script(call: &Call) -> Outcome {
 
 /// What could stand in the place of the last of these words, with what it is about.
 #[allow(clippy::unnecessary_wraps)] // The shape that the table asks for.
-pub fn words(call: &Call) -> Outcome {
+pub fn words(call: &Call) -> CommandResult {
     let given: Vec<String> =
         call.args.run.iter().flatten().map(|word: &OsString| word.to_string_lossy().into_owned()).collect();
     let (last, before) = given.split_last().map_or(("", &[][..]), |(last, before)| (last.as_str(), before));
@@ -142,7 +142,7 @@ fn positionals(call: &Call, command: &Command, before: &[String]) -> Candidates 
         _ if !is_first => Vec::new(),
         "reach" => named(seen::names(&call.home), "service"),
         "stop" => {
-            let kept = call.config().map(|config| config.exposures).unwrap_or_default();
+            let kept = call.config().map(|config| config.exposures.clone()).unwrap_or_default();
             let kept = named(kept.keys().map(ToString::to_string), "kept by the daemon");
             runs(&[]).into_iter().chain(kept).collect()
         }

@@ -9,9 +9,9 @@ use super::daemon_keep::Keeper;
 use super::daemon_service;
 use super::status::show;
 use crate::cli::Call;
-use crate::cli::Outcome;
+use crate::cli::CommandResult;
 use crate::cli::background;
-use crate::cli::context::not_configured;
+use crate::cli::call::not_configured;
 use crate::cli::logs;
 use crate::error::Error;
 use crate::error::Result;
@@ -30,8 +30,8 @@ pub const LOG: &str = "agent.log";
 /// How long the daemon has to expose what was just saved.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-pub fn start(call: &Call) -> Outcome {
-    if call.args.flag("foreground") || daemon::own_log().is_some() {
+pub fn start(call: &Call) -> CommandResult {
+    if call.args.flag("foreground") || call.is_background() {
         return serve(call);
     }
     if let Some(run) = runs::running(&call.home, KIND) {
@@ -45,16 +45,16 @@ pub fn start(call: &Call) -> Outcome {
     begin(call, daemon::own_arguments(), true)
 }
 
-fn begin(call: &Call, arguments: Vec<std::ffi::OsString>, aloud: bool) -> Outcome {
+fn begin(call: &Call, arguments: Vec<std::ffi::OsString>, aloud: bool) -> CommandResult {
     let log = call.home.file(LOG);
     let started = background::start(call, &Begin { arguments, environment: &[], log: &log }, aloud)?;
-    call.go_on()?;
+    call.fail_if_stopped()?;
     Ok(background::say_begun(call, started, &log))
 }
 
-fn serve(call: &Call) -> Outcome {
+fn serve(call: &Call) -> CommandResult {
     let config = call.config()?;
-    Call::api_key(&config).ok_or_else(not_configured)?;
+    call.api_key()?.ok_or_else(not_configured)?;
     files::private_dir(&call.home.file("run"))?;
     let _alone = files::try_lock(&call.home.file("run/daemon.lock"))?.ok_or_else(|| {
         Error::new("The daemon already runs")
@@ -64,11 +64,11 @@ fn serve(call: &Call) -> Outcome {
     let mut keeper = Keeper::new(call)?;
     call.say.line(&format!("[ok] Daemon started; it keeps {} exposure(s) up", config.exposures.len()));
     keeper.settle(&mut run);
-    call.go_on()?;
+    call.fail_if_stopped()?;
     if config.exposures.is_empty() {
         call.say.line("  Nothing is saved yet: connect expose NAME PORT --keep");
     }
-    let foreground = daemon::own_log().is_none();
+    let foreground = !call.is_background();
     call.say.line(if foreground { "  Press Ctrl+C to stop" } else { "  Stop: connect daemon stop" });
     background::ready(call)?;
     keeper.keep_up(&mut run);
@@ -79,7 +79,7 @@ fn serve(call: &Call) -> Outcome {
     Ok(0)
 }
 
-pub fn stop(call: &Call) -> Outcome {
+pub fn stop(call: &Call) -> CommandResult {
     let run = end(call)?;
     call.say.line(if run.is_some() { "[ok] Daemon stopped." } else { "[ok] No daemon is running." });
     call.say.value(&json!({ "stopped": run.is_some(), "pid": run.map(|run| run.pid) }));
@@ -93,7 +93,7 @@ pub fn end(call: &Call) -> Result<Option<Run>> {
     Ok(run)
 }
 
-pub fn restart(call: &Call) -> Outcome {
+pub fn restart(call: &Call) -> CommandResult {
     end(call)?;
     if daemon_service::start(call)? {
         return Ok(0);
@@ -102,8 +102,8 @@ pub fn restart(call: &Call) -> Outcome {
     begin(call, background::arguments(call, words), true)
 }
 
-pub fn status(call: &Call) -> Outcome {
-    let kept = call.config()?.exposures;
+pub fn status(call: &Call) -> CommandResult {
+    let kept = call.config()?.exposures.clone();
     let run = runs::all(&call.home).into_iter().rev().find(|run| run.kind == KIND);
     let is_running = run.as_ref().is_some_and(Run::is_alive);
     let installed = daemon_service::installed();
@@ -128,16 +128,16 @@ pub fn status(call: &Call) -> Outcome {
     Ok(0)
 }
 
-pub fn logs(call: &Call) -> Outcome {
+pub fn logs(call: &Call) -> CommandResult {
     logs::show(call, &call.home.file(LOG), "Start the daemon: connect daemon start")
 }
 
 /// `connect expose --keep`: saves it, sees that a daemon runs, and waits for the daemon's word.
-pub fn keep(call: &Call, exposure: &Exposure) -> Outcome {
+pub fn keep(call: &Call, exposure: &Exposure) -> CommandResult {
     if call.args.flag("detach") {
         return Err(Error::usage("--keep is in the background already").hint("Leave out -d"));
     }
-    Call::api_key(&call.config()?).ok_or_else(not_configured)?;
+    call.api_key()?.ok_or_else(not_configured)?;
     let (name, target) = (&exposure.name, &exposure.target);
     let kept = Kept { target: target.clone(), protocol: exposure.protocol };
     Config::change(&call.home, call.config_file(), |config| config.exposures.insert(name.clone(), kept))?;
@@ -176,7 +176,7 @@ fn wait_for(call: &Call, name: &Name, at: &str) -> Result<Option<String>> {
             "the hub has not answered yet".clone_into(&mut trouble);
         }
         call.stop.wait_for(Duration::from_millis(50));
-        call.go_on()?;
+        call.fail_if_stopped()?;
     }
     Ok(Some(trouble))
 }

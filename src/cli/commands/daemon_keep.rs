@@ -44,7 +44,9 @@ pub struct Keeper<'c> {
 
 impl<'c> Keeper<'c> {
     pub fn new(call: &'c Call) -> Result<Self> {
-        let (config, seen) = (call.config()?, config::stamp(&call.home, call.config_file()));
+        // The stamp comes first, so that a change in between is seen as one.
+        let seen = config::stamp(&call.home, call.config_file());
+        let config = Config::clone(&*call.reload_config()?);
         let (exposing, offered, known, refused, trouble) = Default::default();
         Ok(Self { call, config, seen, exposing, offered, known, refused, trouble })
     }
@@ -85,9 +87,9 @@ impl<'c> Keeper<'c> {
             return;
         }
         self.seen = now;
-        match self.call.config() {
+        match self.call.reload_config() {
             Ok(config) => {
-                let before = std::mem::replace(&mut self.config, config);
+                let before = std::mem::replace(&mut self.config, Config::clone(&config));
                 // Another login is another agent; who only saved an exposure keeps the channel.
                 if (Config { exposures: self.config.exposures.clone(), ..before }) != self.config {
                     self.end();

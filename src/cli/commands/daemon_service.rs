@@ -7,8 +7,8 @@ use serde_json::json;
 use super::daemon::LOG;
 use super::daemon::end;
 use crate::cli::Call;
-use crate::cli::Outcome;
-use crate::cli::context::variable;
+use crate::cli::CommandResult;
+use crate::cli::call::variable;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
@@ -23,7 +23,7 @@ use crate::os::user;
 /// What this shell has set and a service manager would not know.
 const CARRIED: [&str; 4] = ["CONNECT_HUB_URL", "PRIVATECONNECT_CA", "HTTPS_PROXY", "NO_PROXY"];
 
-pub fn install(call: &Call) -> Outcome {
+pub fn install(call: &Call) -> CommandResult {
     let (service, plan) = planned(call)?;
     call.say.line(&format!("{}:\n", plan.file.display()));
     plan.text.lines().for_each(|line| call.say.line(format!("    {line}").trim_end()));
@@ -43,7 +43,7 @@ pub fn install(call: &Call) -> Outcome {
     Ok(0)
 }
 
-pub fn uninstall(call: &Call) -> Outcome {
+pub fn uninstall(call: &Call) -> CommandResult {
     let (service, plan) = planned(call)?;
     if !call.args.flag("dry-run") {
         if !plan.file.exists() {

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::api::Hub;
 use crate::cli::Call;
-use crate::cli::Outcome;
+use crate::cli::CommandResult;
 use crate::cli::background;
 use crate::cli::commands::dev_file::NAMES;
 use crate::cli::commands::dev_file::Watched;
@@ -20,6 +20,7 @@ use crate::cli::exposing::Exposing;
 use crate::cli::member::Right;
 use crate::cli::member::Wanted;
 use crate::cli::party::Party;
+use crate::cli::project_hub::project_hub;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
@@ -33,7 +34,7 @@ use crate::wire::api::ServiceInfo;
 use crate::wire::pconnect::Needed;
 use crate::wire::pconnect::Project;
 
-pub fn run(call: &Call) -> Outcome {
+pub fn run(call: &Call) -> CommandResult {
     if call.args.flag("init") {
         return init(call);
     }
@@ -43,7 +44,7 @@ pub fn run(call: &Call) -> Outcome {
     if let Some(code) = background::detach(call, "dev", &project_name(&file.path), &[])? {
         return Ok(code);
     }
-    let hub = call.hub_named(file.project.hub.as_deref())?;
+    let hub = project_hub(call, file.project.hub.as_deref())?;
     let say = &call.say;
     say.line("🚀 Private Connect Dev Mode\n");
     say.line(&format!("  Config: {}", shown(&file.path)));
@@ -59,7 +60,7 @@ pub fn run(call: &Call) -> Outcome {
     let mut party = Party::new(call, "dev", std::slice::from_ref(&name), right);
     party.add(file.project.services.iter().map(|needed| wanted(needed, &services)).collect());
     party.wait_as_asked(wait)?;
-    call.go_on()?;
+    call.fail_if_stopped()?;
     party.list();
     report(call, &party, &name)?;
     party.settle()?;
@@ -72,7 +73,7 @@ pub fn run(call: &Call) -> Outcome {
                 take_up(call, &hub, party, &before, &file.project)?;
                 let offered = offer(call, &hub, &mut exposing, &before.expose, &file.project.expose);
                 // What cannot be offered is no reason to end what others use.
-                offered.or_else(|error| call.go_on().map(|()| say.warn(&error.to_string())))
+                offered.or_else(|error| call.fail_if_stopped().map(|()| say.warn(&error.to_string())))
             }
             Ok(None) => Ok(()),
             Err(error) => {
@@ -211,7 +212,7 @@ fn offer<'c>(
 }
 
 /// Writes a commented file from what is known; overwrites nothing.
-fn init(call: &Call) -> Outcome {
+fn init(call: &Call) -> CommandResult {
     let path = call.args.value("file").map_or_else(|| PathBuf::from(NAMES[0]), PathBuf::from);
     if let Some(there) =
         std::iter::once(path.clone()).chain(NAMES.iter().map(PathBuf::from)).find(|path| path.exists())
@@ -223,7 +224,7 @@ fn init(call: &Call) -> Outcome {
         call.say.warn(&format!("No services are in it: {error}"));
         Vec::new()
     });
-    let hub = call.hub_url(&call.config()?)?;
+    let hub = call.hub_urls()?.remove(0);
     files::write(&path, template(&hub, &services).as_bytes())?;
     call.say.value(&json!({ "written": path, "services": services.len() }));
     call.say.result(&format!("[ok] Wrote {}", path.display()));

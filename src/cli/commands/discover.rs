@@ -7,7 +7,7 @@ use serde_json::Value;
 use serde_json::json;
 
 use crate::cli::Call;
-use crate::cli::Outcome;
+use crate::cli::CommandResult;
 use crate::cli::args::name_of;
 use crate::cli::args::port_of;
 use crate::cli::args::range_of;
@@ -25,7 +25,7 @@ use crate::state::runs;
 
 const HERE: &str = "localhost";
 
-pub struct Found {
+pub struct NamedService {
     pub name: Name,
     pub target: Target,
     pub service: Service,
@@ -33,7 +33,7 @@ pub struct Found {
     pub is_ours: bool,
 }
 
-pub fn run(call: &Call) -> Outcome {
+pub fn run(call: &Call) -> CommandResult {
     let host = call.args.value("host").map_or(Ok(HERE.to_owned()), host_of)?;
     let patience = call.args.duration("timeout")?.unwrap_or(discover::PATIENCE);
     let ports = ports(call)?;
@@ -55,17 +55,17 @@ pub fn run(call: &Call) -> Outcome {
 }
 
 /// What answers there, and whether anything shows that the host is up.
-pub fn find(call: &Call, host: &str, ports: &[u16], patience: Duration) -> Result<(Vec<Found>, bool)> {
+pub fn find(call: &Call, host: &str, ports: &[u16], patience: Duration) -> Result<(Vec<NamedService>, bool)> {
     let told = |seen| call.say.passing(&format!("  {seen} of {} ports", ports.len()));
     let scanned = discover::scan(&Scan { host, ports, patience }, &call.stop, told);
     call.say.passing("");
     let scanned = scanned?;
-    call.go_on()?;
+    call.fail_if_stopped()?;
     let is_up = scanned.refused || !scanned.found.is_empty();
     let found = scanned.found.into_iter().map(|(port, service)| {
         let is_ours = is_ours(call, host, port, &service);
         let target = Target { host: host.to_owned(), port };
-        Ok(Found { name: name_of(&service.kind.name_at(port))?, target, service, is_ours })
+        Ok(NamedService { name: name_of(&service.kind.name_at(port))?, target, service, is_ours })
     });
     Ok((found.collect::<Result<_>>()?, is_up))
 }
@@ -122,12 +122,12 @@ fn is_ours(call: &Call, host: &str, port: u16, service: &Service) -> bool {
         || process::listener_on(port).is_some_and(|(_, name)| name == "connect")
 }
 
-fn label(found: &Found) -> Option<&str> {
+fn label(found: &NamedService) -> Option<&str> {
     if found.is_ours { Some("connect itself") } else { found.service.label() }
 }
 
 /// To the letter of what users know.
-pub fn show(call: &Call, found: &[Found]) {
+pub fn show(call: &Call, found: &[NamedService]) {
     call.say.line(&format!("🔍 Discovered {} service(s):\n", found.len()));
     for one in found {
         let more = label(one).map_or(String::new(), |label| format!(" ({label})"));
@@ -138,7 +138,7 @@ pub fn show(call: &Call, found: &[Found]) {
     }
 }
 
-pub fn in_json(found: &Found) -> Value {
+pub fn in_json(found: &NamedService) -> Value {
     let Service { kind, page, .. } = &found.service;
     json!({ "name": found.name, "host": found.target.host, "port": found.target.port, "type": kind.as_str(),
         "protocol": kind.protocol(), "label": label(found), "title": page.title, "server": page.server,

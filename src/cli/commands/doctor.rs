@@ -7,7 +7,7 @@ use serde_json::json;
 use super::doctor_checks::CHECKS;
 use crate::api::Hub;
 use crate::cli::Call;
-use crate::cli::Outcome;
+use crate::cli::CommandResult;
 use crate::error::Error;
 use crate::error::Result;
 use crate::state::config::Config;
@@ -61,12 +61,12 @@ impl Verdict {
 /// `None` when there is nothing to look at, or when an earlier check has failed that it stands on.
 pub type Check = fn(&mut Exam<'_>) -> Option<Verdict>;
 
-pub fn run(call: &Call) -> Outcome {
+pub fn run(call: &Call) -> CommandResult {
     let mut exam = Exam { call, config: Config::default(), hub: None };
     let (mut found, mut failed, mut warned) = (Vec::new(), 0, 0);
     for (name, check) in CHECKS {
         let Some(mut verdict) = check(&mut exam) else { continue };
-        call.go_on()?;
+        call.fail_if_stopped()?;
         let is_fixed = call.args.flag("fix") && mend(&exam, &mut verdict);
         tell(call, name, &verdict, is_fixed);
         failed += usize::from(verdict.level == Level::Fail);

@@ -15,8 +15,7 @@ use super::doctor_way;
 use super::proxy::PORT;
 use super::proxy_parts::CERTIFICATES;
 use super::proxy_trust;
-use crate::cli::Call;
-use crate::cli::context::not_configured;
+use crate::cli::call::not_configured;
 use crate::error::Error;
 use crate::error::Result;
 use crate::net::connect::DEADLINE;
@@ -28,6 +27,7 @@ use crate::os::process;
 use crate::os::setup::step;
 use crate::os::setup::trust_store;
 use crate::proxy::certificates::Certificates;
+use crate::state::config::Config;
 use crate::state::config::pin_of;
 use crate::state::home::Home;
 use crate::state::proxy;
@@ -110,10 +110,9 @@ fn file_modes(exam: &mut Exam<'_>) -> Option<Verdict> {
 
 fn config(exam: &mut Exam<'_>) -> Option<Verdict> {
     let read = exam.call.config().and_then(|config| {
-        let url = exam.call.hub_url(&config)?;
-        exam.config = config;
-        Call::api_key(&exam.config)
-            .ok_or_else(|| not_configured().hint("connect up --hub URL --api-key KEY"))?;
+        let url = exam.call.hub_urls()?.remove(0);
+        exam.config = Config::clone(&config);
+        exam.call.api_key()?.ok_or_else(|| not_configured().hint("connect up --hub URL --api-key KEY"))?;
         exam.hub = Some(exam.call.hub()?);
         Ok(format!("hub {url}, this machine is {}", exam.config.label.as_deref().unwrap_or("not registered")))
     });
@@ -122,7 +121,7 @@ fn config(exam: &mut Exam<'_>) -> Option<Verdict> {
 
 fn key(exam: &mut Exam<'_>) -> Option<Verdict> {
     exam.hub.as_ref()?;
-    let key = Call::api_key(&exam.config)?;
+    let key = exam.call.api_key().ok()??;
     Verdict::ok(match exam.call.trust(&exam.config, Some(&key)) {
         Ok(HubTrust::Pin(pin)) if pin_of(&key) == Some(pin) => format!("it carries the hub's pin {pin}"),
         Ok(HubTrust::Pin(pin)) => format!("the hub is recognised by the pin {pin}"),

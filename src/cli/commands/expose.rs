@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::cli::Call;
-use crate::cli::Outcome;
+use crate::cli::CommandResult;
 use crate::cli::args::name_of;
 use crate::cli::background;
 use crate::cli::commands::daemon;
@@ -16,7 +16,7 @@ use crate::model::target::Target;
 use crate::state::runs;
 use crate::tunnel::agent::Exposure;
 
-pub fn run(call: &Call) -> Outcome {
+pub fn run(call: &Call) -> CommandResult {
     let exposure = wanted(call)?;
     if call.args.flag("keep") {
         return daemon::keep(call, &exposure);

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::api::Hub;
 use crate::cli::Call;
-use crate::cli::Outcome;
+use crate::cli::CommandResult;
 use crate::cli::args::range_of;
 use crate::cli::store::StoreAt;
 use crate::error::Error;
@@ -34,7 +34,7 @@ use crate::wire::api::AskSession;
 const DEFAULT_LISTEN: &str = "127.0.0.1:7443";
 const DEFAULT_PORTS: RangeInclusive<u16> = 45000..=45999;
 
-pub fn run(call: &Call) -> Outcome {
+pub fn run(call: &Call) -> CommandResult {
     let args = &call.args;
     let listen = args.value("listen").unwrap_or(DEFAULT_LISTEN);
     let (host, port) = split_listen(listen)?;

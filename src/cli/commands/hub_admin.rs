@@ -11,7 +11,7 @@ use serde_json::json;
 use super::hub::data_folder;
 use crate::api::Hub;
 use crate::cli::Call;
-use crate::cli::Outcome;
+use crate::cli::CommandResult;
 use crate::cli::store::StoreAt;
 use crate::error::Error;
 use crate::error::Result;
@@ -68,7 +68,7 @@ impl Admin {
                     .hint("Restart the hub, then try again"));
             }
             call.stop.wait_for(PATIENCE / 100);
-            call.go_on()?;
+            call.fail_if_stopped()?;
             if let Some((hub, _)) = running(call)? {
                 return Ok(Self::Running(hub));
             }
@@ -124,7 +124,7 @@ pub fn request(method: &str, path: &str, body: Option<&Value>) -> Request {
     }
 }
 
-pub fn key_create(call: &Call) -> Outcome {
+pub fn key_create(call: &Call) -> CommandResult {
     let args = &call.args;
     let body = json!({
         "role": role(call)?.map(Role::as_str),
@@ -155,7 +155,7 @@ fn role(call: &Call) -> Result<Option<Role>> {
         .ok_or_else(|| Error::unknown("role", text).hint("Use --role admin, member or join"))
 }
 
-pub fn key_list(call: &Call) -> Outcome {
+pub fn key_list(call: &Call) -> CommandResult {
     let list = Admin::find(call)?.call("GET", "/v1/keys", None)?;
     call.say.value(&list);
     let keys: Vec<KeyInfo> = serde_json::from_value(list).unwrap_or_default();
@@ -168,7 +168,7 @@ pub fn key_list(call: &Call) -> Outcome {
     Ok(0)
 }
 
-pub fn key_revoke(call: &Call) -> Outcome {
+pub fn key_revoke(call: &Call) -> CommandResult {
     let id = call.args.positional(0).unwrap_or_default();
     Admin::find(call)?.call("DELETE", &format!("/v1/keys/{}", path_part(id)?), None)?;
     call.say.line(&format!("[ok] Revoked {id}; its sessions are cut"));
@@ -176,7 +176,7 @@ pub fn key_revoke(call: &Call) -> Outcome {
     Ok(0)
 }
 
-pub fn approve(call: &Call) -> Outcome {
+pub fn approve(call: &Call) -> CommandResult {
     let code = call.args.positional(0).unwrap_or_default();
     let body = json!({ "role": role(call)?.map(Role::as_str), "workspace": call.args.value("workspace") });
     let approved =
@@ -196,7 +196,7 @@ fn path_part(text: &str) -> Result<&str> {
     Err(Error::misread(text, "has characters that it cannot have").hint("Copy it again, whole"))
 }
 
-pub fn audit_verify(call: &Call) -> Outcome {
+pub fn audit_verify(call: &Call) -> CommandResult {
     let data = data_folder(call)?;
     if !audit::log_file(&data).exists() {
         return Err(no_hub(&data));
@@ -207,7 +207,7 @@ pub fn audit_verify(call: &Call) -> Outcome {
     Ok(0)
 }
 
-pub fn status(call: &Call) -> Outcome {
+pub fn status(call: &Call) -> CommandResult {
     let data = data_folder(call)?;
     let Some((hub, pin)) = running(call)? else {
         call.say.value(&json!({ "running": false, "data": data }));

@@ -6,13 +6,13 @@ use serde_json::json;
 
 use super::hub::data_folder;
 use crate::cli::Call;
-use crate::cli::Outcome;
+use crate::cli::CommandResult;
 use crate::cli::store::StoreAt;
 use crate::error::Error;
 use crate::error::Result;
 use crate::hub::store::migrate::Place;
 
-pub fn run(call: &Call) -> Outcome {
+pub fn run(call: &Call) -> CommandResult {
     let (from, from_name) = place(call, "from")?;
     let (to, to_name) = place(call, "to")?;
     let contents = from.read(&call.stop)?;

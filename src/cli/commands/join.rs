@@ -8,12 +8,13 @@ use serde_json::json;
 
 use crate::api::Hub;
 use crate::cli::Call;
-use crate::cli::Outcome;
+use crate::cli::CommandResult;
 use crate::cli::args::name_of;
 use crate::cli::args::port_of;
 use crate::cli::background;
-use crate::cli::context::not_configured;
-use crate::cli::context::variable;
+use crate::cli::call::not_configured;
+use crate::cli::call::parse_hub_urls;
+use crate::cli::call::variable;
 use crate::cli::member::Right;
 use crate::cli::member::Wanted;
 use crate::cli::member::another_agent;
@@ -28,7 +29,6 @@ use crate::model::name::Name;
 use crate::model::suggest;
 use crate::model::time::in_words;
 use crate::net::address::HubUrl;
-use crate::os::daemon;
 use crate::os::secret;
 use crate::os::terminal;
 use crate::tls::identity::Identity;
@@ -40,7 +40,7 @@ use crate::wire::api::SharePreview;
 /// What stdin may hold before its line ends.
 const LINE: usize = 4096;
 
-pub fn run(call: &Call) -> Outcome {
+pub fn run(call: &Call) -> CommandResult {
     let invitation = invitation(call)?;
     let ports = chosen_ports(call)?;
     let wait = call.args.duration("wait")?;
@@ -87,7 +87,7 @@ pub fn run(call: &Call) -> Outcome {
     let mut party = Party::new(call, "join", &names, right);
     party.add(wanted);
     party.wait_as_asked(wait)?;
-    call.go_on()?;
+    call.fail_if_stopped()?;
     party.list();
     report(call, &share, invitation.code.as_str(), &party)?;
     party.settle()?;
@@ -99,7 +99,7 @@ pub fn run(call: &Call) -> Outcome {
 /// From the argument, from stdin for `-`, or from `CONNECT_JOIN`, which keeps it out of the process list.
 fn invitation(call: &Call) -> Result<Invitation> {
     let given = call.args.positional(0).filter(|given| *given != "-").map(str::to_owned);
-    let handed_on = variable("CONNECT_JOIN").filter(|_| daemon::own_log().is_some());
+    let handed_on = variable("CONNECT_JOIN").filter(|_| call.is_background());
     let text = match handed_on.or(given).or_else(|| variable("CONNECT_JOIN")) {
         Some(text) => text,
         None if call.args.positional(0) == Some("-") => {
@@ -123,18 +123,18 @@ fn invitation(call: &Call) -> Result<Invitation> {
 /// A link brings everything; a code needs a machine that is logged in.
 fn hub(call: &Call, invitation: &Invitation) -> Result<(Arc<Hub>, Identity)> {
     let Some(link) = &invitation.link else {
-        if Call::api_key(&call.config()?).is_none() {
+        if call.api_key()?.is_none() {
             return Err(not_configured());
         }
         return Ok((call.hub()?, call.identity()?));
     };
     let trust = match link.hub_pin {
         Some(pin) => HubTrust::Pin(pin),
-        None => call.trust(&call.config()?, None)?,
+        None => call.trust(&*call.config()?, None)?,
     };
     let key = format!("pl_{}", link.secret);
     // Another one of its fleet, or another way to it: it proves the same pin.
-    let mut urls = call.asked_hubs()?;
+    let mut urls = parse_hub_urls(call.args.values("hub"))?;
     if urls.is_empty() {
         urls.push(HubUrl::parse(&link.hub)?);
     }

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::proxy_parts;
 use crate::cli::Call;
-use crate::cli::Outcome;
+use crate::cli::CommandResult;
 use crate::cli::background;
 use crate::cli::logs;
 use crate::error::Error;
@@ -48,22 +48,22 @@ impl Wanted {
     }
 }
 
-pub fn start(call: &Call) -> Outcome {
+pub fn start(call: &Call) -> CommandResult {
     let wanted = Wanted::read(call)?;
-    if call.args.flag("foreground") || daemon::own_log().is_some() {
+    if call.args.flag("foreground") || call.is_background() {
         return serve(call, &wanted);
     }
     detach(call, daemon::own_arguments(), true)
 }
 
 /// Runs ourselves in the background; Ctrl-C ends it as long as it is not ready.
-fn detach(call: &Call, arguments: Vec<OsString>, aloud: bool) -> Outcome {
+fn detach(call: &Call, arguments: Vec<OsString>, aloud: bool) -> CommandResult {
     let log = call.home.file(proxy::LOG);
     let started = background::start(call, &Begin { arguments, environment: &[], log: &log }, aloud)?;
-    call.go_on().map(|()| started.code())
+    call.fail_if_stopped().map(|()| started.code())
 }
 
-fn serve(call: &Call, wanted: &Wanted) -> Outcome {
+fn serve(call: &Call, wanted: &Wanted) -> CommandResult {
     call.say.line(if wanted.tls { "🌐 Starting subdomain proxy...\n" } else { "🌐 Starting proxy...\n" });
     if let Some(running) = proxy::running(&call.home)
         && is_served_already(call, wanted, &running)?
@@ -73,9 +73,8 @@ fn serve(call: &Call, wanted: &Wanted) -> Outcome {
     let listening = listen(call, wanted)?;
     let port = listening.port;
     let _run = runs::register(&call.home, proxy::KIND, &[proxy::KIND.to_owned()])?;
-    let config = call.config()?;
     if wanted.tls {
-        say_plan(call, &call.hub_url(&config)?, port);
+        say_plan(call, &call.hub_urls()?[0], port);
     }
     let settings = proxy_parts::settings(call, wanted)?;
     let certificates = if wanted.tls { Some((settings.certificates)()?) } else { None };
@@ -89,7 +88,7 @@ fn serve(call: &Call, wanted: &Wanted) -> Outcome {
     let serving = Proxy::start(listening, table, settings, &call.stop)?;
     let _state = proxy::announce(&call.home, port, wanted.tls)?;
     announce(call, &serving);
-    if daemon::own_log().is_some() {
+    if call.is_background() {
         daemon::ready(&call.home.file(proxy::LOG))?;
     }
     call.stop.wait();
@@ -173,7 +172,7 @@ fn announce(call: &Call, serving: &Proxy) {
         .collect();
     call.say.event(&json!({ "event": "listening", "pid": std::process::id(), "port": front.port,
         "tls": front.settings.secure, "url": front.url(), "routes": listed }));
-    let foreground = daemon::own_log().is_none();
+    let foreground = !call.is_background();
     let kind = if front.settings.secure { "HTTPS" } else { "HTTP" };
     if front.settings.secure || foreground {
         if routes.len() > 0 {
@@ -208,7 +207,7 @@ fn announce(call: &Call, serving: &Proxy) {
     }
 }
 
-pub fn stop(call: &Call) -> Outcome {
+pub fn stop(call: &Call) -> CommandResult {
     let Some(running) = proxy::running(&call.home) else {
         call.say.line("[ok] No proxy is running.");
         call.say.value(&json!({ "stopped": false }));
@@ -221,7 +220,7 @@ pub fn stop(call: &Call) -> Outcome {
 }
 
 #[allow(clippy::unnecessary_wraps)] // The shape that the table asks for.
-pub fn status(call: &Call) -> Outcome {
+pub fn status(call: &Call) -> CommandResult {
     let running = proxy::running(&call.home);
     call.say.line("🌐 Proxy Status\n");
     let Some(running) = running else {
@@ -243,7 +242,7 @@ pub fn status(call: &Call) -> Outcome {
     Ok(0)
 }
 
-pub fn logs(call: &Call) -> Outcome {
+pub fn logs(call: &Call) -> CommandResult {
     logs::show(call, &call.home.file(proxy::LOG), "Start the proxy: connect proxy start")
 }
 

@@ -11,7 +11,7 @@ use super::proxy::Wanted;
 use super::proxy_trust;
 use crate::api::Hub;
 use crate::cli::Call;
-use crate::cli::context::not_configured;
+use crate::cli::call::not_configured;
 use crate::error::Error;
 use crate::error::Result;
 use crate::http::host::parse_host;
@@ -19,7 +19,6 @@ use crate::model::name::Name;
 use crate::net::address::split_host_port;
 use crate::net::serve::Bound;
 use crate::net::stop::Stop;
-use crate::os::daemon;
 use crate::os::lock::locked;
 use crate::proxy::certificates::Certificates;
 use crate::proxy::front::LoadCertificates;
@@ -53,7 +52,7 @@ pub fn settings(call: &Call, wanted: &Wanted) -> Result<Settings> {
         rewrite_host: values("rewrite-host"),
         allow_origin,
         connect_allow,
-        on_request: daemon::own_log().is_none().then(|| line_a_request(call)),
+        on_request: (!call.is_background()).then(|| line_a_request(call)),
     })
 }
 

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::proxy_parts::CERTIFICATES;
 use crate::cli::Call;
-use crate::cli::Outcome;
+use crate::cli::CommandResult;
 use crate::error::Error;
 use crate::error::Result;
 use crate::os::paths;
@@ -17,7 +17,7 @@ use crate::os::setup::trust_store::Store;
 use crate::os::user;
 use crate::proxy::certificates::Certificates;
 
-pub fn trust(call: &Call) -> Outcome {
+pub fn trust(call: &Call) -> CommandResult {
     call.say.line("🔒 Trusting Private Connect local CA...\n");
     // Makes it when there is none: who trusts first and starts later needs no second step.
     Certificates::of_folder(&call.home.file(CERTIFICATES))?;
@@ -32,7 +32,7 @@ pub fn trust(call: &Call) -> Outcome {
     Ok(done.code())
 }
 
-pub fn untrust(call: &Call) -> Outcome {
+pub fn untrust(call: &Call) -> CommandResult {
     call.say.line("🔒 Removing Private Connect local CA from the trust stores...\n");
     Ok(carry_out(call, Aim::Untrust)?.code())
 }

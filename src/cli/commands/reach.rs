@@ -8,12 +8,12 @@ use serde_json::json;
 use super::proxy;
 use crate::api::Hub;
 use crate::cli::Call;
-use crate::cli::Outcome;
+use crate::cli::CommandResult;
 use crate::cli::args::did_you_mean;
 use crate::cli::args::name_of;
 use crate::cli::args::port_of;
 use crate::cli::background;
-use crate::cli::context::variable;
+use crate::cli::call::variable;
 use crate::cli::member::Right;
 use crate::cli::member::Wanted;
 use crate::cli::party::Party;
@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// No time at all would mean to wait for ever.
 const LEAST: Duration = Duration::from_millis(1);
 
-pub fn run(call: &Call) -> Outcome {
+pub fn run(call: &Call) -> CommandResult {
     let name = name_of(call.args.positional(0).unwrap_or_default())?;
     let asked_port = match (call.args.positional(1), call.args.port("port")?) {
         (Some(_), Some(_)) => {
@@ -48,7 +48,7 @@ pub fn run(call: &Call) -> Outcome {
     let deadline = Instant::now() + call.args.duration("timeout")?.unwrap_or(PATIENCE);
     // Who gives up waits for nothing that is still on its way.
     let way = call.stop.child();
-    let hub = call.hub_until(&way)?;
+    let hub = call.hub_at(call.hub_urls()?, &way)?;
     call.say.line(&format!("🔗 Reaching {name}"));
     let mut report = Diagnosis::default();
     look(call, &hub, &mut report, deadline)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::cli::Call;
-use crate::cli::Outcome;
+use crate::cli::CommandResult;
 use crate::cli::say::columns;
 use crate::os::terminal;
 use crate::state::seen;
@@ -17,7 +17,7 @@ const NONE: &str = "No services yet. Offer one beside it: connect expose NAME PO
 const EVERY: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(3);
 
-pub fn run(call: &Call) -> Outcome {
+pub fn run(call: &Call) -> CommandResult {
     if call.args.flag("watch") {
         return watch(call);
     }
@@ -48,7 +48,7 @@ fn cells(service: &ServiceInfo) -> [String; 6] {
 }
 
 /// Until Ctrl-C, also while the hub is away: on a terminal a table that is drawn again, else a line a change.
-fn watch(call: &Call) -> Outcome {
+fn watch(call: &Call) -> CommandResult {
     let hub = call.hub()?.within(PATIENCE);
     let is_screen = terminal::is_terminal_out() && !call.say.json;
     let (mut known, mut away): (Option<Vec<_>>, Option<String>) = (None, None);

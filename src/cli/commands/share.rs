@@ -9,17 +9,17 @@ use serde_json::json;
 
 use crate::api::Hub;
 use crate::cli::Call;
-use crate::cli::Outcome;
+use crate::cli::CommandResult;
 use crate::cli::args::name_of;
 use crate::cli::background;
-use crate::cli::commands::discover::Found;
+use crate::cli::call::not_configured;
+use crate::cli::commands::discover::NamedService;
 use crate::cli::commands::discover::find;
 use crate::cli::commands::discover::in_json;
 use crate::cli::commands::discover::ports;
 use crate::cli::commands::discover::show;
 use crate::cli::commands::expose::target_of;
 use crate::cli::commands::share_standing::Standing;
-use crate::cli::context::not_configured;
 use crate::cli::exposing::Exposing;
 use crate::cli::say::columns;
 use crate::discover;
@@ -44,7 +44,7 @@ const LIFE: Duration = Duration::from_hours(24);
 /// How long a service without a name has to say what it is.
 const LOOK: Duration = Duration::from_secs(1);
 
-pub fn run(call: &Call) -> Outcome {
+pub fn run(call: &Call) -> CommandResult {
     let code = call.args.value("code").map(code_of).transpose()?;
     let max_joins = max_joins(call)?;
     let life = call.args.duration("expires")?.unwrap_or(LIFE);
@@ -75,10 +75,10 @@ pub fn run(call: &Call) -> Outcome {
                 ));
             }
         }
-        call.go_on()?;
+        call.fail_if_stopped()?;
         exposing = Some(begun);
     }
-    let agent = call.config()?.agent_id.ok_or_else(not_configured)?;
+    let agent = call.config()?.agent_id.clone().ok_or_else(not_configured)?;
     let services = services(call, &hub, &agent, &exposures)?;
     let until = Instant::now().checked_add(life);
     let made = hub.make_share(&MakeShare {
@@ -98,8 +98,11 @@ pub fn run(call: &Call) -> Outcome {
     let mut standing = Standing::begin(&hub, made.id, until);
     let stayed = exposing.stay(|exposing| standing.is_over(exposing.is_lost(), &call.say));
     // Without its services the code would open nothing; nobody should find it and wonder.
-    let revoked = (!standing.is_revoked)
-        .then(|| call.hub_until(&Stop::new()).and_then(|hub| hub.revoke_share(&made.code)));
+    let revoked = (!standing.is_revoked).then(|| {
+        call.hub_urls()
+            .and_then(|urls| call.hub_at(urls, &Stop::new()))
+            .and_then(|hub| hub.revoke_share(&made.code))
+    });
     drop(exposing);
     if standing.is_revoked {
         call.say.event(&json!({ "event": "revoked", "code": made.code }));
@@ -129,7 +132,7 @@ fn max_joins(call: &Call) -> Result<Option<u32>> {
 }
 
 /// With `--discovered`, what answers on this machine, except connect's own listeners.
-fn discovered(call: &Call) -> Result<Vec<Found>> {
+fn discovered(call: &Call) -> Result<Vec<NamedService>> {
     if !call.args.flag("discovered") {
         if call.args.value("ports").or(call.args.value("range")).is_some() {
             return Err(Error::usage("--ports and --range say where to look")
@@ -147,7 +150,7 @@ fn discovered(call: &Call) -> Result<Vec<Found>> {
 }
 
 /// The targets on the command line, `5432`, `api=8080`, `db2=10.0.0.5:5432`, and what was found beside them.
-fn exposures(call: &Call, found: &[Found]) -> Result<Vec<Exposure>> {
+fn exposures(call: &Call, found: &[NamedService]) -> Result<Vec<Exposure>> {
     let mut taken = BTreeSet::new();
     let mut exposures = Vec::new();
     for text in &call.args.positionals {
@@ -168,7 +171,7 @@ fn exposures(call: &Call, found: &[Found]) -> Result<Vec<Exposure>> {
         }
         exposures.push(Exposure { name, target, protocol: kind.protocol() });
     }
-    for Found { name, target, service, .. } in found {
+    for NamedService { name, target, service, .. } in found {
         let is_given = exposures.iter().any(|exposure: &Exposure| exposure.target == *target);
         if !is_given && taken.insert(name.clone()) {
             let (name, target) = (name.clone(), target.clone());
@@ -217,7 +220,7 @@ fn announce(call: &Call, announced: &Announced<'_>) -> Result<()> {
     let verified = Invitation { code: code.clone(), agent, link: None };
     let link = made.secret.as_ref().map(|secret| -> Result<Invitation> {
         let config = call.config()?;
-        let hub_pin = match call.trust(&config, Call::api_key(&config).as_deref())? {
+        let hub_pin = match call.trust(&config, call.api_key()?.as_deref())? {
             HubTrust::Pin(pin) => Some(pin),
             HubTrust::Public | HubTrust::Roots(_) => None,
         };
@@ -250,7 +253,7 @@ fn announce(call: &Call, announced: &Announced<'_>) -> Result<()> {
     Ok(())
 }
 
-pub fn list(call: &Call) -> Outcome {
+pub fn list(call: &Call) -> CommandResult {
     let shares = call.hub()?.shares()?;
     call.say.value(&shares);
     if shares.is_empty() {
@@ -270,7 +273,7 @@ pub fn list(call: &Call) -> Outcome {
     Ok(0)
 }
 
-pub fn revoke(call: &Call) -> Outcome {
+pub fn revoke(call: &Call) -> CommandResult {
     let given = call.args.positional(0).unwrap_or_default().trim().to_ascii_lowercase();
     let plain = given.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
     if given.is_empty() || !plain {

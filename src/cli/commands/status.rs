@@ -4,7 +4,7 @@ use serde_json::Value;
 use serde_json::json;
 
 use crate::cli::Call;
-use crate::cli::Outcome;
+use crate::cli::CommandResult;
 use crate::cli::args::did_you_mean;
 use crate::cli::background;
 use crate::cli::logs;
@@ -23,7 +23,7 @@ use crate::state::runs::Run;
 use crate::state::runs::State;
 
 #[allow(clippy::unnecessary_wraps)] // It is a command like the others.
-pub fn status(call: &Call) -> Outcome {
+pub fn status(call: &Call) -> CommandResult {
     let all: Vec<Run> = runs::all(&call.home).into_iter().map(|run| with_routes(call, run)).collect();
     call.say.value(&all.iter().map(with_last_words).collect::<Vec<_>>());
     if all.is_empty() {
@@ -94,7 +94,7 @@ fn in_bytes(bytes: u64) -> String {
     }
 }
 
-pub fn stop(call: &Call) -> Outcome {
+pub fn stop(call: &Call) -> CommandResult {
     let all = runs::all(&call.home);
     let wanted: Vec<&Run> = match (call.args.positional(0), call.args.flag("all")) {
         (Some(_), true) => {

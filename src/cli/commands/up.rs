@@ -11,7 +11,8 @@ use serde_json::json;
 use crate::api::Hub;
 use crate::api::poll_interval;
 use crate::cli::Call;
-use crate::cli::Outcome;
+use crate::cli::CommandResult;
+use crate::cli::call::variable;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
@@ -23,9 +24,9 @@ use crate::state::config::Config;
 use crate::tls::trust::HubTrust;
 use crate::wire::api::RegisterAgent;
 
-pub fn run(call: &Call) -> Outcome {
-    let mut config = call.config()?;
-    let urls = call.hub_urls(&config)?;
+pub fn run(call: &Call) -> CommandResult {
+    let mut config = Config::clone(&*call.config()?);
+    let urls = call.hub_urls()?;
     let url = urls[0].clone();
     let given = call.args.value("api-key").or_else(|| call.args.value("token")).map(str::to_owned);
     let moved = config.hub_url.as_ref().is_some_and(|known| *known != url.to_string());
@@ -38,7 +39,7 @@ pub fn run(call: &Call) -> Outcome {
         config.ca = None;
         config.hub_pin = None;
     }
-    let key = match given.or_else(|| Call::api_key(&Config::default())).or_else(|| config.api_key.clone()) {
+    let key = match given.or_else(|| variable("PRIVATECONNECT_TOKEN")).or_else(|| config.api_key.clone()) {
         Some(key) => key,
         None => ask_for_key(call, &mut config, &url)?,
     };
@@ -100,7 +101,7 @@ fn ask_for_key(call: &Call, config: &mut Config, url: &HubUrl) -> Result<String>
     let deadline = Instant::now() + Duration::from_secs(asked.expires_in_seconds.min(3600));
     while Instant::now() < deadline {
         if call.stop.wait_for(poll_interval(&asked)) {
-            call.go_on()?;
+            call.fail_if_stopped()?;
         }
         match hub.device_state(&asked) {
             Ok(state) => {

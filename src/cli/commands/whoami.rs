@@ -3,18 +3,18 @@
 use serde_json::json;
 
 use crate::cli::Call;
-use crate::cli::Outcome;
-use crate::cli::context::not_configured;
+use crate::cli::CommandResult;
+use crate::cli::call::not_configured;
 use crate::error::Error;
 use crate::os::files;
 use crate::state::runs;
 
-pub fn run(call: &Call) -> Outcome {
+pub fn run(call: &Call) -> CommandResult {
     let config = call.config()?;
     let hub = call.hub()?;
     let whoami = hub.whoami()?;
     let role = whoami.role_word();
-    let (label, id) = (config.label.unwrap_or_default(), config.agent_id.unwrap_or_default());
+    let (label, id) = (config.label.clone().unwrap_or_default(), config.agent_id.clone().unwrap_or_default());
     let fingerprint = call.identity()?.fingerprint;
     call.say.value(
         &json!({ "hub": hub.url.to_string(), "label": label, "agentId": id, "fingerprint": fingerprint,
@@ -32,7 +32,7 @@ pub fn run(call: &Call) -> Outcome {
 }
 
 /// Forgets who this machine was. What is still running was begun with that, so it must end first.
-pub fn logout(call: &Call) -> Outcome {
+pub fn logout(call: &Call) -> CommandResult {
     if call.config()?.api_key.is_none() {
         return Err(not_configured());
     }

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::Party;
 use super::TURN;
-use crate::cli::Outcome;
+use crate::cli::CommandResult;
 use crate::cli::background;
 use crate::cli::member::Member;
 use crate::error::Result;
@@ -34,14 +34,14 @@ pub type EachTurn<'t> = &'t mut dyn FnMut(&mut Party<'_>) -> Result<()>;
 
 impl Party<'_> {
     /// Until Ctrl-C, until the command behind `--` ends, or until the right to all this is gone.
-    pub fn stay(mut self, each_turn: EachTurn<'_>) -> Outcome {
+    pub fn stay(mut self, each_turn: EachTurn<'_>) -> CommandResult {
         background::ready(self.call)?;
         let code = self.stay_on(each_turn)?;
         self.run.iter_mut().for_each(OwnRun::ends_well);
         Ok(code)
     }
 
-    fn stay_on(&mut self, each_turn: EachTurn<'_>) -> Outcome {
+    fn stay_on(&mut self, each_turn: EachTurn<'_>) -> CommandResult {
         let tell = self.tell.clone();
         let woken = self.call.stop.on_stop(move || drop(tell.send(Told::Stopped)));
         let command = self.run_command()?;
@@ -91,7 +91,7 @@ impl Party<'_> {
         let (Some(command), Some(signals)) = (self.call.args.run.clone(), self.call.signals.clone()) else {
             return Ok(None);
         };
-        self.call.go_on()?;
+        self.call.fail_if_stopped()?;
         let (environment, tell) = (self.environment(), self.tell.clone());
         let (started, pid) = mpsc::channel();
         let work = move || {

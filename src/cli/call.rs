@@ -1,0 +1,167 @@
+//! What every command starts from: its arguments, its output, the state folder, the config and the hub.
+//!
+//! The config is read when a command first needs it and kept; only `reload_config` reads it again.
+
+use std::cell::RefCell;
+use std::env;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+
+use super::args::Args;
+use super::say::Say;
+use crate::api::Hub;
+use crate::error::Error;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::net::address::HubUrl;
+use crate::net::stop::Stop;
+use crate::os::daemon;
+use crate::os::process::Signals;
+use crate::state::config::Config;
+use crate::state::config::DEFAULT_HUB;
+use crate::state::config::trust_of;
+use crate::state::home::Home;
+use crate::state::identity;
+use crate::tls::identity::Identity;
+use crate::tls::trust;
+use crate::tls::trust::HubTrust;
+
+/// The exit code of a command, or what went wrong.
+pub type CommandResult = Result<u8>;
+
+pub struct Call {
+    pub args: Args,
+    pub say: Say,
+    pub home: Home,
+    /// Set by the first Ctrl-C.
+    pub stop: Stop,
+    /// Taken before the command's threads start, if it runs another program.
+    pub signals: Option<Signals>,
+    /// The log file of this process if it runs in the background; `None` in the foreground.
+    pub background_log: Option<PathBuf>,
+    config: RefCell<Option<Rc<Config>>>,
+}
+
+impl Call {
+    pub fn new(args: Args, say: Say) -> Result<Self> {
+        let stop = Stop::new();
+        let signals = if args.run.is_some() {
+            Some(Signals::take(first_then_second(&stop))?)
+        } else {
+            ctrlc::set_handler(first_then_second(&stop)).or_say(|| "Cannot take this process's signals")?;
+            None
+        };
+        Ok(Self {
+            args,
+            say,
+            home: Home::find(),
+            stop,
+            signals,
+            background_log: daemon::own_log(),
+            config: RefCell::default(),
+        })
+    }
+
+    pub fn is_background(&self) -> bool {
+        self.background_log.is_some()
+    }
+
+    /// Fails if Ctrl-C interrupted the work.
+    pub fn fail_if_stopped(&self) -> Result<()> {
+        if self.stop.is_stopped() { Err(Error::stopped()) } else { Ok(()) }
+    }
+
+    pub fn config_file(&self) -> Option<&Path> {
+        self.args.value("config").map(Path::new)
+    }
+
+    /// The config as it was when this command first asked for it.
+    pub fn config(&self) -> Result<Rc<Config>> {
+        let known = self.config.borrow().clone();
+        known.map_or_else(|| self.reload_config(), Ok)
+    }
+
+    /// Reads the config again, for commands that follow its changes. On failure the old one stays.
+    pub fn reload_config(&self) -> Result<Rc<Config>> {
+        let config = Rc::new(Config::load(&self.home, self.config_file())?);
+        self.config.replace(Some(Rc::clone(&config)));
+        Ok(config)
+    }
+
+    /// From the environment, else the one that `connect up` saved.
+    pub fn api_key(&self) -> Result<Option<String>> {
+        let config = self.config()?;
+        Ok(variable("PRIVATECONNECT_TOKEN").or_else(|| config.api_key.clone()))
+    }
+
+    /// How the hub is recognised: by a CA file that was named, else by what the config and the key say.
+    pub fn trust(&self, config: &Config, key: Option<&str>) -> Result<HubTrust> {
+        let file = self.args.value("ca").map(str::to_owned).or_else(|| variable("PRIVATECONNECT_CA"));
+        if let Some(file) = file {
+            return trust::read_roots(Path::new(&file));
+        }
+        Ok(trust_of(config.ca.as_deref(), key, config.hub_pin.as_deref()))
+    }
+
+    pub fn identity(&self) -> Result<Identity> {
+        identity::load_or_make(&self.home)
+    }
+
+    /// The addresses of the hub: from the option, the environment, the config or the default, in this order. The
+    /// first is the hub that is meant; the others belong to its fleet and stand in for it.
+    pub fn hub_urls(&self) -> Result<Vec<HubUrl>> {
+        let option = parse_hub_urls(self.args.values("hub"))?;
+        if !option.is_empty() {
+            return Ok(option);
+        }
+        if let Some(list) = variable("CONNECT_HUB_URL") {
+            return parse_hub_urls([list.as_str()]);
+        }
+        let config = self.config()?;
+        let configured = config.hub_url.as_deref().unwrap_or(DEFAULT_HUB);
+        parse_hub_urls([configured].into_iter().chain(config.hubs.iter().map(String::as_str)))
+    }
+
+    pub fn hub(&self) -> Result<Arc<Hub>> {
+        self.hub_at(self.hub_urls()?, &self.stop)
+    }
+
+    /// The hub at these addresses, with our key. `stop` cuts its calls.
+    pub fn hub_at(&self, urls: Vec<HubUrl>, stop: &Stop) -> Result<Arc<Hub>> {
+        let key = self.api_key()?.ok_or_else(not_configured)?;
+        let trust = self.trust(&*self.config()?, Some(&key))?;
+        Hub::new(urls, &trust, Some(key), stop).map(Arc::new)
+    }
+}
+
+/// Each text may be a list with commas.
+#[allow(single_use_lifetimes)] // It cannot be left out yet.
+pub fn parse_hub_urls<'l>(lists: impl IntoIterator<Item = &'l str>) -> Result<Vec<HubUrl>> {
+    lists.into_iter().flat_map(|list| list.split(',')).map(HubUrl::parse).collect()
+}
+
+pub fn not_configured() -> Error {
+    Error::new("Agent not configured").hint("Run connect up first to authenticate.")
+}
+
+pub fn variable(name: &str) -> Option<String> {
+    // A secret that was read from a file often ends in a newline.
+    env::var(name).ok().map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+}
+
+/// The first signal ends everything in order, the second one at once.
+fn first_then_second(stop: &Stop) -> impl Fn() + Send + 'static {
+    let stop = stop.clone();
+    let is_second = AtomicBool::new(false);
+    move || {
+        if is_second.swap(true, Ordering::SeqCst) {
+            process::exit(130);
+        }
+        stop.stop();
+    }
+}
