@@ -16,7 +16,7 @@ PREFIX   ?= /usr/local
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 600
 
-.PHONY: all fetch demo test lint check bench bench-peers load fuzz soak e2e deps audit sbom vendor reproducible install clean
+.PHONY: all fetch demo test lint check bench bench-peers load attack fuzz soak e2e deps audit sbom vendor reproducible install clean
 
 all: fetch
 	$(STATIC) cargo build --release --locked --target $(TARGET)
@@ -56,6 +56,10 @@ target/peers/bin/rathole target/peers/bin/bore:
 # Thousands at once, and what the others notice; LOAD_SECONDS=60 is how long 1000 connections a second last.
 load:
 	@$(STATIC) cargo test --quiet --release --locked --target $(TARGET) --test load --test fleet_load
+
+# Hostile peers against a real hub, agent, joiner and proxy: what each achieves, and the bound that must hold.
+attack:
+	@cargo test --quiet --locked --test attack
 
 # Every target for so many seconds; RUNS=100000000 instead for so many executions each.
 fuzz:
