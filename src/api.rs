@@ -227,8 +227,8 @@ impl Hub {
             let (fields, host) = ([("x-api-key", key.as_str())], url.authority());
             let ask = Ask { method: "GET", path: "/v1/agent", host: &host, fields: &fields, body: None };
             let dialled = self.dialer.dial(url, deadline);
-            let upgraded =
-                dialled.and_then(|(stream, _cut)| http::upgrade(stream, control::UPGRADE, &ask, deadline));
+            let upgraded = dialled
+                .and_then(|(stream, _cut)| http::upgrade(stream, control::CONTROL_UPGRADE, &ask, deadline));
             upgraded.map_err(|error| Missed { before: error.may_pass(), error })
         })
     }

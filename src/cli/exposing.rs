@@ -22,11 +22,11 @@ use crate::net::connect::dial;
 use crate::os::files;
 use crate::state::runs::Open;
 use crate::state::runs::OwnRun;
-use crate::tunnel::agent::Agent;
-use crate::tunnel::agent::Event;
+use crate::tunnel::agent::AgentEvent;
+use crate::tunnel::agent::AgentProfile;
 use crate::tunnel::agent::Exposure;
-use crate::tunnel::agent::Myself;
-use crate::tunnel::serving::Figures;
+use crate::tunnel::agent::RunningAgent;
+use crate::tunnel::traffic::TrafficCounters;
 
 /// How long a target has to answer before the user is told that it does not.
 const LOOK: Duration = Duration::from_secs(2);
@@ -35,8 +35,8 @@ pub const TURN: Duration = Duration::from_millis(200);
 
 pub struct Exposing<'c> {
     call: &'c Call,
-    agent: Agent,
-    told: Receiver<Event>,
+    agent: RunningAgent,
+    told: Receiver<AgentEvent>,
     /// One lock for each name, so that two processes of this machine do not take it from each other.
     locks: BTreeMap<Name, files::Lock>,
     /// This command's entry in the list of what runs, unless it has another.
@@ -58,13 +58,14 @@ impl<'c> Exposing<'c> {
     pub fn start(call: &'c Call, hub: Arc<Hub>, run: Option<OwnRun>) -> Result<Self> {
         let config = call.config()?;
         let id = config.agent_id.clone().ok_or_else(not_configured)?;
-        let myself = Myself {
+        let profile = AgentProfile {
             id: id.clone(),
             label: config.label.clone().unwrap_or_default(),
             identity: call.identity()?,
         };
         let (tell, told) = mpsc::channel();
-        let agent = Agent::start(hub, &myself, Box::new(move |event| drop(tell.send(event))), &call.stop)?;
+        let agent =
+            RunningAgent::start(hub, &profile, Box::new(move |event| drop(tell.send(event))), &call.stop)?;
         Ok(Self { call, agent, told, locks: BTreeMap::new(), run, lost: RefCell::default() })
     }
 
@@ -75,11 +76,11 @@ impl<'c> Exposing<'c> {
         let mut known = BTreeMap::new();
         while known.len() < exposures.len() && !self.call.stop.is_stopped() {
             match self.next(Instant::now() + LOOK) {
-                Some(Event::Exposed { name, service, tunnel_port }) => {
+                Some(AgentEvent::Exposed { name, service, tunnel_port }) => {
                     drop(known.insert(name, (service, tunnel_port)));
                 }
-                Some(Event::Refused { error, .. }) => return Err(error),
-                Some(Event::Lost(error)) if error.kind != ErrorKind::Unreachable => return Err(error),
+                Some(AgentEvent::Refused { error, .. }) => return Err(error),
+                Some(AgentEvent::Lost(error)) if error.kind != ErrorKind::Unreachable => return Err(error),
                 Some(event) => self.tell(&event),
                 None => {}
             }
@@ -135,15 +136,15 @@ impl<'c> Exposing<'c> {
 
     /// What is exposed, for `connect status`.
     pub fn open(&self) -> Vec<Open> {
-        let open = |(exposure, figures): (Exposure, Arc<Figures>)| Open {
+        let open = |(exposure, traffic): (Exposure, Arc<TrafficCounters>)| Open {
             name: exposure.name.to_string(),
             at: exposure.target.to_string(),
             up: !self.is_lost(),
             trouble: self.lost.borrow().clone(),
-            sessions: usize::try_from(figures.sessions.load(Ordering::Relaxed)).unwrap_or_default(),
-            bytes: figures.bytes.load(Ordering::Relaxed),
+            sessions: usize::try_from(traffic.sessions.load(Ordering::Relaxed)).unwrap_or_default(),
+            bytes: traffic.bytes.load(Ordering::Relaxed),
         };
-        self.agent.figures().into_iter().map(open).collect()
+        self.agent.traffic().into_iter().map(open).collect()
     }
 
     fn report(&mut self) {
@@ -154,7 +155,7 @@ impl<'c> Exposing<'c> {
     }
 
     /// What has happened since the last time.
-    pub fn news(&self) -> impl Iterator<Item = Event> {
+    pub fn news(&self) -> impl Iterator<Item = AgentEvent> {
         self.told.try_iter()
     }
 
@@ -162,15 +163,15 @@ impl<'c> Exposing<'c> {
     pub fn tell_news(&self) -> Result<()> {
         for event in self.news() {
             match event {
-                Event::Refused { error, .. } => return Err(error),
-                Event::Lost(error) if error.is_status(401) || error.is_status(403) => return Err(error),
+                AgentEvent::Refused { error, .. } => return Err(error),
+                AgentEvent::Lost(error) if error.is_status(401) || error.is_status(403) => return Err(error),
                 event => self.tell(&event),
             }
         }
         Ok(())
     }
 
-    fn next(&self, deadline: Instant) -> Option<Event> {
+    fn next(&self, deadline: Instant) -> Option<AgentEvent> {
         while !self.call.stop.is_stopped() {
             let left = deadline.saturating_duration_since(Instant::now()).min(Duration::from_millis(100));
             match self.told.recv_timeout(left) {
@@ -182,20 +183,20 @@ impl<'c> Exposing<'c> {
         None
     }
 
-    pub fn tell(&self, event: &Event) {
+    pub fn tell(&self, event: &AgentEvent) {
         let say = &self.call.say;
         match event {
-            Event::Lost(error) => {
+            AgentEvent::Lost(error) => {
                 let why = if error.may_pass() { "the hub is away".to_owned() } else { error.to_string() };
                 self.lost.replace(Some(why));
                 say.lost(error);
             }
-            Event::Back => {
+            AgentEvent::Back => {
                 self.lost.replace(None);
                 say.back();
             }
-            Event::Refused { name, error } => say.warn(&format!("{name}: {error}")),
-            Event::Exposed { .. } => {}
+            AgentEvent::Refused { name, error } => say.warn(&format!("{name}: {error}")),
+            AgentEvent::Exposed { .. } => {}
         }
     }
 

@@ -31,9 +31,9 @@ use crate::state::known;
 use crate::state::runs;
 use crate::state::runs::OwnRun;
 use crate::tunnel::joiner::Tunnel;
-use crate::tunnel::joiner::everyone;
-use crate::tunnel::pool::Approve;
-use crate::tunnel::pool::Opener;
+use crate::tunnel::joiner::any_user;
+use crate::tunnel::pool::AgentCheck;
+use crate::tunnel::pool::SessionOpener;
 use crate::wire::api::AskSession;
 
 /// How often a service without a port looks for one, and a changed file is noticed.
@@ -120,15 +120,15 @@ impl<'c> Party<'c> {
         let own = AskSession::of(&wanted.service, self.right.identity.fingerprint);
         let ask = AskSession { share: self.right.share.clone(), ..own };
         let approve = self.approve(&wanted.name, protocol);
-        let opener = Opener::new(Arc::clone(&self.right.hub), &self.right.identity, ask, approve)?
-            .called(&wanted.name);
+        let opener = SessionOpener::new(Arc::clone(&self.right.hub), &self.right.identity, ask, approve)?
+            .expected(&wanted.name);
         let (tell, name) = (self.tell.clone(), wanted.name.clone());
         let report = Box::new(move |event| drop(tell.send(Told::Service(name.clone(), event))));
-        Tunnel::new(opener, everyone, report, &self.call.stop)
+        Tunnel::new(opener, any_user, report, &self.call.stop)
     }
 
     /// Whose agent may answer for this service; notes what it speaks.
-    fn approve(&self, name: &Name, protocol: Arc<OnceLock<Protocol>>) -> Approve {
+    fn approve(&self, name: &Name, protocol: Arc<OnceLock<Protocol>>) -> AgentCheck {
         let (right, home) = (Arc::clone(&self.right), self.call.home.clone());
         let what = format!("{}/{name}", right.known_as);
         Box::new(move |granted| {
@@ -147,7 +147,8 @@ impl<'c> Party<'c> {
         thread::scope(|scope| {
             for member in unproved {
                 scope.spawn(|| {
-                    member.trouble = member.tunnel.as_ref().and_then(|tunnel| tunnel.prove(patience).err());
+                    member.trouble =
+                        member.tunnel.as_ref().and_then(|tunnel| tunnel.check_target(patience).err());
                 });
             }
         });
@@ -244,7 +245,7 @@ impl<'c> Party<'c> {
                 self.written = Some(lines);
             }
         }
-        self.members.iter().flat_map(|member| &member.tunnel).for_each(Tunnel::watch);
+        self.members.iter().flat_map(|member| &member.tunnel).for_each(Tunnel::report_changes);
         Ok(())
     }
 

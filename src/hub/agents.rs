@@ -22,7 +22,7 @@ use crate::net::connect::DEADLINE;
 use crate::net::duplex::Duplex;
 use crate::os::clock;
 use crate::os::secret;
-use crate::wire::control::SERVICES_LIMIT;
+use crate::wire::control::CHANNEL_SERVICE_LIMIT;
 use crate::wire::control::ToAgent;
 use crate::wire::control::ToHub;
 
@@ -161,8 +161,8 @@ impl Served<'_> {
         if registry.services_of(&self.agent).any(|own| own.name == *name) {
             return None;
         }
-        if registry.service_count_of(&self.agent) >= SERVICES_LIMIT {
-            let hint = format!("At most {SERVICES_LIMIT}; expose the rest from another agent");
+        if registry.service_count_of(&self.agent) >= CHANNEL_SERVICE_LIMIT {
+            let hint = format!("At most {CHANNEL_SERVICE_LIMIT}; expose the rest from another agent");
             return Some(("This agent exposes too many services".into(), hint));
         }
         (registry.services(&self.workspace).count() >= SERVICES).then(|| {

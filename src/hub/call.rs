@@ -14,8 +14,8 @@ use crate::model::version;
 use crate::model::version::Version;
 use crate::net::address::bracketed;
 use crate::net::address::split_host_port;
+use crate::wire::control::CONTROL_UPGRADE;
 use crate::wire::control::RELAY_UPGRADE;
-use crate::wire::control::UPGRADE;
 
 /// A name for people to know each other by.
 const LABEL: usize = 64;
@@ -90,7 +90,7 @@ pub fn relay_address(request: &Request, over_tls: bool) -> Result<String, Reply>
 
 /// What is spoken here beside the API is something else.
 pub fn other_upgrade(what: &str, hint: &str) -> Reply {
-    Reply::error(426, what, hint).field("upgrade", format!("{UPGRADE}, {RELAY_UPGRADE}"))
+    Reply::error(426, what, hint).field("upgrade", format!("{CONTROL_UPGRADE}, {RELAY_UPGRADE}"))
 }
 
 /// Labels are shown on other people's terminals: printable, and not long.

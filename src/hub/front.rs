@@ -49,8 +49,8 @@ use crate::net::threads::ThreadGroup;
 use crate::os::files;
 use crate::os::limits;
 use crate::tls;
+use crate::wire::control::CONTROL_UPGRADE;
 use crate::wire::control::RELAY_UPGRADE;
-use crate::wire::control::UPGRADE;
 
 /// Connections at once: each session needs two, each agent one.
 const CONNECTIONS: usize = 24_000;
@@ -195,7 +195,7 @@ impl Front {
             let visit = Visit { address: self.address_of(visit, &request), ..visit };
             if request.path == "/v1/agent"
                 && request.method == "GET"
-                && request.upgrades_to(UPGRADE)
+                && request.upgrades_to(CONTROL_UPGRADE)
                 && !only_relay
             {
                 return self.agent(conversation, &request, visit, guest);
@@ -255,7 +255,7 @@ impl Front {
         match welcome {
             Ok(arrival) => {
                 drop(guest);
-                if conversation.answer(&Reply::switching(UPGRADE), true, false).is_ok() {
+                if conversation.answer(&Reply::switching(CONTROL_UPGRADE), true, false).is_ok() {
                     let opener = self.opener.as_ref();
                     agents::serve(&self.core, conversation.into_stream(), arrival, opener);
                 }

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-const FIRST: Duration = Duration::from_millis(200);
+const FIRST_RETRY_WAIT: Duration = Duration::from_millis(200);
 /// A connection must work within three seconds of a hub's or agent's return, so no try may lie further
 /// ahead than this. A refused dial costs a hub that is gone nothing, and jitter spreads the rest.
-const CEILING: Duration = Duration::from_secs(2);
+const LONGEST_RETRY_WAIT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Default)]
 pub struct Backoff {
@@ -15,7 +15,7 @@ pub struct Backoff {
 impl Backoff {
     /// The wait after one more failure: between half and the whole of the step, as `random` says.
     pub fn next(&mut self, random: u32) -> Duration {
-        let step = FIRST.saturating_mul(1 << self.failures.min(8)).min(CEILING);
+        let step = FIRST_RETRY_WAIT.saturating_mul(1 << self.failures.min(8)).min(LONGEST_RETRY_WAIT);
         self.failures = self.failures.saturating_add(1);
         let half = step / 2;
         half + half.mul_f64(f64::from(random) / f64::from(u32::MAX))
@@ -37,6 +37,6 @@ mod tests {
         assert_eq!(waits[..5], [200, 400, 800, 1600, 2000]);
         assert!(waits[5..].iter().all(|wait| *wait == 2000));
         backoff.reset();
-        assert_eq!(backoff.next(0), FIRST / 2);
+        assert_eq!(backoff.next(0), FIRST_RETRY_WAIT / 2);
     }
 }

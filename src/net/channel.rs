@@ -27,7 +27,7 @@ use super::duplex::Writer;
 use super::threads::ThreadGroup;
 use crate::os::lock::locked;
 use crate::os::lock::wait_while;
-use crate::wire::control::LINE_LIMIT;
+use crate::wire::control::CONTROL_LINE_LIMIT;
 
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Two heartbeats missed and a bit.
@@ -102,7 +102,7 @@ impl Channel {
                 self.socket.set_write_timeout(Some(WRITE_PATIENCE))?;
             }
             let mut line = Vec::new();
-            (&mut self.lines).take(LINE_LIMIT as u64).read_until(b'\n', &mut line)?;
+            (&mut self.lines).take(CONTROL_LINE_LIMIT as u64).read_until(b'\n', &mut line)?;
             match line.as_slice() {
                 b"\n" => {}
                 [message @ .., b'\n'] => {

@@ -14,7 +14,7 @@ use rustls::ServerConfig;
 
 use super::application;
 use super::serving;
-use super::serving::Figures;
+use super::traffic::TrafficCounters;
 use crate::api::Hub;
 use crate::error::Error;
 use crate::error::ErrorKind;
@@ -45,11 +45,11 @@ use crate::wire::control::ToAgent;
 use crate::wire::control::ToHub;
 
 /// Sessions served at once. Each costs two threads and up to three descriptors.
-const SESSIONS: usize = 4096;
+const AGENT_SESSION_LIMIT: usize = 4096;
 /// A try to come back that meets silence is given up after this long, since the next may meet the hub.
-const RETRY: Duration = Duration::from_millis(2500);
-/// At the end, the farewell to the hub may take this long.
-const FAREWELL: Duration = Duration::from_millis(300);
+const RECONNECT_TIMEOUT: Duration = Duration::from_millis(2500);
+/// Taking leave of the hub (withdrawing the services) may delay the end by this much.
+const WITHDRAW_TIMEOUT: Duration = Duration::from_millis(300);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exposure {
@@ -59,7 +59,7 @@ pub struct Exposure {
 }
 
 #[derive(Debug)]
-pub enum Event {
+pub enum AgentEvent {
     /// The hub knows the service; the id is the same after every reconnection.
     Exposed {
         name: Name,
@@ -75,25 +75,25 @@ pub enum Event {
     Back,
 }
 
-pub type Report = Box<dyn Fn(Event) + Send + Sync>;
+pub type OnAgentEvent = Box<dyn Fn(AgentEvent) + Send + Sync>;
 
 /// Who this agent is to the hub.
-pub struct Myself {
+pub struct AgentProfile {
     pub id: String,
     pub label: String,
     pub identity: Identity,
 }
 
-pub struct Agent {
-    shared: Arc<Shared>,
+pub struct RunningAgent {
+    inner: Arc<AgentInner>,
 }
 
-struct Shared {
+struct AgentInner {
     hub: Arc<Hub>,
     registration: RegisterAgent,
     tls: Arc<ServerConfig>,
     exposures: Mutex<Exposures>,
-    report: Report,
+    on_event: OnAgentEvent,
     threads: ThreadGroup,
     serving: AtomicUsize,
     stop: Stop,
@@ -101,47 +101,47 @@ struct Shared {
 
 #[derive(Default)]
 struct Exposures {
-    all: Vec<Exposed>,
+    all: Vec<ExposedService>,
     /// The channel, while there is one.
     channel: Option<Outgoing>,
 }
 
-struct Exposed {
+struct ExposedService {
     exposure: Exposure,
-    figures: Arc<Figures>,
+    traffic: Arc<TrafficCounters>,
     /// The id that the hub gave it, once it has.
     service: Option<String>,
 }
 
-impl Agent {
-    pub fn start(hub: Arc<Hub>, myself: &Myself, report: Report, stop: &Stop) -> Result<Self> {
+impl RunningAgent {
+    pub fn start(hub: Arc<Hub>, profile: &AgentProfile, on_event: OnAgentEvent, stop: &Stop) -> Result<Self> {
         let stop = stop.child();
-        let fingerprint = myself.identity.fingerprint;
-        let shared = Arc::new(Shared {
+        let fingerprint = profile.identity.fingerprint;
+        let inner = Arc::new(AgentInner {
             hub,
-            registration: RegisterAgent { id: myself.id.clone(), label: myself.label.clone(), fingerprint },
-            tls: trust::session_server(&myself.identity)?,
+            registration: RegisterAgent { id: profile.id.clone(), label: profile.label.clone(), fingerprint },
+            tls: trust::session_server(&profile.identity)?,
             exposures: Mutex::default(),
-            report,
+            on_event,
             threads: ThreadGroup::default(),
             serving: AtomicUsize::new(0),
             stop,
         });
-        let own = Arc::clone(&shared);
-        shared.threads.spawn("agent", move || own.run())?;
-        Ok(Self { shared })
+        let own = Arc::clone(&inner);
+        inner.threads.spawn("agent", move || own.run())?;
+        Ok(Self { inner })
     }
 
     pub fn expose(&self, exposure: Exposure) {
-        let mut exposures = locked(&self.shared.exposures);
+        let mut exposures = locked(&self.inner.exposures);
         if let Some(channel) = &exposures.channel {
             channel.send(&expose_message(&exposure));
         }
-        exposures.all.push(Exposed { exposure, figures: Arc::default(), service: None });
+        exposures.all.push(ExposedService { exposure, traffic: Arc::default(), service: None });
     }
 
     pub fn withdraw(&self, name: &Name) {
-        let mut exposures = locked(&self.shared.exposures);
+        let mut exposures = locked(&self.inner.exposures);
         let gone = exposures.all.extract_if(.., |one| one.exposure.name == *name);
         let gone: Vec<String> = gone.filter_map(|one| one.service).collect();
         if let Some(channel) = &exposures.channel {
@@ -150,16 +150,16 @@ impl Agent {
     }
 
     /// With what each has carried.
-    pub fn figures(&self) -> Vec<(Exposure, Arc<Figures>)> {
-        let exposures = locked(&self.shared.exposures);
-        exposures.all.iter().map(|one| (one.exposure.clone(), Arc::clone(&one.figures))).collect()
+    pub fn traffic(&self) -> Vec<(Exposure, Arc<TrafficCounters>)> {
+        let exposures = locked(&self.inner.exposures);
+        exposures.all.iter().map(|one| (one.exposure.clone(), Arc::clone(&one.traffic))).collect()
     }
 }
 
-impl Drop for Agent {
+impl Drop for RunningAgent {
     fn drop(&mut self) {
-        self.shared.stop.stop();
-        self.shared.threads.join(|| ());
+        self.inner.stop.stop();
+        self.inner.threads.join(|| ());
     }
 }
 
@@ -167,32 +167,32 @@ fn expose_message(exposure: &Exposure) -> ToHub {
     ToHub::Expose { name: exposure.name.clone(), port: exposure.target.port, protocol: exposure.protocol }
 }
 
-/// What the hub announces.
-struct Announced {
+/// A session that the hub offers: a joiner is waiting at its relay.
+struct SessionOffer {
     session: String,
     peer: Fingerprint,
     ticket: String,
     relay: String,
-    /// Where it was announced, and will be relayed.
+    /// The hub that sent the offer. It also relays the session.
     at: HubUrl,
 }
 
-impl Shared {
+impl AgentInner {
     fn run(self: &Arc<Self>) {
-        let retrying = self.hub.within(RETRY);
+        let retrying = self.hub.within(RECONNECT_TIMEOUT);
         let mut backoff = Backoff::default();
-        // Of what kind the loss is that was told last.
-        let mut told = None;
+        // The kind of the last loss reported, so that each kind is reported once.
+        let mut reported = None;
         while !self.stop.is_stopped() {
             let began = Instant::now();
-            let hub = if told.is_some() { &retrying } else { &*self.hub };
+            let hub = if reported.is_some() { &retrying } else { &*self.hub };
             let connected = self.connect(hub);
             // A try that met silence has waited already; the end of a channel that stood has not.
             let waited = if connected.is_err() { began.elapsed() } else { Duration::ZERO };
             let ended = connected.and_then(|(mut channel, at)| {
                 backoff.reset();
-                if told.take().is_some() {
-                    (self.report)(Event::Back);
+                if reported.take().is_some() {
+                    (self.on_event)(AgentEvent::Back);
                 }
                 self.listen(&mut channel, &at)
             });
@@ -202,9 +202,9 @@ impl Shared {
             }
             let error = ended.err().unwrap_or_else(|| Error::new("The hub ended the control channel"));
             // In the middle of an outage only what no waiting mends is news: the key was revoked, another hub is there.
-            if told.is_none() || (!error.may_pass() && told != Some(error.kind)) {
-                told = Some(error.kind);
-                (self.report)(Event::Lost(error));
+            if reported.is_none() || (!error.may_pass() && reported != Some(error.kind)) {
+                reported = Some(error.kind);
+                (self.on_event)(AgentEvent::Lost(error));
             }
             self.stop.wait_for(backoff.next(secret::number()).saturating_sub(waited));
         }
@@ -221,7 +221,7 @@ impl Shared {
         match channel.first::<ToAgent>(Instant::now() + DEADLINE) {
             Ok(ToAgent::Welcome { .. }) => {}
             Ok(_) => return Err(Error::new("The hub does not speak the control protocol")),
-            Err(error) => return Err(gone(error)),
+            Err(error) => return Err(connection_lost(error)),
         }
         let mut exposures = locked(&self.exposures);
         for one in &exposures.all {
@@ -238,30 +238,31 @@ impl Shared {
         let cut = self.stop.on_stop(move || drop(socket.shutdown(Shutdown::Read)));
         while cut.is_some() && !self.stop.is_stopped() {
             match channel.next::<ToAgent>() {
-                Ok(message) => self.heard(message, &outgoing, at),
+                Ok(message) => self.handle_message(message, &outgoing, at),
                 Err(_) if self.stop.is_stopped() => break,
-                Err(error) => return Err(gone(error)),
+                Err(error) => return Err(connection_lost(error)),
             }
         }
-        let _ = channel.socket().set_write_timeout(Some(FAREWELL));
+        let _ = channel.socket().set_write_timeout(Some(WITHDRAW_TIMEOUT));
         let services: Vec<String> =
             locked(&self.exposures).all.iter().filter_map(|one| one.service.clone()).collect();
         services.into_iter().for_each(|service| _ = outgoing.send(&ToHub::Withdraw { service }));
         Ok(())
     }
 
-    fn heard(self: &Arc<Self>, message: ToAgent, outgoing: &Outgoing, at: &HubUrl) {
+    fn handle_message(self: &Arc<Self>, message: ToAgent, outgoing: &Outgoing, at: &HubUrl) {
         match message {
             ToAgent::Welcome { .. } | ToAgent::Unknown => {}
-            ToAgent::Exposed { name, service, tunnel_port } => self.exposed(name, service, tunnel_port),
+            ToAgent::Exposed { name, service, tunnel_port } => {
+                self.service_exposed(name, service, tunnel_port);
+            }
             ToAgent::Refused { name, reason, hint } => {
                 let error = Error::new(one_line(&reason)).hint(one_line(&hint)).kind(ErrorKind::Refused(409));
-                (self.report)(Event::Refused { name, error });
+                (self.on_event)(AgentEvent::Refused { name, error });
             }
             ToAgent::Open { session, service, peer, ticket, relay, speaks } => {
-                let announced = Announced { session: session.clone(), peer, ticket, relay, at: at.clone() };
-                let begun =
-                    understand(speaks).and_then(|()| self.begin_session(&service, announced, outgoing));
+                let offer = SessionOffer { session: session.clone(), peer, ticket, relay, at: at.clone() };
+                let begun = understand(speaks).and_then(|()| self.begin_session(&service, offer, outgoing));
                 if let Err(reason) = begun {
                     outgoing.send(&ToHub::Decline { session, reason });
                 }
@@ -269,42 +270,42 @@ impl Shared {
         }
     }
 
-    fn exposed(&self, name: Name, service: String, tunnel_port: Option<u16>) {
+    fn service_exposed(&self, name: Name, service: String, tunnel_port: Option<u16>) {
         let mut exposures = locked(&self.exposures);
         let Some(one) = exposures.all.iter_mut().find(|one| one.exposure.name == name) else { return };
         one.service = Some(service.clone());
         drop(exposures);
-        (self.report)(Event::Exposed { name, service, tunnel_port });
+        (self.on_event)(AgentEvent::Exposed { name, service, tunnel_port });
     }
 
     /// Serves a session in a thread of its own; what is not exposed here is declined, and said.
     fn begin_session(
         self: &Arc<Self>,
         service: &str,
-        announced: Announced,
+        offer: SessionOffer,
         outgoing: &Outgoing,
     ) -> std::result::Result<(), String> {
-        let meant = |one: &&Exposed| one.service.as_deref() == Some(service);
+        let meant = |one: &&ExposedService| one.service.as_deref() == Some(service);
         let found = locked(&self.exposures)
             .all
             .iter()
             .find(meant)
-            .map(|one| (one.exposure.clone(), Arc::clone(&one.figures)));
-        let Some((exposure, figures)) = found else {
+            .map(|one| (one.exposure.clone(), Arc::clone(&one.traffic)));
+        let Some((exposure, traffic)) = found else {
             log::warn!("refused: the hub asked for {}, which is not exposed here", service.escape_debug());
             return Err("the agent does not expose this service".into());
         };
-        if self.serving.fetch_add(1, Ordering::SeqCst) >= SESSIONS {
+        if self.serving.fetch_add(1, Ordering::SeqCst) >= AGENT_SESSION_LIMIT {
             self.serving.fetch_sub(1, Ordering::SeqCst);
             return Err("the agent serves too many sessions already".into());
         }
         let (own, outgoing) = (Arc::clone(self), outgoing.clone());
         let spawned = self.threads.spawn("session", move || {
-            if let Err(error) = own.serve(&exposure, &figures, &announced) {
+            if let Err(error) = own.serve(&exposure, &traffic, &offer) {
                 log::debug!("a session to {} did not come about: {error}", exposure.name);
                 // Nobody need wait for an agent that does not come; where it did, this is no news.
                 let reason = "it cannot come to the relay".to_owned();
-                outgoing.send(&ToHub::Decline { session: announced.session, reason });
+                outgoing.send(&ToHub::Decline { session: offer.session, reason });
             }
             own.serving.fetch_sub(1, Ordering::SeqCst);
         });
@@ -315,19 +316,19 @@ impl Shared {
         })
     }
 
-    fn serve(&self, exposure: &Exposure, figures: &Arc<Figures>, announced: &Announced) -> Result<()> {
+    fn serve(&self, exposure: &Exposure, traffic: &Arc<TrafficCounters>, offer: &SessionOffer) -> Result<()> {
         let deadline = Instant::now() + DEADLINE;
-        let below = self.hub.relay(&announced.at, &announced.relay, &announced.ticket, deadline)?;
+        let below = self.hub.relay(&offer.at, &offer.relay, &offer.ticket, deadline)?;
         let Some(_cut) = self.stop.attach(&below.socket) else { return Ok(()) };
         let mut tls = ServerConfig::clone(&self.tls);
         tls.alpn_protocols = vec![application(self.registration.fingerprint, &exposure.name)];
         let established =
             tls::server(&Arc::new(tls), below, deadline).or_say(|| "The joiner does not answer")?;
-        if established.peer != Some(announced.peer) {
+        if established.peer != Some(offer.peer) {
             log::warn!("refused: the joiner of a session to {} is not the one the hub named", exposure.name);
             return Err(Error::new("Another joiner answered"));
         }
-        serving::serve(established, &exposure.target, figures, &self.stop);
+        serving::serve(established, &exposure.target, traffic, &self.stop);
         Ok(())
     }
 }
@@ -339,6 +340,6 @@ fn understand(speaks: Version) -> std::result::Result<(), String> {
     version::objection(&agent, &joiner).map_or(Ok(()), |(what, hint)| Err(format!("{what}. {hint}")))
 }
 
-fn gone(error: io::Error) -> Error {
+fn connection_lost(error: io::Error) -> Error {
     Error::new("The connection to the hub was lost").because(error).kind(ErrorKind::Unreachable)
 }

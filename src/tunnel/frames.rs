@@ -17,15 +17,15 @@ use crate::tls::TlsReader;
 use crate::tls::TlsWriter;
 use crate::wire::frame;
 use crate::wire::frame::DATA_LIMIT;
+use crate::wire::frame::FRAME_HEADER;
+use crate::wire::frame::FrameHeader;
 use crate::wire::frame::FrameKind;
-use crate::wire::frame::HEADER;
-use crate::wire::frame::Header;
 
 /// A local peer that does not read blocks whoever writes to it; so often that one looks whether the
 /// connection was broken off in the meantime.
-const LOOK_UP: Duration = Duration::from_millis(250);
+const WRITE_POLL: Duration = Duration::from_millis(250);
 /// What a quiet connection reads with.
-const CHUNK_IDLE: usize = 4 * 1024;
+const IDLE_READ: usize = 4 * 1024;
 
 pub struct FrameReader {
     tls: TlsReader,
@@ -64,11 +64,11 @@ impl FrameReader {
         }
     }
 
-    pub fn next_header(&mut self) -> io::Result<Header> {
-        let mut bytes = [0; HEADER];
+    pub fn next_header(&mut self) -> io::Result<FrameHeader> {
+        let mut bytes = [0; FRAME_HEADER];
         let mut have = 0;
         loop {
-            let parsed = Header::parse(&bytes[..have]);
+            let parsed = FrameHeader::parse(&bytes[..have]);
             let bad = |bad| io::Error::new(io::ErrorKind::InvalidData, format!("bad frame: {bad:?}"));
             if let Some(header) = parsed.map_err(bad)? {
                 return Ok(header);
@@ -121,7 +121,7 @@ impl FrameReader {
 
 impl FrameWriter {
     pub fn new(tls: TlsWriter) -> Self {
-        Self { tls, buffer: Adaptive::new(2 * HEADER, CHUNK_IDLE, DATA_LIMIT) }
+        Self { tls, buffer: Adaptive::new(2 * FRAME_HEADER, IDLE_READ, DATA_LIMIT) }
     }
 
     /// Begins a direction: `kind`, and in the same write what `local` has said by now, which saves three
@@ -129,11 +129,12 @@ impl FrameWriter {
     pub fn begin(&mut self, kind: FrameKind, mut local: &TcpStream) -> io::Result<usize> {
         let length = socket::peek(local, self.buffer.room());
         let frames = self.buffer.filled(length);
-        frames[..HEADER].copy_from_slice(&frame::bare(kind));
+        frames[..FRAME_HEADER].copy_from_slice(&frame::empty(kind));
         if length == 0 {
-            return self.tls.write_all(&frames[..HEADER]).map(|()| 0);
+            return self.tls.write_all(&frames[..FRAME_HEADER]).map(|()| 0);
         }
-        frames[HEADER..2 * HEADER].copy_from_slice(&Header { kind: FrameKind::Data, length }.encode());
+        frames[FRAME_HEADER..2 * FRAME_HEADER]
+            .copy_from_slice(&FrameHeader { kind: FrameKind::Data, length }.encode());
         self.tls.write_all(frames)?;
         // It is there. Where the connection has broken since, the next read says so.
         let _ = local.read_exact(&mut self.buffer.room()[..length]);
@@ -142,7 +143,7 @@ impl FrameWriter {
 
     /// Frames without data, in one write.
     pub fn send(&mut self, kinds: &[FrameKind]) -> io::Result<()> {
-        let frames: Vec<u8> = kinds.iter().flat_map(|kind| frame::bare(*kind)).collect();
+        let frames: Vec<u8> = kinds.iter().flat_map(|kind| frame::empty(*kind)).collect();
         self.tls.write_all(&frames)
     }
 
@@ -161,8 +162,8 @@ impl FrameWriter {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(_) => return Ok(CopyEnd::Broken),
             };
-            let frame = &mut self.buffer.filled(length)[HEADER..];
-            frame[..HEADER].copy_from_slice(&Header { kind: FrameKind::Data, length }.encode());
+            let frame = &mut self.buffer.filled(length)[FRAME_HEADER..];
+            frame[..FRAME_HEADER].copy_from_slice(&FrameHeader { kind: FrameKind::Data, length }.encode());
             self.tls.write_all(frame)?;
             self.buffer.adapt(length);
             count(length);
@@ -174,8 +175,8 @@ impl FrameWriter {
         self.tls.shrink();
     }
 
-    /// Says TLS's farewell, so that the other end sees an end and not a cut.
-    pub fn farewell(&mut self) {
+    /// Sends TLS's `close_notify`, so that the other end sees an end and not a cut.
+    pub fn close_notify(&mut self) {
         let _ = self.tls.finish();
     }
 }
@@ -187,20 +188,20 @@ pub fn out_of_turn(kind: FrameKind) -> io::Error {
 /// Ends a local connection as broken: whoever reads it here wakes, whoever writes to it wakes before long,
 /// and its peer gets a reset when the last holder lets go. Not a `shutdown` of both directions: that would
 /// send an end of file first, and what was cut would look whole.
-pub fn break_off(local: &TcpStream) {
+pub fn abort(local: &TcpStream) {
     socket::reset_on_close(local);
     let _ = local.shutdown(Shutdown::Read);
 }
 
 /// The local connection is broken off when everything stops.
-pub fn breaks_off(stop: &Stop, local: &Arc<TcpStream>) -> Option<Registration> {
+pub fn abort_on_stop(stop: &Stop, local: &Arc<TcpStream>) -> Option<Registration> {
     let local = Arc::clone(local);
-    stop.on_stop(move || break_off(&local))
+    stop.on_stop(move || abort(&local))
 }
 
 /// From here on a write to this local connection looks up now and then.
-pub fn look_up(local: &TcpStream) {
-    let _ = local.set_write_timeout(Some(LOOK_UP));
+pub fn poll_while_blocked(local: &TcpStream) {
+    let _ = local.set_write_timeout(Some(WRITE_POLL));
 }
 
 /// Writes everything, until the connection is broken off.

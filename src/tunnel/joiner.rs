@@ -7,11 +7,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
-use super::frames::break_off;
-use super::frames::look_up;
-use super::pool::Opener;
+use super::frames::abort;
+use super::frames::poll_while_blocked;
 use super::pool::Pool;
-use super::pool::SESSIONS;
+use super::pool::SessionOpener;
+use super::pool::TUNNEL_SESSION_LIMIT;
 use super::session::Carried;
 use crate::error::Error;
 use crate::error::ErrorKind;
@@ -30,31 +30,31 @@ use crate::os::socket;
 use crate::os::user;
 
 /// How long a new connection may wait for a hub or agent that is just coming back.
-const PATIENCE: Duration = Duration::from_secs(3);
+const COMEBACK_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often the standing sessions are looked after.
-const TEND: Duration = Duration::from_secs(1);
+const POOL_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What its owner is told, once for each change.
+/// What its owner is reported, once for each change.
 #[derive(Debug)]
-pub enum Event {
+pub enum JoinerEvent {
     /// The service answers: at first, or again.
     Up,
     Down(Error),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Told {
+enum ReportedState {
     Nothing,
     Up,
     Down(ErrorKind),
 }
 
-pub type Report = Box<dyn Fn(Event) + Send + Sync>;
+pub type OnJoinerEvent = Box<dyn Fn(JoinerEvent) + Send + Sync>;
 
 /// Who may connect to a tunnel's port.
-pub type Admit = fn(&TcpStream) -> bool;
+pub type PeerCheck = fn(&TcpStream) -> bool;
 
-pub fn everyone(_: &TcpStream) -> bool {
+pub fn any_user(_: &TcpStream) -> bool {
     true
 }
 
@@ -67,62 +67,73 @@ pub fn same_user(local: &TcpStream) -> bool {
 pub struct Tunnel {
     /// 0 until it listens.
     pub port: u16,
-    admit: Admit,
-    shared: Arc<Shared>,
+    peer_check: PeerCheck,
+    inner: Arc<TunnelInner>,
     stop: Stop,
     servers: Vec<Server>,
     threads: ThreadGroup,
 }
 
-struct Shared {
+struct TunnelInner {
     pool: Arc<Pool>,
     stop: Stop,
-    report: Report,
-    /// What the owner was last told.
-    told: Mutex<Told>,
-    wake: Stop,
+    on_event: OnJoinerEvent,
+    /// What the owner was last reported.
+    reported: Mutex<ReportedState>,
+    watched: Stop,
 }
 
 impl Tunnel {
     /// Listens at once; whether the service answers is seen when somebody connects.
-    pub fn start(bound: Bound, opener: Opener, admit: Admit, report: Report, stop: &Stop) -> Result<Self> {
-        let mut tunnel = Self::new(opener, admit, report, stop)?;
+    pub fn start(
+        bound: Bound,
+        opener: SessionOpener,
+        peer_check: PeerCheck,
+        on_event: OnJoinerEvent,
+        stop: &Stop,
+    ) -> Result<Self> {
+        let mut tunnel = Self::new(opener, peer_check, on_event, stop)?;
         tunnel.listen(bound)?;
         Ok(tunnel)
     }
 
-    /// Does not listen yet: whether the service answers is proved by `prove`, or in the background. A port
+    /// Does not listen yet: whether the service answers is checked by `check_target`, or in the background. A port
     /// that were taken before could be the very one that the service has yet to take, on a machine that is
     /// agent and joiner both; the tunnel would lead into itself.
-    pub fn new(opener: Opener, admit: Admit, report: Report, stop: &Stop) -> Result<Self> {
+    pub fn new(
+        opener: SessionOpener,
+        peer_check: PeerCheck,
+        on_event: OnJoinerEvent,
+        stop: &Stop,
+    ) -> Result<Self> {
         let stop = stop.child();
         let pool = Arc::new(Pool::new(opener, stop.clone()));
-        let shared = Arc::new(Shared {
+        let inner = Arc::new(TunnelInner {
             pool,
             stop: stop.clone(),
-            report,
-            told: Mutex::new(Told::Nothing),
-            wake: Stop::new(),
+            on_event,
+            reported: Mutex::new(ReportedState::Nothing),
+            watched: Stop::new(),
         });
-        let own = Arc::clone(&shared);
+        let own = Arc::clone(&inner);
         let (servers, threads) = (Vec::new(), ThreadGroup::default());
-        threads.spawn("tunnel-keeper", move || own.keep())?;
-        Ok(Self { port: 0, admit, shared, stop, servers, threads })
+        threads.spawn("tunnel-maintain", move || own.maintain())?;
+        Ok(Self { port: 0, peer_check, inner, stop, servers, threads })
     }
 
     pub fn listen(&mut self, bound: Bound) -> Result<()> {
-        let (port, admit) = (bound.port, self.admit);
+        let (port, peer_check) = (bound.port, self.peer_check);
         let servers = bound.listeners.into_iter().map(|listener| {
-            let own = Arc::clone(&self.shared);
+            let own = Arc::clone(&self.inner);
             let service = ServeOptions {
                 name: "tunnel",
-                limit: SESSIONS,
+                limit: TUNNEL_SESSION_LIMIT,
                 new_worker: each(
-                    move |local, _| if admit(&local) { own.carry(&local) } else { break_off(&local) },
+                    move |local, _| if peer_check(&local) { own.carry(&local) } else { abort(&local) },
                 ),
                 idle: None,
-                cut: break_off,
-                turn_away: break_off,
+                cut: abort,
+                turn_away: abort,
             };
             Server::start(listener, service, &self.stop)
         });
@@ -133,47 +144,47 @@ impl Tunnel {
 
     /// Opens the first session and has the agent reach its target. An error leaves the tunnel trying in the
     /// background.
-    pub fn prove(&self, patience: Duration) -> Result<Duration> {
+    pub fn check_target(&self, patience: Duration) -> Result<Duration> {
         let began = Instant::now();
-        let proved = self.shared.prove(patience);
-        *locked(&self.shared.told) =
-            proved.as_ref().map_or_else(|error| Told::Down(error.kind), |()| Told::Up);
-        proved.map(|()| began.elapsed())
+        let checked = self.inner.check_target(patience);
+        *locked(&self.inner.reported) =
+            checked.as_ref().map_or_else(|error| ReportedState::Down(error.kind), |()| ReportedState::Up);
+        checked.map(|()| began.elapsed())
     }
 
     /// From here on the background tells of changes: until now only its owner did.
-    pub fn watch(&self) {
-        self.shared.wake.stop();
+    pub fn report_changes(&self) {
+        self.inner.watched.stop();
     }
 
     pub fn bytes(&self) -> u64 {
-        self.shared.pool.bytes.load(Ordering::Relaxed)
+        self.inner.pool.bytes.load(Ordering::Relaxed)
     }
 
     pub fn sessions(&self) -> usize {
-        self.shared.pool.total()
+        self.inner.pool.total()
     }
 
     pub fn is_up(&self) -> bool {
-        *locked(&self.shared.told) == Told::Up
+        *locked(&self.inner.reported) == ReportedState::Up
     }
 }
 
 impl Drop for Tunnel {
     fn drop(&mut self) {
         self.stop.stop();
-        self.shared.wake.stop();
+        self.inner.watched.stop();
         self.servers.clear();
         self.threads.join(|| ());
-        self.shared.pool.drain();
+        self.inner.pool.drain();
     }
 }
 
-impl Shared {
+impl TunnelInner {
     /// One local connection, from accept to close.
     fn carry(&self, local: &Arc<TcpStream>) {
-        look_up(local);
-        let deadline = Instant::now() + PATIENCE;
+        poll_while_blocked(local);
+        let deadline = Instant::now() + COMEBACK_TIMEOUT;
         let mut backoff = Backoff::default();
         loop {
             let mut session = match self.pool.take(Instant::now() + DEADLINE) {
@@ -184,14 +195,14 @@ impl Shared {
                         continue;
                     }
                     log::debug!("a connection is reset: {error}");
-                    self.tell(Event::Down(error));
-                    return break_off(local);
+                    self.report(JoinerEvent::Down(error));
+                    return abort(local);
                 }
             };
             match session.carry(local) {
                 Carried::Clean => return self.pool.give_back(session),
                 Carried::Refused(reason) => {
-                    self.tell(Event::Down(refusal(&reason)));
+                    self.report(JoinerEvent::Down(refusal(&reason)));
                     return self.pool.give_back(session);
                 }
                 Carried::Spoiled => return self.pool.lost(),
@@ -199,17 +210,17 @@ impl Shared {
                     self.pool.lost_to_silence();
                     drop(session);
                     if Instant::now() >= deadline {
-                        return break_off(local);
+                        return abort(local);
                     }
                 }
             }
         }
     }
 
-    fn prove(&self, patience: Duration) -> Result<()> {
+    fn check_target(&self, patience: Duration) -> Result<()> {
         let deadline = Instant::now() + patience;
         let mut session = self.pool.take(deadline)?;
-        match session.prove(deadline.saturating_duration_since(Instant::now())) {
+        match session.check_target(deadline.saturating_duration_since(Instant::now())) {
             Ok(()) => {
                 self.pool.give_back(session);
                 Ok(())
@@ -226,41 +237,41 @@ impl Shared {
     }
 
     /// Keeps one session standing while the tunnel lives, and tells when the service goes and comes.
-    fn keep(&self) {
-        self.wake.wait();
+    fn maintain(&self) {
+        self.watched.wait();
         let mut backoff = Backoff::default();
-        let mut wait = TEND;
+        let mut wait = POOL_CHECK_INTERVAL;
         while !self.stop.wait_for(wait) {
-            wait = TEND;
-            self.pool.tend();
-            if self.pool.total() > 0 && *locked(&self.told) == Told::Up {
+            wait = POOL_CHECK_INTERVAL;
+            self.pool.check_idle();
+            if self.pool.total() > 0 && *locked(&self.reported) == ReportedState::Up {
                 continue;
             }
-            match self.prove(DEADLINE) {
+            match self.check_target(DEADLINE) {
                 Ok(()) => {
                     backoff.reset();
-                    self.tell(Event::Up);
+                    self.report(JoinerEvent::Up);
                 }
                 Err(error) => {
                     wait = backoff.next(secret::number());
-                    self.tell(Event::Down(error));
+                    self.report(JoinerEvent::Down(error));
                 }
             }
         }
     }
 
     /// Once for each change, and not at all before the owner wants to hear it.
-    fn tell(&self, event: Event) {
-        if !self.wake.is_stopped() || self.stop.is_stopped() {
+    fn report(&self, event: JoinerEvent) {
+        if !self.watched.is_stopped() || self.stop.is_stopped() {
             return;
         }
         let now = match &event {
-            Event::Up => Told::Up,
-            Event::Down(error) => Told::Down(error.kind),
+            JoinerEvent::Up => ReportedState::Up,
+            JoinerEvent::Down(error) => ReportedState::Down(error.kind),
         };
-        let before = std::mem::replace(&mut *locked(&self.told), now);
+        let before = std::mem::replace(&mut *locked(&self.reported), now);
         if before != now {
-            (self.report)(event);
+            (self.on_event)(event);
         }
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use super::frames::FrameReader;
-use super::frames::break_off;
+use super::frames::abort;
 use super::frames::out_of_turn;
 use crate::os::lock::FOREVER;
 use crate::os::lock::locked;
@@ -126,7 +126,7 @@ impl Lane {
             }
         });
         if let Some(local) = local {
-            break_off(&local);
+            abort(&local);
         }
     }
 
@@ -217,7 +217,7 @@ impl Lane {
     fn local_broke(&self, local: Option<Arc<TcpStream>>) {
         self.change(|state| state.broken = true);
         if let Some(local) = local {
-            break_off(&local);
+            abort(&local);
         }
     }
 }

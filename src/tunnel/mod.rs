@@ -7,6 +7,7 @@ mod lane;
 pub mod pool;
 pub mod serving;
 pub mod session;
+pub mod traffic;
 
 use crate::model::fingerprint::Fingerprint;
 use crate::model::name::Name;

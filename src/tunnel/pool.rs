@@ -34,38 +34,38 @@ use crate::wire::api::AskSession;
 use crate::wire::api::SessionGranted;
 
 /// Sessions of one tunnel, busy and idle. Each costs two threads and two descriptors at this end.
-pub const SESSIONS: usize = 4096;
+pub const TUNNEL_SESSION_LIMIT: usize = 4096;
 /// An idle session beyond the first is dropped after this long.
-const IDLE: Duration = Duration::from_mins(1);
+const IDLE_SESSION_TIMEOUT: Duration = Duration::from_mins(1);
 /// A session is free again a moment after its client has the last byte: so long a new connection waits for
 /// a busy one before another is opened.
-const MOMENT: Duration = Duration::from_millis(2);
+const BUSY_SESSION_WAIT: Duration = Duration::from_millis(2);
 /// A session that takes longer to open may never come about, since its agent is gone: nobody waits for it alone.
-const SLOW: Duration = Duration::from_secs(2);
+const SLOW_OPEN: Duration = Duration::from_secs(2);
 /// An idle session is asked this often whether it is still there.
-const ASK_AFTER: Duration = Duration::from_secs(5);
+const PING_AFTER_SILENCE: Duration = Duration::from_secs(5);
 
 /// Looks at the agent that the hub names, before anything is sent to it.
-pub type Approve = Box<dyn Fn(&SessionGranted) -> Result<()> + Send + Sync>;
+pub type AgentCheck = Box<dyn Fn(&SessionGranted) -> Result<()> + Send + Sync>;
 
 /// Opens sessions to one service.
-pub struct Opener {
+pub struct SessionOpener {
     hub: Arc<Hub>,
     tls: Arc<ClientConfig>,
     ask: AskSession,
-    /// What the service is called here; without it, as the hub calls it.
-    called: Option<Name>,
-    approve: Approve,
+    /// What the service is expected here; without it, as the hub calls it.
+    expected: Option<Name>,
+    agent_check: AgentCheck,
 }
 
-impl Opener {
-    pub fn new(hub: Arc<Hub>, identity: &Identity, ask: AskSession, approve: Approve) -> Result<Self> {
-        Ok(Self { hub, tls: trust::session_client(identity)?, ask, called: None, approve })
+impl SessionOpener {
+    pub fn new(hub: Arc<Hub>, identity: &Identity, ask: AskSession, agent_check: AgentCheck) -> Result<Self> {
+        Ok(Self { hub, tls: trust::session_client(identity)?, ask, expected: None, agent_check })
     }
 
     /// Whatever the hub says, the agent must serve the service of this name.
-    pub fn called(self, name: &Name) -> Self {
-        Self { called: Some(name.clone()), ..self }
+    pub fn expected(self, name: &Name) -> Self {
+        Self { expected: Some(name.clone()), ..self }
     }
 
     pub fn open(&self, bytes: &Arc<AtomicU64>, stop: &Stop) -> Result<Session> {
@@ -73,10 +73,10 @@ impl Opener {
         let (granted, at) = self.hub.ask_session(&self.ask)?;
         let whose = format!("the agent's machine, {}", granted.agent_label);
         understand("The agent", &whose, granted.agent_speaks)?;
-        (self.approve)(&granted)?;
+        (self.agent_check)(&granted)?;
         let below = self.hub.relay(&at, &granted.relay, &granted.ticket, deadline)?;
         let _cut = stop.attach(&below.socket).ok_or_else(Error::stopped)?;
-        let service = self.called.as_ref().unwrap_or(&granted.name);
+        let service = self.expected.as_ref().unwrap_or(&granted.name);
         let meant = application(granted.agent_fingerprint, service);
         let mut tls = ClientConfig::clone(&self.tls);
         tls.alpn_protocols = vec![meant.clone()];
@@ -113,17 +113,17 @@ fn another_service(wanted: &Name) -> Error {
 }
 
 pub struct Pool {
-    opener: Opener,
+    opener: SessionOpener,
     /// That its sessions have carried, as its clients see them.
     pub bytes: Arc<AtomicU64>,
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
     changed: Condvar,
     stop: Stop,
     threads: ThreadGroup,
 }
 
 #[derive(Default)]
-struct State {
+struct PoolState {
     /// Used last, taken first, so that the surplus of a burst grows old at the front.
     idle: VecDeque<(Session, Instant)>,
     /// Idle, busy and being opened.
@@ -136,11 +136,11 @@ struct State {
     failures: Vec<Error>,
 }
 
-impl State {
+impl PoolState {
     /// Being opened, and likely to come about: when each was begun.
     fn coming(&self) -> &[Instant] {
         let now = Instant::now();
-        let slow = self.opening.partition_point(|begun| now.duration_since(*begun) >= SLOW);
+        let slow = self.opening.partition_point(|begun| now.duration_since(*begun) >= SLOW_OPEN);
         &self.opening[slow..]
     }
 
@@ -158,7 +158,7 @@ impl State {
 }
 
 impl Pool {
-    pub fn new(opener: Opener, stop: Stop) -> Self {
+    pub fn new(opener: SessionOpener, stop: Stop) -> Self {
         let (bytes, state, changed, threads) = Default::default();
         Self { opener, bytes, state, changed, stop, threads }
     }
@@ -183,7 +183,7 @@ impl Pool {
     }
 
     fn wait_for_one(self: &Arc<Self>, deadline: Instant, leaving: &mut Vec<Session>) -> Result<Session> {
-        let moment = Instant::now() + MOMENT;
+        let moment = Instant::now() + BUSY_SESSION_WAIT;
         let mut state = locked(&self.state);
         loop {
             if self.stop.is_stopped() {
@@ -196,8 +196,8 @@ impl Pool {
                 return Err(error);
             }
             let coming = state.coming();
-            let may_open = coming.len() < state.wanting && state.total < SESSIONS;
-            let slow = coming.first().map_or(deadline, |begun| *begun + SLOW);
+            let may_open = coming.len() < state.wanting && state.total < TUNNEL_SESSION_LIMIT;
+            let slow = coming.first().map_or(deadline, |begun| *begun + SLOW_OPEN);
             let none_is_busy = state.total == state.opening.len();
             if may_open && (none_is_busy || Instant::now() >= moment) {
                 let now = Instant::now();
@@ -288,18 +288,18 @@ impl Pool {
     }
 
     /// Drops what is dead or has been idle for long, and asks the rest whether they are there.
-    pub fn tend(&self) {
+    pub fn check_idle(&self) {
         let (mut leaving, mut doubtful) = (Vec::new(), Vec::new());
         {
             let mut state = locked(&self.state);
             let mut kept = VecDeque::new();
             let mut standing = state.idle.len();
             while let Some((session, since)) = state.idle.pop_front() {
-                if session.is_dead() || (standing > 1 && since.elapsed() > IDLE) {
+                if session.is_dead() || (standing > 1 && since.elapsed() > IDLE_SESSION_TIMEOUT) {
                     standing -= 1;
                     state.total -= 1;
                     leaving.push(session);
-                } else if session.silent_for() > ASK_AFTER {
+                } else if session.silent_for() > PING_AFTER_SILENCE {
                     doubtful.push((session, since));
                 } else {
                     kept.push_back((session, since));

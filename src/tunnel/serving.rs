@@ -9,7 +9,6 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::Weak;
 use std::sync::atomic::AtomicBool;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -18,10 +17,11 @@ use std::time::Instant;
 use super::frames::CopyEnd;
 use super::frames::FrameReader;
 use super::frames::FrameWriter;
-use super::frames::break_off;
-use super::frames::breaks_off;
-use super::frames::look_up;
+use super::frames::abort;
+use super::frames::abort_on_stop;
 use super::frames::out_of_turn;
+use super::frames::poll_while_blocked;
+use super::traffic::TrafficCounters;
 use crate::model::target::Target;
 use crate::net::connect::DEADLINE;
 use crate::net::connect::dial;
@@ -37,14 +37,6 @@ const FIRST_WORDS: Duration = Duration::from_millis(1);
 /// What may wait for the thread that writes. A joiner that reads what it is told has three such things on the way at the
 /// most; one that does not is not heard any further, or each connection that it opens and breaks off would stay open.
 const WAITING: usize = 8;
-
-/// What an exposed service has open, and what it has carried.
-#[derive(Debug, Default)]
-pub struct Figures {
-    /// Sessions that stand now.
-    pub sessions: AtomicU64,
-    pub bytes: AtomicU64,
-}
 
 /// A connection to the target, shared by the thread that reads the session and the one that reads the target.
 struct Open {
@@ -63,39 +55,39 @@ enum Say {
 }
 
 /// Serves the session until it ends.
-pub fn serve(established: Established, target: &Target, figures: &Arc<Figures>, stop: &Stop) {
+pub fn serve(established: Established, target: &Target, traffic: &Arc<TrafficCounters>, stop: &Stop) {
     let Established { reader, writer, socket, .. } = established;
     let Some(_attached) = stop.attach(&socket) else { return };
     let (say, said) = mpsc::sync_channel(WAITING);
-    let (cut, count) = (Arc::clone(&socket), Arc::clone(figures));
+    let (cut, count) = (Arc::clone(&socket), Arc::clone(traffic));
     let speaker = threads::spawn("session-write", move || {
         let mut frames = FrameWriter::new(writer);
         if speak_all(&mut frames, &said, &count).is_ok() {
-            frames.farewell();
+            frames.close_notify();
         }
         let _ = cut.shutdown(Shutdown::Both);
     });
     let Ok(speaker) = speaker.inspect_err(|error| log::warn!("cannot serve a session: {error}")) else {
         return;
     };
-    figures.sessions.fetch_add(1, Ordering::Relaxed);
+    traffic.sessions.fetch_add(1, Ordering::Relaxed);
     let frames = FrameReader::new(reader, Arc::clone(&socket));
-    let mut listener = Listener { frames, target, say, figures, stop, current: Weak::new() };
+    let mut listener = Listener { frames, target, say, traffic, stop, current: Weak::new() };
     let ended = listener.listen();
     log::debug!("a session ended: {ended:?}");
     if let Some(open) = listener.current.upgrade() {
-        open.break_off();
+        open.abort();
     }
     drop(listener);
     let _ = socket.shutdown(Shutdown::Both);
     let _ = speaker.join();
-    figures.sessions.fetch_sub(1, Ordering::Relaxed);
+    traffic.sessions.fetch_sub(1, Ordering::Relaxed);
 }
 
 impl Open {
-    fn break_off(&self) {
+    fn abort(&self) {
         self.broken.store(true, Ordering::SeqCst);
-        break_off(&self.target);
+        abort(&self.target);
     }
 }
 
@@ -103,7 +95,7 @@ struct Listener<'s> {
     frames: FrameReader,
     target: &'s Target,
     say: mpsc::SyncSender<Say>,
-    figures: &'s Arc<Figures>,
+    traffic: &'s Arc<TrafficCounters>,
     stop: &'s Stop,
     /// The connection that is open, or that has ended in the joiner's direction only.
     current: Weak<Open>,
@@ -133,16 +125,16 @@ impl Listener<'_> {
             self.say(Say::Refused(format!("Nothing answers at {}", self.target)))?;
             return self.discard();
         };
-        let Some(_attached) = breaks_off(self.stop, &target) else {
+        let Some(_attached) = abort_on_stop(self.stop, &target) else {
             return Err(io::ErrorKind::Interrupted.into());
         };
-        look_up(&target);
+        poll_while_blocked(&target);
         let (broken, ended) = Default::default();
         let open = Arc::new(Open { target, broken, ended });
         self.current = Arc::downgrade(&open);
         let received = self.say(Say::Opened(Arc::clone(&open))).and_then(|()| self.receive(&open));
         // The speaker may be done with it, and then a session that was cut would look like an end of file.
-        received.inspect_err(|_| open.break_off())
+        received.inspect_err(|_| open.abort())
     }
 
     /// The joiner's direction of an open connection, to its end.
@@ -152,11 +144,11 @@ impl Listener<'_> {
             match header.kind {
                 FrameKind::Data => {
                     if self.frames.data_into(header.length, Some(&open.target))?.is_err() {
-                        open.break_off();
+                        open.abort();
                         self.say(Say::Reset)?;
                         return self.discard();
                     }
-                    self.figures.bytes.fetch_add(header.length as u64, Ordering::Relaxed);
+                    self.traffic.bytes.fetch_add(header.length as u64, Ordering::Relaxed);
                 }
                 FrameKind::Eof => {
                     let _ = open.target.shutdown(Shutdown::Write);
@@ -186,7 +178,7 @@ impl Listener<'_> {
 
     fn forget_broken(&mut self) {
         if let Some(open) = std::mem::take(&mut self.current).upgrade() {
-            open.break_off();
+            open.abort();
             let _ = self.say(Say::Reset);
         }
     }
@@ -196,7 +188,11 @@ impl Listener<'_> {
     }
 }
 
-fn speak_all(frames: &mut FrameWriter, said: &mpsc::Receiver<Say>, figures: &Figures) -> io::Result<()> {
+fn speak_all(
+    frames: &mut FrameWriter,
+    said: &mpsc::Receiver<Say>,
+    traffic: &TrafficCounters,
+) -> io::Result<()> {
     for what in said {
         match what {
             Say::Pong => frames.send(&[FrameKind::Pong])?,
@@ -204,11 +200,11 @@ fn speak_all(frames: &mut FrameWriter, said: &mpsc::Receiver<Say>, figures: &Fig
             Say::Reset => frames.send(&[FrameKind::Reset])?,
             Say::Opened(open) => {
                 // The listener may be gone, and then a session that was cut would look like an end of file.
-                let end = copy_back(frames, &open, figures).inspect_err(|_| open.break_off())?;
+                let end = copy_back(frames, &open, traffic).inspect_err(|_| open.abort())?;
                 // A connection that broke is ended by the RESET which is already on its way here.
                 let broken = open.broken.load(Ordering::SeqCst);
                 if end == CopyEnd::Broken && !broken {
-                    break_off(&open.target);
+                    abort(&open.target);
                 }
                 frames.shrink();
                 // Before the frame goes out: the joiner may open the next connection as soon as it has it.
@@ -223,8 +219,8 @@ fn speak_all(frames: &mut FrameWriter, said: &mpsc::Receiver<Say>, figures: &Fig
 }
 
 /// All that the target says, OPENED before it.
-fn copy_back(frames: &mut FrameWriter, open: &Open, figures: &Figures) -> io::Result<CopyEnd> {
-    let count = |count: usize| _ = figures.bytes.fetch_add(count as u64, Ordering::Relaxed);
+fn copy_back(frames: &mut FrameWriter, open: &Open, traffic: &TrafficCounters) -> io::Result<CopyEnd> {
+    let count = |count: usize| _ = traffic.bytes.fetch_add(count as u64, Ordering::Relaxed);
     let _ = socket::wait_for_data(&open.target, &open.target, FIRST_WORDS);
     count(frames.begin(FrameKind::Opened, &open.target)?);
     frames.copy_from(&open.target, count)

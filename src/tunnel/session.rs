@@ -17,7 +17,7 @@ use std::time::Instant;
 use super::frames::CopyEnd;
 use super::frames::FrameReader;
 use super::frames::FrameWriter;
-use super::frames::break_off;
+use super::frames::abort;
 use super::lane::ANSWER;
 use super::lane::Lane;
 use super::lane::Phase;
@@ -114,7 +114,7 @@ impl Session {
     }
 
     /// Whether the agent reaches its target: opens a connection, and ends it at once.
-    pub fn prove(&mut self, patience: Duration) -> Result<(), Carried> {
+    pub fn check_target(&mut self, patience: Duration) -> Result<(), Carried> {
         self.open(None)?;
         let answered = self.lane.wait(patience, |state| state.phase != Phase::Opening);
         if let Some(reason) = self.lane.take_refusal() {
@@ -175,7 +175,7 @@ impl Session {
             return self.spoiled(local);
         }
         if broken {
-            break_off(local);
+            abort(local);
         }
         if self.settle(broken.then_some(CLEAN_UP)).is_err() {
             return self.spoiled(local);
@@ -218,7 +218,7 @@ impl Session {
 
     fn spoiled(&mut self, local: &TcpStream) -> Carried {
         self.lane.abandon();
-        break_off(local);
+        abort(local);
         let _ = self.socket.shutdown(Shutdown::Both);
         Carried::Spoiled
     }
@@ -228,7 +228,7 @@ impl Drop for Session {
     fn drop(&mut self) {
         if !self.is_dead() {
             let _ = self.socket.set_write_timeout(Some(Duration::from_millis(200)));
-            self.writer.farewell();
+            self.writer.close_notify();
         }
         let _ = self.socket.shutdown(Shutdown::Both);
         if let Some(thread) = self.thread.take() {

@@ -10,12 +10,12 @@ use crate::model::record::Protocol;
 use crate::model::version::Version;
 
 /// The protocol's number stands in the upgrade, so that a peer of another one is refused before a word.
-pub const UPGRADE: &str = "connect-control/1";
+pub const CONTROL_UPGRADE: &str = "connect-control/1";
 pub const RELAY_UPGRADE: &str = "connect-relay/1";
 /// A line longer than this is an attack.
-pub const LINE_LIMIT: usize = 16 * 1024;
+pub const CONTROL_LINE_LIMIT: usize = 16 * 1024;
 /// Services that one control channel may expose.
-pub const SERVICES_LIMIT: usize = 1000;
+pub const CHANNEL_SERVICE_LIMIT: usize = 1000;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]

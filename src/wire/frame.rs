@@ -10,9 +10,9 @@
 //!
 //! PING is answered with PONG, by an idle end only.
 
-pub const HEADER: usize = 4;
+pub const FRAME_HEADER: usize = 4;
 /// A data frame's most: what one write encrypts, less its header.
-pub const DATA_LIMIT: usize = 64 * 1024 - HEADER;
+pub const DATA_LIMIT: usize = 64 * 1024 - FRAME_HEADER;
 /// Reasons are sentences.
 const REASON_LIMIT: usize = 512;
 
@@ -30,7 +30,7 @@ pub enum FrameKind {
     Pong = b'P',
 }
 
-const KINDS: [FrameKind; 8] = [
+const FRAME_KINDS: [FrameKind; 8] = [
     FrameKind::Open,
     FrameKind::Opened,
     FrameKind::Refused,
@@ -42,19 +42,19 @@ const KINDS: [FrameKind; 8] = [
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Header {
+pub struct FrameHeader {
     pub kind: FrameKind,
     pub length: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadFrame {
-    FrameKind,
+    Kind,
     Length,
 }
 
-impl Header {
-    pub fn encode(self) -> [u8; HEADER] {
+impl FrameHeader {
+    pub fn encode(self) -> [u8; FRAME_HEADER] {
         let [.., a, b, c] = self.length.to_be_bytes();
         [self.kind as u8, a, b, c]
     }
@@ -62,7 +62,7 @@ impl Header {
     /// `None`: not yet.
     pub fn parse(bytes: &[u8]) -> Result<Option<Self>, BadFrame> {
         let Some(first) = bytes.first() else { return Ok(None) };
-        let kind = KINDS.into_iter().find(|kind| *kind as u8 == *first).ok_or(BadFrame::FrameKind)?;
+        let kind = FRAME_KINDS.into_iter().find(|kind| *kind as u8 == *first).ok_or(BadFrame::Kind)?;
         let [_, a, b, c, ..] = bytes else { return Ok(None) };
         let length = usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c);
         let fits = match kind {
@@ -75,13 +75,13 @@ impl Header {
 }
 
 /// A frame without data.
-pub fn bare(kind: FrameKind) -> [u8; HEADER] {
-    Header { kind, length: 0 }.encode()
+pub fn empty(kind: FrameKind) -> [u8; FRAME_HEADER] {
+    FrameHeader { kind, length: 0 }.encode()
 }
 
 pub fn refused(reason: &str) -> Vec<u8> {
     let end = reason.floor_char_boundary(REASON_LIMIT);
-    let mut frame = Header { kind: FrameKind::Refused, length: end }.encode().to_vec();
+    let mut frame = FrameHeader { kind: FrameKind::Refused, length: end }.encode().to_vec();
     frame.extend_from_slice(&reason.as_bytes()[..end]);
     frame
 }
@@ -96,7 +96,7 @@ mod tests {
         for kind in 0..=255_u8 {
             for length in [0, 1, 2, 511, 512, 513, DATA_LIMIT - 1, DATA_LIMIT, DATA_LIMIT + 1, 0xff_ffff] {
                 let [.., a, b, c] = length.to_be_bytes();
-                if let Ok(Some(header)) = Header::parse(&[kind, a, b, c]) {
+                if let Ok(Some(header)) = FrameHeader::parse(&[kind, a, b, c]) {
                     assert_eq!(header.encode(), [kind, a, b, c]);
                     accepted += 1;
                 }
@@ -107,17 +107,17 @@ mod tests {
 
     #[test]
     fn a_bad_kind_is_refused_at_its_first_byte_and_half_a_header_is_waited_for() {
-        assert_eq!(Header::parse(b"?"), Err(BadFrame::FrameKind));
-        for end in 0..HEADER {
-            assert_eq!(Header::parse(&bare(FrameKind::Open)[..end]), Ok(None));
+        assert_eq!(FrameHeader::parse(b"?"), Err(BadFrame::Kind));
+        for end in 0..FRAME_HEADER {
+            assert_eq!(FrameHeader::parse(&empty(FrameKind::Open)[..end]), Ok(None));
         }
     }
 
     #[test]
     fn a_long_reason_is_cut_between_two_characters() {
         let frame = refused(&"é".repeat(400));
-        let header = Header::parse(&frame).unwrap().unwrap();
+        let header = FrameHeader::parse(&frame).unwrap().unwrap();
         assert_eq!((header.kind, header.length), (FrameKind::Refused, 512));
-        assert!(std::str::from_utf8(&frame[HEADER..]).is_ok());
+        assert!(std::str::from_utf8(&frame[FRAME_HEADER..]).is_ok());
     }
 }

@@ -20,7 +20,7 @@ use crate::state::config::Config;
 use crate::state::config::Kept;
 use crate::state::runs::Open;
 use crate::state::runs::OwnRun;
-use crate::tunnel::agent::Event;
+use crate::tunnel::agent::AgentEvent;
 use crate::tunnel::agent::Exposure;
 
 /// What was refused is asked for again after this long.
@@ -177,15 +177,15 @@ impl<'c> Keeper<'c> {
     }
 
     fn hear(&mut self) {
-        let news: Vec<Event> = self.exposing.iter().flat_map(Exposing::news).collect();
+        let news: Vec<AgentEvent> = self.exposing.iter().flat_map(Exposing::news).collect();
         for event in news {
             match event {
-                Event::Exposed { name, .. } => self.exposed(name),
-                Event::Refused { name, error } => {
+                AgentEvent::Exposed { name, .. } => self.exposed(name),
+                AgentEvent::Refused { name, error } => {
                     self.withdraw(&name);
                     self.refuse(&name, &error);
                 }
-                Event::Lost(error) if error.is_status(401) || error.is_status(403) => {
+                AgentEvent::Lost(error) if error.is_status(401) || error.is_status(403) => {
                     self.end();
                     self.in_trouble(&error);
                 }

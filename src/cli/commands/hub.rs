@@ -28,7 +28,7 @@ use crate::net::serve::Bound;
 use crate::state::identity;
 use crate::tls::trust::HubTrust;
 use crate::tunnel::joiner;
-use crate::tunnel::pool::Opener;
+use crate::tunnel::pool::SessionOpener;
 use crate::wire::api::AskSession;
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:7443";
@@ -163,7 +163,7 @@ fn tunnel_opener(call: &Call, core: &Arc<Core>, port: u16) -> Result<TunnelOpene
     let stop = call.stop.clone();
     Ok(Box::new(move |service, port| {
         let ask = AskSession::of(service, identity.fingerprint);
-        let opener = Opener::new(Arc::clone(&hub), &identity, ask, Box::new(|_| Ok(())))?;
+        let opener = SessionOpener::new(Arc::clone(&hub), &identity, ask, Box::new(|_| Ok(())))?;
         let bound = Bound::take_v4(port).or_say(|| "The port is taken")?;
         let tunnel = joiner::Tunnel::start(bound, opener, joiner::same_user, Box::new(|_| ()), &stop)?;
         Ok(Box::new(tunnel))

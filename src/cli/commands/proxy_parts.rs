@@ -33,8 +33,8 @@ use crate::state::identity;
 use crate::state::known;
 use crate::state::proxy;
 use crate::tunnel::joiner::Tunnel;
-use crate::tunnel::joiner::everyone;
-use crate::tunnel::pool::Opener;
+use crate::tunnel::joiner::any_user;
+use crate::tunnel::pool::SessionOpener;
 use crate::wire::api::AskSession;
 use crate::wire::api::SessionGranted;
 
@@ -144,9 +144,9 @@ impl Way {
         let approve = Box::new(move |granted: &SessionGranted| {
             known::check_or_pin(&home, &what, granted.agent_fingerprint)
         });
-        let opener = Opener::new(Arc::clone(&self.hub), &identity, ask, approve)?.called(&name);
+        let opener = SessionOpener::new(Arc::clone(&self.hub), &identity, ask, approve)?.expected(&name);
         let bound = Bound::first_free([0]).ok_or_else(|| Error::new("No port is free for a tunnel"))?;
-        Tunnel::start(bound, opener, everyone, Box::new(|_| ()), &self.stop)
+        Tunnel::start(bound, opener, any_user, Box::new(|_| ()), &self.stop)
     }
 }
 

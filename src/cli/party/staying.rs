@@ -17,13 +17,13 @@ use crate::error::Result;
 use crate::model::name::Name;
 use crate::os::process;
 use crate::state::runs::OwnRun;
-use crate::tunnel::joiner::Event;
+use crate::tunnel::joiner::JoinerEvent;
 
 /// A command that is asked to end has this long, then it is made to.
 const GRACE: Duration = Duration::from_secs(5);
 
 pub enum Told {
-    Service(Name, Event),
+    Service(Name, JoinerEvent),
     /// The command behind `--` has ended.
     Ended(Result<u8>),
     Stopped,
@@ -121,13 +121,13 @@ impl Party<'_> {
     }
 
     /// One line each time a service goes or comes; an error when there is nothing left to wait for.
-    fn tell_user(&mut self, name: &Name, event: Event) -> Result<()> {
+    fn tell_user(&mut self, name: &Name, event: JoinerEvent) -> Result<()> {
         let say = &self.call.say;
         let Some(member) = self.members.iter_mut().find(|member| member.wanted.name == *name) else {
             return Ok(());
         };
         match event {
-            Event::Up => {
+            JoinerEvent::Up => {
                 let seen = member.seen;
                 member.trouble = None;
                 member.take_port(&self.call.home, &self.right.hub.url);
@@ -137,7 +137,7 @@ impl Party<'_> {
                 }
                 self.settle()?;
             }
-            Event::Down(error) => {
+            JoinerEvent::Down(error) => {
                 if let Some(final_word) = self.right.the_end(&error) {
                     return Err(final_word);
                 }

@@ -3,9 +3,9 @@
 use super::cuts::Cuts;
 use crate::wire::frame::BadFrame;
 use crate::wire::frame::DATA_LIMIT;
+use crate::wire::frame::FRAME_HEADER;
+use crate::wire::frame::FrameHeader;
 use crate::wire::frame::FrameKind;
-use crate::wire::frame::HEADER;
-use crate::wire::frame::Header;
 use crate::wire::frame::refused;
 use crate::wire::tls_record::Headers;
 
@@ -27,23 +27,23 @@ pub fn session(bytes: &[u8], cuts: Cuts) {
                 .iter()
                 .all(|frame| frame.length == 0 || matches!(frame.kind, FrameKind::Data | FrameKind::Refused))
         );
-        let headers = again.chunks(HEADER).map(Header::parse);
+        let headers = again.chunks(FRAME_HEADER).map(FrameHeader::parse);
         assert!(headers.eq(frames.iter().map(|frame| Ok(Some(*frame)))));
     }
     if let Ok(reason) = str::from_utf8(bytes) {
         let frame = refused(reason);
-        let header = Header::parse(&frame).expect("a frame").expect("a whole header");
-        assert_eq!((header.kind, header.length), (FrameKind::Refused, frame.len() - HEADER));
-        assert!(reason.starts_with(str::from_utf8(&frame[HEADER..]).expect("cut between characters")));
+        let header = FrameHeader::parse(&frame).expect("a frame").expect("a whole header");
+        assert_eq!((header.kind, header.length), (FrameKind::Refused, frame.len() - FRAME_HEADER));
+        assert!(reason.starts_with(str::from_utf8(&frame[FRAME_HEADER..]).expect("cut between characters")));
     }
 }
 
 /// All whole headers, as a reader meets them that gets the bytes in these pieces; and what ended it.
-fn walk(pieces: &[&[u8]]) -> (Vec<Header>, Option<BadFrame>) {
+fn walk(pieces: &[&[u8]]) -> (Vec<FrameHeader>, Option<BadFrame>) {
     let (mut headers, mut held, mut skip) = (Vec::new(), Vec::new(), 0);
     for mut piece in pieces.iter().copied() {
         while !piece.is_empty() {
-            let wanted = if skip > 0 { skip } else { HEADER - held.len() };
+            let wanted = if skip > 0 { skip } else { FRAME_HEADER - held.len() };
             let (taken, rest) = piece.split_at(wanted.min(piece.len()));
             piece = rest;
             if skip > 0 {
@@ -51,7 +51,7 @@ fn walk(pieces: &[&[u8]]) -> (Vec<Header>, Option<BadFrame>) {
                 continue;
             }
             held.extend_from_slice(taken);
-            match Header::parse(&held) {
+            match FrameHeader::parse(&held) {
                 Ok(None) => {}
                 Ok(Some(header)) => {
                     skip = header.length;
