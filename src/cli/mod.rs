@@ -14,7 +14,7 @@ mod member;
 mod party;
 mod project_hub;
 mod say;
-mod store;
+mod store_options;
 mod table;
 
 use std::ffi::OsString;

@@ -39,12 +39,12 @@ use crate::wire::api::SessionGranted;
 use crate::wire::control::RELAY_UPGRADE;
 
 /// A hub that does not answer for so long is not waited for.
-const PATIENCE: Duration = Duration::from_secs(3);
+const OTHER_HUB_TIMEOUT: Duration = Duration::from_secs(3);
 
 type Refusable<T> = std::result::Result<T, Reply>;
 
 /// A session at another hub, for a joiner that cannot go there.
-pub struct Carried {
+pub struct CarriedSession {
     hub: String,
     relay: String,
     ticket: String,
@@ -65,7 +65,7 @@ fn connect(core: &Core, hub: &str, is_tls: bool, deadline: Instant) -> Result<(D
 }
 
 fn call(core: &Core, hub: &str, ask: &Ask<'_>) -> Result<Response> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + OTHER_HUB_TIMEOUT;
     let (mut stream, _cut) = connect(core, hub, true, deadline)?;
     let answered = http::exchange(&mut stream, ask, deadline);
     answered.map(|(answer, _)| answer).or_say(|| format!("{hub} does not answer"))
@@ -109,7 +109,7 @@ pub fn ask(call: &Call<'_>, asked: &AskSession, service: &Service, hub: &str) ->
     };
     let (ticket, now) = (secret::secret(), clock::now());
     let relay = relay_address(call.request, call.visit.over_tls)?;
-    let carried = Carried { hub: hub.to_owned(), relay: granted.relay, ticket: granted.ticket };
+    let carried = CarriedSession { hub: hub.to_owned(), relay: granted.relay, ticket: granted.ticket };
     let mut all = locked(&fleet.carried);
     all.retain(|_, (_, made)| now.since(*made).as_secs() <= TICKET_SECONDS);
     all.insert(ticket.clone(), (carried, now));
@@ -120,14 +120,14 @@ pub fn ask(call: &Call<'_>, asked: &AskSession, service: &Service, hub: &str) ->
 }
 
 /// Whether this ticket is for a session at another hub.
-pub fn redeem(core: &Core, ticket: &str) -> Option<Carried> {
+pub fn redeem(core: &Core, ticket: &str) -> Option<CarriedSession> {
     let fleet = core.fleet.as_ref()?;
     let (carried, made) = locked(&fleet.carried).remove(ticket)?;
     (clock::now().since(made).as_secs() < TICKET_SECONDS).then_some(carried)
 }
 
 /// The other end of a carried session, when the agent has come there.
-pub fn dial_relay(core: &Core, carried: &Carried) -> Refusable<(Duplex, Registration)> {
+pub fn dial_relay(core: &Core, carried: &CarriedSession) -> Refusable<(Duplex, Registration)> {
     let deadline = Instant::now() + DEADLINE;
     let fields = [("x-ticket", carried.ticket.as_str())];
     let ask = Ask { method: "GET", path: "/v1/relay", host: "hub", fields: &fields, body: None };

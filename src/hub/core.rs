@@ -18,8 +18,8 @@ use super::ca::Ca;
 use super::fleet::Fleet;
 use super::sessions::Sessions;
 use super::store;
-use super::store::EtcdAt;
-use super::store::Outcome;
+use super::store::CommitOutcome;
+use super::store::EtcdConfig;
 use super::store::Store;
 use super::tunnels::Tunnels;
 use crate::error::Error;
@@ -73,7 +73,7 @@ pub struct Settings {
     pub behind_proxy: bool,
     pub tunnel_ports: Option<RangeInclusive<u16>>,
     /// The etcd that this hub shares with others; `None` for its own disk.
-    pub store: Option<EtcdAt>,
+    pub store: Option<EtcdConfig>,
 }
 
 pub struct Core {
@@ -215,9 +215,11 @@ impl Core {
                 return Ok(value);
             }
             match store.commit(changes, mark) {
-                Ok(Outcome::Done) => return Ok(value),
+                Ok(CommitOutcome::Done) => return Ok(value),
                 // What the other one did may still be on its way here.
-                Ok(Outcome::Overtaken) => drop(self.stop.wait_for(PAUSE * (secret::number() % 100) / 100)),
+                Ok(CommitOutcome::Overtaken) => {
+                    let _ = self.stop.wait_for(PAUSE * (secret::number() % 100) / 100);
+                }
                 Err(error) => return Err(self.cannot_write(&error)),
             }
         }

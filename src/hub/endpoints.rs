@@ -7,11 +7,11 @@ use super::call::Call;
 use super::call::Visit;
 use super::call::other_upgrade;
 use super::core::Core;
-use super::grant;
 use super::joining;
 use super::keys;
 use super::pages;
 use super::services;
+use super::session_request;
 use super::shares;
 use crate::http::message::Request;
 use crate::http::message::error_body;
@@ -37,7 +37,7 @@ const TABLE: [(&str, &str, Needs, Endpoint); 23] = [
     ("GET", "/v1/services", Needs::To(Action::Look), services::list),
     ("GET", "/v1/agents", Needs::To(Action::Look), services::agents),
     ("POST", "/v1/agents/register", Needs::To(Action::Expose), services::register),
-    ("POST", "/v1/sessions", Needs::To(Action::Join), grant::open_session),
+    ("POST", "/v1/sessions", Needs::To(Action::Join), session_request::open_session),
     ("POST", "/v1/shares", Needs::To(Action::Share), shares::make),
     ("GET", "/v1/shares", Needs::To(Action::Share), shares::list),
     ("DELETE", "/v1/shares/*", Needs::To(Action::Share), shares::revoke),
@@ -58,7 +58,7 @@ const TABLE: [(&str, &str, Needs, Endpoint); 23] = [
 
 pub fn answer(core: &Core, request: &Request, visit: Visit) -> Reply {
     let routed = route(request).and_then(|(needs, endpoint, parts)| {
-        refuse_adrift(core, request)?;
+        refuse_if_fenced(core, request)?;
         let principal = match needs {
             Needs::Nothing => Principal::Local,
             Needs::AnyKey | Needs::To(_) => access::authenticate(core, request.key(), visit.address)?,
@@ -72,9 +72,9 @@ pub fn answer(core: &Core, request: &Request, visit: Visit) -> Reply {
 }
 
 /// A hub that is ending, or has lost what the others still have, sends everybody to them.
-pub fn refuse_adrift(core: &Core, request: &Request) -> Result<(), Reply> {
-    let is_adrift = core.fleet.as_ref().is_some_and(|fleet| fleet.is_adrift() || core.stop.is_stopped());
-    if !is_adrift || request.path == "/health" || access::is_local(core, request) {
+pub fn refuse_if_fenced(core: &Core, request: &Request) -> Result<(), Reply> {
+    let is_fenced = core.fleet.as_ref().is_some_and(|fleet| fleet.is_fenced() || core.stop.is_stopped());
+    if !is_fenced || request.path == "/health" || access::is_local(core, request) {
         return Ok(());
     }
     core.refused("adrift");

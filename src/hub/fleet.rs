@@ -17,7 +17,7 @@ use serde_json::json;
 
 use super::ca::Ca;
 use super::carry;
-use super::carry::Carried;
+use super::carry::CarriedSession;
 use super::core::Core;
 use super::store::Gateway;
 use super::store::Replica;
@@ -39,13 +39,13 @@ use crate::tls::trust;
 use crate::tls::trust::HubTrust;
 
 /// A hub that says nothing for so long is gone to the others.
-const LEASE: Duration = Duration::from_secs(6);
+const LEASE_TTL: Duration = Duration::from_secs(6);
 /// How often it says that it is here.
-const BEAT: Duration = Duration::from_millis(1500);
+const LEASE_RENEWAL_INTERVAL: Duration = Duration::from_millis(1500);
 /// A watch that ended is begun again after this long.
-const AGAIN: Duration = Duration::from_millis(200);
+const WATCH_RETRY_DELAY: Duration = Duration::from_millis(200);
 /// What is still to be said at the end may take this long.
-const FAREWELL: Duration = Duration::from_millis(500);
+const LEASE_REVOKE_TIMEOUT: Duration = Duration::from_millis(500);
 
 pub struct Fleet {
     pub replica: Arc<Replica>,
@@ -53,30 +53,30 @@ pub struct Fleet {
     /// How another hub proves that it is one of us.
     pub tls: Arc<ClientConfig>,
     /// Tickets for sessions that are carried on to another hub.
-    pub carried: Mutex<HashMap<String, (Carried, Time)>>,
-    is_adrift: AtomicBool,
+    pub carried: Mutex<HashMap<String, (CarriedSession, Time)>>,
+    is_fenced: AtomicBool,
 }
 
 impl Fleet {
     pub fn new(replica: Arc<Replica>, gateway: Gateway, ca: &Ca, behind_proxy: bool) -> Result<Self> {
         let trust = if behind_proxy { HubTrust::Public } else { HubTrust::Pin(ca.pin()) };
         let tls = trust::hub_client(&trust)?;
-        Ok(Self { replica, gateway, tls, carried: Mutex::default(), is_adrift: AtomicBool::new(false) })
+        Ok(Self { replica, gateway, tls, carried: Mutex::default(), is_fenced: AtomicBool::new(false) })
     }
 
     /// Whether others have what this hub has lost; then it serves nobody but its own machine.
-    pub fn is_adrift(&self) -> bool {
-        self.is_adrift.load(Ordering::Relaxed)
+    pub fn is_fenced(&self) -> bool {
+        self.is_fenced.load(Ordering::Relaxed)
     }
 }
 
 /// The threads of a hub in its fleet; they end when it is dropped.
-pub struct Member {
+pub struct FleetMembership {
     stop: Stop,
     threads: ThreadGroup,
 }
 
-impl Drop for Member {
+impl Drop for FleetMembership {
     fn drop(&mut self) {
         self.stop.stop();
         self.threads.join(|| ());
@@ -84,7 +84,7 @@ impl Drop for Member {
 }
 
 /// Joins the fleet as the hub at `url`. A hub with a store of its own has nothing to join.
-pub fn join(core: &Arc<Core>, url: &str, stop: &Stop) -> Result<Option<Member>> {
+pub fn join(core: &Arc<Core>, url: &str, stop: &Stop) -> Result<Option<FleetMembership>> {
     let Some(fleet) = &core.fleet else { return Ok(None) };
     let host = user::hostname();
     let instance = secret::derived_id("hub", &[&host, &core.settings.data.to_string_lossy()]);
@@ -92,11 +92,11 @@ pub fn join(core: &Arc<Core>, url: &str, stop: &Stop) -> Result<Option<Member>> 
     if other {
         return Err(Error::new(format!("Another hub of this fleet is called {url}")).hint(format!(
             "Give each hub a --name of its own. If that one was killed just now, try again in {} seconds",
-            LEASE.as_secs()
+            LEASE_TTL.as_secs()
         )));
     }
     fleet.replica.become_hub(url);
-    let mut keeper = Keeper {
+    let mut keeper = LeaseKeeper {
         core: Arc::clone(core),
         fleet: Arc::clone(fleet),
         gateway: fleet.gateway.another(),
@@ -106,7 +106,7 @@ pub fn join(core: &Arc<Core>, url: &str, stop: &Stop) -> Result<Option<Member>> 
     keeper.beat()?;
     let (mut gateway, fleet) = (fleet.gateway.another(), Arc::clone(fleet));
     let (own, ending) = (stop.clone(), stop.clone());
-    let member = Member { stop: stop.clone(), threads: ThreadGroup::default() };
+    let member = FleetMembership { stop: stop.clone(), threads: ThreadGroup::default() };
     let kept = member.threads.spawn("fleet-keep", move || keeper.keep(&own));
     let followed = member.threads.spawn("fleet-follow", move || follow(&fleet, &mut gateway, &ending));
     kept.and(followed)?;
@@ -122,11 +122,11 @@ fn follow(fleet: &Fleet, gateway: &mut Gateway, stop: &Stop) {
             Err(error) => Err(error),
         };
         ended.unwrap_or_else(|error| log::debug!("{error}"));
-        stop.wait_for(AGAIN);
+        stop.wait_for(WATCH_RETRY_DELAY);
     }
 }
 
-struct Keeper {
+struct LeaseKeeper {
     core: Arc<Core>,
     fleet: Arc<Fleet>,
     gateway: Gateway,
@@ -135,21 +135,21 @@ struct Keeper {
     last: Instant,
 }
 
-impl Keeper {
+impl LeaseKeeper {
     fn keep(&mut self, stop: &Stop) {
-        while !stop.wait_for(BEAT) {
+        while !stop.wait_for(LEASE_RENEWAL_INTERVAL) {
             match self.beat() {
-                Ok(()) if self.fleet.is_adrift.swap(false, Ordering::Relaxed) => {
+                Ok(()) if self.fleet.is_fenced.swap(false, Ordering::Relaxed) => {
                     log::warn!("this hub is with its fleet again");
                 }
                 Ok(()) => {}
                 Err(error) => {
                     log::debug!("{error}");
-                    self.drift();
+                    self.fence_if_alone();
                 }
             }
         }
-        self.say_farewell();
+        self.revoke_lease();
     }
 
     /// Renews the lease, or takes a new one, and sets right what etcd says of this hub.
@@ -162,11 +162,11 @@ impl Keeper {
             }
         }
         if fleet.replica.lease().is_none() {
-            let granted = self.call("/v3/lease/grant", &json!({ "TTL": LEASE.as_secs().to_string() }))?;
+            let granted = self.call("/v3/lease/grant", &json!({ "TTL": LEASE_TTL.as_secs().to_string() }))?;
             fleet.replica.set_lease(granted["ID"].as_str().map(str::to_owned));
         }
         self.last = Instant::now();
-        if fleet.replica.say_away(false) {
+        if fleet.replica.set_away(false) {
             log::warn!("etcd answers again");
         }
         self.set_right();
@@ -176,7 +176,7 @@ impl Keeper {
     fn call(&mut self, path: &str, body: &serde_json::Value) -> Result<serde_json::Value> {
         let called = self.gateway.call(path, body);
         called.inspect_err(|error| {
-            if error.kind == ErrorKind::Unreachable && !self.fleet.replica.say_away(true) {
+            if error.kind == ErrorKind::Unreachable && !self.fleet.replica.set_away(true) {
                 log::warn!("{error}; until it does, changes are refused and the rest works from memory");
             }
         })
@@ -202,8 +202,8 @@ impl Keeper {
     }
 
     /// etcd is away. If it is for us only, and for longer than the lease, the agents are better off elsewhere.
-    fn drift(&mut self) {
-        if self.last.elapsed() < LEASE || self.fleet.is_adrift() {
+    fn fence_if_alone(&mut self) {
+        if self.last.elapsed() < LEASE_TTL || self.fleet.is_fenced() {
             return;
         }
         let hubs: Vec<Peer> = self.core.registry().hubs().cloned().collect();
@@ -214,20 +214,20 @@ impl Keeper {
             return;
         }
         log::warn!("this hub has lost its fleet's etcd and {} has not: agents go there", other.url);
-        self.fleet.is_adrift.store(true, Ordering::Relaxed);
+        self.fleet.is_fenced.store(true, Ordering::Relaxed);
         self.core.let_agents_go();
     }
 
     /// The others need not wait for the lease to end.
-    fn say_farewell(&mut self) {
+    fn revoke_lease(&mut self) {
         let Some(lease) = self.fleet.replica.lease() else { return };
-        self.fleet.replica.say_away(true);
+        self.fleet.replica.set_away(true);
         let last_word = Stop::new();
         let Ok(mut gateway) = self.gateway.until(&last_word) else { return };
         let said = threads::spawn("fleet-farewell", move || {
             let _ = gateway.call("/v3/lease/revoke", &json!({ "ID": lease }));
         });
-        let deadline = Instant::now() + FAREWELL;
+        let deadline = Instant::now() + LEASE_REVOKE_TIMEOUT;
         let Ok(said) = said else { return };
         while !said.is_finished() && Instant::now() < deadline {
             std::thread::park_timeout(Duration::from_millis(5));

@@ -67,7 +67,7 @@ pub struct RunningHub {
     front: Arc<Front>,
     server: Option<Server>,
     threads: ThreadGroup,
-    member: Option<fleet::Member>,
+    member: Option<fleet::FleetMembership>,
     stop: Stop,
     note: PathBuf,
 }
@@ -245,7 +245,7 @@ impl Front {
         visit: Visit,
         guest: Option<Guest<'_>>,
     ) {
-        let known = endpoints::refuse_adrift(&self.core, request)
+        let known = endpoints::refuse_if_fenced(&self.core, request)
             .and_then(|()| access::authenticate(&self.core, request.key(), visit.address));
         let welcome = known.and_then(|principal| {
             access::allow(&self.core, &principal, Action::Expose)?;

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use super::carry;
 use super::core::Core;
-use super::sessions::Half;
-use super::sessions::Met;
-use super::sessions::Open;
+use super::sessions::PartnerNews;
+use super::sessions::RelayedSession;
+use super::sessions::WaitingEnd;
 use crate::http::message::Request;
 use crate::http::reply::Reply;
-use crate::model::pairing::Offer;
+use crate::model::pairing::TicketOutcome;
 use crate::net::connect::no_deadline;
 use crate::net::duplex::Duplex;
 use crate::net::relay;
@@ -22,7 +22,7 @@ use crate::os::clock;
 use crate::wire::control::RELAY_UPGRADE;
 
 /// How long one end waits for the other. Tickets live a little longer.
-const MEETING: Duration = Duration::from_secs(10);
+const PARTNER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves one end of a session to its end. A refusal comes back, to be answered.
 pub fn serve(core: &Core, stream: Duplex, request: &Request) -> Result<(), (Reply, Duplex)> {
@@ -42,27 +42,31 @@ pub fn serve(core: &Core, stream: Duplex, request: &Request) -> Result<(), (Repl
 }
 
 /// Waits for the other end, unless it waits already.
-fn meet(core: &Core, socket: &Arc<TcpStream>, ticket: &str) -> Result<(Arc<TcpStream>, Arc<Open>), Reply> {
+fn meet(
+    core: &Core,
+    socket: &Arc<TcpStream>,
+    ticket: &str,
+) -> Result<(Arc<TcpStream>, Arc<RelayedSession>), Reply> {
     let (meet, met) = mpsc::sync_channel(1);
-    let half = Half { socket: Arc::clone(socket), meet };
+    let half = WaitingEnd { socket: Arc::clone(socket), meet };
     match core.sessions.offer(ticket, half, clock::now()) {
-        Offer::Unknown(_) => {
+        TicketOutcome::Unknown(_) => {
             Err(refuse(core, 403, "This ticket is not valid", "Tickets work once, for 15 seconds"))
         }
-        Offer::Declined(reason) => Err(declined(core, &reason)),
-        Offer::Second { session, mine, partner, is_first } => {
+        TicketOutcome::Declined(reason) => Err(declined(core, &reason)),
+        TicketOutcome::Second { session, mine, partner, is_first } => {
             let sockets = if is_first { [&mine, &partner] } else { [&partner, &mine] };
             let sockets = sockets.map(|half| Arc::clone(&half.socket));
             let open = begin(core, &session, sockets).ok_or_else(|| {
                 let _ = partner.socket.shutdown(Shutdown::Both);
                 refuse(core, 403, "This session is not valid any more", "")
             })?;
-            let _ = partner.meet.try_send(Met::Partner(mine.socket, Arc::clone(&open)));
+            let _ = partner.meet.try_send(PartnerNews::Partner(mine.socket, Arc::clone(&open)));
             Ok((partner.socket, open))
         }
-        Offer::First { session } => match met.recv_timeout(MEETING) {
-            Ok(Met::Partner(partner, open)) => Ok((partner, open)),
-            Ok(Met::Declined(reason)) => Err(declined(core, &reason)),
+        TicketOutcome::First { session } => match met.recv_timeout(PARTNER_TIMEOUT) {
+            Ok(PartnerNews::Partner(partner, open)) => Ok((partner, open)),
+            Ok(PartnerNews::Declined(reason)) => Err(declined(core, &reason)),
             Err(_) => {
                 core.sessions.give_up(&session);
                 Err(refuse(core, 504, "The other end did not come", "Try again in a moment"))
@@ -72,7 +76,7 @@ fn meet(core: &Core, socket: &Arc<TcpStream>, ticket: &str) -> Result<(Arc<TcpSt
 }
 
 /// The agent is at another hub.
-fn carry_on(core: &Core, mut near: Duplex, carried: &carry::Carried) -> Result<(), (Reply, Duplex)> {
+fn carry_on(core: &Core, mut near: Duplex, carried: &carry::CarriedSession) -> Result<(), (Reply, Duplex)> {
     let (far, _cut) = match carry::dial_relay(core, carried) {
         Ok(far) => far,
         Err(reply) => return Err((reply, near)),
@@ -85,7 +89,7 @@ fn carry_on(core: &Core, mut near: Duplex, carried: &carry::Carried) -> Result<(
 }
 
 /// Says to both ends that they have met, before either's bytes can flow.
-fn begin(core: &Core, session: &str, sockets: [Arc<TcpStream>; 2]) -> Option<Arc<Open>> {
+fn begin(core: &Core, session: &str, sockets: [Arc<TcpStream>; 2]) -> Option<Arc<RelayedSession>> {
     let open = core.sessions.begin(session, sockets.clone())?;
     for socket in sockets {
         if (&*socket).write_all(&hello()).is_err() {
@@ -110,7 +114,7 @@ fn hello() -> Vec<u8> {
 }
 
 /// One direction, from the first of the two sockets to the second.
-fn pump(core: &Core, [own, partner]: [&Arc<TcpStream>; 2], early: &[u8], open: &Open) {
+fn pump(core: &Core, [own, partner]: [&Arc<TcpStream>; 2], early: &[u8], open: &RelayedSession) {
     let count = if open.is_joiner(own) { &open.to_agent } else { &open.to_joiner };
     if (&**partner).write_all(early).is_ok() {
         relay::copy(own, partner, count);

@@ -9,9 +9,9 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::SyncSender;
 
-use crate::model::pairing::Offer;
 use crate::model::pairing::Pairing;
 use crate::model::pairing::TICKET_SECONDS;
+use crate::model::pairing::TicketOutcome;
 use crate::model::record::ChannelId;
 use crate::model::registry::Registry;
 use crate::model::time::Time;
@@ -27,7 +27,7 @@ pub struct Credential {
 }
 
 /// A session that has been granted and not yet met.
-pub struct Pending {
+pub struct GrantedSession {
     pub session: String,
     pub service: String,
     pub credential: Credential,
@@ -36,19 +36,19 @@ pub struct Pending {
 }
 
 /// One connection of a session, as it waits for the other.
-pub struct Half {
+pub struct WaitingEnd {
     pub socket: Arc<TcpStream>,
-    pub meet: SyncSender<Met>,
+    pub meet: SyncSender<PartnerNews>,
 }
 
 /// What a waiting half is told.
-pub enum Met {
-    Partner(Arc<TcpStream>, Arc<Open>),
+pub enum PartnerNews {
+    Partner(Arc<TcpStream>, Arc<RelayedSession>),
     Declined(String),
 }
 
 /// A pair that is being relayed.
-pub struct Open {
+pub struct RelayedSession {
     pub session: String,
     pub service: String,
     pub credential: Credential,
@@ -58,7 +58,7 @@ pub struct Open {
     directions: AtomicU8,
 }
 
-impl Open {
+impl RelayedSession {
     pub fn is_joiner(&self, socket: &Arc<TcpStream>) -> bool {
         Arc::ptr_eq(&self.sockets[0], socket)
     }
@@ -72,22 +72,22 @@ impl Open {
 
 /// Sessions that one key or link has asked for and that have not met yet. An agent has a thread for each, so that
 /// one who asks and never comes must leave room for the others.
-const WAITING: usize = 1000;
+const WAITING_PER_CREDENTIAL: usize = 1000;
 /// What is kept of the reason that an agent gives for not coming.
-const REASON: usize = 200;
+const DECLINE_REASON_LIMIT: usize = 200;
 
 #[derive(Default)]
 pub struct Sessions {
-    pairing: Mutex<Pairing<Half>>,
-    pending: Mutex<HashMap<String, (Pending, Time)>>,
-    open: Mutex<HashMap<String, Arc<Open>>>,
+    pairing: Mutex<Pairing<WaitingEnd>>,
+    pending: Mutex<HashMap<String, (GrantedSession, Time)>>,
+    open: Mutex<HashMap<String, Arc<RelayedSession>>>,
     opened: AtomicU64,
     /// Of sessions that have ended.
     to_agent: AtomicU64,
     to_joiner: AtomicU64,
 }
 
-pub struct Totals {
+pub struct SessionTotals {
     pub open: u64,
     pub opened: u64,
     pub to_agent: u64,
@@ -96,11 +96,12 @@ pub struct Totals {
 
 impl Sessions {
     /// The first ticket is the joiner's, the other one the agent's. False when too many wait.
-    pub fn expect(&self, pending: Pending, tickets: [&str; 2], now: Time) -> bool {
+    pub fn expect(&self, pending: GrantedSession, tickets: [&str; 2], now: Time) -> bool {
         let mut all = locked(&self.pending);
         all.retain(|_, (_, made)| now.since(*made).as_secs() <= TICKET_SECONDS);
-        let own = |(other, _): &&(Pending, Time)| other.credential.principal == pending.credential.principal;
-        if all.values().filter(own).count() >= WAITING {
+        let own =
+            |(other, _): &&(GrantedSession, Time)| other.credential.principal == pending.credential.principal;
+        if all.values().filter(own).count() >= WAITING_PER_CREDENTIAL {
             return false;
         }
         let session = pending.session.clone();
@@ -110,13 +111,13 @@ impl Sessions {
     }
 
     /// Brings one half; the second one gets its partner and the pair.
-    pub fn offer(&self, ticket: &str, half: Half, now: Time) -> Offer<Half> {
+    pub fn offer(&self, ticket: &str, half: WaitingEnd, now: Time) -> TicketOutcome<WaitingEnd> {
         locked(&self.pairing).offer(ticket, half, now)
     }
 
-    pub fn begin(&self, session: &str, sockets: [Arc<TcpStream>; 2]) -> Option<Arc<Open>> {
+    pub fn begin(&self, session: &str, sockets: [Arc<TcpStream>; 2]) -> Option<Arc<RelayedSession>> {
         let (pending, _) = locked(&self.pending).remove(session)?;
-        let open = Arc::new(Open {
+        let open = Arc::new(RelayedSession {
             session: pending.session,
             service: pending.service,
             credential: pending.credential,
@@ -131,7 +132,7 @@ impl Sessions {
     }
 
     /// One direction has ended; true when it was the last.
-    pub fn end_direction(&self, open: &Open) -> bool {
+    pub fn end_direction(&self, open: &RelayedSession) -> bool {
         let last = open.directions.fetch_sub(1, Ordering::SeqCst) == 1;
         if last {
             locked(&self.open).remove(&open.session);
@@ -154,17 +155,17 @@ impl Sessions {
 
     /// The agent is gone, and comes to none of the sessions that it was told of by this channel.
     pub fn agent_left(&self, channel: ChannelId) {
-        let its = |(pending, _): &(Pending, Time)| pending.channel == channel;
+        let its = |(pending, _): &(GrantedSession, Time)| pending.channel == channel;
         let left: Vec<_> = locked(&self.pending).extract_if(|_, pending| its(pending)).collect();
         left.iter().for_each(|(session, _)| self.refuse(session, "it has left"));
     }
 
     /// The joiner is told, now or when it comes.
     fn refuse(&self, session: &str, reason: &str) {
-        let reason: String = reason.chars().take(REASON).collect();
+        let reason: String = reason.chars().take(DECLINE_REASON_LIMIT).collect();
         let waiting = locked(&self.pairing).decline(session, &reason);
         if let Some(half) = waiting {
-            let _ = half.meet.try_send(Met::Declined(reason));
+            let _ = half.meet.try_send(PartnerNews::Declined(reason));
         }
     }
 
@@ -187,12 +188,12 @@ impl Sessions {
         open.values().filter(|open| is_dead(&open.credential)).flat_map(|open| open.sockets.clone()).collect()
     }
 
-    pub fn totals(&self) -> Totals {
+    pub fn totals(&self) -> SessionTotals {
         let open = locked(&self.open);
-        let running = |count: fn(&Open) -> &AtomicU64| {
+        let running = |count: fn(&RelayedSession) -> &AtomicU64| {
             open.values().map(|one| count(one).load(Ordering::Relaxed)).sum::<u64>()
         };
-        Totals {
+        SessionTotals {
             open: open.len() as u64,
             opened: self.opened.load(Ordering::Relaxed),
             to_agent: self.to_agent.load(Ordering::Relaxed) + running(|one| &one.to_agent),
@@ -213,12 +214,13 @@ mod tests {
                 Credential { principal: principal.into(), share: None, agent: "key_agent".into() };
             let session = format!("{principal}-{number}");
             let tickets = [format!("{session}-a"), format!("{session}-b")];
-            let pending = Pending { session, service: "svc".into(), credential, channel: ChannelId(1) };
+            let pending =
+                GrantedSession { session, service: "svc".into(), credential, channel: ChannelId(1) };
             sessions.expect(pending, [&tickets[0], &tickets[1]], now)
         };
-        let granted = (0..WAITING + 10).filter(|number| asks("link", *number, now)).count();
-        assert_eq!(granted, WAITING);
+        let granted = (0..WAITING_PER_CREDENTIAL + 10).filter(|number| asks("link", *number, now)).count();
+        assert_eq!(granted, WAITING_PER_CREDENTIAL);
         assert!(asks("other", 0, now));
-        assert!(asks("link", WAITING, Time::from_unix(1016)), "the first have lapsed");
+        assert!(asks("link", WAITING_PER_CREDENTIAL, Time::from_unix(1016)), "the first have lapsed");
     }
 }

@@ -7,7 +7,7 @@ use super::time::Time;
 
 pub const TICKET_SECONDS: u64 = 15;
 /// Tickets that may be out at once. Each costs about 200 bytes; a caller that asks for more is told to wait.
-const TICKETS: usize = 20_000;
+const TICKETS_LIMIT: usize = 20_000;
 
 #[derive(Debug)]
 pub struct Pairing<T> {
@@ -26,7 +26,7 @@ struct Ticket {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub enum Offer<T> {
+pub enum TicketOutcome<T> {
     /// No such ticket: never made, used, or too old. What was offered comes back.
     Unknown(T),
     /// The second half will not come, for this reason.
@@ -51,9 +51,9 @@ impl<T> Default for Pairing<T> {
 impl<T> Pairing<T> {
     /// Says false when too many tickets are out.
     pub fn expect(&mut self, session: &str, tickets: [&str; 2], now: Time) -> bool {
-        if self.tickets.len() + 2 > TICKETS {
+        if self.tickets.len() + 2 > TICKETS_LIMIT {
             self.tickets.retain(|_, ticket| !is_old(ticket.made, now));
-            if self.tickets.len() + 2 > TICKETS {
+            if self.tickets.len() + 2 > TICKETS_LIMIT {
                 return false;
             }
         }
@@ -64,17 +64,19 @@ impl<T> Pairing<T> {
         true
     }
 
-    pub fn offer(&mut self, ticket: &str, half: T, now: Time) -> Offer<T> {
+    pub fn offer(&mut self, ticket: &str, half: T, now: Time) -> TicketOutcome<T> {
         let ticket = self.tickets.remove(ticket).filter(|ticket| !is_old(ticket.made, now));
-        let Some(Ticket { session, is_first, declined, .. }) = ticket else { return Offer::Unknown(half) };
+        let Some(Ticket { session, is_first, declined, .. }) = ticket else {
+            return TicketOutcome::Unknown(half);
+        };
         if let Some(reason) = declined {
-            return Offer::Declined(reason);
+            return TicketOutcome::Declined(reason);
         }
         match self.waiting.remove(&session) {
-            Some(partner) => Offer::Second { session, mine: half, partner, is_first },
+            Some(partner) => TicketOutcome::Second { session, mine: half, partner, is_first },
             None => {
                 self.waiting.insert(session.clone(), half);
-                Offer::First { session }
+                TicketOutcome::First { session }
             }
         }
     }
@@ -110,22 +112,22 @@ mod tests {
     fn two_tickets_of_one_session_meet_once() {
         let mut pairing = Pairing::default();
         assert!(pairing.expect("s", ["a", "b"], at(0)));
-        assert_eq!(pairing.offer("a", 1, at(1)), Offer::First { session: "s".into() });
-        assert_eq!(pairing.offer("a", 9, at(1)), Offer::Unknown(9));
-        let second = Offer::Second { session: "s".into(), mine: 2, partner: 1, is_first: false };
+        assert_eq!(pairing.offer("a", 1, at(1)), TicketOutcome::First { session: "s".into() });
+        assert_eq!(pairing.offer("a", 9, at(1)), TicketOutcome::Unknown(9));
+        let second = TicketOutcome::Second { session: "s".into(), mine: 2, partner: 1, is_first: false };
         assert_eq!(pairing.offer("b", 2, at(14)), second);
-        assert_eq!(pairing.offer("b", 9, at(1)), Offer::Unknown(9));
+        assert_eq!(pairing.offer("b", 9, at(1)), TicketOutcome::Unknown(9));
     }
 
     #[test]
     fn a_ticket_is_void_after_fifteen_seconds_and_after_its_half_gave_up() {
         let mut pairing = Pairing::default();
         pairing.expect("s", ["a", "b"], at(0));
-        assert_eq!(pairing.offer("a", 1, at(15)), Offer::Unknown(1));
+        assert_eq!(pairing.offer("a", 1, at(15)), TicketOutcome::Unknown(1));
         pairing.expect("t", ["c", "d"], at(0));
-        assert_eq!(pairing.offer("c", 1, at(0)), Offer::First { session: "t".into() });
+        assert_eq!(pairing.offer("c", 1, at(0)), TicketOutcome::First { session: "t".into() });
         pairing.give_up("t");
-        assert_eq!(pairing.offer("d", 2, at(1)), Offer::Unknown(2));
+        assert_eq!(pairing.offer("d", 2, at(1)), TicketOutcome::Unknown(2));
     }
 
     #[test]
@@ -134,12 +136,12 @@ mod tests {
         pairing.expect("s", ["a", "b"], at(0));
         pairing.expect("t", ["c", "d"], at(0));
         assert_eq!(pairing.decline("s", "full"), None);
-        assert_eq!(pairing.offer("b", 2, at(1)), Offer::Unknown(2));
-        assert_eq!(pairing.offer("a", 1, at(1)), Offer::Declined("full".into()));
-        assert_eq!(pairing.offer("a", 1, at(1)), Offer::Unknown(1));
-        assert_eq!(pairing.offer("c", 3, at(1)), Offer::First { session: "t".into() });
+        assert_eq!(pairing.offer("b", 2, at(1)), TicketOutcome::Unknown(2));
+        assert_eq!(pairing.offer("a", 1, at(1)), TicketOutcome::Declined("full".into()));
+        assert_eq!(pairing.offer("a", 1, at(1)), TicketOutcome::Unknown(1));
+        assert_eq!(pairing.offer("c", 3, at(1)), TicketOutcome::First { session: "t".into() });
         assert_eq!(pairing.decline("t", "full"), Some(3));
-        assert_eq!(pairing.offer("d", 4, at(1)), Offer::Unknown(4));
+        assert_eq!(pairing.offer("d", 4, at(1)), TicketOutcome::Unknown(4));
     }
 
     #[test]
@@ -147,16 +149,16 @@ mod tests {
         let mut pairing = Pairing::default();
         pairing.expect("s", ["a", "b"], at(0));
         pairing.expect("t", ["c", "d"], at(0));
-        assert_eq!(pairing.offer("a", 1, at(1)), Offer::First { session: "s".into() });
-        assert_eq!(pairing.offer("c", 2, at(1)), Offer::First { session: "t".into() });
+        assert_eq!(pairing.offer("a", 1, at(1)), TicketOutcome::First { session: "s".into() });
+        assert_eq!(pairing.offer("c", 2, at(1)), TicketOutcome::First { session: "t".into() });
     }
 
     #[test]
     fn a_flood_of_tickets_is_turned_away_until_old_ones_lapse() {
         let mut pairing = Pairing::<()>::default();
-        let made = (0..TICKETS / 2 + 10)
+        let made = (0..TICKETS_LIMIT / 2 + 10)
             .filter(|i| pairing.expect("s", [&format!("a{i}"), &format!("b{i}")], at(0)));
-        assert_eq!(made.count(), TICKETS / 2);
+        assert_eq!(made.count(), TICKETS_LIMIT / 2);
         assert!(pairing.expect("s", ["x", "y"], at(15)));
     }
 }

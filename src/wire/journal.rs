@@ -7,13 +7,13 @@ use serde::Serialize;
 use crate::model::record::Change;
 use crate::model::record::Record;
 
-/// Hexadecimal digits at the head of a line, as `Sum` makes them of the rest.
-pub const CHECKSUM: usize = 8;
+/// Hexadecimal digits at the head of a line, as `ChecksumFn` makes them of the rest.
+pub const CHECKSUM_DIGITS: usize = 8;
 
-pub type Sum = fn(&[u8]) -> String;
+pub type ChecksumFn = fn(&[u8]) -> String;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
+pub struct JournalEntry {
     pub n: u64,
     pub changes: Vec<Change>,
 }
@@ -26,19 +26,20 @@ pub struct Snapshot {
     pub records: Vec<Record>,
 }
 
-pub fn write(entry: &Entry, sum: Sum) -> serde_json::Result<Vec<u8>> {
+pub fn write(entry: &JournalEntry, sum: ChecksumFn) -> serde_json::Result<Vec<u8>> {
     let json = serde_json::to_string(entry)?;
     Ok(format!("{} {json}\n", sum(json.as_bytes())).into_bytes())
 }
 
 /// The entries behind number `after`, and the length of the whole lines; or the number of the line that is
 /// damaged. Entries that a snapshot holds already are passed over; one that is in neither is damage.
-pub fn read(bytes: &[u8], after: u64, sum: Sum) -> Result<(Vec<Entry>, u64), usize> {
+pub fn read(bytes: &[u8], after: u64, sum: ChecksumFn) -> Result<(Vec<JournalEntry>, u64), usize> {
     let (mut entries, mut whole) = (Vec::new(), 0);
     let mut next = None;
     for (index, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
         let Some(line) = line.strip_suffix(b"\n") else { break };
-        let follows = |entry: &Entry| next.map_or(entry.n <= after.saturating_add(1), |next| entry.n == next);
+        let follows =
+            |entry: &JournalEntry| next.map_or(entry.n <= after.saturating_add(1), |next| entry.n == next);
         let entry = parse_line(line, sum).filter(follows).ok_or(index + 1)?;
         next = Some(entry.n.checked_add(1).ok_or(index + 1)?);
         entries.push(entry);
@@ -48,8 +49,8 @@ pub fn read(bytes: &[u8], after: u64, sum: Sum) -> Result<(Vec<Entry>, u64), usi
     Ok((entries, whole as u64))
 }
 
-fn parse_line(line: &[u8], sum: Sum) -> Option<Entry> {
-    let (head, rest) = line.split_at_checked(CHECKSUM)?;
+fn parse_line(line: &[u8], sum: ChecksumFn) -> Option<JournalEntry> {
+    let (head, rest) = line.split_at_checked(CHECKSUM_DIGITS)?;
     let json = rest.strip_prefix(b" ")?;
     if sum(json).as_bytes() != head {
         return None;
@@ -69,7 +70,7 @@ mod tests {
 
     fn line(n: u64) -> Vec<u8> {
         let changes = vec![Change::drop(Table::Key, &format!("key_{n}"))];
-        write(&Entry { n, changes }, sum).unwrap()
+        write(&JournalEntry { n, changes }, sum).unwrap()
     }
 
     fn journal(numbers: impl IntoIterator<Item = u64>) -> Vec<u8> {

@@ -12,7 +12,7 @@ use crate::api::Hub;
 use crate::cli::Call;
 use crate::cli::CommandResult;
 use crate::cli::args::range_of;
-use crate::cli::store::StoreAt;
+use crate::cli::store_options::StoreOptions;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
@@ -40,7 +40,7 @@ pub fn run(call: &Call) -> CommandResult {
     let (host, port) = split_listen(listen)?;
     let names: Vec<String> = args.values("name").map(name_of_host).collect::<Result<_>>()?;
     let behind_proxy = args.flag("behind-proxy");
-    let at = StoreAt::given(call, args.value("store"))?;
+    let at = StoreOptions::given(call, args.value("store"))?;
     let (data, store, tunnel_ports) = (data_folder(call)?, at.read()?, tunnel_ports(call)?);
     let settings = Settings { data, names, behind_proxy, tunnel_ports, store };
     let named = settings.names.first().cloned();

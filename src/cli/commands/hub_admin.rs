@@ -12,7 +12,7 @@ use super::hub::data_folder;
 use crate::api::Hub;
 use crate::cli::Call;
 use crate::cli::CommandResult;
-use crate::cli::store::StoreAt;
+use crate::cli::store_options::StoreOptions;
 use crate::error::Error;
 use crate::error::Result;
 use crate::http::message::Request;
@@ -52,7 +52,7 @@ impl Admin {
             return Ok(Self::Running(hub));
         }
         let data = data_folder(call)?;
-        let store = StoreAt::of(call, &data)?.read()?;
+        let store = StoreOptions::of(call, &data)?.read()?;
         if store.is_none() && !data.join("certs").exists() {
             return Err(no_hub(&data));
         }

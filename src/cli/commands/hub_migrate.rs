@@ -7,10 +7,10 @@ use serde_json::json;
 use super::hub::data_folder;
 use crate::cli::Call;
 use crate::cli::CommandResult;
-use crate::cli::store::StoreAt;
+use crate::cli::store_options::StoreOptions;
 use crate::error::Error;
 use crate::error::Result;
-use crate::hub::store::migrate::Place;
+use crate::hub::store::migrate::StoreLocation;
 
 pub fn run(call: &Call) -> CommandResult {
     let (from, from_name) = place(call, "from")?;
@@ -46,7 +46,7 @@ pub fn run(call: &Call) -> CommandResult {
     Ok(0)
 }
 
-fn place(call: &Call, option: &str) -> Result<(Place, String)> {
+fn place(call: &Call, option: &str) -> Result<(StoreLocation, String)> {
     let Some(named) = call.args.value(option) else {
         return Err(Error::usage(format!("--{option} is missing"))
             .hint("Usage: connect hub migrate --from file --to etcd=http://127.0.0.1:2379"));
@@ -58,9 +58,9 @@ fn place(call: &Call, option: &str) -> Result<(Place, String)> {
     };
     if let Some(folder) = folder {
         let name = format!("file={}", folder.display());
-        return Ok((Place::Folder(folder), name));
+        return Ok((StoreLocation::Folder(folder), name));
     }
-    let etcd = StoreAt::given(call, Some(named))?.read()?;
+    let etcd = StoreOptions::given(call, Some(named))?.read()?;
     let etcd = etcd.ok_or_else(|| Error::unknown("store", named))?;
-    Ok((Place::Etcd(etcd), named.to_owned()))
+    Ok((StoreLocation::Etcd(etcd), named.to_owned()))
 }

@@ -9,16 +9,16 @@ use std::sync::Mutex;
 use serde_json::Value;
 use serde_json::json;
 
-use super::Outcome;
+use super::CommitOutcome;
 use super::Store;
-use super::gateway::EtcdAt;
+use super::gateway::EtcdConfig;
 use super::gateway::Gateway;
 use super::gateway::decoded;
 use super::gateway::encoded;
-use super::replica::BEHIND;
-use super::replica::FRONT;
+use super::replica::KEY_PREFIX;
+use super::replica::KEY_RANGE_END;
+use super::replica::KeyChange;
 use super::replica::Replica;
-use super::replica::Step;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
@@ -36,7 +36,7 @@ pub struct Etcd {
 
 impl Etcd {
     pub fn open(
-        at: &EtcdAt,
+        at: &EtcdConfig,
         lock: Option<Lock>,
         registry: &Arc<Mutex<Registry>>,
         stop: &Stop,
@@ -49,13 +49,13 @@ impl Etcd {
     }
 
     /// All steps if every key is as we know it; else how they are.
-    fn transaction(&self, steps: &[Step]) -> Value {
+    fn transaction(&self, steps: &[KeyChange]) -> Value {
         let lease = self.replica.lease();
-        let compare = |step: &Step| {
+        let compare = |step: &KeyChange| {
             json!({ "key": encoded(&step.key), "target": "MOD", "result": "EQUAL",
                 "mod_revision": step.version.to_string() })
         };
-        let success = |step: &Step| {
+        let success = |step: &KeyChange| {
             let key = encoded(&step.key);
             match &step.value {
                 Some(value) if step.is_presence => {
@@ -65,7 +65,7 @@ impl Etcd {
                 None => json!({ "request_delete_range": { "key": key } }),
             }
         };
-        let failure = |step: &Step| json!({ "request_range": { "key": encoded(&step.key) } });
+        let failure = |step: &KeyChange| json!({ "request_range": { "key": encoded(&step.key) } });
         json!({ "compare": steps.iter().map(compare).collect::<Vec<_>>(),
             "success": steps.iter().map(success).collect::<Vec<_>>(),
             "failure": steps.iter().map(failure).collect::<Vec<_>>() })
@@ -77,28 +77,30 @@ impl Store for Etcd {
         self.replica.mark()
     }
 
-    fn commit(&mut self, changes: Vec<Change>, mark: u64) -> Result<Outcome> {
+    fn commit(&mut self, changes: Vec<Change>, mark: u64) -> Result<CommitOutcome> {
         if self.replica.is_away() {
             return Err(Error::new("etcd does not answer").kind(ErrorKind::Unreachable));
         }
-        let Some(transactions) = self.replica.steps(&changes, mark)? else { return Ok(Outcome::Overtaken) };
+        let Some(transactions) = self.replica.steps(&changes, mark)? else {
+            return Ok(CommitOutcome::Overtaken);
+        };
         for steps in transactions {
             let answered = self.gateway.call("/v3/kv/txn", &self.transaction(&steps));
             let answer = answered.inspect_err(|error| {
                 if error.kind == ErrorKind::Unreachable {
-                    self.replica.say_away(true);
+                    self.replica.set_away(true);
                 }
             })?;
             if !self.replica.learn_answer(&steps, &answer) {
-                return Ok(Outcome::Overtaken);
+                return Ok(CommitOutcome::Overtaken);
             }
         }
-        Ok(Outcome::Done)
+        Ok(CommitOutcome::Done)
     }
 }
 
 pub fn find(gateway: &mut Gateway, key: &str) -> Result<Option<Vec<u8>>> {
-    let answer = gateway.call("/v3/kv/range", &json!({ "key": encoded(format!("{FRONT}{key}")) }))?;
+    let answer = gateway.call("/v3/kv/range", &json!({ "key": encoded(format!("{KEY_PREFIX}{key}")) }))?;
     let found = &answer["kvs"][0];
     Ok(found.is_object().then(|| decoded(&found["value"])))
 }
@@ -112,7 +114,7 @@ pub fn found_or_put(
     if let Some(found) = find(gateway, key)? {
         return Ok((found, false));
     }
-    let (value, name) = (value()?, encoded(format!("{FRONT}{key}")));
+    let (value, name) = (value()?, encoded(format!("{KEY_PREFIX}{key}")));
     let body = json!({ "compare": [{ "key": name, "target": "MOD", "result": "EQUAL", "mod_revision": "0" }],
         "success": [{ "request_put": { "key": name, "value": encoded(&value) } }] });
     if gateway.call("/v3/kv/txn", &body)?["succeeded"] == true {
@@ -124,6 +126,6 @@ pub fn found_or_put(
 
 /// Drops all that a fleet keeps.
 pub fn clear(gateway: &mut Gateway) -> Result<()> {
-    let all = json!({ "key": encoded(FRONT), "range_end": encoded(BEHIND) });
+    let all = json!({ "key": encoded(KEY_PREFIX), "range_end": encoded(KEY_RANGE_END) });
     gateway.call("/v3/kv/deleterange", &all).map(drop)
 }

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 
-use super::Outcome;
+use super::CommitOutcome;
 use super::Store;
 use crate::error::Error;
 use crate::error::OrSay;
@@ -26,14 +26,14 @@ use crate::os::files::Lock;
 use crate::os::lock::locked;
 use crate::os::secret;
 use crate::wire::journal;
-use crate::wire::journal::Entry;
+use crate::wire::journal::JournalEntry;
 use crate::wire::journal::Snapshot;
 
 /// A longer journal is folded into the snapshot, unless the snapshot is longer still: then folding waits, so
 /// that a large hub does not write all it knows again for every few changes.
 const JOURNAL_LIMIT: u64 = 4 * 1024 * 1024;
 /// What the limits of the registry can add up to, and more; a larger file is not ours.
-const FILE_LIMIT: u64 = 4 * 1024 * 1024 * 1024;
+const STORE_FILE_LIMIT: u64 = 4 * 1024 * 1024 * 1024;
 
 pub struct FileStore {
     folder: PathBuf,
@@ -60,7 +60,7 @@ impl FileStore {
             snapshot.records.into_iter().for_each(|record| registry.apply(Change::Put(record)));
         }
         let path = folder.join("journal");
-        let bytes = files::read_within(&path, FILE_LIMIT)?.unwrap_or_default();
+        let bytes = files::read_within(&path, STORE_FILE_LIMIT)?.unwrap_or_default();
         let (entries, whole) = journal::read(&bytes, last, checksum).map_err(|line| {
             Error::new(format!("{} is damaged at line {line}", path.display())).hint(
                 "Restore the hub's data folder from a backup; the snapshot beside it is older but whole",
@@ -104,7 +104,7 @@ impl FileStore {
             self.journal.set_len(self.length).or_say(|| "The journal cannot be mended")?;
             self.torn = false;
         }
-        let entry = Entry { n: self.last + 1, changes };
+        let entry = JournalEntry { n: self.last + 1, changes };
         let line = journal::write(&entry, checksum).or_say(|| "Cannot write a change")?;
         let written = self.journal.write_all(&line).and_then(|()| self.journal.sync_data());
         if let Err(error) = written {
@@ -139,7 +139,7 @@ impl FileStore {
 }
 
 impl Store for FileStore {
-    fn commit(&mut self, changes: Vec<Change>, _: u64) -> Result<Outcome> {
+    fn commit(&mut self, changes: Vec<Change>, _: u64) -> Result<CommitOutcome> {
         self.journal(changes.iter().filter(|change| change.key().0.lasts()).cloned().collect())?;
         let records: Option<Vec<Record>> = {
             let mut registry = locked(&self.registry);
@@ -151,16 +151,16 @@ impl Store for FileStore {
         {
             log::error!("the journal grows on: {error}");
         }
-        Ok(Outcome::Done)
+        Ok(CommitOutcome::Done)
     }
 }
 
 fn checksum(json: &[u8]) -> String {
-    secret::sha256(json).to_string()[..journal::CHECKSUM].to_owned()
+    secret::sha256(json).to_string()[..journal::CHECKSUM_DIGITS].to_owned()
 }
 
 fn read_snapshot(path: &Path) -> Result<Option<(Snapshot, u64)>> {
-    let Some(bytes) = files::read_within(path, FILE_LIMIT)? else { return Ok(None) };
+    let Some(bytes) = files::read_within(path, STORE_FILE_LIMIT)? else { return Ok(None) };
     let snapshot: Snapshot = serde_json::from_slice(&bytes).map_err(|error| {
         Error::new(format!("{} is damaged", path.display()))
             .because(error)

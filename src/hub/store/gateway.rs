@@ -33,32 +33,32 @@ use crate::tls::trust;
 use crate::tls::trust::HubTrust;
 
 /// One call at one endpoint takes no longer.
-const CALL: Duration = Duration::from_secs(2);
+const ETCD_CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// etcd makes passwords slow to try.
-const LOGIN: Duration = Duration::from_secs(5);
-const DEFAULT_PORT: u16 = 2379;
+const ETCD_LOGIN_TIMEOUT: Duration = Duration::from_secs(5);
+const ETCD_DEFAULT_PORT: u16 = 2379;
 
 /// Where an etcd is, and who we are to it.
 #[derive(Clone, PartialEq, Eq)]
-pub struct EtcdAt {
-    pub endpoints: Vec<Endpoint>,
+pub struct EtcdConfig {
+    pub endpoints: Vec<EtcdEndpoint>,
     /// For https; without it the system's roots count.
     pub trust: HubTrust,
     pub login: Option<(String, String)>,
 }
 
 #[derive(Clone, PartialEq, Eq)]
-pub struct Endpoint {
+pub struct EtcdEndpoint {
     tls: bool,
     host: String,
     port: u16,
 }
 
-impl Endpoint {
+impl EtcdEndpoint {
     /// Reads `http://host:2379`.
     pub fn parse(text: &str) -> Option<Self> {
         let (scheme, rest) = text.trim().split_once("://")?;
-        let (host, port) = split_host_port(rest.trim_end_matches('/'), DEFAULT_PORT)?;
+        let (host, port) = split_host_port(rest.trim_end_matches('/'), ETCD_DEFAULT_PORT)?;
         matches!(scheme, "http" | "https").then(|| Self { tls: scheme == "https", host, port })
     }
 
@@ -68,26 +68,26 @@ impl Endpoint {
 }
 
 /// What all connections to one etcd share.
-struct Access {
-    at: EtcdAt,
+struct GatewayShared {
+    at: EtcdConfig,
     tls: Arc<ClientConfig>,
     stop: Stop,
-    place: Mutex<Place>,
+    place: Mutex<CurrentEndpoint>,
     token: Mutex<Option<String>>,
 }
 
 /// The endpoint that is used now. Whoever finds it dead moves everybody on.
-struct Place {
+struct CurrentEndpoint {
     number: usize,
     cut: Stop,
 }
 
 pub struct Gateway {
-    access: Arc<Access>,
-    kept: Option<Kept>,
+    access: Arc<GatewayShared>,
+    kept: Option<GatewayConnection>,
 }
 
-struct Kept {
+struct GatewayConnection {
     number: usize,
     stream: Duplex,
     cut: Registration,
@@ -95,33 +95,33 @@ struct Kept {
 
 /// One try at one endpoint.
 #[derive(Clone, Copy)]
-struct Try {
+struct Attempt {
     number: usize,
     deadline: Instant,
 }
 
-impl Try {
+impl Attempt {
     fn anew(self, patience: Duration) -> Self {
         Self { deadline: Instant::now() + patience, ..self }
     }
 }
 
-type Tried<T> = std::result::Result<T, Trouble>;
+type AttemptResult<T> = std::result::Result<T, AttemptError>;
 
 /// What went wrong with it.
-enum Trouble {
+enum AttemptError {
     /// This endpoint does not answer; another may.
-    Away(Error),
+    Unreachable(Error),
     /// The token is not good any more.
-    Stranger,
+    TokenRejected,
     Refused(Error),
 }
 
 impl Gateway {
-    pub fn new(at: &EtcdAt, stop: &Stop) -> Result<Self> {
-        let place = Mutex::new(Place { number: 0, cut: Stop::new() });
+    pub fn new(at: &EtcdConfig, stop: &Stop) -> Result<Self> {
+        let place = Mutex::new(CurrentEndpoint { number: 0, cut: Stop::new() });
         let (tls, at, stop) = (trust::hub_client(&at.trust)?, at.clone(), stop.clone());
-        let access = Arc::new(Access { at, tls, stop, place, token: Mutex::default() });
+        let access = Arc::new(GatewayShared { at, tls, stop, place, token: Mutex::default() });
         Ok(Self { access, kept: None })
     }
 
@@ -152,13 +152,13 @@ impl Gateway {
     }
 
     fn call_once(&mut self, path: &str, body: &Value) -> Result<Value> {
-        let one = self.access.one_try();
+        let one = self.access.new_attempt();
         let ask = |own: &mut Self| {
             let token = own.token(one)?;
-            own.exchange(one.anew(CALL), path, token.as_deref(), body)
+            own.exchange(one.anew(ETCD_CALL_TIMEOUT), path, token.as_deref(), body)
         };
         let called = match ask(self) {
-            Err(Trouble::Stranger) => {
+            Err(AttemptError::TokenRejected) => {
                 *locked(&self.access.token) = None;
                 ask(self)
             }
@@ -167,7 +167,13 @@ impl Gateway {
         called.map_err(|trouble| self.access.give_up(one, trouble))
     }
 
-    fn exchange(&mut self, one: Try, path: &str, token: Option<&str>, body: &Value) -> Tried<Value> {
+    fn exchange(
+        &mut self,
+        one: Attempt,
+        path: &str,
+        token: Option<&str>,
+        body: &Value,
+    ) -> AttemptResult<Value> {
         let kept = self
             .kept
             .take()
@@ -185,14 +191,16 @@ impl Gateway {
     }
 
     /// What proves to etcd who we are; `None` where nobody asks.
-    fn token(&mut self, one: Try) -> Tried<Option<String>> {
+    fn token(&mut self, one: Attempt) -> AttemptResult<Option<String>> {
         let Some((name, password)) = &self.access.at.login else { return Ok(None) };
         if let Some(token) = locked(&self.access.token).clone() {
             return Ok(Some(token));
         }
         let body = json!({ "name": name, "password": password });
-        let answer = match self.exchange(one.anew(LOGIN), "/v3/auth/authenticate", None, &body) {
-            Err(Trouble::Stranger | Trouble::Refused(_)) => return Err(Trouble::Refused(not_accepted())),
+        let answer = match self.exchange(one.anew(ETCD_LOGIN_TIMEOUT), "/v3/auth/authenticate", None, &body) {
+            Err(AttemptError::TokenRejected | AttemptError::Refused(_)) => {
+                return Err(AttemptError::Refused(not_accepted()));
+            }
             answer => answer?,
         };
         let token = answer["token"].as_str().map(str::to_owned);
@@ -202,17 +210,17 @@ impl Gateway {
 
     /// Everything that happens from `revision` on to keys from `front` up to `end`, until the cuts are dropped.
     pub fn watch(&mut self, front: &str, end: &str, revision: u64) -> Result<(Lines, [Registration; 2])> {
-        let one = self.access.one_try();
+        let one = self.access.new_attempt();
         let body = json!({ "create_request": { "key": encoded(front), "range_end": encoded(end),
             "start_revision": revision.to_string(), "progress_notify": true } });
         self.try_watch(one, &body).map_err(|trouble| self.access.give_up(one, trouble))
     }
 
-    fn try_watch(&mut self, one: Try, body: &Value) -> Tried<(Lines, [Registration; 2])> {
-        let (token, one) = (self.token(one)?, one.anew(CALL));
+    fn try_watch(&mut self, one: Attempt, body: &Value) -> AttemptResult<(Lines, [Registration; 2])> {
+        let (token, one) = (self.token(one)?, one.anew(ETCD_CALL_TIMEOUT));
         let moved = locked(&self.access.place).cut.clone();
-        let Kept { stream, cut, .. } = self.access.connect(one)?;
-        let moved = moved.attach(&stream.socket).ok_or_else(|| Trouble::Refused(Error::stopped()))?;
+        let GatewayConnection { stream, cut, .. } = self.access.connect(one)?;
+        let moved = moved.attach(&stream.socket).ok_or_else(|| AttemptError::Refused(Error::stopped()))?;
         let endpoint = &self.access.at.endpoints[one.number];
         let (status, lines) =
             endpoint.ask("/v3/watch", token.as_deref(), body, |ask| Lines::ask(stream, ask, one.deadline))?;
@@ -220,48 +228,49 @@ impl Gateway {
     }
 }
 
-impl Endpoint {
+impl EtcdEndpoint {
     fn ask<T>(
         &self,
         path: &str,
         token: Option<&str>,
         body: &Value,
         send: impl FnOnce(&Ask<'_>) -> std::io::Result<T>,
-    ) -> Tried<T> {
+    ) -> AttemptResult<T> {
         let (host, body) = (self.authority(), body.to_string());
         let fields: Vec<_> = token.iter().map(|token| ("Authorization", *token)).collect();
         send(&Ask { method: "POST", path, host: &host, fields: &fields, body: Some(body.as_bytes()) })
-            .map_err(|error| Trouble::Away(away(self, error)))
+            .map_err(|error| AttemptError::Unreachable(away(self, error)))
     }
 }
 
-impl Access {
-    fn one_try(&self) -> Try {
-        Try { number: locked(&self.place).number, deadline: Instant::now() + CALL }
+impl GatewayShared {
+    fn new_attempt(&self) -> Attempt {
+        Attempt { number: locked(&self.place).number, deadline: Instant::now() + ETCD_CALL_TIMEOUT }
     }
 
-    fn connect(&self, one: Try) -> Tried<Kept> {
+    fn connect(&self, one: Attempt) -> AttemptResult<GatewayConnection> {
         let endpoint = &self.at.endpoints[one.number];
         let dialled = dial(&endpoint.host, endpoint.port, one.deadline, &self.stop);
-        let socket = dialled.map_err(|error| Trouble::Away(away(endpoint, error)))?;
-        let cut = self.stop.attach(&socket).ok_or_else(|| Trouble::Refused(Error::stopped()))?;
+        let socket = dialled.map_err(|error| AttemptError::Unreachable(away(endpoint, error)))?;
+        let cut = self.stop.attach(&socket).ok_or_else(|| AttemptError::Refused(Error::stopped()))?;
         let mut stream = Duplex::plain(socket);
         if endpoint.tls {
             let established = tls::client(&self.tls, &endpoint.host, stream, one.deadline);
-            stream = established.map_err(|error| Trouble::Away(away(endpoint, error)))?.into_duplex();
+            stream =
+                established.map_err(|error| AttemptError::Unreachable(away(endpoint, error)))?.into_duplex();
         }
-        Ok(Kept { number: one.number, stream, cut })
+        Ok(GatewayConnection { number: one.number, stream, cut })
     }
 
     /// After an endpoint that does not answer everybody goes on to the next, unless somebody has gone already.
-    fn give_up(&self, one: Try, trouble: Trouble) -> Error {
+    fn give_up(&self, one: Attempt, trouble: AttemptError) -> Error {
         match trouble {
-            Trouble::Refused(error) => error,
-            Trouble::Stranger => {
+            AttemptError::Refused(error) => error,
+            AttemptError::TokenRejected => {
                 *locked(&self.token) = None;
                 not_accepted()
             }
-            Trouble::Away(error) => {
+            AttemptError::Unreachable(error) => {
                 let mut place = locked(&self.place);
                 if place.number == one.number {
                     place.number = (one.number + 1) % self.at.endpoints.len();
@@ -278,27 +287,27 @@ fn not_accepted() -> Error {
         .hint("Check --etcd-user and its password, in --etcd-password-file or CONNECT_ETCD_PASSWORD")
 }
 
-fn away(endpoint: &Endpoint, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+fn away(endpoint: &EtcdEndpoint, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error::new(format!("etcd at {} does not answer", endpoint.authority()))
         .because(why)
         .hint("Check that it runs, and the address given with --store etcd=")
         .kind(ErrorKind::Unreachable)
 }
 
-fn refused(endpoint: &Endpoint, status: u16, answer: &Value) -> Trouble {
+fn refused(endpoint: &EtcdEndpoint, status: u16, answer: &Value) -> AttemptError {
     let why = words(answer);
     let error = Error::new(format!("etcd at {} refused", endpoint.authority())).because(why.clone());
     // An outdated token has several names, depending on what it is asked for.
     if status == 401 || why.contains("invalid auth token") || why.contains("revision of auth store") {
-        Trouble::Stranger
+        AttemptError::TokenRejected
     } else if why.contains("user name is empty") {
-        Trouble::Refused(error.hint("It wants a user: --etcd-user NAME, and its password"))
+        AttemptError::Refused(error.hint("It wants a user: --etcd-user NAME, and its password"))
     } else if why.contains("permission denied") {
-        Trouble::Refused(error.hint("Grant this user read and write on /connect/"))
+        AttemptError::Refused(error.hint("Grant this user read and write on /connect/"))
     } else if status >= 500 {
-        Trouble::Away(error.kind(ErrorKind::Unreachable))
+        AttemptError::Unreachable(error.kind(ErrorKind::Unreachable))
     } else {
-        Trouble::Refused(error)
+        AttemptError::Refused(error)
     }
 }
 

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::Etcd;
-use super::EtcdAt;
+use super::EtcdConfig;
 use super::FileStore;
 use super::Store;
 use super::etcd::clear;
 use super::etcd::find;
 use super::etcd::found_or_put;
 use super::gateway::Gateway;
-use super::replica::CHUNK;
+use super::replica::TRANSACTION_CHANGES;
 use crate::error::Error;
 use crate::error::Result;
 use crate::hub::ca::CA;
@@ -24,30 +24,30 @@ use crate::os::files;
 use crate::os::files::Lock;
 use crate::os::lock::locked;
 
-pub enum Place {
+pub enum StoreLocation {
     Folder(PathBuf),
-    Etcd(EtcdAt),
+    Etcd(EtcdConfig),
 }
 
 /// Key and certificate as PEM.
-type CaPem = (String, String);
+type CaAsPem = (String, String);
 
 /// What a store holds.
 #[derive(PartialEq, Eq)]
-pub struct Contents {
+pub struct StoreContents {
     pub records: Vec<Record>,
-    ca: Option<CaPem>,
+    ca: Option<CaAsPem>,
 }
 
-impl Contents {
+impl StoreContents {
     pub fn is_empty(&self) -> bool {
         self.records.is_empty() && self.ca.is_none()
     }
 }
 
-impl Place {
+impl StoreLocation {
     /// All there is; no hub may be changing it meanwhile.
-    pub fn read(&self, stop: &Stop) -> Result<Contents> {
+    pub fn read(&self, stop: &Stop) -> Result<StoreContents> {
         let registry = Arc::default();
         let ca = match self {
             Self::Folder(folder) => {
@@ -68,11 +68,11 @@ impl Place {
             }
         };
         let records = locked(&registry).records().collect();
-        Ok(Contents { records, ca })
+        Ok(StoreContents { records, ca })
     }
 
     /// Drops what is there and writes this.
-    pub fn write(&self, contents: &Contents, stop: &Stop) -> Result<()> {
+    pub fn write(&self, contents: &StoreContents, stop: &Stop) -> Result<()> {
         let registry = Arc::default();
         let ca = contents.ca.as_ref();
         match self {
@@ -89,7 +89,7 @@ impl Place {
             Self::Etcd(at) => {
                 clear(&mut Gateway::new(at, stop)?)?;
                 let (mut store, mut gateway) = Etcd::open(at, None, &registry, stop)?;
-                for some in contents.records.chunks(CHUNK) {
+                for some in contents.records.chunks(TRANSACTION_CHANGES) {
                     let mark = store.mark();
                     store.commit(some.iter().cloned().map(Change::Put).collect(), mark)?;
                 }

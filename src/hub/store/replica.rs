@@ -30,23 +30,23 @@ use crate::net::connect::is_timeout;
 use crate::os::lock::locked;
 
 /// All that a fleet keeps is below this.
-pub const FRONT: &str = "/connect/v1/";
-pub const BEHIND: &str = "/connect/v10";
+pub const KEY_PREFIX: &str = "/connect/v1/";
+pub const KEY_RANGE_END: &str = "/connect/v10";
 /// Changes of one transaction; a share has two keys, and etcd takes 128 steps.
-pub const CHUNK: usize = 50;
+pub const TRANSACTION_CHANGES: usize = 50;
 /// Records that are read at once; the largest have about 30 KB.
-const PAGE: usize = 250;
+const PAGE_RECORDS: usize = 250;
 /// A watch that is silent for longer is opened anew: its connection may have died without a word.
-const QUIET: Duration = Duration::from_secs(20);
+const WATCH_SILENCE_LIMIT: Duration = Duration::from_secs(20);
 
 /// This hub's copy.
 pub struct Replica {
     registry: Arc<Mutex<Registry>>,
-    known: Mutex<Known>,
+    known: Mutex<ReplicaState>,
 }
 
 #[derive(Default)]
-struct Known {
+struct ReplicaState {
     /// The revision at which each key was changed last.
     versions: HashMap<String, u64>,
     /// Keys that a commit or a reading has shown at a revision that the watch has not reached.
@@ -63,14 +63,14 @@ struct Known {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Source {
+enum ChangeSource {
     Commit,
     Reading,
     Watch,
 }
 
 /// One key, and what shall stand there.
-pub struct Step {
+pub struct KeyChange {
     pub key: String,
     pub value: Option<String>,
     /// The revision that the key must have; none for one that must not be there.
@@ -88,7 +88,7 @@ impl Replica {
     }
 
     /// Returns what was said before.
-    pub fn say_away(&self, is_away: bool) -> bool {
+    pub fn set_away(&self, is_away: bool) -> bool {
         std::mem::replace(&mut locked(&self.known).is_away, is_away)
     }
 
@@ -132,7 +132,7 @@ impl Replica {
 
     /// The keys that these changes touch, in pieces for a transaction each; `None` when the copy is not any more
     /// what they were decided on.
-    pub fn steps(&self, changes: &[Change], mark: u64) -> Result<Option<Vec<Vec<Step>>>> {
+    pub fn steps(&self, changes: &[Change], mark: u64) -> Result<Option<Vec<Vec<KeyChange>>>> {
         let (known, registry) = (locked(&self.known), locked(&self.registry));
         if known.changed != mark {
             return Ok(None);
@@ -141,33 +141,39 @@ impl Replica {
         if known.lease.is_none() && changes.iter().any(claims) {
             return Err(Error::new("This hub has no lease in etcd").kind(ErrorKind::Unreachable));
         }
-        let pieces = changes.chunks(CHUNK);
+        let pieces = changes.chunks(TRANSACTION_CHANGES);
         let steps = |some: &[Change]| some.iter().flat_map(|one| known.steps_of(one, &registry)).collect();
         Ok(Some(pieces.map(steps).collect()))
     }
 
     /// What a transaction has shown; false when it was refused.
-    pub fn learn_answer(&self, steps: &[Step], answer: &Value) -> bool {
+    pub fn learn_answer(&self, steps: &[KeyChange], answer: &Value) -> bool {
         let revision = number(&answer["header"]["revision"]);
         let is_done = answer["succeeded"] == true;
         let mut known = locked(&self.known);
         for (index, step) in steps.iter().enumerate() {
             if is_done {
                 let value = step.value.as_deref().map(str::as_bytes);
-                self.learn(&mut known, &step.key, (revision, value), Source::Commit);
+                self.learn(&mut known, &step.key, (revision, value), ChangeSource::Commit);
                 continue;
             }
             let kv = &answer["responses"][index]["response_range"]["kvs"][0];
             let value = kv.is_object().then(|| decoded(&kv["value"]));
             let at = if value.is_some() { number(&kv["mod_revision"]) } else { revision };
-            self.learn(&mut known, &step.key, (at, value.as_deref()), Source::Reading);
+            self.learn(&mut known, &step.key, (at, value.as_deref()), ChangeSource::Reading);
         }
         is_done
     }
 
     /// A key was changed, at a revision to a value. What is older than what we know is passed over.
-    fn learn(&self, known: &mut Known, key: &str, (revision, value): (u64, Option<&[u8]>), source: Source) {
-        if source == Source::Watch {
+    fn learn(
+        &self,
+        known: &mut ReplicaState,
+        key: &str,
+        (revision, value): (u64, Option<&[u8]>),
+        source: ChangeSource,
+    ) {
+        if source == ChangeSource::Watch {
             if known.ahead.get(key).is_some_and(|ahead| *ahead >= revision) {
                 return;
             }
@@ -187,7 +193,7 @@ impl Replica {
             known.mine.remove(id);
             // A lease that ended says nothing of the agents that are here: they are claimed again.
             let is_here = table == Table::Online
-                && source != Source::Commit
+                && source != ChangeSource::Commit
                 && registry.online_by_id(id).is_some_and(|online| registry.is_here(online));
             if !is_here {
                 registry.apply(Change::drop(table, id));
@@ -214,9 +220,9 @@ impl Replica {
 
     /// Reads everything.
     pub fn reload(&self, gateway: &mut Gateway) -> Result<()> {
-        let (mut found, mut from, mut revision) = (Vec::new(), FRONT.as_bytes().to_vec(), 0);
+        let (mut found, mut from, mut revision) = (Vec::new(), KEY_PREFIX.as_bytes().to_vec(), 0);
         loop {
-            let body = json!({ "key": encoded(&from), "range_end": encoded(BEHIND), "limit": PAGE.to_string(),
+            let body = json!({ "key": encoded(&from), "range_end": encoded(KEY_RANGE_END), "limit": PAGE_RECORDS.to_string(),
                 "revision": revision.to_string() });
             let answer = gateway.call("/v3/kv/range", &body)?;
             if revision == 0 {
@@ -242,11 +248,11 @@ impl Replica {
         let gone: Vec<String> =
             known.versions.keys().filter(|key| !there.contains(key.as_str())).cloned().collect();
         for key in gone {
-            self.learn(&mut known, &key, (revision, None), Source::Watch);
+            self.learn(&mut known, &key, (revision, None), ChangeSource::Watch);
         }
         for (key, at, value) in &found {
             if is_restored || known.versions.get(key) != Some(at) {
-                self.learn(&mut known, key, (*at, Some(value)), Source::Watch);
+                self.learn(&mut known, key, (*at, Some(value)), ChangeSource::Watch);
             }
         }
         known.seen = revision;
@@ -257,9 +263,9 @@ impl Replica {
     /// Follows what happens until the connection ends. False when too much was missed: then all is read anew.
     pub fn follow(&self, gateway: &mut Gateway) -> Result<bool> {
         let from = locked(&self.known).seen + 1;
-        let (mut lines, _cuts) = gateway.watch(FRONT, BEHIND, from)?;
+        let (mut lines, _cuts) = gateway.watch(KEY_PREFIX, KEY_RANGE_END, from)?;
         loop {
-            let line = match lines.next(Instant::now() + QUIET) {
+            let line = match lines.next(Instant::now() + WATCH_SILENCE_LIMIT) {
                 Ok(Some(line)) => line,
                 Ok(None) => return Ok(true),
                 Err(error) if is_timeout(&error) => return Ok(true),
@@ -278,7 +284,7 @@ impl Replica {
                 told = number(&kv["mod_revision"]);
                 let key = String::from_utf8_lossy(&decoded(&kv["key"])).into_owned();
                 let value = (event["type"] != "DELETE").then(|| decoded(&kv["value"]));
-                self.learn(&mut known, &key, (told, value.as_deref()), Source::Watch);
+                self.learn(&mut known, &key, (told, value.as_deref()), ChangeSource::Watch);
             }
             known.seen = known.seen.max(told);
             let seen = known.seen;
@@ -287,12 +293,12 @@ impl Replica {
     }
 }
 
-impl Known {
-    fn step(&self, key: String, value: Option<String>, is_presence: bool) -> Step {
-        Step { version: self.versions.get(&key).copied().unwrap_or(0), key, value, is_presence }
+impl ReplicaState {
+    fn step(&self, key: String, value: Option<String>, is_presence: bool) -> KeyChange {
+        KeyChange { version: self.versions.get(&key).copied().unwrap_or(0), key, value, is_presence }
     }
 
-    fn steps_of(&self, change: &Change, registry: &Registry) -> Vec<Step> {
+    fn steps_of(&self, change: &Change, registry: &Registry) -> Vec<KeyChange> {
         let (table, id) = change.key();
         let value = match change {
             Change::Put(record) => Some(serde_json::to_string(record).unwrap_or_default()),
@@ -305,7 +311,7 @@ impl Known {
             Change::Put(Record::Share(share)) if step.version == 0 => {
                 let code = self.step(code_key(&share.code_hash), Some(share.id.clone()), false);
                 let is_known = registry.code_owner(&share.code_hash).is_some();
-                Some(Step { version: if is_known { code.version } else { 0 }, ..code })
+                Some(KeyChange { version: if is_known { code.version } else { 0 }, ..code })
             }
             Change::Drop { table: Table::Share, id } => {
                 let share = registry.any_share(id);
@@ -320,14 +326,14 @@ impl Known {
 
 fn key_of(table: Table, id: &str) -> String {
     let name = Table::ALL.iter().find(|(known, _)| *known == table).map_or("", |(_, name)| name);
-    format!("{FRONT}{name}/{id}")
+    format!("{KEY_PREFIX}{name}/{id}")
 }
 
 fn code_key(code_hash: &str) -> String {
-    format!("{FRONT}code/{code_hash}")
+    format!("{KEY_PREFIX}code/{code_hash}")
 }
 
 fn record_of(key: &str) -> Option<(Table, &str)> {
-    let (name, id) = key.strip_prefix(FRONT)?.split_once('/')?;
+    let (name, id) = key.strip_prefix(KEY_PREFIX)?.split_once('/')?;
     Table::ALL.iter().find(|(_, known)| *known == name).map(|(table, _)| (*table, id))
 }

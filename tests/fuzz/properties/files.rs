@@ -15,7 +15,7 @@ use crate::model::record::Record;
 use crate::model::registry::Registry;
 use crate::model::route;
 use crate::wire::journal;
-use crate::wire::journal::Entry;
+use crate::wire::journal::JournalEntry;
 use crate::wire::journal::Snapshot;
 use crate::wire::pconnect;
 
@@ -99,7 +99,7 @@ pub fn journal(bytes: &[u8], cuts: Cuts) {
 fn replayed(bytes: &[u8], after: u64) {
     let (entries, _) = journal::read(bytes, after, sum).expect("read a moment ago");
     let mut registry = Registry::default();
-    let changes = entries.into_iter().flat_map(|Entry { changes, .. }| changes);
+    let changes = entries.into_iter().flat_map(|JournalEntry { changes, .. }| changes);
     changes.for_each(|change| registry.apply(change));
 }
 

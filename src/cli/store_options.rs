@@ -12,26 +12,26 @@ use super::call::variable;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
-use crate::hub::store::Endpoint;
-use crate::hub::store::EtcdAt;
+use crate::hub::store::EtcdConfig;
+use crate::hub::store::EtcdEndpoint;
 use crate::os::files;
 use crate::tls::trust::HubTrust;
 use crate::tls::trust::read_roots;
 
-const NOTE: &str = "store.json";
-const PASSWORD: &str = "CONNECT_ETCD_PASSWORD";
+const STORE_NOTE_FILE: &str = "store.json";
+const ETCD_PASSWORD_VARIABLE: &str = "CONNECT_ETCD_PASSWORD";
 
 /// As the command line says it. The password itself is kept nowhere.
 #[derive(Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct StoreAt {
+pub struct StoreOptions {
     store: Option<String>,
     ca: Option<String>,
     user: Option<String>,
     password_file: Option<String>,
 }
 
-impl StoreAt {
+impl StoreOptions {
     /// With the options that go with it; `named` is the value of `--store` or the like.
     pub fn given(call: &Call, named: Option<&str>) -> Result<Self> {
         let file = |name: &str| {
@@ -46,27 +46,28 @@ impl StoreAt {
     /// For the commands beside a hub.
     pub fn of(call: &Call, data: &Path) -> Result<Self> {
         let given = Self::given(call, call.args.value("store"))?;
-        let note = if given.store.is_some() { None } else { files::read(&data.join(NOTE))? };
+        let note = if given.store.is_some() { None } else { files::read(&data.join(STORE_NOTE_FILE))? };
         Ok(note.and_then(|note| serde_json::from_slice(&note).ok()).unwrap_or(given))
     }
 
     /// For those commands, when the hub has started with this store.
     pub fn note(&self, data: &Path) -> Result<()> {
         let text = serde_json::to_string(self).or_say(|| "Cannot note the store")?;
-        files::write(&data.join(NOTE), text.as_bytes())
+        files::write(&data.join(STORE_NOTE_FILE), text.as_bytes())
     }
 
     /// `None` for the disk.
-    pub fn read(&self) -> Result<Option<EtcdAt>> {
+    pub fn read(&self) -> Result<Option<EtcdConfig>> {
         let named = self.store.as_deref().unwrap_or("file");
         let Some(list) = named.strip_prefix("etcd=") else {
             return if named == "file" { Ok(None) } else { Err(no_such_store(named)) };
         };
-        let endpoints = list.split(',').map(|url| Endpoint::parse(url).ok_or_else(|| no_such_store(named)));
+        let endpoints =
+            list.split(',').map(|url| EtcdEndpoint::parse(url).ok_or_else(|| no_such_store(named)));
         let trust = self.ca.as_deref().map(|file| read_roots(Path::new(file))).transpose()?;
         let login = self.user.clone().map(|user| Ok((user, self.password()?))).transpose()?;
         let trust = trust.unwrap_or(HubTrust::Public);
-        Ok(Some(EtcdAt { endpoints: endpoints.collect::<Result<_>>()?, trust, login }))
+        Ok(Some(EtcdConfig { endpoints: endpoints.collect::<Result<_>>()?, trust, login }))
     }
 
     fn password(&self) -> Result<String> {
@@ -74,9 +75,9 @@ impl StoreAt {
             let text = std::fs::read_to_string(file).or_say(|| format!("Cannot read {file}"))?;
             return Ok(text.trim_end().to_owned());
         }
-        variable(PASSWORD).ok_or_else(|| {
+        variable(ETCD_PASSWORD_VARIABLE).ok_or_else(|| {
             Error::usage("--etcd-user needs a password")
-                .hint(format!("Give it in {PASSWORD} or in a file: --etcd-password-file FILE"))
+                .hint(format!("Give it in {ETCD_PASSWORD_VARIABLE} or in a file: --etcd-password-file FILE"))
         })
     }
 }

@@ -11,7 +11,7 @@ use super::carry;
 use super::core::AgentChannel;
 use super::joining;
 use super::sessions::Credential;
-use super::sessions::Pending;
+use super::sessions::GrantedSession;
 use crate::http::message::error_body;
 use crate::http::reply::Reply;
 use crate::model::access::Action;
@@ -29,9 +29,9 @@ pub fn open_session(call: &Call<'_>) -> Result<Reply, Reply> {
     let asked: AskSession = call.body()?;
     let (service, share) = asked_for(call, &asked)?;
     let (id, channel, agent) = match whose(call, &service)? {
-        Whose::Here(id, channel, agent) => (id, channel, agent),
-        Whose::At(hub) if asked.carry => return carry::ask(call, &asked, &service, &hub),
-        Whose::At(hub) => {
+        AgentLocation::Here(id, channel, agent) => (id, channel, agent),
+        AgentLocation::At(hub) if asked.carry => return carry::ask(call, &asked, &service, &hub),
+        AgentLocation::At(hub) => {
             let what = format!("The agent of {} is at another hub", service.name);
             let mut body = error_body(&what, &format!("Ask {hub}"));
             body["hub"] = hub.into();
@@ -40,7 +40,7 @@ pub fn open_session(call: &Call<'_>) -> Result<Reply, Reply> {
     };
     let relay = relay_address(call.request, call.visit.over_tls)?;
     let (session, ticket, agents_ticket) = (secret::id("ses"), secret::secret(), secret::secret());
-    let pending = Pending {
+    let pending = GrantedSession {
         session: session.clone(),
         service: service.id.clone(),
         credential: Credential {
@@ -98,12 +98,12 @@ fn asked_for(call: &Call<'_>, asked: &AskSession) -> Result<(Service, Option<Str
 }
 
 /// Where the agent behind a service is.
-enum Whose {
+enum AgentLocation {
     Here(ChannelId, AgentChannel, Agent),
     At(String),
 }
 
-fn whose(call: &Call<'_>, service: &Service) -> Result<Whose, Reply> {
+fn whose(call: &Call<'_>, service: &Service) -> Result<AgentLocation, Reply> {
     let (online, agent, me) = {
         let registry = call.core.registry();
         let agent = registry.agent(&service.agent_id).cloned();
@@ -112,10 +112,10 @@ fn whose(call: &Call<'_>, service: &Service) -> Result<Whose, Reply> {
     if let Some(online) = &online
         && online.hub != me
     {
-        return Ok(Whose::At(online.hub.clone()));
+        return Ok(AgentLocation::At(online.hub.clone()));
     }
     let here = online.and_then(|online| Some((online.channel, call.core.channel(online.channel)?)));
-    here.zip(agent).map(|((id, channel), agent)| Whose::Here(id, channel, agent)).ok_or_else(|| {
+    here.zip(agent).map(|((id, channel), agent)| AgentLocation::Here(id, channel, agent)).ok_or_else(|| {
         call.core.refused("offline");
         offline(service)
     })
