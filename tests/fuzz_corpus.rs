@@ -4,8 +4,8 @@
 #[allow(dead_code)]
 #[path = "../src/discover"]
 mod discover {
-    pub mod page;
     pub mod probe;
+    pub mod web_page;
 }
 #[allow(dead_code)]
 #[path = "../src/http/mod.rs"]

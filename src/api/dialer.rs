@@ -169,7 +169,7 @@ impl Transport for HubTransport {
 
     fn is_open(&mut self) -> bool {
         let stream = self.stream.get_mut().unwrap_or_else(PoisonError::into_inner);
-        socket::is_at_rest(&stream.socket)
+        socket::is_idle_and_open(&stream.socket)
     }
 
     fn is_tls(&self) -> bool {

@@ -38,7 +38,7 @@ pub struct Exposing<'c> {
     agent: RunningAgent,
     told: Receiver<AgentEvent>,
     /// One lock for each name, so that two processes of this machine do not take it from each other.
-    locks: BTreeMap<Name, files::Lock>,
+    locks: BTreeMap<Name, files::FileLock>,
     /// This command's entry in the list of what runs, unless it has another.
     run: Option<OwnRun>,
     /// Why, while the hub is away or does not want this machine.
@@ -200,7 +200,7 @@ impl<'c> Exposing<'c> {
         }
     }
 
-    fn alone(&self, name: &Name) -> Result<files::Lock> {
+    fn alone(&self, name: &Name) -> Result<files::FileLock> {
         let home = &self.call.home;
         files::private_dir(&home.file("run"))?;
         files::try_lock(&home.file(&format!("run/expose-{name}.lock")))?.ok_or_else(|| {

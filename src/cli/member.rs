@@ -13,7 +13,7 @@ use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::model::fingerprint::Fingerprint;
 use crate::model::name::Name;
-use crate::model::ports::candidates;
+use crate::model::port_choice::candidates;
 use crate::model::record::Protocol;
 use crate::net::address::HubUrl;
 use crate::net::serve::Bound;

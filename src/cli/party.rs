@@ -27,7 +27,7 @@ use crate::model::name::Name;
 use crate::model::record::Protocol;
 use crate::net::connect::DEADLINE;
 use crate::os::files;
-use crate::state::known;
+use crate::state::agent_pins;
 use crate::state::runs;
 use crate::state::runs::OwnRun;
 use crate::tunnel::joiner::Tunnel;
@@ -136,7 +136,7 @@ impl<'c> Party<'c> {
             match right.agent {
                 Some(agent) if agent == granted.agent_fingerprint => Ok(()),
                 Some(_) => Err(another_agent()),
-                None => known::check_or_pin(&home, &what, granted.agent_fingerprint),
+                None => agent_pins::check_or_pin(&home, &what, granted.agent_fingerprint),
             }
         })
     }

@@ -1,10 +1,10 @@
-//! What listens on a host, told by what it answers and not by the port's number.
+//! What listens on a host, recognised by what it answers and not by its port number.
 //!
-//! A bounded threads takes one port after the other; every wait has a deadline and is cut by the stop.
+//! A bounded number of threads takes one port after the other. Every wait has a deadline and ends at a stop.
 
-mod interview;
-pub mod page;
+mod port;
 pub mod probe;
+pub mod web_page;
 
 use std::io;
 use std::io::ErrorKind;
@@ -13,14 +13,14 @@ use std::net::SocketAddr;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
+use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use interview::Interview;
+use port::PortProber;
 
-use crate::discover::page::Page;
-pub use crate::discover::probe::ServiceKind;
+pub use crate::discover::port::FoundService;
 pub use crate::discover::probe::usual_ports;
 use crate::error;
 use crate::error::Error;
@@ -33,136 +33,139 @@ use crate::net::stop::Stop;
 use crate::net::threads::STACK;
 use crate::os::limits;
 
-/// All usual ports at once, so that a host which drops packets costs one wait. A thread has one connection.
-const CREW: usize = 128;
-/// Descriptors for everything else: the terminal, signals, a resolver.
-const RESERVED: usize = 16;
-/// How long a port has to answer, in which a service nearby has long answered.
-pub const PATIENCE: Duration = Duration::from_millis(500);
-/// How often whoever waits hears how far it is.
-const NEWS: Duration = Duration::from_millis(100);
+/// Enough for all usual ports at once, so that a host which drops packets costs one wait. Each thread has one
+/// connection at a time.
+const SCAN_THREADS: usize = 128;
+/// Descriptors that are left for everything else: the terminal, signals, the resolver.
+const SPARE_DESCRIPTORS: usize = 16;
+/// How long a port has to answer. A service nearby needs a small part of that.
+pub const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+/// How often the caller is told how far the scan is.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What answers on a port, and what it says of itself.
-#[derive(Debug, PartialEq)]
-pub struct Service {
-    pub kind: ServiceKind,
-    /// A version, or what stands in the way of more.
-    pub note: Option<String>,
-    /// What a web server shows.
-    pub page: Page,
-}
-
-impl Service {
-    /// The most telling thing that it says.
-    pub fn label(&self) -> Option<&str> {
-        let page = &self.page;
-        [&self.note, &page.title, &page.framework, &page.server].into_iter().find_map(Option::as_deref)
-    }
-}
-
-pub struct Scan<'a> {
-    pub host: &'a str,
-    pub ports: &'a [u16],
-    pub patience: Duration,
+/// Asks the ports of one host what they are.
+pub struct Scanner<'a> {
+    host: &'a str,
+    addresses: Vec<IpAddr>,
+    timeout: Duration,
+    stop: &'a Stop,
 }
 
 #[derive(Default)]
-pub struct Scanned {
-    /// By port.
-    pub found: Vec<(u16, Service)>,
-    /// The host said of a port that nothing is there: so it is up.
+pub struct ScanReport {
+    /// What answers, sorted by port.
+    pub found: Vec<(u16, FoundService)>,
+    /// Some port refused the connection, so the host is up.
     pub refused: bool,
 }
 
-enum Answer {
-    Found(Service),
+/// What became of one port.
+enum PortAnswer {
+    Found(FoundService),
     Refused,
-    /// No packet went there.
-    NoWay(io::Error),
-    Silence,
+    /// No packet gets to the host at all.
+    Unreachable(io::Error),
+    Silent,
 }
 
-/// Looks at every port, telling from time to time how many it has seen. What a stop cuts is left out.
-pub fn scan(scan: &Scan<'_>, stop: &Stop, mut progress: impl FnMut(usize)) -> Result<Scanned> {
-    let addresses = addresses(scan.host, stop)?;
-    let (next, (tell, told)) = (AtomicUsize::new(0), mpsc::channel());
-    let work = || {
-        while let Some(&port) = scan.ports.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let answer = answer(scan.host, &addresses, port, scan.patience, stop);
-            if stop.is_stopped() || tell.send((port, answer)).is_err() {
-                return;
-            }
-        }
-    };
-    let room = limits::open_files().saturating_sub(RESERVED).max(1);
-    thread::scope(|scope| {
-        for number in 0..CREW.min(room).min(scan.ports.len()) {
-            let worker = thread::Builder::new().name("discover".into()).stack_size(STACK);
-            match worker.spawn_scoped(scope, work) {
-                Err(error) if number == 0 => return Err(error).or_say(|| "Cannot start a thread"),
-                Err(_) => break,
-                Ok(_) => {}
-            }
-        }
-        let (mut scanned, mut seen, mut news) = (Scanned::default(), 0, Instant::now() + NEWS);
-        let mut no_way = None;
-        while seen < scan.ports.len() && !stop.is_stopped() {
-            match told.recv_timeout(NEWS) {
-                Ok((port, Answer::Found(service))) => scanned.found.push((port, service)),
-                Ok((_, Answer::Refused)) => scanned.refused = true,
-                Ok((_, Answer::NoWay(error))) => no_way = Some(error),
-                Ok((_, Answer::Silence)) => {}
-                Err(_) => continue,
-            }
-            seen += 1;
-            if Instant::now() >= news {
-                progress(seen);
-                news += NEWS;
-            }
-        }
-        if let Some(error) = no_way.filter(|_| scanned.found.is_empty() && !scanned.refused) {
-            return Err(Error::new(format!("There is no way to {}", scan.host))
-                .because(error)
-                .hint("Check the address, and that this machine is in its network")
-                .kind(error::ErrorKind::Unreachable));
-        }
-        scanned.found.sort_by_key(|(port, _)| *port);
-        Ok(scanned)
-    })
-}
-
-/// `None` when nothing answers at all.
-pub fn identify(target: &Target, patience: Duration, stop: &Stop) -> Option<Service> {
-    let addresses = addresses(&target.host, stop).ok()?;
-    match answer(&target.host, &addresses, target.port, patience, stop) {
-        Answer::Found(service) => Some(service),
+/// What a single port is; `None` if nothing answers.
+pub fn identify(target: &Target, timeout: Duration, stop: &Stop) -> Option<FoundService> {
+    match Scanner::new(&target.host, timeout, stop).ok()?.ask(target.port) {
+        PortAnswer::Found(service) => Some(service),
         _ => None,
     }
 }
 
-/// Both loopbacks for this machine; of another one the address that its system puts first, since each more
-/// would be one more wait.
-fn addresses(host: &str, stop: &Stop) -> Result<Vec<IpAddr>> {
-    let found = resolve(host, 0, Instant::now() + DEADLINE, stop)?;
-    let both = found.iter().all(|address| address.ip().is_loopback());
-    let few = if both { found.len() } else { 1 };
-    Ok(found.iter().map(SocketAddr::ip).take(few).collect())
-}
-
-fn answer(host: &str, addresses: &[IpAddr], port: u16, patience: Duration, stop: &Stop) -> Answer {
-    let mut answer = Answer::Silence;
-    for address in addresses {
-        let interview = Interview::new(host, SocketAddr::new(*address, port), patience, stop);
-        match interview.begin() {
-            Ok(service) => return Answer::Found(service),
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => answer = Answer::Refused,
-            Err(error)
-                if matches!(error.kind(), ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable) =>
-            {
-                answer = Answer::NoWay(error);
-            }
-            Err(_) => {}
-        }
+impl<'a> Scanner<'a> {
+    /// Resolves the host. `timeout` is what each port has to answer.
+    pub fn new(host: &'a str, timeout: Duration, stop: &'a Stop) -> Result<Self> {
+        let found = resolve(host, 0, Instant::now() + DEADLINE, stop)?;
+        // This machine is asked on both of its loopbacks. Of another host only the address that the system
+        // puts first is asked, since each more would cost one more wait.
+        let is_local = found.iter().all(|address| address.ip().is_loopback());
+        let count = if is_local { found.len() } else { 1 };
+        let addresses = found.iter().map(SocketAddr::ip).take(count).collect();
+        Ok(Self { host, addresses, timeout, stop })
     }
-    answer
+
+    /// Asks every port and calls `progress` from time to time with the number of ports done. After a stop the
+    /// report holds what was found until then.
+    pub fn scan(&self, ports: &[u16], progress: impl FnMut(usize)) -> Result<ScanReport> {
+        let next = AtomicUsize::new(0);
+        let (sender, answers) = mpsc::channel();
+        let work = || {
+            while let Some(&port) = ports.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let answer = self.ask(port);
+                if self.stop.is_stopped() || sender.send((port, answer)).is_err() {
+                    return;
+                }
+            }
+        };
+        let descriptors = limits::open_files().saturating_sub(SPARE_DESCRIPTORS).max(1);
+        thread::scope(|scope| {
+            for number in 0..SCAN_THREADS.min(descriptors).min(ports.len()) {
+                let worker = thread::Builder::new().name("discover".into()).stack_size(STACK);
+                match worker.spawn_scoped(scope, work) {
+                    Err(error) if number == 0 => return Err(error).or_say(|| "Cannot start a thread"),
+                    Err(_) => break,
+                    Ok(_) => {}
+                }
+            }
+            self.collect(&answers, ports.len(), progress)
+        })
+    }
+
+    /// Takes the workers' answers until there is one for each port, or until the stop.
+    fn collect(
+        &self,
+        answers: &Receiver<(u16, PortAnswer)>,
+        ports: usize,
+        mut progress: impl FnMut(usize),
+    ) -> Result<ScanReport> {
+        let mut report = ScanReport::default();
+        let mut unreachable = None;
+        let mut done = 0;
+        let mut next_progress = Instant::now() + PROGRESS_INTERVAL;
+        while done < ports && !self.stop.is_stopped() {
+            match answers.recv_timeout(PROGRESS_INTERVAL) {
+                Ok((port, PortAnswer::Found(service))) => report.found.push((port, service)),
+                Ok((_, PortAnswer::Refused)) => report.refused = true,
+                Ok((_, PortAnswer::Unreachable(error))) => unreachable = Some(error),
+                Ok((_, PortAnswer::Silent)) => {}
+                Err(_) => continue,
+            }
+            done += 1;
+            if Instant::now() >= next_progress {
+                progress(done);
+                next_progress += PROGRESS_INTERVAL;
+            }
+        }
+        if let Some(error) = unreachable.filter(|_| report.found.is_empty() && !report.refused) {
+            return Err(Error::new(format!("There is no way to {}", self.host))
+                .because(error)
+                .hint("Check the address, and that this machine is in its network")
+                .kind(error::ErrorKind::Unreachable));
+        }
+        report.found.sort_by_key(|(port, _)| *port);
+        Ok(report)
+    }
+
+    /// Asks one port, on each address until a service answers.
+    fn ask(&self, port: u16) -> PortAnswer {
+        let mut answer = PortAnswer::Silent;
+        for address in &self.addresses {
+            let prober = PortProber::new(self.host, SocketAddr::new(*address, port), self.timeout, self.stop);
+            match prober.identify() {
+                Ok(service) => return PortAnswer::Found(service),
+                Err(error) => match error.kind() {
+                    ErrorKind::ConnectionRefused => answer = PortAnswer::Refused,
+                    ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable => {
+                        answer = PortAnswer::Unreachable(error);
+                    }
+                    _ => {}
+                },
+            }
+        }
+        answer
+    }
 }

@@ -41,12 +41,12 @@ pub enum ServiceKind {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Question {
+pub enum Probe {
     /// What it says unasked.
     Greeting,
     Ping,
     /// `GET /`.
-    Page,
+    WebPage,
     /// A handshake.
     Tls,
     SslRequest,
@@ -57,24 +57,24 @@ pub enum Question {
     Version,
 }
 
-/// A question that is the same bytes to everybody, and the ports where its answer is likely.
-pub struct Asked {
-    pub question: Question,
+/// A probe that is the same bytes to everybody, and the ports where its answer is likely.
+pub struct ProbeSpec {
+    pub probe: Probe,
     pub bytes: &'static [u8],
     pub ports: &'static [u16],
 }
 
 /// In the order in which they are put to a port that tells nothing by its number. Text comes first: most
 /// services answer a line that they do not understand, and hang up on binary.
-pub const ASKED: [Asked; 10] = [
-    Asked {
-        question: Question::Greeting,
+pub const PROBES: [ProbeSpec; 10] = [
+    ProbeSpec {
+        probe: Probe::Greeting,
         bytes: b"",
         ports: &[21, 22, 25, 110, 143, 587, 1025, 2222, 3306, 3307, 4222, 5900],
     },
-    Asked { question: Question::Ping, bytes: b"PING\r\n", ports: &[6379, 6380, 6381] },
-    Asked {
-        question: Question::Page,
+    ProbeSpec { probe: Probe::Ping, bytes: b"PING\r\n", ports: &[6379, 6380, 6381] },
+    ProbeSpec {
+        probe: Probe::WebPage,
         bytes: b"",
         ports: &[
             80, 81, 1313, 2379, 3000, 3001, 3002, 3003, 3100, 3333, 4000, 4200, 4321, 5000, 5001, 5173, 5174,
@@ -83,78 +83,78 @@ pub const ASKED: [Asked; 10] = [
             11434, 15672, 16686, 50051,
         ],
     },
-    Asked { question: Question::Tls, bytes: b"", ports: &[443, 2376, 4443, 5671, 6443, 8443, 8883, 9443] },
+    ProbeSpec { probe: Probe::Tls, bytes: b"", ports: &[443, 2376, 4443, 5671, 6443, 8443, 8883, 9443] },
     // Length 8, code 80877103.
-    Asked {
-        question: Question::SslRequest,
+    ProbeSpec {
+        probe: Probe::SslRequest,
         bytes: b"\0\0\0\x08\x04\xd2\x16\x2f",
         ports: &[5432, 5433, 5434, 6432, 26257],
     },
     // OP_MSG number 1: {hello: 1, $db: "admin"}.
-    Asked {
-        question: Question::Hello,
+    ProbeSpec {
+        probe: Probe::Hello,
         bytes: b"\x34\0\0\0\x01\0\0\0\0\0\0\0\xdd\x07\0\0\0\0\0\0\0\
                  \x1f\0\0\0\x10hello\0\x01\0\0\0\x02$db\0\x06\0\0\0admin\0\0",
         ports: &[27017, 27018, 27019],
     },
     // ApiVersions 0, correlated by the word `conn`.
-    Asked {
-        question: Question::ApiVersions,
+    ProbeSpec {
+        probe: Probe::ApiVersions,
         bytes: b"\0\0\0\x11\0\x12\0\0conn\0\x07connect",
         ports: &[9092, 9094, 29092],
     },
-    Asked { question: Question::Amqp, bytes: b"AMQP\0\0\x09\x01", ports: &[5672] },
+    ProbeSpec { probe: Probe::Amqp, bytes: b"AMQP\0\0\x09\x01", ports: &[5672] },
     // CONNECT of 3.1.1 without a name and with nothing to be kept, then DISCONNECT.
-    Asked { question: Question::Mqtt, bytes: b"\x10\x0c\0\x04MQTT\x04\x02\0\x0a\0\0\xe0\0", ports: &[1883] },
-    Asked { question: Question::Version, bytes: b"version\r\n", ports: &[11211] },
+    ProbeSpec { probe: Probe::Mqtt, bytes: b"\x10\x0c\0\x04MQTT\x04\x02\0\x0a\0\0\xe0\0", ports: &[1883] },
+    ProbeSpec { probe: Probe::Version, bytes: b"version\r\n", ports: &[11211] },
 ];
 
-impl Question {
+impl Probe {
     pub fn bytes(self) -> &'static [u8] {
-        ASKED.iter().find(|asked| asked.question == self).map_or(b"", |asked| asked.bytes)
+        PROBES.iter().find(|spec| spec.probe == self).map_or(b"", |spec| spec.bytes)
     }
 }
 
 /// Where services usually listen.
 pub fn usual_ports() -> Vec<u16> {
-    let mut ports: Vec<u16> = ASKED.iter().flat_map(|asked| asked.ports).copied().collect();
+    let mut ports: Vec<u16> = PROBES.iter().flat_map(|spec| spec.ports).copied().collect();
     ports.sort_unstable();
     ports
 }
 
-/// What each is called, and the question to which it tells most.
-const KINDS: [(ServiceKind, &str, Question); 17] = [
-    (Http, "http", Question::Page),
-    (ServiceKind::Https, "https", Question::Tls),
-    (Grpc, "grpc", Question::Greeting),
-    (Postgres, "postgres", Question::SslRequest),
-    (Mysql, "mysql", Question::Greeting),
-    (Redis, "redis", Question::Ping),
-    (Memcached, "memcached", Question::Version),
-    (Mongodb, "mongodb", Question::Hello),
-    (ServiceKind::Elasticsearch, "elasticsearch", Question::Page),
-    (ServiceKind::Opensearch, "opensearch", Question::Page),
-    (ServiceKind::Etcd, "etcd", Question::Page),
-    (Kafka, "kafka", Question::ApiVersions),
-    (Amqp, "amqp", Question::Amqp),
-    (Mqtt, "mqtt", Question::Mqtt),
-    (Nats, "nats", Question::Greeting),
-    (Ssh, "ssh", Question::Greeting),
-    (Tls, "tcp", Question::Tls),
+/// What each is called, and the probe to which it tells most.
+const KIND_NAMES: [(ServiceKind, &str, Probe); 17] = [
+    (Http, "http", Probe::WebPage),
+    (ServiceKind::Https, "https", Probe::Tls),
+    (Grpc, "grpc", Probe::Greeting),
+    (Postgres, "postgres", Probe::SslRequest),
+    (Mysql, "mysql", Probe::Greeting),
+    (Redis, "redis", Probe::Ping),
+    (Memcached, "memcached", Probe::Version),
+    (Mongodb, "mongodb", Probe::Hello),
+    (ServiceKind::Elasticsearch, "elasticsearch", Probe::WebPage),
+    (ServiceKind::Opensearch, "opensearch", Probe::WebPage),
+    (ServiceKind::Etcd, "etcd", Probe::WebPage),
+    (Kafka, "kafka", Probe::ApiVersions),
+    (Amqp, "amqp", Probe::Amqp),
+    (Mqtt, "mqtt", Probe::Mqtt),
+    (Nats, "nats", Probe::Greeting),
+    (Ssh, "ssh", Probe::Greeting),
+    (Tls, "tcp", Probe::Tls),
 ];
 
 impl ServiceKind {
-    fn row(self) -> (&'static str, Question) {
-        let row = KINDS.iter().find(|(kind, ..)| *kind == self);
-        row.map_or(("tcp", Question::Greeting), |(_, name, question)| (*name, *question))
+    fn row(self) -> (&'static str, Probe) {
+        let row = KIND_NAMES.iter().find(|(kind, ..)| *kind == self);
+        row.map_or(("tcp", Probe::Greeting), |(_, name, probe)| (*name, *probe))
     }
 
     pub fn as_str(self) -> &'static str {
         self.row().0
     }
 
-    /// The question to which a service of this kind tells most.
-    pub fn question(self) -> Question {
+    /// The probe to which a service of this kind tells most.
+    pub fn most_telling_probe(self) -> Probe {
         self.row().1
     }
 
@@ -180,51 +180,53 @@ impl ServiceKind {
     }
 }
 
-/// What a kind's first words look like: what it was asked, and how they are read. `None` is no or not yet, else a word
+/// What a kind's first words look like: what it was spec, and how they are read. `None` is no or not yet, else a word
 /// more about it, which may be empty.
-type Sign = (Option<Question>, ServiceKind, fn(&[u8]) -> Option<String>);
+type Signature = (Option<Probe>, ServiceKind, fn(&[u8]) -> Option<String>);
 
-/// The words mean the same whatever was asked.
-const UNASKED: Option<Question> = None;
+/// The words mean the same whatever was spec.
+const ANY_PROBE: Option<Probe> = None;
 
-const SIGNS: [Sign; 19] = [
+const SIGNATURES: [Signature; 19] = [
     // CONNACK, welcome or not; first, since what follows it may look like a greeting of MySQL, which comes unasked.
-    (Some(Question::Mqtt), Mqtt, |said| matches!(said, [0x20, 2..=127, 0 | 1, _, ..]).then(String::new)),
-    (UNASKED, Http, |said| begins(said, b"HTTP/")),
-    (UNASKED, Tls, |said| begins(said, b"\x15\x03")),
-    (UNASKED, Grpc, http2_frame),
-    (UNASKED, Ssh, |said| line(said, "SSH-").map(|line| word(line.split_once('-').unwrap_or_default().1))),
-    (UNASKED, Mysql, mysql_greeting),
-    (UNASKED, Nats, |said| line(said, "INFO {").map(|json| json_text(json, "version").unwrap_or_default())),
-    (UNASKED, Redis, |said| line(said, "-DENIED Redis").map(|_| "protected mode".to_owned())),
-    (UNASKED, Redis, |said| line(said, "-ERR max number of clients").map(|_| "too many clients".to_owned())),
+    (Some(Probe::Mqtt), Mqtt, |said| matches!(said, [0x20, 2..=127, 0 | 1, _, ..]).then(String::new)),
+    (ANY_PROBE, Http, |said| begins(said, b"HTTP/")),
+    (ANY_PROBE, Tls, |said| begins(said, b"\x15\x03")),
+    (ANY_PROBE, Grpc, http2_frame),
+    (ANY_PROBE, Ssh, |said| line(said, "SSH-").map(|line| word(line.split_once('-').unwrap_or_default().1))),
+    (ANY_PROBE, Mysql, mysql_greeting),
+    (ANY_PROBE, Nats, |said| line(said, "INFO {").map(|json| json_text(json, "version").unwrap_or_default())),
+    (ANY_PROBE, Redis, |said| line(said, "-DENIED Redis").map(|_| "protected mode".to_owned())),
+    (ANY_PROBE, Redis, |said| {
+        line(said, "-ERR max number of clients").map(|_| "too many clients".to_owned())
+    }),
     // To a header that is not its own it says which one is, and hangs up.
-    (UNASKED, Amqp, |said| begins(said, b"AMQP")),
-    (Some(Question::Amqp), Amqp, amqp_start),
-    (Some(Question::Ping), Redis, |said| line(said, "+PONG").map(|_| String::new())),
-    (Some(Question::Ping), Redis, |said| line(said, "-NOAUTH").map(|_| "needs a password".to_owned())),
-    (Some(Question::Ping), Redis, |said| line(said, "-LOADING").map(|_| "loading".to_owned())),
-    (Some(Question::Ping), Memcached, |said| line(said, "ERROR").map(|_| String::new())),
-    (Some(Question::Version), Memcached, |said| line(said, "VERSION ").map(word)),
+    (ANY_PROBE, Amqp, |said| begins(said, b"AMQP")),
+    (Some(Probe::Amqp), Amqp, amqp_start),
+    (Some(Probe::Ping), Redis, |said| line(said, "+PONG").map(|_| String::new())),
+    (Some(Probe::Ping), Redis, |said| line(said, "-NOAUTH").map(|_| "needs a password".to_owned())),
+    (Some(Probe::Ping), Redis, |said| line(said, "-LOADING").map(|_| "loading".to_owned())),
+    (Some(Probe::Ping), Memcached, |said| line(said, "ERROR").map(|_| String::new())),
+    (Some(Probe::Version), Memcached, |said| line(said, "VERSION ").map(word)),
     // One byte and then nothing: a word that begins so is another service's.
-    (Some(Question::SslRequest), Postgres, |said| matches!(said, b"S" | b"N").then(String::new)),
-    (Some(Question::Hello), Mongodb, |said| {
+    (Some(Probe::SslRequest), Postgres, |said| matches!(said, b"S" | b"N").then(String::new)),
+    (Some(Probe::Hello), Mongodb, |said| {
         // It answers number 1, by OP_MSG or by the older OP_REPLY.
         let (number, code) = (said.get(8..12)?, said.get(12..16)?);
         (number == [1, 0, 0, 0] && matches!(code, [0xdd, 7, 0, 0] | [1, 0, 0, 0])).then(String::new)
     }),
-    (Some(Question::ApiVersions), Kafka, |said| {
+    (Some(Probe::ApiVersions), Kafka, |said| {
         (said.get(4..8)? == b"conn" && said.starts_with(&[0, 0])).then(String::new)
     }),
 ];
 
 /// The kind, and a word about it, as soon as enough is said.
-pub fn recognise(question: Question, said: &[u8]) -> Option<(ServiceKind, String)> {
-    let bytes = question.bytes();
+pub fn recognise(probe: Probe, said: &[u8]) -> Option<(ServiceKind, String)> {
+    let bytes = probe.bytes();
     if !bytes.is_empty() && said.starts_with(bytes) {
         return None; // An echo.
     }
-    let mut fits = SIGNS.iter().filter(|(to, ..)| to.is_none_or(|to| to == question));
+    let mut fits = SIGNATURES.iter().filter(|(to, ..)| to.is_none_or(|to| to == probe));
     fits.find_map(|(_, kind, reads)| Some((*kind, reads(said)?)))
 }
 
@@ -284,17 +286,17 @@ pub fn json_text(json: &str, key: &str) -> Option<String> {
 }
 
 /// The most of a peer's words that is kept: a line of a terminal.
-const SHOWN: usize = 80;
+const NOTE_LIMIT: usize = 80;
 
 /// A peer's words as one short line without control characters.
 pub fn shown(said: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&said[..said.len().min(SHOWN * 8)]);
+    let text = String::from_utf8_lossy(&said[..said.len().min(NOTE_LIMIT * 8)]);
     let plain: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let line = plain.split_whitespace().collect::<Vec<_>>().join(" ");
-    if line.chars().count() <= SHOWN {
+    if line.chars().count() <= NOTE_LIMIT {
         return line;
     }
-    line.chars().take(SHOWN - 1).chain(['…']).collect()
+    line.chars().take(NOTE_LIMIT - 1).chain(['…']).collect()
 }
 
 #[cfg(test)]
@@ -308,14 +310,14 @@ mod tests {
     /// Replayed from the programs themselves; Kafka's and `MongoDB`'s by their specifications.
     #[test]
     fn first_words_are_known_wherever_they_are_split() {
-        use Question::ApiVersions;
-        use Question::Greeting;
-        use Question::Hello;
-        use Question::Page;
-        use Question::Ping;
-        use Question::SslRequest;
-        use Question::Version;
-        let cases: [(Question, &[u8], ServiceKind, &str); 29] = [
+        use Probe::ApiVersions;
+        use Probe::Greeting;
+        use Probe::Hello;
+        use Probe::Ping;
+        use Probe::SslRequest;
+        use Probe::Version;
+        use Probe::WebPage;
+        let cases: [(Probe, &[u8], ServiceKind, &str); 29] = [
             (Greeting, b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u10\r\n", Ssh, "OpenSSH_9.2p1"),
             (Greeting, MARIADB, Mysql, "MariaDB 10.11.19"),
             (Greeting, b"J\0\0\0\n8.0.36\0\x08\0\0\0", Mysql, "8.0.36"),
@@ -324,7 +326,7 @@ mod tests {
             (Greeting, b"-DENIED Redis is running in protected mode\r\n", Redis, "protected mode"),
             (Greeting, b"-ERR max number of clients reached\r\n", Redis, "too many clients"),
             (Greeting, b"\0\0\x06\x04\0\0\0\0\0\0\x05\0\0\x40\0", Grpc, ""),
-            (Page, b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x01", Grpc, ""),
+            (WebPage, b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x01", Grpc, ""),
             (Ping, b"+PONG\r\n", Redis, ""),
             (Ping, b"-NOAUTH Authentication required.\r\n", Redis, "needs a password"),
             (Ping, b"-LOADING Redis is loading the dataset in memory\r\n", Redis, "loading"),
@@ -332,25 +334,25 @@ mod tests {
             (Version, b"VERSION 1.6.18\r\n", Memcached, "1.6.18"),
             (Ping, b"HTTP/1.1 400 Bad Request\r\n", Http, ""),
             (Ping, b"\x15\x03\x01\0\x02\x02\x46", Tls, ""),
-            (Page, b"\x15\x03\x03\0\x02\x02\x0a", Tls, ""),
+            (WebPage, b"\x15\x03\x03\0\x02\x02\x0a", Tls, ""),
             (SslRequest, b"S", Postgres, ""),
             (SslRequest, b"N", Postgres, ""),
             (Hello, b"\x7f\x01\0\0\x2a\0\0\0\x01\0\0\0\xdd\x07\0\0\0\0\0\0", Mongodb, ""),
             (Hello, b"\x7f\x01\0\0\x2a\0\0\0\x01\0\0\0\x01\0\0\0\x08\0\0\0", Mongodb, ""),
             (ApiVersions, b"\0\0\x01\x0aconn\0\0\0\0\0\x3c", Kafka, ""),
             (Ping, b"AMQP\0\0\x09\x01", Amqp, ""),
-            (Question::Amqp, b"AMQP\0\x01\0\0", Amqp, ""),
-            (Question::Amqp, RABBITMQ, Amqp, "RabbitMQ 3.10.8"),
-            (Question::Mqtt, b"\x20\x02\0\0", Mqtt, ""),
-            (Question::Mqtt, b"\x20\x02\0\x05", Mqtt, ""),
-            (Question::Mqtt, b"\x20\x03\0\x84\0", Mqtt, ""),
+            (Probe::Amqp, b"AMQP\0\x01\0\0", Amqp, ""),
+            (Probe::Amqp, RABBITMQ, Amqp, "RabbitMQ 3.10.8"),
+            (Probe::Mqtt, b"\x20\x02\0\0", Mqtt, ""),
+            (Probe::Mqtt, b"\x20\x02\0\x05", Mqtt, ""),
+            (Probe::Mqtt, b"\x20\x03\0\x84\0", Mqtt, ""),
             (Greeting, b"\x4a\0\0\0\xff\x6a\x04Host 'x' is not allowed", Mysql, "Host 'x' is not allowed"),
         ];
-        for (question, said, kind, note) in cases {
-            let told = || format!("{question:?} {}", String::from_utf8_lossy(said));
-            assert_eq!(recognise(question, said), Some((kind, note.to_owned())), "{}", told());
+        for (probe, said, kind, note) in cases {
+            let told = || format!("{probe:?} {}", String::from_utf8_lossy(said));
+            assert_eq!(recognise(probe, said), Some((kind, note.to_owned())), "{}", told());
             for part in 0..said.len() {
-                let early = recognise(question, &said[..part]).map(|(kind, _)| kind);
+                let early = recognise(probe, &said[..part]).map(|(kind, _)| kind);
                 assert!(early.is_none_or(|early| early == kind), "{} at {part}: {early:?}", told());
             }
         }
@@ -358,24 +360,24 @@ mod tests {
 
     #[test]
     fn other_words_are_nobodys() {
-        let words: [(Question, &[u8]); 14] = [
-            (Question::Greeting, b"220 mail ESMTP\r\n"),
-            (Question::Greeting, b"SSH"),
-            (Question::Greeting, b"d\0\0\0\n5.5.5-10.11.19-MariaDB"),
-            (Question::Greeting, b"d\0\0\0\n5.5 \x1b[31m\0"),
-            (Question::Greeting, b"+PONG\r\n"),
-            (Question::Ping, b"PING\r\n"),
-            (Question::Ping, b"UNKNOWN_COMMAND\r\n"),
-            (Question::SslRequest, b"NO\r\n"),
-            (Question::Amqp, b"AMQP\0\0\x09\x01"),
-            (Question::Amqp, &RABBITMQ[..40]),
-            (Question::Hello, b"\x34\0\0\0\x01\0\0\0\0\0\0\0\xdd\x07\0\0"),
-            (Question::ApiVersions, b"\0\0\0\x11\0\x12\0\0conn\0\x07connect"),
-            (Question::Mqtt, b"\x20\0\0\0"),
-            (Question::Version, b"ERROR\r\n"),
+        let words: [(Probe, &[u8]); 14] = [
+            (Probe::Greeting, b"220 mail ESMTP\r\n"),
+            (Probe::Greeting, b"SSH"),
+            (Probe::Greeting, b"d\0\0\0\n5.5.5-10.11.19-MariaDB"),
+            (Probe::Greeting, b"d\0\0\0\n5.5 \x1b[31m\0"),
+            (Probe::Greeting, b"+PONG\r\n"),
+            (Probe::Ping, b"PING\r\n"),
+            (Probe::Ping, b"UNKNOWN_COMMAND\r\n"),
+            (Probe::SslRequest, b"NO\r\n"),
+            (Probe::Amqp, b"AMQP\0\0\x09\x01"),
+            (Probe::Amqp, &RABBITMQ[..40]),
+            (Probe::Hello, b"\x34\0\0\0\x01\0\0\0\0\0\0\0\xdd\x07\0\0"),
+            (Probe::ApiVersions, b"\0\0\0\x11\0\x12\0\0conn\0\x07connect"),
+            (Probe::Mqtt, b"\x20\0\0\0"),
+            (Probe::Version, b"ERROR\r\n"),
         ];
-        for (question, said) in words {
-            assert_eq!(recognise(question, said), None, "{question:?} {}", String::from_utf8_lossy(said));
+        for (probe, said) in words {
+            assert_eq!(recognise(probe, said), None, "{probe:?} {}", String::from_utf8_lossy(said));
         }
     }
 
@@ -390,7 +392,7 @@ mod tests {
                 *byte = [0, 1, 2, 4, 7, 10, 0x20, 0xff, b'A', b'\n', 3, 0x15][(state >> 16) as usize % 12];
             }
             let length = (state >> 8) as usize % said.len();
-            ASKED.iter().for_each(|asked| drop(recognise(asked.question, &said[..length])));
+            PROBES.iter().for_each(|spec| drop(recognise(spec.probe, &said[..length])));
         }
     }
 
@@ -400,7 +402,7 @@ mod tests {
         let count = ports.len();
         ports.dedup();
         assert_eq!(ports.len(), count);
-        assert!(ASKED.iter().all(|asked| asked.question.bytes() == asked.bytes));
+        assert!(PROBES.iter().all(|spec| spec.probe.bytes() == spec.bytes));
     }
 
     #[test]

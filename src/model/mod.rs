@@ -8,7 +8,7 @@ pub mod fingerprint;
 pub mod limiter;
 pub mod name;
 pub mod pairing;
-pub mod ports;
+pub mod port_choice;
 pub mod record;
 pub mod registry;
 pub mod route;

@@ -72,12 +72,12 @@ fn copy_all(
     count: &AtomicU64,
 ) -> io::Result<()> {
     let mut buffer = Adaptive::new(0, CHUNK_IDLE, CHUNK_BUSY);
-    socket::glance(socket);
+    socket::set_liveness_poll(socket);
     loop {
         let read = match from.read(buffer.room()) {
             Ok(0) => return Ok(()),
             Ok(read) => read,
-            Err(error) if socket::still_there(socket, &error) => continue,
+            Err(error) if socket::peer_alive_after(socket, &error) => continue,
             Err(error) => return Err(error),
         };
         to.write_all(buffer.filled(read))?;

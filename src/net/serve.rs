@@ -112,8 +112,8 @@ impl Server {
     pub fn start(listener: TcpListener, service: ServeOptions, stop: &Stop) -> Result<Self> {
         let address = listener.local_addr().or_say(|| "Cannot tell the listener's address")?;
         let own = stop.child();
-        socket::lengthen_queue(&listener);
-        socket::limit_accept(&listener, service.idle);
+        socket::set_max_backlog(&listener);
+        socket::set_accept_timeout(&listener, service.idle);
         let (accepting, thread_count) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let threads = ThreadGroup::default();
         let shared =
@@ -293,7 +293,7 @@ mod tests {
 
     #[test]
     fn behind_a_burst_one_thread_stays_and_goes_on() {
-        if !socket::HEEDS_LIMIT {
+        if !socket::ACCEPT_HONOURS_TIMEOUT {
             return;
         }
         let server = echo_with(100, Some(Duration::from_millis(50)), &Stop::new());

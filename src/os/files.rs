@@ -24,7 +24,7 @@ use crate::model::time::Time;
 use crate::os::secret;
 
 /// No state file of ours comes near this; a larger one is damaged, or somebody else's.
-const LIMIT: u64 = 16 * 1024 * 1024;
+const STATE_FILE_LIMIT: u64 = 16 * 1024 * 1024;
 
 /// Makes a folder that only its owner can enter, parents included.
 pub fn private_dir(path: &Path) -> Result<()> {
@@ -41,19 +41,19 @@ pub fn private_dir(path: &Path) -> Result<()> {
 
 /// `None` when there is no such file.
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
-    read_within(path, LIMIT)
+    read_up_to(path, STATE_FILE_LIMIT)
 }
 
 /// For files that may grow larger than a user's state.
-pub fn read_within(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
+pub fn read_up_to(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     let file = match options().read(true).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(trouble("read", path, error)),
+        Err(error) => return Err(file_error("read", path, error)),
     };
-    plain_file(&file).map_err(|error| trouble("read", path, error))?;
+    plain_file(&file).map_err(|error| file_error("read", path, error))?;
     let mut bytes = Vec::new();
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(|error| trouble("read", path, error))?;
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(|error| file_error("read", path, error))?;
     if bytes.len() as u64 > limit {
         let what = format!("{} is larger than {} MiB", path.display(), limit / 1024 / 1024);
         return Err(Error::new(what).hint("It is damaged, or not ours: look at it, then move it away"));
@@ -79,7 +79,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// As `write`, but not on the disk when it returns: for what is old in a second and worth nothing after a
 /// crash of the machine.
-pub fn note(path: &Path, bytes: &[u8]) -> Result<()> {
+pub fn write_unsynced(path: &Path, bytes: &[u8]) -> Result<()> {
     replace(path, bytes, false)
 }
 
@@ -95,22 +95,22 @@ fn replace(path: &Path, bytes: &[u8], sync: bool) -> Result<()> {
         .and_then(|()| if sync { File::open(folder)?.sync_all() } else { Ok(()) });
     written.map_err(|error| {
         let _ = fs::remove_file(&draft);
-        trouble("write", path, error)
+        file_error("write", path, error)
     })
 }
 
 /// Opens for appending; makes the file when it is not there.
 pub fn append(path: &Path) -> Result<File> {
     let opened = options().read(true).append(true).create(true).mode(0o600).open(path);
-    let file = opened.map_err(|error| trouble("write", path, error))?;
-    plain_file(&file).map_err(|error| trouble("write", path, error))?;
+    let file = opened.map_err(|error| file_error("write", path, error))?;
+    plain_file(&file).map_err(|error| file_error("write", path, error))?;
     Ok(file)
 }
 
 /// Changes whenever the file is replaced or written: its age, size and number.
-pub type Stamp = Option<(SystemTime, u64, u64)>;
+pub type FileStamp = Option<(SystemTime, u64, u64)>;
 
-pub fn stamp(path: &Path) -> Stamp {
+pub fn stamp(path: &Path) -> FileStamp {
     let found = fs::metadata(path).ok()?;
     Some((found.modified().ok()?, found.len(), found.ino()))
 }
@@ -132,55 +132,55 @@ pub fn owner(path: &Path) -> Option<u32> {
 }
 
 /// Whether others may look at it or write to it.
-pub fn is_loose(path: &Path) -> bool {
+pub fn is_open_to_others(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|found| !found.is_symlink() && found.mode() & 0o077 != 0)
 }
 
 /// The same for a file, or a folder with all that is in it; links are not followed.
-pub fn loose_below(path: &Path) -> Vec<PathBuf> {
-    let mut all: Vec<PathBuf> = is_loose(path).then(|| path.to_owned()).into_iter().collect();
+pub fn open_to_others_below(path: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> = is_open_to_others(path).then(|| path.to_owned()).into_iter().collect();
     if fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {
         let entries = fs::read_dir(path).into_iter().flatten().flatten();
-        all.extend(entries.flat_map(|entry| loose_below(&entry.path())));
+        all.extend(entries.flat_map(|entry| open_to_others_below(&entry.path())));
     }
     all
 }
 
 /// Only the owner's from now on.
-pub fn tighten(path: &Path) -> Result<()> {
+pub fn make_private(path: &Path) -> Result<()> {
     let tightened = fs::metadata(path)
         .and_then(|found| fs::set_permissions(path, fs::Permissions::from_mode(found.mode() & 0o700)));
-    tightened.map_err(|error| trouble("change", path, error))
+    tightened.map_err(|error| file_error("change", path, error))
 }
 
 pub fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(trouble("remove", path, error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file_error("remove", path, error)),
         _ => Ok(()),
     }
 }
 
 /// Holds the lock until it is dropped, or until the process ends in whatever way.
 #[derive(Debug)]
-pub struct Lock {
+pub struct FileLock {
     _file: File,
 }
 
 /// Waits for the lock. The lock lies in a file of its own, since a file that is replaced by rename
 /// cannot carry one.
-pub fn lock(path: &Path) -> Result<Lock> {
+pub fn lock(path: &Path) -> Result<FileLock> {
     let file = append(path)?;
-    file.lock().map_err(|error| trouble("lock", path, error))?;
-    Ok(Lock { _file: file })
+    file.lock().map_err(|error| file_error("lock", path, error))?;
+    Ok(FileLock { _file: file })
 }
 
 /// `None` when another process holds it.
-pub fn try_lock(path: &Path) -> Result<Option<Lock>> {
+pub fn try_lock(path: &Path) -> Result<Option<FileLock>> {
     let file = append(path)?;
     match file.try_lock() {
-        Ok(()) => Ok(Some(Lock { _file: file })),
+        Ok(()) => Ok(Some(FileLock { _file: file })),
         Err(fs::TryLockError::WouldBlock) => Ok(None),
-        Err(fs::TryLockError::Error(error)) => Err(trouble("lock", path, error)),
+        Err(fs::TryLockError::Error(error)) => Err(file_error("lock", path, error)),
     }
 }
 
@@ -230,7 +230,7 @@ fn write_draft(draft: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
     if sync { file.sync_all() } else { Ok(()) }
 }
 
-fn trouble(verb: &str, path: &Path, error: io::Error) -> Error {
+fn file_error(verb: &str, path: &Path, error: io::Error) -> Error {
     let hint = match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             "The disk is full: free some space, then try again".to_owned()

@@ -2,6 +2,7 @@
 //! system it runs on.
 
 pub mod clock;
+pub mod command;
 pub mod daemon;
 pub mod files;
 pub mod limits;

@@ -33,7 +33,7 @@ use crate::os::lock::locked;
 use crate::os::terminal;
 
 /// Signals that somebody sends us and means for the command.
-const PASSED_ON: [Signal; 6] =
+const FORWARDED_SIGNALS: [Signal; 6] =
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
 
 /// Takes the signals of this process. Before the command runs they stop us; while it runs they are its own.
@@ -41,11 +41,11 @@ const PASSED_ON: [Signal; 6] =
 pub struct Signals {
     /// What the command has blocked: what we found, without what we block ourselves.
     mask: SigSet,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<ChildState>>,
 }
 
 #[derive(Default)]
-struct State {
+struct ChildState {
     child: Option<Pid>,
     /// A signal came before there was a command.
     stopped: bool,
@@ -54,11 +54,11 @@ struct State {
 impl Signals {
     /// Must be called before any thread is started, since threads inherit what is blocked.
     pub fn take(stop: impl Fn() + Send + 'static) -> Result<Self> {
-        let set: SigSet = PASSED_ON.into_iter().collect();
+        let set: SigSet = FORWARDED_SIGNALS.into_iter().collect();
         let blocked = set.thread_swap_mask(SigmaskHow::SIG_BLOCK);
         let mut mask = blocked.or_say(|| "Cannot take this process's signals")?;
-        PASSED_ON.into_iter().for_each(|signal| mask.remove(signal));
-        let state = Arc::new(Mutex::new(State::default()));
+        FORWARDED_SIGNALS.into_iter().for_each(|signal| mask.remove(signal));
+        let state = Arc::new(Mutex::new(ChildState::default()));
         let seen = Arc::clone(&state);
         let watch = move || {
             while let Ok(signal) = set.wait() {

@@ -34,9 +34,9 @@ const KEEPALIVE_COUNT: u32 = 3;
 /// When nothing of what was sent has been acknowledged for so long, the peer's machine is gone: a laptop that
 /// slept, a cable pulled.
 #[cfg(target_os = "linux")]
-const SILENT_TOO_LONG: Duration = Duration::from_secs(25);
+const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(25);
 /// So often a read that waits looks whether it waits for somebody.
-const GLANCE: Duration = Duration::from_secs(5);
+const LIVENESS_POLL: Duration = Duration::from_secs(5);
 
 /// No delay for small writes, and a dead peer is noticed though it sent no FIN; a peer on this machine does
 /// not die without one, and nothing on the way to it gets congested: where the system's choice is to pace what it
@@ -58,29 +58,29 @@ pub fn prepare(socket: &TcpStream, peer: IpAddr) {
 }
 
 /// As many may wait for `accept` as the system lets them, so that none of a burst has to knock again a second later.
-pub fn lengthen_queue(listener: &TcpListener) {
+pub fn set_max_backlog(listener: &TcpListener) {
     let _ = listen(listener, Backlog::MAXCONN);
 }
 
 /// Whether `accept` heeds a limit here; elsewhere it waits on.
 #[cfg(test)]
-pub const HEEDS_LIMIT: bool = cfg!(target_os = "linux");
+pub const ACCEPT_HONOURS_TIMEOUT: bool = cfg!(target_os = "linux");
 
 /// `accept` gives up after so long, and reads of what it accepts as well, until they get a limit of their own.
-pub fn limit_accept(listener: &TcpListener, patience: Option<Duration>) {
+pub fn set_accept_timeout(listener: &TcpListener, patience: Option<Duration>) {
     let Some(patience) = patience else { return };
     let seconds = i64::try_from(patience.as_secs()).unwrap_or(i64::MAX);
     let limit = TimeVal::new(seconds, patience.subsec_micros().into());
     let _ = setsockopt(listener, sockopt::ReceiveTimeout, &limit);
 }
 
-/// From here on a read of this socket returns now and then without data, so that `still_there` can be asked.
-pub fn glance(socket: &TcpStream) {
-    let _ = socket.set_read_timeout(Some(GLANCE));
+/// From here on a read of this socket returns now and then without data, so that `peer_alive_after` can be asked.
+pub fn set_liveness_poll(socket: &TcpStream) {
+    let _ = socket.set_read_timeout(Some(LIVENESS_POLL));
 }
 
 /// After a read that failed: whether to read on, because only the glance's time was up and the peer is there.
-pub fn still_there(socket: &TcpStream, error: &io::Error) -> bool {
+pub fn peer_alive_after(socket: &TcpStream, error: &io::Error) -> bool {
     match error.kind() {
         io::ErrorKind::Interrupted => true,
         io::ErrorKind::WouldBlock => !is_lost(socket),
@@ -104,7 +104,7 @@ fn is_lost(socket: &TcpStream) -> bool {
     getsockopt(socket, TcpInfo).is_ok_and(|info| {
         let silent = Duration::from_millis(info[SINCE_ACKNOWLEDGED].into());
         let next = Duration::from_micros(info[NEXT_REPETITION].into());
-        info[UNACKNOWLEDGED] > 0 && silent > SILENT_TOO_LONG && silent > next + next / 2
+        info[UNACKNOWLEDGED] > 0 && silent > UNACKNOWLEDGED_LIMIT && silent > next + next / 2
     })
 }
 
@@ -114,7 +114,7 @@ fn is_lost(_: &TcpStream) -> bool {
 }
 
 /// How often a connection that is being made looks whether it is still wanted.
-const LOOK: Duration = Duration::from_millis(50);
+const CONNECT_STOP_POLL: Duration = Duration::from_millis(50);
 
 /// Connects by `deadline`, or gives up as soon as `stopped` says so.
 #[cfg(target_os = "linux")]
@@ -129,7 +129,7 @@ pub fn connect(address: SocketAddr, deadline: Instant, stopped: &dyn Fn() -> boo
         Err(error) => return Err(error.into()),
     }
     loop {
-        let left = deadline.saturating_duration_since(Instant::now()).min(LOOK);
+        let left = deadline.saturating_duration_since(Instant::now()).min(CONNECT_STOP_POLL);
         let mut waiting = [PollFd::new(own.as_fd(), PollFlags::POLLOUT)];
         let slice = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
         match poll(&mut waiting, slice) {
@@ -155,7 +155,7 @@ pub fn connect(address: SocketAddr, deadline: Instant, stopped: &dyn Fn() -> boo
 /// Connects to a listener on this machine: the system does that within the call, which a wait for readiness
 /// would only make longer. A listener whose queue is full is waited for.
 #[cfg(target_os = "linux")]
-pub fn connect_at_once(address: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+pub fn connect_local(address: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
     use nix::sys::socket;
 
     let family = if address.is_ipv4() { socket::AddressFamily::Inet } else { socket::AddressFamily::Inet6 };
@@ -170,7 +170,7 @@ pub fn connect_at_once(address: SocketAddr, patience: Duration) -> io::Result<Tc
 }
 
 #[cfg(not(target_os = "linux"))]
-pub fn connect_at_once(address: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+pub fn connect_local(address: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
     TcpStream::connect_timeout(&address, patience)
 }
 
@@ -178,7 +178,7 @@ pub fn connect_at_once(address: SocketAddr, patience: Duration) -> io::Result<Tc
 #[cfg(not(target_os = "linux"))]
 pub fn connect(address: SocketAddr, deadline: Instant, _: &dyn Fn() -> bool) -> io::Result<TcpStream> {
     let left = deadline.saturating_duration_since(Instant::now());
-    TcpStream::connect_timeout(&address, left.max(LOOK))
+    TcpStream::connect_timeout(&address, left.max(CONNECT_STOP_POLL))
 }
 
 /// Whether `reset_on_close` was said of this socket.
@@ -188,21 +188,22 @@ pub fn resets_on_close(socket: &TcpStream) -> bool {
 
 /// What ended a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Woken {
-    Data,
-    WatcherLeft,
-    Nothing,
+pub enum Wakeup {
+    Readable,
+    WatcherClosed,
+    TimedOut,
 }
 
 /// Linux tells of a peer's end even while there is data in front of it; elsewhere data hides it.
 #[cfg(target_os = "linux")]
-const LEFT: PollFlags = PollFlags::from_bits_retain(libc::POLLRDHUP);
+const PEER_CLOSED: PollFlags = PollFlags::from_bits_retain(libc::POLLRDHUP);
 #[cfg(not(target_os = "linux"))]
-const LEFT: PollFlags = PollFlags::POLLHUP;
+const PEER_CLOSED: PollFlags = PollFlags::POLLHUP;
 
 /// Waits until `socket` can be read, unless the peer of `watcher`, for whom it is read, leaves before.
-pub fn wait_for_data(socket: &TcpStream, watcher: &TcpStream, patience: Duration) -> io::Result<Woken> {
-    let mut both = [PollFd::new(socket.as_fd(), PollFlags::POLLIN), PollFd::new(watcher.as_fd(), LEFT)];
+pub fn wait_for_data(socket: &TcpStream, watcher: &TcpStream, patience: Duration) -> io::Result<Wakeup> {
+    let mut both =
+        [PollFd::new(socket.as_fd(), PollFlags::POLLIN), PollFd::new(watcher.as_fd(), PEER_CLOSED)];
     let patience = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
     match poll(&mut both, patience) {
         Ok(_) | Err(Errno::EINTR) => {}
@@ -211,9 +212,9 @@ pub fn wait_for_data(socket: &TcpStream, watcher: &TcpStream, patience: Duration
     // nix has no name for POLLRDHUP and says None when it is among the answers.
     let [data, left] = both.map(|one| one.revents().is_none_or(|seen| !seen.is_empty()));
     Ok(match (data, left) {
-        (true, _) => Woken::Data,
-        (_, true) => Woken::WatcherLeft,
-        _ => Woken::Nothing,
+        (true, _) => Wakeup::Readable,
+        (_, true) => Wakeup::WatcherClosed,
+        _ => Wakeup::TimedOut,
     })
 }
 
@@ -223,7 +224,7 @@ pub fn peek(socket: &TcpStream, room: &mut [u8]) -> usize {
 }
 
 /// Whether a connection that rests is still open, with nothing said that nobody asked for.
-pub fn is_at_rest(socket: &TcpStream) -> bool {
+pub fn is_idle_and_open(socket: &TcpStream) -> bool {
     let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
     recv(socket.as_raw_fd(), &mut [0], peek) == Err(Errno::EAGAIN)
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::os::setup::step::ask;
+use crate::os::command::output_of;
 
 pub fn uid() -> u32 {
     nix::unistd::getuid().as_raw()
@@ -39,7 +39,7 @@ pub fn listed(wanted: &str) -> Option<(String, PathBuf)> {
 
 /// LDAP and its like, by a program that may load what it likes.
 fn in_directory(wanted: &str) -> Option<(String, PathBuf)> {
-    line_of(&ask(&["getent", "passwd", wanted])?, wanted)
+    line_of(&output_of(&["getent", "passwd", wanted])?, wanted)
 }
 
 /// The user of this name or number among lines like `ann:x:1000:1000:Ann:/home/ann:/bin/sh`.

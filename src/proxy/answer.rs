@@ -29,8 +29,8 @@ use crate::http::head::ResponseHead;
 use crate::http::head::parse_response;
 use crate::net::connect::is_timeout;
 use crate::net::duplex::Writer;
-use crate::os::splice::Moved;
-use crate::os::splice::Pipe;
+use crate::os::splice::SpliceOutcome;
+use crate::os::splice::SplicePipe;
 
 /// A service may think this long before it answers; browsers wait half as long at most.
 const THINK: Duration = Duration::from_mins(10);
@@ -195,19 +195,21 @@ fn bulk(
     if !upstream.reader.is_plain() || walker.ahead().is_none_or(|ahead| ahead < BULK) {
         return Ok(());
     }
-    let Ok(pipe) = Pipe::new() else { return Ok(()) };
+    let Ok(pipe) = SplicePipe::new() else { return Ok(()) };
     while let Some(ahead @ 1..) = walker.ahead() {
-        match pipe.carry(&upstream.socket, client, ahead) {
-            Moved::Bytes(0) => return Err(None),
-            Moved::Bytes(count) => walker.pass(count),
-            Moved::ReadFailed(error) if is_timeout(&error) => match upstream.wait_for(home.socket, None) {
-                Ok(()) => {}
-                Err(Silence::ClientLeft) => return Err(Some(Fault::ClientLeft)),
-                Err(_) => return Err(None),
-            },
-            Moved::ReadFailed(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Moved::ReadFailed(_) => return Err(None),
-            Moved::WriteFailed => return Err(Some(Fault::ClientLeft)),
+        match pipe.transfer(&upstream.socket, client, ahead) {
+            SpliceOutcome::Bytes(0) => return Err(None),
+            SpliceOutcome::Bytes(count) => walker.pass(count),
+            SpliceOutcome::ReadFailed(error) if is_timeout(&error) => {
+                match upstream.wait_for(home.socket, None) {
+                    Ok(()) => {}
+                    Err(Silence::ClientLeft) => return Err(Some(Fault::ClientLeft)),
+                    Err(_) => return Err(None),
+                }
+            }
+            SpliceOutcome::ReadFailed(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            SpliceOutcome::ReadFailed(_) => return Err(None),
+            SpliceOutcome::WriteFailed => return Err(Some(Fault::ClientLeft)),
         }
     }
     Ok(())

@@ -99,7 +99,7 @@ fn events(it: &mut Connection<'_>) -> std::io::Result<()> {
         }
         if !out.is_empty() {
             it.client.writer.write_all(&out)?;
-        } else if !socket::is_at_rest(&it.client.socket) {
+        } else if !socket::is_idle_and_open(&it.client.socket) {
             break;
         }
     }

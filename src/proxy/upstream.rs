@@ -20,7 +20,7 @@ use crate::net::duplex::Duplex;
 use crate::net::duplex::Reader;
 use crate::net::duplex::Writer;
 use crate::os::socket;
-use crate::os::socket::Woken;
+use crate::os::socket::Wakeup;
 use crate::tls;
 
 /// On this machine a listener answers at once; a tunnel's does too.
@@ -82,7 +82,7 @@ impl Upstream {
     }
 
     pub fn is_at_rest(&self) -> bool {
-        self.holds_nothing() && socket::is_at_rest(&self.socket)
+        self.holds_nothing() && socket::is_idle_and_open(&self.socket)
     }
 
     /// One read for `client`, for whom it ends when that one leaves. `Ok(0)` is the end of the stream.
@@ -108,12 +108,12 @@ impl Upstream {
     pub fn wait_for(&self, client: &TcpStream, until: Option<Instant>) -> Result<(), Silence> {
         loop {
             match socket::wait_for_data(&self.socket, client, TURN) {
-                Ok(Woken::Data) => return Ok(()),
-                Ok(Woken::WatcherLeft) => return Err(Silence::ClientLeft),
-                Ok(Woken::Nothing) if until.is_some_and(|until| Instant::now() > until) => {
+                Ok(Wakeup::Readable) => return Ok(()),
+                Ok(Wakeup::WatcherClosed) => return Err(Silence::ClientLeft),
+                Ok(Wakeup::TimedOut) if until.is_some_and(|until| Instant::now() > until) => {
                     return Err(Silence::TooLong);
                 }
-                Ok(Woken::Nothing) => {}
+                Ok(Wakeup::TimedOut) => {}
                 Err(_) => return Err(Silence::Failed),
             }
         }
@@ -134,8 +134,8 @@ impl Upstream {
 fn connect(port: u16) -> io::Result<TcpStream> {
     let four = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let six = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
-    let stream = socket::connect_at_once(four, DIAL)
-        .or_else(|error| socket::connect_at_once(six, DIAL).map_err(|_| error))?;
+    let stream = socket::connect_local(four, DIAL)
+        .or_else(|error| socket::connect_local(six, DIAL).map_err(|_| error))?;
     socket::prepare(&stream, four.ip());
     Ok(stream)
 }

@@ -17,7 +17,7 @@ use crate::os::files;
 use crate::tls::trust::HubTrust;
 
 pub const DEFAULT_HUB: &str = "https://hub.privateconnect.co";
-const FILE: &str = "config.json";
+const CONFIG_FILE: &str = "config.json";
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -41,11 +41,11 @@ pub struct Config {
     pub hub_pin: Option<String>,
     /// What `connect expose --keep` saved: the daemon keeps it up, after a reboot too.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub exposures: BTreeMap<Name, Kept>,
+    pub exposures: BTreeMap<Name, SavedExposure>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Kept {
+pub struct SavedExposure {
     pub target: Target,
     #[serde(default)]
     pub protocol: Protocol,
@@ -54,7 +54,7 @@ pub struct Kept {
 impl Config {
     /// From `--config FILE`, which must exist, or from the state folder, where it need not.
     pub fn load(home: &Home, file: Option<&Path>) -> Result<Self> {
-        let Some(path) = file else { return Ok(home.read(FILE)?.unwrap_or_default()) };
+        let Some(path) = file else { return Ok(home.read(CONFIG_FILE)?.unwrap_or_default()) };
         // The user's own file may lie behind a link, as secrets in containers do.
         let text = std::fs::read_to_string(path).map_err(|error| {
             Error::new(format!("Cannot read {}", path.display()))
@@ -83,14 +83,14 @@ impl Config {
                 let text = serde_json::to_string_pretty(self).unwrap_or_default() + "\n";
                 files::write(path, text.as_bytes())
             }
-            None => home.write(FILE, self),
+            None => home.write(CONFIG_FILE, self),
         }
     }
 }
 
 /// Changes whenever the config does.
-pub fn stamp(home: &Home, file: Option<&Path>) -> files::Stamp {
-    files::stamp(file.unwrap_or(&home.file(FILE)))
+pub fn stamp(home: &Home, file: Option<&Path>) -> files::FileStamp {
+    files::stamp(file.unwrap_or(&home.file(CONFIG_FILE)))
 }
 
 /// The pin that a key carries: `pc_SECRET.PIN`.

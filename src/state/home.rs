@@ -42,12 +42,12 @@ impl Home {
     }
 
     pub fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<()> {
-        files::write(&self.file(name), &as_text(name, value)?)
+        files::write(&self.file(name), &json_text(name, value)?)
     }
 
     /// As `write`, without waiting for the disk.
-    pub fn note<T: Serialize>(&self, name: &str, value: &T) -> Result<()> {
-        files::note(&self.file(name), &as_text(name, value)?)
+    pub fn write_unsynced<T: Serialize>(&self, name: &str, value: &T) -> Result<()> {
+        files::write_unsynced(&self.file(name), &json_text(name, value)?)
     }
 
     /// Reads, changes and writes one file with nobody in between.
@@ -63,13 +63,13 @@ impl Home {
         Ok(result)
     }
 
-    pub fn lock(&self) -> Result<files::Lock> {
+    pub fn lock(&self) -> Result<files::FileLock> {
         files::private_dir(&self.folder)?;
         files::lock(&self.file(".lock"))
     }
 }
 
-fn as_text<T: Serialize>(name: &str, value: &T) -> Result<Vec<u8>> {
+fn json_text<T: Serialize>(name: &str, value: &T) -> Result<Vec<u8>> {
     let mut text = serde_json::to_vec_pretty(value).or_say(|| format!("Cannot write {name}"))?;
     text.push(b'\n');
     Ok(text)

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::os::files;
 use crate::tls::identity::Identity;
 
-const FILE: &str = "identity.pem";
+const IDENTITY_FILE: &str = "identity.pem";
 
 /// Loads the identity, or makes it. The lock keeps two processes from making two.
 pub fn load_or_make(home: &Home) -> Result<Identity> {
@@ -17,7 +17,7 @@ pub fn load_or_make(home: &Home) -> Result<Identity> {
 
 /// The same in a folder that only the caller writes to.
 pub fn load_or_make_in(folder: &Path) -> Result<Identity> {
-    let path = folder.join(FILE);
+    let path = folder.join(IDENTITY_FILE);
     let pem = match files::read(&path)? {
         Some(pem) => pem,
         None => {

@@ -1,11 +1,11 @@
 //! The files under `~/.privateconnect` and their rules.
 
+pub mod agent_pins;
 pub mod config;
 pub mod home;
 pub mod identity;
-pub mod known;
 pub mod ports;
 pub mod proxy;
 pub mod routes;
 pub mod runs;
-pub mod seen;
+pub mod service_cache;

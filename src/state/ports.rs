@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use super::home::Home;
 use crate::error::Result;
 
-const FILE: &str = "ports.json";
+const PORTS_FILE: &str = "ports.json";
 /// More services than one user reaches; the file does not grow beyond.
-const REMEMBERED: usize = 1000;
+const REMEMBERED_PORTS_LIMIT: usize = 1000;
 
 /// By hub and name. Those of earlier versions have the name alone, and stand for it at any hub.
-type Ports = BTreeMap<String, u16>;
+type RememberedPorts = BTreeMap<String, u16>;
 
 pub fn last_time(home: &Home, hub: &str, name: &str) -> Option<u16> {
-    let ports: Ports = home.read(FILE).ok().flatten()?;
+    let ports: RememberedPorts = home.read(PORTS_FILE).ok().flatten()?;
     ports.get(&at(hub, name)).or_else(|| ports.get(name)).copied()
 }
 
@@ -21,8 +21,8 @@ pub fn remember(home: &Home, hub: &str, name: &str, port: u16) -> Result<()> {
     if last_time(home, hub, name) == Some(port) {
         return Ok(());
     }
-    home.update(FILE, |ports: &mut Ports| {
-        if ports.len() >= REMEMBERED {
+    home.update(PORTS_FILE, |ports: &mut RememberedPorts| {
+        if ports.len() >= REMEMBERED_PORTS_LIMIT {
             ports.clear();
         }
         ports.insert(at(hub, name), port);
@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn what_an_earlier_version_remembered_holds_until_a_hub_has_its_own() {
         let home = home();
-        home.write(FILE, &Ports::from([("db".into(), 5434), ("web".into(), 8081)])).unwrap();
+        home.write(PORTS_FILE, &RememberedPorts::from([("db".into(), 5434), ("web".into(), 8081)])).unwrap();
         assert_eq!(last_time(&home, "https://a", "db"), Some(5434));
         remember(&home, "https://a", "db", 5432).unwrap();
         assert_eq!(last_time(&home, "https://a", "db"), Some(5432));

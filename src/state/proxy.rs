@@ -10,7 +10,7 @@ use crate::model::time::Time;
 use crate::os::clock;
 use crate::os::files;
 
-pub const FILE: &str = "proxy-state.json";
+pub const PROXY_STATE_FILE: &str = "proxy-state.json";
 /// Which names it serves; beside the runs, since it is gone when the run is.
 const ROUTES: &str = "run/proxy-routes.json";
 pub const LOG: &str = "proxy.log";
@@ -40,7 +40,7 @@ pub struct OwnState {
 
 /// The proxy that runs. What the file says counts only when a live run of ours stands behind it.
 pub fn running(home: &Home) -> Option<ProxyState> {
-    let state: ProxyState = home.read(FILE).ok().flatten()?;
+    let state: ProxyState = home.read(PROXY_STATE_FILE).ok().flatten()?;
     is_running(home, state.pid).then_some(state)
 }
 
@@ -51,7 +51,10 @@ pub fn is_running(home: &Home, pid: u32) -> bool {
 }
 
 pub fn announce(home: &Home, port: u16, tls: bool) -> Result<OwnState> {
-    home.write(FILE, &ProxyState { pid: std::process::id(), port, tls, started_at: clock::now() })?;
+    home.write(
+        PROXY_STATE_FILE,
+        &ProxyState { pid: std::process::id(), port, tls, started_at: clock::now() },
+    )?;
     Ok(OwnState { home: home.clone() })
 }
 
@@ -67,8 +70,8 @@ impl Drop for OwnState {
     fn drop(&mut self) {
         let own = |state: &ProxyState| state.pid == std::process::id();
         // A proxy that took over has written its own by now.
-        if self.home.read(FILE).ok().flatten().as_ref().is_some_and(own) {
-            let _ = files::remove(&self.home.file(FILE));
+        if self.home.read(PROXY_STATE_FILE).ok().flatten().as_ref().is_some_and(own) {
+            let _ = files::remove(&self.home.file(PROXY_STATE_FILE));
             let _ = files::remove(&self.home.file(ROUTES));
         }
     }

@@ -14,7 +14,7 @@ use crate::os::clock;
 use crate::os::files;
 use crate::os::paths;
 
-pub const FILE: &str = "active-routes.json";
+pub const ROUTES_FILE: &str = "active-routes.json";
 
 /// A route of this process; gone from the file when dropped.
 pub struct OwnRoute {
@@ -60,11 +60,11 @@ fn rewrite(home: &Home, change: impl FnOnce(&mut Vec<Route>)) -> Result<()> {
     let mut routes = read_own(home).ok().flatten().unwrap_or_default();
     routes.retain(|route| runs::is_alive(home, route.pid));
     change(&mut routes);
-    home.write(FILE, &routes)
+    home.write(ROUTES_FILE, &routes)
 }
 
 fn read_own(home: &Home) -> Result<Option<Vec<Route>>> {
-    Ok(files::read_text(&home.file(FILE))?.and_then(|text| route::parse(&text)))
+    Ok(files::read_text(&home.file(ROUTES_FILE))?.and_then(|text| route::parse(&text)))
 }
 
 /// All that the files list, ours first; a damaged one is an error that names it. Entries of ours whose process was killed are left
@@ -74,7 +74,7 @@ pub fn listed(home: &Home) -> Result<Vec<Route>> {
         Error::new(format!("{} is damaged", path.display()))
             .hint("The routes stay as they were; mend it, or move it away")
     };
-    let own = home.file(FILE);
+    let own = home.file(ROUTES_FILE);
     let text = files::read_text(&own)?.unwrap_or_default();
     let mut routes = route::parse(&text).ok_or_else(|| damaged(&own))?;
     routes.retain(|route| !runs::is_known_dead(home, route.pid));

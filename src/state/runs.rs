@@ -16,7 +16,7 @@ use crate::model::time::Time;
 use crate::os::clock;
 use crate::os::daemon;
 use crate::os::files;
-use crate::os::files::Lock;
+use crate::os::files::FileLock;
 
 const FOLDER: &str = "run";
 /// Figures change with every packet; the file need not.
@@ -79,7 +79,7 @@ pub struct OwnRun {
     /// When it last reported.
     reported: Option<Instant>,
     ended_well: bool,
-    _lock: Lock,
+    _lock: FileLock,
 }
 
 fn lock_name(pid: u32) -> String {
@@ -151,7 +151,7 @@ impl OwnRun {
     }
 
     fn write(&self) {
-        if let Err(error) = self.home.note(&file_name(self.run.pid), &self.run) {
+        if let Err(error) = self.home.write_unsynced(&file_name(self.run.pid), &self.run) {
             log::debug!("the entry of this process is old: {error}");
         }
     }

@@ -48,7 +48,7 @@ pub enum CopyEnd {
 
 impl FrameReader {
     pub fn new(tls: TlsReader, socket: Arc<TcpStream>) -> Self {
-        socket::glance(&socket);
+        socket::set_liveness_poll(&socket);
         Self { tls, socket }
     }
 
@@ -58,7 +58,7 @@ impl FrameReader {
             match self.tls.fill().map(<[u8]>::is_empty) {
                 Ok(true) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(false) => return self.tls.fill(),
-                Err(error) if socket::still_there(&self.socket, &error) => {}
+                Err(error) if socket::peer_alive_after(&self.socket, &error) => {}
                 Err(error) => return Err(error),
             }
         }

@@ -2,8 +2,8 @@
 
 #[path = "../../src/discover"]
 pub mod discover {
-    pub mod page;
     pub mod probe;
+    pub mod web_page;
 }
 #[path = "../../src/http/mod.rs"]
 pub mod http;

@@ -14,7 +14,7 @@ use crate::cli::command::options_of;
 use crate::cli::say;
 use crate::error::Error;
 use crate::state::runs;
-use crate::state::seen;
+use crate::state::service_cache;
 
 const SHELLS: [(&str, &str); 3] = [
     ("bash", include_str!("completions/connect.bash")),
@@ -120,7 +120,7 @@ fn named(names: impl IntoIterator<Item = String>, about: &str) -> Candidates {
 fn values(call: &Call, option: &Opt) -> Candidates {
     match option.value.unwrap_or_default() {
         choices if choices.contains('|') => named(choices.split('|').map(str::to_owned), option.about),
-        "NAME" if option.long == "service" => named(seen::names(&call.home), "service"),
+        "NAME" if option.long == "service" => named(service_cache::names(&call.home), "service"),
         _ => Vec::new(),
     }
 }
@@ -140,7 +140,7 @@ fn positionals(call: &Call, command: &Command, before: &[String]) -> Candidates 
     match command.path {
         "help" => next_words(call.args.table, &before[1..].join(" ")),
         _ if !is_first => Vec::new(),
-        "reach" => named(seen::names(&call.home), "service"),
+        "reach" => named(service_cache::names(&call.home), "service"),
         "stop" => {
             let kept = call.config().map(|config| config.exposures.clone()).unwrap_or_default();
             let kept = named(kept.keys().map(ToString::to_string), "kept by the daemon");

@@ -20,7 +20,7 @@ use crate::os::daemon;
 use crate::os::daemon::Begin;
 use crate::os::files;
 use crate::state::config::Config;
-use crate::state::config::Kept;
+use crate::state::config::SavedExposure;
 use crate::state::runs;
 use crate::state::runs::Run;
 use crate::tunnel::agent::Exposure;
@@ -139,7 +139,7 @@ pub fn keep(call: &Call, exposure: &Exposure) -> CommandResult {
     }
     call.api_key()?.ok_or_else(not_configured)?;
     let (name, target) = (&exposure.name, &exposure.target);
-    let kept = Kept { target: target.clone(), protocol: exposure.protocol };
+    let kept = SavedExposure { target: target.clone(), protocol: exposure.protocol };
     Config::change(&call.home, call.config_file(), |config| config.exposures.insert(name.clone(), kept))?;
     if runs::running(&call.home, KIND).is_none()
         && !daemon_service::start(call)?

@@ -14,10 +14,10 @@ use crate::cli::exposing::TURN;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
-use crate::os::files::Stamp;
+use crate::os::files::FileStamp;
 use crate::state::config;
 use crate::state::config::Config;
-use crate::state::config::Kept;
+use crate::state::config::SavedExposure;
 use crate::state::runs::Open;
 use crate::state::runs::OwnRun;
 use crate::tunnel::agent::AgentEvent;
@@ -31,10 +31,10 @@ const FIRST_LOOK: Duration = Duration::from_secs(5);
 pub struct Keeper<'c> {
     call: &'c Call,
     config: Config,
-    seen: Stamp,
+    seen: FileStamp,
     exposing: Option<Exposing<'c>>,
     /// What the hub was asked to expose, as it was then.
-    offered: BTreeMap<Name, Kept>,
+    offered: BTreeMap<Name, SavedExposure>,
     known: BTreeSet<Name>,
     /// What stands in the way of one exposure, and when it is tried again.
     refused: BTreeMap<Name, (String, Instant)>,
@@ -158,7 +158,7 @@ impl<'c> Keeper<'c> {
             if later || self.offered.contains_key(name) {
                 continue;
             }
-            let Kept { target, protocol } = kept.clone();
+            let SavedExposure { target, protocol } = kept.clone();
             match exposing.offer(&Exposure { name: name.clone(), target, protocol }) {
                 Ok(()) => drop(self.offered.insert(name.clone(), kept.clone())),
                 Err(error) => refusals.push((name.clone(), error)),
@@ -208,7 +208,7 @@ impl<'c> Keeper<'c> {
     fn open(&self) -> Vec<Open> {
         let standing: BTreeMap<String, Open> =
             self.exposing.iter().flat_map(Exposing::open).map(|open| (open.name.clone(), open)).collect();
-        let one = |(name, kept): (&Name, &Kept)| {
+        let one = |(name, kept): (&Name, &SavedExposure)| {
             let missing = Open { name: name.to_string(), at: kept.target.to_string(), ..Open::default() };
             let mut open = standing.get(name.as_str()).cloned().unwrap_or(missing);
             let why = self.refused.get(name).or(self.trouble.as_ref()).map(|(why, _)| why.clone());

@@ -13,11 +13,11 @@ use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::os::daemon;
-use crate::os::setup::step::Step;
+use crate::os::setup::step::SetupStep;
 use crate::os::setup::unit;
-use crate::os::setup::unit::Manager;
-use crate::os::setup::unit::Plan;
-use crate::os::setup::unit::Service;
+use crate::os::setup::unit::ServiceManager;
+use crate::os::setup::unit::UnitPlan;
+use crate::os::setup::unit::UnitSpec;
 use crate::os::user;
 
 /// What this shell has set and a service manager would not know.
@@ -35,7 +35,7 @@ pub fn install(call: &Call) -> CommandResult {
     carry_out(call, &plan, &plan.install)?;
     if !call.args.flag("dry-run") {
         call.say.line("[ok] Installed; the daemon runs, and comes back after every reboot");
-        if service.system.is_none() && unit::manager() == Some(Manager::Systemd) {
+        if service.system.is_none() && unit::manager() == Some(ServiceManager::Systemd) {
             call.say.line("  It runs while you are logged in. From boot on: loginctl enable-linger");
         }
         call.say.line("  Look at it: connect daemon status");
@@ -61,7 +61,7 @@ pub fn uninstall(call: &Call) -> CommandResult {
 
 /// The file, when one is installed; the user's own first.
 pub fn installed() -> Option<PathBuf> {
-    let manager = unit::manager().unwrap_or(Manager::Systemd);
+    let manager = unit::manager().unwrap_or(ServiceManager::Systemd);
     [false, true].map(|system| unit::file(manager, system)).into_iter().find(|file| file.exists())
 }
 
@@ -71,7 +71,7 @@ pub fn start(call: &Call) -> Result<bool> {
         return Ok(false);
     };
     let plan = unit::plan(manager, &described(call, false)?);
-    let started = plan.start.iter().try_for_each(Step::carry_out);
+    let started = plan.start.iter().try_for_each(SetupStep::carry_out);
     match started {
         Ok(()) => {
             call.say.line(&format!("[ok] Daemon started, as {} says", plan.file.display()));
@@ -84,11 +84,11 @@ pub fn start(call: &Call) -> Result<bool> {
     }
 }
 
-fn planned(call: &Call) -> Result<(Service, Plan)> {
+fn planned(call: &Call) -> Result<(UnitSpec, UnitPlan)> {
     let manager = match unit::manager() {
         Some(manager) => manager,
         // What would be written can be looked at all the same.
-        None if call.args.flag("dry-run") => Manager::Systemd,
+        None if call.args.flag("dry-run") => ServiceManager::Systemd,
         None => {
             let program = std::env::current_exe().unwrap_or_else(|_| "connect".into());
             return Err(Error::new("This machine has no systemd").hint(format!(
@@ -102,7 +102,7 @@ fn planned(call: &Call) -> Result<(Service, Plan)> {
     Ok((service, plan))
 }
 
-fn described(call: &Call, system: bool) -> Result<Service> {
+fn described(call: &Call, system: bool) -> Result<UnitSpec> {
     let program = std::env::current_exe().or_say(|| "Cannot find this program's own file")?;
     let (name, home) = unit::owner().ok_or_else(|| Error::new("This user has no name on this machine"))?;
     // Under sudo the folder of the one who called it is meant.
@@ -128,10 +128,10 @@ fn described(call: &Call, system: bool) -> Result<Service> {
         (daemon::MARK.to_owned(), state.join(LOG).display().to_string()),
     ];
     environment.extend(CARRIED.iter().filter_map(|name| Some(((*name).to_owned(), variable(name)?))));
-    Ok(Service { command, environment, state, system: system.then_some(name) })
+    Ok(UnitSpec { command, environment, state, system: system.then_some(name) })
 }
 
-fn must_be_possible(call: &Call, service: &Service) -> Result<()> {
+fn must_be_possible(call: &Call, service: &UnitSpec) -> Result<()> {
     if service.system.is_some() && !user::is_root() {
         return Err(Error::new("The whole machine's services belong to root")
             .hint("Run: sudo connect daemon install --system, or leave out --system"));
@@ -143,14 +143,14 @@ fn must_be_possible(call: &Call, service: &Service) -> Result<()> {
     Ok(())
 }
 
-fn carry_out(call: &Call, plan: &Plan, steps: &[Step]) -> Result<()> {
-    let commands: Vec<String> = steps.iter().map(Step::command).collect();
+fn carry_out(call: &Call, plan: &UnitPlan, steps: &[SetupStep]) -> Result<()> {
+    let commands: Vec<String> = steps.iter().map(SetupStep::command).collect();
     call.say.line("");
     commands.iter().for_each(|command| call.say.line(&format!("  {command}")));
     call.say.line("");
     let dry = call.args.flag("dry-run");
     if !dry {
-        steps.iter().try_for_each(Step::carry_out)?;
+        steps.iter().try_for_each(SetupStep::carry_out)?;
     }
     call.say.value(&json!({ "file": plan.file, "text": plan.text, "commands": commands, "done": !dry }));
     Ok(())

@@ -23,7 +23,7 @@ pub const NAMES: [&str; 3] = ["pconnect.yml", "pconnect.yaml", "pconnect.json"];
 pub struct Watched {
     pub path: PathBuf,
     pub project: Project,
-    seen: files::Stamp,
+    seen: files::FileStamp,
 }
 
 impl Watched {

@@ -12,8 +12,8 @@ use crate::cli::args::name_of;
 use crate::cli::args::port_of;
 use crate::cli::args::range_of;
 use crate::discover;
-use crate::discover::Scan;
-use crate::discover::Service;
+use crate::discover::FoundService;
+use crate::discover::Scanner;
 use crate::discover::probe::ServiceKind;
 use crate::error::Error;
 use crate::error::Result;
@@ -28,16 +28,16 @@ const HERE: &str = "localhost";
 pub struct NamedService {
     pub name: Name,
     pub target: Target,
-    pub service: Service,
+    pub service: FoundService,
     /// A listener of connect's own, which nobody would share.
     pub is_ours: bool,
 }
 
 pub fn run(call: &Call) -> CommandResult {
     let host = call.args.value("host").map_or(Ok(HERE.to_owned()), host_of)?;
-    let patience = call.args.duration("timeout")?.unwrap_or(discover::PATIENCE);
+    let timeout = call.args.duration("timeout")?.unwrap_or(discover::PROBE_TIMEOUT);
     let ports = ports(call)?;
-    let (found, is_up) = find(call, &host, &ports, patience)?;
+    let (found, is_up) = find(call, &host, &ports, timeout)?;
     call.say.value(&found.iter().map(in_json).collect::<Vec<_>>());
     if found.is_empty() {
         nothing(call, &host, ports.len(), is_up);
@@ -55,14 +55,14 @@ pub fn run(call: &Call) -> CommandResult {
 }
 
 /// What answers there, and whether anything shows that the host is up.
-pub fn find(call: &Call, host: &str, ports: &[u16], patience: Duration) -> Result<(Vec<NamedService>, bool)> {
+pub fn find(call: &Call, host: &str, ports: &[u16], timeout: Duration) -> Result<(Vec<NamedService>, bool)> {
     let told = |seen| call.say.passing(&format!("  {seen} of {} ports", ports.len()));
-    let scanned = discover::scan(&Scan { host, ports, patience }, &call.stop, told);
+    let report = Scanner::new(host, timeout, &call.stop).and_then(|scanner| scanner.scan(ports, told));
     call.say.passing("");
-    let scanned = scanned?;
+    let report = report?;
     call.fail_if_stopped()?;
-    let is_up = scanned.refused || !scanned.found.is_empty();
-    let found = scanned.found.into_iter().map(|(port, service)| {
+    let is_up = report.refused || !report.found.is_empty();
+    let found = report.found.into_iter().map(|(port, service)| {
         let is_ours = is_ours(call, host, port, &service);
         let target = Target { host: host.to_owned(), port };
         Ok(NamedService { name: name_of(&service.kind.name_at(port))?, target, service, is_ours })
@@ -106,7 +106,7 @@ fn host_of(text: &str) -> Result<String> {
 }
 
 /// By what it says, by our own list of what runs, or by the name of the process that listens.
-fn is_ours(call: &Call, host: &str, port: u16, service: &Service) -> bool {
+fn is_ours(call: &Call, host: &str, port: u16, service: &FoundService) -> bool {
     let said = [&service.page.title, &service.page.framework];
     if said.into_iter().flatten().any(|said| said == "connect proxy" || said == "connect hub") {
         return true;
@@ -139,7 +139,7 @@ pub fn show(call: &Call, found: &[NamedService]) {
 }
 
 pub fn in_json(found: &NamedService) -> Value {
-    let Service { kind, page, .. } = &found.service;
+    let FoundService { kind, page, .. } = &found.service;
     json!({ "name": found.name, "host": found.target.host, "port": found.target.port, "type": kind.as_str(),
         "protocol": kind.protocol(), "label": label(found), "title": page.title, "server": page.server,
         "framework": page.framework, "own": found.is_ours })

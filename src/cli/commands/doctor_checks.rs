@@ -20,11 +20,11 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::net::connect::DEADLINE;
 use crate::net::connect::resolve;
+use crate::os::command;
 use crate::os::files;
 use crate::os::limits;
 use crate::os::paths;
 use crate::os::process;
-use crate::os::setup::step;
 use crate::os::setup::trust_store;
 use crate::proxy::certificates::Certificates;
 use crate::state::config::Config;
@@ -92,8 +92,8 @@ fn state_folder(exam: &mut Exam<'_>) -> Option<Verdict> {
 /// The state folder may be any folder of the user's, so only what is ours in it counts.
 fn loose(home: &Home) -> Vec<PathBuf> {
     let folder = home.file("");
-    let is_open = |path: &Path| files::is_loose(path).then(|| path.to_owned());
-    let ours = OWN.iter().flat_map(|name| files::loose_below(&home.file(name)));
+    let is_open = |path: &Path| files::is_open_to_others(path).then(|| path.to_owned());
+    let ours = OWN.iter().flat_map(|name| files::open_to_others_below(&home.file(name)));
     is_open(&folder).into_iter().chain(ours).collect()
 }
 
@@ -104,7 +104,7 @@ fn file_modes(exam: &mut Exam<'_>) -> Option<Verdict> {
     let error = Error::new(what).hint("connect doctor --fix");
     Some(
         Verdict::fail(&error)?
-            .with(|exam| loose(&exam.call.home).iter().try_for_each(|path| files::tighten(path))),
+            .with(|exam| loose(&exam.call.home).iter().try_for_each(|path| files::make_private(path))),
     )
 }
 
@@ -169,7 +169,7 @@ fn stale_entries(exam: &mut Exam<'_>) -> Option<Verdict> {
     let home = &exam.call.home;
     let dead = runs::all(home).iter().filter(|run| !run.is_alive()).map(Run::title).collect::<Vec<_>>();
     let routes = routes::dead(home);
-    let state = home.file(proxy::FILE).exists() && proxy::running(home).is_none();
+    let state = home.file(proxy::PROXY_STATE_FILE).exists() && proxy::running(home).is_none();
     if dead.is_empty() && routes == 0 && !state {
         return Verdict::ok("none");
     }
@@ -181,7 +181,7 @@ fn stale_entries(exam: &mut Exam<'_>) -> Option<Verdict> {
         let home = &exam.call.home;
         runs::all(home).iter().filter(|run| !run.is_alive()).for_each(|run| runs::forget(home, run.pid));
         if proxy::running(home).is_none() {
-            files::remove(&home.file(proxy::FILE))?;
+            files::remove(&home.file(proxy::PROXY_STATE_FILE))?;
         }
         routes::tidy(home)
     }))
@@ -199,7 +199,7 @@ fn open_files(_: &mut Exam<'_>) -> Option<Verdict> {
 
 fn dot_localhost(exam: &mut Exam<'_>) -> Option<Verdict> {
     let name = "connect-doctor.localhost";
-    let by_system = step::ask(&["getent", "ahosts", name])
+    let by_system = command::output_of(&["getent", "ahosts", name])
         .map(|said| said.starts_with("127.") || said.starts_with("::1"));
     let known = by_system.unwrap_or_else(|| {
         let found = resolve(name, PORT, Instant::now() + DEADLINE, &exam.call.stop);
@@ -245,7 +245,7 @@ fn certificates(exam: &mut Exam<'_>) -> Option<Verdict> {
     if let Err(error) = Certificates::of_folder(&exam.call.home.file(CERTIFICATES)) {
         return Verdict::fail(&error);
     }
-    let lacking = proxy_trust::machine().map(|machine| trust_store::lacking(&machine, &ca));
+    let lacking = proxy_trust::machine().map(|machine| trust_store::stores_without(&machine, &ca));
     let lacking = lacking.unwrap_or_else(|_| vec!["any store".to_owned()]);
     if lacking.is_empty() {
         return Verdict::ok("the local CA is trusted, by the system and by browsers");

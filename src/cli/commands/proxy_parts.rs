@@ -28,9 +28,9 @@ use crate::proxy::front::Settings;
 use crate::proxy::recent::Note;
 use crate::proxy::table::AskHub;
 use crate::proxy::table::Routes;
+use crate::state::agent_pins;
 use crate::state::home::Home;
 use crate::state::identity;
-use crate::state::known;
 use crate::state::proxy;
 use crate::tunnel::joiner::Tunnel;
 use crate::tunnel::joiner::any_user;
@@ -142,7 +142,7 @@ impl Way {
         let ask = AskSession::of(name.as_str(), identity.fingerprint);
         let (home, what) = (self.home.clone(), format!("{}/{name}", self.hub.url));
         let approve = Box::new(move |granted: &SessionGranted| {
-            known::check_or_pin(&home, &what, granted.agent_fingerprint)
+            agent_pins::check_or_pin(&home, &what, granted.agent_fingerprint)
         });
         let opener = SessionOpener::new(Arc::clone(&self.hub), &identity, ask, approve)?.expected(&name);
         let bound = Bound::first_free([0]).ok_or_else(|| Error::new("No port is free for a tunnel"))?;

@@ -11,9 +11,9 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::os::paths;
 use crate::os::setup::trust_store;
-use crate::os::setup::trust_store::Aim;
-use crate::os::setup::trust_store::Machine;
-use crate::os::setup::trust_store::Store;
+use crate::os::setup::trust_store::MachinePaths;
+use crate::os::setup::trust_store::TrustChange;
+use crate::os::setup::trust_store::TrustStore;
 use crate::os::user;
 use crate::proxy::certificates::Certificates;
 
@@ -21,7 +21,7 @@ pub fn trust(call: &Call) -> CommandResult {
     call.say.line("🔒 Trusting Private Connect local CA...\n");
     // Makes it when there is none: who trusts first and starts later needs no second step.
     Certificates::of_folder(&call.home.file(CERTIFICATES))?;
-    let done = carry_out(call, Aim::Trust)?;
+    let done = carry_out(call, TrustChange::Trust)?;
     if done.worked > 0 {
         call.say.line("  Browsers will now trust Private Connect HTTPS certificates.");
     }
@@ -34,20 +34,20 @@ pub fn trust(call: &Call) -> CommandResult {
 
 pub fn untrust(call: &Call) -> CommandResult {
     call.say.line("🔒 Removing Private Connect local CA from the trust stores...\n");
-    Ok(carry_out(call, Aim::Untrust)?.code())
+    Ok(carry_out(call, TrustChange::Untrust)?.code())
 }
 
 /// With `--trust` as above, otherwise a word on whether browsers will warn.
 pub fn beside_start(call: &Call) -> Result<()> {
     if call.args.flag("trust") {
         call.say.line("  [!] Adding CA to system trust store...");
-        let done = carry_out(call, Aim::Trust)?;
+        let done = carry_out(call, TrustChange::Trust)?;
         if done.failed == 0 {
             call.say.line("  [ok] CA trusted — no browser warnings");
         }
         return Ok(());
     }
-    match trust_store::lacking(&machine()?, &ca_file(call)).first() {
+    match trust_store::stores_without(&machine()?, &ca_file(call)).first() {
         None => call.say.line("  [ok] CA trusted — no browser warnings"),
         Some(store) => call
             .say
@@ -71,13 +71,13 @@ pub fn ca_file(call: &Call) -> PathBuf {
     call.home.file(CERTIFICATES).join("ca.crt")
 }
 
-pub fn machine() -> Result<Machine> {
+pub fn machine() -> Result<MachinePaths> {
     let home = paths::user_home().ok_or_else(|| Error::new("There is no home folder").hint("Set HOME"))?;
-    Ok(Machine { root: PathBuf::from("/"), home })
+    Ok(MachinePaths { root: PathBuf::from("/"), home })
 }
 
-fn carry_out(call: &Call, aim: Aim) -> Result<Done> {
-    let mut stores = trust_store::plan(&machine()?, &ca_file(call), aim);
+fn carry_out(call: &Call, change: TrustChange) -> Result<Done> {
+    let mut stores = trust_store::plan(&machine()?, &ca_file(call), change);
     if call.args.flag("user") {
         stores.retain(|store| !store.needs_root);
     }
@@ -99,7 +99,7 @@ fn carry_out(call: &Call, aim: Aim) -> Result<Done> {
         );
         return Ok(Done { worked: 0, failed: 0 });
     }
-    let results: Vec<bool> = stores.iter().map(|store| do_one(call, store, aim)).collect();
+    let results: Vec<bool> = stores.iter().map(|store| do_one(call, store, change)).collect();
     let all: Vec<_> = stores
         .iter()
         .zip(&results)
@@ -114,7 +114,7 @@ fn carry_out(call: &Call, aim: Aim) -> Result<Done> {
 }
 
 /// Each store on its own: what one cannot do, another may.
-fn do_one(call: &Call, store: &Store, aim: Aim) -> bool {
+fn do_one(call: &Call, store: &TrustStore, change: TrustChange) -> bool {
     if let Some(missing) = &store.missing {
         call.say.warn(&format!("{} needs {missing}. Install it, then run this again", store.name));
         return false;
@@ -129,7 +129,7 @@ fn do_one(call: &Call, store: &Store, aim: Aim) -> bool {
     }
     match store.carry_out() {
         Ok(()) => {
-            let done = if aim == Aim::Trust { "added to" } else { "removed from" };
+            let done = if change == TrustChange::Trust { "added to" } else { "removed from" };
             call.say.line(&format!("  [ok] CA {done} {}", store.name));
             true
         }

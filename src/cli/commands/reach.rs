@@ -23,7 +23,7 @@ use crate::model::name::Name;
 use crate::net::address::HubUrl;
 use crate::net::connect::dial_hub;
 use crate::net::connect::resolve;
-use crate::state::seen;
+use crate::state::service_cache;
 use crate::wire::api::ServiceInfo;
 use crate::wire::api::Status;
 
@@ -135,7 +135,7 @@ fn look_at(call: &Call, url: &HubUrl, report: &mut Diagnosis, deadline: Instant)
 fn find(call: &Call, hub: &Hub, name: &Name, report: &mut Diagnosis) -> Result<ServiceInfo> {
     let began = Instant::now();
     let services = hub.services()?;
-    seen::remember(&call.home, &services);
+    service_cache::remember(&call.home, &services);
     report.latency = began.elapsed();
     let named = services.iter().filter(|service| service.name == *name);
     let found = named.max_by_key(|service| service.status == Status::Online).cloned();

@@ -9,7 +9,7 @@ use crate::cli::Call;
 use crate::cli::CommandResult;
 use crate::cli::say::columns;
 use crate::os::terminal;
-use crate::state::seen;
+use crate::state::service_cache;
 use crate::wire::api::ServiceInfo;
 
 const NONE: &str = "No services yet. Offer one beside it: connect expose NAME PORT";
@@ -22,7 +22,7 @@ pub fn run(call: &Call) -> CommandResult {
         return watch(call);
     }
     let services = call.hub()?.services()?;
-    seen::remember(&call.home, &services);
+    service_cache::remember(&call.home, &services);
     call.say.value(&services);
     if services.is_empty() {
         call.say.line(NONE);

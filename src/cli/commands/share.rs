@@ -140,7 +140,7 @@ fn discovered(call: &Call) -> Result<Vec<NamedService>> {
         }
         return Ok(Vec::new());
     }
-    let (mut found, _) = find(call, "localhost", &ports(call)?, discover::PATIENCE)?;
+    let (mut found, _) = find(call, "localhost", &ports(call)?, discover::PROBE_TIMEOUT)?;
     found.retain(|one| !one.is_ours);
     if found.is_empty() && call.args.positionals.is_empty() && call.args.value("service").is_none() {
         return Err(Error::new("Nothing that could be shared listens at the ports that were looked at")

@@ -25,19 +25,19 @@ use crate::error::Result;
 use crate::model::record::Change;
 use crate::model::registry::Registry;
 use crate::net::stop::Stop;
-use crate::os::files::Lock;
+use crate::os::files::FileLock;
 
 pub struct Etcd {
     gateway: Gateway,
     pub replica: Arc<Replica>,
     /// The data folder's, which holds the audit log.
-    _lock: Option<Lock>,
+    _lock: Option<FileLock>,
 }
 
 impl Etcd {
     pub fn open(
         at: &EtcdConfig,
-        lock: Option<Lock>,
+        lock: Option<FileLock>,
         registry: &Arc<Mutex<Registry>>,
         stop: &Stop,
     ) -> Result<(Self, Gateway)> {

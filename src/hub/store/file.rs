@@ -22,7 +22,7 @@ use crate::model::record::Change;
 use crate::model::record::Record;
 use crate::model::registry::Registry;
 use crate::os::files;
-use crate::os::files::Lock;
+use crate::os::files::FileLock;
 use crate::os::lock::locked;
 use crate::os::secret;
 use crate::wire::journal;
@@ -45,12 +45,16 @@ pub struct FileStore {
     torn: bool,
     snapshot_length: u64,
     last: u64,
-    _lock: Lock,
+    _lock: FileLock,
 }
 
 impl FileStore {
     /// Reads all there is into `registry`. Also what the operator should hear about recovery.
-    pub fn open(folder: &Path, lock: Lock, shared: &Arc<Mutex<Registry>>) -> Result<(Self, Option<String>)> {
+    pub fn open(
+        folder: &Path,
+        lock: FileLock,
+        shared: &Arc<Mutex<Registry>>,
+    ) -> Result<(Self, Option<String>)> {
         let mut registry = locked(shared);
         let (mut last, mut snapshot_length) = (0, 0);
         files::remove_drafts(&folder.join("registry.json"));
@@ -60,7 +64,7 @@ impl FileStore {
             snapshot.records.into_iter().for_each(|record| registry.apply(Change::Put(record)));
         }
         let path = folder.join("journal");
-        let bytes = files::read_within(&path, STORE_FILE_LIMIT)?.unwrap_or_default();
+        let bytes = files::read_up_to(&path, STORE_FILE_LIMIT)?.unwrap_or_default();
         let (entries, whole) = journal::read(&bytes, last, checksum).map_err(|line| {
             Error::new(format!("{} is damaged at line {line}", path.display())).hint(
                 "Restore the hub's data folder from a backup; the snapshot beside it is older but whole",
@@ -160,7 +164,7 @@ fn checksum(json: &[u8]) -> String {
 }
 
 fn read_snapshot(path: &Path) -> Result<Option<(Snapshot, u64)>> {
-    let Some(bytes) = files::read_within(path, STORE_FILE_LIMIT)? else { return Ok(None) };
+    let Some(bytes) = files::read_up_to(path, STORE_FILE_LIMIT)? else { return Ok(None) };
     let snapshot: Snapshot = serde_json::from_slice(&bytes).map_err(|error| {
         Error::new(format!("{} is damaged", path.display()))
             .because(error)

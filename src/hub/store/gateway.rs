@@ -177,7 +177,7 @@ impl Gateway {
         let kept = self
             .kept
             .take()
-            .filter(|kept| kept.number == one.number && socket::is_at_rest(&kept.stream.socket));
+            .filter(|kept| kept.number == one.number && socket::is_idle_and_open(&kept.stream.socket));
         let mut kept = kept.map_or_else(|| self.access.connect(one), Ok)?;
         let endpoint = &self.access.at.endpoints[one.number];
         let (answer, _) =

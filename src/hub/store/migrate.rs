@@ -21,7 +21,7 @@ use crate::model::record::Change;
 use crate::model::record::Record;
 use crate::net::stop::Stop;
 use crate::os::files;
-use crate::os::files::Lock;
+use crate::os::files::FileLock;
 use crate::os::lock::locked;
 
 pub enum StoreLocation {
@@ -102,7 +102,7 @@ impl StoreLocation {
     }
 }
 
-fn lock(folder: &std::path::Path) -> Result<Lock> {
+fn lock(folder: &std::path::Path) -> Result<FileLock> {
     files::private_dir(folder)?;
     files::try_lock(&folder.join("hub.lock"))?.ok_or_else(|| {
         Error::new("A hub runs on this data folder")

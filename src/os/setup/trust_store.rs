@@ -8,32 +8,33 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use crate::error::Result;
-use crate::os::setup::step::Step;
-use crate::os::setup::step::ask;
-use crate::os::setup::step::is_installed;
-use crate::os::setup::step::words;
+use crate::os::command::is_installed;
+use crate::os::command::output_of;
+use crate::os::command::words;
+use crate::os::setup::step::SetupStep;
 use crate::os::user;
 
 /// What the CA is called in stores that have names.
-const NICKNAME: &str = "Private Connect local CA";
-const FILE: &str = "private-connect-local-ca.crt";
-const SYSTEM: &str = "system trust store";
+const CA_NICKNAME: &str = "Private Connect local CA";
+const SYSTEM_COPY: &str = "private-connect-local-ca.crt";
+const SYSTEM_STORE: &str = "system trust store";
 #[cfg(target_os = "macos")]
-const KEYCHAIN: &str = "/Library/Keychains/System.keychain";
+const SYSTEM_KEYCHAIN: &str = "/Library/Keychains/System.keychain";
 
 /// Where Linux systems take roots from, and what makes them count: RHEL, Debian, Arch, SUSE.
-const LAYOUTS: [(&str, &str); 4] = [
+const LINUX_STORES: [(&str, &str); 4] = [
     ("etc/pki/ca-trust/source/anchors", "update-ca-trust extract"),
     ("usr/local/share/ca-certificates", "update-ca-certificates"),
     ("etc/ca-certificates/trust-source/anchors", "trust extract-compat"),
     ("usr/share/pki/trust/anchors", "update-ca-certificates"),
 ];
 /// Where Chromium keeps its own, in the order of their age.
-const CHROMIUM: [&str; 3] = [".pki/nssdb", ".local/share/pki/nssdb", "snap/chromium/current/.pki/nssdb"];
-const CHROMIUMS: [&str; 5] =
+const CHROMIUM_DATABASES: [&str; 3] =
+    [".pki/nssdb", ".local/share/pki/nssdb", "snap/chromium/current/.pki/nssdb"];
+const CHROMIUM_PROGRAMS: [&str; 5] =
     ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "brave-browser"];
 /// Folders of Firefox, with a folder for each profile.
-const FIREFOX: [&str; 4] = [
+const FIREFOX_PROFILES: [&str; 4] = [
     ".mozilla/firefox",
     "snap/firefox/common/.mozilla/firefox",
     ".var/app/org.mozilla.firefox/.mozilla/firefox",
@@ -44,60 +45,61 @@ const CERTUTIL_PACKAGE: &str =
     "libnss3-tools (Debian, Ubuntu), nss-tools (Fedora, RHEL), nss (Arch, brew) or mozilla-nss-tools (SUSE)";
 
 #[derive(Debug, PartialEq, Eq)]
-pub struct Store {
+pub struct TrustStore {
     /// `system trust store`, as the messages call it.
     pub name: String,
-    pub steps: Vec<Step>,
+    pub steps: Vec<SetupStep>,
     pub needs_root: bool,
     /// The programme that is missing, and where it comes from.
     pub missing: Option<String>,
 }
 
 /// Where to look: `/` and the user's home, elsewhere in tests.
-pub struct Machine {
+pub struct MachinePaths {
     pub root: PathBuf,
     pub home: PathBuf,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Aim {
+pub enum TrustChange {
     Trust,
     Untrust,
 }
 
 /// Every store of this machine in which `ca` has to be, or has to be no more.
-pub fn plan(machine: &Machine, ca: &Path, aim: Aim) -> Vec<Store> {
-    let mut stores: Vec<Store> = system(machine, ca, aim).into_iter().collect();
-    stores.extend(databases(machine, aim).into_iter().map(|(name, folder)| nss(name, &folder, ca, aim)));
+pub fn plan(machine: &MachinePaths, ca: &Path, change: TrustChange) -> Vec<TrustStore> {
+    let mut stores: Vec<TrustStore> = system(machine, ca, change).into_iter().collect();
+    stores
+        .extend(databases(machine, change).into_iter().map(|(name, folder)| nss(name, &folder, ca, change)));
     stores
 }
 
 /// The stores in which browsers and others look for this very CA and do not find it.
-pub fn lacking(machine: &Machine, ca: &Path) -> Vec<String> {
+pub fn stores_without(machine: &MachinePaths, ca: &Path) -> Vec<String> {
     let ours = fs::read_to_string(ca).unwrap_or_default();
-    let system = (!is_in_system(machine, &ours)).then(|| format!("the {SYSTEM}"));
-    let databases = databases(machine, Aim::Trust);
+    let system = (!is_in_system(machine, &ours)).then(|| format!("the {SYSTEM_STORE}"));
+    let databases = databases(machine, TrustChange::Trust);
     let without = databases.iter().filter(|(_, folder)| !is_in_database(folder, &ours));
     system.into_iter().chain(without.map(|(name, folder)| shown(name, folder))).collect()
 }
 
 #[cfg(target_os = "macos")]
-fn is_in_system(_: &Machine, ours: &str) -> bool {
-    let line = ["security", "find-certificate", "-a", "-p", "-c", NICKNAME, KEYCHAIN];
+fn is_in_system(_: &MachinePaths, ours: &str) -> bool {
+    let line = ["security", "find-certificate", "-a", "-p", "-c", CA_NICKNAME, SYSTEM_KEYCHAIN];
     // A store may have an older CA of ours, too.
-    let found = ask(&line).unwrap_or_default();
+    let found = output_of(&line).unwrap_or_default();
     found.split_inclusive("-----END CERTIFICATE-----").any(|one| is_same(one, ours))
 }
 
 #[cfg(not(target_os = "macos"))]
-fn is_in_system(machine: &Machine, ours: &str) -> bool {
-    let mut copies = LAYOUTS.iter().map(|(folder, _)| machine.root.join(folder).join(FILE));
+fn is_in_system(machine: &MachinePaths, ours: &str) -> bool {
+    let mut copies = LINUX_STORES.iter().map(|(folder, _)| machine.root.join(folder).join(SYSTEM_COPY));
     copies.any(|copy| fs::read_to_string(copy).is_ok_and(|there| there == ours))
 }
 
 /// Not, when there is no `certutil` to ask.
 fn is_in_database(folder: &Path, ours: &str) -> bool {
-    let there = ask(&["certutil", "-L", "-d", &database(folder), "-n", NICKNAME, "-a"]);
+    let there = output_of(&["certutil", "-L", "-d", &database(folder), "-n", CA_NICKNAME, "-a"]);
     there.is_some_and(|there| is_same(&there, ours))
 }
 
@@ -108,54 +110,59 @@ fn is_same(one: &str, other: &str) -> bool {
 }
 
 #[cfg(target_os = "macos")]
-fn system(_: &Machine, ca: &Path, aim: Aim) -> Option<Store> {
+fn system(_: &MachinePaths, ca: &Path, change: TrustChange) -> Option<TrustStore> {
     let ca = ca.display().to_string();
-    let line = match aim {
-        Aim::Trust => words("security add-trusted-cert -d -r trustRoot -k", &[KEYCHAIN, &ca]),
-        Aim::Untrust => words("security remove-trusted-cert -d", &[&ca]),
+    let line = match change {
+        TrustChange::Trust => words("security add-trusted-cert -d -r trustRoot -k", &[SYSTEM_KEYCHAIN, &ca]),
+        TrustChange::Untrust => words("security remove-trusted-cert -d", &[&ca]),
     };
-    let steps = vec![Step::Run(line)];
-    Some(Store { name: "system keychain".into(), steps, needs_root: true, missing: None })
+    let steps = vec![SetupStep::Run(line)];
+    Some(TrustStore { name: "system keychain".into(), steps, needs_root: true, missing: None })
 }
 
 #[cfg(windows)]
-fn system(_: &Machine, ca: &Path, aim: Aim) -> Option<Store> {
+fn system(_: &MachinePaths, ca: &Path, change: TrustChange) -> Option<TrustStore> {
     let ca = ca.display().to_string();
-    let line = match aim {
-        Aim::Trust => words("certutil -addstore -user Root", &[&ca]),
-        Aim::Untrust => words("certutil -delstore -user Root", &[NICKNAME]),
+    let line = match change {
+        TrustChange::Trust => words("certutil -addstore -user Root", &[&ca]),
+        TrustChange::Untrust => words("certutil -delstore -user Root", &[CA_NICKNAME]),
     };
-    let steps = vec![Step::Run(line)];
-    Some(Store { name: "certificate store".into(), steps, needs_root: false, missing: None })
+    let steps = vec![SetupStep::Run(line)];
+    Some(TrustStore { name: "certificate store".into(), steps, needs_root: false, missing: None })
 }
 
 #[cfg(not(any(target_os = "macos", windows)))]
-fn system(machine: &Machine, ca: &Path, aim: Aim) -> Option<Store> {
-    let (folder, update) = LAYOUTS.iter().find(|(folder, _)| machine.root.join(folder).is_dir())?;
-    let copy = machine.root.join(folder).join(FILE);
-    let file = match aim {
-        Aim::Trust => Step::Copy { from: ca.to_owned(), to: copy },
-        Aim::Untrust => Step::Remove(copy),
+fn system(machine: &MachinePaths, ca: &Path, change: TrustChange) -> Option<TrustStore> {
+    let (folder, update) = LINUX_STORES.iter().find(|(folder, _)| machine.root.join(folder).is_dir())?;
+    let copy = machine.root.join(folder).join(SYSTEM_COPY);
+    let file = match change {
+        TrustChange::Trust => SetupStep::Copy { from: ca.to_owned(), to: copy },
+        TrustChange::Untrust => SetupStep::Remove(copy),
     };
     // Without it, links that lead nowhere stay behind.
-    let fresh = aim == Aim::Untrust && *update == "update-ca-certificates";
+    let fresh = change == TrustChange::Untrust && *update == "update-ca-certificates";
     let line = words(update, if fresh { &["--fresh"] } else { &[] });
     let missing = (!is_installed(&line[0])).then(|| format!("{} (package ca-certificates)", line[0]));
-    let steps = vec![file, Step::Run(line)];
-    Some(Store { name: SYSTEM.into(), steps, needs_root: true, missing })
+    let steps = vec![file, SetupStep::Run(line)];
+    Some(TrustStore { name: SYSTEM_STORE.into(), steps, needs_root: true, missing })
 }
 
 /// The NSS databases there are, and Chromium's when it is installed and has none yet.
-fn databases(machine: &Machine, aim: Aim) -> Vec<(&'static str, PathBuf)> {
-    let mut found: Vec<(&'static str, PathBuf)> = CHROMIUM
+fn databases(machine: &MachinePaths, change: TrustChange) -> Vec<(&'static str, PathBuf)> {
+    let mut found: Vec<(&'static str, PathBuf)> = CHROMIUM_DATABASES
         .iter()
         .map(|place| ("Chromium's store", machine.home.join(place)))
         .filter(|(_, folder)| folder.join("cert9.db").exists())
         .collect();
-    if found.is_empty() && aim == Aim::Trust && CHROMIUMS.iter().any(|name| is_installed(name)) {
-        found.extend(CHROMIUM[..2].iter().map(|place| ("Chromium's store", machine.home.join(place))));
+    if found.is_empty()
+        && change == TrustChange::Trust
+        && CHROMIUM_PROGRAMS.iter().any(|name| is_installed(name))
+    {
+        found.extend(
+            CHROMIUM_DATABASES[..2].iter().map(|place| ("Chromium's store", machine.home.join(place))),
+        );
     }
-    for place in FIREFOX {
+    for place in FIREFOX_PROFILES {
         let profiles = fs::read_dir(machine.home.join(place)).into_iter().flatten().flatten();
         let used = profiles.map(|profile| profile.path()).filter(|folder| folder.join("cert9.db").exists());
         found.extend(used.map(|folder| ("Firefox's store", folder)));
@@ -163,25 +170,25 @@ fn databases(machine: &Machine, aim: Aim) -> Vec<(&'static str, PathBuf)> {
     found
 }
 
-fn nss(name: &str, folder: &Path, ca: &Path, aim: Aim) -> Store {
+fn nss(name: &str, folder: &Path, ca: &Path, change: TrustChange) -> TrustStore {
     let database = database(folder);
-    let remove = words("certutil -D -d", &[&database, "-n", NICKNAME]);
+    let remove = words("certutil -D -d", &[&database, "-n", CA_NICKNAME]);
     let mut steps = Vec::new();
-    if aim == Aim::Trust {
+    if change == TrustChange::Trust {
         if !folder.join("cert9.db").exists() {
-            steps.push(Step::Folder(folder.to_owned()));
-            steps.push(Step::Run(words("certutil -N -d", &[&database, "--empty-password"])));
+            steps.push(SetupStep::MakeFolder(folder.to_owned()));
+            steps.push(SetupStep::Run(words("certutil -N -d", &[&database, "--empty-password"])));
         }
         let ca = ca.display().to_string();
         // An older CA of ours by the same name would stay in front.
-        steps.push(Step::Try(remove));
-        let add = ["-d", &database, "-t", "C,,", "-n", NICKNAME, "-i", &ca];
-        steps.push(Step::Run(words("certutil -A", &add)));
+        steps.push(SetupStep::RunUnchecked(remove));
+        let add = ["-d", &database, "-t", "C,,", "-n", CA_NICKNAME, "-i", &ca];
+        steps.push(SetupStep::Run(words("certutil -A", &add)));
     } else {
-        steps.push(Step::Try(remove));
+        steps.push(SetupStep::RunUnchecked(remove));
     }
     let missing = (!is_installed("certutil")).then(|| format!("certutil, from {CERTUTIL_PACKAGE}"));
-    Store { name: shown(name, folder), steps, needs_root: false, missing }
+    TrustStore { name: shown(name, folder), steps, needs_root: false, missing }
 }
 
 /// As `certutil` wants it.
@@ -193,9 +200,9 @@ fn shown(name: &str, folder: &Path) -> String {
     format!("{name} ({})", folder.display())
 }
 
-impl Store {
+impl TrustStore {
     pub fn carry_out(&self) -> Result<()> {
-        self.steps.iter().try_for_each(Step::carry_out)
+        self.steps.iter().try_for_each(SetupStep::carry_out)
     }
 
     /// What a user types to do the same.
@@ -213,23 +220,23 @@ mod tests {
 
     use crate::os::secret;
 
-    fn machine() -> Machine {
+    fn machine() -> MachinePaths {
         let base = env::temp_dir().join(secret::id("connect-trust"));
-        Machine { root: base.join("root"), home: base.join("home") }
+        MachinePaths { root: base.join("root"), home: base.join("home") }
     }
 
     #[test]
     #[cfg(target_os = "linux")]
     fn each_linux_family_has_its_place_and_its_command() {
-        for (folder, update) in LAYOUTS {
+        for (folder, update) in LINUX_STORES {
             let machine = machine();
             fs::create_dir_all(machine.root.join(folder)).unwrap();
             let ca = machine.root.join("ca.crt");
-            let plan = plan(&machine, &ca, Aim::Trust);
+            let plan = plan(&machine, &ca, TrustChange::Trust);
             let system = plan.iter().find(|store| store.name == "system trust store").unwrap();
-            let copy = machine.root.join(folder).join(FILE);
-            assert_eq!(system.steps[0], Step::Copy { from: ca, to: copy.clone() });
-            assert_eq!(system.steps[1], Step::Run(words(update, &[])));
+            let copy = machine.root.join(folder).join(SYSTEM_COPY);
+            assert_eq!(system.steps[0], SetupStep::Copy { from: ca, to: copy.clone() });
+            assert_eq!(system.steps[1], SetupStep::Run(words(update, &[])));
             assert!(system.needs_root && system.commands()[0].contains("install -m 644 "));
         }
     }
@@ -238,22 +245,22 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn what_was_copied_is_known_and_is_readable_by_all_and_goes_again() {
         let machine = machine();
-        let folder = machine.root.join(LAYOUTS[1].0);
+        let folder = machine.root.join(LINUX_STORES[1].0);
         fs::create_dir_all(&folder).unwrap();
         let ca = machine.root.join("ca.crt");
         fs::write(&ca, "CA").unwrap();
         fs::set_permissions(&ca, fs::Permissions::from_mode(0o600)).unwrap();
-        let step = |aim| plan(&machine, &ca, aim).remove(0).steps.remove(0);
-        let is_lacking = || lacking(&machine, &ca).iter().any(|store| store.ends_with(SYSTEM));
+        let step = |change| plan(&machine, &ca, change).remove(0).steps.remove(0);
+        let is_lacking = || stores_without(&machine, &ca).iter().any(|store| store.ends_with(SYSTEM_STORE));
         assert!(is_lacking());
-        step(Aim::Trust).carry_out().unwrap();
+        step(TrustChange::Trust).carry_out().unwrap();
         assert!(!is_lacking());
-        assert_eq!(fs::metadata(folder.join(FILE)).unwrap().permissions().mode() & 0o777, 0o644);
+        assert_eq!(fs::metadata(folder.join(SYSTEM_COPY)).unwrap().permissions().mode() & 0o777, 0o644);
         fs::write(&ca, "another CA").unwrap();
         assert!(is_lacking());
-        step(Aim::Untrust).carry_out().unwrap();
-        step(Aim::Untrust).carry_out().unwrap();
-        assert!(!folder.join(FILE).exists());
+        step(TrustChange::Untrust).carry_out().unwrap();
+        step(TrustChange::Untrust).carry_out().unwrap();
+        assert!(!folder.join(SYSTEM_COPY).exists());
     }
 
     #[test]
@@ -264,7 +271,7 @@ mod tests {
             fs::write(machine.home.join(place).join("cert9.db"), "").unwrap();
         }
         fs::create_dir_all(machine.home.join(".mozilla/firefox/empty")).unwrap();
-        let plan = plan(&machine, Path::new("/ca.crt"), Aim::Trust);
+        let plan = plan(&machine, Path::new("/ca.crt"), TrustChange::Trust);
         let names: Vec<_> = plan.iter().map(|store| store.name.split(' ').next().unwrap()).collect();
         assert_eq!(names, ["Chromium's", "Firefox's", "Firefox's"]);
         let commands = plan[0].commands();
@@ -277,23 +284,23 @@ mod tests {
             return; // Where it is, the browser's tests prove the same with the browser.
         }
         let machine = machine();
-        let folder = machine.home.join(CHROMIUM[0]);
+        let folder = machine.home.join(CHROMIUM_DATABASES[0]);
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
         let ca = machine.home.join("ca.crt");
-        let listed = || lacking(&machine, &ca) == [format!("the {SYSTEM}")];
+        let listed = || stores_without(&machine, &ca) == [format!("the {SYSTEM_STORE}")];
         fs::create_dir_all(&machine.home).unwrap();
         fs::write(&ca, params.self_signed(&key).unwrap().pem()).unwrap();
         for _ in 0..2 {
-            nss("Chromium", &folder, &ca, Aim::Trust).carry_out().unwrap();
+            nss("Chromium", &folder, &ca, TrustChange::Trust).carry_out().unwrap();
             assert!(listed());
         }
         // A CA of the same name that is another one is not ours.
         let other = machine.home.join("other.crt");
         fs::write(&other, params.self_signed(&key).unwrap().pem().replace('A', "B")).unwrap();
-        assert_eq!(lacking(&machine, &other).len(), 2);
-        nss("Chromium", &folder, &ca, Aim::Untrust).carry_out().unwrap();
+        assert_eq!(stores_without(&machine, &other).len(), 2);
+        nss("Chromium", &folder, &ca, TrustChange::Untrust).carry_out().unwrap();
         assert!(!listed());
     }
 }

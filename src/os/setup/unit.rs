@@ -5,13 +5,13 @@ use std::env;
 use std::path::Path;
 use std::path::PathBuf;
 
+use crate::os::command::words;
 use crate::os::paths;
-use crate::os::setup::step::Step;
-use crate::os::setup::step::words;
+use crate::os::setup::step::SetupStep;
 use crate::os::user;
 
-const UNIT: &str = "connect-daemon.service";
-const LABEL: &str = "co.privateconnect.daemon";
+const SYSTEMD_UNIT: &str = "connect-daemon.service";
+const LAUNCHD_LABEL: &str = "co.privateconnect.daemon";
 
 /// These are filters on system calls, so they hold in a user's own manager too, which may make no mounts.
 const HARDENING: &str = "NoNewPrivileges=yes
@@ -45,13 +45,13 @@ AmbientCapabilities=
 ";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Manager {
+pub enum ServiceManager {
     Systemd,
     Launchd,
 }
 
 /// What is to be started, and for whom.
-pub struct Service {
+pub struct UnitSpec {
     /// The program and its arguments.
     pub command: Vec<String>,
     pub environment: Vec<(String, String)>,
@@ -62,20 +62,20 @@ pub struct Service {
 }
 
 /// What installs and removes it.
-pub struct Plan {
+pub struct UnitPlan {
     pub file: PathBuf,
     pub text: String,
-    pub install: Vec<Step>,
-    pub uninstall: Vec<Step>,
-    pub start: Vec<Step>,
+    pub install: Vec<SetupStep>,
+    pub uninstall: Vec<SetupStep>,
+    pub start: Vec<SetupStep>,
 }
 
 /// The one that this machine was started by.
-pub fn manager() -> Option<Manager> {
+pub fn manager() -> Option<ServiceManager> {
     if cfg!(target_os = "macos") {
-        return Some(Manager::Launchd);
+        return Some(ServiceManager::Launchd);
     }
-    Path::new("/run/systemd/system").is_dir().then_some(Manager::Systemd)
+    Path::new("/run/systemd/system").is_dir().then_some(ServiceManager::Systemd)
 }
 
 /// Who called `sudo`, and otherwise who this is.
@@ -84,51 +84,55 @@ pub fn owner() -> Option<(String, PathBuf)> {
     user::named(called.as_deref())
 }
 
-pub fn plan(manager: Manager, service: &Service) -> Plan {
+pub fn plan(manager: ServiceManager, service: &UnitSpec) -> UnitPlan {
     match manager {
-        Manager::Systemd => systemd(service),
-        Manager::Launchd => launchd(service),
+        ServiceManager::Systemd => systemd(service),
+        ServiceManager::Launchd => launchd(service),
     }
 }
 
 /// Where the file lies, for who only wants to know whether it is there.
-pub fn file(manager: Manager, system: bool) -> PathBuf {
+pub fn file(manager: ServiceManager, system: bool) -> PathBuf {
     let home = paths::user_home().unwrap_or_default();
     match (manager, system) {
-        (Manager::Systemd, true) => Path::new("/etc/systemd/system").join(UNIT),
-        (Manager::Systemd, false) => {
+        (ServiceManager::Systemd, true) => Path::new("/etc/systemd/system").join(SYSTEMD_UNIT),
+        (ServiceManager::Systemd, false) => {
             let moved = env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-            moved.unwrap_or_else(|| home.join(".config")).join("systemd/user").join(UNIT)
+            moved.unwrap_or_else(|| home.join(".config")).join("systemd/user").join(SYSTEMD_UNIT)
         }
-        (Manager::Launchd, true) => Path::new("/Library/LaunchDaemons").join(format!("{LABEL}.plist")),
-        (Manager::Launchd, false) => home.join("Library/LaunchAgents").join(format!("{LABEL}.plist")),
+        (ServiceManager::Launchd, true) => {
+            Path::new("/Library/LaunchDaemons").join(format!("{LAUNCHD_LABEL}.plist"))
+        }
+        (ServiceManager::Launchd, false) => {
+            home.join("Library/LaunchAgents").join(format!("{LAUNCHD_LABEL}.plist"))
+        }
     }
 }
 
-fn systemd(service: &Service) -> Plan {
+fn systemd(service: &UnitSpec) -> UnitPlan {
     let system = service.system.is_some();
-    let file = file(Manager::Systemd, system);
+    let file = file(ServiceManager::Systemd, system);
     let text = unit(service);
     let control = |rest: &[&str]| words(if system { "systemctl" } else { "systemctl --user" }, rest);
-    let reload = || Step::Run(control(&["daemon-reload"]));
-    Plan {
+    let reload = || SetupStep::Run(control(&["daemon-reload"]));
+    UnitPlan {
         install: vec![
-            Step::Write { path: file.clone(), text: text.clone() },
+            SetupStep::Write { path: file.clone(), text: text.clone() },
             reload(),
-            Step::Run(control(&["enable", "--now", UNIT])),
+            SetupStep::Run(control(&["enable", "--now", SYSTEMD_UNIT])),
         ],
         uninstall: vec![
-            Step::Try(control(&["disable", "--now", UNIT])),
-            Step::Remove(file.clone()),
+            SetupStep::RunUnchecked(control(&["disable", "--now", SYSTEMD_UNIT])),
+            SetupStep::Remove(file.clone()),
             reload(),
         ],
-        start: vec![Step::Run(control(&["start", UNIT]))],
+        start: vec![SetupStep::Run(control(&["start", SYSTEMD_UNIT]))],
         file,
         text,
     }
 }
 
-fn unit(service: &Service) -> String {
+fn unit(service: &UnitSpec) -> String {
     let command: Vec<String> =
         service.command.iter().map(|word| unit_word(word).replace('$', "$$")).collect();
     let environment: String = service
@@ -168,24 +172,28 @@ fn unit_word(word: &str) -> String {
     if !escaped.is_empty() && escaped.bytes().all(plain) { escaped } else { format!("\"{escaped}\"") }
 }
 
-fn launchd(service: &Service) -> Plan {
-    let file = file(Manager::Launchd, service.system.is_some());
+fn launchd(service: &UnitSpec) -> UnitPlan {
+    let file = file(ServiceManager::Launchd, service.system.is_some());
     let domain = if service.system.is_some() { "system".to_owned() } else { format!("gui/{}", user::uid()) };
-    let (text, path, target) = (plist(service), file.display().to_string(), format!("{domain}/{LABEL}"));
-    Plan {
+    let (text, path, target) =
+        (plist(service), file.display().to_string(), format!("{domain}/{LAUNCHD_LABEL}"));
+    UnitPlan {
         install: vec![
-            Step::Write { path: file.clone(), text: text.clone() },
-            Step::Try(words("launchctl bootout", &[&target])),
-            Step::Run(words("launchctl bootstrap", &[&domain, &path])),
+            SetupStep::Write { path: file.clone(), text: text.clone() },
+            SetupStep::RunUnchecked(words("launchctl bootout", &[&target])),
+            SetupStep::Run(words("launchctl bootstrap", &[&domain, &path])),
         ],
-        uninstall: vec![Step::Try(words("launchctl bootout", &[&target])), Step::Remove(file.clone())],
-        start: vec![Step::Run(words("launchctl kickstart", &[&target]))],
+        uninstall: vec![
+            SetupStep::RunUnchecked(words("launchctl bootout", &[&target])),
+            SetupStep::Remove(file.clone()),
+        ],
+        start: vec![SetupStep::Run(words("launchctl kickstart", &[&target]))],
         file,
         text,
     }
 }
 
-fn plist(service: &Service) -> String {
+fn plist(service: &UnitSpec) -> String {
     let command: String =
         service.command.iter().map(|word| format!("    <string>{}</string>\n", xml(word))).collect();
     let environment: String = service
@@ -202,7 +210,7 @@ fn plist(service: &Service) -> String {
 <!DOCTYPE plist PUBLIC \"-//Apple//DTD PLIST 1.0//EN\" \"http://www.apple.com/DTDs/PropertyList-1.0.dtd\">
 <plist version=\"1.0\">
 <dict>
-  <key>Label</key><string>{LABEL}</string>
+  <key>Label</key><string>{LAUNCHD_LABEL}</string>
 {user}  <key>ProgramArguments</key>
   <array>
 {command}  </array>
@@ -227,8 +235,8 @@ fn xml(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn service(system: Option<&str>) -> Service {
-        Service {
+    fn service(system: Option<&str>) -> UnitSpec {
+        UnitSpec {
             command: vec!["/opt/my tools/connect".into(), "daemon".into(), "50%$x".into()],
             environment: vec![("PRIVATECONNECT_HOME".into(), "/home/a b\n/\"x\"<&>".into())],
             state: "/home/a b".into(),

@@ -5,20 +5,20 @@ use std::collections::BTreeSet;
 use super::home::Home;
 use crate::wire::api::ServiceInfo;
 
-const FILE: &str = "services.json";
+const SERVICE_CACHE_FILE: &str = "services.json";
 /// Nobody picks from a longer list.
-const REMEMBERED: usize = 1000;
+const CACHED_SERVICES_LIMIT: usize = 1000;
 
 pub fn names(home: &Home) -> BTreeSet<String> {
-    home.read(FILE).ok().flatten().unwrap_or_default()
+    home.read(SERVICE_CACHE_FILE).ok().flatten().unwrap_or_default()
 }
 
 /// A folder that cannot be written costs only the completion.
 pub fn remember(home: &Home, services: &[ServiceInfo]) {
     let listed: BTreeSet<String> =
-        services.iter().take(REMEMBERED).map(|service| service.name.to_string()).collect();
+        services.iter().take(CACHED_SERVICES_LIMIT).map(|service| service.name.to_string()).collect();
     if names(home) != listed
-        && let Err(error) = home.note(FILE, &listed)
+        && let Err(error) = home.write_unsynced(SERVICE_CACHE_FILE, &listed)
     {
         log::debug!("the services are not remembered: {error}");
     }

@@ -9,10 +9,10 @@ use crate::http::head::ResponseHead;
 use crate::http::head::parse_response;
 
 /// A title stands in the first kilobytes of a page.
-pub const PAGE_LIMIT: usize = 64 * 1024;
+pub const WEB_PAGE_LIMIT: usize = 64 * 1024;
 
 #[derive(Debug, Default, PartialEq)]
-pub struct Page {
+pub struct WebPage {
     pub title: Option<String>,
     pub server: Option<String>,
     pub framework: Option<String>,
@@ -29,69 +29,69 @@ pub struct Page {
 const BARE_404: &str = "404 page not found";
 
 /// Where a mark stands: in a header field by that name, or in the page.
-const PAGE: &str = "";
+const IN_BODY: &str = "";
 
 /// Services that are not web sites, though HTTP is what they speak, and the JSON text with their version.
-const KINDS: [(&str, &str, ServiceKind, &str); 10] = [
-    (PAGE, "\"distribution\" : \"opensearch\"", ServiceKind::Opensearch, "number"),
+const HTTP_SERVICES: [(&str, &str, ServiceKind, &str); 10] = [
+    (IN_BODY, "\"distribution\" : \"opensearch\"", ServiceKind::Opensearch, "number"),
     ("www-authenticate", "opensearch", ServiceKind::Opensearch, ""),
-    (PAGE, "you know, for search", ServiceKind::Elasticsearch, "number"),
+    (IN_BODY, "you know, for search", ServiceKind::Elasticsearch, "number"),
     ("x-elastic-product", "elasticsearch", ServiceKind::Elasticsearch, ""),
-    (PAGE, "\"etcdserver\":", ServiceKind::Etcd, "etcdserver"),
-    (PAGE, "mongodb over http", ServiceKind::Mongodb, ""),
-    (PAGE, "grpc requires http/2", ServiceKind::Grpc, ""),
+    (IN_BODY, "\"etcdserver\":", ServiceKind::Etcd, "etcdserver"),
+    (IN_BODY, "mongodb over http", ServiceKind::Mongodb, ""),
+    (IN_BODY, "grpc requires http/2", ServiceKind::Grpc, ""),
     ("content-type", "application/grpc", ServiceKind::Grpc, ""),
-    (PAGE, "to https port", ServiceKind::Tls, ""),
-    (PAGE, "to an https server", ServiceKind::Tls, ""),
+    (IN_BODY, "to https port", ServiceKind::Tls, ""),
+    (IN_BODY, "to an https server", ServiceKind::Tls, ""),
 ];
 
 /// The first that fits is the one: applications before what they are built with, and that before servers.
 const FRAMEWORKS: [(&str, &str, &str); 50] = [
-    (PAGE, "this hub speaks https", "connect hub"),
-    (PAGE, "grafanabootdata", "Grafana"),
-    (PAGE, "prometheus time series", "Prometheus"),
-    (PAGE, "alertmanager</title>", "Alertmanager"),
-    (PAGE, "data-jupyter", "Jupyter"),
-    (PAGE, "jupyter server", "Jupyter"),
-    (PAGE, "jupyter-config-data", "Jupyter"),
+    (IN_BODY, "this hub speaks https", "connect hub"),
+    (IN_BODY, "grafanabootdata", "Grafana"),
+    (IN_BODY, "prometheus time series", "Prometheus"),
+    (IN_BODY, "alertmanager</title>", "Alertmanager"),
+    (IN_BODY, "data-jupyter", "Jupyter"),
+    (IN_BODY, "jupyter server", "Jupyter"),
+    (IN_BODY, "jupyter-config-data", "Jupyter"),
     ("kbn-name", "", "Kibana"),
     ("x-jenkins", "", "Jenkins"),
     ("server", "minio", "MinIO"),
     ("docker-distribution-api-version", "", "Docker registry"),
     ("x-influxdb-version", "", "InfluxDB"),
     ("x-clickhouse-summary", "", "ClickHouse"),
-    (PAGE, "\"couchdb\":\"welcome\"", "CouchDB"),
-    (PAGE, "ollama is running", "Ollama"),
-    (PAGE, "rabbitmq management", "RabbitMQ management"),
-    (PAGE, "gitea: git with", "Gitea"),
-    (PAGE, "wp-content/", "WordPress"),
+    (IN_BODY, "\"couchdb\":\"welcome\"", "CouchDB"),
+    (IN_BODY, "ollama is running", "Ollama"),
+    (IN_BODY, "rabbitmq management", "RabbitMQ management"),
+    (IN_BODY, "gitea: git with", "Gitea"),
+    (IN_BODY, "wp-content/", "WordPress"),
     ("x-drupal-cache", "", "Drupal"),
-    (PAGE, "streamlit", "Streamlit"),
-    (PAGE, "gradio_config", "Gradio"),
-    (PAGE, "/@vite/client", "Vite"),
+    (IN_BODY, "streamlit", "Streamlit"),
+    (IN_BODY, "gradio_config", "Gradio"),
+    (IN_BODY, "/@vite/client", "Vite"),
     ("x-powered-by", "next.js", "Next.js"),
-    (PAGE, "/_next/", "Next.js"),
+    (IN_BODY, "/_next/", "Next.js"),
     ("x-powered-by", "nuxt", "Nuxt"),
-    (PAGE, "/_nuxt/", "Nuxt"),
-    (PAGE, "__sveltekit", "SvelteKit"),
-    (PAGE, "/_astro/", "Astro"),
-    (PAGE, "astro-island", "Astro"),
-    (PAGE, "___gatsby", "Gatsby"),
-    (PAGE, "__remixcontext", "Remix"),
-    (PAGE, "ng-version=", "Angular"),
-    (PAGE, "csrfmiddlewaretoken", "Django"),
-    (PAGE, "django", "Django"),
-    (PAGE, "authenticity_token", "Rails"),
-    (PAGE, "ruby on rails", "Rails"),
+    (IN_BODY, "/_nuxt/", "Nuxt"),
+    (IN_BODY, "__sveltekit", "SvelteKit"),
+    (IN_BODY, "/_astro/", "Astro"),
+    (IN_BODY, "astro-island", "Astro"),
+    (IN_BODY, "___gatsby", "Gatsby"),
+    (IN_BODY, "__remixcontext", "Remix"),
+    (IN_BODY, "ng-version=", "Angular"),
+    (IN_BODY, "csrfmiddlewaretoken", "Django"),
+    (IN_BODY, "django", "Django"),
+    (IN_BODY, "authenticity_token", "Rails"),
+    (IN_BODY, "ruby on rails", "Rails"),
     ("x-runtime", "0.", "Rails"),
     ("set-cookie", "laravel_session", "Laravel"),
-    (PAGE, "whitelabel error page", "Spring Boot"),
-    (PAGE, "\"status\":404,\"error\":\"not found\",\"path\":\"/\"", "Spring Boot"),
+    (IN_BODY, "whitelabel error page", "Spring Boot"),
+    (IN_BODY, "\"status\":404,\"error\":\"not found\",\"path\":\"/\"", "Spring Boot"),
     ("x-application-context", "", "Spring Boot"),
     ("server", "werkzeug", "Flask"),
-    (PAGE, "{\"detail\":\"not found\"}", "FastAPI"),
+    (IN_BODY, "{\"detail\":\"not found\"}", "FastAPI"),
     ("x-powered-by", "express", "Express"),
-    (PAGE, "<pre>cannot get /</pre>", "Express"),
+    (IN_BODY, "<pre>cannot get /</pre>", "Express"),
     ("x-aspnet-version", "", "ASP.NET"),
     ("server", "kestrel", "ASP.NET Core"),
     ("x-powered-by", "asp.net", "ASP.NET"),
@@ -100,19 +100,19 @@ const FRAMEWORKS: [(&str, &str, &str); 50] = [
 ];
 
 /// `None` for what is no answer of HTTP, or not yet.
-pub fn read(said: &[u8]) -> Option<Page> {
+pub fn read(said: &[u8]) -> Option<WebPage> {
     let head = parse_response(said).ok()??;
     let (body, is_ended) = content(said, &head)?;
     let text = String::from_utf8_lossy(&body);
     let folded = text.to_ascii_lowercase();
     let marked = |place: &str, mark: &str| match place {
-        PAGE => folded.contains(mark),
+        IN_BODY => folded.contains(mark),
         field => head.fields.all(field).any(|value| text_of(value).to_ascii_lowercase().contains(mark)),
     };
-    let kind = KINDS.iter().find(|(place, mark, ..)| marked(place, mark));
+    let kind = HTTP_SERVICES.iter().find(|(place, mark, ..)| marked(place, mark));
     // The title of an error's page is the error's.
     let title = title(&text, &folded).filter(|_| head.status < 400);
-    Some(Page {
+    Some(WebPage {
         server: head.fields.all("server").next().map(shown).filter(|server| !server.is_empty()),
         framework: FRAMEWORKS
             .iter()
@@ -121,7 +121,7 @@ pub fn read(said: &[u8]) -> Option<Page> {
         kind: kind.map(|found| found.2),
         version: kind.and_then(|found| json_text(&text, found.3)),
         location: if text.starts_with(BARE_404) { Some("/version".to_owned()) } else { location(&head) },
-        is_whole: is_ended || said.len() >= PAGE_LIMIT,
+        is_whole: is_ended || said.len() >= WEB_PAGE_LIMIT,
         title,
     })
 }
@@ -156,7 +156,7 @@ fn title(text: &str, folded: &str) -> Option<String> {
     Some(shown(plain.as_bytes())).filter(|title| !title.is_empty())
 }
 
-impl Page {
+impl WebPage {
     /// What this page tells, and what it leaves open as the one before it told.
     pub fn or(self, before: Self) -> Self {
         Self {
@@ -181,7 +181,7 @@ fn location(head: &ResponseHead<'_>) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn page(head: &str, body: &str) -> Page {
+    fn page(head: &str, body: &str) -> WebPage {
         let said = format!("HTTP/1.1 {head}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
         let page = read(said.as_bytes()).unwrap();
         assert!(page.is_whole);

@@ -7,16 +7,18 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::model::fingerprint::Fingerprint;
 
-const FILE: &str = "known_agents.json";
+const AGENT_PINS_FILE: &str = "known_agents.json";
 
-type Known = BTreeMap<String, Fingerprint>;
+type AgentPins = BTreeMap<String, Fingerprint>;
 
 /// Pins the agent on first use, and refuses another one after that. `what` is the service at its hub.
 pub fn check_or_pin(home: &Home, what: &str, agent: Fingerprint) -> Result<()> {
-    let known: Known = home.read(FILE)?.unwrap_or_default();
+    let known: AgentPins = home.read(AGENT_PINS_FILE)?.unwrap_or_default();
     let pinned = match known.get(what) {
         Some(pinned) => *pinned,
-        None => home.update(FILE, |known: &mut Known| *known.entry(what.to_owned()).or_insert(agent))?,
+        None => home.update(AGENT_PINS_FILE, |known: &mut AgentPins| {
+            *known.entry(what.to_owned()).or_insert(agent)
+        })?,
     };
     if pinned == agent {
         return Ok(());
@@ -25,7 +27,7 @@ pub fn check_or_pin(home: &Home, what: &str, agent: Fingerprint) -> Result<()> {
         .because(format!("it was {}, now it is {}", pinned.pin(), agent.pin()))
         .hint(format!(
             "Somebody may stand in between, or the service moved to another machine. Ask its owner; if it moved, remove the line \"{what}\" from {}",
-            home.file(FILE).display()
+            home.file(AGENT_PINS_FILE).display()
         )))
 }
 
