@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::model::fingerprint::Fingerprint;
 use crate::model::name::Name;
 use crate::model::port_choice::candidates;
-use crate::model::record::Protocol;
+use crate::model::service::Protocol;
 use crate::net::address::HubUrl;
 use crate::net::serve::Bound;
 use crate::state::home::Home;

@@ -24,7 +24,7 @@ use crate::api::Hub;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
-use crate::model::record::Protocol;
+use crate::model::service::Protocol;
 use crate::net::connect::DEADLINE;
 use crate::os::files;
 use crate::state::agent_pins;

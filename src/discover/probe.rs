@@ -14,7 +14,7 @@ use ServiceKind::Redis;
 use ServiceKind::Ssh;
 use ServiceKind::Tls;
 
-use crate::model::record::Protocol;
+use crate::model::service::Protocol;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServiceKind {

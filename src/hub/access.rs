@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::call::Call;
+use super::api_call::ApiCall;
 use super::core::CODES;
 use super::core::Core;
 use super::core::LOGINS;
@@ -18,7 +18,7 @@ use crate::os::secret;
 const LINK_PREFIX: &str = "pl_";
 const KEY_PREFIX: &str = "pc_";
 /// Longer than any key of ours.
-const KEY_LIMIT: usize = 256;
+const KEY_LENGTH_LIMIT: usize = 256;
 
 /// Believes the key, or says why not.
 pub fn authenticate(core: &Core, given: &str, address: IpAddr) -> Result<Principal, Reply> {
@@ -31,7 +31,8 @@ pub fn authenticate(core: &Core, given: &str, address: IpAddr) -> Result<Princip
         core.refused("no-key");
         return Err(reply);
     }
-    let hash = secret::hash(given.get(..KEY_LIMIT).unwrap_or(given).split('.').next().unwrap_or_default());
+    let hash =
+        secret::hash(given.get(..KEY_LENGTH_LIMIT).unwrap_or(given).split('.').next().unwrap_or_default());
     // A good key is let in whatever others did from its address: a machine that repeats a revoked key must
     // not lock out its neighbours, and nobody guesses 128 bits within a limit or without one.
     if let Some(principal) = believe(core, given, &hash) {
@@ -104,7 +105,7 @@ pub fn link_key(link_secret: &str) -> String {
 }
 
 /// Says when there were too many wrong share codes before.
-pub fn guess_allowed(call: &Call<'_>) -> Result<(), Reply> {
+pub fn guess_allowed(call: &ApiCall<'_>) -> Result<(), Reply> {
     call.core.blocked(&CODES, &guess_keys(call), clock::now()).map_or(Ok(()), |seconds| {
         call.core.refused("too-many-codes");
         Err(too_many(seconds))
@@ -112,14 +113,14 @@ pub fn guess_allowed(call: &Call<'_>) -> Result<(), Reply> {
 }
 
 /// Counts a wrong share code and audits it.
-pub fn guess_failed(call: &Call<'_>) {
+pub fn guess_failed(call: &ApiCall<'_>) {
     call.core.failed(&CODES, &guess_keys(call), clock::now());
     call.core.refused("share");
     call.core
         .audit
-        .say("share.refused", &[("who", call.principal.id()), ("address", &call.visit.address.to_string())]);
+        .say("share.refused", &[("who", call.principal.id()), ("address", &call.origin.address.to_string())]);
 }
 
-fn guess_keys(call: &Call<'_>) -> [String; 2] {
-    [call.principal.id().to_owned(), network_of(call.visit.address).to_string()]
+fn guess_keys(call: &ApiCall<'_>) -> [String; 2] {
+    [call.principal.id().to_owned(), network_of(call.origin.address).to_string()]
 }

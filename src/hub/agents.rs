@@ -4,18 +4,18 @@ use std::time::Instant;
 
 use super::core::AgentChannel;
 use super::core::Core;
-use super::tunnels::TunnelOpener;
+use super::tunnel_ports::TunnelOpener;
 use crate::model::access::Principal;
+use crate::model::hub_records::Change;
+use crate::model::hub_records::ChannelId;
+use crate::model::hub_records::Presence;
+use crate::model::hub_records::Record;
+use crate::model::hub_records::Table;
+use crate::model::hub_records::online_id;
 use crate::model::name::Name;
-use crate::model::record::Change;
-use crate::model::record::ChannelId;
-use crate::model::record::Online;
-use crate::model::record::Protocol;
-use crate::model::record::Record;
-use crate::model::record::Service;
-use crate::model::record::Table;
-use crate::model::record::online_id;
 use crate::model::registry::Registry;
+use crate::model::service::Protocol;
+use crate::model::service::Service;
 use crate::model::version::Version;
 use crate::net::channel::Channel;
 use crate::net::connect::DEADLINE;
@@ -27,9 +27,9 @@ use crate::wire::control::ToAgent;
 use crate::wire::control::ToHub;
 
 /// Services of one workspace; the registry keeps all of them in memory.
-const SERVICES: usize = 10_000;
+const WORKSPACE_SERVICES: usize = 10_000;
 
-struct Served<'c> {
+struct AgentConnection<'c> {
     core: &'c Core,
     opener: Option<&'c TunnelOpener>,
     channel: AgentChannel,
@@ -39,7 +39,7 @@ struct Served<'c> {
 }
 
 /// How an agent came.
-pub struct Arrival {
+pub struct AgentHello {
     pub principal: Principal,
     /// The relay by the address that it came by.
     pub relay: String,
@@ -47,8 +47,8 @@ pub struct Arrival {
 }
 
 /// Serves the channel until the agent is gone, silent, or speaks garbage.
-pub fn serve(core: &Core, stream: Duplex, arrival: Arrival, opener: Option<&TunnelOpener>) {
-    let Arrival { principal, relay, speaks } = arrival;
+pub fn serve(core: &Core, stream: Duplex, arrival: AgentHello, opener: Option<&TunnelOpener>) {
+    let AgentHello { principal, relay, speaks } = arrival;
     let Ok(mut channel) =
         Channel::start(stream).inspect_err(|error| log::debug!("no control channel: {error}"))
     else {
@@ -72,7 +72,7 @@ pub fn serve(core: &Core, stream: Duplex, arrival: Arrival, opener: Option<&Tunn
     core.audit.say("agent.up", &[("agent", &agent), ("by", principal.id())]);
     own.outgoing.send(&ToAgent::Welcome { version: env!("CARGO_PKG_VERSION").into() });
     let workspace = principal.workspace().to_owned();
-    let served = Served { core, opener, channel: own, id, agent, workspace };
+    let served = AgentConnection { core, opener, channel: own, id, agent, workspace };
     let ended = loop {
         match channel.next::<ToHub>() {
             Ok(message) => {
@@ -88,7 +88,7 @@ pub fn serve(core: &Core, stream: Duplex, arrival: Arrival, opener: Option<&Tunn
     core.audit.say("agent.down", &[("agent", &served.agent)]);
 }
 
-impl Served<'_> {
+impl AgentConnection<'_> {
     /// False when the channel must end, so that the agent comes again.
     fn heard(&self, message: ToHub) -> bool {
         match message {
@@ -105,7 +105,7 @@ impl Served<'_> {
     fn expose(&self, name: Name, target_port: u16, protocol: Protocol) -> bool {
         let id = secret::derived_id("svc", &[&self.workspace, &self.agent, name.as_str()]);
         let now = clock::now();
-        let online = |registry: &Registry| Online {
+        let online = |registry: &Registry| Presence {
             id: online_id(&self.workspace, &name),
             service: id.clone(),
             agent_id: self.agent.clone(),
@@ -165,9 +165,10 @@ impl Served<'_> {
             let hint = format!("At most {CHANNEL_SERVICE_LIMIT}; expose the rest from another agent");
             return Some(("This agent exposes too many services".into(), hint));
         }
-        (registry.services(&self.workspace).count() >= SERVICES).then(|| {
-            let hint =
-                format!("At most {SERVICES}; a service that is gone for good leaves when its agent ends");
+        (registry.services(&self.workspace).count() >= WORKSPACE_SERVICES).then(|| {
+            let hint = format!(
+                "At most {WORKSPACE_SERVICES}; a service that is gone for good leaves when its agent ends"
+            );
             ("This workspace has too many services".into(), hint)
         })
     }

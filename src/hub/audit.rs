@@ -33,41 +33,42 @@ use crate::os::files;
 use crate::os::secret;
 
 /// The `prev` of the first line.
-const START: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+const FIRST_PREV: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 /// Events that may wait for a slow disk; then whoever makes more waits too.
-const QUEUE: usize = 4096;
+const AUDIT_QUEUE: usize = 4096;
 /// No line of ours comes near this.
-const LINE_LIMIT: u64 = 64 * 1024;
+const AUDIT_LINE_LIMIT: u64 = 64 * 1024;
 
 /// How often a log that could not be written is tried again.
-const RETRY: Duration = Duration::from_secs(1);
+const AUDIT_RETRY: Duration = Duration::from_secs(1);
 /// Hexadecimal digits of a line's own checksum.
-const SUM: usize = 16;
+const CHECKSUM_DIGITS: usize = 16;
 
-type Event = Map<String, Value>;
+type AuditEvent = Map<String, Value>;
 
 pub struct Audit {
-    queue: Option<SyncSender<Event>>,
+    queue: Option<SyncSender<AuditEvent>>,
     threads: ThreadGroup,
 }
 
 /// `event!(audit, "key.made", "key" => id, …)` without the macro: pairs of names and values.
-pub type Details<'a> = &'a [(&'a str, &'a str)];
+pub type AuditDetails<'a> = &'a [(&'a str, &'a str)];
 
 impl Audit {
     pub fn open(folder: &Path) -> Result<Self> {
         let path = log_file(folder);
         let mut file = files::append(&path)?;
         let last = mend(&mut file).or_say(|| format!("Cannot read {}", path.display()))?;
-        let (queue, events) = mpsc::sync_channel(QUEUE);
+        let (queue, events) = mpsc::sync_channel(AUDIT_QUEUE);
         let length = file.metadata().or_say(|| format!("Cannot read {}", path.display()))?.len();
-        let mut log = Log { file, length, last, waiting: VecDeque::new(), missing: 0, is_failing: false };
+        let mut log =
+            AuditFile { file, length, last, waiting: VecDeque::new(), missing: 0, is_failing: false };
         let threads = ThreadGroup::default();
         threads.spawn("audit", move || log.write_all(&events))?;
         Ok(Self { queue: Some(queue), threads })
     }
 
-    pub fn say(&self, event: &str, details: Details<'_>) {
+    pub fn say(&self, event: &str, details: AuditDetails<'_>) {
         if let Some(queue) = &self.queue {
             let _ = queue.send(made(event, details));
         }
@@ -81,7 +82,7 @@ impl Drop for Audit {
     }
 }
 
-fn made(event: &str, details: Details<'_>) -> Event {
+fn made(event: &str, details: AuditDetails<'_>) -> AuditEvent {
     let mut line = Map::new();
     line.insert("at".into(), Value::String(clock::now().to_string()));
     line.insert("event".into(), Value::String(event.to_owned()));
@@ -92,25 +93,25 @@ fn made(event: &str, details: Details<'_>) -> Event {
 }
 
 /// The file as its thread writes it.
-struct Log {
+struct AuditFile {
     file: File,
     /// Bytes of it that are whole lines.
     length: u64,
     /// The hash that the next line carries.
     last: String,
-    waiting: VecDeque<Event>,
+    waiting: VecDeque<AuditEvent>,
     /// Events that could not even wait.
     missing: u64,
     is_failing: bool,
 }
 
-impl Log {
-    fn write_all(&mut self, events: &Receiver<Event>) {
+impl AuditFile {
+    fn write_all(&mut self, events: &Receiver<AuditEvent>) {
         loop {
             let next = if self.waiting.is_empty() {
                 events.recv().map_err(|_| RecvTimeoutError::Disconnected)
             } else {
-                events.recv_timeout(RETRY)
+                events.recv_timeout(AUDIT_RETRY)
             };
             match next {
                 Ok(event) => self.waiting.push_back(event),
@@ -130,7 +131,7 @@ impl Log {
                 if !std::mem::replace(&mut self.is_failing, true) {
                     log::error!("the audit log cannot be written, its events wait: {error}");
                 }
-                while self.waiting.len() > QUEUE {
+                while self.waiting.len() > AUDIT_QUEUE {
                     self.waiting.pop_front();
                     self.missing += 1;
                 }
@@ -156,11 +157,11 @@ impl Log {
 }
 
 /// The event as a line, with the hash of the line before and, at its end, the checksum of all that.
-fn sealed(mut event: Event, prev: &str) -> String {
+fn sealed(mut event: AuditEvent, prev: &str) -> String {
     event.insert("prev".into(), Value::String(prev.to_owned()));
     let line = Value::Object(event).to_string();
     let sum = secret::hash(&line);
-    format!("{},\"sum\":\"{}\"}}", line.trim_end_matches('}'), &sum[..SUM])
+    format!("{},\"sum\":\"{}\"}}", line.trim_end_matches('}'), &sum[..CHECKSUM_DIGITS])
 }
 
 /// Whether the line is as it was sealed.
@@ -169,7 +170,7 @@ fn is_sealed(line: &[u8]) -> bool {
         return false;
     };
     let Some((line, sum)) = line.rsplit_once(",\"sum\":\"") else { return false };
-    secret::hash(&format!("{line}}}"))[..SUM] == *sum
+    secret::hash(&format!("{line}}}"))[..CHECKSUM_DIGITS] == *sum
 }
 
 pub fn log_file(folder: &Path) -> PathBuf {
@@ -179,17 +180,17 @@ pub fn log_file(folder: &Path) -> PathBuf {
 /// The hash that the next line must carry. A last line without its end is what a crash leaves; it is cut off.
 fn mend(file: &mut File) -> std::io::Result<String> {
     let length = file.metadata()?.len();
-    let from = length.saturating_sub(2 * LINE_LIMIT);
+    let from = length.saturating_sub(2 * AUDIT_LINE_LIMIT);
     file.seek(SeekFrom::Start(from))?;
     let mut tail = Vec::new();
-    (&*file).take(2 * LINE_LIMIT).read_to_end(&mut tail)?;
+    (&*file).take(2 * AUDIT_LINE_LIMIT).read_to_end(&mut tail)?;
     let whole = tail.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
     if whole < tail.len() {
         log::warn!("the audit log's last line was torn by a crash and is cut off");
         file.set_len(from + whole as u64)?;
     }
     let last = tail[..whole].split(|byte| *byte == b'\n').rfind(|line| !line.is_empty());
-    Ok(last.map_or_else(|| START.to_owned(), |line| secret::sha256(line).to_string()))
+    Ok(last.map_or_else(|| FIRST_PREV.to_owned(), |line| secret::sha256(line).to_string()))
 }
 
 /// Reads the whole log. Returns how many lines hold together, or says where they do not.
@@ -197,13 +198,16 @@ pub fn verify(folder: &Path) -> Result<u64> {
     let path = log_file(folder);
     let file = File::open(&path).or_say(|| format!("Cannot read {}", path.display()))?;
     let mut reader = BufReader::new(file);
-    let (mut expected, mut count) = (START.to_owned(), 0);
+    let (mut expected, mut count) = (FIRST_PREV.to_owned(), 0);
     loop {
         let mut line = Vec::new();
-        (&mut reader).take(LINE_LIMIT).read_until(b'\n', &mut line).or_say(|| "Cannot read the audit log")?;
+        (&mut reader)
+            .take(AUDIT_LINE_LIMIT)
+            .read_until(b'\n', &mut line)
+            .or_say(|| "Cannot read the audit log")?;
         let Some(line) = line.strip_suffix(b"\n") else {
             // A line that is being written at this moment has no end yet.
-            if (line.len() as u64) < LINE_LIMIT && reader.fill_buf().is_ok_and(<[u8]>::is_empty) {
+            if (line.len() as u64) < AUDIT_LINE_LIMIT && reader.fill_buf().is_ok_and(<[u8]>::is_empty) {
                 return Ok(count);
             }
             return Err(changed(&path, count + 1));

@@ -30,7 +30,7 @@ use crate::tls::authority::Terms;
 /// Where a fleet keeps its CA: key and certificate as PEM.
 pub const CA: &str = "ca";
 
-const TERMS: Terms = Terms {
+const HUB_CA_TERMS: Terms = Terms {
     title: "the hub's CA",
     root,
     leaf,
@@ -45,16 +45,16 @@ pub struct Ca {
 
 impl Ca {
     pub fn load_or_make(folder: &Path, names: Vec<String>) -> Result<Self> {
-        Ok(Self { authority: Authority::load_or_make(folder, TERMS)?, names })
+        Ok(Self { authority: Authority::load_or_make(folder, HUB_CA_TERMS)?, names })
     }
 
     /// The CA of a fleet, which lies in its store, and its certificate as PEM; the first hub makes it.
     pub fn shared(gateway: &mut Gateway, names: Vec<String>) -> Result<(Self, String)> {
-        let made = || Ok(json!(Authority::make(&TERMS, None)?).to_string());
+        let made = || Ok(json!(Authority::make(&HUB_CA_TERMS, None)?).to_string());
         let (stored, is_new) = found_or_put(gateway, CA, made)?;
         let (key, pem) = serde_json::from_slice::<(String, String)>(&stored).unwrap_or_default();
         let at = [Path::new("The fleet's CA in etcd"); 2];
-        let authority = Authority::of(&key, pem.as_bytes(), at, TERMS, is_new)?;
+        let authority = Authority::of(&key, pem.as_bytes(), at, HUB_CA_TERMS, is_new)?;
         Ok((Self { authority, names }, pem))
     }
 

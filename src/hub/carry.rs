@@ -8,10 +8,10 @@ use std::time::Instant;
 use serde_json::Value;
 use serde_json::json;
 
-use super::call::Call;
-use super::call::offline;
-use super::call::ok;
-use super::call::relay_address;
+use super::api_call::ApiCall;
+use super::api_call::offline;
+use super::api_call::ok;
+use super::api_call::relay_address;
 use super::core::Core;
 use crate::error::Error;
 use crate::error::ErrorKind;
@@ -21,7 +21,7 @@ use crate::http::message::Response;
 use crate::http::reply::Reply;
 use crate::model::access::Principal;
 use crate::model::pairing::TICKET_SECONDS;
-use crate::model::record::Service;
+use crate::model::service::Service;
 use crate::model::version;
 use crate::net::address::HubUrl;
 use crate::net::connect::DEADLINE;
@@ -79,7 +79,7 @@ pub fn has_store(core: &Core, hub: &str) -> bool {
 }
 
 /// Asks for a session where the agent is, and keeps what is needed to carry it.
-pub fn ask(call: &Call<'_>, asked: &AskSession, service: &Service, hub: &str) -> Refusable<Reply> {
+pub fn ask(call: &ApiCall<'_>, asked: &AskSession, service: &Service, hub: &str) -> Refusable<Reply> {
     let (core, key) = (call.core, call.request.key());
     let Some(fleet) = core.fleet.as_ref().filter(|_| call.principal != Principal::Local) else {
         return Err(offline(service));
@@ -108,7 +108,7 @@ pub fn ask(call: &Call<'_>, asked: &AskSession, service: &Service, hub: &str) ->
         return Err(Reply::json(answer.status.max(400), value));
     };
     let (ticket, now) = (secret::secret(), clock::now());
-    let relay = relay_address(call.request, call.visit.over_tls)?;
+    let relay = relay_address(call.request, call.origin.over_tls)?;
     let carried = CarriedSession { hub: hub.to_owned(), relay: granted.relay, ticket: granted.ticket };
     let mut all = locked(&fleet.carried);
     all.retain(|_, (_, made)| now.since(*made).as_secs() <= TICKET_SECONDS);

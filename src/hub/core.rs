@@ -13,7 +13,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use super::audit::Audit;
-use super::audit::Details;
+use super::audit::AuditDetails;
 use super::ca::Ca;
 use super::fleet::Fleet;
 use super::sessions::Sessions;
@@ -21,16 +21,16 @@ use super::store;
 use super::store::CommitOutcome;
 use super::store::EtcdConfig;
 use super::store::Store;
-use super::tunnels::Tunnels;
+use super::tunnel_ports::TunnelPorts;
 use crate::error::Error;
 use crate::error::Result;
 use crate::http::reply::Reply;
+use crate::model::hub_records::Change;
+use crate::model::hub_records::ChannelId;
+use crate::model::hub_records::Record;
+use crate::model::hub_records::Table;
+use crate::model::hub_records::Tries;
 use crate::model::limiter::Limiter;
-use crate::model::record::Change;
-use crate::model::record::ChannelId;
-use crate::model::record::Record;
-use crate::model::record::Table;
-use crate::model::record::Tries;
 use crate::model::registry::Registry;
 use crate::model::time::Time;
 use crate::model::version::Version;
@@ -53,7 +53,7 @@ pub const LOGINS: Limit = Limit { name: "logins", allowed: 20, window: 60 };
 /// Wrong share codes by one key and from one address.
 pub const CODES: Limit = Limit { name: "codes", allowed: 10, window: 60 };
 /// Device codes that one address may ask for while an asked one lives: it must leave room for the others.
-pub const DEVICES: Limit = Limit { name: "devices", allowed: 10, window: 15 * 60 };
+pub const DEVICE_CODES: Limit = Limit { name: "devices", allowed: 10, window: 15 * 60 };
 /// Failed tries a second that are written for the other hubs; in a flood of them each hub counts by itself.
 const TRIES_SHARED: u32 = 50;
 /// Refusals a minute that one caller leaves in the audit log; a loop must not fill the disk.
@@ -61,11 +61,11 @@ const REFUSALS_TOLD: u32 = 20;
 const WINDOW: u64 = 60;
 /// A change that others overtake again and again is given up after this long. The pause between two tries is
 /// chance, so that none of them is always the slower one.
-const OVERTAKEN: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_millis(5);
+const DECISION_TIMEOUT: Duration = Duration::from_secs(5);
+const OVERTAKEN_PAUSE: Duration = Duration::from_millis(5);
 
 #[derive(Default)]
-pub struct Settings {
+pub struct HubSettings {
     pub data: PathBuf,
     /// Names and addresses by which clients come, beside those the hub sees itself.
     pub names: Vec<String>,
@@ -77,7 +77,7 @@ pub struct Settings {
 }
 
 pub struct Core {
-    pub settings: Settings,
+    pub settings: HubSettings,
     pub ca: Arc<Ca>,
     pub audit: Audit,
     pub sessions: Sessions,
@@ -95,7 +95,7 @@ pub struct Core {
     told: Mutex<Limiter<String>>,
     tries_shared: Mutex<Limiter<()>>,
     channels: Mutex<HashMap<ChannelId, AgentChannel>>,
-    pub tunnels: Tunnels,
+    pub tunnels: TunnelPorts,
 }
 
 /// An agent's control channel, as those who want something of the agent see it.
@@ -112,7 +112,7 @@ pub struct AgentChannel {
 
 impl Core {
     /// `None` when a running hub has the data folder.
-    pub fn open(settings: Settings, stop: &Stop) -> Result<Option<Self>> {
+    pub fn open(settings: HubSettings, stop: &Stop) -> Result<Option<Self>> {
         let Some(opened) = store::open(&settings.data, settings.store.as_ref(), stop)? else {
             return Ok(None);
         };
@@ -133,7 +133,7 @@ impl Core {
         Ok(Some(Self {
             ca: Arc::new(ca),
             audit: Audit::open(&settings.data)?,
-            tunnels: Tunnels::new(settings.tunnel_ports.clone()),
+            tunnels: TunnelPorts::new(settings.tunnel_ports.clone()),
             settings,
             sessions: Sessions::default(),
             fleet,
@@ -187,7 +187,7 @@ impl Core {
     }
 
     /// Audits what somebody known was refused, named first in `details`; not more often than a person would try.
-    pub fn audit_refusal(&self, event: &str, details: Details<'_>) {
+    pub fn audit_refusal(&self, event: &str, details: AuditDetails<'_>) {
         let who = details.first().map(|(_, who)| (*who).to_owned()).unwrap_or_default();
         let is_told = locked(&self.told).allows(&who, clock::now());
         if is_told {
@@ -207,7 +207,7 @@ impl Core {
         mut decide: impl FnMut(&Registry) -> std::result::Result<(Vec<Change>, T), Reply>,
     ) -> std::result::Result<T, Reply> {
         let mut store = locked(&self.store);
-        let deadline = Instant::now() + OVERTAKEN;
+        let deadline = Instant::now() + DECISION_TIMEOUT;
         while Instant::now() < deadline {
             let mark = store.mark();
             let (changes, value) = decide(&self.registry())?;
@@ -218,7 +218,7 @@ impl Core {
                 Ok(CommitOutcome::Done) => return Ok(value),
                 // What the other one did may still be on its way here.
                 Ok(CommitOutcome::Overtaken) => {
-                    let _ = self.stop.wait_for(PAUSE * (secret::number() % 100) / 100);
+                    self.stop.wait_for(OVERTAKEN_PAUSE * (secret::number() % 100) / 100);
                 }
                 Err(error) => return Err(self.cannot_write(&error)),
             }
@@ -328,7 +328,7 @@ mod tests {
     #[test]
     fn a_failed_try_counts_at_once_whoever_writes_to_the_disk() {
         let data = std::env::temp_dir().join(format!("connect-core-{}", secret::secret()));
-        let settings = Settings { data: data.clone(), ..Settings::default() };
+        let settings = HubSettings { data: data.clone(), ..HubSettings::default() };
         let core = Arc::new(Core::open(settings, &Stop::new()).unwrap().unwrap());
         let (now, who) = (clock::now(), ["somebody".to_owned()]);
         let writing = locked(&core.store);

@@ -3,15 +3,15 @@
 use std::net::IpAddr;
 
 use super::access;
-use super::call::Call;
-use super::call::Visit;
-use super::call::other_upgrade;
+use super::api_call::ApiCall;
+use super::api_call::Origin;
+use super::api_call::other_upgrade;
 use super::core::Core;
-use super::joining;
+use super::directory;
 use super::keys;
 use super::pages;
-use super::services;
 use super::session_request;
+use super::share_join;
 use super::shares;
 use crate::http::message::Request;
 use crate::http::message::error_body;
@@ -19,54 +19,56 @@ use crate::http::reply::Reply;
 use crate::model::access::Action;
 use crate::model::access::Principal;
 
-type Endpoint = fn(&Call<'_>) -> Result<Reply, Reply>;
+type Endpoint = fn(&ApiCall<'_>) -> Result<Reply, Reply>;
 
 /// Who may call: anyone, any key, or a key whose role may do this.
 #[derive(Clone, Copy)]
-enum Needs {
+enum Requirement {
     Nothing,
     AnyKey,
     To(Action),
 }
 
 /// `*` in a path stands for one part.
-const TABLE: [(&str, &str, Needs, Endpoint); 23] = [
-    ("GET", "/health", Needs::Nothing, services::health),
-    ("GET", "/metrics", Needs::To(Action::Administer), services::metrics),
-    ("GET", "/v1/whoami", Needs::AnyKey, services::whoami),
-    ("GET", "/v1/services", Needs::To(Action::Look), services::list),
-    ("GET", "/v1/agents", Needs::To(Action::Look), services::agents),
-    ("POST", "/v1/agents/register", Needs::To(Action::Expose), services::register),
-    ("POST", "/v1/sessions", Needs::To(Action::Join), session_request::open_session),
-    ("POST", "/v1/shares", Needs::To(Action::Share), shares::make),
-    ("GET", "/v1/shares", Needs::To(Action::Share), shares::list),
-    ("DELETE", "/v1/shares/*", Needs::To(Action::Share), shares::revoke),
-    ("GET", "/v1/shares/*", Needs::To(Action::Join), joining::preview),
-    ("POST", "/v1/shares/*/join", Needs::To(Action::Join), joining::join),
-    ("POST", "/v1/device", Needs::Nothing, keys::ask_device),
-    ("GET", "/v1/device/*", Needs::Nothing, keys::device_state),
-    ("POST", "/v1/device/*/approve", Needs::To(Action::Administer), keys::approve_device),
-    ("GET", "/v1/keys", Needs::To(Action::Administer), keys::list),
-    ("POST", "/v1/keys", Needs::To(Action::Administer), keys::make),
-    ("DELETE", "/v1/keys/*", Needs::To(Action::Administer), keys::revoke),
-    ("GET", "/v1/agent", Needs::To(Action::Expose), upgrade_needed),
-    ("GET", "/v1/relay", Needs::Nothing, upgrade_needed),
-    ("GET", "/device", Needs::Nothing, pages::device),
-    ("POST", "/device", Needs::Nothing, pages::approve),
-    ("GET", "/join", Needs::Nothing, pages::join),
+const TABLE: [(&str, &str, Requirement, Endpoint); 23] = [
+    ("GET", "/health", Requirement::Nothing, directory::health),
+    ("GET", "/metrics", Requirement::To(Action::Administer), directory::metrics),
+    ("GET", "/v1/whoami", Requirement::AnyKey, directory::whoami),
+    ("GET", "/v1/services", Requirement::To(Action::Look), directory::list),
+    ("GET", "/v1/agents", Requirement::To(Action::Look), directory::agents),
+    ("POST", "/v1/agents/register", Requirement::To(Action::Expose), directory::register),
+    ("POST", "/v1/sessions", Requirement::To(Action::Join), session_request::open_session),
+    ("POST", "/v1/shares", Requirement::To(Action::Share), shares::make),
+    ("GET", "/v1/shares", Requirement::To(Action::Share), shares::list),
+    ("DELETE", "/v1/shares/*", Requirement::To(Action::Share), shares::revoke),
+    ("GET", "/v1/shares/*", Requirement::To(Action::Join), share_join::preview),
+    ("POST", "/v1/shares/*/join", Requirement::To(Action::Join), share_join::join),
+    ("POST", "/v1/device", Requirement::Nothing, keys::ask_device),
+    ("GET", "/v1/device/*", Requirement::Nothing, keys::device_state),
+    ("POST", "/v1/device/*/approve", Requirement::To(Action::Administer), keys::approve_device),
+    ("GET", "/v1/keys", Requirement::To(Action::Administer), keys::list),
+    ("POST", "/v1/keys", Requirement::To(Action::Administer), keys::make),
+    ("DELETE", "/v1/keys/*", Requirement::To(Action::Administer), keys::revoke),
+    ("GET", "/v1/agent", Requirement::To(Action::Expose), upgrade_needed),
+    ("GET", "/v1/relay", Requirement::Nothing, upgrade_needed),
+    ("GET", "/device", Requirement::Nothing, pages::device),
+    ("POST", "/device", Requirement::Nothing, pages::approve),
+    ("GET", "/join", Requirement::Nothing, pages::join),
 ];
 
-pub fn answer(core: &Core, request: &Request, visit: Visit) -> Reply {
+pub fn answer(core: &Core, request: &Request, origin: Origin) -> Reply {
     let routed = route(request).and_then(|(needs, endpoint, parts)| {
         refuse_if_fenced(core, request)?;
         let principal = match needs {
-            Needs::Nothing => Principal::Local,
-            Needs::AnyKey | Needs::To(_) => access::authenticate(core, request.key(), visit.address)?,
+            Requirement::Nothing => Principal::Local,
+            Requirement::AnyKey | Requirement::To(_) => {
+                access::authenticate(core, request.key(), origin.address)?
+            }
         };
-        if let Needs::To(action) = needs {
+        if let Requirement::To(action) = needs {
             access::allow(core, &principal, action)?;
         }
-        endpoint(&Call { core, request, principal, visit, parts })
+        endpoint(&ApiCall { core, request, principal, origin, parts })
     });
     routed.unwrap_or_else(|refusal| refusal)
 }
@@ -85,14 +87,14 @@ pub fn refuse_if_fenced(core: &Core, request: &Request) -> Result<(), Reply> {
 
 /// For the hub's own command line when no hub runs: the data folder is the key.
 pub fn answer_locally(core: &Core, request: &Request) -> Reply {
-    let visit = Visit { address: IpAddr::from([127, 0, 0, 1]), over_tls: true };
+    let origin = Origin { address: IpAddr::from([127, 0, 0, 1]), over_tls: true };
     let routed = route(request).and_then(|(_, endpoint, parts)| {
-        endpoint(&Call { core, request, principal: Principal::Local, visit, parts })
+        endpoint(&ApiCall { core, request, principal: Principal::Local, origin, parts })
     });
     routed.unwrap_or_else(|refusal| refusal)
 }
 
-fn route(request: &Request) -> Result<(Needs, Endpoint, Vec<&str>), Reply> {
+fn route(request: &Request) -> Result<(Requirement, Endpoint, Vec<&str>), Reply> {
     let mut methods = Vec::new();
     let asked = if request.method == "HEAD" { "GET" } else { &request.method };
     for (method, pattern, needs, endpoint) in TABLE {
@@ -121,7 +123,7 @@ fn matches<'p>(pattern: &str, path: &'p str) -> Option<Vec<&'p str>> {
     given.next().is_none().then_some(parts)
 }
 
-fn upgrade_needed(_: &Call<'_>) -> Result<Reply, Reply> {
+fn upgrade_needed(_: &ApiCall<'_>) -> Result<Reply, Reply> {
     let hint = "Update connect: it did not ask for a protocol that this hub speaks";
     Err(other_upgrade("This path is for connect's own channels", hint))
 }

@@ -25,10 +25,10 @@ use super::store::number;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
-use crate::model::record::Change;
-use crate::model::record::Peer;
-use crate::model::record::Record;
-use crate::model::record::Table;
+use crate::model::hub_records::Change;
+use crate::model::hub_records::FleetHub;
+use crate::model::hub_records::Record;
+use crate::model::hub_records::Table;
 use crate::model::time::Time;
 use crate::net::stop::Stop;
 use crate::net::threads;
@@ -100,7 +100,7 @@ pub fn join(core: &Arc<Core>, url: &str, stop: &Stop) -> Result<Option<FleetMemb
         core: Arc::clone(core),
         fleet: Arc::clone(fleet),
         gateway: fleet.gateway.another(),
-        myself: Peer { url: url.to_owned(), instance },
+        myself: FleetHub { url: url.to_owned(), instance },
         last: Instant::now(),
     };
     keeper.beat()?;
@@ -130,7 +130,7 @@ struct LeaseKeeper {
     core: Arc<Core>,
     fleet: Arc<Fleet>,
     gateway: Gateway,
-    myself: Peer,
+    myself: FleetHub,
     /// When etcd last confirmed the lease.
     last: Instant,
 }
@@ -206,7 +206,7 @@ impl LeaseKeeper {
         if self.last.elapsed() < LEASE_TTL || self.fleet.is_fenced() {
             return;
         }
-        let hubs: Vec<Peer> = self.core.registry().hubs().cloned().collect();
+        let hubs: Vec<FleetHub> = self.core.registry().hubs().cloned().collect();
         let mut others = hubs.iter().filter(|hub| hub.url != self.myself.url);
         let Some(other) = others.find(|hub| carry::has_store(&self.core, &hub.url)) else { return };
         // It may have come back to everybody, and the other one was only the first to see it.

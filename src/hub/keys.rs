@@ -6,21 +6,21 @@
 use std::time::Duration;
 
 use super::access;
-use super::call::Call;
-use super::call::clean_label;
-use super::call::ok;
-use super::core::DEVICES as ASKED;
+use super::api_call::ApiCall;
+use super::api_call::clean_label;
+use super::api_call::ok;
+use super::core::DEVICE_CODES;
 use crate::http::reply::Reply;
 use crate::model::access::Principal;
 use crate::model::access::Role;
+use crate::model::hub_records::Approval;
+use crate::model::hub_records::Change;
+use crate::model::hub_records::Device;
+use crate::model::hub_records::Key;
+use crate::model::hub_records::Record;
+use crate::model::hub_records::Table;
 use crate::model::limiter::network_of;
 use crate::model::name::Name;
-use crate::model::record::Approval;
-use crate::model::record::Change;
-use crate::model::record::Device;
-use crate::model::record::Key;
-use crate::model::record::Record;
-use crate::model::record::Table;
 use crate::os::clock;
 use crate::os::secret;
 use crate::wire::api::ApproveDevice;
@@ -32,13 +32,13 @@ use crate::wire::api::KeyMade;
 use crate::wire::api::MakeKey;
 
 /// More keys than any team has; the registry keeps all of them in memory.
-const KEYS: usize = 10_000;
+const HUB_KEYS: usize = 10_000;
 const DEVICE_LIFE: Duration = Duration::from_mins(15);
 const DEVICE_POLL: u64 = 2;
 /// Device codes that may wait at once; asking needs no key.
-const DEVICES: usize = 100;
+const WAITING_LOGINS: usize = 100;
 
-pub fn list(call: &Call<'_>) -> Result<Reply, Reply> {
+pub fn list(call: &ApiCall<'_>) -> Result<Reply, Reply> {
     let registry = call.core.registry();
     let keys: Vec<KeyInfo> = registry.keys().filter(|key| rules(call, &key.workspace)).map(info).collect();
     drop(registry);
@@ -46,12 +46,12 @@ pub fn list(call: &Call<'_>) -> Result<Reply, Reply> {
 }
 
 /// Whether the caller may give and take keys in this workspace.
-fn rules(call: &Call<'_>, workspace: &str) -> bool {
+fn rules(call: &ApiCall<'_>, workspace: &str) -> bool {
     call.principal == Principal::Local || call.workspace() == workspace
 }
 
 /// The workspace that was named, else the caller's own.
-fn workspace_for(call: &Call<'_>, named: Option<&str>) -> Result<String, Reply> {
+fn workspace_for(call: &ApiCall<'_>, named: Option<&str>) -> Result<String, Reply> {
     let workspace = workspace_named(named.unwrap_or(call.workspace()))?;
     if rules(call, &workspace) {
         return Ok(workspace);
@@ -64,7 +64,7 @@ fn workspace_for(call: &Call<'_>, named: Option<&str>) -> Result<String, Reply> 
     ))
 }
 
-pub fn make(call: &Call<'_>) -> Result<Reply, Reply> {
+pub fn make(call: &ApiCall<'_>) -> Result<Reply, Reply> {
     let asked: MakeKey = call.body_if_any()?;
     if asked.expires_in_seconds == Some(0) {
         return Err(Reply::error(400, "A key lives a second at least", "Try --expires 30d"));
@@ -74,7 +74,7 @@ pub fn make(call: &Call<'_>) -> Result<Reply, Reply> {
     let made = KeyMade { key: with_pin(call, &secret), info: info(&key) };
     let (id, role) = (key.id.clone(), key.role);
     call.core.change(|registry| {
-        if registry.keys().count() >= KEYS {
+        if registry.keys().count() >= HUB_KEYS {
             return Err(Reply::error(409, "There are too many keys", "Revoke some: connect hub key list"));
         }
         Ok((vec![Change::Put(Record::Key(key.clone()))], ()))
@@ -83,7 +83,7 @@ pub fn make(call: &Call<'_>) -> Result<Reply, Reply> {
     ok(201, &made)
 }
 
-pub fn revoke(call: &Call<'_>) -> Result<Reply, Reply> {
+pub fn revoke(call: &ApiCall<'_>) -> Result<Reply, Reply> {
     let id = call.parts[0];
     call.core.change(|registry| match registry.key(id).filter(|key| rules(call, &key.workspace)) {
         Some(_) => Ok((vec![Change::drop(Table::Key, id)], ())),
@@ -94,15 +94,15 @@ pub fn revoke(call: &Call<'_>) -> Result<Reply, Reply> {
     Ok(Reply::empty(204))
 }
 
-pub fn ask_device(call: &Call<'_>) -> Result<Reply, Reply> {
+pub fn ask_device(call: &ApiCall<'_>) -> Result<Reply, Reply> {
     let asked: AskDevice = call.body()?;
     let now = clock::now();
-    let who = [network_of(call.visit.address).to_string()];
-    if let Some(seconds) = call.core.blocked(&ASKED, &who, now) {
+    let who = [network_of(call.origin.address).to_string()];
+    if let Some(seconds) = call.core.blocked(&DEVICE_CODES, &who, now) {
         call.core.refused("too-many-devices");
         return Err(access::too_many(seconds));
     }
-    call.core.failed(&ASKED, &who, now);
+    call.core.failed(&DEVICE_CODES, &who, now);
     let letters = crate::model::code::Code::make(|| secret::bytes::<1>()[0]).as_str().to_ascii_uppercase();
     let code = format!("{}-{}", &letters[..4], &letters[4..]);
     let secret = secret::secret();
@@ -115,7 +115,7 @@ pub fn ask_device(call: &Call<'_>) -> Result<Reply, Reply> {
         approved: None,
     };
     call.core.change(|registry| {
-        if registry.devices().count() >= DEVICES {
+        if registry.devices().count() >= WAITING_LOGINS {
             return Err(Reply::error(
                 503,
                 "Too many logins wait for approval",
@@ -126,7 +126,7 @@ pub fn ask_device(call: &Call<'_>) -> Result<Reply, Reply> {
     })?;
     call.core.audit.say(
         "device.asked",
-        &[("code", &code), ("label", &label), ("address", &call.visit.address.to_string())],
+        &[("code", &code), ("label", &label), ("address", &call.origin.address.to_string())],
     );
     let host = call.request.field("host").unwrap_or("localhost");
     ok(
@@ -141,7 +141,7 @@ pub fn ask_device(call: &Call<'_>) -> Result<Reply, Reply> {
     )
 }
 
-pub fn device_state(call: &Call<'_>) -> Result<Reply, Reply> {
+pub fn device_state(call: &ApiCall<'_>) -> Result<Reply, Reply> {
     let unknown =
         || Reply::error(404, "This login code is not valid", "It lives 15 minutes; run connect up again");
     let now = clock::now();
@@ -166,13 +166,13 @@ pub fn device_state(call: &Call<'_>) -> Result<Reply, Reply> {
     ok(200, &DeviceState { status: "approved".into(), key: Some(with_pin(call, &secret)) })
 }
 
-pub fn approve_device(call: &Call<'_>) -> Result<Reply, Reply> {
+pub fn approve_device(call: &ApiCall<'_>) -> Result<Reply, Reply> {
     let label = approve(call, call.parts[0], &call.body_if_any()?)?;
     Ok(Reply::json(200, serde_json::json!({ "label": label })))
 }
 
 /// Approves a code; returns what the waiting machine calls itself.
-pub fn approve(call: &Call<'_>, code: &str, asked: &ApproveDevice) -> Result<String, Reply> {
+pub fn approve(call: &ApiCall<'_>, code: &str, asked: &ApproveDevice) -> Result<String, Reply> {
     let now = clock::now();
     let code = spelled(code);
     let workspace = workspace_for(call, asked.workspace.as_deref())?;
@@ -227,7 +227,7 @@ fn workspace_named(text: &str) -> Result<String, Reply> {
 }
 
 /// A key carries the pin of the hub's CA, unless somebody else's certificate stands before the hub.
-fn with_pin(call: &Call<'_>, secret: &str) -> String {
+fn with_pin(call: &ApiCall<'_>, secret: &str) -> String {
     if call.core.settings.behind_proxy {
         secret.to_owned()
     } else {

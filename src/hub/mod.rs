@@ -2,28 +2,28 @@
 
 mod access;
 mod agents;
+mod api_call;
 pub mod audit;
 mod ca;
-mod call;
 mod carry;
 mod core;
+mod directory;
 mod endpoints;
 mod fleet;
-mod front;
-mod guests;
-mod joining;
 mod keys;
+mod listener;
 mod pages;
 mod relay;
-mod services;
 mod session_request;
 mod sessions;
+mod share_join;
 mod shares;
 pub mod store;
-mod tunnels;
+mod tunnel_ports;
+mod unauthenticated;
 
 pub use core::Core;
-pub use core::Settings;
+pub use core::HubSettings;
 pub use endpoints::answer_locally;
-pub use front::start;
-pub use tunnels::TunnelOpener;
+pub use listener::start;
+pub use tunnel_ports::TunnelOpener;

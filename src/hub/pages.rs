@@ -1,7 +1,7 @@
 //! The hub's two small pages: approving a login, and what a share link is for.
 
 use super::access;
-use super::call::Call;
+use super::api_call::ApiCall;
 use super::keys;
 use crate::http::reply::Reply;
 use crate::http::reply::escaped;
@@ -34,19 +34,24 @@ const FORM: &str = "<form method=post action=/device><label for=code>Code on the
 <button>Approve</button></form><p>Or on the hub's machine: <code>connect hub approve CODE</code></p>";
 
 #[allow(clippy::unnecessary_wraps)] // It is an endpoint like the others.
-pub fn device(_: &Call<'_>) -> Result<Reply, Reply> {
+pub fn device(_: &ApiCall<'_>) -> Result<Reply, Reply> {
     Ok(page(200, "Approve a login", FORM))
 }
 
 /// The form's answer. The key is typed in each time, so no other site can send it along.
 #[allow(clippy::unnecessary_wraps)] // It is an endpoint like the others.
-pub fn approve(call: &Call<'_>) -> Result<Reply, Reply> {
+pub fn approve(call: &ApiCall<'_>) -> Result<Reply, Reply> {
     let code = form_value(&call.request.body, "code").unwrap_or_default();
     let key = form_value(&call.request.body, "key").unwrap_or_default();
-    let approved = access::authenticate(call.core, &key, call.visit.address).and_then(|principal| {
+    let approved = access::authenticate(call.core, &key, call.origin.address).and_then(|principal| {
         access::allow(call.core, &principal, Action::Administer)?;
-        let as_admin =
-            Call { core: call.core, request: call.request, principal, visit: call.visit, parts: Vec::new() };
+        let as_admin = ApiCall {
+            core: call.core,
+            request: call.request,
+            principal,
+            origin: call.origin,
+            parts: Vec::new(),
+        };
         keys::approve(&as_admin, &code, &ApproveDevice::default())
     });
     Ok(match approved {
@@ -63,7 +68,7 @@ pub fn approve(call: &Call<'_>) -> Result<Reply, Reply> {
 }
 
 #[allow(clippy::unnecessary_wraps)] // It is an endpoint like the others.
-pub fn join(_: &Call<'_>) -> Result<Reply, Reply> {
+pub fn join(_: &ApiCall<'_>) -> Result<Reply, Reply> {
     let body = "<p>This link opens a teammate's services on your machine. It is for the command line; copy it whole:</p>\
                 <p><code>connect join 'LINK'</code></p><p>What stands behind the # never leaves your browser.</p>";
     Ok(page(200, "A share link", body))

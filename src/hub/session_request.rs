@@ -1,31 +1,31 @@
 //! Granting a session: by what right it is asked for, and where the agent is.
 
 use super::access;
-use super::call::Call;
-use super::call::no_such_service;
-use super::call::offline;
-use super::call::ok;
-use super::call::relay_address;
-use super::call::spoken_by;
+use super::api_call::ApiCall;
+use super::api_call::no_such_service;
+use super::api_call::offline;
+use super::api_call::ok;
+use super::api_call::relay_address;
+use super::api_call::spoken_by;
 use super::carry;
 use super::core::AgentChannel;
-use super::joining;
 use super::sessions::Credential;
 use super::sessions::GrantedSession;
+use super::share_join;
 use crate::http::message::error_body;
 use crate::http::reply::Reply;
 use crate::model::access::Action;
 use crate::model::access::Principal;
-use crate::model::record::Agent;
-use crate::model::record::ChannelId;
-use crate::model::record::Service;
+use crate::model::hub_records::Agent;
+use crate::model::hub_records::ChannelId;
+use crate::model::service::Service;
 use crate::os::clock;
 use crate::os::secret;
 use crate::wire::api::AskSession;
 use crate::wire::api::SessionGranted;
 use crate::wire::control::ToAgent;
 
-pub fn open_session(call: &Call<'_>) -> Result<Reply, Reply> {
+pub fn open_session(call: &ApiCall<'_>) -> Result<Reply, Reply> {
     let asked: AskSession = call.body()?;
     let (service, share) = asked_for(call, &asked)?;
     let (id, channel, agent) = match whose(call, &service)? {
@@ -38,7 +38,7 @@ pub fn open_session(call: &Call<'_>) -> Result<Reply, Reply> {
             return Err(Reply::json(421, body));
         }
     };
-    let relay = relay_address(call.request, call.visit.over_tls)?;
+    let relay = relay_address(call.request, call.origin.over_tls)?;
     let (session, ticket, agents_ticket) = (secret::id("ses"), secret::secret(), secret::secret());
     let pending = GrantedSession {
         session: session.clone(),
@@ -85,9 +85,9 @@ pub fn open_session(call: &Call<'_>) -> Result<Reply, Reply> {
 }
 
 /// The service that is meant, and the share by whose right it is asked for.
-fn asked_for(call: &Call<'_>, asked: &AskSession) -> Result<(Service, Option<String>), Reply> {
+fn asked_for(call: &ApiCall<'_>, asked: &AskSession) -> Result<(Service, Option<String>), Reply> {
     if let Some(membership) = &asked.share {
-        let (service, share) = joining::service_of(call, &asked.service, membership)?;
+        let (service, share) = share_join::service_of(call, &asked.service, membership)?;
         return Ok((service, Some(share)));
     }
     access::allow(call.core, &call.principal, Action::Reach)?;
@@ -103,7 +103,7 @@ enum AgentLocation {
     At(String),
 }
 
-fn whose(call: &Call<'_>, service: &Service) -> Result<AgentLocation, Reply> {
+fn whose(call: &ApiCall<'_>, service: &Service) -> Result<AgentLocation, Reply> {
     let (online, agent, me) = {
         let registry = call.core.registry();
         let agent = registry.agent(&service.agent_id).cloned();
@@ -121,6 +121,6 @@ fn whose(call: &Call<'_>, service: &Service) -> Result<AgentLocation, Reply> {
     })
 }
 
-fn may_see(call: &Call<'_>, service: &Service) -> bool {
+fn may_see(call: &ApiCall<'_>, service: &Service) -> bool {
     call.principal == Principal::Local || service.workspace == call.workspace()
 }

@@ -9,10 +9,10 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::SyncSender;
 
+use crate::model::hub_records::ChannelId;
 use crate::model::pairing::Pairing;
 use crate::model::pairing::TICKET_SECONDS;
 use crate::model::pairing::TicketOutcome;
-use crate::model::record::ChannelId;
 use crate::model::registry::Registry;
 use crate::model::time::Time;
 use crate::os::lock::locked;

@@ -6,20 +6,20 @@ use std::time::Duration;
 use super::access::guess_allowed;
 use super::access::guess_failed;
 use super::access::link_key;
-use super::call::Call;
-use super::call::clean_label;
-use super::call::ok;
+use super::api_call::ApiCall;
+use super::api_call::clean_label;
+use super::api_call::ok;
 use crate::http::reply::Reply;
 use crate::model::access::Principal;
 use crate::model::access::Role;
 use crate::model::code::Code;
 use crate::model::fingerprint::Fingerprint;
-use crate::model::record::Agent;
-use crate::model::record::Change;
-use crate::model::record::Record;
-use crate::model::record::Share;
-use crate::model::record::SharedService;
-use crate::model::record::Table;
+use crate::model::hub_records::Agent;
+use crate::model::hub_records::Change;
+use crate::model::hub_records::Record;
+use crate::model::hub_records::Share;
+use crate::model::hub_records::SharedService;
+use crate::model::hub_records::Table;
 use crate::model::registry::Registry;
 use crate::os::clock;
 use crate::os::secret;
@@ -29,10 +29,10 @@ use crate::wire::api::ShareInfo;
 use crate::wire::api::ShareMade;
 
 /// Shares in one workspace.
-const SHARES: usize = 10_000;
-const LONGEST: Duration = Duration::from_hours(24 * 365);
+const WORKSPACE_SHARES: usize = 10_000;
+const SHARE_LIFETIME_LIMIT: Duration = Duration::from_hours(24 * 365);
 
-pub fn make(call: &Call<'_>) -> Result<Reply, Reply> {
+pub fn make(call: &ApiCall<'_>) -> Result<Reply, Reply> {
     let asked: MakeShare = call.body()?;
     let code = match &asked.code {
         Some(text) => {
@@ -73,7 +73,7 @@ fn check(asked: &MakeShare) -> Result<(), Reply> {
     if asked.services.is_empty() || asked.services.len() > SHARED_SERVICES {
         let hint = "Expose something first: connect expose NAME PORT";
         Err(bad_request("A share has 1 to 100 services", hint))
-    } else if life.is_zero() || life > LONGEST {
+    } else if life.is_zero() || life > SHARE_LIFETIME_LIMIT {
         Err(bad_request("A share lives between a second and a year", "Try --expires 24h"))
     } else if asked.max_joins == Some(0) {
         let hint = "Leave --max-joins out, or give 1 or more";
@@ -84,7 +84,7 @@ fn check(asked: &MakeShare) -> Result<(), Reply> {
 }
 
 fn new_share(
-    call: &Call<'_>,
+    call: &ApiCall<'_>,
     registry: &Registry,
     asked: &MakeShare,
     code: &Code,
@@ -94,7 +94,7 @@ fn new_share(
     if registry.share_by_code(&secret::hash(code.as_str()), now).is_some() {
         return Err(taken());
     }
-    if registry.shares(call.workspace()).count() >= SHARES {
+    if registry.shares(call.workspace()).count() >= WORKSPACE_SHARES {
         let what = "There are too many shares in this workspace";
         return Err(Reply::error(409, what, "Revoke some: connect share list"));
     }
@@ -134,7 +134,7 @@ fn bad_request(what: &str, hint: &str) -> Reply {
     Reply::error(400, what, hint)
 }
 
-fn may_share_for(call: &Call<'_>, key: &str) -> bool {
+fn may_share_for(call: &ApiCall<'_>, key: &str) -> bool {
     match &call.principal {
         Principal::Key { id, role, .. } => id == key || *role == Role::Admin,
         Principal::Link { .. } => false,
@@ -163,7 +163,7 @@ fn chosen(registry: &Registry, asked: &MakeShare, agent: &str) -> Result<Vec<Sha
     chosen.collect()
 }
 
-pub fn list(call: &Call<'_>) -> Result<Reply, Reply> {
+pub fn list(call: &ApiCall<'_>) -> Result<Reply, Reply> {
     let registry = call.core.registry();
     let now = clock::now();
     let visible = registry
@@ -189,7 +189,7 @@ fn info(share: &Share) -> ShareInfo {
 }
 
 /// By its code or, since the list does not show codes, by its id.
-pub fn revoke(call: &Call<'_>) -> Result<Reply, Reply> {
+pub fn revoke(call: &ApiCall<'_>) -> Result<Reply, Reply> {
     let now = clock::now();
     let revoked = call.core.change(|registry| {
         let by_code = Code::parse(call.parts[0])

@@ -9,7 +9,7 @@ use super::time::Time;
 
 /// How many different callers are remembered. A flood from more addresses than this forgets the oldest
 /// windows first, so memory stays bounded.
-const REMEMBERED: usize = 10_000;
+const CALLERS_REMEMBERED: usize = 10_000;
 
 #[derive(Debug)]
 pub struct Limiter<K> {
@@ -25,7 +25,7 @@ impl<K: Clone + Eq + Hash> Limiter<K> {
 
     /// Counts one more of `who`, and says whether that is still allowed.
     pub fn allows(&mut self, who: &K, now: Time) -> bool {
-        if self.counts.len() >= REMEMBERED && !self.counts.contains_key(who) {
+        if self.counts.len() >= CALLERS_REMEMBERED && !self.counts.contains_key(who) {
             self.forget_old(now);
         }
         let entry = self.counts.entry(who.clone()).or_insert((now, 0));
@@ -39,7 +39,7 @@ impl<K: Clone + Eq + Hash> Limiter<K> {
     fn forget_old(&mut self, now: Time) {
         let window = self.window;
         self.counts.retain(|_, (began, _)| now.since(*began).as_secs() < window);
-        if self.counts.len() >= REMEMBERED {
+        if self.counts.len() >= CALLERS_REMEMBERED {
             self.counts.clear();
         }
     }
@@ -86,6 +86,6 @@ mod tests {
         for caller in 0..50_000_u32 {
             limiter.allows(&caller, at(0));
         }
-        assert!(limiter.counts.len() <= REMEMBERED);
+        assert!(limiter.counts.len() <= CALLERS_REMEMBERED);
     }
 }

@@ -8,19 +8,19 @@ use std::collections::BTreeMap;
 use std::collections::HashMap;
 
 use super::access::Principal;
-use super::record::Agent;
-use super::record::Change;
-use super::record::ChannelId;
-use super::record::Device;
-use super::record::Key;
-use super::record::Online;
-use super::record::Peer;
-use super::record::Record;
-use super::record::Service;
-use super::record::Share;
-use super::record::Table;
-use super::record::Tries;
-use super::record::online_id;
+use super::hub_records::Agent;
+use super::hub_records::Change;
+use super::hub_records::ChannelId;
+use super::hub_records::Device;
+use super::hub_records::FleetHub;
+use super::hub_records::Key;
+use super::hub_records::Presence;
+use super::hub_records::Record;
+use super::hub_records::Share;
+use super::hub_records::Table;
+use super::hub_records::Tries;
+use super::hub_records::online_id;
+use super::service::Service;
 use super::time::Time;
 
 /// How many different callers' failed tries are remembered. A flood from more addresses than this is
@@ -28,7 +28,7 @@ use super::time::Time;
 const REMEMBERED: usize = 10_000;
 
 #[derive(Clone, Debug)]
-struct Channel {
+struct ChannelOwner {
     agent_id: String,
     since: Time,
 }
@@ -43,11 +43,11 @@ pub struct Registry {
     key_by_hash: HashMap<String, String>,
     share_by_code: HashMap<String, String>,
     share_by_link: HashMap<String, String>,
-    online: HashMap<String, Online>,
-    hubs: BTreeMap<String, Peer>,
+    online: HashMap<String, Presence>,
+    hubs: BTreeMap<String, FleetHub>,
     tries: HashMap<String, Tries>,
     /// This hub's own control channels.
-    channels: BTreeMap<ChannelId, Channel>,
+    channels: BTreeMap<ChannelId, ChannelOwner>,
     /// What the others know this hub by; alone, it has no name.
     pub me: String,
 }
@@ -247,12 +247,12 @@ impl Registry {
         self.hubs.values().map(|hub| hub.url.clone()).collect()
     }
 
-    pub fn hubs(&self) -> impl Iterator<Item = &Peer> {
+    pub fn hubs(&self) -> impl Iterator<Item = &FleetHub> {
         self.hubs.values()
     }
 
     pub fn open_channel(&mut self, id: ChannelId, agent_id: &str, now: Time) {
-        self.channels.insert(id, Channel { agent_id: agent_id.to_owned(), since: now });
+        self.channels.insert(id, ChannelOwner { agent_id: agent_id.to_owned(), since: now });
     }
 
     pub fn close_channel(&mut self, channel: ChannelId) {
@@ -264,26 +264,26 @@ impl Registry {
     }
 
     /// Where the service is online.
-    pub fn presence(&self, service_id: &str) -> Option<&Online> {
+    pub fn presence(&self, service_id: &str) -> Option<&Presence> {
         let service = self.services.get(service_id)?;
         let online = self.online.get(&online_id(&service.workspace, &service.name))?;
         Some(online).filter(|online| online.service == service_id)
     }
 
-    pub fn online(&self) -> impl Iterator<Item = &Online> {
+    pub fn online(&self) -> impl Iterator<Item = &Presence> {
         self.online.values()
     }
 
-    pub fn online_by_id(&self, id: &str) -> Option<&Online> {
+    pub fn online_by_id(&self, id: &str) -> Option<&Presence> {
         self.online.get(id)
     }
 
-    pub fn is_here(&self, online: &Online) -> bool {
+    pub fn is_here(&self, online: &Presence) -> bool {
         online.hub == self.me
     }
 
     /// What this channel still holds, and nothing that another took over.
-    pub fn held_by(&self, channel: ChannelId) -> Vec<Online> {
+    pub fn held_by(&self, channel: ChannelId) -> Vec<Presence> {
         let held = self.online.values().filter(|online| self.is_here(online) && online.channel == channel);
         held.cloned().collect()
     }
@@ -309,7 +309,7 @@ mod tests {
     use super::*;
     use crate::model::access::Role;
     use crate::model::name::Name;
-    use crate::model::record::Protocol;
+    use crate::model::service::Protocol;
 
     fn now() -> Time {
         Time::from_unix(1000)
@@ -328,7 +328,7 @@ mod tests {
     }
 
     fn online(service: &str, agent: &str, channel: u64) -> Change {
-        Change::Put(Record::Online(Online {
+        Change::Put(Record::Online(Presence {
             id: "default.db".into(),
             service: service.into(),
             agent_id: agent.into(),

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde::Serialize;
 
-use super::record::Protocol;
+use super::service::Protocol;
 use super::time::Time;
 
 /// More than any machine has; a larger file is damaged or hostile.

@@ -13,8 +13,8 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use crate::error::Result;
-use crate::model::record::Protocol;
 use crate::model::route::Route as Listed;
+use crate::model::service::Protocol;
 use crate::net::stop::Stop;
 use crate::net::threads::ThreadGroup;
 use crate::os::lock::locked;

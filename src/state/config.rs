@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::model::fingerprint::Pin;
 use crate::model::name::Name;
-use crate::model::record::Protocol;
+use crate::model::service::Protocol;
 use crate::model::target::Target;
 use crate::os::files;
 use crate::tls::trust::HubTrust;

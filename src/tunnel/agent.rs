@@ -24,7 +24,7 @@ use crate::http::message::one_line;
 use crate::model::backoff::Backoff;
 use crate::model::fingerprint::Fingerprint;
 use crate::model::name::Name;
-use crate::model::record::Protocol;
+use crate::model::service::Protocol;
 use crate::model::target::Target;
 use crate::model::version;
 use crate::model::version::End;

@@ -9,10 +9,10 @@ use serde::Serialize;
 use crate::http::message::one_line;
 use crate::model::access::Role;
 use crate::model::fingerprint::Fingerprint;
+use crate::model::hub_records::JoinEntry;
+use crate::model::hub_records::SharedService;
 use crate::model::name::Name;
-use crate::model::record::Joined;
-use crate::model::record::Protocol;
-use crate::model::record::SharedService;
+use crate::model::service::Protocol;
 use crate::model::time::Time;
 use crate::model::version::Version;
 
@@ -253,7 +253,7 @@ pub struct ShareInfo {
     pub expires_at: Time,
     pub max_joins: Option<u32>,
     pub join_count: u32,
-    pub joins: Vec<Joined>,
+    pub joins: Vec<JoinEntry>,
 }
 
 /// Services in one share: a joiner has threads for each.

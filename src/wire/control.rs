@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::model::fingerprint::Fingerprint;
 use crate::model::name::Name;
-use crate::model::record::Protocol;
+use crate::model::service::Protocol;
 use crate::model::version::Version;
 
 /// The protocol's number stands in the upgrade, so that a peer of another one is refused before a word.

@@ -4,8 +4,8 @@
 use serde::Deserialize;
 use serde::Serialize;
 
-use crate::model::record::Change;
-use crate::model::record::Record;
+use crate::model::hub_records::Change;
+use crate::model::hub_records::Record;
 
 /// Hexadecimal digits at the head of a line, as `ChecksumFn` makes them of the rest.
 pub const CHECKSUM_DIGITS: usize = 8;
@@ -61,7 +61,7 @@ fn parse_line(line: &[u8], sum: ChecksumFn) -> Option<JournalEntry> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::record::Table;
+    use crate::model::hub_records::Table;
 
     fn sum(json: &[u8]) -> String {
         let sum = json.iter().fold(1_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(*byte)));

@@ -10,7 +10,7 @@ use serde::de::Unexpected;
 use serde::de::Visitor;
 
 use crate::model::name::Name;
-use crate::model::record::Protocol;
+use crate::model::service::Protocol;
 use crate::model::target::Target;
 
 /// A project's file is small; a larger one is something else.

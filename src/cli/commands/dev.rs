@@ -24,7 +24,7 @@ use crate::cli::project_hub::project_hub;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
-use crate::model::record::Protocol;
+use crate::model::service::Protocol;
 use crate::model::suggest;
 use crate::model::target::Target;
 use crate::net::address::HubUrl;

@@ -11,7 +11,7 @@ use crate::cli::exposing::Exposed;
 use crate::cli::exposing::Exposing;
 use crate::error::Error;
 use crate::error::Result;
-use crate::model::record::Protocol;
+use crate::model::service::Protocol;
 use crate::model::target::Target;
 use crate::state::runs;
 use crate::tunnel::agent::Exposure;

@@ -18,7 +18,7 @@ use crate::error::OrSay;
 use crate::error::Result;
 use crate::hub;
 use crate::hub::Core;
-use crate::hub::Settings;
+use crate::hub::HubSettings;
 use crate::hub::TunnelOpener;
 use crate::model::access::Role;
 use crate::model::target::parse_port;
@@ -42,7 +42,7 @@ pub fn run(call: &Call) -> CommandResult {
     let behind_proxy = args.flag("behind-proxy");
     let at = StoreOptions::given(call, args.value("store"))?;
     let (data, store, tunnel_ports) = (data_folder(call)?, at.read()?, tunnel_ports(call)?);
-    let settings = Settings { data, names, behind_proxy, tunnel_ports, store };
+    let settings = HubSettings { data, names, behind_proxy, tunnel_ports, store };
     let named = settings.names.first().cloned();
     let (data, has_tunnels) = (settings.data.clone(), settings.tunnel_ports.is_some());
     let core = Core::open(settings, &call.stop)?.ok_or_else(|| {

@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::http::message::Request;
 use crate::hub;
 use crate::hub::Core;
-use crate::hub::Settings;
+use crate::hub::HubSettings;
 use crate::hub::audit;
 use crate::model::access::Role;
 use crate::model::fingerprint::Pin;
@@ -58,7 +58,7 @@ impl Admin {
         }
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let settings = Settings { data: data.clone(), store: store.clone(), ..Settings::default() };
+            let settings = HubSettings { data: data.clone(), store: store.clone(), ..HubSettings::default() };
             if let Some(core) = Core::open(settings, &call.stop)? {
                 return Ok(Self::Offline(Box::new(core)));
             }

@@ -22,7 +22,7 @@ use super::replica::Replica;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
-use crate::model::record::Change;
+use crate::model::hub_records::Change;
 use crate::model::registry::Registry;
 use crate::net::stop::Stop;
 use crate::os::files::FileLock;

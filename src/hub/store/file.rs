@@ -18,8 +18,8 @@ use super::Store;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
-use crate::model::record::Change;
-use crate::model::record::Record;
+use crate::model::hub_records::Change;
+use crate::model::hub_records::Record;
 use crate::model::registry::Registry;
 use crate::os::files;
 use crate::os::files::FileLock;
@@ -192,7 +192,7 @@ mod tests {
         };
         let ((mut store, _), registry) = open();
         for n in 0..20_u64 {
-            let device = crate::model::record::Device {
+            let device = crate::model::hub_records::Device {
                 code: format!("C{n}"),
                 secret_hash: String::new(),
                 label: String::new(),

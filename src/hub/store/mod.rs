@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 
 use crate::error::Result;
-use crate::model::record::Change;
+use crate::model::hub_records::Change;
 use crate::model::registry::Registry;
 use crate::net::stop::Stop;
 use crate::os::files;

@@ -21,10 +21,10 @@ use super::gateway::number;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
-use crate::model::record::Change;
-use crate::model::record::Online;
-use crate::model::record::Record;
-use crate::model::record::Table;
+use crate::model::hub_records::Change;
+use crate::model::hub_records::Presence;
+use crate::model::hub_records::Record;
+use crate::model::hub_records::Table;
 use crate::model::registry::Registry;
 use crate::net::connect::is_timeout;
 use crate::os::lock::locked;
@@ -121,7 +121,7 @@ impl Replica {
     }
 
     /// Services that are here and that etcd does not know of, and those it lists here that are not.
-    pub fn differences(&self) -> (Vec<Online>, Vec<String>) {
+    pub fn differences(&self) -> (Vec<Presence>, Vec<String>) {
         let (known, registry) = (locked(&self.known), locked(&self.registry));
         let here = registry.online().filter(|online| registry.is_here(online));
         let missing = here.filter(|online| !known.mine.contains(&online.id)).cloned().collect();

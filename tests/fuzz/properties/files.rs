@@ -10,8 +10,8 @@ use serde_json::json;
 
 use super::cuts::Cuts;
 use crate::model::fingerprint::Fingerprint;
-use crate::model::record::Change;
-use crate::model::record::Record;
+use crate::model::hub_records::Change;
+use crate::model::hub_records::Record;
 use crate::model::registry::Registry;
 use crate::model::route;
 use crate::wire::journal;

@@ -12,18 +12,18 @@ use crate::os::lock::locked;
 /// nothing of tunnels. Dropping what it returns closes the tunnel.
 pub type TunnelOpener = Box<dyn Fn(&str, u16) -> Result<Box<dyn Send>> + Send + Sync>;
 
-pub struct Tunnels {
+pub struct TunnelPorts {
     range: Option<RangeInclusive<u16>>,
-    by_port: Mutex<BTreeMap<u16, Tunnel>>,
+    by_port: Mutex<BTreeMap<u16, PortTunnel>>,
 }
 
-struct Tunnel {
+struct PortTunnel {
     service: String,
     /// Closed by being dropped. A port whose service is away keeps its place without one.
     open: Option<Box<dyn Send>>,
 }
 
-impl Tunnels {
+impl TunnelPorts {
     pub fn new(range: Option<RangeInclusive<u16>>) -> Self {
         Self { range, by_port: Mutex::default() }
     }
@@ -44,7 +44,7 @@ impl Tunnels {
         let before = before.map(|(port, _)| port);
         let mut candidates = before.into_iter().chain(range.filter(|port| !taken.contains(port)));
         let (port, open) = candidates.find_map(|port| Some((port, opener(service, port).ok()?)))?;
-        locked(&self.by_port).insert(port, Tunnel { service: service.to_owned(), open: Some(open) });
+        locked(&self.by_port).insert(port, PortTunnel { service: service.to_owned(), open: Some(open) });
         Some(port)
     }
 
@@ -57,7 +57,7 @@ impl Tunnels {
             if !is_offline() {
                 return;
             }
-            let its = |tunnel: &Tunnel| tunnel.service == service;
+            let its = |tunnel: &PortTunnel| tunnel.service == service;
             if keep_port {
                 by_port.values_mut().filter(|tunnel| its(tunnel)).map(|tunnel| tunnel.open.take()).collect()
             } else {

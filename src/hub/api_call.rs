@@ -9,7 +9,7 @@ use super::core::Core;
 use crate::http::message::Request;
 use crate::http::reply::Reply;
 use crate::model::access::Principal;
-use crate::model::record::Service;
+use crate::model::service::Service;
 use crate::model::version;
 use crate::model::version::Version;
 use crate::net::address::bracketed;
@@ -18,27 +18,27 @@ use crate::wire::control::CONTROL_UPGRADE;
 use crate::wire::control::RELAY_UPGRADE;
 
 /// A name for people to know each other by.
-const LABEL: usize = 64;
+const LABEL_LENGTH: usize = 64;
 
 /// How a request came here.
 #[derive(Clone, Copy)]
-pub struct Visit {
+pub struct Origin {
     pub address: IpAddr,
     /// By TLS that this hub itself ends.
     pub over_tls: bool,
 }
 
 /// One call, as an endpoint sees it.
-pub struct Call<'c> {
+pub struct ApiCall<'c> {
     pub core: &'c Core,
     pub request: &'c Request,
     pub principal: Principal,
-    pub visit: Visit,
+    pub origin: Origin,
     /// The parts of the path that the pattern leaves open.
     pub parts: Vec<&'c str>,
 }
 
-impl Call<'_> {
+impl ApiCall<'_> {
     /// The request's body; what does not fit is named.
     pub fn body<T: DeserializeOwned>(&self) -> Result<T, Reply> {
         let misfit = |why: &str| {
@@ -95,7 +95,7 @@ pub fn other_upgrade(what: &str, hint: &str) -> Reply {
 
 /// Labels are shown on other people's terminals: printable, and not long.
 pub fn clean_label(label: &str) -> String {
-    label.chars().filter(|c| !c.is_control()).take(LABEL).collect::<String>().trim().to_owned()
+    label.chars().filter(|c| !c.is_control()).take(LABEL_LENGTH).collect::<String>().trim().to_owned()
 }
 
 pub fn offline(service: &Service) -> Reply {

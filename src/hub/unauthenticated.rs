@@ -9,34 +9,34 @@ use crate::model::limiter::network_of;
 use crate::os::lock::locked;
 
 /// An office behind one address has fewer at a time; each is given ten seconds.
-const FROM_ONE: usize = 1000;
+const PEERS_PER_NETWORK: usize = 1000;
 
 #[derive(Default)]
-pub struct Guests {
+pub struct UnauthenticatedPeers {
     by_network: Mutex<HashMap<IpAddr, usize>>,
 }
 
 /// Counts for as long as it lives.
-pub struct Guest<'g> {
-    among: &'g Guests,
+pub struct UnauthenticatedPeer<'g> {
+    among: &'g UnauthenticatedPeers,
     network: IpAddr,
 }
 
-impl Guests {
+impl UnauthenticatedPeers {
     /// `None` when there are too many from there.
-    pub fn receive(&self, address: IpAddr) -> Option<Guest<'_>> {
+    pub fn receive(&self, address: IpAddr) -> Option<UnauthenticatedPeer<'_>> {
         let network = network_of(address);
         let mut by_network = locked(&self.by_network);
         let count = by_network.entry(network).or_default();
-        if *count >= FROM_ONE {
+        if *count >= PEERS_PER_NETWORK {
             return None;
         }
         *count += 1;
-        Some(Guest { among: self, network })
+        Some(UnauthenticatedPeer { among: self, network })
     }
 }
 
-impl Drop for Guest<'_> {
+impl Drop for UnauthenticatedPeer<'_> {
     fn drop(&mut self) {
         let mut by_network = locked(&self.among.by_network);
         if let Some(count) = by_network.get_mut(&self.network) {
@@ -54,13 +54,13 @@ mod tests {
 
     #[test]
     fn one_address_leaves_room_for_the_others_and_gets_its_own_back() {
-        let guests = Guests::default();
+        let peers = UnauthenticatedPeers::default();
         let [one, other] = [1, 2].map(|last| IpAddr::from([192, 0, 2, last]));
-        let mut here: Vec<_> = (0..FROM_ONE).map(|_| guests.receive(one).unwrap()).collect();
-        assert!(guests.receive(one).is_none() && guests.receive(other).is_some());
+        let mut here: Vec<_> = (0..PEERS_PER_NETWORK).map(|_| peers.receive(one).unwrap()).collect();
+        assert!(peers.receive(one).is_none() && peers.receive(other).is_some());
         here.pop();
-        assert!(guests.receive(one).is_some());
+        assert!(peers.receive(one).is_some());
         here.clear();
-        assert!(locked(&guests.by_network).is_empty());
+        assert!(locked(&peers.by_network).is_empty());
     }
 }

@@ -1,18 +1,18 @@
-//! Health, services, agents, and asking for a session.
+//! Health, metrics, who am I, and the lists of services and agents.
 
 use std::collections::HashMap;
 use std::fmt::Write;
 
-use super::call::Call;
-use super::call::clean_label;
-use super::call::ok;
+use super::api_call::ApiCall;
+use super::api_call::clean_label;
+use super::api_call::ok;
 use crate::http::reply::Reply;
 use crate::model::access::Principal;
-use crate::model::record::Agent;
-use crate::model::record::Change;
-use crate::model::record::Record;
-use crate::model::record::Service;
+use crate::model::hub_records::Agent;
+use crate::model::hub_records::Change;
+use crate::model::hub_records::Record;
 use crate::model::registry::Registry;
+use crate::model::service::Service;
 use crate::os::clock;
 use crate::wire::api::AgentInfo;
 use crate::wire::api::Health;
@@ -22,9 +22,9 @@ use crate::wire::api::Status;
 use crate::wire::api::WhoAmI;
 
 /// Agents of one workspace; the registry keeps all of them in memory.
-const AGENTS: usize = 10_000;
+const WORKSPACE_AGENTS: usize = 10_000;
 
-pub fn health(call: &Call<'_>) -> Result<Reply, Reply> {
+pub fn health(call: &ApiCall<'_>) -> Result<Reply, Reply> {
     ok(
         200,
         &Health {
@@ -42,7 +42,7 @@ pub fn health(call: &Call<'_>) -> Result<Reply, Reply> {
 }
 
 #[allow(clippy::unnecessary_wraps)] // It is an endpoint like the others.
-pub fn metrics(call: &Call<'_>) -> Result<Reply, Reply> {
+pub fn metrics(call: &ApiCall<'_>) -> Result<Reply, Reply> {
     let core = call.core;
     let (agents, services, online, hubs) = {
         let registry = core.registry();
@@ -76,7 +76,7 @@ pub fn metrics(call: &Call<'_>) -> Result<Reply, Reply> {
     Ok(Reply::text(200, text).field("content-type", "text/plain; version=0.0.4"))
 }
 
-pub fn whoami(call: &Call<'_>) -> Result<Reply, Reply> {
+pub fn whoami(call: &ApiCall<'_>) -> Result<Reply, Reply> {
     let role = match &call.principal {
         Principal::Key { role, .. } => Some(*role),
         Principal::Link { .. } | Principal::Local => None,
@@ -92,7 +92,7 @@ pub fn whoami(call: &Call<'_>) -> Result<Reply, Reply> {
     )
 }
 
-pub fn list(call: &Call<'_>) -> Result<Reply, Reply> {
+pub fn list(call: &ApiCall<'_>) -> Result<Reply, Reply> {
     let wanted = call.request.parameter("name");
     let ports = call.core.tunnels.ports();
     let registry = call.core.registry();
@@ -120,7 +120,7 @@ fn describe(registry: &Registry, ports: &HashMap<String, u16>, service: &Service
     }
 }
 
-pub fn agents(call: &Call<'_>) -> Result<Reply, Reply> {
+pub fn agents(call: &ApiCall<'_>) -> Result<Reply, Reply> {
     let registry = call.core.registry();
     let agents: Vec<AgentInfo> =
         registry.agents(call.workspace()).map(|agent| agent_info(&registry, agent)).collect();
@@ -141,7 +141,7 @@ fn agent_info(registry: &Registry, agent: &Agent) -> AgentInfo {
     }
 }
 
-pub fn register(call: &Call<'_>) -> Result<Reply, Reply> {
+pub fn register(call: &ApiCall<'_>) -> Result<Reply, Reply> {
     let asked: RegisterAgent = call.body()?;
     let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
     if !(7..=64).contains(&asked.id.len()) || !asked.id.starts_with("agent_") || !asked.id.bytes().all(plain)
@@ -157,7 +157,7 @@ pub fn register(call: &Call<'_>) -> Result<Reply, Reply> {
         let known = registry.agent(&asked.id);
         if let Some(known) = known {
             may_speak_for(registry, known, &asked, call)?;
-        } else if registry.agents(call.workspace()).count() >= AGENTS {
+        } else if registry.agents(call.workspace()).count() >= WORKSPACE_AGENTS {
             return Err(Reply::error(409, "There are too many agents in this workspace", ""));
         }
         let agent = Agent {
@@ -188,7 +188,7 @@ fn may_speak_for(
     registry: &Registry,
     known: &Agent,
     asked: &RegisterAgent,
-    call: &Call<'_>,
+    call: &ApiCall<'_>,
 ) -> Result<(), Reply> {
     let key_lives = registry.credential_is_live(&known.key, clock::now());
     if known.workspace != call.workspace() || (key_lives && known.key != call.principal.id()) {

@@ -5,17 +5,17 @@
 
 use super::access::guess_allowed;
 use super::access::guess_failed;
-use super::call::Call;
-use super::call::no_such_service;
-use super::call::ok;
+use super::api_call::ApiCall;
+use super::api_call::no_such_service;
+use super::api_call::ok;
 use super::shares::not_found;
 use crate::http::reply::Reply;
 use crate::model::access::Principal;
 use crate::model::code::Code;
-use crate::model::record::Change;
-use crate::model::record::Record;
-use crate::model::record::Service;
-use crate::model::record::Share;
+use crate::model::hub_records::Change;
+use crate::model::hub_records::Record;
+use crate::model::hub_records::Share;
+use crate::model::service::Service;
 use crate::os::clock;
 use crate::os::secret;
 use crate::wire::api::JoinableService;
@@ -23,12 +23,12 @@ use crate::wire::api::Membership;
 use crate::wire::api::SharePreview;
 use crate::wire::api::Status;
 
-pub fn preview(call: &Call<'_>) -> Result<Reply, Reply> {
+pub fn preview(call: &ApiCall<'_>) -> Result<Reply, Reply> {
     let share = find(call, call.parts[0])?;
     ok(200, &describe(call, &share, None)?)
 }
 
-pub fn join(call: &Call<'_>) -> Result<Reply, Reply> {
+pub fn join(call: &ApiCall<'_>) -> Result<Reply, Reply> {
     let (found, now) = (find(call, call.parts[0])?, clock::now());
     let who = match call.principal.label() {
         "" => call.principal.id(),
@@ -48,7 +48,7 @@ pub fn join(call: &Call<'_>) -> Result<Reply, Reply> {
     })?;
     call.core.audit.say(
         "share.joined",
-        &[("share", &share.id), ("who", call.principal.id()), ("address", &call.visit.address.to_string())],
+        &[("share", &share.id), ("who", call.principal.id()), ("address", &call.origin.address.to_string())],
     );
     let number = share.join_count.to_string();
     let token = format!("{number}.{}", secret::sign(&share.join_secret, &number));
@@ -57,7 +57,7 @@ pub fn join(call: &Call<'_>) -> Result<Reply, Reply> {
 
 /// The service that a member asks for, and the share that opens it.
 pub fn service_of(
-    call: &Call<'_>,
+    call: &ApiCall<'_>,
     service: &str,
     membership: &Membership,
 ) -> Result<(Service, String), Reply> {
@@ -92,7 +92,7 @@ pub fn service_of(
 }
 
 /// The live share of this code, for this workspace, and for a link only its own.
-fn find(call: &Call<'_>, code: &str) -> Result<Share, Reply> {
+fn find(call: &ApiCall<'_>, code: &str) -> Result<Share, Reply> {
     guess_allowed(call)?;
     look_up(call, code).ok_or_else(|| {
         guess_failed(call);
@@ -108,7 +108,7 @@ fn has_joined(share: &Share, token: &str) -> bool {
     })
 }
 
-fn look_up(call: &Call<'_>, code: &str) -> Option<Share> {
+fn look_up(call: &ApiCall<'_>, code: &str) -> Option<Share> {
     let hash = secret::hash(Code::parse(code).as_ref().map_or("", Code::as_str));
     let share = call.core.registry().share_by_code(&hash, clock::now()).cloned();
     let mine = |share: &Share| match &call.principal {
@@ -119,7 +119,7 @@ fn look_up(call: &Call<'_>, code: &str) -> Option<Share> {
     share.filter(mine)
 }
 
-fn describe(call: &Call<'_>, share: &Share, token: Option<String>) -> Result<SharePreview, Reply> {
+fn describe(call: &ApiCall<'_>, share: &Share, token: Option<String>) -> Result<SharePreview, Reply> {
     let registry = call.core.registry();
     let agent = registry.agent(&share.agent_id).ok_or_else(not_found)?;
     let services = share.services.iter().map(|shared| JoinableService {

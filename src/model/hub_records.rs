@@ -7,6 +7,8 @@ use serde::Serialize;
 use super::access::Role;
 use super::fingerprint::Fingerprint;
 use super::name::Name;
+use super::service::Protocol;
+use super::service::Service;
 use super::time::Time;
 
 /// Joins that a share lists; its counter goes on beyond.
@@ -38,41 +40,6 @@ pub struct Agent {
     pub created_at: Time,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    #[default]
-    Tcp,
-    Http,
-    Https,
-}
-
-impl Protocol {
-    pub fn parse(text: &str) -> Option<Self> {
-        [Self::Tcp, Self::Http, Self::Https].into_iter().find(|protocol| protocol.as_str() == text)
-    }
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Http => "http",
-            Self::Https => "https",
-        }
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Service {
-    pub id: String,
-    pub name: Name,
-    pub target_port: u16,
-    pub protocol: Protocol,
-    pub agent_id: String,
-    pub workspace: String,
-    pub created_at: Time,
-}
-
 /// A share keeps its own copy of what it opens, so that it outlives a service that comes and goes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -96,7 +63,7 @@ pub struct Share {
     #[serde(default)]
     pub join_count: u32,
     #[serde(default)]
-    pub joins: Vec<Joined>,
+    pub joins: Vec<JoinEntry>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,7 +76,7 @@ pub struct SharedService {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Joined {
+pub struct JoinEntry {
     pub who: String,
     pub at: Time,
 }
@@ -136,7 +103,7 @@ pub struct Approval {
 /// A service that is here now. Its id is its name, so that of two agents only one has it, at whichever hub.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Online {
+pub struct Presence {
     /// See `online_id`.
     pub id: String,
     pub service: String,
@@ -156,7 +123,7 @@ pub fn online_id(workspace: &str, name: &Name) -> String {
 
 /// A hub of the fleet that is here now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Peer {
+pub struct FleetHub {
     /// How clients come to it: `https://host:port`. No two hubs have the same.
     pub url: String,
     /// The process, so that a second hub by the same address is noticed.
@@ -180,8 +147,8 @@ pub enum Record {
     Service(Service),
     Share(Share),
     Device(Device),
-    Online(Online),
-    Hub(Peer),
+    Online(Presence),
+    Hub(FleetHub),
     Tries(Tries),
 }
 
@@ -288,7 +255,7 @@ impl Share {
 
     pub fn joined(mut self, who: &str, at: Time) -> Self {
         self.join_count = self.join_count.saturating_add(1);
-        self.joins.push(Joined { who: who.to_owned(), at });
+        self.joins.push(JoinEntry { who: who.to_owned(), at });
         let surplus = self.joins.len().saturating_sub(JOINS_LISTED);
         self.joins.drain(..surplus);
         self

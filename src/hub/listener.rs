@@ -15,19 +15,19 @@ use serde_json::json;
 
 use super::access;
 use super::agents;
-use super::agents::Arrival;
+use super::agents::AgentHello;
+use super::api_call::Origin;
+use super::api_call::other_upgrade;
+use super::api_call::relay_address;
+use super::api_call::spoken_by;
 use super::ca;
-use super::call::Visit;
-use super::call::other_upgrade;
-use super::call::relay_address;
-use super::call::spoken_by;
 use super::core::Core;
 use super::endpoints;
 use super::fleet;
-use super::guests::Guest;
-use super::guests::Guests;
 use super::relay;
-use super::tunnels::TunnelOpener;
+use super::tunnel_ports::TunnelOpener;
+use super::unauthenticated::UnauthenticatedPeer;
+use super::unauthenticated::UnauthenticatedPeers;
 use crate::error::Result;
 use crate::http::message::Request;
 use crate::http::reply::Reply;
@@ -53,18 +53,18 @@ use crate::wire::control::CONTROL_UPGRADE;
 use crate::wire::control::RELAY_UPGRADE;
 
 /// Connections at once: each session needs two, each agent one.
-const CONNECTIONS: usize = 24_000;
+const CONNECTION_LIMIT: usize = 24_000;
 /// Of the descriptors that the system grants, so many stay for files, listeners and the hub's own tunnels, or half of
 /// them where there are few: without one a connection could be neither accepted nor told that there are too many.
-const RESERVED: usize = 64;
+const RESERVED_DESCRIPTORS: usize = 64;
 /// What has expired is cut and dropped this often.
-const SWEEP: Duration = Duration::from_millis(500);
-const TLS_HANDSHAKE: u8 = 0x16;
+const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+const TLS_FIRST_BYTE: u8 = 0x16;
 /// The first byte of every method.
-const LETTERS: std::ops::RangeInclusive<u8> = b'A'..=b'Z';
+const METHOD_LETTERS: std::ops::RangeInclusive<u8> = b'A'..=b'Z';
 
 pub struct RunningHub {
-    front: Arc<Front>,
+    listener: Arc<HubListener>,
     server: Option<Server>,
     threads: ThreadGroup,
     member: Option<fleet::FleetMembership>,
@@ -72,11 +72,11 @@ pub struct RunningHub {
     note: PathBuf,
 }
 
-struct Front {
+struct HubListener {
     core: Arc<Core>,
     tls: ServerConfig,
     opener: Option<TunnelOpener>,
-    guests: Guests,
+    peers: UnauthenticatedPeers,
 }
 
 /// Serves until `stop`, in a fleet as the hub at `url`. While it runs, `hub.json` in the data folder says how the hub's own command line
@@ -90,17 +90,17 @@ pub fn start(
 ) -> Result<RunningHub> {
     let stop = stop.child();
     let member = fleet::join(core, url, &stop)?;
-    let front = Arc::new(Front {
+    let hub_listener = Arc::new(HubListener {
         tls: ca::base_config(&core.ca)?,
         core: Arc::clone(core),
         opener,
-        guests: Guests::default(),
+        peers: UnauthenticatedPeers::default(),
     });
-    let serving = Arc::clone(&front);
+    let serving = Arc::clone(&hub_listener);
     let granted = limits::open_files();
     let service = ServeOptions {
         name: "hub",
-        limit: CONNECTIONS.min(granted - RESERVED.min(granted / 2)).max(1),
+        limit: CONNECTION_LIMIT.min(granted - RESERVED_DESCRIPTORS.min(granted / 2)).max(1),
         new_worker: each(move |stream, _| serving.serve(&stream)),
         idle: None,
         cut: shut,
@@ -110,14 +110,14 @@ pub fn start(
     let (own, sweeping) = (stop.clone(), Arc::clone(core));
     let threads = ThreadGroup::default();
     threads.spawn("hub-sweep", move || {
-        while !own.wait_for(SWEEP) {
+        while !own.wait_for(SWEEP_INTERVAL) {
             sweeping.sweep();
         }
     })?;
     let note = core.settings.data.join("hub.json");
     let how = json!({ "address": server.address().to_string(), "pin": core.ca.pin().to_string(), "token": core.local_token });
     files::write(&note, how.to_string().as_bytes())?;
-    Ok(RunningHub { front, server: Some(server), threads, member, stop, note })
+    Ok(RunningHub { listener: hub_listener, server: Some(server), threads, member, stop, note })
 }
 
 impl Drop for RunningHub {
@@ -127,7 +127,7 @@ impl Drop for RunningHub {
         self.member = None;
         self.server = None;
         self.threads.join(|| ());
-        self.front.core.tunnels.close_all();
+        self.listener.core.tunnels.close_all();
     }
 }
 
@@ -137,7 +137,7 @@ fn turn_away(stream: &TcpStream) {
     http::turn_away(stream, &reply);
 }
 
-impl Front {
+impl HubListener {
     fn serve(&self, stream: &Arc<TcpStream>) {
         if let Err(error) = self.try_serve(stream) {
             log::debug!("a connection ended: {error}");
@@ -147,8 +147,8 @@ impl Front {
     fn try_serve(&self, stream: &Arc<TcpStream>) -> io::Result<()> {
         let deadline = Instant::now() + DEADLINE;
         let address = stream.peer_addr()?.ip().to_canonical();
-        let guest = self.guests.receive(address);
-        if guest.is_none() && !self.core.settings.behind_proxy {
+        let peer = self.peers.receive(address);
+        if peer.is_none() && !self.core.settings.behind_proxy {
             self.core.refused("too-many-from-one-address");
             turn_away(stream);
             return Ok(());
@@ -160,22 +160,22 @@ impl Front {
             return Ok(());
         }
         match first[0] {
-            TLS_HANDSHAKE => {
+            TLS_FIRST_BYTE => {
                 let config = ca::server_config(&self.core.ca, &self.tls, stream.local_addr()?.ip());
                 let established = tls::server(&config, plain, deadline)?;
-                self.converse(established.into_duplex(), Visit { address, over_tls: true }, guest);
+                self.converse(established.into_duplex(), Origin { address, over_tls: true }, peer);
             }
-            byte if LETTERS.contains(&byte) => {
-                self.converse(plain, Visit { address, over_tls: false }, guest);
+            byte if METHOD_LETTERS.contains(&byte) => {
+                self.converse(plain, Origin { address, over_tls: false }, peer);
             }
             _ => self.core.refused("garbage"),
         }
         Ok(())
     }
 
-    fn converse(&self, stream: Duplex, visit: Visit, guest: Option<Guest<'_>>) {
+    fn converse(&self, stream: Duplex, origin: Origin, peer: Option<UnauthenticatedPeer<'_>>) {
         let mut conversation = Conversation::new(stream);
-        let only_relay = !visit.over_tls && !self.core.settings.behind_proxy;
+        let only_relay = !origin.over_tls && !self.core.settings.behind_proxy;
         loop {
             let request = match conversation.next_request() {
                 Ok(request) => request,
@@ -189,21 +189,21 @@ impl Front {
                 return conversation.end_with(&reply);
             }
             if request.path == "/v1/relay" && request.method == "GET" && request.upgrades_to(RELAY_UPGRADE) {
-                drop(guest);
-                return self.relay(conversation, &request, visit.address);
+                drop(peer);
+                return self.relay(conversation, &request, origin.address);
             }
-            let visit = Visit { address: self.address_of(visit, &request), ..visit };
+            let origin = Origin { address: self.address_of(origin, &request), ..origin };
             if request.path == "/v1/agent"
                 && request.method == "GET"
                 && request.upgrades_to(CONTROL_UPGRADE)
                 && !only_relay
             {
-                return self.agent(conversation, &request, visit, guest);
+                return self.agent(conversation, &request, origin, peer);
             }
             let reply = if only_relay {
                 self.tls_required(&request)
             } else {
-                endpoints::answer(&self.core, &request, visit)
+                endpoints::answer(&self.core, &request, origin)
             };
             let keep_alive = request.keep_alive && !only_relay;
             if conversation.answer(&reply, keep_alive, request.method == "HEAD").is_err() || !keep_alive {
@@ -214,14 +214,14 @@ impl Front {
 
     /// A proxy before us says whom it speaks for. Only the last word of the last such field is its own; all
     /// before that, the client itself may have said.
-    fn address_of(&self, visit: Visit, request: &Request) -> IpAddr {
-        if visit.over_tls || !self.core.settings.behind_proxy {
-            return visit.address;
+    fn address_of(&self, origin: Origin, request: &Request) -> IpAddr {
+        if origin.over_tls || !self.core.settings.behind_proxy {
+            return origin.address;
         }
         let mut named =
             request.fields.iter().filter(|(name, _)| name.eq_ignore_ascii_case("x-forwarded-for"));
         let last = named.next_back().and_then(|(_, list)| list.rsplit(',').next());
-        last.and_then(|last| last.trim().parse().ok()).unwrap_or(visit.address)
+        last.and_then(|last| last.trim().parse().ok()).unwrap_or(origin.address)
     }
 
     fn relay(&self, conversation: Conversation, request: &Request, address: IpAddr) {
@@ -229,9 +229,9 @@ impl Front {
             return;
         };
         let mut conversation = Conversation::new(stream);
-        // Without a good ticket it is a guest again, and an orderly end takes a moment: one too many gets a short one.
-        let guest = self.guests.receive(address);
-        if guest.is_some() || self.core.settings.behind_proxy {
+        // Without a good ticket it is a peer again, and an orderly end takes a moment: one too many gets a short one.
+        let peer = self.peers.receive(address);
+        if peer.is_some() || self.core.settings.behind_proxy {
             conversation.end_with(&reply);
         } else {
             let _ = conversation.answer(&reply, false, false);
@@ -242,19 +242,19 @@ impl Front {
         &self,
         mut conversation: Conversation,
         request: &Request,
-        visit: Visit,
-        guest: Option<Guest<'_>>,
+        origin: Origin,
+        peer: Option<UnauthenticatedPeer<'_>>,
     ) {
         let known = endpoints::refuse_if_fenced(&self.core, request)
-            .and_then(|()| access::authenticate(&self.core, request.key(), visit.address));
+            .and_then(|()| access::authenticate(&self.core, request.key(), origin.address));
         let welcome = known.and_then(|principal| {
             access::allow(&self.core, &principal, Action::Expose)?;
-            let relay = relay_address(request, visit.over_tls)?;
-            Ok(Arrival { principal, relay, speaks: spoken_by(request) })
+            let relay = relay_address(request, origin.over_tls)?;
+            Ok(AgentHello { principal, relay, speaks: spoken_by(request) })
         });
         match welcome {
             Ok(arrival) => {
-                drop(guest);
+                drop(peer);
                 if conversation.answer(&Reply::switching(CONTROL_UPGRADE), true, false).is_ok() {
                     let opener = self.opener.as_ref();
                     agents::serve(&self.core, conversation.into_stream(), arrival, opener);
