@@ -12,15 +12,15 @@ use super::call::Call;
 use super::say;
 use crate::error::Error;
 use crate::error::Result;
-use crate::os::daemon;
-use crate::os::daemon::Begin;
-use crate::os::daemon::Started;
-use crate::os::daemon::Stream;
+use crate::os::detach;
+use crate::os::detach::BackgroundStart;
+use crate::os::detach::OutputStream;
+use crate::os::detach::StartOutcome;
 use crate::os::process;
 use crate::state::runs;
 
 /// Everything of ours ends in under a second; the rest is patience with a busy machine.
-const ENDING: Duration = Duration::from_secs(10);
+const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// With `-d` in the foreground: starts the one in the background, and returns the exit code to end with.
 pub fn detach(call: &Call, kind: &str, name: &str, environment: &[(&str, &str)]) -> Result<Option<u8>> {
@@ -28,7 +28,7 @@ pub fn detach(call: &Call, kind: &str, name: &str, environment: &[(&str, &str)])
         return Ok(None);
     }
     let log = log_file(call, kind, name);
-    let begin = Begin { arguments: daemon::own_arguments(), environment, log: &log };
+    let begin = BackgroundStart { arguments: detach::own_arguments(), environment, log: &log };
     Ok(Some(say_begun(call, start(call, &begin, true)?, &log)))
 }
 
@@ -44,21 +44,21 @@ pub fn arguments(call: &Call, words: &[&str]) -> Vec<OsString> {
 }
 
 /// Runs ourselves in the background, repeating aloud what is said there.
-pub fn start(call: &Call, begin: &Begin<'_>, aloud: bool) -> Result<Started> {
+pub fn start(call: &Call, begin: &BackgroundStart<'_>, aloud: bool) -> Result<StartOutcome> {
     let mut cut = None;
     // Until it is ready, Ctrl-C means it, though it has left the terminal.
     let started = |pid| cut = call.stop.on_stop(move || process::terminate(pid));
     let repeat = |stream, line: &str| {
         if aloud {
-            say::put(line, stream == Stream::Err);
+            say::put(line, stream == OutputStream::Err);
         }
     };
-    daemon::start(begin, started, repeat)
+    detach::start(begin, started, repeat)
 }
 
 /// Tells scripts about it; the exit code to end with.
-pub fn say_begun(call: &Call, started: Started, log: &Path) -> u8 {
-    if let Started::Ready { pid } = started {
+pub fn say_begun(call: &Call, started: StartOutcome, log: &Path) -> u8 {
+    if let StartOutcome::Ready { pid } = started {
         call.say.event(&json!({ "event": "background", "pid": pid, "log": log }));
     }
     started.code()
@@ -69,10 +69,10 @@ pub fn ready(call: &Call) -> Result<()> {
     match &call.background_log {
         Some(log) => {
             call.say.line(&format!("  Log: {}", log.display()));
-            daemon::ready(log)
+            detach::ready(log)
         }
         None => {
-            daemon::notify("READY=1");
+            detach::notify("READY=1");
             Ok(())
         }
     }
@@ -93,7 +93,7 @@ fn log_file(call: &Call, kind: &str, name: &str) -> PathBuf {
 
 /// Asks it to end, waits until it has, and tidies up behind it. Its lock, not its number, says that it is ours.
 pub fn end(call: &Call, what: &str, pid: u32) -> Result<()> {
-    let deadline = Instant::now() + ENDING;
+    let deadline = Instant::now() + END_TIMEOUT;
     if runs::is_alive(&call.home, pid) {
         process::terminate(pid);
     }

@@ -20,7 +20,7 @@ use crate::error::OrSay;
 use crate::error::Result;
 use crate::net::address::HubUrl;
 use crate::net::stop::Stop;
-use crate::os::daemon;
+use crate::os::detach;
 use crate::os::process::Signals;
 use crate::state::config::Config;
 use crate::state::config::DEFAULT_HUB;
@@ -62,7 +62,7 @@ impl Call {
             home: Home::find(),
             stop,
             signals,
-            background_log: daemon::own_log(),
+            background_log: detach::own_log(),
             config: RefCell::default(),
         })
     }

@@ -18,24 +18,24 @@ use crate::error::Result;
 use crate::os::files;
 
 /// How often a log that is followed is looked at.
-const TURN: Duration = Duration::from_millis(200);
+const FOLLOW_POLL: Duration = Duration::from_millis(200);
 /// What is shown of a long log.
-const TAIL: u64 = 64 * 1024;
+const TAIL_SIZE: u64 = 64 * 1024;
 /// Read at once.
-const PIECE: u64 = 256 * 1024;
+const PIECE_SIZE: u64 = 256 * 1024;
 
 /// Prints the log's last part; with `--follow` also what is added, until Ctrl-C.
 pub fn show(call: &Call, path: &Path, how_to_begin: &str) -> CommandResult {
-    let Some(mut log) = Log::open(path)? else {
+    let Some(mut log) = LogReader::open(path)? else {
         return Err(Error::new("There is no log yet").hint(how_to_begin));
     };
     print(call, &log.tail()?);
     let mut put_aside = false;
-    while call.args.flag("follow") && !call.stop.wait_for(TURN) {
+    while call.args.flag("follow") && !call.stop.wait_for(FOLLOW_POLL) {
         log.rest(|bytes| print(call, bytes))?;
         // A moment passes from when the log gets its other name to when its writer turns to the next one, so what
         // is in the old one is complete a turn later.
-        if put_aside && let Some(next) = Log::open(path)? {
+        if put_aside && let Some(next) = LogReader::open(path)? {
             log = next;
             log.rest(|bytes| print(call, bytes))?;
         }
@@ -46,7 +46,7 @@ pub fn show(call: &Call, path: &Path, how_to_begin: &str) -> CommandResult {
 
 /// The last thing of note that stands in a log: hints and other indented lines belong to the one before.
 pub fn last_words(path: &Path) -> Option<String> {
-    let tail = Log::open(path).ok()??.tail().ok()?;
+    let tail = LogReader::open(path).ok()??.tail().ok()?;
     let text = String::from_utf8_lossy(&tail).into_owned();
     text.lines().rev().find(|line| line.starts_with(|c: char| !c.is_whitespace())).map(str::to_owned)
 }
@@ -59,13 +59,13 @@ fn print(call: &Call, bytes: &[u8]) {
 }
 
 /// A log that is read as it grows, also when it has another name by then.
-struct Log {
+struct LogReader {
     file: File,
     path: PathBuf,
     at: u64,
 }
 
-impl Log {
+impl LogReader {
     /// From its beginning; `None` when there is none.
     fn open(path: &Path) -> Result<Option<Self>> {
         if !path.exists() {
@@ -80,7 +80,7 @@ impl Log {
 
     /// Its last piece, up to its end.
     fn tail(&mut self) -> Result<Vec<u8>> {
-        self.at = self.length()?.saturating_sub(TAIL);
+        self.at = self.length()?.saturating_sub(TAIL_SIZE);
         self.piece()
     }
 
@@ -102,10 +102,10 @@ impl Log {
     fn piece(&mut self) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         let read = self.file.seek(SeekFrom::Start(self.at));
-        let read = read.and_then(|_| (&self.file).take(PIECE).read_to_end(&mut bytes));
+        let read = read.and_then(|_| (&self.file).take(PIECE_SIZE).read_to_end(&mut bytes));
         read.or_say(|| self.sorry())?;
         // A long one ends with a line.
-        if bytes.len() as u64 == PIECE
+        if bytes.len() as u64 == PIECE_SIZE
             && let Some(end) = bytes.iter().rposition(|byte| *byte == b'\n')
         {
             bytes.truncate(end + 1);

@@ -5,17 +5,19 @@ mod background;
 mod call;
 mod command;
 mod commands;
-
-mod exposing;
+mod daemon_exposures;
+mod exposures;
 mod help;
+mod local_tunnel;
 mod logs;
 mod man;
-mod member;
-mod party;
+mod project_file;
 mod project_hub;
 mod say;
+mod share_watch;
 mod store_options;
 mod table;
+mod tunnels;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -28,7 +30,7 @@ use say::Say;
 
 use crate::error::Error;
 use crate::error::ErrorKind;
-use crate::os::daemon;
+use crate::os::detach;
 use crate::os::limits;
 
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
@@ -49,8 +51,8 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
 }
 
 fn run(args: Args) -> CommandResult {
-    if daemon::own_log().is_some() {
-        daemon::leave_terminal();
+    if detach::own_log().is_some() {
+        detach::leave_terminal();
     }
     start_log(args.flag("verbose"));
     let say = Say::new(args.flag("json"), args.flag("quiet"), args.run.is_some());

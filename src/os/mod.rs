@@ -3,7 +3,7 @@
 
 pub mod clock;
 pub mod command;
-pub mod daemon;
+pub mod detach;
 pub mod files;
 pub mod limits;
 pub mod lock;

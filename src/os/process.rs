@@ -28,7 +28,7 @@ use nix::unistd::Pid;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
-use crate::os::daemon;
+use crate::os::detach;
 use crate::os::lock::locked;
 use crate::os::terminal;
 
@@ -117,7 +117,7 @@ impl Signals {
         let arguments = command.iter().map(|word| text(word)).collect::<nix::Result<Vec<_>>>()?;
         // What runs in the background is we, not a connect that the command starts.
         let mut variables: BTreeMap<OsString, OsString> =
-            env::vars_os().filter(|(name, _)| name != daemon::MARK).collect();
+            env::vars_os().filter(|(name, _)| name != detach::LOG_VARIABLE).collect();
         variables.extend(environment.iter().map(|(name, value)| (name.into(), value.into())));
         let line = |(name, value): (&OsString, &OsString)| {
             text(&[name.as_os_str(), value.as_os_str()].join(OsStr::new("=")))

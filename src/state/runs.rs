@@ -14,15 +14,15 @@ use super::home::Home;
 use crate::error::Result;
 use crate::model::time::Time;
 use crate::os::clock;
-use crate::os::daemon;
+use crate::os::detach;
 use crate::os::files;
 use crate::os::files::FileLock;
 
-const FOLDER: &str = "run";
+const RUN_FOLDER: &str = "run";
 /// Figures change with every packet; the file need not.
-const REPORTS: Duration = Duration::from_secs(1);
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// Of those that ended by themselves, so many are remembered.
-const DEAD: usize = 20;
+const REMEMBERED_FAILURES: usize = 20;
 
 /// What a process says about itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -39,15 +39,15 @@ pub struct Run {
     pub log: Option<PathBuf>,
     /// What it has open, as of a moment ago.
     #[serde(default)]
-    pub open: Vec<Open>,
+    pub open: Vec<OpenService>,
     /// Not in the file: as whoever lists it finds it.
     #[serde(default, skip_deserializing)]
-    pub state: State,
+    pub state: RunState,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum RunState {
     #[default]
     Running,
     /// It ended with an error, and could still say which.
@@ -59,7 +59,7 @@ pub enum State {
 /// One thing that a process keeps open.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Open {
+pub struct OpenService {
     pub name: String,
     /// `localhost:5433`, or the target of what is exposed.
     pub at: String,
@@ -83,19 +83,19 @@ pub struct OwnRun {
 }
 
 fn lock_name(pid: u32) -> String {
-    format!("{FOLDER}/{pid}.lock")
+    format!("{RUN_FOLDER}/{pid}.lock")
 }
 
 fn file_name(pid: u32) -> String {
-    format!("{FOLDER}/{pid}.json")
+    format!("{RUN_FOLDER}/{pid}.json")
 }
 
 pub fn register(home: &Home, kind: &str, names: &[String]) -> Result<OwnRun> {
-    files::private_dir(&home.file(FOLDER))?;
+    files::private_dir(&home.file(RUN_FOLDER))?;
     let pid = std::process::id();
     let lock_path = home.file(&lock_name(pid));
     let lock = files::lock(&lock_path)?;
-    let (kind, names, log) = (kind.to_owned(), names.to_vec(), daemon::own_log());
+    let (kind, names, log) = (kind.to_owned(), names.to_vec(), detach::own_log());
     // Who begins again takes the place of the one that fell.
     all(home)
         .iter()
@@ -111,7 +111,7 @@ pub fn register(home: &Home, kind: &str, names: &[String]) -> Result<OwnRun> {
 
 impl Run {
     pub fn is_alive(&self) -> bool {
-        self.state == State::Running
+        self.state == RunState::Running
     }
 
     /// `expose db`, as messages call it.
@@ -125,10 +125,10 @@ impl Run {
 
 impl OwnRun {
     /// Says what is open now: at once what came or went, figures now and then.
-    pub fn report(&mut self, open: Vec<Open>) {
-        let is_due = self.reported.is_none_or(|at| at.elapsed() >= REPORTS);
-        let only_figures = |(old, new): (&Open, &Open)| {
-            Open { sessions: new.sessions, bytes: new.bytes, ..old.clone() } == *new
+    pub fn report(&mut self, open: Vec<OpenService>) {
+        let is_due = self.reported.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL);
+        let only_figures = |(old, new): (&OpenService, &OpenService)| {
+            OpenService { sessions: new.sessions, bytes: new.bytes, ..old.clone() } == *new
         };
         let same = self.run.open.len() == open.len() && self.run.open.iter().zip(&open).all(only_figures);
         if is_due || !same {
@@ -199,18 +199,18 @@ pub fn kind_of(home: &Home, pid: u32) -> Option<String> {
 /// is removed.
 pub fn all(home: &Home) -> Vec<Run> {
     let mut runs = Vec::new();
-    let Ok(entries) = fs::read_dir(home.file(FOLDER)) else { return runs };
+    let Ok(entries) = fs::read_dir(home.file(RUN_FOLDER)) else { return runs };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let Some(pid) = name.strip_suffix(".json").and_then(|pid| pid.parse().ok()) else { continue };
         // In this order: who ends well takes its entry away before its lock.
         let state = match is_alive(home, pid) {
-            true => State::Running,
-            false if home.file(&lock_name(pid)).exists() => State::Crashed,
-            false => State::Failed,
+            true => RunState::Running,
+            false if home.file(&lock_name(pid)).exists() => RunState::Crashed,
+            false => RunState::Failed,
         };
-        let Some(run) = home.read::<Run>(&format!("{FOLDER}/{name}")).ok().flatten() else { continue };
-        if state == State::Running || run.log.is_some() {
+        let Some(run) = home.read::<Run>(&format!("{RUN_FOLDER}/{name}")).ok().flatten() else { continue };
+        if state == RunState::Running || run.log.is_some() {
             runs.push(Run { state, ..run });
         } else {
             forget(home, pid);
@@ -219,7 +219,7 @@ pub fn all(home: &Home) -> Vec<Run> {
     // Of those that began in one second, the later one has the higher number.
     runs.sort_by_key(|run| (run.started_at, run.pid));
     let dead: Vec<u32> = runs.iter().filter(|run| !run.is_alive()).map(|run| run.pid).collect();
-    for pid in dead.iter().rev().skip(DEAD) {
+    for pid in dead.iter().rev().skip(REMEMBERED_FAILURES) {
         forget(home, *pid);
         runs.retain(|run| run.pid != *pid);
     }
@@ -250,7 +250,7 @@ mod tests {
             started_at: clock::now(),
             log: None,
             open: Vec::new(),
-            state: State::Running,
+            state: RunState::Running,
         };
         home.write("run/4000000.json", &dead).unwrap();
         assert!(all(&home).is_empty());
@@ -268,8 +268,11 @@ mod tests {
         }
         files::append(&home.file(&lock_name(4_000_029))).unwrap();
         let left = all(&home);
-        assert_eq!((left.len(), left[0].pid), (DEAD, 4_000_010));
-        assert_eq!((left[0].state, left[DEAD - 1].state), (State::Failed, State::Crashed));
-        assert_eq!(fs::read_dir(home.file(FOLDER)).unwrap().count(), DEAD + 1);
+        assert_eq!((left.len(), left[0].pid), (REMEMBERED_FAILURES, 4_000_010));
+        assert_eq!(
+            (left[0].state, left[REMEMBERED_FAILURES - 1].state),
+            (RunState::Failed, RunState::Crashed)
+        );
+        assert_eq!(fs::read_dir(home.file(RUN_FOLDER)).unwrap().count(), REMEMBERED_FAILURES + 1);
     }
 }

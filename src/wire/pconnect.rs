@@ -14,8 +14,8 @@ use crate::model::service::Protocol;
 use crate::model::target::Target;
 
 /// A project's file is small; a larger one is something else.
-pub const FILE_LIMIT: usize = 256 * 1024;
-const SERVICES: usize = 200;
+pub const PROJECT_FILE_LIMIT: usize = 256 * 1024;
+const PROJECT_SERVICES: usize = 200;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "`services:` or `expose:`")]
@@ -23,7 +23,7 @@ pub struct Project {
     #[serde(default)]
     pub hub: Option<String>,
     #[serde(default)]
-    pub services: Vec<Needed>,
+    pub services: Vec<NeededService>,
     /// Services to be exposed while the project runs: `5432` or `192.168.1.50:8080`.
     #[serde(default)]
     pub expose: BTreeMap<Name, Target>,
@@ -32,7 +32,7 @@ pub struct Project {
 /// A service to be brought here.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "`name: NAME`")]
-pub struct Needed {
+pub struct NeededService {
     pub name: Name,
     /// The local port; without one it is the service's own.
     #[serde(default, alias = "localPort", alias = "local_port", deserialize_with = "port")]
@@ -68,15 +68,15 @@ impl Visitor<'_> for Port {
 
 /// JSON is YAML, so one parser reads both. An error says the line.
 pub fn parse(text: &str) -> Result<Project, String> {
-    if text.len() > FILE_LIMIT {
+    if text.len() > PROJECT_FILE_LIMIT {
         return Err("the file is larger than 256 KiB".into());
     }
     if text.trim().is_empty() {
         return Err("the file is empty".into());
     }
     let project: Project = serde_yaml::from_str(text).map_err(|error| in_words(&error, text))?;
-    if project.services.len() + project.expose.len() > SERVICES {
-        return Err(format!("there are more than {SERVICES} services"));
+    if project.services.len() + project.expose.len() > PROJECT_SERVICES {
+        return Err(format!("there are more than {PROJECT_SERVICES} services"));
     }
     let mut names: Vec<&Name> = project.services.iter().map(|service| &service.name).collect();
     names.sort();

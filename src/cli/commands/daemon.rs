@@ -5,19 +5,19 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::daemon_keep::Keeper;
 use super::daemon_service;
 use super::status::show;
 use crate::cli::Call;
 use crate::cli::CommandResult;
 use crate::cli::background;
 use crate::cli::call::not_configured;
+use crate::cli::daemon_exposures::DaemonExposures;
 use crate::cli::logs;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
-use crate::os::daemon;
-use crate::os::daemon::Begin;
+use crate::os::detach;
+use crate::os::detach::BackgroundStart;
 use crate::os::files;
 use crate::state::config::Config;
 use crate::state::config::SavedExposure;
@@ -25,16 +25,16 @@ use crate::state::runs;
 use crate::state::runs::Run;
 use crate::tunnel::agent::Exposure;
 
-pub const KIND: &str = "daemon";
-pub const LOG: &str = "agent.log";
+pub const DAEMON_KIND: &str = "daemon";
+pub const DAEMON_LOG: &str = "agent.log";
 /// How long the daemon has to expose what was just saved.
-const PATIENCE: Duration = Duration::from_secs(10);
+const EXPOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub fn start(call: &Call) -> CommandResult {
     if call.args.flag("foreground") || call.is_background() {
         return serve(call);
     }
-    if let Some(run) = runs::running(&call.home, KIND) {
+    if let Some(run) = runs::running(&call.home, DAEMON_KIND) {
         call.say.line(&format!("[ok] The daemon already runs (PID {})", run.pid));
         call.say.event(&json!({ "event": "running", "pid": run.pid }));
         return Ok(0);
@@ -42,12 +42,13 @@ pub fn start(call: &Call) -> CommandResult {
     if daemon_service::start(call)? {
         return Ok(0);
     }
-    begin(call, daemon::own_arguments(), true)
+    begin(call, detach::own_arguments(), true)
 }
 
 fn begin(call: &Call, arguments: Vec<std::ffi::OsString>, aloud: bool) -> CommandResult {
-    let log = call.home.file(LOG);
-    let started = background::start(call, &Begin { arguments, environment: &[], log: &log }, aloud)?;
+    let log = call.home.file(DAEMON_LOG);
+    let started =
+        background::start(call, &BackgroundStart { arguments, environment: &[], log: &log }, aloud)?;
     call.fail_if_stopped()?;
     Ok(background::say_begun(call, started, &log))
 }
@@ -60,8 +61,8 @@ fn serve(call: &Call) -> CommandResult {
         Error::new("The daemon already runs")
             .hint("Look at it: connect daemon status, or: connect daemon restart")
     })?;
-    let mut run = runs::register(&call.home, KIND, &[KIND.to_owned()])?;
-    let mut keeper = Keeper::new(call)?;
+    let mut run = runs::register(&call.home, DAEMON_KIND, &[DAEMON_KIND.to_owned()])?;
+    let mut keeper = DaemonExposures::new(call)?;
     call.say.line(&format!("[ok] Daemon started; it keeps {} exposure(s) up", config.exposures.len()));
     keeper.settle(&mut run);
     call.fail_if_stopped()?;
@@ -73,7 +74,7 @@ fn serve(call: &Call) -> CommandResult {
     background::ready(call)?;
     keeper.keep_up(&mut run);
     run.ends_well();
-    daemon::notify("STOPPING=1");
+    detach::notify("STOPPING=1");
     drop(keeper);
     call.say.event(&json!({ "event": "stopped" }));
     Ok(0)
@@ -88,7 +89,7 @@ pub fn stop(call: &Call) -> CommandResult {
 
 /// The one that ran, and does no more.
 pub fn end(call: &Call) -> Result<Option<Run>> {
-    let run = runs::running(&call.home, KIND);
+    let run = runs::running(&call.home, DAEMON_KIND);
     run.iter().try_for_each(|run| background::end(call, "The daemon", run.pid))?;
     Ok(run)
 }
@@ -104,7 +105,7 @@ pub fn restart(call: &Call) -> CommandResult {
 
 pub fn status(call: &Call) -> CommandResult {
     let kept = call.config()?.exposures.clone();
-    let run = runs::all(&call.home).into_iter().rev().find(|run| run.kind == KIND);
+    let run = runs::all(&call.home).into_iter().rev().find(|run| run.kind == DAEMON_KIND);
     let is_running = run.as_ref().is_some_and(Run::is_alive);
     let installed = daemon_service::installed();
     call.say.value(&json!({ "running": is_running, "daemon": run, "kept": kept, "installed": installed }));
@@ -129,7 +130,7 @@ pub fn status(call: &Call) -> CommandResult {
 }
 
 pub fn logs(call: &Call) -> CommandResult {
-    logs::show(call, &call.home.file(LOG), "Start the daemon: connect daemon start")
+    logs::show(call, &call.home.file(DAEMON_LOG), "Start the daemon: connect daemon start")
 }
 
 /// `connect expose --keep`: saves it, sees that a daemon runs, and waits for the daemon's word.
@@ -141,7 +142,7 @@ pub fn keep(call: &Call, exposure: &Exposure) -> CommandResult {
     let (name, target) = (&exposure.name, &exposure.target);
     let kept = SavedExposure { target: target.clone(), protocol: exposure.protocol };
     Config::change(&call.home, call.config_file(), |config| config.exposures.insert(name.clone(), kept))?;
-    if runs::running(&call.home, KIND).is_none()
+    if runs::running(&call.home, DAEMON_KIND).is_none()
         && !daemon_service::start(call)?
         && begin(call, background::arguments(call, &["daemon", "start", "--quiet"]), false)? != 0
     {
@@ -163,10 +164,10 @@ pub fn keep(call: &Call, exposure: &Exposure) -> CommandResult {
 
 /// Until the daemon has exposed it; otherwise what stands in the way.
 fn wait_for(call: &Call, name: &Name, at: &str) -> Result<Option<String>> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + EXPOSE_TIMEOUT;
     let mut trouble = "the daemon has not taken it up yet".to_owned();
     while Instant::now() < deadline {
-        let open = runs::running(&call.home, KIND).map(|run| run.open).unwrap_or_default();
+        let open = runs::running(&call.home, DAEMON_KIND).map(|run| run.open).unwrap_or_default();
         if let Some(one) = open.iter().find(|one| one.name == name.as_str() && one.at == at) {
             match &one.trouble {
                 None if one.up => return Ok(None),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::daemon::LOG;
+use super::daemon::DAEMON_LOG;
 use super::daemon::end;
 use crate::cli::Call;
 use crate::cli::CommandResult;
@@ -12,7 +12,7 @@ use crate::cli::call::variable;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
-use crate::os::daemon;
+use crate::os::detach;
 use crate::os::setup::step::SetupStep;
 use crate::os::setup::unit;
 use crate::os::setup::unit::ServiceManager;
@@ -21,7 +21,7 @@ use crate::os::setup::unit::UnitSpec;
 use crate::os::user;
 
 /// What this shell has set and a service manager would not know.
-const CARRIED: [&str; 4] = ["CONNECT_HUB_URL", "PRIVATECONNECT_CA", "HTTPS_PROXY", "NO_PROXY"];
+const UNIT_VARIABLES: [&str; 4] = ["CONNECT_HUB_URL", "PRIVATECONNECT_CA", "HTTPS_PROXY", "NO_PROXY"];
 
 pub fn install(call: &Call) -> CommandResult {
     let (service, plan) = planned(call)?;
@@ -125,9 +125,9 @@ fn described(call: &Call, system: bool) -> Result<UnitSpec> {
     }
     let mut environment = vec![
         ("PRIVATECONNECT_HOME".to_owned(), state.display().to_string()),
-        (daemon::MARK.to_owned(), state.join(LOG).display().to_string()),
+        (detach::LOG_VARIABLE.to_owned(), state.join(DAEMON_LOG).display().to_string()),
     ];
-    environment.extend(CARRIED.iter().filter_map(|name| Some(((*name).to_owned(), variable(name)?))));
+    environment.extend(UNIT_VARIABLES.iter().filter_map(|name| Some(((*name).to_owned(), variable(name)?))));
     Ok(UnitSpec { command, environment, state, system: system.then_some(name) })
 }
 

@@ -11,16 +11,16 @@ use crate::api::Hub;
 use crate::cli::Call;
 use crate::cli::CommandResult;
 use crate::cli::background;
-use crate::cli::commands::dev_file::NAMES;
-use crate::cli::commands::dev_file::Watched;
-use crate::cli::commands::dev_file::find;
-use crate::cli::commands::dev_file::project_name;
-use crate::cli::commands::dev_file::shown;
-use crate::cli::exposing::Exposing;
-use crate::cli::member::Right;
-use crate::cli::member::Wanted;
-use crate::cli::party::Party;
+use crate::cli::exposures::ExposureSet;
+use crate::cli::local_tunnel::TunnelAccess;
+use crate::cli::local_tunnel::TunnelSpec;
+use crate::cli::project_file::PROJECT_FILES;
+use crate::cli::project_file::ProjectFile;
+use crate::cli::project_file::find;
+use crate::cli::project_file::project_name;
+use crate::cli::project_file::shown;
 use crate::cli::project_hub::project_hub;
+use crate::cli::tunnels::TunnelSet;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
@@ -31,7 +31,7 @@ use crate::net::address::HubUrl;
 use crate::os::files;
 use crate::tunnel::agent::Exposure;
 use crate::wire::api::ServiceInfo;
-use crate::wire::pconnect::Needed;
+use crate::wire::pconnect::NeededService;
 use crate::wire::pconnect::Project;
 
 pub fn run(call: &Call) -> CommandResult {
@@ -40,7 +40,7 @@ pub fn run(call: &Call) -> CommandResult {
     }
     let path = find(call)?;
     let wait = call.args.duration("wait")?;
-    let mut file = Watched::open(path)?;
+    let mut file = ProjectFile::open(path)?;
     if let Some(code) = background::detach(call, "dev", &project_name(&file.path), &[])? {
         return Ok(code);
     }
@@ -50,14 +50,14 @@ pub fn run(call: &Call) -> CommandResult {
     say.line(&format!("  Config: {}", shown(&file.path)));
     say.line(&format!("  Hub:    {}\n", hub.url));
     say.line("  Connecting to services...\n");
-    let wait = Party::wait_for_hub(call, &hub, wait)?;
+    let wait = TunnelSet::wait_for_hub(call, &hub, wait)?;
     let mut exposing = None;
     offer(call, &hub, &mut exposing, &BTreeMap::new(), &file.project.expose)?;
     let services = hub.services()?;
     file.project.services.iter().for_each(|needed| say_if_unknown(call, needed, &services));
-    let right = Right::own(call, Arc::clone(&hub))?;
+    let right = TunnelAccess::own(call, Arc::clone(&hub))?;
     let name = project_name(&file.path);
-    let mut party = Party::new(call, "dev", std::slice::from_ref(&name), right);
+    let mut party = TunnelSet::new(call, "dev", std::slice::from_ref(&name), right);
     party.add(file.project.services.iter().map(|needed| wanted(needed, &services)).collect());
     party.wait_as_asked(wait)?;
     call.fail_if_stopped()?;
@@ -87,9 +87,9 @@ pub fn run(call: &Call) -> CommandResult {
     Ok(code)
 }
 
-fn wanted(needed: &Needed, services: &[ServiceInfo]) -> Wanted {
+fn wanted(needed: &NeededService, services: &[ServiceInfo]) -> TunnelSpec {
     let own = services.iter().find(|service| service.name == needed.name).map(|service| service.target_port);
-    Wanted {
+    TunnelSpec {
         name: needed.name.clone(),
         service: needed.name.to_string(),
         port: needed.port.or(own).unwrap_or(FALLBACK_PORT),
@@ -100,7 +100,7 @@ fn wanted(needed: &Needed, services: &[ServiceInfo]) -> Wanted {
 }
 
 /// It may still come, so it is waited for; one that is misspelt never does.
-fn say_if_unknown(call: &Call, needed: &Needed, services: &[ServiceInfo]) {
+fn say_if_unknown(call: &Call, needed: &NeededService, services: &[ServiceInfo]) {
     let known = || services.iter().map(|service| service.name.as_str());
     if known().any(|name| name == needed.name.as_str()) {
         return;
@@ -113,7 +113,7 @@ fn say_if_unknown(call: &Call, needed: &Needed, services: &[ServiceInfo]) {
 /// For a service that names no port and that the hub does not know yet.
 const FALLBACK_PORT: u16 = 10_000;
 
-fn report(call: &Call, party: &Party<'_>, name: &str) -> Result<()> {
+fn report(call: &Call, party: &TunnelSet<'_>, name: &str) -> Result<()> {
     let say = &call.say;
     let members = party.members();
     let up: Vec<_> = members.iter().filter(|member| member.trouble.is_none()).collect();
@@ -144,7 +144,7 @@ fn report(call: &Call, party: &Party<'_>, name: &str) -> Result<()> {
 }
 
 /// The file has changed: new services join, removed ones leave, the others are not touched.
-fn take_up(call: &Call, hub: &Hub, party: &mut Party<'_>, before: &Project, now: &Project) -> Result<()> {
+fn take_up(call: &Call, hub: &Hub, party: &mut TunnelSet<'_>, before: &Project, now: &Project) -> Result<()> {
     if before.hub != now.hub {
         call.say.warn("Another hub is used only after a new start: Ctrl+C, then connect dev");
     }
@@ -153,7 +153,8 @@ fn take_up(call: &Call, hub: &Hub, party: &mut Party<'_>, before: &Project, now:
         party.remove(&old.name);
         call.say.line(&format!("[ok] {} left", old.name));
     }
-    let new: Vec<&Needed> = now.services.iter().filter(|needed| !before.services.contains(needed)).collect();
+    let new: Vec<&NeededService> =
+        now.services.iter().filter(|needed| !before.services.contains(needed)).collect();
     if new.is_empty() {
         return Ok(());
     }
@@ -176,7 +177,7 @@ fn take_up(call: &Call, hub: &Hub, party: &mut Party<'_>, before: &Project, now:
 fn offer<'c>(
     call: &'c Call,
     hub: &Arc<Hub>,
-    exposing: &mut Option<Exposing<'c>>,
+    exposing: &mut Option<ExposureSet<'c>>,
     before: &BTreeMap<Name, Target>,
     now: &BTreeMap<Name, Target>,
 ) -> Result<()> {
@@ -196,7 +197,7 @@ fn offer<'c>(
     }
     let begun = match exposing.take() {
         Some(begun) => begun,
-        None => Exposing::start(call, Arc::clone(hub), None)?,
+        None => ExposureSet::start(call, Arc::clone(hub), None)?,
     };
     let exposing = exposing.insert(begun);
     let names: Vec<Name> = new.iter().map(|one| one.name.clone()).collect();
@@ -213,9 +214,10 @@ fn offer<'c>(
 
 /// Writes a commented file from what is known; overwrites nothing.
 fn init(call: &Call) -> CommandResult {
-    let path = call.args.value("file").map_or_else(|| PathBuf::from(NAMES[0]), PathBuf::from);
-    if let Some(there) =
-        std::iter::once(path.clone()).chain(NAMES.iter().map(PathBuf::from)).find(|path| path.exists())
+    let path = call.args.value("file").map_or_else(|| PathBuf::from(PROJECT_FILES[0]), PathBuf::from);
+    if let Some(there) = std::iter::once(path.clone())
+        .chain(PROJECT_FILES.iter().map(PathBuf::from))
+        .find(|path| path.exists())
     {
         return Err(Error::new(format!("{} is there already", there.display()))
             .hint("Edit it; --init overwrites nothing"));

@@ -148,7 +148,7 @@ fn identity(exam: &mut Exam<'_>) -> Option<Verdict> {
 
 fn exposures(exam: &mut Exam<'_>) -> Option<Verdict> {
     let kept = exam.config.exposures.len();
-    let open = match runs::running(&exam.call.home, daemon::KIND) {
+    let open = match runs::running(&exam.call.home, daemon::DAEMON_KIND) {
         _ if kept == 0 => return None,
         None => {
             let error = Error::new(format!("{kept} saved, but no daemon runs that would keep them up"));

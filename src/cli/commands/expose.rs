@@ -7,8 +7,8 @@ use crate::cli::CommandResult;
 use crate::cli::args::name_of;
 use crate::cli::background;
 use crate::cli::commands::daemon;
-use crate::cli::exposing::Exposed;
-use crate::cli::exposing::Exposing;
+use crate::cli::exposures::ExposureSet;
+use crate::cli::exposures::RegisteredService;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::service::Protocol;
@@ -26,7 +26,7 @@ pub fn run(call: &Call) -> CommandResult {
         return Ok(code);
     }
     let run = runs::register(&call.home, "expose", &[name.to_string()])?;
-    let mut exposing = Exposing::start(call, call.hub()?, Some(run))?;
+    let mut exposing = ExposureSet::start(call, call.hub()?, Some(run))?;
     let exposed = exposing.expose(vec![exposure])?;
     exposed.iter().for_each(|one| announce(call, one));
     background::ready(call)?;
@@ -68,7 +68,7 @@ pub fn target_of(text: &str) -> Result<Target> {
     })
 }
 
-fn announce(call: &Call, exposed: &Exposed) {
+fn announce(call: &Call, exposed: &RegisteredService) {
     let Exposure { name, target, .. } = &exposed.exposure;
     call.say.event(
         &json!({ "event": "exposed", "name": name, "target": target.to_string(), "id": exposed.service,

@@ -15,10 +15,10 @@ use crate::cli::background;
 use crate::cli::call::not_configured;
 use crate::cli::call::parse_hub_urls;
 use crate::cli::call::variable;
-use crate::cli::member::Right;
-use crate::cli::member::Wanted;
-use crate::cli::member::another_agent;
-use crate::cli::party::Party;
+use crate::cli::local_tunnel::TunnelAccess;
+use crate::cli::local_tunnel::TunnelSpec;
+use crate::cli::local_tunnel::another_agent;
+use crate::cli::tunnels::TunnelSet;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::OrSay;
@@ -38,7 +38,7 @@ use crate::wire::api::SHARED_SERVICES;
 use crate::wire::api::SharePreview;
 
 /// What stdin may hold before its line ends.
-const LINE: usize = 4096;
+const CODE_LINE_LIMIT: usize = 4096;
 
 pub fn run(call: &Call) -> CommandResult {
     let invitation = invitation(call)?;
@@ -54,7 +54,7 @@ pub fn run(call: &Call) -> CommandResult {
     let say = &call.say;
     say.line(&format!("🔗 Joining environment share: {}\n", invitation.code.as_str()));
     let (hub, identity) = hub(call, &invitation)?;
-    let wait = Party::wait_for_hub(call, &hub, wait)?;
+    let wait = TunnelSet::wait_for_hub(call, &hub, wait)?;
     let share = hub.join_share(&invitation.code).map_err(explain)?;
     if invitation.agent.is_some_and(|pin| pin != share.agent_fingerprint.pin()) {
         return Err(another_agent());
@@ -74,7 +74,7 @@ pub fn run(call: &Call) -> CommandResult {
         code: invitation.code.as_str().to_owned(),
         token: share.token.clone().unwrap_or_default(),
     };
-    let right = Right {
+    let right = TunnelAccess {
         known_as: format!("{}#{}", hub.url, &secret::hash(invitation.code.as_str())[..16]),
         hub,
         identity,
@@ -84,7 +84,7 @@ pub fn run(call: &Call) -> CommandResult {
         agent: invitation.agent.map(|_| share.agent_fingerprint),
     };
     let names = [invitation.code.as_str().to_owned(), share.name.clone()];
-    let mut party = Party::new(call, "join", &names, right);
+    let mut party = TunnelSet::new(call, "join", &names, right);
     party.add(wanted);
     party.wait_as_asked(wait)?;
     call.fail_if_stopped()?;
@@ -103,7 +103,7 @@ fn invitation(call: &Call) -> Result<Invitation> {
     let text = match handed_on.or(given).or_else(|| variable("CONNECT_JOIN")) {
         Some(text) => text,
         None if call.args.positional(0) == Some("-") => {
-            terminal::read_line(LINE).or_say(|| "Cannot read the code from stdin")?
+            terminal::read_line(CODE_LINE_LIMIT).or_say(|| "Cannot read the code from stdin")?
         }
         None => {
             return Err(
@@ -168,12 +168,12 @@ fn chosen_ports(call: &Call) -> Result<BTreeMap<Name, u16>> {
     chosen.collect()
 }
 
-fn wanted(call: &Call, share: &SharePreview, mut ports: BTreeMap<Name, u16>) -> Result<Vec<Wanted>> {
+fn wanted(call: &Call, share: &SharePreview, mut ports: BTreeMap<Name, u16>) -> Result<Vec<TunnelSpec>> {
     let strict = call.args.flag("strict-ports");
     let wanted = share.services.iter().map(|service| {
         let chosen = ports.remove(&service.name);
         let port = chosen.unwrap_or(service.target_port);
-        Wanted {
+        TunnelSpec {
             name: service.name.clone(),
             service: service.id.clone(),
             port,
@@ -181,7 +181,7 @@ fn wanted(call: &Call, share: &SharePreview, mut ports: BTreeMap<Name, u16>) -> 
             strict,
         }
     });
-    let wanted: Vec<Wanted> = wanted.collect();
+    let wanted: Vec<TunnelSpec> = wanted.collect();
     let Some(stray) = ports.into_keys().next() else { return Ok(wanted) };
     let error = Error::usage(format!("There is no {stray} in this share"));
     Err(match suggest::nearest(stray.as_str(), wanted.iter().map(|one| one.name.as_str())) {
@@ -194,7 +194,7 @@ fn wanted(call: &Call, share: &SharePreview, mut ports: BTreeMap<Name, u16>) -> 
 }
 
 /// Says how each service came out. With a command to run, one that is missing is the end.
-fn report(call: &Call, share: &SharePreview, code: &str, party: &Party<'_>) -> Result<()> {
+fn report(call: &Call, share: &SharePreview, code: &str, party: &TunnelSet<'_>) -> Result<()> {
     let say = &call.say;
     for member in party.members() {
         match &member.trouble {

@@ -2,10 +2,8 @@
 
 pub mod completions;
 pub mod daemon;
-mod daemon_keep;
 pub mod daemon_service;
 pub mod dev;
-mod dev_file;
 pub mod discover;
 pub mod doctor;
 mod doctor_checks;
@@ -21,7 +19,6 @@ pub mod proxy_trust;
 pub mod reach;
 pub mod services;
 pub mod share;
-mod share_standing;
 pub mod status;
 pub mod up;
 pub mod whoami;

@@ -15,8 +15,9 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::net::address::HubUrl;
 use crate::net::serve::Bound;
-use crate::os::daemon;
-use crate::os::daemon::Begin;
+
+use crate::os::detach;
+use crate::os::detach::BackgroundStart;
 use crate::os::paths;
 use crate::os::process;
 use crate::proxy::Proxy;
@@ -53,13 +54,14 @@ pub fn start(call: &Call) -> CommandResult {
     if call.args.flag("foreground") || call.is_background() {
         return serve(call, &wanted);
     }
-    detach(call, daemon::own_arguments(), true)
+    detach(call, detach::own_arguments(), true)
 }
 
 /// Runs ourselves in the background; Ctrl-C ends it as long as it is not ready.
 fn detach(call: &Call, arguments: Vec<OsString>, aloud: bool) -> CommandResult {
     let log = call.home.file(proxy::LOG);
-    let started = background::start(call, &Begin { arguments, environment: &[], log: &log }, aloud)?;
+    let started =
+        background::start(call, &BackgroundStart { arguments, environment: &[], log: &log }, aloud)?;
     call.fail_if_stopped().map(|()| started.code())
 }
 
@@ -89,7 +91,7 @@ fn serve(call: &Call, wanted: &Wanted) -> CommandResult {
     let _state = proxy::announce(&call.home, port, wanted.tls)?;
     announce(call, &serving);
     if call.is_background() {
-        daemon::ready(&call.home.file(proxy::LOG))?;
+        detach::ready(&call.home.file(proxy::LOG))?;
     }
     call.stop.wait();
     drop(serving);

@@ -14,9 +14,9 @@ use crate::cli::args::name_of;
 use crate::cli::args::port_of;
 use crate::cli::background;
 use crate::cli::call::variable;
-use crate::cli::member::Right;
-use crate::cli::member::Wanted;
-use crate::cli::party::Party;
+use crate::cli::local_tunnel::TunnelAccess;
+use crate::cli::local_tunnel::TunnelSpec;
+use crate::cli::tunnels::TunnelSet;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
@@ -27,9 +27,9 @@ use crate::state::service_cache;
 use crate::wire::api::ServiceInfo;
 use crate::wire::api::Status;
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const DEFAULT_REACH_TIMEOUT: Duration = Duration::from_secs(5);
 /// No time at all would mean to wait for ever.
-const LEAST: Duration = Duration::from_millis(1);
+const LEAST_TIMEOUT: Duration = Duration::from_millis(1);
 
 pub fn run(call: &Call) -> CommandResult {
     let name = name_of(call.args.positional(0).unwrap_or_default())?;
@@ -45,7 +45,7 @@ pub fn run(call: &Call) -> CommandResult {
     if let Some(code) = background::detach(call, "reach", name.as_str(), &[])? {
         return Ok(code);
     }
-    let deadline = Instant::now() + call.args.duration("timeout")?.unwrap_or(PATIENCE);
+    let deadline = Instant::now() + call.args.duration("timeout")?.unwrap_or(DEFAULT_REACH_TIMEOUT);
     // Who gives up waits for nothing that is still on its way.
     let way = call.stop.child();
     let hub = call.hub_at(call.hub_urls()?, &way)?;
@@ -53,11 +53,11 @@ pub fn run(call: &Call) -> CommandResult {
     let mut report = Diagnosis::default();
     look(call, &hub, &mut report, deadline)?;
     let service = find(call, &within(&hub, deadline), &name, &mut report)?;
-    let mut party = Party::new(call, "reach", &[name.to_string()], Right::own(call, hub)?);
+    let mut party = TunnelSet::new(call, "reach", &[name.to_string()], TunnelAccess::own(call, hub)?);
     let began = Instant::now();
     let check = call.args.flag("check");
     party.patience = deadline.saturating_duration_since(began);
-    party.add(vec![Wanted {
+    party.add(vec![TunnelSpec {
         name: name.clone(),
         service: name.to_string(),
         // Whoever only looks takes no port but any free one: on the agent's own machine it might be the very
@@ -100,7 +100,7 @@ pub fn run(call: &Call) -> CommandResult {
 
 /// The same hub, of which every call ends by then.
 fn within(hub: &Hub, deadline: Instant) -> Hub {
-    hub.within(deadline.saturating_duration_since(Instant::now()).max(LEAST))
+    hub.within(deadline.saturating_duration_since(Instant::now()).max(LEAST_TIMEOUT))
 }
 
 /// The way to the hub, step by step.

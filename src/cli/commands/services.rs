@@ -14,8 +14,8 @@ use crate::wire::api::ServiceInfo;
 
 const NONE: &str = "No services yet. Offer one beside it: connect expose NAME PORT";
 /// How often a live table asks the hub, and how long it waits for an answer.
-const EVERY: Duration = Duration::from_secs(1);
-const PATIENCE: Duration = Duration::from_secs(3);
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+const WATCH_ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub fn run(call: &Call) -> CommandResult {
     if call.args.flag("watch") {
@@ -49,7 +49,7 @@ fn cells(service: &ServiceInfo) -> [String; 6] {
 
 /// Until Ctrl-C, also while the hub is away: on a terminal a table that is drawn again, else a line a change.
 fn watch(call: &Call) -> CommandResult {
-    let hub = call.hub()?.within(PATIENCE);
+    let hub = call.hub()?.within(WATCH_ANSWER_TIMEOUT);
     let is_screen = terminal::is_terminal_out() && !call.say.json;
     let (mut known, mut away): (Option<Vec<_>>, Option<String>) = (None, None);
     loop {
@@ -83,7 +83,7 @@ fn watch(call: &Call) -> CommandResult {
                 list.unwrap_or_default()
             ));
         }
-        if call.stop.wait_for(EVERY) {
+        if call.stop.wait_for(WATCH_INTERVAL) {
             return Ok(0);
         }
     }

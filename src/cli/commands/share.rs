@@ -19,9 +19,9 @@ use crate::cli::commands::discover::in_json;
 use crate::cli::commands::discover::ports;
 use crate::cli::commands::discover::show;
 use crate::cli::commands::expose::target_of;
-use crate::cli::commands::share_standing::Standing;
-use crate::cli::exposing::Exposing;
+use crate::cli::exposures::ExposureSet;
 use crate::cli::say::columns;
+use crate::cli::share_watch::ShareWatch;
 use crate::discover;
 use crate::discover::probe::ServiceKind;
 use crate::error::Error;
@@ -40,14 +40,14 @@ use crate::tunnel::agent::Exposure;
 use crate::wire::api::MakeShare;
 use crate::wire::api::ShareMade;
 
-const LIFE: Duration = Duration::from_hours(24);
+const DEFAULT_SHARE_LIFE: Duration = Duration::from_hours(24);
 /// How long a service without a name has to say what it is.
-const LOOK: Duration = Duration::from_secs(1);
+const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub fn run(call: &Call) -> CommandResult {
     let code = call.args.value("code").map(code_of).transpose()?;
     let max_joins = max_joins(call)?;
-    let life = call.args.duration("expires")?.unwrap_or(LIFE);
+    let life = call.args.duration("expires")?.unwrap_or(DEFAULT_SHARE_LIFE);
     let found = discovered(call)?;
     let exposures = exposures(call, &found)?;
     let name = call.args.value("name").map_or_else(|| format!("{}-env", user::hostname()), str::to_owned);
@@ -66,7 +66,7 @@ pub fn run(call: &Call) -> CommandResult {
     let mut exposing = None;
     if !exposures.is_empty() {
         let run = runs::register(&call.home, "share", std::slice::from_ref(&name))?;
-        let mut begun = Exposing::start(call, Arc::clone(&hub), Some(run))?;
+        let mut begun = ExposureSet::start(call, Arc::clone(&hub), Some(run))?;
         for one in begun.expose(exposures.clone())? {
             if !one.answers {
                 call.say.warn(&format!(
@@ -95,7 +95,7 @@ pub fn run(call: &Call) -> CommandResult {
     exposing.called(&[made.code.clone(), name]);
     background::how_to_end(call, &made.code, "Press Ctrl+C to stop sharing");
     background::ready(call)?;
-    let mut standing = Standing::begin(&hub, made.id, until);
+    let mut standing = ShareWatch::begin(&hub, made.id, until);
     let stayed = exposing.stay(|exposing| standing.is_over(exposing.is_lost(), &call.say));
     // Without its services the code would open nothing; nobody should find it and wonder.
     let revoked = (!standing.is_revoked).then(|| {
@@ -158,7 +158,8 @@ fn exposures(call: &Call, found: &[NamedService]) -> Result<Vec<Exposure>> {
             Some((name, target)) => (Some(name_of(name)?), target_of(target)?),
             None => (None, target_of(text)?),
         };
-        let service = if name.is_some() { None } else { discover::identify(&target, LOOK, &call.stop) };
+        let service =
+            if name.is_some() { None } else { discover::identify(&target, IDENTIFY_TIMEOUT, &call.stop) };
         let kind = service.map_or(ServiceKind::Tcp, |service| service.kind);
         let name = match name {
             Some(name) => name,

@@ -18,9 +18,9 @@ use crate::os::paths;
 use crate::state::config::Config;
 use crate::state::proxy;
 use crate::state::runs;
-use crate::state::runs::Open;
+use crate::state::runs::OpenService;
 use crate::state::runs::Run;
-use crate::state::runs::State;
+use crate::state::runs::RunState;
 
 #[allow(clippy::unnecessary_wraps)] // It is a command like the others.
 pub fn status(call: &Call) -> CommandResult {
@@ -36,7 +36,8 @@ pub fn status(call: &Call) -> CommandResult {
 /// The proxy's routes are its own list.
 fn with_routes(call: &Call, mut run: Run) -> Run {
     if let Some(state) = proxy::running(&call.home).filter(|state| state.pid == run.pid) {
-        let route = |name: String| Open { at: state.url_of(&name), name, up: true, ..Open::default() };
+        let route =
+            |name: String| OpenService { at: state.url_of(&name), name, up: true, ..OpenService::default() };
         run.open = proxy::routes(&call.home).into_iter().map(route).collect();
     }
     run
@@ -60,7 +61,7 @@ pub fn show(call: &Call, run: &Run) {
     let say = &call.say;
     let since = in_words(clock::now().since(run.started_at));
     if !run.is_alive() {
-        let how = if run.state == State::Crashed { "crashed" } else { "failed" };
+        let how = if run.state == RunState::Crashed { "crashed" } else { "failed" };
         say.result(&format!("[x] {} {how} (PID {}, begun {since} ago)", run.title(), run.pid));
         say.result(&format!("    {}", last_words(run).unwrap_or_else(|| "It left no word".to_owned())));
         if let Some(log) = &run.log {

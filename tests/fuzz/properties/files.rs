@@ -26,7 +26,7 @@ pub fn pconnect(bytes: &[u8], _: Cuts) {
     let names: BTreeSet<_> = project.services.iter().map(|service| &service.name).collect();
     assert_eq!(names.len(), project.services.len());
     assert!(project.services.iter().all(|service| service.port != Some(0)));
-    let needed = |service: &pconnect::Needed| json!({ "name": service.name, "port": service.port, "protocol": service.protocol });
+    let needed = |service: &pconnect::NeededService| json!({ "name": service.name, "port": service.port, "protocol": service.protocol });
     let services: Vec<_> = project.services.iter().map(needed).collect();
     let expose = project.expose.iter().map(|(name, target)| (name.as_str(), target.to_string()));
     let expose: BTreeMap<_, _> = expose.collect();

@@ -12,11 +12,11 @@ use crate::error::Result;
 use crate::wire::api::ShareInfo;
 
 /// How often the hub is asked whether the share still stands, and how long it has to answer.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
-const ANSWER: Duration = Duration::from_secs(2);
+const SHARE_POLL: Duration = Duration::from_secs(5);
+const SHARE_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Whether a share that was made here is still one, as its hub says from time to time.
-pub struct Standing {
+pub struct ShareWatch {
     hub: Hub,
     id: String,
     until: Option<Instant>,
@@ -25,10 +25,10 @@ pub struct Standing {
     pub is_revoked: bool,
 }
 
-impl Standing {
+impl ShareWatch {
     pub fn begin(hub: &Hub, id: String, until: Option<Instant>) -> Self {
-        let hub = hub.within(ANSWER);
-        Self { hub, id, until, next: Instant::now() + LOOK_AGAIN, joins: 0, is_revoked: false }
+        let hub = hub.within(SHARE_ANSWER_TIMEOUT);
+        Self { hub, id, until, next: Instant::now() + SHARE_POLL, joins: 0, is_revoked: false }
     }
 
     /// Its time is over, or somebody has revoked it. Tells of those who have joined.
@@ -36,9 +36,9 @@ impl Standing {
         let now = Instant::now();
         if now >= self.next && !hub_is_away {
             // To the hub its time may end a moment before it ends here.
-            let is_near = self.until.is_some_and(|until| until <= now + LOOK_AGAIN);
+            let is_near = self.until.is_some_and(|until| until <= now + SHARE_POLL);
             self.is_revoked = self.look(say) && !is_near;
-            self.next = Instant::now() + LOOK_AGAIN;
+            self.next = Instant::now() + SHARE_POLL;
         }
         if self.is_revoked {
             return Err(Error::new("The share was revoked from elsewhere")

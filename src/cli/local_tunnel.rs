@@ -21,14 +21,14 @@ use crate::state::home::Home;
 use crate::state::ports;
 use crate::state::routes;
 use crate::state::routes::OwnRoute;
-use crate::state::runs::Open;
+use crate::state::runs::OpenService;
 use crate::tls::identity::Identity;
 use crate::tunnel::joiner::Tunnel;
 use crate::wire::api::Membership;
 
 /// A service that is to be brought here.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
+pub struct TunnelSpec {
     pub name: Name,
     /// How the hub is asked for it: its id where it is known, else its name.
     pub service: String,
@@ -39,7 +39,7 @@ pub struct Wanted {
 }
 
 /// By what right services are asked for, and whose agent must answer.
-pub struct Right {
+pub struct TunnelAccess {
     pub hub: Arc<Hub>,
     pub identity: Identity,
     pub share: Option<Membership>,
@@ -52,8 +52,8 @@ pub struct Right {
 }
 
 /// One of them, as it is now.
-pub struct Member {
-    pub wanted: Wanted,
+pub struct LocalTunnel {
+    pub wanted: TunnelSpec,
     pub tunnel: Option<Tunnel>,
     pub trouble: Option<Error>,
     /// It has been there at least once.
@@ -64,7 +64,7 @@ pub struct Member {
     pub protocol: Arc<OnceLock<Protocol>>,
 }
 
-impl Member {
+impl LocalTunnel {
     pub fn port(&self) -> Option<u16> {
         self.tunnel.as_ref().map(|tunnel| tunnel.port).filter(|port| *port > 0)
     }
@@ -112,9 +112,9 @@ impl Member {
     }
 
     /// For `connect status`.
-    pub fn open(&self) -> Option<Open> {
+    pub fn open(&self) -> Option<OpenService> {
         let tunnel = self.tunnel.as_ref()?;
-        Some(Open {
+        Some(OpenService {
             name: self.wanted.name.to_string(),
             at: format!("localhost:{}", tunnel.port),
             up: self.trouble.is_none(),
@@ -140,7 +140,7 @@ impl Member {
     }
 }
 
-impl Right {
+impl TunnelAccess {
     /// That of this machine's own key.
     pub fn own(call: &Call, hub: Arc<Hub>) -> Result<Self> {
         let (identity, known_as) = (call.identity()?, hub.url.to_string());
@@ -163,7 +163,7 @@ impl Right {
     }
 }
 
-fn no_port(wanted: &Wanted) -> Error {
+fn no_port(wanted: &TunnelSpec) -> Error {
     if wanted.strict {
         let hint = format!("Choose another: --port {}=PORT, or leave out --strict-ports", wanted.name);
         return Error::new(format!("Port {} in use", wanted.port)).hint(hint);

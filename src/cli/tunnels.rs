@@ -13,13 +13,13 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use staying::Told;
+use staying::TunnelEvent;
 
 use super::call::Call;
-use super::member::Member;
-use super::member::Right;
-use super::member::Wanted;
-use super::member::another_agent;
+use super::local_tunnel::LocalTunnel;
+use super::local_tunnel::TunnelAccess;
+use super::local_tunnel::TunnelSpec;
+use super::local_tunnel::another_agent;
 use crate::api::Hub;
 use crate::error::Error;
 use crate::error::Result;
@@ -37,28 +37,28 @@ use crate::tunnel::pool::SessionOpener;
 use crate::wire::api::AskSession;
 
 /// How often a service without a port looks for one, and a changed file is noticed.
-const TURN: Duration = Duration::from_millis(500);
+const TUNNEL_POLL: Duration = Duration::from_millis(500);
 /// With `-- CMD` nobody is there to see what is missing, so it is waited for.
 const WAIT_FOR_COMMAND: Duration = Duration::from_mins(1);
 
-pub struct Party<'c> {
+pub struct TunnelSet<'c> {
     call: &'c Call,
-    right: Arc<Right>,
+    right: Arc<TunnelAccess>,
     /// In the order in which they were added.
-    members: Vec<Member>,
+    members: Vec<LocalTunnel>,
     /// This command's entry in the list of what runs; a folder that cannot be written costs only that.
     run: Option<OwnRun>,
     /// How long a service may take to prove that it answers.
     pub patience: Duration,
     /// What `--env-file` holds.
     written: Option<String>,
-    tell: Sender<Told>,
-    told: Receiver<Told>,
+    tell: Sender<TunnelEvent>,
+    told: Receiver<TunnelEvent>,
 }
 
-impl<'c> Party<'c> {
+impl<'c> TunnelSet<'c> {
     /// `kind` and `names` are how `status` shows it and `stop` finds it.
-    pub fn new(call: &'c Call, kind: &str, names: &[String], right: Right) -> Self {
+    pub fn new(call: &'c Call, kind: &str, names: &[String], right: TunnelAccess) -> Self {
         let (tell, told) = mpsc::channel();
         let run = runs::register(&call.home, kind, names);
         let run = run.inspect_err(|error| log::info!("not listed among what runs: {error}")).ok();
@@ -74,11 +74,11 @@ impl<'c> Party<'c> {
         }
     }
 
-    pub fn members(&self) -> &[Member] {
+    pub fn members(&self) -> &[LocalTunnel] {
         &self.members
     }
 
-    fn member(&mut self, name: &Name) -> Option<&mut Member> {
+    fn member(&mut self, name: &Name) -> Option<&mut LocalTunnel> {
         self.members.iter_mut().find(|member| member.wanted.name == *name)
     }
 
@@ -92,7 +92,7 @@ impl<'c> Party<'c> {
     }
 
     /// Adds services and proves them side by side. What goes wrong with one stands in its `trouble`.
-    pub fn add(&mut self, wanted: Vec<Wanted>) {
+    pub fn add(&mut self, wanted: Vec<TunnelSpec>) {
         for one in wanted {
             let member = self.open(one);
             self.remove(&member.wanted.name);
@@ -106,24 +106,24 @@ impl<'c> Party<'c> {
     }
 
     /// A tunnel that does not listen yet; one that cannot be had has its trouble instead.
-    fn open(&self, wanted: Wanted) -> Member {
+    fn open(&self, wanted: TunnelSpec) -> LocalTunnel {
         let protocol = Arc::default();
         let opened = self.try_open(&wanted, Arc::clone(&protocol));
         let (tunnel, trouble) = match opened {
             Ok(tunnel) => (Some(tunnel), None),
             Err(error) => (None, Some(error)),
         };
-        Member { wanted, tunnel, trouble, seen: false, route: None, protocol }
+        LocalTunnel { wanted, tunnel, trouble, seen: false, route: None, protocol }
     }
 
-    fn try_open(&self, wanted: &Wanted, protocol: Arc<OnceLock<Protocol>>) -> Result<Tunnel> {
+    fn try_open(&self, wanted: &TunnelSpec, protocol: Arc<OnceLock<Protocol>>) -> Result<Tunnel> {
         let own = AskSession::of(&wanted.service, self.right.identity.fingerprint);
         let ask = AskSession { share: self.right.share.clone(), ..own };
         let approve = self.approve(&wanted.name, protocol);
         let opener = SessionOpener::new(Arc::clone(&self.right.hub), &self.right.identity, ask, approve)?
             .expected(&wanted.name);
         let (tell, name) = (self.tell.clone(), wanted.name.clone());
-        let report = Box::new(move |event| drop(tell.send(Told::Service(name.clone(), event))));
+        let report = Box::new(move |event| drop(tell.send(TunnelEvent::Service(name.clone(), event))));
         Tunnel::new(opener, any_user, report, &self.call.stop)
     }
 
@@ -142,7 +142,8 @@ impl<'c> Party<'c> {
     }
 
     fn prove_all(&mut self) {
-        let is_down = |member: &&mut Member| member.tunnel.as_ref().is_some_and(|tunnel| !tunnel.is_up());
+        let is_down =
+            |member: &&mut LocalTunnel| member.tunnel.as_ref().is_some_and(|tunnel| !tunnel.is_up());
         let (unproved, patience) = (self.members.iter_mut().filter(is_down), self.patience);
         thread::scope(|scope| {
             for member in unproved {
@@ -165,7 +166,7 @@ impl<'c> Party<'c> {
             if let Some(final_word) = troubles.find_map(|error| self.right.the_end(error)) {
                 return Err(final_word);
             }
-            if self.call.stop.wait_for(TURN.min(deadline.saturating_duration_since(Instant::now()))) {
+            if self.call.stop.wait_for(TUNNEL_POLL.min(deadline.saturating_duration_since(Instant::now()))) {
                 return self.call.fail_if_stopped();
             }
             self.prove_all();
@@ -200,7 +201,7 @@ impl<'c> Party<'c> {
             if !error.may_pass() || Instant::now() >= deadline {
                 return Err(error);
             }
-            call.stop.wait_for(TURN);
+            call.stop.wait_for(TUNNEL_POLL);
             call.fail_if_stopped()?;
         }
         Ok(Some(deadline.saturating_duration_since(Instant::now())))
@@ -229,7 +230,7 @@ impl<'c> Party<'c> {
     /// Lists the tunnels as routes and remembers their ports, before the user hears of them. A state folder
     /// that cannot be written costs the list, not the tunnels.
     pub fn list(&mut self) {
-        let mut by_name: Vec<&mut Member> = self.members.iter_mut().collect();
+        let mut by_name: Vec<&mut LocalTunnel> = self.members.iter_mut().collect();
         by_name.sort_by(|one, other| one.wanted.name.cmp(&other.wanted.name));
         by_name.into_iter().for_each(|member| member.list(&self.call.home, &self.right.hub.url));
     }
@@ -251,6 +252,6 @@ impl<'c> Party<'c> {
 
     /// `STAGING_DB_HOST`, `STAGING_DB_PORT` and `STAGING_DB_ADDR` for the service `staging-db`.
     pub fn environment(&self) -> Vec<(String, String)> {
-        self.members.iter().flat_map(Member::environment).collect()
+        self.members.iter().flat_map(LocalTunnel::environment).collect()
     }
 }

@@ -17,16 +17,16 @@ use crate::os::user;
 use crate::wire::pconnect;
 use crate::wire::pconnect::Project;
 
-pub const NAMES: [&str; 3] = ["pconnect.yml", "pconnect.yaml", "pconnect.json"];
+pub const PROJECT_FILES: [&str; 3] = ["pconnect.yml", "pconnect.yaml", "pconnect.json"];
 
 /// The project's file, and when it was last read.
-pub struct Watched {
+pub struct ProjectFile {
     pub path: PathBuf,
     pub project: Project,
     seen: files::FileStamp,
 }
 
-impl Watched {
+impl ProjectFile {
     pub fn open(path: PathBuf) -> Result<Self> {
         let seen = files::stamp(&path);
         Ok(Self { project: read(&path)?, path, seen })
@@ -64,9 +64,9 @@ fn read(path: &Path) -> Result<Project> {
 /// No more than a project's file may hold, and of a device without an end the same.
 fn text_of(path: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
-    fs::File::open(path)?.take(pconnect::FILE_LIMIT as u64 + 1).read_to_end(&mut bytes)?;
+    fs::File::open(path)?.take(pconnect::PROJECT_FILE_LIMIT as u64 + 1).read_to_end(&mut bytes)?;
     // What is too large is refused for that, even where the limit cuts a letter.
-    if bytes.len() > pconnect::FILE_LIMIT {
+    if bytes.len() > pconnect::PROJECT_FILE_LIMIT {
         return Ok(String::from_utf8_lossy(&bytes).into_owned());
     }
     String::from_utf8(bytes).map_err(|_| io::Error::other("it is not text"))
@@ -78,7 +78,7 @@ pub fn find(call: &Call) -> Result<PathBuf> {
         return Ok(PathBuf::from(given));
     }
     let here = env::current_dir().or_say(|| "Cannot tell the current folder")?;
-    let candidates = here.ancestors().flat_map(|folder| NAMES.iter().map(|name| folder.join(name)));
+    let candidates = here.ancestors().flat_map(|folder| PROJECT_FILES.iter().map(|name| folder.join(name)));
     let found = candidates.into_iter().find(|path| path.is_file()).ok_or_else(|| {
         Error::new("There is no pconnect.yml here or above").hint("Write one: connect dev --init")
     })?;

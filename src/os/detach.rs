@@ -34,16 +34,16 @@ use crate::error::Result;
 use crate::os::files;
 
 /// Set in the one that runs in the background: where its log is.
-pub const MARK: &str = "CONNECT_BACKGROUND_LOG";
+pub const LOG_VARIABLE: &str = "CONNECT_BACKGROUND_LOG";
 /// A log that has grown beyond this becomes `.old`, and the `.old` of before is gone.
 const LOG_LIMIT: u64 = 1024 * 1024;
-const LOG_LOOK: Duration = Duration::from_secs(5);
+const LOG_SIZE_POLL: Duration = Duration::from_secs(5);
 /// Its last line on the pipe, when it is ready. No line of ours begins with a control character.
-const READY: &str = "\u{6}ready";
+const READY_LINE: &str = "\u{6}ready";
 
 /// Where the log of this process is, when it runs in the background.
 pub fn own_log() -> Option<PathBuf> {
-    env::var_os(MARK).filter(|path| !path.is_empty()).map(PathBuf::from)
+    env::var_os(LOG_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
 /// The arguments of this very command.
@@ -52,7 +52,7 @@ pub fn own_arguments() -> Vec<OsString> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Started {
+pub enum StartOutcome {
     Ready {
         pid: u32,
     },
@@ -62,7 +62,7 @@ pub enum Started {
     },
 }
 
-impl Started {
+impl StartOutcome {
     /// For whoever started it to end with.
     pub fn code(self) -> u8 {
         match self {
@@ -74,13 +74,13 @@ impl Started {
 
 /// Which of its two streams a line came by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stream {
+pub enum OutputStream {
     Out,
     Err,
 }
 
 /// What is to run in the background.
-pub struct Begin<'b> {
+pub struct BackgroundStart<'b> {
     pub arguments: Vec<OsString>,
     pub environment: &'b [(&'b str, &'b str)],
     pub log: &'b Path,
@@ -89,13 +89,13 @@ pub struct Begin<'b> {
 /// Starts ourselves in the background, and hands on what is said there until it is ready. `started` is told
 /// its number at once.
 pub fn start(
-    begin: &Begin<'_>,
+    begin: &BackgroundStart<'_>,
     started: impl FnOnce(u32),
-    say: impl Fn(Stream, &str) + Sync,
-) -> Result<Started> {
+    say: impl Fn(OutputStream, &str) + Sync,
+) -> Result<StartOutcome> {
     let program = env::current_exe().or_say(|| "Cannot find this program's own file")?;
     let mut command = Command::new(program);
-    command.args(&begin.arguments).envs(begin.environment.iter().copied()).env(MARK, begin.log);
+    command.args(&begin.arguments).envs(begin.environment.iter().copied()).env(LOG_VARIABLE, begin.log);
     let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut child = spawned.or_say(|| "Cannot start in the background")?;
     started(child.id());
@@ -104,18 +104,18 @@ pub fn start(
     thread::scope(|scope| {
         scope.spawn(|| {
             hand_on(out, |line| match line {
-                READY => ready.store(true, Ordering::Relaxed),
-                line => say(Stream::Out, line),
+                READY_LINE => ready.store(true, Ordering::Relaxed),
+                line => say(OutputStream::Out, line),
             });
         });
-        scope.spawn(|| hand_on(err, |line| say(Stream::Err, line)));
+        scope.spawn(|| hand_on(err, |line| say(OutputStream::Err, line)));
     });
     if ready.into_inner() {
-        return Ok(Started::Ready { pid: child.id() });
+        return Ok(StartOutcome::Ready { pid: child.id() });
     }
     // Its streams have ended, so it is just going.
     let status = child.wait().or_say(|| "Cannot look after the background process")?;
-    Ok(Started::Ended { code: u8::try_from(status.code().unwrap_or(1)).unwrap_or(1) })
+    Ok(StartOutcome::Ended { code: u8::try_from(status.code().unwrap_or(1)).unwrap_or(1) })
 }
 
 fn hand_on(stream: Option<impl Read>, say: impl Fn(&str)) {
@@ -135,14 +135,14 @@ pub fn ready(log: &Path) -> Result<()> {
     if !notify("READY=1") {
         let mut out = io::stdout().lock();
         // Whoever started it may be gone, and need not know.
-        let _ = writeln!(out, "{READY}").and_then(|()| out.flush());
+        let _ = writeln!(out, "{READY_LINE}").and_then(|()| out.flush());
     }
     turn_output_to(log)?;
     let path = log.to_owned();
     // It ends with the process; there is nothing it could leave behind.
     let kept = thread::Builder::new().name("log".into()).spawn(move || {
         loop {
-            thread::sleep(LOG_LOOK);
+            thread::sleep(LOG_SIZE_POLL);
             if fs::metadata(&path).is_ok_and(|log| log.len() > LOG_LIMIT) {
                 let _ = fs::rename(&path, path.with_extension("log.old")).map(|()| turn_output_to(&path));
             }

@@ -8,11 +8,11 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::Party;
-use super::TURN;
+use super::TUNNEL_POLL;
+use super::TunnelSet;
 use crate::cli::CommandResult;
 use crate::cli::background;
-use crate::cli::member::Member;
+use crate::cli::local_tunnel::LocalTunnel;
 use crate::error::Result;
 use crate::model::name::Name;
 use crate::os::process;
@@ -20,19 +20,19 @@ use crate::state::runs::OwnRun;
 use crate::tunnel::joiner::JoinerEvent;
 
 /// A command that is asked to end has this long, then it is made to.
-const GRACE: Duration = Duration::from_secs(5);
+const COMMAND_END_TIMEOUT: Duration = Duration::from_secs(5);
 
-pub enum Told {
+pub enum TunnelEvent {
     Service(Name, JoinerEvent),
     /// The command behind `--` has ended.
-    Ended(Result<u8>),
+    CommandEnded(Result<u8>),
     Stopped,
 }
 
 /// What the owner of a party does at every turn, like looking whether a file has changed.
-pub type EachTurn<'t> = &'t mut dyn FnMut(&mut Party<'_>) -> Result<()>;
+pub type EachTurn<'t> = &'t mut dyn FnMut(&mut TunnelSet<'_>) -> Result<()>;
 
-impl Party<'_> {
+impl TunnelSet<'_> {
     /// Until Ctrl-C, until the command behind `--` ends, or until the right to all this is gone.
     pub fn stay(mut self, each_turn: EachTurn<'_>) -> CommandResult {
         background::ready(self.call)?;
@@ -43,15 +43,15 @@ impl Party<'_> {
 
     fn stay_on(&mut self, each_turn: EachTurn<'_>) -> CommandResult {
         let tell = self.tell.clone();
-        let woken = self.call.stop.on_stop(move || drop(tell.send(Told::Stopped)));
+        let woken = self.call.stop.on_stop(move || drop(tell.send(TunnelEvent::Stopped)));
         let command = self.run_command()?;
         // A Ctrl-C that came before has no cut to make.
         if woken.is_none() {
-            drop(self.tell.send(Told::Stopped));
+            drop(self.tell.send(TunnelEvent::Stopped));
         }
         self.report();
         loop {
-            let told = match self.told.recv_timeout(TURN) {
+            let told = match self.told.recv_timeout(TUNNEL_POLL) {
                 Ok(told) => told,
                 Err(RecvTimeoutError::Timeout) => {
                     self.find_ports();
@@ -60,27 +60,27 @@ impl Party<'_> {
                     each_turn(self)?;
                     continue;
                 }
-                Err(RecvTimeoutError::Disconnected) => Told::Stopped,
+                Err(RecvTimeoutError::Disconnected) => TunnelEvent::Stopped,
             };
             match told {
-                Told::Service(name, event) => {
+                TunnelEvent::Service(name, event) => {
                     if let Err(error) = self.tell_user(&name, event) {
                         // What was begun for the sake of the tunnels ends with them.
                         command.into_iter().for_each(|pid| self.end_command(pid));
                         return Err(error);
                     }
                 }
-                Told::Ended(code) => return code,
+                TunnelEvent::CommandEnded(code) => return code,
                 // The signal came just before the command did, and the tunnels are gone.
-                Told::Stopped if command.is_some() => command.into_iter().for_each(process::terminate),
-                Told::Stopped => return Ok(0),
+                TunnelEvent::Stopped if command.is_some() => command.into_iter().for_each(process::terminate),
+                TunnelEvent::Stopped => return Ok(0),
             }
         }
     }
 
     /// For `connect status`.
     fn report(&mut self) {
-        let open = self.members.iter().filter_map(Member::open).collect();
+        let open = self.members.iter().filter_map(LocalTunnel::open).collect();
         if let Some(run) = &mut self.run {
             run.report(open);
         }
@@ -96,7 +96,7 @@ impl Party<'_> {
         let (started, pid) = mpsc::channel();
         let work = move || {
             let code = signals.run(&command, &environment, |pid| _ = started.send(pid));
-            let _ = tell.send(Told::Ended(code));
+            let _ = tell.send(TunnelEvent::CommandEnded(code));
         };
         crate::net::threads::spawn("command", work)?;
         // A command that cannot be started says so by its end.
@@ -105,15 +105,15 @@ impl Party<'_> {
 
     fn end_command(&self, pid: u32) {
         process::terminate(pid);
-        if !self.command_ends_by(Instant::now() + GRACE) {
+        if !self.command_ends_by(Instant::now() + COMMAND_END_TIMEOUT) {
             process::kill_now(pid);
-            self.command_ends_by(Instant::now() + GRACE);
+            self.command_ends_by(Instant::now() + COMMAND_END_TIMEOUT);
         }
     }
 
     fn command_ends_by(&self, deadline: Instant) -> bool {
         while let Ok(told) = self.told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            if matches!(told, Told::Ended(_)) {
+            if matches!(told, TunnelEvent::CommandEnded(_)) {
                 return true;
             }
         }

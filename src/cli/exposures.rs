@@ -20,7 +20,7 @@ use crate::model::name::Name;
 use crate::net::connect::DEADLINE;
 use crate::net::connect::dial;
 use crate::os::files;
-use crate::state::runs::Open;
+use crate::state::runs::OpenService;
 use crate::state::runs::OwnRun;
 use crate::tunnel::agent::AgentEvent;
 use crate::tunnel::agent::AgentProfile;
@@ -29,11 +29,11 @@ use crate::tunnel::agent::RunningAgent;
 use crate::tunnel::traffic::TrafficCounters;
 
 /// How long a target has to answer before the user is told that it does not.
-const LOOK: Duration = Duration::from_secs(2);
+const TARGET_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often news are looked for.
-pub const TURN: Duration = Duration::from_millis(200);
+pub const EXPOSURE_POLL: Duration = Duration::from_millis(200);
 
-pub struct Exposing<'c> {
+pub struct ExposureSet<'c> {
     call: &'c Call,
     agent: RunningAgent,
     told: Receiver<AgentEvent>,
@@ -46,14 +46,14 @@ pub struct Exposing<'c> {
 }
 
 /// A service as the hub knows it now.
-pub struct Exposed {
+pub struct RegisteredService {
     pub exposure: Exposure,
     pub service: String,
     pub tunnel_port: Option<u16>,
     pub answers: bool,
 }
 
-impl<'c> Exposing<'c> {
+impl<'c> ExposureSet<'c> {
     /// With `run`, this command's own entry in the list of what runs tells what is exposed.
     pub fn start(call: &'c Call, hub: Arc<Hub>, run: Option<OwnRun>) -> Result<Self> {
         let config = call.config()?;
@@ -71,11 +71,11 @@ impl<'c> Exposing<'c> {
 
     /// Exposes these, and returns when the hub knows all of them, or at Ctrl-C those that it knows by then. A
     /// hub that cannot be reached is waited for.
-    pub fn expose(&mut self, exposures: Vec<Exposure>) -> Result<Vec<Exposed>> {
+    pub fn expose(&mut self, exposures: Vec<Exposure>) -> Result<Vec<RegisteredService>> {
         exposures.iter().try_for_each(|exposure| self.offer(exposure))?;
         let mut known = BTreeMap::new();
         while known.len() < exposures.len() && !self.call.stop.is_stopped() {
-            match self.next(Instant::now() + LOOK) {
+            match self.next(Instant::now() + TARGET_TIMEOUT) {
                 Some(AgentEvent::Exposed { name, service, tunnel_port }) => {
                     drop(known.insert(name, (service, tunnel_port)));
                 }
@@ -90,11 +90,11 @@ impl<'c> Exposing<'c> {
             let answers = dial(
                 &exposure.target.host,
                 exposure.target.port,
-                Instant::now() + LOOK.min(DEADLINE),
+                Instant::now() + TARGET_TIMEOUT.min(DEADLINE),
                 &self.call.stop,
             )
             .is_ok();
-            Some(Exposed { exposure, service, tunnel_port, answers })
+            Some(RegisteredService { exposure, service, tunnel_port, answers })
         });
         Ok(found.collect())
     }
@@ -123,7 +123,7 @@ impl<'c> Exposing<'c> {
             self.tell_news()?;
             self.report();
             let is_over = is_over(self)?;
-            if self.call.stop.wait_for(TURN) || is_over {
+            if self.call.stop.wait_for(EXPOSURE_POLL) || is_over {
                 self.run.iter_mut().for_each(OwnRun::ends_well);
                 return Ok(());
             }
@@ -135,8 +135,8 @@ impl<'c> Exposing<'c> {
     }
 
     /// What is exposed, for `connect status`.
-    pub fn open(&self) -> Vec<Open> {
-        let open = |(exposure, traffic): (Exposure, Arc<TrafficCounters>)| Open {
+    pub fn open(&self) -> Vec<OpenService> {
+        let open = |(exposure, traffic): (Exposure, Arc<TrafficCounters>)| OpenService {
             name: exposure.name.to_string(),
             at: exposure.target.to_string(),
             up: !self.is_lost(),

@@ -9,8 +9,8 @@ use std::time::Instant;
 use serde_json::json;
 
 use crate::cli::Call;
-use crate::cli::exposing::Exposing;
-use crate::cli::exposing::TURN;
+use crate::cli::exposures::EXPOSURE_POLL;
+use crate::cli::exposures::ExposureSet;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
@@ -18,21 +18,21 @@ use crate::os::files::FileStamp;
 use crate::state::config;
 use crate::state::config::Config;
 use crate::state::config::SavedExposure;
-use crate::state::runs::Open;
+use crate::state::runs::OpenService;
 use crate::state::runs::OwnRun;
 use crate::tunnel::agent::AgentEvent;
 use crate::tunnel::agent::Exposure;
 
 /// What was refused is asked for again after this long.
-const AGAIN: Duration = Duration::from_secs(20);
+const REFUSED_RETRY: Duration = Duration::from_secs(20);
 /// Whoever started the daemon hears within this what came up and what did not.
-const FIRST_LOOK: Duration = Duration::from_secs(5);
+const FIRST_ANSWERS_TIMEOUT: Duration = Duration::from_secs(5);
 
-pub struct Keeper<'c> {
+pub struct DaemonExposures<'c> {
     call: &'c Call,
     config: Config,
     seen: FileStamp,
-    exposing: Option<Exposing<'c>>,
+    exposing: Option<ExposureSet<'c>>,
     /// What the hub was asked to expose, as it was then.
     offered: BTreeMap<Name, SavedExposure>,
     known: BTreeSet<Name>,
@@ -42,7 +42,7 @@ pub struct Keeper<'c> {
     trouble: Option<(String, Instant)>,
 }
 
-impl<'c> Keeper<'c> {
+impl<'c> DaemonExposures<'c> {
     pub fn new(call: &'c Call) -> Result<Self> {
         // The stamp comes first, so that a change in between is seen as one.
         let seen = config::stamp(&call.home, call.config_file());
@@ -53,21 +53,21 @@ impl<'c> Keeper<'c> {
 
     /// Until everything has been answered for, one way or the other, or for a while.
     pub fn settle(&mut self, run: &mut OwnRun) {
-        let deadline = Instant::now() + FIRST_LOOK;
+        let deadline = Instant::now() + FIRST_ANSWERS_TIMEOUT;
         self.turn(run);
-        while Instant::now() < deadline && !self.is_settled() && !self.call.stop.wait_for(TURN) {
+        while Instant::now() < deadline && !self.is_settled() && !self.call.stop.wait_for(EXPOSURE_POLL) {
             self.turn(run);
         }
     }
 
     pub fn keep_up(&mut self, run: &mut OwnRun) {
-        while !self.call.stop.wait_for(TURN) {
+        while !self.call.stop.wait_for(EXPOSURE_POLL) {
             self.turn(run);
         }
     }
 
     fn is_settled(&self) -> bool {
-        let is_lost = self.exposing.as_ref().is_some_and(Exposing::is_lost);
+        let is_lost = self.exposing.as_ref().is_some_and(ExposureSet::is_lost);
         let answered = |name: &Name| self.known.contains(name) || self.refused.contains_key(name);
         self.trouble.is_some() || is_lost || self.config.exposures.keys().all(answered)
     }
@@ -113,7 +113,7 @@ impl<'c> Keeper<'c> {
         if self.exposing.is_some() || self.config.exposures.is_empty() || !may {
             return;
         }
-        match self.call.hub().and_then(|hub| Exposing::start(self.call, hub, None)) {
+        match self.call.hub().and_then(|hub| ExposureSet::start(self.call, hub, None)) {
             Ok(exposing) => (self.exposing, self.trouble) = (Some(exposing), None),
             Err(error) => self.in_trouble(&error),
         }
@@ -125,7 +125,7 @@ impl<'c> Keeper<'c> {
             let hint = error.hint.as_ref().map(|hint| format!(". {hint}")).unwrap_or_default();
             self.call.say.warn(&format!("{text}{hint}"));
         }
-        self.trouble = Some((text, Instant::now() + AGAIN));
+        self.trouble = Some((text, Instant::now() + REFUSED_RETRY));
     }
 
     fn withdraw_what_is_gone(&mut self) {
@@ -173,11 +173,11 @@ impl<'c> Keeper<'c> {
             self.call.say.warn(&format!("{name} is not exposed: {text}"));
             self.call.say.event(&json!({ "event": "refused", "name": name, "reason": text }));
         }
-        self.refused.insert(name.clone(), (text, Instant::now() + AGAIN));
+        self.refused.insert(name.clone(), (text, Instant::now() + REFUSED_RETRY));
     }
 
     fn hear(&mut self) {
-        let news: Vec<AgentEvent> = self.exposing.iter().flat_map(Exposing::news).collect();
+        let news: Vec<AgentEvent> = self.exposing.iter().flat_map(ExposureSet::news).collect();
         for event in news {
             match event {
                 AgentEvent::Exposed { name, .. } => self.exposed(name),
@@ -205,11 +205,12 @@ impl<'c> Keeper<'c> {
     }
 
     /// For `connect status`: everything that the config names, exposed or not.
-    fn open(&self) -> Vec<Open> {
-        let standing: BTreeMap<String, Open> =
-            self.exposing.iter().flat_map(Exposing::open).map(|open| (open.name.clone(), open)).collect();
+    fn open(&self) -> Vec<OpenService> {
+        let standing: BTreeMap<String, OpenService> =
+            self.exposing.iter().flat_map(ExposureSet::open).map(|open| (open.name.clone(), open)).collect();
         let one = |(name, kept): (&Name, &SavedExposure)| {
-            let missing = Open { name: name.to_string(), at: kept.target.to_string(), ..Open::default() };
+            let missing =
+                OpenService { name: name.to_string(), at: kept.target.to_string(), ..OpenService::default() };
             let mut open = standing.get(name.as_str()).cloned().unwrap_or(missing);
             let why = self.refused.get(name).or(self.trouble.as_ref()).map(|(why, _)| why.clone());
             open.trouble = why.or(open.trouble);
