@@ -10,10 +10,10 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use calling::Missed;
-use calling::written;
+use calling::CallFailure;
+use calling::to_json;
 use dialer::Dialer;
-use dialer::Hubs;
+use dialer::FleetHubs;
 use dialer::NoResolver;
 
 use crate::error::Error;
@@ -24,10 +24,10 @@ use crate::model::version;
 use crate::model::version::End;
 use crate::model::version::Version;
 use crate::net::address::HubUrl;
-use crate::net::connect::DEADLINE;
+use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::duplex::Duplex;
 use crate::net::http;
-use crate::net::http::Ask;
+use crate::net::http::ClientRequest;
 use crate::net::stop::Stop;
 use crate::os::lock::locked;
 use crate::os::secret;
@@ -50,25 +50,25 @@ use crate::wire::api::WhoAmI;
 use crate::wire::control;
 
 /// May be said to several hubs: it says who the agent is.
-const REGISTER: &str = "/v1/agents/register";
+const REGISTER_PATH: &str = "/v1/agents/register";
 
 /// A connection that rested longer is not used again: it may have died without a word, as when a laptop
 /// slept, and the call would wait out its deadline.
-const KEPT: Duration = Duration::from_secs(2);
+const IDLE_CONNECTION_AGE: Duration = Duration::from_secs(2);
 
 /// A fleet has no more hubs than this; a list that is longer is cut.
-const HUBS: usize = 32;
+const FLEET_LIMIT: usize = 32;
 
 #[derive(Clone)]
 pub struct Hub {
     /// The one that was asked for. Others of its fleet may stand in for it.
     pub url: HubUrl,
     /// Whether its certificate is its own, so that others by the same pin or CA are of its fleet.
-    knows_fleet: bool,
+    has_own_ca: bool,
     key: Option<String>,
     dialer: Dialer,
     agent: ureq::Agent,
-    patience: Duration,
+    timeout: Duration,
 }
 
 impl Hub {
@@ -77,33 +77,33 @@ impl Hub {
     pub fn new(urls: Vec<HubUrl>, trust: &HubTrust, key: Option<String>, stop: &Stop) -> Result<Self> {
         let url = urls.first().cloned().ok_or_else(|| Error::usage("There is no hub"))?;
         let given = urls.len();
-        let hubs = Arc::new(Mutex::new(Hubs { list: urls, given, at: 0 }));
+        let hubs = Arc::new(Mutex::new(FleetHubs { list: urls, given, at: 0 }));
         let dialer = Dialer { hubs, tls: trust::hub_client(trust)?, stop: stop.clone() };
         let config = ureq::Agent::config_builder()
-            .max_idle_age(KEPT)
+            .max_idle_age(IDLE_CONNECTION_AGE)
             .http_status_as_error(false)
             .max_redirects(0)
             .proxy(None)
             .user_agent(concat!("connect/", env!("CARGO_PKG_VERSION")))
             .build();
         let agent = ureq::Agent::with_parts(config, dialer.clone(), NoResolver);
-        Ok(Self { url, knows_fleet: *trust != HubTrust::Public, key, dialer, agent, patience: DEADLINE })
+        Ok(Self { url, has_own_ca: *trust != HubTrust::Public, key, dialer, agent, timeout: NETWORK_TIMEOUT })
     }
 
     /// The same hub for somebody who has less time, like one who tries again and again: a try that meets silence must
     /// not hold up the next one, which may meet a hub that is back.
-    pub fn within(&self, patience: Duration) -> Self {
-        Self { patience, ..self.clone() }
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self { timeout, ..self.clone() }
     }
 
     /// The hubs of the fleet, as far as they are known, the one that is meant first.
-    pub fn fleet(&self) -> Vec<HubUrl> {
+    pub fn known_hubs(&self) -> Vec<HubUrl> {
         locked(&self.dialer.hubs).list.clone()
     }
 
     /// A hub says where else its fleet is. Each has to prove the pin before it is believed.
     fn learn(&self, urls: &[String]) {
-        if !self.knows_fleet || urls.is_empty() {
+        if !self.has_own_ca || urls.is_empty() {
             return;
         }
         let mut hubs = locked(&self.dialer.hubs);
@@ -112,7 +112,7 @@ impl Hub {
         hubs.list.truncate(given);
         // Each from another place on, or all the clients of a hub that dies would fall upon the same one.
         let first = secret::number() as usize % urls.len();
-        for url in urls.iter().cycle().skip(first).take(urls.len().min(HUBS)) {
+        for url in urls.iter().cycle().skip(first).take(urls.len().min(FLEET_LIMIT)) {
             if let Ok(url) = HubUrl::parse(url)
                 && !hubs.list.contains(&url)
             {
@@ -137,7 +137,7 @@ impl Hub {
     }
 
     pub fn register(&self, agent: &RegisterAgent) -> Result<AgentInfo> {
-        let agent: AgentInfo = self.post(REGISTER, agent)?;
+        let agent: AgentInfo = self.post(REGISTER_PATH, agent)?;
         self.learn(&agent.hubs);
         Ok(agent)
     }
@@ -145,20 +145,20 @@ impl Hub {
     /// The session, and the hub that granted it: where the agent is. If that one cannot be reached from here,
     /// the hub that named it carries the session there.
     pub fn ask_session(&self, ask: &AskSession) -> Result<(SessionGranted, HubUrl)> {
-        let asked = written(ask)?;
+        let asked = to_json(ask)?;
         let post =
             |url: &HubUrl, body: &[u8]| self.exchange_at(url, ("POST", "/v1/sessions"), &[], Some(body));
-        let (mut answer, mut at) = self.somewhere(true, |url| post(url, &asked))?;
+        let (mut answer, mut at) = self.at_any_hub(true, |url| post(url, &asked))?;
         if answer.status == 421 {
             let named: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-            let named = named["hub"].as_str().filter(|_| self.knows_fleet);
+            let named = named["hub"].as_str().filter(|_| self.has_own_ca);
             let there = named.and_then(|url| HubUrl::parse(url).ok());
             let followed = there.and_then(|url| Some((post(&url, &asked).ok()?, url)));
             (answer, at) = match followed.filter(|(answer, _)| answer.status != 421) {
                 Some(followed) => followed,
                 None => {
-                    let carried = written(&AskSession { carry: true, ..ask.clone() })?;
-                    (post(&at, &carried).map_err(|missed| missed.error)?, at)
+                    let carried = to_json(&AskSession { carry: true, ..ask.clone() })?;
+                    (post(&at, &carried).map_err(|failure| failure.error)?, at)
                 }
             };
         }
@@ -206,30 +206,31 @@ impl Hub {
     }
 
     /// The pin of the CA that the hub shows, believed by nobody yet. Nothing is sent to it.
-    pub fn observe(&self) -> Result<Pin> {
-        let (tls, seen) = trust::observer()?;
+    pub fn observed_pin(&self) -> Result<Pin> {
+        let (tls, observed) = trust::observing_client()?;
         let dialer = Dialer { tls, ..self.dialer.clone() };
-        drop(dialer.dial(&self.url, Instant::now() + DEADLINE)?);
-        let seen = locked(&seen).take();
-        seen.ok_or_else(|| Error::new("The hub showed no certificate"))
+        drop(dialer.dial(&self.url, Instant::now() + NETWORK_TIMEOUT)?);
+        let observed = locked(&observed).take();
+        observed.ok_or_else(|| Error::new("The hub showed no certificate"))
     }
 
     /// A connection on which the hub has proved that it is the hub.
-    pub fn greet(&self) -> Result<()> {
-        self.dialer.dial(&self.url, Instant::now() + self.patience).map(drop)
+    pub fn check_identity(&self) -> Result<()> {
+        self.dialer.dial(&self.url, Instant::now() + self.timeout).map(drop)
     }
 
     /// The agent's control channel, and the hub it leads to.
     pub fn control(&self) -> Result<(Duplex, HubUrl)> {
         let key = self.key.clone().unwrap_or_default();
-        self.somewhere(true, |url| {
-            let deadline = Instant::now() + self.patience;
+        self.at_any_hub(true, |url| {
+            let deadline = Instant::now() + self.timeout;
             let (fields, host) = ([("x-api-key", key.as_str())], url.authority());
-            let ask = Ask { method: "GET", path: "/v1/agent", host: &host, fields: &fields, body: None };
+            let ask =
+                ClientRequest { method: "GET", path: "/v1/agent", host: &host, fields: &fields, body: None };
             let dialled = self.dialer.dial(url, deadline);
             let upgraded = dialled
                 .and_then(|(stream, _cut)| http::upgrade(stream, control::CONTROL_UPGRADE, &ask, deadline));
-            upgraded.map_err(|error| Missed { before: error.may_pass(), error })
+            upgraded.map_err(|error| CallFailure { nothing_done: error.may_pass(), error })
         })
     }
 
@@ -242,7 +243,8 @@ impl Hub {
             _ => return Err(Error::new(format!("The hub named an odd relay: {}", relay.escape_debug()))),
         };
         let (fields, host) = ([("x-ticket", ticket)], at.authority());
-        let ask = Ask { method: "GET", path: "/v1/relay", host: &host, fields: &fields, body: None };
+        let ask =
+            ClientRequest { method: "GET", path: "/v1/relay", host: &host, fields: &fields, body: None };
         http::upgrade(stream, control::RELAY_UPGRADE, &ask, deadline)
     }
 }

@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::Hub;
-use super::REGISTER;
+use super::REGISTER_PATH;
 use super::dialer::unreachable_hub;
 use super::understand;
 use crate::error::Error;
@@ -24,16 +24,16 @@ const ANSWER_LIMIT: u64 = 16 * 1024 * 1024;
 
 impl Hub {
     /// At the hub used last or, while that one is away, at the next that is there.
-    pub fn somewhere<T>(
+    pub fn at_any_hub<T>(
         &self,
         may_repeat: bool,
-        call: impl Fn(&HubUrl) -> std::result::Result<T, Missed>,
+        call: impl Fn(&HubUrl) -> std::result::Result<T, CallFailure>,
     ) -> Result<(T, HubUrl)> {
         let (list, first) = {
             let hubs = locked(&self.dialer.hubs);
             (hubs.list.clone(), hubs.at)
         };
-        let mut missed = None;
+        let mut failure = None;
         for step in 0..list.len() {
             let at = &list[(first + step) % list.len()];
             match call(at) {
@@ -42,17 +42,17 @@ impl Hub {
                     hubs.at = hubs.list.iter().position(|url| url == at).unwrap_or(0);
                     return Ok((done, at.clone()));
                 }
-                Err(Missed { error, before }) => {
+                Err(CallFailure { error, nothing_done }) => {
                     // What may have been heard is not said to another one too.
-                    if !before && (!may_repeat || error.kind != ErrorKind::Unreachable) {
+                    if !nothing_done && (!may_repeat || error.kind != ErrorKind::Unreachable) {
                         return Err(error);
                     }
                     log::debug!("{at}: {error}");
-                    missed = missed.or(Some(error));
+                    failure = failure.or(Some(error));
                 }
             }
         }
-        Err(missed.unwrap_or_else(|| Error::new("There is no hub")))
+        Err(failure.unwrap_or_else(|| Error::new("There is no hub")))
     }
 
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
@@ -60,7 +60,7 @@ impl Hub {
     }
 
     pub fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
-        self.read(&self.exchange("POST", path, &[], Some(&written(body)?))?)
+        self.read(&self.exchange("POST", path, &[], Some(&to_json(body)?))?)
     }
 
     pub fn read<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T> {
@@ -78,9 +78,9 @@ impl Hub {
         fields: &[(&str, &str)],
         body: Option<&[u8]>,
     ) -> Result<Vec<u8>> {
-        let may_repeat = method == "GET" || path == REGISTER;
+        let may_repeat = method == "GET" || path == REGISTER_PATH;
         let call = |url: &HubUrl| self.exchange_at(url, (method, path), fields, body);
-        self.somewhere(may_repeat, call)?.0.content()
+        self.at_any_hub(may_repeat, call)?.0.content()
     }
 
     pub fn exchange_at(
@@ -89,7 +89,7 @@ impl Hub {
         (method, path): (&str, &str),
         fields: &[(&str, &str)],
         body: Option<&[u8]>,
-    ) -> std::result::Result<Answered, Missed> {
+    ) -> std::result::Result<HubAnswer, CallFailure> {
         let mut request = ureq::http::Request::builder().method(method).uri(format!("{url}{path}"));
         request = request.header(version::FIELD, version::OURS.to_string());
         if let Some(key) = &self.key {
@@ -106,59 +106,59 @@ impl Hub {
             }
             None => self.run(request.body(()).map_err(odd)?),
         };
-        let mut answer = answered.map_err(|error| trouble(url, error))?;
+        let mut answer = answered.map_err(|error| call_failure(url, error))?;
         let status = answer.status().as_u16();
         let speaks = answer.headers().get(version::FIELD).map(|said| said.to_str().unwrap_or_default());
         understand("The hub", "the hub's machine", Version::said(speaks))?;
         let read = answer.body_mut().with_config().limit(ANSWER_LIMIT).read_to_vec();
-        let body = read.map_err(|error| trouble(url, error))?;
+        let body = read.map_err(|error| call_failure(url, error))?;
         let goes_on = || serde_json::from_slice::<Value>(&body).is_ok_and(|body| body["elsewhere"] == true);
         if status == 503 && goes_on() {
-            return Err(Missed { error: explain(status, &body), before: true });
+            return Err(CallFailure { error: explain(status, &body), nothing_done: true });
         }
-        Ok(Answered { status, body })
+        Ok(HubAnswer { status, body })
     }
 
     fn run(
         &self,
         request: ureq::http::Request<impl ureq::AsSendBody>,
     ) -> std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error> {
-        let in_time = self.agent.configure_request(request).timeout_global(Some(self.patience));
+        let in_time = self.agent.configure_request(request).timeout_global(Some(self.timeout));
         self.agent.run(in_time.build())
     }
 }
 
-pub fn written(body: &impl Serialize) -> Result<Vec<u8>> {
+pub fn to_json(body: &impl Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec(body).or_say(|| "Cannot write the request")
 }
 
 /// A hub's answer, whatever it says.
-pub struct Answered {
+pub struct HubAnswer {
     pub status: u16,
     pub body: Vec<u8>,
 }
 
-impl Answered {
+impl HubAnswer {
     pub fn content(self) -> Result<Vec<u8>> {
         if (200..300).contains(&self.status) { Ok(self.body) } else { Err(explain(self.status, &self.body)) }
     }
 }
 
 /// A hub that was not there.
-pub struct Missed {
+pub struct CallFailure {
     pub error: Error,
     /// It has surely done nothing of what it was asked for.
-    pub before: bool,
+    pub nothing_done: bool,
 }
 
-impl From<Error> for Missed {
+impl From<Error> for CallFailure {
     fn from(error: Error) -> Self {
-        Self { error, before: false }
+        Self { error, nothing_done: false }
     }
 }
 
-fn trouble(url: &HubUrl, error: ureq::Error) -> Missed {
-    let (error, before) = match error {
+fn call_failure(url: &HubUrl, error: ureq::Error) -> CallFailure {
+    let (error, nothing_done) = match error {
         ureq::Error::Other(inner) => match inner.downcast::<Error>() {
             Ok(ours) => (*ours, true),
             Err(inner) => (unreachable_hub(url, inner.to_string()), false),
@@ -166,7 +166,7 @@ fn trouble(url: &HubUrl, error: ureq::Error) -> Missed {
         ureq::Error::Timeout(_) => (unreachable_hub(url, "it did not answer in time".to_owned()), false),
         error => (unreachable_hub(url, error.to_string()), false),
     };
-    Missed { error, before }
+    CallFailure { error, nothing_done }
 }
 
 /// What a refusal means for the person who got it.

@@ -28,7 +28,7 @@ use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::net::address::HubUrl;
-use crate::net::connect::DEADLINE;
+use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::connect::dial_hub;
 use crate::net::connect::is_timeout;
 use crate::net::connect::set_deadline;
@@ -40,15 +40,15 @@ use crate::os::lock::locked;
 use crate::os::socket;
 use crate::tls;
 
-type Tried<T> = std::result::Result<T, ureq::Error>;
+type UreqResult<T> = std::result::Result<T, ureq::Error>;
 
 /// What ureq keeps for a head and a piece of body.
-const BUFFER: usize = 16 * 1024;
+const UREQ_BUFFER: usize = 16 * 1024;
 /// With other hubs to go to, one that does not answer takes this part of the time.
-const SHARE: u32 = 3;
+const TIME_SHARE_PER_HUB: u32 = 3;
 
 /// The hubs of a fleet, in the order in which they are tried.
-pub struct Hubs {
+pub struct FleetHubs {
     pub list: Vec<HubUrl>,
     /// So many were given by the user; the rest was learnt.
     pub given: usize,
@@ -59,7 +59,7 @@ pub struct Hubs {
 /// Makes TLS connections to hubs; for ureq, and for the upgrades.
 #[derive(Clone)]
 pub struct Dialer {
-    pub hubs: Arc<Mutex<Hubs>>,
+    pub hubs: Arc<Mutex<FleetHubs>>,
     pub tls: Arc<ClientConfig>,
     pub stop: Stop,
 }
@@ -73,7 +73,7 @@ impl fmt::Debug for Dialer {
 impl Dialer {
     pub fn dial_plain(&self, url: &HubUrl, deadline: Instant) -> Result<(Duplex, Registration)> {
         let left = deadline.saturating_duration_since(Instant::now());
-        let share = if locked(&self.hubs).list.len() > 1 { left / SHARE } else { left };
+        let share = if locked(&self.hubs).list.len() > 1 { left / TIME_SHARE_PER_HUB } else { left };
         let dialled = dial_hub(&url.host, url.port, Instant::now() + share, &self.stop);
         let socket = dialled
             .map_err(|error| unreachable_hub(url, error.to_string()).hint(error.hint.unwrap_or_default()))?;
@@ -108,14 +108,14 @@ fn distrust(url: &HubUrl, error: &std::io::Error) -> Error {
 impl Connector for Dialer {
     type Out = HubTransport;
 
-    fn connect(&self, details: &ConnectionDetails, _: Option<()>) -> Tried<Option<HubTransport>> {
-        let deadline = Instant::now() + (*details.timeout.after).min(DEADLINE);
+    fn connect(&self, details: &ConnectionDetails, _: Option<()>) -> UreqResult<Option<HubTransport>> {
+        let deadline = Instant::now() + (*details.timeout.after).min(NETWORK_TIMEOUT);
         let authority = details.uri.authority().map(ToString::to_string).unwrap_or_default();
         let dialled = HubUrl::parse(&authority).and_then(|url| self.dial(&url, deadline));
         let (stream, cut) = dialled.map_err(|error| ureq::Error::Other(Box::new(error)))?;
         Ok(Some(HubTransport {
             stream: Mutex::new(stream),
-            buffers: LazyBuffers::new(BUFFER, BUFFER),
+            buffers: LazyBuffers::new(UREQ_BUFFER, UREQ_BUFFER),
             _cut: cut,
         }))
     }
@@ -137,9 +137,9 @@ impl fmt::Debug for HubTransport {
 
 impl HubTransport {
     /// The stream, which ends what is begun now in time, and the buffers.
-    fn armed(&mut self, timeout: &NextTimeout) -> Tried<(&mut Duplex, &mut LazyBuffers)> {
+    fn armed(&mut self, timeout: &NextTimeout) -> UreqResult<(&mut Duplex, &mut LazyBuffers)> {
         let stream = self.stream.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let deadline = Instant::now() + (*timeout.after).min(DEADLINE);
+        let deadline = Instant::now() + (*timeout.after).min(NETWORK_TIMEOUT);
         set_deadline(&stream.socket, deadline).map_err(ureq::Error::Io)?;
         Ok((stream, &mut self.buffers))
     }
@@ -154,13 +154,13 @@ impl Transport for HubTransport {
         &mut self.buffers
     }
 
-    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Tried<()> {
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> UreqResult<()> {
         let (stream, buffers) = self.armed(&timeout)?;
         let output = &buffers.output()[..amount];
         stream.writer.write_all(output).map_err(|error| timed(error, &timeout))
     }
 
-    fn await_input(&mut self, timeout: NextTimeout) -> Tried<bool> {
+    fn await_input(&mut self, timeout: NextTimeout) -> UreqResult<bool> {
         let (stream, buffers) = self.armed(&timeout)?;
         let read = stream.reader.read(buffers.input_append_buf()).map_err(|error| timed(error, &timeout))?;
         buffers.input_appended(read);
@@ -182,7 +182,7 @@ impl Transport for HubTransport {
 pub struct NoResolver;
 
 impl Resolver for NoResolver {
-    fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> Tried<ResolvedSocketAddrs> {
+    fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> UreqResult<ResolvedSocketAddrs> {
         Ok(self.empty())
     }
 }

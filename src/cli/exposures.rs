@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::model::name::Name;
-use crate::net::connect::DEADLINE;
+use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::connect::dial;
 use crate::os::files;
 use crate::state::runs::OpenService;
@@ -90,7 +90,7 @@ impl<'c> ExposureSet<'c> {
             let answers = dial(
                 &exposure.target.host,
                 exposure.target.port,
-                Instant::now() + TARGET_TIMEOUT.min(DEADLINE),
+                Instant::now() + TARGET_TIMEOUT.min(NETWORK_TIMEOUT),
                 &self.call.stop,
             )
             .is_ok();

@@ -16,7 +16,7 @@ use crate::model::name::Name;
 use crate::model::port_choice::candidates;
 use crate::model::service::Protocol;
 use crate::net::address::HubUrl;
-use crate::net::serve::Bound;
+use crate::net::serve::BoundPort;
 use crate::state::home::Home;
 use crate::state::ports;
 use crate::state::routes;
@@ -77,7 +77,7 @@ impl LocalTunnel {
         let wanted = &self.wanted;
         let last = || ports::last_time(home, &hub.to_string(), wanted.name.as_str());
         let last = if wanted.chosen { None } else { last() };
-        let bound = Bound::first_free(candidates(wanted.port, last, wanted.strict));
+        let bound = BoundPort::first_free(candidates(wanted.port, last, wanted.strict));
         self.trouble = match bound {
             Some(bound) => tunnel.listen(bound).err(),
             None => Some(no_port(wanted)),

@@ -27,7 +27,7 @@ pub struct ShareWatch {
 
 impl ShareWatch {
     pub fn begin(hub: &Hub, id: String, until: Option<Instant>) -> Self {
-        let hub = hub.within(SHARE_ANSWER_TIMEOUT);
+        let hub = hub.with_timeout(SHARE_ANSWER_TIMEOUT);
         Self { hub, id, until, next: Instant::now() + SHARE_POLL, joins: 0, is_revoked: false }
     }
 

@@ -25,7 +25,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
 use crate::model::service::Protocol;
-use crate::net::connect::DEADLINE;
+use crate::net::connect::NETWORK_TIMEOUT;
 use crate::os::files;
 use crate::state::agent_pins;
 use crate::state::runs;
@@ -67,7 +67,7 @@ impl<'c> TunnelSet<'c> {
             right: Arc::new(right),
             members: Vec::new(),
             run,
-            patience: DEADLINE,
+            patience: NETWORK_TIMEOUT,
             written: None,
             tell,
             told,

@@ -27,10 +27,10 @@ use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::target::Target;
-use crate::net::connect::DEADLINE;
+use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::connect::resolve;
 use crate::net::stop::Stop;
-use crate::net::threads::STACK;
+use crate::net::threads::THREAD_STACK;
 use crate::os::limits;
 
 /// Enough for all usual ports at once, so that a host which drops packets costs one wait. Each thread has one
@@ -79,7 +79,7 @@ pub fn identify(target: &Target, timeout: Duration, stop: &Stop) -> Option<Found
 impl<'a> Scanner<'a> {
     /// Resolves the host. `timeout` is what each port has to answer.
     pub fn new(host: &'a str, timeout: Duration, stop: &'a Stop) -> Result<Self> {
-        let found = resolve(host, 0, Instant::now() + DEADLINE, stop)?;
+        let found = resolve(host, 0, Instant::now() + NETWORK_TIMEOUT, stop)?;
         // This machine is asked on both of its loopbacks. Of another host only the address that the system
         // puts first is asked, since each more would cost one more wait.
         let is_local = found.iter().all(|address| address.ip().is_loopback());
@@ -104,7 +104,7 @@ impl<'a> Scanner<'a> {
         let descriptors = limits::open_files().saturating_sub(SPARE_DESCRIPTORS).max(1);
         thread::scope(|scope| {
             for number in 0..SCAN_THREADS.min(descriptors).min(ports.len()) {
-                let worker = thread::Builder::new().name("discover".into()).stack_size(STACK);
+                let worker = thread::Builder::new().name("discover".into()).stack_size(THREAD_STACK);
                 match worker.spawn_scoped(scope, work) {
                     Err(error) if number == 0 => return Err(error).or_say(|| "Cannot start a thread"),
                     Err(_) => break,

@@ -170,7 +170,7 @@ impl<'a> PortProber<'a> {
     /// `None` if it does not speak TLS. A server that answers our handshake with an alert does: it may want a
     /// client certificate or a name that we do not know.
     fn probe_inside_tls(&self) -> Option<FoundService> {
-        let config = trust::anyone().ok()?;
+        let config = trust::unverified_client().ok()?;
         let inside = PortProber { tls: Some(config), ..*self };
         if let Err(error) = inside.connect() {
             let tls_error = error.get_ref().and_then(|inner| inner.downcast_ref());

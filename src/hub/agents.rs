@@ -17,8 +17,8 @@ use crate::model::registry::Registry;
 use crate::model::service::Protocol;
 use crate::model::service::Service;
 use crate::model::version::Version;
-use crate::net::channel::Channel;
-use crate::net::connect::DEADLINE;
+use crate::net::channel::MessageChannel;
+use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::duplex::Duplex;
 use crate::os::clock;
 use crate::os::secret;
@@ -50,11 +50,11 @@ pub struct AgentHello {
 pub fn serve(core: &Core, stream: Duplex, arrival: AgentHello, opener: Option<&TunnelOpener>) {
     let AgentHello { principal, relay, speaks } = arrival;
     let Ok(mut channel) =
-        Channel::start(stream).inspect_err(|error| log::debug!("no control channel: {error}"))
+        MessageChannel::start(stream).inspect_err(|error| log::debug!("no control channel: {error}"))
     else {
         return;
     };
-    let hello = channel.first::<ToHub>(Instant::now() + DEADLINE);
+    let hello = channel.first::<ToHub>(Instant::now() + NETWORK_TIMEOUT);
     let Ok(ToHub::Hello { agent, .. }) = hello else { return };
     let known = core.registry().agent(&agent).is_some_and(|known| known.key == principal.id());
     if !known {

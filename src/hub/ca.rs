@@ -24,13 +24,13 @@ use crate::model::fingerprint::Pin;
 use crate::os::secret;
 use crate::tls::authority;
 use crate::tls::authority::Authority;
-use crate::tls::authority::ByName;
-use crate::tls::authority::Terms;
+use crate::tls::authority::AuthorityProfile;
+use crate::tls::authority::CertificateByName;
 
 /// Where a fleet keeps its CA: key and certificate as PEM.
 pub const CA: &str = "ca";
 
-const HUB_CA_TERMS: Terms = Terms {
+const HUB_CA_TERMS: AuthorityProfile = AuthorityProfile {
     title: "the hub's CA",
     root,
     leaf,
@@ -105,7 +105,7 @@ pub fn base_config(ca: &Arc<Ca>) -> Result<ServerConfig> {
 
 fn leaf_for(ca: &Arc<Ca>, local: IpAddr) -> Arc<dyn ResolvesServerCert> {
     let ca = Arc::clone(ca);
-    Arc::new(ByName(move |name: Option<&str>| match name {
+    Arc::new(CertificateByName(move |name: Option<&str>| match name {
         Some(name) => ca.leaf(&name.to_ascii_lowercase()),
         None => ca.leaf(&local.to_canonical().to_string()),
     }))

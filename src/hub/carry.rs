@@ -24,11 +24,11 @@ use crate::model::pairing::TICKET_SECONDS;
 use crate::model::service::Service;
 use crate::model::version;
 use crate::net::address::HubUrl;
-use crate::net::connect::DEADLINE;
+use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::connect::dial;
 use crate::net::duplex::Duplex;
 use crate::net::http;
-use crate::net::http::Ask;
+use crate::net::http::ClientRequest;
 use crate::net::stop::Registration;
 use crate::os::clock;
 use crate::os::lock::locked;
@@ -64,7 +64,7 @@ fn connect(core: &Core, hub: &str, is_tls: bool, deadline: Instant) -> Result<(D
     Ok((proved.or_say(|| format!("{hub} did not prove that it is of this fleet"))?.into_duplex(), cut))
 }
 
-fn call(core: &Core, hub: &str, ask: &Ask<'_>) -> Result<Response> {
+fn call(core: &Core, hub: &str, ask: &ClientRequest<'_>) -> Result<Response> {
     let deadline = Instant::now() + OTHER_HUB_TIMEOUT;
     let (mut stream, _cut) = connect(core, hub, true, deadline)?;
     let answered = http::exchange(&mut stream, ask, deadline);
@@ -73,7 +73,7 @@ fn call(core: &Core, hub: &str, ask: &Ask<'_>) -> Result<Response> {
 
 /// Whether the hub there has what this one has lost.
 pub fn has_store(core: &Core, hub: &str) -> bool {
-    let ask = Ask { method: "GET", path: "/health", host: "hub", fields: &[], body: None };
+    let ask = ClientRequest { method: "GET", path: "/health", host: "hub", fields: &[], body: None };
     let health = call(core, hub, &ask).ok().and_then(|answer| serde_json::from_slice(&answer.body).ok());
     health.is_some_and(|health: Value| health["store"] == "ok")
 }
@@ -88,7 +88,7 @@ pub fn ask(call: &ApiCall<'_>, asked: &AskSession, service: &Service, hub: &str)
     // What the joiner speaks is for the agent to judge, not what this hub does.
     let speaks = call.request.field(version::FIELD).map(|speaks| (version::FIELD, speaks));
     let fields: Vec<_> = [("x-api-key", key)].into_iter().chain(speaks).collect();
-    let ask = Ask {
+    let ask = ClientRequest {
         method: "POST",
         path: "/v1/sessions",
         host: "hub",
@@ -128,9 +128,9 @@ pub fn redeem(core: &Core, ticket: &str) -> Option<CarriedSession> {
 
 /// The other end of a carried session, when the agent has come there.
 pub fn dial_relay(core: &Core, carried: &CarriedSession) -> Refusable<(Duplex, Registration)> {
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = Instant::now() + NETWORK_TIMEOUT;
     let fields = [("x-ticket", carried.ticket.as_str())];
-    let ask = Ask { method: "GET", path: "/v1/relay", host: "hub", fields: &fields, body: None };
+    let ask = ClientRequest { method: "GET", path: "/v1/relay", host: "hub", fields: &fields, body: None };
     let is_tls = carried.relay.starts_with("https://");
     let dialled = connect(core, &carried.hub, is_tls, deadline).and_then(|(stream, cut)| {
         http::upgrade(stream, RELAY_UPGRADE, &ask, deadline).map(|stream| (stream, cut))

@@ -34,7 +34,7 @@ use crate::model::limiter::Limiter;
 use crate::model::registry::Registry;
 use crate::model::time::Time;
 use crate::model::version::Version;
-use crate::net::channel::Outgoing;
+use crate::net::channel::ChannelSender;
 use crate::net::stop::Stop;
 use crate::os::clock;
 use crate::os::files;
@@ -101,7 +101,7 @@ pub struct Core {
 /// An agent's control channel, as those who want something of the agent see it.
 #[derive(Clone)]
 pub struct AgentChannel {
-    pub outgoing: Outgoing,
+    pub outgoing: ChannelSender,
     /// The relay by the address that this agent itself came by.
     pub relay: String,
     pub speaks: Version,

@@ -34,12 +34,12 @@ use crate::http::reply::Reply;
 use crate::model::access::Action;
 use crate::model::version;
 use crate::model::version::End;
-use crate::net::connect::DEADLINE;
+use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::connect::set_deadline;
 use crate::net::duplex::Duplex;
 use crate::net::http;
-use crate::net::http::Conversation;
-use crate::net::http::Unheard;
+use crate::net::http::HttpConnection;
+use crate::net::http::RequestFailure;
 use crate::net::serve::ServeOptions;
 use crate::net::serve::Server;
 use crate::net::serve::each;
@@ -145,7 +145,7 @@ impl HubListener {
     }
 
     fn try_serve(&self, stream: &Arc<TcpStream>) -> io::Result<()> {
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + NETWORK_TIMEOUT;
         let address = stream.peer_addr()?.ip().to_canonical();
         let peer = self.peers.receive(address);
         if peer.is_none() && !self.core.settings.behind_proxy {
@@ -174,19 +174,19 @@ impl HubListener {
     }
 
     fn converse(&self, stream: Duplex, origin: Origin, peer: Option<UnauthenticatedPeer<'_>>) {
-        let mut conversation = Conversation::new(stream);
+        let mut conversation = HttpConnection::new(stream);
         let only_relay = !origin.over_tls && !self.core.settings.behind_proxy;
         loop {
             let request = match conversation.next_request() {
                 Ok(request) => request,
-                Err(Unheard::Nothing) => return,
-                Err(Unheard::Bad(reply)) => {
+                Err(RequestFailure::ClientGone) => return,
+                Err(RequestFailure::Refuse(reply)) => {
                     self.core.refused("bad-request");
-                    return conversation.end_with(&reply);
+                    return conversation.answer_and_close(&reply);
                 }
             };
             if let Some(reply) = self.other_protocol(&request) {
-                return conversation.end_with(&reply);
+                return conversation.answer_and_close(&reply);
             }
             if request.path == "/v1/relay" && request.method == "GET" && request.upgrades_to(RELAY_UPGRADE) {
                 drop(peer);
@@ -207,7 +207,7 @@ impl HubListener {
             };
             let keep_alive = request.keep_alive && !only_relay;
             if conversation.answer(&reply, keep_alive, request.method == "HEAD").is_err() || !keep_alive {
-                return conversation.hang_up();
+                return conversation.close();
             }
         }
     }
@@ -224,15 +224,15 @@ impl HubListener {
         last.and_then(|last| last.trim().parse().ok()).unwrap_or(origin.address)
     }
 
-    fn relay(&self, conversation: Conversation, request: &Request, address: IpAddr) {
+    fn relay(&self, conversation: HttpConnection, request: &Request, address: IpAddr) {
         let Err((reply, stream)) = relay::serve(&self.core, conversation.into_stream(), request) else {
             return;
         };
-        let mut conversation = Conversation::new(stream);
+        let mut conversation = HttpConnection::new(stream);
         // Without a good ticket it is a peer again, and an orderly end takes a moment: one too many gets a short one.
         let peer = self.peers.receive(address);
         if peer.is_some() || self.core.settings.behind_proxy {
-            conversation.end_with(&reply);
+            conversation.answer_and_close(&reply);
         } else {
             let _ = conversation.answer(&reply, false, false);
         }
@@ -240,7 +240,7 @@ impl HubListener {
 
     fn agent(
         &self,
-        mut conversation: Conversation,
+        mut conversation: HttpConnection,
         request: &Request,
         origin: Origin,
         peer: Option<UnauthenticatedPeer<'_>>,
@@ -260,7 +260,7 @@ impl HubListener {
                     agents::serve(&self.core, conversation.into_stream(), arrival, opener);
                 }
             }
-            Err(reply) => conversation.end_with(&reply),
+            Err(reply) => conversation.answer_and_close(&reply),
         }
     }
 

@@ -15,7 +15,7 @@ use super::sessions::WaitingEnd;
 use crate::http::message::Request;
 use crate::http::reply::Reply;
 use crate::model::pairing::TicketOutcome;
-use crate::net::connect::no_deadline;
+use crate::net::connect::clear_deadline;
 use crate::net::duplex::Duplex;
 use crate::net::relay;
 use crate::os::clock;
@@ -36,7 +36,7 @@ pub fn serve(core: &Core, stream: Duplex, request: &Request) -> Result<(), (Repl
     let met = meet(core, &socket, ticket);
     let (partner, open) = met.map_err(|refusal| (refusal, Duplex::plain(Arc::clone(&socket))))?;
     log::debug!("relaying {}", open.session);
-    let _ = no_deadline(&socket);
+    let _ = clear_deadline(&socket);
     pump(core, [&socket, &partner], &early, &open);
     Ok(())
 }
@@ -81,7 +81,7 @@ fn carry_on(core: &Core, mut near: Duplex, carried: &carry::CarriedSession) -> R
         Ok(far) => far,
         Err(reply) => return Err((reply, near)),
     };
-    let _ = no_deadline(&near.socket);
+    let _ = clear_deadline(&near.socket);
     if near.writer.write_all(&hello()).is_ok() {
         relay::both_ways(near, far);
     }

@@ -5,11 +5,11 @@ use std::fmt;
 use super::fingerprint::Pin;
 
 /// No 0, o, 1, i and l: a code is read out and typed.
-const ALPHABET: &[u8; 31] = b"23456789abcdefghjkmnpqrstuvwxyz";
-const LENGTH: usize = 8;
-const SHORTEST: usize = 6;
-const LONGEST: usize = 32;
-/// 128 bits in base32, as `os::random` makes them.
+const CODE_ALPHABET: &[u8; 31] = b"23456789abcdefghjkmnpqrstuvwxyz";
+const CODE_LENGTH: usize = 8;
+const CODE_MIN_LENGTH: usize = 6;
+const CODE_MAX_LENGTH: usize = 32;
+/// 128 bits in base32, as `os::secret` makes them.
 const SECRET_LENGTH: usize = 26;
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -29,7 +29,7 @@ impl Code {
         let text = text.trim();
         if !text.bytes().all(|b| b.is_ascii_alphanumeric()) {
             Err(BadCode::Character)
-        } else if !(SHORTEST..=LONGEST).contains(&text.len()) {
+        } else if !(CODE_MIN_LENGTH..=CODE_MAX_LENGTH).contains(&text.len()) {
             Err(BadCode::Length)
         } else {
             Ok(Self(text.to_ascii_lowercase()))
@@ -40,7 +40,7 @@ impl Code {
     pub fn make(random: impl FnMut() -> u8) -> Self {
         let fair = u8::MAX - u8::MAX % 31;
         let letters = std::iter::repeat_with(random).filter(|byte| *byte < fair);
-        Self(letters.take(LENGTH).map(|byte| ALPHABET[usize::from(byte % 31)] as char).collect())
+        Self(letters.take(CODE_LENGTH).map(|byte| CODE_ALPHABET[usize::from(byte % 31)] as char).collect())
     }
 
     pub fn as_str(&self) -> &str {
@@ -161,7 +161,7 @@ mod tests {
             });
             assert_eq!(Code::parse(code.as_str()).as_ref(), Ok(&code));
             for letter in code.as_str().bytes() {
-                counts[ALPHABET.iter().position(|b| *b == letter).unwrap()] += 1;
+                counts[CODE_ALPHABET.iter().position(|b| *b == letter).unwrap()] += 1;
             }
         }
         assert!(counts.iter().all(|count| (795..=805).contains(count)), "{counts:?}");

@@ -54,13 +54,13 @@ impl<'de> Deserialize<'de> for Target {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
         #[serde(untagged, expecting = "a port like 3000 or an address like 192.168.1.50:8080")]
-        enum Written {
+        enum PortOrText {
             Port(u16),
             Text(String),
         }
-        let text = match Written::deserialize(deserializer)? {
-            Written::Port(port) => port.to_string(),
-            Written::Text(text) => text,
+        let text = match PortOrText::deserialize(deserializer)? {
+            PortOrText::Port(port) => port.to_string(),
+            PortOrText::Text(text) => text,
         };
         Self::parse(&text).ok_or_else(|| {
             serde::de::Error::custom(format!("`{}` is no port and no HOST:PORT", text.escape_debug()))

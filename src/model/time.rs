@@ -8,16 +8,16 @@ use serde::Deserializer;
 use serde::Serialize;
 use serde::Serializer;
 
-const DAY: u64 = 86_400;
+const SECONDS_PER_DAY: u64 = 86_400;
 /// Year 9999: the last one that RFC 3339 can write. Clamping keeps a damaged record from overflowing.
-const LAST: u64 = 253_402_300_799;
+const LAST_SECOND: u64 = 253_402_300_799;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(u64);
 
 impl Time {
     pub fn from_unix(seconds: u64) -> Self {
-        Self(seconds.min(LAST))
+        Self(seconds.min(LAST_SECOND))
     }
 
     pub fn unix(self) -> u64 {
@@ -52,14 +52,16 @@ impl Time {
         if fraction != "Z" || !sane || hour > 23 || minute > 59 || second > 60 {
             return None;
         }
-        Some(Self::from_unix(days_before(year, month, day) * DAY + hour * 3600 + minute * 60 + second))
+        Some(Self::from_unix(
+            days_before(year, month, day) * SECONDS_PER_DAY + hour * 3600 + minute * 60 + second,
+        ))
     }
 }
 
 impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (year, month, day) = date_of(self.0 / DAY);
-        let (hour, minute, second) = (self.0 % DAY / 3600, self.0 % 3600 / 60, self.0 % 60);
+        let (year, month, day) = date_of(self.0 / SECONDS_PER_DAY);
+        let (hour, minute, second) = (self.0 % SECONDS_PER_DAY / 3600, self.0 % 3600 / 60, self.0 % 60);
         write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
     }
 }
@@ -108,8 +110,8 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
         "" | "s" => 1,
         "m" => 60,
         "h" => 3600,
-        "d" => DAY,
-        "w" => 7 * DAY,
+        "d" => SECONDS_PER_DAY,
+        "w" => 7 * SECONDS_PER_DAY,
         _ => return None,
     };
     number.checked_mul(seconds).map(Duration::from_secs)
@@ -120,7 +122,7 @@ pub fn in_words(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let rounded = |unit: u64| (seconds + unit / 2) / unit;
     let (count, unit) = match seconds {
-        172_800.. => (rounded(DAY), "day"),
+        172_800.. => (rounded(SECONDS_PER_DAY), "day"),
         3570.. => (rounded(3600), "hour"),
         60.. => (rounded(60), "minute"),
         _ => (seconds, "second"),
@@ -135,7 +137,7 @@ mod tests {
     #[test]
     fn every_day_of_three_centuries_is_read_as_it_was_written() {
         for day in (0..110_000).step_by(3) {
-            let time = Time::from_unix(day * DAY + 86_399);
+            let time = Time::from_unix(day * SECONDS_PER_DAY + 86_399);
             assert_eq!(Time::parse(&time.to_string()), Some(time));
         }
     }
@@ -167,7 +169,7 @@ mod tests {
 
     #[test]
     fn durations_are_read_in_their_units() {
-        assert_eq!(parse_duration("30d"), Some(Duration::from_secs(30 * DAY)));
+        assert_eq!(parse_duration("30d"), Some(Duration::from_secs(30 * SECONDS_PER_DAY)));
         assert_eq!(parse_duration("500ms"), Some(Duration::from_millis(500)));
         assert_eq!(parse_duration("5"), Some(Duration::from_secs(5)));
         for bad in ["", "d", "-5s", "+5s", "5x", "99999999999999999999d", "99999999999999999d", "1.5h"] {
@@ -182,6 +184,6 @@ mod tests {
         assert_eq!(in_words(Duration::from_secs(3599)), "1 hour");
         assert_eq!(in_words(Duration::from_hours(24)), "24 hours");
         assert_eq!(in_words(Duration::from_secs(61)), "1 minute");
-        assert_eq!(in_words(Duration::from_secs(30 * DAY)), "30 days");
+        assert_eq!(in_words(Duration::from_secs(30 * SECONDS_PER_DAY)), "30 days");
     }
 }

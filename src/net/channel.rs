@@ -29,17 +29,17 @@ use crate::os::lock::locked;
 use crate::os::lock::wait_while;
 use crate::wire::control::CONTROL_LINE_LIMIT;
 
-const HEARTBEAT: Duration = Duration::from_secs(10);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 /// Two heartbeats missed and a bit.
-const DEAD_AFTER: Duration = Duration::from_secs(25);
+const SILENCE_LIMIT: Duration = Duration::from_secs(25);
 /// A peer that takes no byte for this long is as good as dead.
-const WRITE_PATIENCE: Duration = Duration::from_secs(10);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Messages that may wait for a slow peer.
-const QUEUE: usize = 1024;
+const SEND_QUEUE_LIMIT: usize = 1024;
 
-pub struct Channel {
+pub struct MessageChannel {
     lines: BufReader<Reader>,
-    outgoing: Outgoing,
+    outgoing: ChannelSender,
     /// Who writes.
     threads: ThreadGroup,
     socket: Arc<TcpStream>,
@@ -47,35 +47,35 @@ pub struct Channel {
 
 /// The end that sends; any thread may hold one.
 #[derive(Clone)]
-pub struct Outgoing {
-    queue: Arc<Queue>,
+pub struct ChannelSender {
+    queue: Arc<SendQueue>,
 }
 
 #[derive(Default)]
-struct Queue {
-    state: Mutex<QueueState>,
+struct SendQueue {
+    state: Mutex<SendQueueState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct QueueState {
+struct SendQueueState {
     lines: VecDeque<Vec<u8>>,
     closed: bool,
 }
 
-impl Channel {
+impl MessageChannel {
     pub fn start(connection: Duplex) -> io::Result<Self> {
         let Duplex { reader, writer, socket } = connection;
-        socket.set_read_timeout(Some(DEAD_AFTER))?;
-        socket.set_write_timeout(Some(WRITE_PATIENCE))?;
-        let outgoing = Outgoing { queue: Arc::default() };
+        socket.set_read_timeout(Some(SILENCE_LIMIT))?;
+        socket.set_write_timeout(Some(WRITE_TIMEOUT))?;
+        let outgoing = ChannelSender { queue: Arc::default() };
         let (queue, cut) = (outgoing.clone(), Arc::clone(&socket));
         let threads = ThreadGroup::default();
         threads.spawn("control-send", move || queue.write_all_to(writer, &cut)).map_err(io::Error::other)?;
         Ok(Self { lines: BufReader::new(reader), outgoing, threads, socket })
     }
 
-    pub fn outgoing(&self) -> Outgoing {
+    pub fn outgoing(&self) -> ChannelSender {
         self.outgoing.clone()
     }
 
@@ -86,7 +86,7 @@ impl Channel {
     /// The message that must come by `deadline`, whatever heartbeats come before it.
     pub fn first<M: DeserializeOwned>(&mut self, deadline: Instant) -> io::Result<M> {
         let message = self.read(Some(deadline));
-        self.socket.set_read_timeout(Some(DEAD_AFTER))?;
+        self.socket.set_read_timeout(Some(SILENCE_LIMIT))?;
         message
     }
 
@@ -99,7 +99,7 @@ impl Channel {
         loop {
             if let Some(deadline) = deadline {
                 set_deadline(&self.socket, deadline)?;
-                self.socket.set_write_timeout(Some(WRITE_PATIENCE))?;
+                self.socket.set_write_timeout(Some(WRITE_TIMEOUT))?;
             }
             let mut line = Vec::new();
             (&mut self.lines).take(CONTROL_LINE_LIMIT as u64).read_until(b'\n', &mut line)?;
@@ -117,7 +117,7 @@ impl Channel {
 }
 
 /// Sends what is queued, then says farewell and is gone.
-impl Drop for Channel {
+impl Drop for MessageChannel {
     fn drop(&mut self) {
         self.outgoing.close();
         let _ = self.socket.shutdown(Shutdown::Read);
@@ -125,13 +125,13 @@ impl Drop for Channel {
     }
 }
 
-impl Outgoing {
+impl ChannelSender {
     /// False when the channel is closed or the peer does not take what is sent.
     pub fn send(&self, message: &impl Serialize) -> bool {
         let Ok(mut line) = serde_json::to_vec(message) else { return false };
         line.push(b'\n');
         let mut state = locked(&self.queue.state);
-        if state.closed || state.lines.len() >= QUEUE {
+        if state.closed || state.lines.len() >= SEND_QUEUE_LIMIT {
             return false;
         }
         state.lines.push_back(line);
@@ -144,11 +144,11 @@ impl Outgoing {
         self.queue.changed.notify_one();
     }
 
-    /// What there is to write: everything queued in one piece, a heartbeat when nothing came for a while,
+    /// What there is to write: everything queued in one batch, a heartbeat when nothing came for a while,
     /// `None` when the channel is closed and all is written.
-    fn next_piece(&self) -> Option<Vec<u8>> {
-        let idle = |state: &mut QueueState| state.lines.is_empty() && !state.closed;
-        let mut state = wait_while(&self.queue.changed, locked(&self.queue.state), HEARTBEAT, idle);
+    fn next_batch(&self) -> Option<Vec<u8>> {
+        let idle = |state: &mut SendQueueState| state.lines.is_empty() && !state.closed;
+        let mut state = wait_while(&self.queue.changed, locked(&self.queue.state), HEARTBEAT_INTERVAL, idle);
         if !state.lines.is_empty() {
             return Some(state.lines.drain(..).flatten().collect());
         }
@@ -156,8 +156,8 @@ impl Outgoing {
     }
 
     fn write_all_to(&self, mut writer: Writer, socket: &TcpStream) {
-        while let Some(piece) = self.next_piece() {
-            if let Err(error) = writer.write_all(&piece) {
+        while let Some(batch) = self.next_batch() {
+            if let Err(error) = writer.write_all(&batch) {
                 log::debug!("a control channel takes no more: {error}");
                 self.close();
                 let _ = socket.shutdown(Shutdown::Both);

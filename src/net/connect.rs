@@ -27,9 +27,9 @@ use crate::http::head;
 use crate::os::socket;
 
 /// Every network step ends by then unless an option says otherwise.
-pub const DEADLINE: Duration = Duration::from_secs(10);
+pub const NETWORK_TIMEOUT: Duration = Duration::from_secs(10);
 /// With several addresses, one that does not answer must leave time for the next.
-const ADDRESS_SHARE: u32 = 2;
+const TIME_SHARE_PER_ADDRESS: u32 = 2;
 
 /// A connection to `host`, straight or through the proxy that the environment names.
 pub fn dial_hub(host: &str, port: u16, deadline: Instant, stop: &Stop) -> Result<Arc<TcpStream>> {
@@ -51,7 +51,7 @@ pub fn dial(host: &str, port: u16, deadline: Instant, stop: &Stop) -> Result<Arc
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for (index, address) in addresses.iter().enumerate() {
         let left = deadline.saturating_duration_since(Instant::now());
-        let share = if index + 1 < addresses.len() { left / ADDRESS_SHARE } else { left };
+        let share = if index + 1 < addresses.len() { left / TIME_SHARE_PER_ADDRESS } else { left };
         match socket::connect(*address, Instant::now() + share, &|| stop.is_stopped()) {
             Ok(stream) => {
                 socket::prepare(&stream, address.ip());
@@ -168,13 +168,13 @@ pub fn set_deadline(socket: &TcpStream, deadline: Instant) -> io::Result<()> {
 }
 
 /// They wait for as long as it takes again.
-pub fn no_deadline(socket: &TcpStream) -> io::Result<()> {
+pub fn clear_deadline(socket: &TcpStream) -> io::Result<()> {
     socket.set_read_timeout(None)?;
     socket.set_write_timeout(None)
 }
 
 /// What is told of such an error; the system's words for a time that is up are `Resource temporarily unavailable`.
-pub fn in_words(error: io::Error) -> io::Error {
+pub fn timeout_in_words(error: io::Error) -> io::Error {
     if is_timeout(&error) {
         io::Error::new(io::ErrorKind::TimedOut, "it did not answer in time")
     } else {

@@ -21,10 +21,10 @@ pub struct Duplex {
 /// Reads what came too early first: bytes behind an HTTP head belong to what follows it.
 pub struct Reader {
     early: Vec<u8>,
-    source: Source,
+    source: ReadSource,
 }
 
-enum Source {
+enum ReadSource {
     Plain(Arc<TcpStream>),
     Tls(Box<TlsReader>),
 }
@@ -37,7 +37,7 @@ pub enum Writer {
 impl Duplex {
     pub fn plain(socket: Arc<TcpStream>) -> Self {
         Self {
-            reader: Reader { early: Vec::new(), source: Source::Plain(Arc::clone(&socket)) },
+            reader: Reader { early: Vec::new(), source: ReadSource::Plain(Arc::clone(&socket)) },
             writer: Writer::Plain(Arc::clone(&socket)),
             socket,
         }
@@ -45,7 +45,7 @@ impl Duplex {
 
     pub fn tls(reader: TlsReader, writer: TlsWriter, socket: Arc<TcpStream>) -> Self {
         Self {
-            reader: Reader { early: Vec::new(), source: Source::Tls(Box::new(reader)) },
+            reader: Reader { early: Vec::new(), source: ReadSource::Tls(Box::new(reader)) },
             writer: Writer::Tls(Box::new(writer)),
             socket,
         }
@@ -54,8 +54,8 @@ impl Duplex {
     /// The socket itself, when nothing stands between it and the bytes: then a relay needs no decryption.
     pub fn into_plain(self) -> Result<(Arc<TcpStream>, Vec<u8>), Self> {
         match self.reader.source {
-            Source::Plain(_) => Ok((self.socket, self.reader.early)),
-            Source::Tls(_) => Err(self),
+            ReadSource::Plain(_) => Ok((self.socket, self.reader.early)),
+            ReadSource::Tls(_) => Err(self),
         }
     }
 }
@@ -63,15 +63,15 @@ impl Duplex {
 impl Reader {
     /// Whether what is read is what the socket holds.
     pub fn is_plain(&self) -> bool {
-        matches!(self.source, Source::Plain(_)) && self.early.is_empty()
+        matches!(self.source, ReadSource::Plain(_)) && self.early.is_empty()
     }
 
     /// Whether nothing lies here that was received and not yet read.
     pub fn is_empty(&self) -> bool {
         self.early.is_empty()
             && match &self.source {
-                Source::Plain(_) => true,
-                Source::Tls(reader) => reader.is_empty(),
+                ReadSource::Plain(_) => true,
+                ReadSource::Tls(reader) => reader.is_empty(),
             }
     }
 
@@ -90,8 +90,8 @@ impl Read for Reader {
             return Ok(count);
         }
         match &mut self.source {
-            Source::Plain(socket) => retry(|| (&**socket).read(buffer)),
-            Source::Tls(reader) => reader.read(buffer),
+            ReadSource::Plain(socket) => retry(|| (&**socket).read(buffer)),
+            ReadSource::Tls(reader) => reader.read(buffer),
         }
     }
 }
@@ -131,7 +131,7 @@ impl Writer {
 
     /// Writes `first`, which is empty afterwards, and `rest` behind it: in one piece, copied only where they have to be
     /// encrypted as one.
-    pub fn write_behind(&mut self, first: &mut Vec<u8>, rest: &[u8]) -> io::Result<()> {
+    pub fn write_both(&mut self, first: &mut Vec<u8>, rest: &[u8]) -> io::Result<()> {
         match self {
             Self::Plain(socket) if !first.is_empty() && !rest.is_empty() => {
                 let both = [IoSlice::new(first), IoSlice::new(rest)];

@@ -8,8 +8,8 @@ use std::net::TcpStream;
 use std::time::Duration;
 use std::time::Instant;
 
+use super::connect::clear_deadline;
 use super::connect::is_timeout;
-use super::connect::no_deadline;
 use super::connect::set_deadline;
 use super::duplex::Duplex;
 use crate::error::Error;
@@ -29,57 +29,58 @@ use crate::http::reply::Reply;
 use crate::model::version;
 
 /// A client that says nothing, or says it too slowly, is answered and let go after this long.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two requests a connection may rest longer.
-const REST: Duration = Duration::from_secs(30);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Lists of thousands of services are larger than what a client may send.
 const ANSWER_LIMIT: usize = 16 * 1024 * 1024;
-const CHUNK: usize = 8 * 1024;
+const READ_SIZE: usize = 8 * 1024;
 /// How much of an unwanted request is read away, and for how long.
 const LINGER_BYTES: usize = 8 * 1024 * 1024;
 const LINGER: Duration = Duration::from_secs(2);
 
 /// The server's side of a connection.
-pub struct Conversation {
+pub struct HttpConnection {
     stream: Duplex,
     buffer: Vec<u8>,
     answered: bool,
 }
 
 /// Why there is no request.
-pub enum Unheard {
+pub enum RequestFailure {
     /// The client is gone, and nobody waits for an answer.
-    Nothing,
+    ClientGone,
     /// Say this and close.
-    Bad(Reply),
+    Refuse(Reply),
 }
 
-impl Conversation {
+impl HttpConnection {
     pub fn new(stream: Duplex) -> Self {
         Self { stream, buffer: Vec::new(), answered: false }
     }
 
-    pub fn next_request(&mut self) -> std::result::Result<Request, Unheard> {
-        let first = Instant::now() + if self.answered { REST } else { PATIENCE };
+    pub fn next_request(&mut self) -> std::result::Result<Request, RequestFailure> {
+        let first = Instant::now() + if self.answered { KEEP_ALIVE_TIMEOUT } else { REQUEST_TIMEOUT };
         if self.buffer.is_empty() {
             match read_more(&mut self.stream, &mut self.buffer, first) {
-                Ok(0) => return Err(Unheard::Nothing),
-                Err(_) if self.answered => return Err(Unheard::Nothing),
+                Ok(0) => return Err(RequestFailure::ClientGone),
+                Err(_) if self.answered => return Err(RequestFailure::ClientGone),
                 begun => begun?,
             };
         }
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + REQUEST_TIMEOUT;
         let (mut request, body) = loop {
             if let Some(head) = head::parse_request(&self.buffer)? {
                 let body = request_body(&head)?;
                 let request = Request::from_head(&head);
-                let odd = || Unheard::Bad(Reply::error(400, "The request's target is not a path", ""));
+                let odd =
+                    || RequestFailure::Refuse(Reply::error(400, "The request's target is not a path", ""));
                 let (request, length) = (request.ok_or_else(odd)?, head.length);
                 self.buffer.drain(..length);
                 break (request, body);
             }
             if read_more(&mut self.stream, &mut self.buffer, deadline)? == 0 {
-                return Err(Unheard::Nothing);
+                return Err(RequestFailure::ClientGone);
             }
         };
         let mut walker = BodyWalker::new(body);
@@ -99,7 +100,7 @@ impl Conversation {
         let reply = reply.clone().field(version::FIELD, version::OURS.to_string());
         reply.write_into(&mut out, keep_alive, head_only);
         self.answered = true;
-        set_deadline(&self.stream.socket, Instant::now() + PATIENCE)?;
+        set_deadline(&self.stream.socket, Instant::now() + REQUEST_TIMEOUT)?;
         self.stream.writer.write_all(&out)
     }
 
@@ -110,14 +111,14 @@ impl Conversation {
     }
 
     /// Says this last.
-    pub fn end_with(mut self, reply: &Reply) {
+    pub fn answer_and_close(mut self, reply: &Reply) {
         let _ = self.answer(reply, false, false);
-        self.hang_up();
+        self.close();
     }
 
     /// Ends the connection so that the last answer arrives: what the client still sends is read for a
     /// moment and dropped, since closing over unread bytes would reset it.
-    pub fn hang_up(mut self) {
+    pub fn close(mut self) {
         if self.stream.writer.finish().is_err() {
             return;
         }
@@ -133,28 +134,30 @@ impl Conversation {
     }
 }
 
-impl From<BadHead> for Unheard {
+impl From<BadHead> for RequestFailure {
     fn from(bad: BadHead) -> Self {
-        Self::Bad(Reply::error(bad.status(), bad.reason(), WHOLE))
+        Self::Refuse(Reply::error(bad.status(), bad.reason(), WHOLE_REQUEST_HINT))
     }
 }
 
-impl From<io::Error> for Unheard {
+impl From<io::Error> for RequestFailure {
     fn from(error: io::Error) -> Self {
         if is_timeout(&error) {
             let hint = "Send a whole request within 10 seconds";
-            return Self::Bad(Reply::error(408, "The request took too long", hint));
+            return Self::Refuse(Reply::error(408, "The request took too long", hint));
         }
         log::debug!("a request ended early: {error}");
-        Self::Nothing
+        Self::ClientGone
     }
 }
 
-impl From<BodyTrouble> for Unheard {
-    fn from(trouble: BodyTrouble) -> Self {
-        match trouble {
-            BodyTrouble::Io(error) => error.into(),
-            BodyTrouble::Bad(status, reason) => Self::Bad(Reply::error(status, reason, WHOLE)),
+impl From<BodyFailure> for RequestFailure {
+    fn from(failure: BodyFailure) -> Self {
+        match failure {
+            BodyFailure::Io(error) => error.into(),
+            BodyFailure::Bad(status, reason) => {
+                Self::Refuse(Reply::error(status, reason, WHOLE_REQUEST_HINT))
+            }
         }
     }
 }
@@ -162,16 +165,17 @@ impl From<BodyTrouble> for Unheard {
 fn read_more(stream: &mut Duplex, buffer: &mut Vec<u8>, deadline: Instant) -> io::Result<usize> {
     set_deadline(&stream.socket, deadline)?;
     let at = buffer.len();
-    buffer.resize(at + CHUNK, 0);
+    buffer.resize(at + READ_SIZE, 0);
     let read = stream.reader.read(&mut buffer[at..]);
     buffer.truncate(at + read.as_ref().copied().unwrap_or(0));
     read
 }
 
 /// What helps against a request that cannot be read.
-const WHOLE: &str = "Send a whole HTTP/1.1 request, with a head and a body of at most 64 KiB each";
+const WHOLE_REQUEST_HINT: &str =
+    "Send a whole HTTP/1.1 request, with a head and a body of at most 64 KiB each";
 
-enum BodyTrouble {
+enum BodyFailure {
     Io(io::Error),
     Bad(u16, &'static str),
 }
@@ -182,22 +186,22 @@ fn read_body(
     walker: &mut BodyWalker,
     limit: usize,
     deadline: Instant,
-) -> std::result::Result<Vec<u8>, BodyTrouble> {
+) -> std::result::Result<Vec<u8>, BodyFailure> {
     let mut body = Vec::new();
     if walker.ahead().is_some_and(|length| length > limit as u64) {
-        return Err(BodyTrouble::Bad(413, "The body is too large"));
+        return Err(BodyFailure::Bad(413, "The body is too large"));
     }
     loop {
         let used = walker
             .collect(buffer, &mut body, limit)
-            .map_err(|bad| BodyTrouble::Bad(bad.status(), bad.reason()))?;
+            .map_err(|bad| BodyFailure::Bad(bad.status(), bad.reason()))?;
         buffer.drain(..used);
         if walker.ended() {
             return Ok(body);
         }
-        if read_more(stream, buffer, deadline).map_err(BodyTrouble::Io)? == 0 {
+        if read_more(stream, buffer, deadline).map_err(BodyFailure::Io)? == 0 {
             let ended = walker.end_of_stream();
-            return ended.map(|()| body).map_err(|_| BodyTrouble::Io(io::ErrorKind::UnexpectedEof.into()));
+            return ended.map(|()| body).map_err(|_| BodyFailure::Io(io::ErrorKind::UnexpectedEof.into()));
         }
     }
 }
@@ -211,7 +215,7 @@ pub fn turn_away(mut stream: &TcpStream, reply: &Reply) {
 
 /// What a client asks.
 #[derive(Clone, Copy)]
-pub struct Ask<'a> {
+pub struct ClientRequest<'a> {
     pub method: &'a str,
     pub path: &'a str,
     pub host: &'a str,
@@ -220,12 +224,16 @@ pub struct Ask<'a> {
 }
 
 /// Sends one request and reads its answer. Bytes behind the answer come back with it.
-pub fn exchange(stream: &mut Duplex, ask: &Ask<'_>, deadline: Instant) -> io::Result<(Response, Vec<u8>)> {
+pub fn exchange(
+    stream: &mut Duplex,
+    ask: &ClientRequest<'_>,
+    deadline: Instant,
+) -> io::Result<(Response, Vec<u8>)> {
     let (mut answer, mut walker, mut buffer) = begin(stream, ask, deadline)?;
     let read = read_body(stream, &mut buffer, &mut walker, ANSWER_LIMIT, deadline);
-    answer.body = read.map_err(|trouble| match trouble {
-        BodyTrouble::Io(error) => error,
-        BodyTrouble::Bad(_, reason) => invalid(reason),
+    answer.body = read.map_err(|failure| match failure {
+        BodyFailure::Io(error) => error,
+        BodyFailure::Bad(_, reason) => invalid(reason),
     })?;
     Ok((answer, buffer))
 }
@@ -237,7 +245,7 @@ fn invalid(reason: &str) -> io::Error {
 /// Sends one request and reads the head of its answer, and what came with it.
 fn begin(
     stream: &mut Duplex,
-    ask: &Ask<'_>,
+    ask: &ClientRequest<'_>,
     deadline: Instant,
 ) -> io::Result<(Response, BodyWalker, Vec<u8>)> {
     let mut out = format!("{} {} HTTP/1.1\r\nHost: {}\r\n", ask.method, ask.path, ask.host);
@@ -271,15 +279,15 @@ fn begin(
 }
 
 /// An answer that goes on and on, read line by line.
-pub struct Lines {
+pub struct ResponseLines {
     stream: Duplex,
     walker: BodyWalker,
     buffer: Vec<u8>,
     content: Vec<u8>,
 }
 
-impl Lines {
-    pub fn ask(mut stream: Duplex, ask: &Ask<'_>, deadline: Instant) -> io::Result<(u16, Self)> {
+impl ResponseLines {
+    pub fn ask(mut stream: Duplex, ask: &ClientRequest<'_>, deadline: Instant) -> io::Result<(u16, Self)> {
         let (answer, walker, buffer) = begin(&mut stream, ask, deadline)?;
         Ok((answer.status, Self { stream, walker, buffer, content: Vec::new() }))
     }
@@ -304,18 +312,23 @@ impl Lines {
 }
 
 /// Turns a connection into what `protocol` says. A refusal comes back as the hub's own words.
-pub fn upgrade(mut stream: Duplex, protocol: &str, ask: &Ask<'_>, deadline: Instant) -> Result<Duplex> {
+pub fn upgrade(
+    mut stream: Duplex,
+    protocol: &str,
+    ask: &ClientRequest<'_>,
+    deadline: Instant,
+) -> Result<Duplex> {
     let ours = version::OURS.to_string();
     let mut fields = vec![("Connection", "Upgrade"), ("Upgrade", protocol), (version::FIELD, ours.as_str())];
     fields.extend_from_slice(ask.fields);
-    let exchanged = exchange(&mut stream, &Ask { fields: &fields, ..*ask }, deadline);
+    let exchanged = exchange(&mut stream, &ClientRequest { fields: &fields, ..*ask }, deadline);
     let (answer, behind) = exchanged
         .map_err(|error| Error::new("The hub does not answer").because(error).kind(ErrorKind::Unreachable))?;
     if answer.status != 101 {
         return Err(refusal(answer.status, &answer.body));
     }
     stream.reader.push_back(behind);
-    no_deadline(&stream.socket).or_say(|| "Cannot use the connection")?;
+    clear_deadline(&stream.socket).or_say(|| "Cannot use the connection")?;
     Ok(stream)
 }
 

@@ -15,16 +15,16 @@ use std::thread;
 use super::duplex::Duplex;
 use super::duplex::Reader;
 use super::duplex::Writer;
-use super::threads::STACK;
+use super::threads::THREAD_STACK;
 use crate::os::socket;
 
 /// What a quiet connection waits with.
-const CHUNK_IDLE: usize = 4 * 1024;
+const RELAY_BUFFER_IDLE: usize = 4 * 1024;
 /// What a busy one copies at once. Measured through the whole encrypted path, copies of this size beat
 /// `splice(2)`, which saves the hub's CPU and costs more of it at both ends in smaller segments.
-const CHUNK_BUSY: usize = 128 * 1024;
+const RELAY_BUFFER_BUSY: usize = 128 * 1024;
 /// So many short reads in a row, and the large buffer is given back.
-const CALM: u32 = 64;
+const SHORT_READS_UNTIL_SHRINK: u32 = 64;
 
 /// Copies until the end of the stream or an error.
 pub fn copy(from: &TcpStream, to: &TcpStream, count: &AtomicU64) {
@@ -43,7 +43,7 @@ pub fn both_ways(one: Duplex, other: Duplex) {
     let sockets = [&*one.socket, &*other.socket];
     thread::scope(|scope| {
         let (reader, writer, turned) = (other.reader, one.writer, [sockets[1], sockets[0]]);
-        let back = thread::Builder::new().name("relay".into()).stack_size(STACK);
+        let back = thread::Builder::new().name("relay".into()).stack_size(THREAD_STACK);
         if let Err(error) = back.spawn_scoped(scope, move || one_way(reader, writer, turned)) {
             log::warn!("cannot start a thread: {error}");
             return cut(sockets);
@@ -71,7 +71,7 @@ fn copy_all(
     socket: &TcpStream,
     count: &AtomicU64,
 ) -> io::Result<()> {
-    let mut buffer = Adaptive::new(0, CHUNK_IDLE, CHUNK_BUSY);
+    let mut buffer = AdaptiveBuffer::new(0, RELAY_BUFFER_IDLE, RELAY_BUFFER_BUSY);
     socket::set_liveness_poll(socket);
     loop {
         let read = match from.read(buffer.room()) {
@@ -88,7 +88,7 @@ fn copy_all(
 
 /// A buffer that is large while reads fill it and small while a connection is quiet, so that thousands
 /// of quiet ones cost little.
-pub struct Adaptive {
+pub struct AdaptiveBuffer {
     bytes: Vec<u8>,
     /// Bytes in front of the room that stay the owner's, for a header.
     front: usize,
@@ -97,7 +97,7 @@ pub struct Adaptive {
     short_reads: u32,
 }
 
-impl Adaptive {
+impl AdaptiveBuffer {
     pub fn new(front: usize, idle: usize, busy: usize) -> Self {
         Self { bytes: vec![0; front + idle], front, idle, busy, short_reads: 0 }
     }
@@ -120,7 +120,7 @@ impl Adaptive {
             self.short_reads = 0;
         } else if count <= self.idle && room > self.idle {
             self.short_reads += 1;
-            if self.short_reads >= CALM {
+            if self.short_reads >= SHORT_READS_UNTIL_SHRINK {
                 self.shrink();
             }
         } else {
@@ -166,11 +166,11 @@ mod tests {
 
     #[test]
     fn a_buffer_grows_when_it_is_filled_and_shrinks_when_it_is_calm() {
-        let mut buffer = Adaptive::new(2, 4, 64);
+        let mut buffer = AdaptiveBuffer::new(2, 4, 64);
         assert_eq!(buffer.filled(4).len(), 6);
         buffer.adapt(4);
         assert_eq!(buffer.room().len(), 64);
-        for _ in 0..CALM {
+        for _ in 0..SHORT_READS_UNTIL_SHRINK {
             assert_eq!(buffer.room().len(), 64);
             buffer.adapt(1);
         }

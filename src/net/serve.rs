@@ -26,7 +26,7 @@ use crate::os::socket;
 
 /// Threads that stay in `accept` after a burst. Each costs the few KiB of stack that it touched; making one for
 /// each of 64 short connections at a time costs the proxy a tenth of its CPU.
-const SPARE: usize = 64;
+const SPARE_THREADS: usize = 64;
 /// When accepting fails (no descriptors left), this long until the next try.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -58,14 +58,14 @@ pub struct ServeOptions {
 }
 
 /// A port of this machine that is taken, and not served yet.
-pub struct Bound {
+pub struct BoundPort {
     pub port: u16,
     pub listeners: Vec<TcpListener>,
 }
 
-impl Bound {
+impl BoundPort {
     /// On both loopback addresses, so that `localhost` means it either way. Port 0 is any.
-    pub fn take(port: u16) -> io::Result<Self> {
+    pub fn bind(port: u16) -> io::Result<Self> {
         let first = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
         let port = first.local_addr()?.port();
         match TcpListener::bind((Ipv6Addr::LOCALHOST, port)) {
@@ -77,13 +77,13 @@ impl Bound {
     }
 
     /// For a port that the hub lists, which stands for 127.0.0.1.
-    pub fn take_v4(port: u16) -> io::Result<Self> {
+    pub fn bind_v4(port: u16) -> io::Result<Self> {
         Ok(Self { port, listeners: vec![TcpListener::bind((Ipv4Addr::LOCALHOST, port))?] })
     }
 
     /// The first of `ports` that is free. `None` when none is.
     pub fn first_free(ports: impl IntoIterator<Item = u16>) -> Option<Self> {
-        ports.into_iter().find_map(|port| Self::take(port).ok())
+        ports.into_iter().find_map(|port| Self::bind(port).ok())
     }
 }
 
@@ -93,11 +93,11 @@ pub fn shut(stream: &TcpStream) {
 }
 
 pub struct Server {
-    shared: Arc<Shared>,
+    shared: Arc<ServerShared>,
     _woken: Option<Registration>,
 }
 
-struct Shared {
+struct ServerShared {
     listener: TcpListener,
     address: SocketAddr,
     service: ServeOptions,
@@ -116,12 +116,19 @@ impl Server {
         socket::set_accept_timeout(&listener, service.idle);
         let (accepting, thread_count) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let threads = ThreadGroup::default();
-        let shared =
-            Arc::new(Shared { listener, address, service, stop: own, accepting, thread_count, threads });
+        let shared = Arc::new(ServerShared {
+            listener,
+            address,
+            service,
+            stop: own,
+            accepting,
+            thread_count,
+            threads,
+        });
         let waker = Arc::clone(&shared);
         // The cut for `accept`: a connection of our own, after the flag is set.
         let woken = shared.stop.on_stop(move || waker.wake());
-        Shared::spawn(&shared)?;
+        ServerShared::spawn(&shared)?;
         Ok(Self { shared, _woken: woken })
     }
 
@@ -138,7 +145,7 @@ impl Drop for Server {
     }
 }
 
-impl Shared {
+impl ServerShared {
     fn wake(&self) {
         let mut address = self.address;
         if address.ip().is_unspecified() {
@@ -193,7 +200,7 @@ impl Shared {
             if !self.serve(&mut worker, stream, peer.ip()) {
                 worker = (self.service.new_worker)();
             }
-            if self.accepting.fetch_add(1, Ordering::SeqCst) >= SPARE {
+            if self.accepting.fetch_add(1, Ordering::SeqCst) >= SPARE_THREADS {
                 break;
             }
         }

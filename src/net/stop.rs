@@ -15,26 +15,26 @@ use std::sync::Mutex;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-type Cut = Box<dyn FnOnce() + Send>;
+type CutAction = Box<dyn FnOnce() + Send>;
 
 #[derive(Clone, Default)]
 pub struct Stop {
-    shared: Arc<Shared>,
+    shared: Arc<StopShared>,
 }
 
 #[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
+struct StopShared {
+    state: Mutex<StopState>,
     wake: Condvar,
     /// Of a child with its parent, for as long as anybody has the child.
     parent: OnceLock<Registration>,
 }
 
 #[derive(Default)]
-struct State {
+struct StopState {
     stopped: bool,
     next: u64,
-    cuts: HashMap<u64, Cut>,
+    cuts: HashMap<u64, CutAction>,
 }
 
 impl Stop {

@@ -10,7 +10,7 @@ use std::thread;
 use std::thread::JoinHandle;
 
 /// Enough for a TLS handshake and the JSON of the API; only what is touched takes memory.
-pub const STACK: usize = 256 * 1024;
+pub const THREAD_STACK: usize = 256 * 1024;
 
 #[derive(Default)]
 pub struct ThreadGroup {
@@ -43,7 +43,7 @@ impl ThreadGroup {
 
 pub fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
     let label = name.to_owned();
-    let spawned = thread::Builder::new().name(label.clone()).stack_size(STACK).spawn(move || {
+    let spawned = thread::Builder::new().name(label.clone()).stack_size(THREAD_STACK).spawn(move || {
         if panic::catch_unwind(AssertUnwindSafe(work)).is_err() {
             log::error!("the thread {label} ended by a fault of ours; the others go on");
         }

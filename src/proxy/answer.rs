@@ -232,7 +232,7 @@ fn send_content(
             Ok(step) => step,
             Err(bad) => return Ok(Err(bad)),
         };
-        home.writer.write_behind(home.out, &inbox.unread()[step.payload]).map_err(|_| Fault::ClientLeft)?;
+        home.writer.write_both(home.out, &inbox.unread()[step.payload]).map_err(|_| Fault::ClientLeft)?;
         inbox.consume(step.used);
     }
     home.flush().map(Ok)

@@ -33,8 +33,8 @@ use crate::os::files;
 use crate::os::secret;
 use crate::tls::authority;
 use crate::tls::authority::Authority;
-use crate::tls::authority::ByName;
-use crate::tls::authority::Terms;
+use crate::tls::authority::AuthorityProfile;
+use crate::tls::authority::CertificateByName;
 use crate::tls::trust::provider;
 
 const DAY: Duration = Duration::from_hours(24);
@@ -46,7 +46,7 @@ const COMMON_NAME: usize = 64;
 /// Names in `server.crt`; more make a certificate larger than some clients read.
 const NAMES: usize = 100;
 
-const TERMS: Terms = Terms {
+const PROXY_CA_PROFILE: AuthorityProfile = AuthorityProfile {
     title: "the local CA",
     root,
     leaf,
@@ -67,9 +67,10 @@ struct Own {
 impl Certificates {
     /// From the CA in `folder`, which is made when there is none.
     pub fn of_folder(folder: &Path) -> Result<Self> {
-        let authority = Arc::new(Authority::load_or_make(folder, TERMS)?);
+        let authority = Arc::new(Authority::load_or_make(folder, PROXY_CA_PROFILE)?);
         let own = Arc::clone(&authority);
-        let config = config_with(Arc::new(ByName(move |name: Option<&str>| leaf_for(&own, name))))?;
+        let config =
+            config_with(Arc::new(CertificateByName(move |name: Option<&str>| leaf_for(&own, name))))?;
         Ok(Self { config, own: Some(Own { authority, folder: folder.to_owned() }) })
     }
 

@@ -35,7 +35,7 @@ use crate::http::reply::Reply;
 use crate::net::connect::is_timeout;
 use crate::net::duplex::Reader;
 use crate::net::duplex::Writer;
-use crate::net::threads::STACK;
+use crate::net::threads::THREAD_STACK;
 use crate::os::socket::reset_on_close;
 
 /// An upload of which nothing comes for so long is given up.
@@ -103,7 +103,7 @@ impl Connection<'_> {
         };
         let ended = thread::scope(|scope| {
             let (done, ended) = mpsc::sync_channel(1);
-            let spawned = thread::Builder::new().name("upload".into()).stack_size(STACK).spawn_scoped(
+            let spawned = thread::Builder::new().name("upload".into()).stack_size(THREAD_STACK).spawn_scoped(
                 scope,
                 move || {
                     let _ = done.send(upload.run());

@@ -28,10 +28,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Result;
-use crate::net::connect::DEADLINE;
+use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::duplex::Duplex;
 use crate::net::http;
-use crate::net::serve::Bound;
+use crate::net::serve::BoundPort;
 use crate::net::serve::ServeOptions;
 use crate::net::serve::Server;
 use crate::net::serve::Worker;
@@ -63,7 +63,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    pub fn start(bound: Bound, table: Table, settings: Settings, stop: &Stop) -> Result<Self> {
+    pub fn start(bound: BoundPort, table: Table, settings: Settings, stop: &Stop) -> Result<Self> {
         let stop = stop.child();
         let front = Arc::new(Front {
             settings,
@@ -73,7 +73,7 @@ impl Proxy {
             stop: stop.clone(),
             via: secret::id("connect-proxy"),
             port: bound.port,
-            tls: trust::anyone()?,
+            tls: trust::unverified_client()?,
         });
         if front.settings.secure {
             front.certificates()?;
@@ -122,7 +122,7 @@ fn worker(front: Arc<Front>) -> Worker {
 
 /// The first byte tells TLS from a client that forgot it, which is sent there.
 fn serve_secure(visit: Visit<'_>, stream: &Arc<TcpStream>) -> io::Result<()> {
-    stream.set_read_timeout(Some(DEADLINE))?;
+    stream.set_read_timeout(Some(NETWORK_TIMEOUT))?;
     let mut first = [0];
     if stream.peek(&mut first)? == 0 {
         return Ok(());

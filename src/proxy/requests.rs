@@ -30,7 +30,7 @@ use crate::http::host::Place;
 use crate::http::host::host_of;
 use crate::http::host::is_local_origin;
 use crate::http::reply::Reply;
-use crate::net::connect::DEADLINE;
+use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::connect::is_timeout;
 use crate::net::duplex::Duplex;
 use crate::tls;
@@ -70,7 +70,7 @@ pub fn serve(visit: Visit<'_>, stream: Duplex, secure: bool) -> io::Result<()> {
 /// The same connection inside TLS, which ends here.
 pub fn in_tls(front: &Front, below: Duplex) -> io::Result<Duplex> {
     let certificates = front.certificates().map_err(io::Error::other)?;
-    Ok(tls::server(&certificates.config, below, Instant::now() + DEADLINE)?.into_duplex())
+    Ok(tls::server(&certificates.config, below, Instant::now() + NETWORK_TIMEOUT)?.into_duplex())
 }
 
 impl Connection<'_> {

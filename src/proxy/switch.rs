@@ -13,8 +13,8 @@ use super::upstream::Upstream;
 use crate::http::reply::CONNECTED;
 use crate::http::reply::Reply;
 use crate::net;
-use crate::net::connect::DEADLINE;
-use crate::net::connect::no_deadline;
+use crate::net::connect::NETWORK_TIMEOUT;
+use crate::net::connect::clear_deadline;
 use crate::net::duplex::Duplex;
 use crate::net::relay;
 
@@ -50,7 +50,7 @@ pub fn connect(it: &mut Connection<'_>, route: &Arc<Route>) -> Next {
 
 /// To a host outside, which `--connect-allow` names.
 pub fn dial(it: &mut Connection<'_>, host: &str, port: u16) -> Next {
-    match net::connect::dial(host, port, Instant::now() + DEADLINE, &it.front.stop) {
+    match net::connect::dial(host, port, Instant::now() + NETWORK_TIMEOUT, &it.front.stop) {
         Ok(socket) => {
             it.note(200);
             if it.client.writer.write_all(CONNECTED).is_ok() {
@@ -91,7 +91,7 @@ fn first_byte(it: &mut Connection<'_>) -> Option<u8> {
 fn both_ways(it: &mut Connection<'_>, service: Duplex) {
     let client = it.take_over();
     it.entry.works();
-    if no_deadline(&client.socket).and_then(|()| no_deadline(&service.socket)).is_err() {
+    if clear_deadline(&client.socket).and_then(|()| clear_deadline(&service.socket)).is_err() {
         return;
     }
     let Some(_cut) = it.front.stop.attach(&service.socket) else { return };

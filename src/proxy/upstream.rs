@@ -14,7 +14,7 @@ use rustls::ClientConfig;
 
 use super::inbox::Inbox;
 use super::table::Route;
-use crate::net::connect::DEADLINE;
+use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::connect::is_timeout;
 use crate::net::duplex::Duplex;
 use crate::net::duplex::Reader;
@@ -66,7 +66,7 @@ impl Upstream {
         let Duplex { reader, writer, socket } = match tls {
             Some(config) => {
                 let name = format!("{}.localhost", route.name);
-                tls::client(config, &name, plain, Instant::now() + DEADLINE)?.into_duplex()
+                tls::client(config, &name, plain, Instant::now() + NETWORK_TIMEOUT)?.into_duplex()
             }
             None => plain,
         };

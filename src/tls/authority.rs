@@ -28,19 +28,17 @@ use crate::os::files;
 use crate::os::lock::locked;
 
 /// Names that are remembered with their leaf; a client that makes up more gets new leaves, no more memory.
-const LEAVES: usize = 256;
+const REMEMBERED_LEAVES: usize = 256;
 /// A leaf is minted anew after this long, asleep or awake; it is valid for much longer.
-const RENEWAL: Duration = Duration::from_hours(720);
-
-type Params = std::result::Result<CertificateParams, rcgen::Error>;
+const LEAF_RENEWAL: Duration = Duration::from_hours(720);
 
 /// What tells one authority from another.
-pub struct Terms {
+pub struct AuthorityProfile {
     /// `the hub's CA`, as messages call it.
     pub title: &'static str,
     /// Makes the CA's own certificate. Given the same key it must name the same subject.
-    pub root: fn(&KeyPair) -> Params,
-    pub leaf: fn(Vec<String>) -> Params,
+    pub root: fn(&KeyPair) -> std::result::Result<CertificateParams, rcgen::Error>,
+    pub leaf: fn(Vec<String>) -> std::result::Result<CertificateParams, rcgen::Error>,
     pub when_damaged: &'static str,
 }
 
@@ -48,7 +46,7 @@ pub struct Authority {
     pub certificate: CertificateDer<'static>,
     /// Whether it was made just now.
     pub is_new: bool,
-    terms: Terms,
+    profile: AuthorityProfile,
     issuer: Issuer<'static, KeyPair>,
     /// One key for all leaves: what tells them apart is the name.
     leaf_key: KeyPair,
@@ -57,11 +55,11 @@ pub struct Authority {
 
 impl Authority {
     /// Loads the CA from `folder`, or makes it. The key is private before the certificate exists.
-    pub fn load_or_make(folder: &Path, terms: Terms) -> Result<Self> {
+    pub fn load_or_make(folder: &Path, profile: AuthorityProfile) -> Result<Self> {
         let (key_file, certificate_file) = (folder.join("ca.key"), folder.join("ca.crt"));
         let stored = files::read_text(&key_file)?;
         let key = stored.as_deref().map(KeyPair::from_pem).transpose();
-        let (key, made) = Self::make(&terms, key.map_err(|error| damaged(&key_file, &terms, &error))?)?;
+        let (key, made) = Self::make(&profile, key.map_err(|error| damaged(&key_file, &profile, &error))?)?;
         if stored.is_none() {
             files::write(&key_file, key.as_bytes())?;
         }
@@ -71,26 +69,32 @@ impl Authority {
         }
         let is_new = stored.is_none();
         let certificate = stored.unwrap_or(made.into_bytes());
-        Self::of(&key, &certificate, [&key_file, &certificate_file], terms, is_new)
+        Self::of(&key, &certificate, [&key_file, &certificate_file], profile, is_new)
     }
 
     /// From PEM that came from elsewhere; `at` are its names in messages.
-    pub fn of(key: &str, certificate: &[u8], at: [&Path; 2], terms: Terms, is_new: bool) -> Result<Self> {
-        let cannot = || format!("Cannot make {}", terms.title);
-        let key = KeyPair::from_pem(key).map_err(|error| damaged(at[0], &terms, &error))?;
+    pub fn of(
+        key: &str,
+        certificate: &[u8],
+        at: [&Path; 2],
+        profile: AuthorityProfile,
+        is_new: bool,
+    ) -> Result<Self> {
+        let cannot = || format!("Cannot make {}", profile.title);
+        let key = KeyPair::from_pem(key).map_err(|error| damaged(at[0], &profile, &error))?;
         let certificate =
-            CertificateDer::from_pem_slice(certificate).map_err(|error| damaged(at[1], &terms, &error))?;
+            CertificateDer::from_pem_slice(certificate).map_err(|error| damaged(at[1], &profile, &error))?;
         // The stored certificate has the same name and key as these parameters; leaves are signed by them.
-        let issuer = Issuer::new((terms.root)(&key).or_say(cannot)?, key);
+        let issuer = Issuer::new((profile.root)(&key).or_say(cannot)?, key);
         let leaf_key = new_key(cannot)?;
-        Ok(Self { certificate, is_new, terms, issuer, leaf_key, leaves: Mutex::default() })
+        Ok(Self { certificate, is_new, profile, issuer, leaf_key, leaves: Mutex::default() })
     }
 
     /// A key, new unless there is one, and its certificate, as PEM.
-    pub fn make(terms: &Terms, key: Option<KeyPair>) -> Result<(String, String)> {
-        let cannot = || format!("Cannot make {}", terms.title);
+    pub fn make(profile: &AuthorityProfile, key: Option<KeyPair>) -> Result<(String, String)> {
+        let cannot = || format!("Cannot make {}", profile.title);
         let key = key.map_or_else(|| new_key(cannot), Ok)?;
-        let made = (terms.root)(&key).and_then(|params| params.self_signed(&key)).or_say(cannot)?;
+        let made = (profile.root)(&key).and_then(|params| params.self_signed(&key)).or_say(cannot)?;
         Ok((key.serialize_pem(), made.pem()))
     }
 
@@ -102,14 +106,14 @@ impl Authority {
     fn leaf_at(&self, name: &str, others: &[String], now: Time) -> Option<Arc<CertifiedKey>> {
         let known = locked(&self.leaves).get(name).cloned();
         if let Some((leaf, made)) = known
-            && (made.unix()..made.unix() + RENEWAL.as_secs()).contains(&now.unix())
+            && (made.unix()..made.unix() + LEAF_RENEWAL.as_secs()).contains(&now.unix())
         {
             return Some(leaf);
         }
         let leaf = self.certified(name, others);
         let leaf = leaf.inspect_err(|error| log::debug!("no certificate for a name: {error}")).ok()?;
         let mut leaves = locked(&self.leaves);
-        if leaves.len() >= LEAVES {
+        if leaves.len() >= REMEMBERED_LEAVES {
             leaves.clear();
         }
         leaves.insert(name.to_owned(), (Arc::clone(&leaf), now));
@@ -117,13 +121,13 @@ impl Authority {
     }
 
     fn certified(&self, name: &str, others: &[String]) -> Result<Arc<CertifiedKey>> {
-        let sorry = || "Cannot mint a certificate";
+        let cannot = || "Cannot mint a certificate";
         let mut names = vec![name.to_owned()];
         names.extend(others.iter().filter(|known| *known != name).cloned());
         let leaf = self.sign(names)?;
         let key = PrivateKeyDer::from_pem_slice(self.leaf_key.serialize_pem().as_bytes());
-        let key = key.map_err(|_| Error::new(sorry()))?;
-        let key = provider().key_provider.load_private_key(key).or_say(sorry)?;
+        let key = key.map_err(|_| Error::new(cannot()))?;
+        let key = provider().key_provider.load_private_key(key).or_say(cannot)?;
         Ok(Arc::new(CertifiedKey::new(vec![leaf.der().clone(), self.certificate.clone()], key)))
     }
 
@@ -133,14 +137,14 @@ impl Authority {
     }
 
     fn sign(&self, names: Vec<String>) -> Result<rcgen::Certificate> {
-        let params = (self.terms.leaf)(names);
+        let params = (self.profile.leaf)(names);
         let leaf = params.and_then(|params| params.signed_by(&self.leaf_key, &self.issuer));
         leaf.or_say(|| "Cannot mint a certificate")
     }
 }
 
-fn damaged(path: &Path, terms: &Terms, error: &dyn fmt::Display) -> Error {
-    Error::new(format!("{} is damaged: {error}", path.display())).hint(terms.when_damaged)
+fn damaged(path: &Path, profile: &AuthorityProfile, error: &dyn fmt::Display) -> Error {
+    Error::new(format!("{} is damaged: {error}", path.display())).hint(profile.when_damaged)
 }
 
 fn new_key<S: Into<String>>(cannot: impl FnOnce() -> S) -> Result<KeyPair> {
@@ -148,15 +152,17 @@ fn new_key<S: Into<String>>(cannot: impl FnOnce() -> S) -> Result<KeyPair> {
 }
 
 /// Chooses the certificate by the name that a client asks for, if it asks for one.
-pub struct ByName<F>(pub F);
+pub struct CertificateByName<F>(pub F);
 
-impl<F> fmt::Debug for ByName<F> {
+impl<F> fmt::Debug for CertificateByName<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ByName")
+        f.write_str("CertificateByName")
     }
 }
 
-impl<F: Fn(Option<&str>) -> Option<Arc<CertifiedKey>> + Send + Sync> ResolvesServerCert for ByName<F> {
+impl<F: Fn(Option<&str>) -> Option<Arc<CertifiedKey>> + Send + Sync> ResolvesServerCert
+    for CertificateByName<F>
+{
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         (self.0)(hello.server_name())
     }
@@ -178,14 +184,14 @@ mod tests {
 
     #[test]
     fn a_leaf_is_kept_for_a_month_and_renewed_then() {
-        let terms = Terms {
+        let profile = AuthorityProfile {
             title: "a CA",
             root: |_| CertificateParams::new(Vec::new()),
             leaf: CertificateParams::new,
             when_damaged: "",
         };
         let folder = std::env::temp_dir().join(secret::id("connect-mint"));
-        let authority = Authority::load_or_make(&folder, terms).unwrap();
+        let authority = Authority::load_or_make(&folder, profile).unwrap();
         let now = clock::now();
         let at = |days: u64| {
             let later = now.plus(Duration::from_hours(24 * days));

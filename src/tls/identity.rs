@@ -22,11 +22,11 @@ pub struct Identity {
 impl Identity {
     /// A new ECDSA P-256 identity, as the text that `parse` reads.
     pub fn generate() -> Result<String> {
-        let sorry = || "Cannot make an identity";
-        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).or_say(sorry)?;
-        let mut params = CertificateParams::new(Vec::new()).or_say(sorry)?;
+        let cannot = || "Cannot make an identity";
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).or_say(cannot)?;
+        let mut params = CertificateParams::new(Vec::new()).or_say(cannot)?;
         params.distinguished_name.push(DnType::CommonName, "connect identity");
-        let certificate = params.self_signed(&key).or_say(sorry)?;
+        let certificate = params.self_signed(&key).or_say(cannot)?;
         Ok(format!("{}{}", certificate.pem(), key.serialize_pem()))
     }
 

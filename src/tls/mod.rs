@@ -25,38 +25,38 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::ServerName;
 use rustls::server::UnbufferedServerConnection;
 
-use unbuffered::Outgoing;
-use unbuffered::Progress;
-use unbuffered::Side;
-use unbuffered::Tls;
+use unbuffered::HandshakeProgress;
+use unbuffered::RecordBuffer;
+use unbuffered::TlsSide;
+use unbuffered::TlsState;
 
 use crate::model::fingerprint::Fingerprint;
-use crate::net::connect::in_words;
-use crate::net::connect::no_deadline;
+use crate::net::connect::clear_deadline;
 use crate::net::connect::set_deadline;
+use crate::net::connect::timeout_in_words;
 use crate::net::duplex::Duplex;
 use crate::net::duplex::Reader;
 use crate::net::duplex::Writer;
 use crate::os::lock::locked;
-use crate::wire::tls_record::Headers;
+use crate::wire::tls_record::RecordHeaders;
 
 /// An idle connection waits with this much, so that thousands of them stay cheap.
 const BUFFER_IDLE: usize = 1024;
 /// A busy one reads this much at once: several records for one system call.
 const BUFFER_BUSY: usize = 128 * 1024;
 /// What one write encrypts at once: four full records.
-pub const CHUNK: usize = 64 * 1024;
+pub const WRITE_SIZE: usize = 64 * 1024;
 /// A handshake flight larger than this is an attack.
 const HANDSHAKE_LIMIT: usize = 128 * 1024;
 
 pub struct TlsReader {
-    tls: Arc<Mutex<Tls>>,
+    tls: Arc<Mutex<TlsState>>,
     source: Reader,
     /// Below all: its limit of a read is ours.
     socket: Arc<TcpStream>,
     /// Raw records, `start..end` of it not yet decrypted.
     raw: Vec<u8>,
-    headers: Headers,
+    headers: RecordHeaders,
     start: usize,
     end: usize,
     plain: Vec<u8>,
@@ -65,13 +65,13 @@ pub struct TlsReader {
 }
 
 pub struct TlsWriter {
-    tls: Arc<Mutex<Tls>>,
+    tls: Arc<Mutex<TlsState>>,
     sink: Writer,
-    out: Outgoing,
+    out: RecordBuffer,
 }
 
 /// A finished handshake.
-pub struct Established {
+pub struct TlsConnection {
     pub reader: TlsReader,
     pub writer: TlsWriter,
     pub socket: Arc<TcpStream>,
@@ -81,7 +81,7 @@ pub struct Established {
     pub application: Option<Vec<u8>>,
 }
 
-impl Established {
+impl TlsConnection {
     pub fn into_duplex(self) -> Duplex {
         Duplex::tls(self.reader, self.writer, self.socket)
     }
@@ -92,47 +92,47 @@ pub fn client(
     host: &str,
     below: Duplex,
     deadline: Instant,
-) -> io::Result<Established> {
+) -> io::Result<TlsConnection> {
     let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
     let connection = UnbufferedClientConnection::new(Arc::clone(config), name).map_err(io::Error::other)?;
-    handshake(Side::Client(connection), below, deadline)
+    handshake(TlsSide::Client(connection), below, deadline)
 }
 
-pub fn server(config: &Arc<ServerConfig>, below: Duplex, deadline: Instant) -> io::Result<Established> {
+pub fn server(config: &Arc<ServerConfig>, below: Duplex, deadline: Instant) -> io::Result<TlsConnection> {
     let connection = UnbufferedServerConnection::new(Arc::clone(config)).map_err(io::Error::other)?;
-    handshake(Side::Server(connection), below, deadline)
+    handshake(TlsSide::Server(connection), below, deadline)
 }
 
-fn handshake(side: Side, below: Duplex, deadline: Instant) -> io::Result<Established> {
+fn handshake(side: TlsSide, below: Duplex, deadline: Instant) -> io::Result<TlsConnection> {
     let Duplex { reader: source, writer: sink, socket } = below;
-    let tls = Arc::new(Mutex::new(Tls::new(side)));
+    let tls = Arc::new(Mutex::new(TlsState::new(side)));
     let mut reader = TlsReader::new(Arc::clone(&tls), source, Arc::clone(&socket));
-    let mut writer = TlsWriter { tls: Arc::clone(&tls), sink, out: Outgoing::default() };
+    let mut writer = TlsWriter { tls: Arc::clone(&tls), sink, out: RecordBuffer::default() };
     loop {
         let done = reader.decrypt();
-        // An alert that says why is owed even when the handshake failed.
-        let sent = writer.pay();
-        if done? == Progress::Ready {
+        // An alert that says why is pending even when the handshake failed.
+        let sent = writer.send_pending();
+        if done? == HandshakeProgress::Ready {
             sent?;
             break;
         }
         sent?;
-        set_deadline(&socket, deadline).map_err(in_words)?;
+        set_deadline(&socket, deadline).map_err(timeout_in_words)?;
         if reader.end - reader.start > HANDSHAKE_LIMIT {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the handshake is too large"));
         }
-        reader.fill_raw().map_err(in_words)?;
+        reader.fill_raw().map_err(timeout_in_words)?;
     }
-    no_deadline(&socket)?;
+    clear_deadline(&socket)?;
     let (peer, application) = {
         let tls = locked(&tls);
         (tls.peer(), tls.application())
     };
-    Ok(Established { reader, writer, socket, peer, application })
+    Ok(TlsConnection { reader, writer, socket, peer, application })
 }
 
 impl TlsReader {
-    fn new(tls: Arc<Mutex<Tls>>, source: Reader, socket: Arc<TcpStream>) -> Self {
+    fn new(tls: Arc<Mutex<TlsState>>, source: Reader, socket: Arc<TcpStream>) -> Self {
         let (headers, raw, plain) = Default::default();
         Self { tls, source, socket, raw, headers, start: 0, end: 0, plain, used: 0, closed: false }
     }
@@ -184,7 +184,7 @@ impl TlsReader {
         }
     }
 
-    fn decrypt(&mut self) -> io::Result<Progress> {
+    fn decrypt(&mut self) -> io::Result<HandshakeProgress> {
         let raw = &mut self.raw[self.start..self.end];
         let (used, outcome) = locked(&self.tls).decrypt(raw, &mut self.plain);
         self.start += used;
@@ -229,9 +229,9 @@ impl Read for TlsReader {
 
 impl TlsWriter {
     /// Sends what the handshake owes.
-    fn pay(&mut self) -> io::Result<()> {
-        let owed = std::mem::take(&mut locked(&self.tls).owed);
-        if owed.is_empty() { Ok(()) } else { self.sink.write_all(&owed) }
+    fn send_pending(&mut self) -> io::Result<()> {
+        let pending = std::mem::take(&mut locked(&self.tls).pending);
+        if pending.is_empty() { Ok(()) } else { self.sink.write_all(&pending) }
     }
 
     pub fn finish(&mut self) -> io::Result<()> {
@@ -241,7 +241,7 @@ impl TlsWriter {
 
     pub fn shrink(&mut self) {
         if self.out.bytes.len() > BUFFER_IDLE {
-            self.out = Outgoing::default();
+            self.out = RecordBuffer::default();
         }
     }
 
@@ -254,7 +254,7 @@ impl TlsWriter {
 
 impl Write for TlsWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let chunk = &bytes[..bytes.len().min(CHUNK)];
+        let chunk = &bytes[..bytes.len().min(WRITE_SIZE)];
         self.send(Some(chunk))?;
         Ok(chunk.len())
     }
@@ -276,7 +276,7 @@ mod tests {
     use std::thread;
     use std::time::Duration;
 
-    /// Reads until the handshake is done, and returns what is owed behind it: tickets, over several records.
+    /// Reads until the handshake is done, and returns what is pending behind it: tickets, over several records.
     fn shake_hands(server: &mut ServerConnection, socket: &mut TcpStream) -> Vec<u8> {
         while server.is_handshaking() {
             while server.wants_write() {
@@ -285,11 +285,11 @@ mod tests {
             server.read_tls(socket).unwrap();
             server.process_new_packets().unwrap();
         }
-        let mut owed = Vec::new();
+        let mut pending = Vec::new();
         while server.wants_write() {
-            server.write_tls(&mut owed).unwrap();
+            server.write_tls(&mut pending).unwrap();
         }
-        owed
+        pending
     }
 
     #[test]
@@ -334,20 +334,20 @@ mod tests {
         let peer = thread::spawn(move || {
             let mut socket = listener.accept().unwrap().0;
             let mut server = ServerConnection::new(Arc::new(config)).unwrap();
-            let owed = shake_hands(&mut server, &mut socket);
-            let first = 5 + usize::from(u16::from_be_bytes([owed[3], owed[4]]));
-            assert!(owed.len() > 2 * first);
-            socket.write_all(&owed[..first]).unwrap();
+            let pending = shake_hands(&mut server, &mut socket);
+            let first = 5 + usize::from(u16::from_be_bytes([pending[3], pending[4]]));
+            assert!(pending.len() > 2 * first);
+            socket.write_all(&pending[..first]).unwrap();
             let mut heard = [0; 5];
             rustls::Stream::new(&mut server, &mut socket).read_exact(&mut heard).unwrap();
-            socket.write_all(&owed[first..]).unwrap();
+            socket.write_all(&pending[first..]).unwrap();
             rustls::Stream::new(&mut server, &mut socket).write_all(&heard).unwrap();
         });
 
         let socket = Arc::new(TcpStream::connect(address).unwrap());
         let deadline = Instant::now() + Duration::from_secs(20);
         let below = Duplex::plain(Arc::clone(&socket));
-        let mut it = client(&trust::anyone().unwrap(), "localhost", below, deadline).unwrap();
+        let mut it = client(&trust::unverified_client().unwrap(), "localhost", below, deadline).unwrap();
         // The first part is here, and read, before anything is written.
         socket.peek(&mut [0]).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();

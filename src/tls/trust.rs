@@ -88,11 +88,11 @@ fn has_aes() -> bool {
 /// For the HTTP API and the control channel.
 pub fn hub_client(trust: &HubTrust) -> Result<Arc<ClientConfig>> {
     let verifier: Arc<dyn ServerCertVerifier> = match trust {
-        HubTrust::Pin(pin) => Arc::new(Believed::Pin(*pin)),
+        HubTrust::Pin(pin) => Arc::new(PeerCheck::Pin(*pin)),
         HubTrust::Roots(pem) => verifier_of(parse_roots(pem)?)?,
         HubTrust::Public => verifier_of(public_roots())?,
     };
-    client_believing(verifier)
+    client_checking(verifier)
 }
 
 /// For the joiner's end of a session: any certificate that proves its key. Whose it must be is looked at
@@ -101,7 +101,7 @@ pub fn session_client(identity: &Identity) -> Result<Arc<ClientConfig>> {
     let builder =
         ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13]);
     let builder = builder.or_say(|| "Cannot set up TLS")?.dangerous();
-    let builder = builder.with_custom_certificate_verifier(Arc::new(Believed::Anyone(None)));
+    let builder = builder.with_custom_certificate_verifier(Arc::new(PeerCheck::Anyone(None)));
     let config = builder.with_client_auth_cert(vec![identity.certificate.clone()], identity.key.clone_key());
     config.map(Arc::new).or_say(|| "Cannot use this machine's identity")
 }
@@ -111,7 +111,7 @@ pub fn session_server(identity: &Identity) -> Result<Arc<ServerConfig>> {
     let builder =
         ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13]);
     let builder =
-        builder.or_say(|| "Cannot set up TLS")?.with_client_cert_verifier(Arc::new(Believed::Anyone(None)));
+        builder.or_say(|| "Cannot set up TLS")?.with_client_cert_verifier(Arc::new(PeerCheck::Anyone(None)));
     let config = builder.with_single_cert(vec![identity.certificate.clone()], identity.key.clone_key());
     config.map(Arc::new).or_say(|| "Cannot use this machine's identity")
 }
@@ -147,21 +147,21 @@ fn verifier_of(roots: RootCertStore) -> Result<Arc<WebPkiServerVerifier>> {
 }
 
 /// Where an observed pin is noted.
-pub type Seen = Arc<Mutex<Option<Pin>>>;
+pub type ObservedPin = Arc<Mutex<Option<Pin>>>;
 
 /// Settings that believe anything and note the pin of the last certificate in the chain: for showing it to
 /// the user before anything is sent.
-pub fn observer() -> Result<(Arc<ClientConfig>, Seen)> {
-    let seen = Seen::default();
-    Ok((client_believing(Arc::new(Believed::Anyone(Some(Arc::clone(&seen)))))?, seen))
+pub fn observing_client() -> Result<(Arc<ClientConfig>, ObservedPin)> {
+    let seen = ObservedPin::default();
+    Ok((client_checking(Arc::new(PeerCheck::Anyone(Some(Arc::clone(&seen)))))?, seen))
 }
 
 /// Settings that believe anything, for a service whose way here is believed already.
-pub fn anyone() -> Result<Arc<ClientConfig>> {
-    client_believing(Arc::new(Believed::Anyone(None)))
+pub fn unverified_client() -> Result<Arc<ClientConfig>> {
+    client_checking(Arc::new(PeerCheck::Anyone(None)))
 }
 
-fn client_believing(verifier: Arc<dyn ServerCertVerifier>) -> Result<Arc<ClientConfig>> {
+fn client_checking(verifier: Arc<dyn ServerCertVerifier>) -> Result<Arc<ClientConfig>> {
     let builder = ClientConfig::builder_with_provider(provider());
     let builder = builder.with_safe_default_protocol_versions().or_say(|| "Cannot set up TLS")?;
     let mut config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
@@ -171,14 +171,14 @@ fn client_believing(verifier: Arc<dyn ServerCertVerifier>) -> Result<Arc<ClientC
 
 /// Whom a handshake believes. That the peer holds its certificate's key is proved in every case.
 #[derive(Debug)]
-enum Believed {
+enum PeerCheck {
     /// A chain that holds the pinned CA and is signed by it.
     Pin(Pin),
     /// Everyone: the caller compares the fingerprint, or shows the pin of the chain's last certificate.
-    Anyone(Option<Seen>),
+    Anyone(Option<ObservedPin>),
 }
 
-impl ServerCertVerifier for Believed {
+impl ServerCertVerifier for PeerCheck {
     fn verify_server_cert(
         &self,
         leaf: &CertificateDer<'_>,
@@ -230,7 +230,7 @@ impl ServerCertVerifier for Believed {
 }
 
 /// The agent's end of a session, where `Anyone` is meant.
-impl ClientCertVerifier for Believed {
+impl ClientCertVerifier for PeerCheck {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }

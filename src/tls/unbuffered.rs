@@ -17,15 +17,15 @@ use rustls::unbuffered::UnbufferedStatus;
 use crate::model::fingerprint::Fingerprint;
 use crate::os::secret;
 
-pub enum Side {
+pub enum TlsSide {
     Client(UnbufferedClientConnection),
     Server(UnbufferedServerConnection),
 }
 
-pub struct Tls {
-    side: Side,
+pub struct TlsState {
+    side: TlsSide,
     /// Records that rustls wants sent and that the reader came upon; the writer sends them first.
-    pub owed: Vec<u8>,
+    pub pending: Vec<u8>,
     /// Bytes at the front of what the reader has left that rustls still counts on, since half a handshake message
     /// is in them. It counts them in whatever it is given next, also when that comes from the writer.
     held: usize,
@@ -33,12 +33,12 @@ pub struct Tls {
 /// Records on their way out. The bytes behind them stay as they are between two writes: clearing 64 KiB
 /// for each would cost a tenth of encrypting them.
 #[derive(Default)]
-pub struct Outgoing {
+pub struct RecordBuffer {
     pub bytes: Vec<u8>,
     pub filled: usize,
 }
 
-impl Outgoing {
+impl RecordBuffer {
     fn room(&mut self, length: usize) -> &mut [u8] {
         let end = self.filled + length;
         if self.bytes.len() < end {
@@ -54,22 +54,22 @@ impl Outgoing {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
+pub enum HandshakeProgress {
     /// The handshake wants more bytes.
     Blocked,
     /// Application data may flow.
     Ready,
 }
-impl Tls {
-    pub fn new(side: Side) -> Self {
-        Self { side, owed: Vec::new(), held: 0 }
+impl TlsState {
+    pub fn new(side: TlsSide) -> Self {
+        Self { side, pending: Vec::new(), held: 0 }
     }
 
     /// What rustls knows of either side alike.
     fn common(&self) -> &CommonState {
         match &self.side {
-            Side::Client(connection) => connection,
-            Side::Server(connection) => connection,
+            TlsSide::Client(connection) => connection,
+            TlsSide::Server(connection) => connection,
         }
     }
 
@@ -86,33 +86,33 @@ impl Tls {
         self.common().protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3)
     }
 
-    pub fn decrypt(&mut self, raw: &mut [u8], plain: &mut Vec<u8>) -> (usize, io::Result<Decrypted>) {
+    pub fn decrypt(&mut self, raw: &mut [u8], plain: &mut Vec<u8>) -> (usize, io::Result<DecryptOutcome>) {
         let (used, outcome) = match &mut self.side {
-            Side::Client(connection) => decrypt(connection, &mut self.owed, raw, plain),
-            Side::Server(connection) => decrypt(connection, &mut self.owed, raw, plain),
+            TlsSide::Client(connection) => decrypt(connection, &mut self.pending, raw, plain),
+            TlsSide::Server(connection) => decrypt(connection, &mut self.pending, raw, plain),
         };
         self.held = whole_records(&raw[used..]);
         (used, outcome)
     }
 
-    /// Appends the records for `data` (or, without data, a close) to `out`, behind what is owed.
-    pub fn encrypt(&mut self, data: Option<&[u8]>, out: &mut Outgoing) -> io::Result<()> {
-        out.append(&std::mem::take(&mut self.owed));
+    /// Appends the records for `data` (or, without data, a close) to `out`, behind what is pending.
+    pub fn encrypt(&mut self, data: Option<&[u8]>, out: &mut RecordBuffer) -> io::Result<()> {
+        out.append(&std::mem::take(&mut self.pending));
         match &mut self.side {
-            Side::Client(connection) => encrypt(connection, self.held, data, out),
-            Side::Server(connection) => encrypt(connection, self.held, data, out),
+            TlsSide::Client(connection) => encrypt(connection, self.held, data, out),
+            TlsSide::Server(connection) => encrypt(connection, self.held, data, out),
         }
     }
 }
 
 /// The client's and the server's connection, which rustls makes two types, as one.
-trait Connection {
+trait UnbufferedConnection {
     type Data;
     fn process<'c, 'i>(&'c mut self, raw: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
     fn has_more_to_say(&self) -> bool;
 }
 
-impl Connection for UnbufferedClientConnection {
+impl UnbufferedConnection for UnbufferedClientConnection {
     type Data = ClientConnectionData;
     fn process<'c, 'i>(&'c mut self, raw: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(raw)
@@ -123,7 +123,7 @@ impl Connection for UnbufferedClientConnection {
     }
 }
 
-impl Connection for UnbufferedServerConnection {
+impl UnbufferedConnection for UnbufferedServerConnection {
     type Data = ServerConnectionData;
     fn process<'c, 'i>(&'c mut self, raw: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(raw)
@@ -134,18 +134,18 @@ impl Connection for UnbufferedServerConnection {
     }
 }
 
-pub struct Decrypted {
-    pub progress: Progress,
+pub struct DecryptOutcome {
+    pub progress: HandshakeProgress,
     pub closed: bool,
 }
 
 /// Decrypts every whole record in `raw` into `plain`. Returns how many bytes of `raw` are used up.
-fn decrypt<C: Connection>(
+fn decrypt<C: UnbufferedConnection>(
     connection: &mut C,
-    owed: &mut Vec<u8>,
+    pending: &mut Vec<u8>,
     raw: &mut [u8],
     plain: &mut Vec<u8>,
-) -> (usize, io::Result<Decrypted>) {
+) -> (usize, io::Result<DecryptOutcome>) {
     let (mut used, mut closed) = (0, false);
     loop {
         let UnbufferedStatus { mut discard, state } = connection.process(&mut raw[used..]);
@@ -160,7 +160,7 @@ fn decrypt<C: Connection>(
                     && let Ok(ConnectionState::EncodeTlsData(mut record)) =
                         connection.process(&mut raw[used..]).state
                 {
-                    let _ = encode(&mut record, owed);
+                    let _ = encode(&mut record, pending);
                 }
                 return (used, Err(fault));
             }
@@ -176,7 +176,7 @@ fn decrypt<C: Connection>(
                 }
                 None
             }
-            Ok(ConnectionState::EncodeTlsData(mut record)) => match encode(&mut record, owed) {
+            Ok(ConnectionState::EncodeTlsData(mut record)) => match encode(&mut record, pending) {
                 Ok(()) => None,
                 Err(error) => return (used + discard, Err(error)),
             },
@@ -190,26 +190,26 @@ fn decrypt<C: Connection>(
             }
             Ok(ConnectionState::Closed) => {
                 closed = true;
-                Some(Progress::Ready)
+                Some(HandshakeProgress::Ready)
             }
-            Ok(ConnectionState::WriteTraffic(_)) => Some(Progress::Ready),
-            Ok(_) => Some(Progress::Blocked),
+            Ok(ConnectionState::WriteTraffic(_)) => Some(HandshakeProgress::Ready),
+            Ok(_) => Some(HandshakeProgress::Blocked),
         };
         used += discard;
         if let Some(progress) = progress {
-            return (used, Ok(Decrypted { progress, closed }));
+            return (used, Ok(DecryptOutcome { progress, closed }));
         }
     }
 }
 
-fn encode<D>(record: &mut EncodeTlsData<'_, D>, owed: &mut Vec<u8>) -> io::Result<()> {
-    let at = owed.len();
+fn encode<D>(record: &mut EncodeTlsData<'_, D>, pending: &mut Vec<u8>) -> io::Result<()> {
+    let at = pending.len();
     let mut room = 0;
     loop {
-        owed.resize(at + room, 0);
-        match record.encode(&mut owed[at..]) {
+        pending.resize(at + room, 0);
+        match record.encode(&mut pending[at..]) {
             Ok(written) => {
-                owed.truncate(at + written);
+                pending.truncate(at + written);
                 return Ok(());
             }
             Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) => {
@@ -232,11 +232,11 @@ fn whole_records(raw: &[u8]) -> usize {
     at
 }
 
-fn encrypt<C: Connection>(
+fn encrypt<C: UnbufferedConnection>(
     connection: &mut C,
     held: usize,
     data: Option<&[u8]>,
-    out: &mut Outgoing,
+    out: &mut RecordBuffer,
 ) -> io::Result<()> {
     // In the place of what the reader has: rustls passes over as much without looking at it.
     let mut held = vec![0; held];
@@ -261,7 +261,7 @@ fn encrypt<C: Connection>(
 }
 
 fn grow_until_it_fits(
-    out: &mut Outgoing,
+    out: &mut RecordBuffer,
     length: usize,
     mut encrypt: impl FnMut(&mut [u8]) -> Result<usize, EncryptError>,
 ) -> io::Result<()> {

@@ -30,9 +30,9 @@ use crate::model::version;
 use crate::model::version::End;
 use crate::model::version::Version;
 use crate::net::address::HubUrl;
-use crate::net::channel::Channel;
-use crate::net::channel::Outgoing;
-use crate::net::connect::DEADLINE;
+use crate::net::channel::ChannelSender;
+use crate::net::channel::MessageChannel;
+use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::stop::Stop;
 use crate::net::threads::ThreadGroup;
 use crate::os::lock::locked;
@@ -103,7 +103,7 @@ struct AgentInner {
 struct Exposures {
     all: Vec<ExposedService>,
     /// The channel, while there is one.
-    channel: Option<Outgoing>,
+    channel: Option<ChannelSender>,
 }
 
 struct ExposedService {
@@ -179,7 +179,7 @@ struct SessionOffer {
 
 impl AgentInner {
     fn run(self: &Arc<Self>) {
-        let retrying = self.hub.within(RECONNECT_TIMEOUT);
+        let retrying = self.hub.with_timeout(RECONNECT_TIMEOUT);
         let mut backoff = Backoff::default();
         // The kind of the last loss reported, so that each kind is reported once.
         let mut reported = None;
@@ -210,15 +210,15 @@ impl AgentInner {
         }
     }
 
-    fn connect(&self, hub: &Hub) -> Result<(Channel, HubUrl)> {
+    fn connect(&self, hub: &Hub) -> Result<(MessageChannel, HubUrl)> {
         hub.register(&self.registration)?;
         let (stream, at) = hub.control()?;
-        let mut channel = Channel::start(stream).or_say(|| "Cannot use the control channel")?;
+        let mut channel = MessageChannel::start(stream).or_say(|| "Cannot use the control channel")?;
         let _cut = self.stop.attach(&channel.socket()).ok_or_else(Error::stopped)?;
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let outgoing = channel.outgoing();
         outgoing.send(&ToHub::Hello { agent: self.registration.id.clone(), version });
-        match channel.first::<ToAgent>(Instant::now() + DEADLINE) {
+        match channel.first::<ToAgent>(Instant::now() + NETWORK_TIMEOUT) {
             Ok(ToAgent::Welcome { .. }) => {}
             Ok(_) => return Err(Error::new("The hub does not speak the control protocol")),
             Err(error) => return Err(connection_lost(error)),
@@ -232,7 +232,7 @@ impl AgentInner {
         Ok((channel, at))
     }
 
-    fn listen(self: &Arc<Self>, channel: &mut Channel, at: &HubUrl) -> Result<()> {
+    fn listen(self: &Arc<Self>, channel: &mut MessageChannel, at: &HubUrl) -> Result<()> {
         let (socket, outgoing) = (channel.socket(), channel.outgoing());
         // Reading wakes; writing still works, so that the hub hears that the services are withdrawn.
         let cut = self.stop.on_stop(move || drop(socket.shutdown(Shutdown::Read)));
@@ -250,7 +250,7 @@ impl AgentInner {
         Ok(())
     }
 
-    fn handle_message(self: &Arc<Self>, message: ToAgent, outgoing: &Outgoing, at: &HubUrl) {
+    fn handle_message(self: &Arc<Self>, message: ToAgent, outgoing: &ChannelSender, at: &HubUrl) {
         match message {
             ToAgent::Welcome { .. } | ToAgent::Unknown => {}
             ToAgent::Exposed { name, service, tunnel_port } => {
@@ -283,7 +283,7 @@ impl AgentInner {
         self: &Arc<Self>,
         service: &str,
         offer: SessionOffer,
-        outgoing: &Outgoing,
+        outgoing: &ChannelSender,
     ) -> std::result::Result<(), String> {
         let meant = |one: &&ExposedService| one.service.as_deref() == Some(service);
         let found = locked(&self.exposures)
@@ -317,7 +317,7 @@ impl AgentInner {
     }
 
     fn serve(&self, exposure: &Exposure, traffic: &Arc<TrafficCounters>, offer: &SessionOffer) -> Result<()> {
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + NETWORK_TIMEOUT;
         let below = self.hub.relay(&offer.at, &offer.relay, &offer.ticket, deadline)?;
         let Some(_cut) = self.stop.attach(&below.socket) else { return Ok(()) };
         let mut tls = ServerConfig::clone(&self.tls);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::net::connect::is_timeout;
-use crate::net::relay::Adaptive;
+use crate::net::relay::AdaptiveBuffer;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
 use crate::os::socket;
@@ -34,7 +34,7 @@ pub struct FrameReader {
 
 pub struct FrameWriter {
     tls: TlsWriter,
-    buffer: Adaptive,
+    buffer: AdaptiveBuffer,
 }
 
 /// Why copying into the session ended.
@@ -121,7 +121,7 @@ impl FrameReader {
 
 impl FrameWriter {
     pub fn new(tls: TlsWriter) -> Self {
-        Self { tls, buffer: Adaptive::new(2 * FRAME_HEADER, IDLE_READ, DATA_LIMIT) }
+        Self { tls, buffer: AdaptiveBuffer::new(2 * FRAME_HEADER, IDLE_READ, DATA_LIMIT) }
     }
 
     /// Begins a direction: `kind`, and in the same write what `local` has said by now, which saves three

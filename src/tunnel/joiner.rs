@@ -17,8 +17,8 @@ use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::model::backoff::Backoff;
-use crate::net::connect::DEADLINE;
-use crate::net::serve::Bound;
+use crate::net::connect::NETWORK_TIMEOUT;
+use crate::net::serve::BoundPort;
 use crate::net::serve::ServeOptions;
 use crate::net::serve::Server;
 use crate::net::serve::each;
@@ -86,7 +86,7 @@ struct TunnelInner {
 impl Tunnel {
     /// Listens at once; whether the service answers is seen when somebody connects.
     pub fn start(
-        bound: Bound,
+        bound: BoundPort,
         opener: SessionOpener,
         peer_check: PeerCheck,
         on_event: OnJoinerEvent,
@@ -121,7 +121,7 @@ impl Tunnel {
         Ok(Self { port: 0, peer_check, inner, stop, servers, threads })
     }
 
-    pub fn listen(&mut self, bound: Bound) -> Result<()> {
+    pub fn listen(&mut self, bound: BoundPort) -> Result<()> {
         let (port, peer_check) = (bound.port, self.peer_check);
         let servers = bound.listeners.into_iter().map(|listener| {
             let own = Arc::clone(&self.inner);
@@ -187,7 +187,7 @@ impl TunnelInner {
         let deadline = Instant::now() + COMEBACK_TIMEOUT;
         let mut backoff = Backoff::default();
         loop {
-            let mut session = match self.pool.take(Instant::now() + DEADLINE) {
+            let mut session = match self.pool.take(Instant::now() + NETWORK_TIMEOUT) {
                 Ok(session) => session,
                 Err(error) => {
                     let wait = backoff.next(secret::number());
@@ -247,7 +247,7 @@ impl TunnelInner {
             if self.pool.total() > 0 && *locked(&self.reported) == ReportedState::Up {
                 continue;
             }
-            match self.check_target(DEADLINE) {
+            match self.check_target(NETWORK_TIMEOUT) {
                 Ok(()) => {
                     backoff.reset();
                     self.report(JoinerEvent::Up);

@@ -23,7 +23,7 @@ use crate::error::ErrorKind;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::name::Name;
-use crate::net::connect::DEADLINE;
+use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::stop::Stop;
 use crate::net::threads::ThreadGroup;
 use crate::os::lock::locked;
@@ -69,7 +69,7 @@ impl SessionOpener {
     }
 
     pub fn open(&self, bytes: &Arc<AtomicU64>, stop: &Stop) -> Result<Session> {
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + NETWORK_TIMEOUT;
         let (granted, at) = self.hub.ask_session(&self.ask)?;
         let whose = format!("the agent's machine, {}", granted.agent_label);
         understand("The agent", &whose, granted.agent_speaks)?;

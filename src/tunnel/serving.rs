@@ -23,12 +23,12 @@ use super::frames::out_of_turn;
 use super::frames::poll_while_blocked;
 use super::traffic::TrafficCounters;
 use crate::model::target::Target;
-use crate::net::connect::DEADLINE;
+use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::connect::dial;
 use crate::net::stop::Stop;
 use crate::net::threads;
 use crate::os::socket;
-use crate::tls::Established;
+use crate::tls::TlsConnection;
 use crate::wire::frame::FrameKind;
 
 /// OPENED, for which nobody waits with data, waits this long for the target's first words to go with them.
@@ -55,8 +55,8 @@ enum Say {
 }
 
 /// Serves the session until it ends.
-pub fn serve(established: Established, target: &Target, traffic: &Arc<TrafficCounters>, stop: &Stop) {
-    let Established { reader, writer, socket, .. } = established;
+pub fn serve(established: TlsConnection, target: &Target, traffic: &Arc<TrafficCounters>, stop: &Stop) {
+    let TlsConnection { reader, writer, socket, .. } = established;
     let Some(_attached) = stop.attach(&socket) else { return };
     let (say, said) = mpsc::sync_channel(WAITING);
     let (cut, count) = (Arc::clone(&socket), Arc::clone(traffic));
@@ -120,7 +120,7 @@ impl Listener<'_> {
     }
 
     fn open(&mut self) -> io::Result<()> {
-        let dialled = dial(&self.target.host, self.target.port, Instant::now() + DEADLINE, self.stop);
+        let dialled = dial(&self.target.host, self.target.port, Instant::now() + NETWORK_TIMEOUT, self.stop);
         let Ok(target) = dialled else {
             self.say(Say::Refused(format!("Nothing answers at {}", self.target)))?;
             return self.discard();

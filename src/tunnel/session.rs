@@ -25,7 +25,7 @@ use super::lane::State;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
 use crate::net::threads;
-use crate::tls::Established;
+use crate::tls::TlsConnection;
 use crate::wire::frame::FrameKind;
 
 /// A session heard from this recently needs no question whether it is still there.
@@ -56,8 +56,8 @@ pub enum Carried {
 }
 
 impl Session {
-    pub fn start(established: Established, bytes: Arc<AtomicU64>, stop: &Stop) -> io::Result<Self> {
-        let Established { reader, writer, socket, .. } = established;
+    pub fn start(established: TlsConnection, bytes: Arc<AtomicU64>, stop: &Stop) -> io::Result<Self> {
+        let TlsConnection { reader, writer, socket, .. } = established;
         let attached = stop.attach(&socket);
         if attached.is_none() {
             return Err(io::ErrorKind::Interrupted.into());

@@ -1,16 +1,16 @@
 //! The headers of TLS records. rustls computes them anew when it checks a record, so that one which was
 //! changed on the way goes unnoticed; it would do no harm, but in a session any change is an end.
 
-const HEADER: usize = 5;
+const RECORD_HEADER: usize = 5;
 const APPLICATION_DATA: u8 = 23;
 /// What every record says, whatever is spoken; the first one may say 3.1.
-const VERSION: [u8; 2] = [3, 3];
-const FIRST_VERSION: [u8; 2] = [3, 1];
+const RECORD_VERSION: [u8; 2] = [3, 3];
+const FIRST_RECORD_VERSION: [u8; 2] = [3, 1];
 
 /// Walks over the bytes of one direction.
 #[derive(Debug, Default)]
-pub struct Headers {
-    header: [u8; HEADER],
+pub struct RecordHeaders {
+    header: [u8; RECORD_HEADER],
     have: usize,
     /// Bytes of the present record that are still to come.
     left: usize,
@@ -18,7 +18,7 @@ pub struct Headers {
     encrypted: bool,
 }
 
-impl Headers {
+impl RecordHeaders {
     /// Whether these bytes continue a connection of TLS 1.3: once a record is encrypted, all are, and an
     /// encrypted record looks like application data.
     pub fn fit(&mut self, mut bytes: &[u8]) -> bool {
@@ -32,7 +32,7 @@ impl Headers {
             self.header[self.have] = bytes[0];
             self.have += 1;
             bytes = &bytes[1..];
-            if self.have == HEADER && !self.begin_record() {
+            if self.have == RECORD_HEADER && !self.begin_record() {
                 return false;
             }
         }
@@ -42,7 +42,7 @@ impl Headers {
     fn begin_record(&mut self) -> bool {
         let [kind, major, minor, high, low] = self.header;
         let version = [major, minor];
-        let known = version == VERSION || (!self.begun && version == FIRST_VERSION);
+        let known = version == RECORD_VERSION || (!self.begun && version == FIRST_RECORD_VERSION);
         let fits = known && (!self.encrypted || kind == APPLICATION_DATA);
         self.have = 0;
         self.left = usize::from(u16::from_be_bytes([high, low]));
@@ -74,10 +74,10 @@ mod tests {
             (record(22, [3, 2], 7), false),
         ] {
             for at in 0..=bytes.len() {
-                let mut headers = Headers::default();
+                let mut headers = RecordHeaders::default();
                 assert_eq!(headers.fit(&bytes[..at]) && headers.fit(&bytes[at..]), fits, "{bytes:?} at {at}");
             }
-            let mut headers = Headers::default();
+            let mut headers = RecordHeaders::default();
             assert_eq!(bytes.iter().all(|byte| headers.fit(&[*byte])), fits, "{bytes:?} one by one");
         }
     }

@@ -18,7 +18,7 @@ use super::proxy_trust;
 use crate::cli::call::not_configured;
 use crate::error::Error;
 use crate::error::Result;
-use crate::net::connect::DEADLINE;
+use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::connect::resolve;
 use crate::os::command;
 use crate::os::files;
@@ -202,7 +202,7 @@ fn dot_localhost(exam: &mut Exam<'_>) -> Option<Verdict> {
     let by_system = command::output_of(&["getent", "ahosts", name])
         .map(|said| said.starts_with("127.") || said.starts_with("::1"));
     let known = by_system.unwrap_or_else(|| {
-        let found = resolve(name, PORT, Instant::now() + DEADLINE, &exam.call.stop);
+        let found = resolve(name, PORT, Instant::now() + NETWORK_TIMEOUT, &exam.call.stop);
         found.is_ok_and(|found| found.iter().all(|address| address.ip().is_loopback()))
     });
     if known {

@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::model::access::Action;
 use crate::model::time::in_words;
 use crate::net::address::proxy_for;
-use crate::net::connect::DEADLINE;
+use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::connect::dial_hub;
 use crate::net::connect::resolve;
 use crate::os::clock;
@@ -41,7 +41,7 @@ pub fn hub_dns(exam: &mut Exam<'_>) -> Option<Verdict> {
         let proxy = proxy_for(&host, port)?;
         let by = proxy.as_ref().map_or(String::new(), |_| ", which HTTPS_PROXY names".to_owned());
         let (host, port) = proxy.map_or((host, port), |proxy| (proxy.host, proxy.port));
-        let found = resolve(&host, port, Instant::now() + DEADLINE, &exam.call.stop)?;
+        let found = resolve(&host, port, Instant::now() + NETWORK_TIMEOUT, &exam.call.stop)?;
         let first = found.first().map(|address| address.ip().to_string()).unwrap_or_default();
         Ok(format!("{host}{by} → {first}"))
     })
@@ -50,7 +50,7 @@ pub fn hub_dns(exam: &mut Exam<'_>) -> Option<Verdict> {
 pub fn hub_tcp(exam: &mut Exam<'_>) -> Option<Verdict> {
     on_the_way(exam, |exam, hub| {
         let (host, port) = (&hub.url.host, hub.url.port);
-        drop(dial_hub(host, port, Instant::now() + DEADLINE, &exam.call.stop).map_err(|error| {
+        drop(dial_hub(host, port, Instant::now() + NETWORK_TIMEOUT, &exam.call.stop).map_err(|error| {
             let hint = format!(
                 "See on the hub's machine that it runs: connect hub status. A firewall may drop port {port}"
             );
@@ -62,7 +62,7 @@ pub fn hub_tcp(exam: &mut Exam<'_>) -> Option<Verdict> {
 }
 
 pub fn hub_tls(exam: &mut Exam<'_>) -> Option<Verdict> {
-    on_the_way(exam, |_, hub| hub.greet().map(|()| "the hub proved who it is".to_owned()))
+    on_the_way(exam, |_, hub| hub.check_identity().map(|()| "the hub proved who it is".to_owned()))
 }
 
 pub fn hub_http(exam: &mut Exam<'_>) -> Option<Verdict> {
@@ -99,7 +99,7 @@ pub fn control_channel(exam: &mut Exam<'_>) -> Option<Verdict> {
 pub fn relay(exam: &mut Exam<'_>) -> Option<Verdict> {
     let hub = exam.hub.clone()?;
     let asked = |scheme: &str| {
-        hub.relay(&hub.url, &format!("{scheme}://hub"), &secret::secret(), Instant::now() + DEADLINE)
+        hub.relay(&hub.url, &format!("{scheme}://hub"), &secret::secret(), Instant::now() + NETWORK_TIMEOUT)
     };
     let is_there =
         |outcome: &Result<_>| matches!(outcome, Err(error) if error.kind == ErrorKind::Refused(403));

@@ -24,7 +24,7 @@ use crate::model::access::Role;
 use crate::model::target::parse_port;
 use crate::net::address::HubUrl;
 use crate::net::address::split_host_port;
-use crate::net::serve::Bound;
+use crate::net::serve::BoundPort;
 use crate::state::identity;
 use crate::tls::trust::HubTrust;
 use crate::tunnel::joiner;
@@ -164,7 +164,7 @@ fn tunnel_opener(call: &Call, core: &Arc<Core>, port: u16) -> Result<TunnelOpene
     Ok(Box::new(move |service, port| {
         let ask = AskSession::of(service, identity.fingerprint);
         let opener = SessionOpener::new(Arc::clone(&hub), &identity, ask, Box::new(|_| Ok(())))?;
-        let bound = Bound::take_v4(port).or_say(|| "The port is taken")?;
+        let bound = BoundPort::bind_v4(port).or_say(|| "The port is taken")?;
         let tunnel = joiner::Tunnel::start(bound, opener, joiner::same_user, Box::new(|_| ()), &stop)?;
         Ok(Box::new(tunnel))
     }))

@@ -14,7 +14,7 @@ use crate::cli::logs;
 use crate::error::Error;
 use crate::error::Result;
 use crate::net::address::HubUrl;
-use crate::net::serve::Bound;
+use crate::net::serve::BoundPort;
 
 use crate::os::detach;
 use crate::os::detach::BackgroundStart;
@@ -128,9 +128,9 @@ fn asked(call: &Call, wanted: &Wanted) -> String {
     format!("{https}{port}")
 }
 
-fn listen(call: &Call, wanted: &Wanted) -> Result<Bound> {
+fn listen(call: &Call, wanted: &Wanted) -> Result<BoundPort> {
     let port = wanted.port;
-    Bound::take(port).map_err(|error| match error.kind() {
+    BoundPort::bind(port).map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse if call.args.flag("replace") => {
             let holder = match process::listener_on(port) {
                 Some((pid, name)) => format!("{} (PID {pid})", name.escape_debug()),

@@ -17,7 +17,7 @@ use crate::error::Result;
 use crate::http::host::parse_host;
 use crate::model::name::Name;
 use crate::net::address::split_host_port;
-use crate::net::serve::Bound;
+use crate::net::serve::BoundPort;
 use crate::net::stop::Stop;
 use crate::os::lock::locked;
 use crate::proxy::certificates::Certificates;
@@ -145,7 +145,7 @@ impl Way {
             agent_pins::check_or_pin(&home, &what, granted.agent_fingerprint)
         });
         let opener = SessionOpener::new(Arc::clone(&self.hub), &identity, ask, approve)?.expected(&name);
-        let bound = Bound::first_free([0]).ok_or_else(|| Error::new("No port is free for a tunnel"))?;
+        let bound = BoundPort::first_free([0]).ok_or_else(|| Error::new("No port is free for a tunnel"))?;
         Tunnel::start(bound, opener, any_user, Box::new(|_| ()), &self.stop)
     }
 }

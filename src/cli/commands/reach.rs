@@ -100,13 +100,13 @@ pub fn run(call: &Call) -> CommandResult {
 
 /// The same hub, of which every call ends by then.
 fn within(hub: &Hub, deadline: Instant) -> Hub {
-    hub.within(deadline.saturating_duration_since(Instant::now()).max(LEAST_TIMEOUT))
+    hub.with_timeout(deadline.saturating_duration_since(Instant::now()).max(LEAST_TIMEOUT))
 }
 
 /// The way to the hub, step by step.
 fn look(call: &Call, hub: &Hub, report: &mut Diagnosis, deadline: Instant) -> Result<()> {
     let mut looked = Ok(());
-    for url in hub.fleet() {
+    for url in hub.known_hubs() {
         *report = Diagnosis::default();
         looked = look_at(call, &url, report, deadline);
         if looked.is_ok() {

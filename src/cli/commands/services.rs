@@ -49,7 +49,7 @@ fn cells(service: &ServiceInfo) -> [String; 6] {
 
 /// Until Ctrl-C, also while the hub is away: on a terminal a table that is drawn again, else a line a change.
 fn watch(call: &Call) -> CommandResult {
-    let hub = call.hub()?.within(WATCH_ANSWER_TIMEOUT);
+    let hub = call.hub()?.with_timeout(WATCH_ANSWER_TIMEOUT);
     let is_screen = terminal::is_terminal_out() && !call.say.json;
     let (mut known, mut away): (Option<Vec<_>>, Option<String>) = (None, None);
     loop {

@@ -64,7 +64,7 @@ pub fn run(call: &Call) -> CommandResult {
         config.ca = Some(pem.clone());
     }
     config.hub_url = Some(url.to_string());
-    config.hubs = hub.fleet().iter().skip(1).map(ToString::to_string).collect();
+    config.hubs = hub.known_hubs().iter().skip(1).map(ToString::to_string).collect();
     config.api_key = Some(key);
     config.agent_id = Some(id.clone());
     config.label = Some(label.clone());
@@ -124,7 +124,7 @@ fn recognised(call: &Call, config: &mut Config, url: &HubUrl) -> Result<Hub> {
     if error.kind == ErrorKind::Unreachable {
         return Err(error);
     }
-    let pin = hub.observe()?;
+    let pin = hub.observed_pin()?;
     if !terminal::is_terminal_in() || call.say.json {
         return Err(error.hint(format!("Give --api-key (a key tells how to recognise its hub) or --ca FILE. The hub at {url} shows the pin {pin}")));
     }

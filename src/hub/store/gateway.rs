@@ -22,8 +22,8 @@ use crate::net::address::split_host_port;
 use crate::net::connect::dial;
 use crate::net::duplex::Duplex;
 use crate::net::http;
-use crate::net::http::Ask;
-use crate::net::http::Lines;
+use crate::net::http::ClientRequest;
+use crate::net::http::ResponseLines;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
 use crate::os::lock::locked;
@@ -101,8 +101,8 @@ struct Attempt {
 }
 
 impl Attempt {
-    fn anew(self, patience: Duration) -> Self {
-        Self { deadline: Instant::now() + patience, ..self }
+    fn with_timeout(self, timeout: Duration) -> Self {
+        Self { deadline: Instant::now() + timeout, ..self }
     }
 }
 
@@ -155,7 +155,7 @@ impl Gateway {
         let one = self.access.new_attempt();
         let ask = |own: &mut Self| {
             let token = own.token(one)?;
-            own.exchange(one.anew(ETCD_CALL_TIMEOUT), path, token.as_deref(), body)
+            own.exchange(one.with_timeout(ETCD_CALL_TIMEOUT), path, token.as_deref(), body)
         };
         let called = match ask(self) {
             Err(AttemptError::TokenRejected) => {
@@ -197,33 +197,39 @@ impl Gateway {
             return Ok(Some(token));
         }
         let body = json!({ "name": name, "password": password });
-        let answer = match self.exchange(one.anew(ETCD_LOGIN_TIMEOUT), "/v3/auth/authenticate", None, &body) {
-            Err(AttemptError::TokenRejected | AttemptError::Refused(_)) => {
-                return Err(AttemptError::Refused(not_accepted()));
-            }
-            answer => answer?,
-        };
+        let answer =
+            match self.exchange(one.with_timeout(ETCD_LOGIN_TIMEOUT), "/v3/auth/authenticate", None, &body) {
+                Err(AttemptError::TokenRejected | AttemptError::Refused(_)) => {
+                    return Err(AttemptError::Refused(not_accepted()));
+                }
+                answer => answer?,
+            };
         let token = answer["token"].as_str().map(str::to_owned);
         locked(&self.access.token).clone_from(&token);
         Ok(token)
     }
 
     /// Everything that happens from `revision` on to keys from `front` up to `end`, until the cuts are dropped.
-    pub fn watch(&mut self, front: &str, end: &str, revision: u64) -> Result<(Lines, [Registration; 2])> {
+    pub fn watch(
+        &mut self,
+        front: &str,
+        end: &str,
+        revision: u64,
+    ) -> Result<(ResponseLines, [Registration; 2])> {
         let one = self.access.new_attempt();
         let body = json!({ "create_request": { "key": encoded(front), "range_end": encoded(end),
             "start_revision": revision.to_string(), "progress_notify": true } });
         self.try_watch(one, &body).map_err(|trouble| self.access.give_up(one, trouble))
     }
 
-    fn try_watch(&mut self, one: Attempt, body: &Value) -> AttemptResult<(Lines, [Registration; 2])> {
-        let (token, one) = (self.token(one)?, one.anew(ETCD_CALL_TIMEOUT));
+    fn try_watch(&mut self, one: Attempt, body: &Value) -> AttemptResult<(ResponseLines, [Registration; 2])> {
+        let (token, one) = (self.token(one)?, one.with_timeout(ETCD_CALL_TIMEOUT));
         let moved = locked(&self.access.place).cut.clone();
         let GatewayConnection { stream, cut, .. } = self.access.connect(one)?;
         let moved = moved.attach(&stream.socket).ok_or_else(|| AttemptError::Refused(Error::stopped()))?;
         let endpoint = &self.access.at.endpoints[one.number];
-        let (status, lines) =
-            endpoint.ask("/v3/watch", token.as_deref(), body, |ask| Lines::ask(stream, ask, one.deadline))?;
+        let (status, lines) = endpoint
+            .ask("/v3/watch", token.as_deref(), body, |ask| ResponseLines::ask(stream, ask, one.deadline))?;
         if status == 200 { Ok((lines, [cut, moved])) } else { Err(refused(endpoint, status, &Value::Null)) }
     }
 }
@@ -234,12 +240,18 @@ impl EtcdEndpoint {
         path: &str,
         token: Option<&str>,
         body: &Value,
-        send: impl FnOnce(&Ask<'_>) -> std::io::Result<T>,
+        send: impl FnOnce(&ClientRequest<'_>) -> std::io::Result<T>,
     ) -> AttemptResult<T> {
         let (host, body) = (self.authority(), body.to_string());
         let fields: Vec<_> = token.iter().map(|token| ("Authorization", *token)).collect();
-        send(&Ask { method: "POST", path, host: &host, fields: &fields, body: Some(body.as_bytes()) })
-            .map_err(|error| AttemptError::Unreachable(away(self, error)))
+        send(&ClientRequest {
+            method: "POST",
+            path,
+            host: &host,
+            fields: &fields,
+            body: Some(body.as_bytes()),
+        })
+        .map_err(|error| AttemptError::Unreachable(away(self, error)))
     }
 }
 

@@ -7,15 +7,15 @@ use crate::wire::frame::FRAME_HEADER;
 use crate::wire::frame::FrameHeader;
 use crate::wire::frame::FrameKind;
 use crate::wire::frame::refused;
-use crate::wire::tls_record::Headers;
+use crate::wire::tls_record::RecordHeaders;
 
 /// Records and frames have one verdict, wherever the bytes are cut.
 pub fn session(bytes: &[u8], cuts: Cuts) {
-    let fits = Headers::default().fit(bytes);
+    let fits = RecordHeaders::default().fit(bytes);
     let frames = walk(&[bytes]);
     for cut in cuts.of(bytes) {
         let (front, rest) = bytes.split_at(cut);
-        let mut headers = Headers::default();
+        let mut headers = RecordHeaders::default();
         assert_eq!(headers.fit(front) && headers.fit(rest), fits, "records cut at {cut}");
         assert_eq!(walk(&[front, rest]), frames, "frames cut at {cut}");
     }
