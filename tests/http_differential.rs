@@ -6,15 +6,16 @@
 #[allow(dead_code)]
 #[path = "../src/http"]
 mod http {
+    pub mod bad_message;
     pub mod body;
     pub mod chunks;
+    mod cursor;
     pub mod head;
-    mod scan;
 }
 
-use http::body::BadBody;
+use http::bad_message::BadBody;
+use http::bad_message::BadHead;
 use http::chunks::ChunkWalker;
-use http::head::BadHead;
 use http::head::Fields;
 use http::head::HttpVersion;
 use http::head::parse_request;

@@ -4,12 +4,13 @@
 #[allow(dead_code)]
 #[path = "../src/http"]
 mod http {
+    pub mod bad_message;
     pub mod body;
     pub mod chunks;
+    mod cursor;
     pub mod forward;
     pub mod head;
     pub mod host;
-    mod scan;
 }
 
 #[path = "fuzz/properties"]

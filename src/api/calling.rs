@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::OrSay;
 use crate::error::Result;
-use crate::http::message::one_line;
+use crate::model::text::one_line;
 use crate::model::version;
 use crate::model::version::Version;
 use crate::net::address::HubUrl;

@@ -2,13 +2,14 @@
 //!
 //! Every message accepted here has exactly one framing. Two ways to read it are a refusal, never a choice.
 
+use super::bad_message::BadBody;
+use super::bad_message::BadHead;
+use super::chunks::BodyStep;
 use super::chunks::ChunkWalker;
-use super::head::BadHead;
 use super::head::Fields;
 use super::head::HttpVersion;
 use super::head::RequestHead;
 use super::head::ResponseHead;
-use std::ops::Range;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Body {
@@ -84,15 +85,6 @@ fn coding(fields: &Fields<'_>) -> Result<Body, BadHead> {
     }
 }
 
-/// What a walker made of a slice.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// Bytes of the slice that belong to this body. The rest is for the next step, or the next message.
-    pub used: usize,
-    /// Those of them that are content. It ends at `used` unless it is empty.
-    pub payload: Range<usize>,
-}
-
 /// One loop for every framing:
 ///
 /// ```text
@@ -130,7 +122,7 @@ impl BodyWalker {
     }
 
     /// Uses at least one byte of a slice that is not empty, until it has ended.
-    pub fn step(&mut self, bytes: &[u8]) -> Result<Step, BadBody> {
+    pub fn step(&mut self, bytes: &[u8]) -> Result<BodyStep, BadBody> {
         let used = match &mut self.framing {
             Framing::Chunked(chunks) => return chunks.step(bytes),
             Framing::Length { left } => {
@@ -141,7 +133,7 @@ impl BodyWalker {
             Framing::UntilClose { closed: true } => 0,
             Framing::UntilClose { closed: false } => bytes.len(),
         };
-        Ok(Step { used, payload: 0..used })
+        Ok(BodyStep { used, payload: 0..used })
     }
 
     /// The sender has closed. That is an end for one framing, and a broken message for the others.
@@ -197,39 +189,6 @@ impl BodyWalker {
             }
             into.extend_from_slice(content);
             used += step.used;
-        }
-    }
-}
-
-/// Why a body is given up. Nothing behind it can be read, so the connection closes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BadBody {
-    ChunkSize,
-    Extensions,
-    ChunkEnd,
-    Trailers(BadHead),
-    CutShort,
-    TooLarge,
-}
-
-impl BadBody {
-    /// What a client is told, if no answer has begun.
-    pub fn status(self) -> u16 {
-        match self {
-            BadBody::TooLarge => 413,
-            BadBody::Trailers(bad) => bad.status(),
-            _ => 400,
-        }
-    }
-
-    pub fn reason(self) -> &'static str {
-        match self {
-            BadBody::ChunkSize => "a chunk's size is not a hexadecimal number",
-            BadBody::Extensions => "the chunk extensions are too long or hold a control character",
-            BadBody::ChunkEnd => "a chunk does not end with CR LF",
-            BadBody::Trailers(bad) => bad.reason(),
-            BadBody::CutShort => "the body ended before its time",
-            BadBody::TooLarge => "the body is too large",
         }
     }
 }
@@ -342,12 +301,12 @@ mod tests {
     #[test]
     fn a_length_takes_its_own_bytes_and_leaves_the_next_message_alone() {
         let mut walker = BodyWalker::new(Body::Length(5));
-        assert_eq!(walker.step(b"abc"), Ok(Step { used: 3, payload: 0..3 }));
+        assert_eq!(walker.step(b"abc"), Ok(BodyStep { used: 3, payload: 0..3 }));
         assert_eq!((walker.ahead(), walker.ended()), (Some(2), false));
         assert_eq!(walker.end_of_stream(), Err(BadBody::CutShort));
-        assert_eq!(walker.step(b"deGET /"), Ok(Step { used: 2, payload: 0..2 }));
+        assert_eq!(walker.step(b"deGET /"), Ok(BodyStep { used: 2, payload: 0..2 }));
         assert!(walker.ended());
-        assert_eq!(walker.step(b"GET /"), Ok(Step { used: 0, payload: 0..0 }));
+        assert_eq!(walker.step(b"GET /"), Ok(BodyStep { used: 0, payload: 0..0 }));
         assert_eq!(walker.end_of_stream(), Ok(()));
     }
 
@@ -362,26 +321,26 @@ mod tests {
     #[test]
     fn only_the_close_ends_a_body_until_close() {
         let mut walker = BodyWalker::new(Body::UntilClose);
-        assert_eq!(walker.step(b"abc"), Ok(Step { used: 3, payload: 0..3 }));
+        assert_eq!(walker.step(b"abc"), Ok(BodyStep { used: 3, payload: 0..3 }));
         assert_eq!((walker.ahead(), walker.ended()), (None, false));
         assert_eq!(walker.end_of_stream(), Ok(()));
         assert!(walker.ended());
-        assert_eq!(walker.step(b"abc"), Ok(Step { used: 0, payload: 0..0 }));
+        assert_eq!(walker.step(b"abc"), Ok(BodyStep { used: 0, payload: 0..0 }));
     }
 
     #[test]
     fn bytes_that_went_past_the_walker_count() {
         let mut walker = BodyWalker::new(Body::Length(1 << 40));
         walker.pass((1 << 40) - 1);
-        assert_eq!(walker.step(b"ab"), Ok(Step { used: 1, payload: 0..1 }));
+        assert_eq!(walker.step(b"ab"), Ok(BodyStep { used: 1, payload: 0..1 }));
         assert!(walker.ended());
 
         let mut walker = BodyWalker::new(Body::Chunked);
-        assert_eq!(walker.step(b"10\r\nabc"), Ok(Step { used: 7, payload: 4..7 }));
+        assert_eq!(walker.step(b"10\r\nabc"), Ok(BodyStep { used: 7, payload: 4..7 }));
         assert_eq!(walker.ahead(), Some(13));
         walker.pass(13);
         assert_eq!(walker.ahead(), Some(0));
-        assert_eq!(walker.step(b"\r\n0\r\n\r\n"), Ok(Step { used: 7, payload: 7..7 }));
+        assert_eq!(walker.step(b"\r\n0\r\n\r\n"), Ok(BodyStep { used: 7, payload: 7..7 }));
         assert!(walker.ended());
     }
 

@@ -1,12 +1,12 @@
 //! The chunked framing (RFC 9112 7.1) as a state machine: the same verdict wherever its input is cut.
 
-use super::body::BadBody;
-use super::body::Step;
+use super::bad_message::BadBody;
+use super::cursor;
 use super::head::Fields;
 use super::head::TRAILERS_LIMIT;
 use super::head::parse_trailers;
-use super::scan;
 use std::io::Write;
+use std::ops::Range;
 
 /// 15 hexadecimal digits stay below every signed 64-bit count, ours or the next reader's.
 const SIZE_DIGITS_LIMIT: u8 = 15;
@@ -14,15 +14,24 @@ const SIZE_DIGITS_LIMIT: u8 = 15;
 /// hundreds of bytes for each byte of content.
 pub const EXTENSIONS_LIMIT: usize = 4 * 1024;
 
+/// What a walker made of a slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BodyStep {
+    /// Bytes of the slice that belong to this body. The rest is for the next step, or the next message.
+    pub used: usize,
+    /// Those of them that are content. It ends at `used` unless it is empty.
+    pub payload: Range<usize>,
+}
+
 pub struct ChunkWalker {
-    at: At,
+    at: ChunkState,
     extensions: usize,
     /// The trailer section as far as it has come, unless it came whole and empty.
     trailers: Vec<u8>,
 }
 
 #[derive(Clone, Copy)]
-enum At {
+enum ChunkState {
     Size { size: u64, digits: u8 },
     Extension { size: u64 },
     SizeEnd { size: u64 },
@@ -33,7 +42,7 @@ enum At {
     End,
 }
 
-const NEXT_SIZE: At = At::Size { size: 0, digits: 0 };
+const NEXT_SIZE: ChunkState = ChunkState::Size { size: 0, digits: 0 };
 
 impl ChunkWalker {
     pub fn new() -> ChunkWalker {
@@ -44,44 +53,45 @@ impl ChunkWalker {
     ///
     /// Whoever passes the body on takes the payload and, at the end, the trailers, and frames them anew:
     /// extensions and odd spellings of a size go no further.
-    pub fn step(&mut self, bytes: &[u8]) -> Result<Step, BadBody> {
+    pub fn step(&mut self, bytes: &[u8]) -> Result<BodyStep, BadBody> {
         let mut used = 0;
         while let Some(&byte) = bytes.get(used) {
             self.at = match self.at {
-                At::Data { left } => {
+                ChunkState::Data { left } => {
                     let rest = bytes.len() - used;
                     let count = usize::try_from(left).map_or(rest, |left| left.min(rest));
                     self.pass(count as u64);
-                    return Ok(Step { used: used + count, payload: used..used + count });
+                    return Ok(BodyStep { used: used + count, payload: used..used + count });
                 }
-                At::Trailers => {
+                ChunkState::Trailers => {
                     used += self.take_trailers(&bytes[used..])?;
                     continue;
                 }
-                At::End => break,
+                ChunkState::End => break,
                 at => self.framing(at, byte)?,
             };
             used += 1;
         }
-        Ok(Step { used, payload: used..used })
+        Ok(BodyStep { used, payload: used..used })
     }
 
     pub fn ended(&self) -> bool {
-        matches!(self.at, At::End)
+        matches!(self.at, ChunkState::End)
     }
 
     /// What is left of the chunk that is being read.
     pub fn ahead(&self) -> u64 {
         match self.at {
-            At::Data { left } => left,
+            ChunkState::Data { left } => left,
             _ => 0,
         }
     }
 
     /// Notes that `count` bytes of what was `ahead` are through.
     pub fn pass(&mut self, count: u64) {
-        if let At::Data { left } = self.at {
-            self.at = if left > count { At::Data { left: left - count } } else { At::DataEnd };
+        if let ChunkState::Data { left } = self.at {
+            self.at =
+                if left > count { ChunkState::Data { left: left - count } } else { ChunkState::DataEnd };
         }
     }
 
@@ -94,36 +104,44 @@ impl ChunkWalker {
     }
 
     /// One byte of a size line, or of the line end behind a chunk's data.
-    fn framing(&mut self, at: At, byte: u8) -> Result<At, BadBody> {
+    fn framing(&mut self, at: ChunkState, byte: u8) -> Result<ChunkState, BadBody> {
         match (at, byte) {
-            (At::Size { size, digits }, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
+            (ChunkState::Size { size, digits }, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
                 if digits == SIZE_DIGITS_LIMIT {
                     return Err(BadBody::ChunkSize);
                 }
-                Ok(At::Size { size: size << 4 | hex(byte), digits: digits + 1 })
+                Ok(ChunkState::Size { size: size << 4 | hex(byte), digits: digits + 1 })
             }
-            (At::Size { size, digits: 1.. } | At::Extension { size }, b'\r') => Ok(At::SizeEnd { size }),
-            (At::Size { size, digits: 1.. }, b';') => self.extension(size),
-            (At::Extension { size }, _) if scan::is(byte, scan::VALUE) => self.extension(size),
-            (At::Extension { .. }, _) => Err(BadBody::Extensions),
-            (At::SizeEnd { size: 0 }, b'\n') => Ok(At::Trailers),
-            (At::SizeEnd { size: left }, b'\n') => Ok(At::Data { left }),
-            (At::Size { .. } | At::SizeEnd { .. }, _) => Err(BadBody::ChunkSize),
-            (At::DataEnd, b'\r') => Ok(At::DataEndLineFeed),
-            (At::DataEndLineFeed, b'\n') => Ok(NEXT_SIZE),
+            (ChunkState::Size { size, digits: 1.. } | ChunkState::Extension { size }, b'\r') => {
+                Ok(ChunkState::SizeEnd { size })
+            }
+            (ChunkState::Size { size, digits: 1.. }, b';') => self.extension(size),
+            (ChunkState::Extension { size }, _) if cursor::is(byte, cursor::VALUE_CHAR) => {
+                self.extension(size)
+            }
+            (ChunkState::Extension { .. }, _) => Err(BadBody::Extensions),
+            (ChunkState::SizeEnd { size: 0 }, b'\n') => Ok(ChunkState::Trailers),
+            (ChunkState::SizeEnd { size: left }, b'\n') => Ok(ChunkState::Data { left }),
+            (ChunkState::Size { .. } | ChunkState::SizeEnd { .. }, _) => Err(BadBody::ChunkSize),
+            (ChunkState::DataEnd, b'\r') => Ok(ChunkState::DataEndLineFeed),
+            (ChunkState::DataEndLineFeed, b'\n') => Ok(NEXT_SIZE),
             _ => Err(BadBody::ChunkEnd),
         }
     }
 
-    fn extension(&mut self, size: u64) -> Result<At, BadBody> {
+    fn extension(&mut self, size: u64) -> Result<ChunkState, BadBody> {
         self.extensions += 1;
-        if self.extensions > EXTENSIONS_LIMIT { Err(BadBody::Extensions) } else { Ok(At::Extension { size }) }
+        if self.extensions > EXTENSIONS_LIMIT {
+            Err(BadBody::Extensions)
+        } else {
+            Ok(ChunkState::Extension { size })
+        }
     }
 
     /// Nearly always two bytes that end an empty section, which are not worth keeping.
     fn take_trailers(&mut self, bytes: &[u8]) -> Result<usize, BadBody> {
         if self.trailers.is_empty() && bytes.starts_with(b"\r\n") {
-            self.at = At::End;
+            self.at = ChunkState::End;
             return Ok(2);
         }
         let held = self.trailers.len();
@@ -134,7 +152,7 @@ impl ChunkWalker {
             return Ok(self.trailers.len() - held);
         };
         self.trailers.truncate(length);
-        self.at = At::End;
+        self.at = ChunkState::End;
         Ok(length - held)
     }
 }
@@ -158,7 +176,7 @@ fn hex(digit: u8) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::head::BadHead;
+    use super::super::bad_message::BadHead;
     use super::*;
 
     #[derive(Debug, Default, PartialEq)]

@@ -4,26 +4,26 @@
 //! replaced by what we know, and the framing is what our own walker will do.
 //! Everything is appended to a `Vec`, to which writing cannot fail.
 
+use super::bad_message::BadHead;
 use super::body::Body;
-use super::head::BadHead;
 use super::head::Fields;
 use super::head::HttpVersion;
 use super::head::RequestHead;
 use super::head::ResponseHead;
-use super::host::Target;
+use super::host::RequestTarget;
 use super::host::parse_target;
 use std::io::Write;
 use std::net::IpAddr;
 
 /// What every request of one client connection tells the next hop about it, put into words once.
-pub struct Sender {
+pub struct ClientInfo {
     claims: String,
     via: String,
 }
 
-impl Sender {
+impl ClientInfo {
     /// `via` is our name in `Via`, as unlike any other as it can be: finding it again means a loop.
-    pub fn new(client: IpAddr, secure: bool, via: &str) -> Sender {
+    pub fn new(client: IpAddr, secure: bool, via: &str) -> ClientInfo {
         let client = client.to_canonical();
         let scheme = if secure { "https" } else { "http" };
         let (open, close) = if client.is_ipv6() { ("\"[", "]\"") } else { ("", "") };
@@ -31,13 +31,13 @@ impl Sender {
             "X-Forwarded-For: {client}\r\nX-Forwarded-Proto: {scheme}\r\n\
              Forwarded: for={open}{client}{close};proto={scheme};host="
         );
-        Sender { claims, via: via.to_owned() }
+        ClientInfo { claims, via: via.to_owned() }
     }
 }
 
 /// How a request goes on.
-pub struct Onward<'a> {
-    pub sender: &'a Sender,
+pub struct RequestForwarding<'a> {
+    pub client: &'a ClientInfo,
     pub body: Body,
     /// The text of the host that the request is for.
     pub host: &'a str,
@@ -77,11 +77,11 @@ pub fn proves_for_the_connection(request: &RequestHead<'_>) -> bool {
 /// Appends the head that goes to the service. Nothing is appended on an error.
 pub fn write_request(
     request: &RequestHead<'_>,
-    onward: &Onward<'_>,
+    forwarding: &RequestForwarding<'_>,
     out: &mut Vec<u8>,
 ) -> Result<(), BadHead> {
     write_request_line(request.method, parse_target(request.method, request.target)?, out);
-    line(out, "Host", onward.rewrite_host.unwrap_or(onward.host));
+    line(out, "Host", forwarding.rewrite_host.unwrap_or(forwarding.host));
 
     let named = named_in_connection(&request.fields);
     // RFC 9110 10.1.1: HTTP/1.0 knows no 100, so it must not be provoked.
@@ -97,19 +97,19 @@ pub fn write_request(
     } else if request.fields.has_token("te", "trailers") {
         out.extend_from_slice(b"TE: trailers\r\nConnection: TE\r\n");
     }
-    write_framing(onward.body, out);
-    write_our_claims(request.version, onward, out);
+    write_framing(forwarding.body, out);
+    write_our_claims(request.version, forwarding, out);
     Ok(())
 }
 
-fn write_request_line(method: &str, target: Target<'_>, out: &mut Vec<u8>) {
+fn write_request_line(method: &str, target: RequestTarget<'_>, out: &mut Vec<u8>) {
     let (slash, path) = match target {
-        Target::Path(path) => ("", path),
+        RequestTarget::Path(path) => ("", path),
         // RFC 9112 3.2.4: this is how `OPTIONS *` reaches a proxy.
-        Target::Url { path: "", .. } if method == "OPTIONS" => ("", "*"),
-        Target::Url { path, .. } => (if path.starts_with('/') { "" } else { "/" }, path),
-        Target::Authority(host) => ("", host.text),
-        Target::Server => ("", "*"),
+        RequestTarget::Url { path: "", .. } if method == "OPTIONS" => ("", "*"),
+        RequestTarget::Url { path, .. } => (if path.starts_with('/') { "" } else { "/" }, path),
+        RequestTarget::Authority(host) => ("", host.text),
+        RequestTarget::Server => ("", "*"),
     };
     for part in [method, " ", slash, path, " HTTP/1.1\r\n"] {
         out.extend_from_slice(part.as_bytes());
@@ -117,10 +117,12 @@ fn write_request_line(method: &str, target: Target<'_>, out: &mut Vec<u8>) {
 }
 
 /// With the empty line behind them.
-fn write_our_claims(version: HttpVersion, onward: &Onward<'_>, out: &mut Vec<u8>) {
+fn write_our_claims(version: HttpVersion, forwarding: &RequestForwarding<'_>, out: &mut Vec<u8>) {
     let via = if version == HttpVersion::Http10 { "\r\nVia: 1.0 " } else { "\r\nVia: 1.1 " };
-    let Sender { claims, via: name } = onward.sender;
-    for part in [claims, "\"", onward.host, "\"\r\nX-Forwarded-Host: ", onward.host, via, name, "\r\n\r\n"] {
+    let ClientInfo { claims, via: name } = forwarding.client;
+    for part in
+        [claims, "\"", forwarding.host, "\"\r\nX-Forwarded-Host: ", forwarding.host, via, name, "\r\n\r\n"]
+    {
         out.extend_from_slice(part.as_bytes());
     }
 }
@@ -136,7 +138,7 @@ pub fn body_for(client: HttpVersion, body: Body) -> Body {
 }
 
 /// How an answer goes home.
-pub struct Homeward {
+pub struct ResponseForwarding {
     pub client: HttpVersion,
     /// As `body_for` says.
     pub body: Body,
@@ -144,7 +146,7 @@ pub struct Homeward {
 }
 
 /// Appends the head that goes to the client. An HTTP/1.0 client must not be sent a 1xx at all.
-pub fn write_response(response: &ResponseHead<'_>, homeward: &Homeward, out: &mut Vec<u8>) {
+pub fn write_response(response: &ResponseHead<'_>, forwarding: &ResponseForwarding, out: &mut Vec<u8>) {
     let _ = write!(out, "HTTP/1.1 {} ", response.status);
     out.extend_from_slice(response.reason);
     out.extend_from_slice(b"\r\n");
@@ -155,7 +157,7 @@ pub fn write_response(response: &ResponseHead<'_>, homeward: &Homeward, out: &mu
             line(out, name, value);
         }
     }
-    match (response.status, homeward.body) {
+    match (response.status, forwarding.body) {
         (100..=199 | 204, _) => {}
         // The length that a HEAD or a 304 speaks of is that of another answer's body.
         (_, Body::None) => {
@@ -168,13 +170,13 @@ pub fn write_response(response: &ResponseHead<'_>, homeward: &Homeward, out: &mu
     if matches!(response.status, 101 | 426) {
         write_upgrade(&response.fields, out);
     }
-    out.extend_from_slice(connection_line(response.status, homeward));
+    out.extend_from_slice(connection_line(response.status, forwarding));
 }
 
 /// With the empty line behind it.
-fn connection_line(status: u16, homeward: &Homeward) -> &'static [u8] {
-    let stays = homeward.keep_alive && homeward.body != Body::UntilClose;
-    match (status, stays, homeward.client) {
+fn connection_line(status: u16, forwarding: &ResponseForwarding) -> &'static [u8] {
+    let stays = forwarding.keep_alive && forwarding.body != Body::UntilClose;
+    match (status, stays, forwarding.client) {
         (101, ..) | (426, true, _) => b"Connection: Upgrade\r\n\r\n",
         (426, false, _) => b"Connection: Upgrade, close\r\n\r\n",
         (100..=199, ..) | (_, true, HttpVersion::Http11) => b"\r\n",
@@ -288,17 +290,21 @@ mod tests {
         Forwarded: for=127.0.0.1;proto=http;host=\"a.localhost:3456\"\r\n\
         X-Forwarded-Host: a.localhost:3456\r\nVia: 1.1 connect-x\r\n\r\n";
 
-    fn onward_from(sender: &Sender, text: &str, rewrite_host: Option<&str>) -> Result<String, BadHead> {
+    fn forwarded_from(
+        client: &ClientInfo,
+        text: &str,
+        rewrite_host: Option<&str>,
+    ) -> Result<String, BadHead> {
         let request = parse_request(text.as_bytes()).expect("valid").expect("complete");
         let host = host_of(&request)?.ok_or(BadHead::NoHost)?.text;
         let body = request_body(&request)?;
         let mut out = b"before".to_vec();
-        write_request(&request, &Onward { sender, body, host, rewrite_host }, &mut out)?;
+        write_request(&request, &RequestForwarding { client, body, host, rewrite_host }, &mut out)?;
         Ok(String::from_utf8(out).expect("text").strip_prefix("before").expect("appended").to_owned())
     }
 
     fn onward(text: &str) -> Result<String, BadHead> {
-        onward_from(&Sender::new(Ipv4Addr::LOCALHOST.into(), false, "connect-x"), text, None)
+        forwarded_from(&ClientInfo::new(Ipv4Addr::LOCALHOST.into(), false, "connect-x"), text, None)
     }
 
     /// What goes on for a request with these fields behind its Host, without the lines that all have.
@@ -314,7 +320,7 @@ mod tests {
         let response = parse_response(text.as_bytes()).expect("valid").expect("complete");
         let body = body_for(client, response_body(method, &response).expect("framed"));
         let mut out = b"before".to_vec();
-        write_response(&response, &Homeward { client, body, keep_alive }, &mut out);
+        write_response(&response, &ResponseForwarding { client, body, keep_alive }, &mut out);
         String::from_utf8(out).expect("text").strip_prefix("before").expect("appended").to_owned()
     }
 
@@ -340,11 +346,11 @@ mod tests {
         let claims = "X-Forwarded-For: 1.2.3.4\r\nx-forwarded-host: evil\r\nX-Forwarded-Proto: https\r\n\
             X-Forwarded-Port: 1\r\nX_Forwarded_For: 1\r\nForwarded: for=1.2.3.4\r\nX-Real-IP: 1\r\n";
         assert_eq!(fields_onward(claims), "");
-        let mapped = Sender::new("::ffff:10.0.0.1".parse().expect("address"), true, "v");
-        let out = onward_from(&mapped, "GET / HTTP/1.1\r\nHost: a\r\n\r\n", None).expect("sound");
+        let mapped = ClientInfo::new("::ffff:10.0.0.1".parse().expect("address"), true, "v");
+        let out = forwarded_from(&mapped, "GET / HTTP/1.1\r\nHost: a\r\n\r\n", None).expect("sound");
         assert!(out.contains("\r\nForwarded: for=10.0.0.1;proto=https;host=\"a\"\r\n"), "{out}");
-        let six = Sender::new("::1".parse().expect("address"), false, "v");
-        let out = onward_from(&six, "GET / HTTP/1.1\r\nHost: a\r\n\r\n", None).expect("sound");
+        let six = ClientInfo::new("::1".parse().expect("address"), false, "v");
+        let out = forwarded_from(&six, "GET / HTTP/1.1\r\nHost: a\r\n\r\n", None).expect("sound");
         assert!(out.contains("\r\nX-Forwarded-For: ::1\r\n"), "{out}");
         assert!(out.contains("\r\nForwarded: for=\"[::1]\";proto=http;host=\"a\"\r\n"), "{out}");
     }
@@ -411,9 +417,9 @@ mod tests {
 
     #[test]
     fn a_rewritten_host_leaves_the_true_one_in_the_claims() {
-        let sender = Sender::new(Ipv4Addr::LOCALHOST.into(), false, "connect-x");
+        let client = ClientInfo::new(Ipv4Addr::LOCALHOST.into(), false, "connect-x");
         let text = "GET / HTTP/1.1\r\nHost: a.localhost:3456\r\n\r\n";
-        let out = onward_from(&sender, text, Some("127.0.0.1:8080")).expect("sound");
+        let out = forwarded_from(&client, text, Some("127.0.0.1:8080")).expect("sound");
         assert_eq!(out, format!("GET / HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n{CLAIMS}"));
     }
 

@@ -4,9 +4,10 @@
 //! bytes never changes a verdict. The parser keeps nothing between calls: the caller calls it again with
 //! more bytes, which costs at most `HEAD_LIMIT` a call.
 
-use super::scan;
-use super::scan::Cursor;
-use super::scan::Stop;
+use super::bad_message::BadHead;
+use super::cursor;
+use super::cursor::Cursor;
+use super::cursor::ParseStop;
 
 /// Room for many cookies; twice what Node takes by default.
 pub const HEAD_LIMIT: usize = 64 * 1024;
@@ -87,28 +88,28 @@ fn keeps_alive(version: HttpVersion, fields: &Fields<'_>) -> bool {
 fn within<'b, T>(
     bytes: &'b [u8],
     limit: usize,
-    parse: impl FnOnce(&mut Cursor<'b>) -> Result<T, Stop>,
+    parse: impl FnOnce(&mut Cursor<'b>) -> Result<T, ParseStop>,
 ) -> Result<Option<T>, BadHead> {
     let mut cursor = Cursor::new(&bytes[..bytes.len().min(limit)]);
     match parse(&mut cursor) {
         Ok(value) => Ok(Some(value)),
-        Err(Stop::Bad(bad)) => Err(bad),
-        Err(Stop::NotYet) if bytes.len() >= limit => Err(BadHead::TooLarge),
-        Err(Stop::NotYet) => Ok(None),
+        Err(ParseStop::Bad(bad)) => Err(bad),
+        Err(ParseStop::NotYet) if bytes.len() >= limit => Err(BadHead::TooLarge),
+        Err(ParseStop::NotYet) => Ok(None),
     }
 }
 
-fn request<'b>(cursor: &mut Cursor<'b>) -> Result<RequestHead<'b>, Stop> {
+fn request<'b>(cursor: &mut Cursor<'b>) -> Result<RequestHead<'b>, ParseStop> {
     // RFC 9112 2.2: old clients end a body with an empty line too many. One is ignored, never a stream of them.
     if cursor.peek()? == b'\r' {
         cursor.line_end(BadHead::Method)?;
     }
-    let method = cursor.take_text(scan::TOKEN, METHOD_LIMIT, BadHead::MethodTooLong)?;
+    let method = cursor.take_text(cursor::TOKEN_CHAR, METHOD_LIMIT, BadHead::MethodTooLong)?;
     if method.is_empty() {
         return Err(cursor.refuse(BadHead::Method));
     }
     cursor.expect(b" ", BadHead::Method)?;
-    let target = cursor.take_text(scan::TARGET, TARGET_LIMIT, BadHead::TargetTooLong)?;
+    let target = cursor.take_text(cursor::TARGET_CHAR, TARGET_LIMIT, BadHead::TargetTooLong)?;
     if target.is_empty() {
         return Err(cursor.refuse(BadHead::Target));
     }
@@ -118,14 +119,14 @@ fn request<'b>(cursor: &mut Cursor<'b>) -> Result<RequestHead<'b>, Stop> {
     Ok(RequestHead { method, target, version, fields: fields(cursor)?, length: cursor.at })
 }
 
-fn response<'b>(cursor: &mut Cursor<'b>) -> Result<ResponseHead<'b>, Stop> {
+fn response<'b>(cursor: &mut Cursor<'b>) -> Result<ResponseHead<'b>, ParseStop> {
     let version = version(cursor)?;
     cursor.expect(b" ", BadHead::Status)?;
     let status = status(cursor)?;
     // The blank before an empty reason is required, and often missing: nothing hangs on it.
     let reason = if cursor.peek()? == b' ' {
         cursor.at += 1;
-        cursor.take(scan::VALUE)?
+        cursor.take(cursor::VALUE_CHAR)?
     } else {
         b""
     };
@@ -133,7 +134,7 @@ fn response<'b>(cursor: &mut Cursor<'b>) -> Result<ResponseHead<'b>, Stop> {
     Ok(ResponseHead { version, status, reason, fields: fields(cursor)?, length: cursor.at })
 }
 
-fn version(cursor: &mut Cursor<'_>) -> Result<HttpVersion, Stop> {
+fn version(cursor: &mut Cursor<'_>) -> Result<HttpVersion, ParseStop> {
     cursor.expect(b"HTTP/", BadHead::HttpVersion)?;
     let major = cursor.digit(BadHead::HttpVersion)?;
     cursor.expect(b".", BadHead::HttpVersion)?;
@@ -145,7 +146,7 @@ fn version(cursor: &mut Cursor<'_>) -> Result<HttpVersion, Stop> {
 }
 
 /// Three digits from 100 to 599: no other value has a meaning (RFC 9110 15).
-fn status(cursor: &mut Cursor<'_>) -> Result<u16, Stop> {
+fn status(cursor: &mut Cursor<'_>) -> Result<u16, ParseStop> {
     let class = cursor.peek()?;
     if !(b'1'..=b'5').contains(&class) {
         return Err(cursor.refuse(BadHead::Status));
@@ -157,7 +158,7 @@ fn status(cursor: &mut Cursor<'_>) -> Result<u16, Stop> {
     Ok(status)
 }
 
-fn fields<'b>(cursor: &mut Cursor<'b>) -> Result<Fields<'b>, Stop> {
+fn fields<'b>(cursor: &mut Cursor<'b>) -> Result<Fields<'b>, ParseStop> {
     let mut lines = Vec::new();
     loop {
         match cursor.peek()? {
@@ -178,13 +179,13 @@ fn fields<'b>(cursor: &mut Cursor<'b>) -> Result<Fields<'b>, Stop> {
 /// What a browser sends, so that the list is seldom moved.
 const FIELDS_EXPECTED: usize = 20;
 
-fn field<'b>(cursor: &mut Cursor<'b>) -> Result<(&'b str, &'b [u8]), Stop> {
-    let name = cursor.take(scan::TOKEN)?;
+fn field<'b>(cursor: &mut Cursor<'b>) -> Result<(&'b str, &'b [u8]), ParseStop> {
+    let name = cursor.take(cursor::TOKEN_CHAR)?;
     if name.is_empty() {
         return Err(cursor.refuse(BadHead::FieldName));
     }
     cursor.expect(b":", BadHead::FieldName)?;
-    let value = scan::trim(cursor.take(scan::VALUE)?);
+    let value = cursor::trim(cursor.take(cursor::VALUE_CHAR)?);
     cursor.line_end(BadHead::FieldValue)?;
     Ok((str::from_utf8(name).map_err(|_| BadHead::FieldName)?, value))
 }
@@ -215,80 +216,12 @@ impl<'b> Fields<'b> {
 
     /// The elements of a comma list, over all lines of that name.
     pub fn list(&self, name: &str) -> impl Iterator<Item = &'b [u8]> {
-        self.all(name).flat_map(|value| value.split(|&byte| byte == b',')).map(scan::trim)
+        self.all(name).flat_map(|value| value.split(|&byte| byte == b',')).map(cursor::trim)
     }
 
     /// Whether a comma list has that element, in whatever case.
     pub fn has_token(&self, name: &str, token: &str) -> bool {
         self.list(name).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
-    }
-}
-
-/// Why a message is refused. After any of these the connection has to close: where the next message
-/// begins is a matter of opinion.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BadHead {
-    Method,
-    MethodTooLong,
-    Target,
-    TargetTooLong,
-    HttpVersion,
-    OtherVersion,
-    Status,
-    LineEnd,
-    Folded,
-    FieldName,
-    FieldValue,
-    TooLarge,
-    TooManyFields,
-    Repeated,
-    Length,
-    LengthAndCoding,
-    Coding,
-    UnknownCoding,
-    CodingInHttp10,
-    ConnectWithBody,
-    NoHost,
-    Host,
-}
-
-impl BadHead {
-    /// What the client is told. An answer's fault is a 502 instead.
-    pub fn status(self) -> u16 {
-        match self {
-            BadHead::TargetTooLong => 414,
-            BadHead::TooLarge | BadHead::TooManyFields => 431,
-            BadHead::MethodTooLong | BadHead::UnknownCoding => 501,
-            BadHead::OtherVersion => 505,
-            _ => 400,
-        }
-    }
-
-    pub fn reason(self) -> &'static str {
-        match self {
-            BadHead::Method => "the method is not a token",
-            BadHead::MethodTooLong => "the method is too long",
-            BadHead::Target => "the request target is not valid",
-            BadHead::TargetTooLong => "the request target is longer than 8 KiB",
-            BadHead::HttpVersion => "the protocol is not HTTP",
-            BadHead::OtherVersion => "only HTTP/1.0 and HTTP/1.1 are spoken here",
-            BadHead::Status => "the status line is not valid",
-            BadHead::LineEnd => "a line does not end with CR LF",
-            BadHead::Folded => "a field is folded over two lines",
-            BadHead::FieldName => "a field's name is not a token followed by a colon",
-            BadHead::FieldValue => "a field's value has a control character",
-            BadHead::TooLarge => "the head is too large",
-            BadHead::TooManyFields => "the head has more than 100 fields",
-            BadHead::Repeated => "a field that may stand once is repeated",
-            BadHead::Length => "the Content-Length is not a number",
-            BadHead::LengthAndCoding => "both Content-Length and Transfer-Encoding are given",
-            BadHead::Coding => "the transfer coding does not end with chunked",
-            BadHead::UnknownCoding => "a transfer coding other than chunked",
-            BadHead::CodingInHttp10 => "HTTP/1.0 has no transfer codings",
-            BadHead::ConnectWithBody => "a CONNECT request has no body",
-            BadHead::NoHost => "the Host is missing",
-            BadHead::Host => "the Host is not valid",
-        }
     }
 }
 

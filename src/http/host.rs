@@ -3,28 +3,28 @@
 //! A name that two readers could take for different hosts is refused: user parts, percent signs, zones,
 //! empty or signed ports, and numbers that some resolvers take for an address (`127.1`, `0x7f000001`).
 
-use super::head::BadHead;
+use super::bad_message::BadHead;
+use super::cursor;
 use super::head::HttpVersion;
 use super::head::RequestHead;
-use super::scan;
 use std::borrow::Cow;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
 
 /// The longest a name can be in the DNS.
-const NAME_LIMIT: usize = 253;
-const LABEL_LIMIT: usize = 63;
+const HOST_NAME_LIMIT: usize = 253;
+const HOST_LABEL_LIMIT: usize = 63;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Host<'b> {
     /// As it was sent, port included. It holds nothing that would need quoting.
     pub text: &'b str,
-    pub name: Name<'b>,
+    pub name: HostName<'b>,
     pub port: Option<u16>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Name<'b> {
+pub enum HostName<'b> {
     /// In the spelling that was sent, without the dot that may end it.
     Dns(&'b str),
     V4(Ipv4Addr),
@@ -33,18 +33,18 @@ pub enum Name<'b> {
 
 /// What a host is to the proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place<'b> {
+pub enum HostKind<'b> {
     /// `localhost` or a loopback address: the proxy's own page.
     Page,
     /// The first label of a name under `.localhost`, in lower case.
     Service(Cow<'b, str>),
     /// Not ours (421): somebody's DNS points here, perhaps on purpose.
-    Elsewhere,
+    Outside,
 }
 
 /// The four forms of a request target (RFC 9112 3.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target<'b> {
+pub enum RequestTarget<'b> {
     /// Begins with a slash.
     Path(&'b str),
     /// What follows the host is empty or begins with a slash or a question mark.
@@ -63,25 +63,25 @@ pub fn host_of<'b>(request: &RequestHead<'b>) -> Result<Option<Host<'b>>, BadHea
         return Err(BadHead::NoHost);
     }
     match parse_target(request.method, request.target)? {
-        Target::Url { host, .. } | Target::Authority(host) => Ok(Some(host)),
-        Target::Path(_) | Target::Server => Ok(field),
+        RequestTarget::Url { host, .. } | RequestTarget::Authority(host) => Ok(Some(host)),
+        RequestTarget::Path(_) | RequestTarget::Server => Ok(field),
     }
 }
 
-pub fn parse_target<'b>(method: &str, target: &'b str) -> Result<Target<'b>, BadHead> {
+pub fn parse_target<'b>(method: &str, target: &'b str) -> Result<RequestTarget<'b>, BadHead> {
     if method == "CONNECT" {
         let host = parse_host(target.as_bytes()).map_err(|_| BadHead::Target)?;
-        return if host.port.is_some() { Ok(Target::Authority(host)) } else { Err(BadHead::Target) };
+        return if host.port.is_some() { Ok(RequestTarget::Authority(host)) } else { Err(BadHead::Target) };
     }
     if target.starts_with('/') {
-        return Ok(Target::Path(target));
+        return Ok(RequestTarget::Path(target));
     }
     if target == "*" && method == "OPTIONS" {
-        return Ok(Target::Server);
+        return Ok(RequestTarget::Server);
     }
     let rest = after_scheme(target).ok_or(BadHead::Target)?;
     let (host, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-    Ok(Target::Url { host: parse_host(host.as_bytes()).map_err(|_| BadHead::Target)?, path })
+    Ok(RequestTarget::Url { host: parse_host(host.as_bytes()).map_err(|_| BadHead::Target)?, path })
 }
 
 /// What is behind `http://` or `https://`, in any case. There is no other scheme whose requests come here.
@@ -95,14 +95,14 @@ fn after_scheme(url: &str) -> Option<&str> {
 /// on any port of this machine could be behind it.
 pub fn is_local_origin(origin: &[u8]) -> bool {
     let host = str::from_utf8(origin).ok().and_then(after_scheme).map(|rest| parse_host(rest.as_bytes()));
-    matches!(host, Some(Ok(host)) if matches!(host.name, Name::Dns(_)) && host.place() != Place::Elsewhere)
+    matches!(host, Some(Ok(host)) if matches!(host.name, HostName::Dns(_)) && host.kind() != HostKind::Outside)
 }
 
 pub fn parse_host(text: &[u8]) -> Result<Host<'_>, BadHead> {
     let text = str::from_utf8(text).map_err(|_| BadHead::Host)?;
     let (name, port) = if let Some(rest) = text.strip_prefix('[') {
         let (address, port) = rest.split_once(']').ok_or(BadHead::Host)?;
-        (Name::V6(address.parse().map_err(|_| BadHead::Host)?), port)
+        (HostName::V6(address.parse().map_err(|_| BadHead::Host)?), port)
     } else {
         let (name, port) = text.split_at(text.find(':').unwrap_or(text.len()));
         (parse_name(name)?, port)
@@ -111,20 +111,21 @@ pub fn parse_host(text: &[u8]) -> Result<Host<'_>, BadHead> {
     Ok(Host { text, name, port })
 }
 
-fn parse_name(text: &str) -> Result<Name<'_>, BadHead> {
+fn parse_name(text: &str) -> Result<HostName<'_>, BadHead> {
     let name = text.strip_suffix('.').unwrap_or(text);
-    if name.len() > NAME_LIMIT || !name.split('.').all(is_label) {
+    if name.len() > HOST_NAME_LIMIT || !name.split('.').all(is_label) {
         return Err(BadHead::Host);
     }
     if is_number(last_label(name)) {
         // With a dot behind it, some take it for an address and some for a name.
-        return text.parse().map(Name::V4).map_err(|_| BadHead::Host);
+        return text.parse().map(HostName::V4).map_err(|_| BadHead::Host);
     }
-    Ok(Name::Dns(name))
+    Ok(HostName::Dns(name))
 }
 
 fn is_label(label: &str) -> bool {
-    (1..=LABEL_LIMIT).contains(&label.len()) && scan::run(label.as_bytes(), scan::LABEL) == label.len()
+    (1..=HOST_LABEL_LIMIT).contains(&label.len())
+        && cursor::run(label.as_bytes(), cursor::LABEL_CHAR) == label.len()
 }
 
 /// A name that ends so is an address to some (the URL standard calls it "ends in a number").
@@ -145,21 +146,21 @@ fn parse_port(text: &str) -> Result<u16, BadHead> {
 }
 
 impl<'b> Host<'b> {
-    pub fn place(&self) -> Place<'b> {
+    pub fn kind(&self) -> HostKind<'b> {
         let name = match self.name {
-            Name::V4(address) if address.is_loopback() => return Place::Page,
-            Name::V6(address) if address.is_loopback() => return Place::Page,
-            Name::V4(_) | Name::V6(_) => return Place::Elsewhere,
-            Name::Dns(name) => name,
+            HostName::V4(address) if address.is_loopback() => return HostKind::Page,
+            HostName::V6(address) if address.is_loopback() => return HostKind::Page,
+            HostName::V4(_) | HostName::V6(_) => return HostKind::Outside,
+            HostName::Dns(name) => name,
         };
         let service = name.split_once('.').map(|(first, _)| first);
         match service {
-            _ if !last_label(name).eq_ignore_ascii_case("localhost") => Place::Elsewhere,
-            None => Place::Page,
+            _ if !last_label(name).eq_ignore_ascii_case("localhost") => HostKind::Outside,
+            None => HostKind::Page,
             Some(label) if label.bytes().any(|byte| byte.is_ascii_uppercase()) => {
-                Place::Service(Cow::Owned(label.to_ascii_lowercase()))
+                HostKind::Service(Cow::Owned(label.to_ascii_lowercase()))
             }
-            Some(label) => Place::Service(Cow::Borrowed(label)),
+            Some(label) => HostKind::Service(Cow::Borrowed(label)),
         }
     }
 }
@@ -175,17 +176,17 @@ mod tests {
 
     #[test]
     fn names_and_addresses_are_hosts_with_or_without_a_port() {
-        let v4 = |a, b, c, d| Name::V4(Ipv4Addr::new(a, b, c, d));
+        let v4 = |a, b, c, d| HostName::V4(Ipv4Addr::new(a, b, c, d));
         let cases = [
-            ("localhost", Name::Dns("localhost"), None),
-            ("Api.LocalHost:3456", Name::Dns("Api.LocalHost"), Some(3456)),
-            ("my_api-2.localhost.:1", Name::Dns("my_api-2.localhost"), Some(1)),
-            ("xn--bcher-kva.localhost", Name::Dns("xn--bcher-kva.localhost"), None),
+            ("localhost", HostName::Dns("localhost"), None),
+            ("Api.LocalHost:3456", HostName::Dns("Api.LocalHost"), Some(3456)),
+            ("my_api-2.localhost.:1", HostName::Dns("my_api-2.localhost"), Some(1)),
+            ("xn--bcher-kva.localhost", HostName::Dns("xn--bcher-kva.localhost"), None),
             ("127.0.0.1:00080", v4(127, 0, 0, 1), Some(80)),
-            ("1.2.3.4.com", Name::Dns("1.2.3.4.com"), None),
-            ("0xa.0xg", Name::Dns("0xa.0xg"), None),
-            ("[::1]:65535", Name::V6(Ipv6Addr::LOCALHOST), Some(65535)),
-            ("[0:0::0001]", Name::V6(Ipv6Addr::LOCALHOST), None),
+            ("1.2.3.4.com", HostName::Dns("1.2.3.4.com"), None),
+            ("0xa.0xg", HostName::Dns("0xa.0xg"), None),
+            ("[::1]:65535", HostName::V6(Ipv6Addr::LOCALHOST), Some(65535)),
+            ("[0:0::0001]", HostName::V6(Ipv6Addr::LOCALHOST), None),
         ];
         for (text, name, port) in cases {
             assert_eq!(parse_host(text.as_bytes()), Ok(Host { text, name, port }));
@@ -194,7 +195,7 @@ mod tests {
 
     #[test]
     fn what_two_readers_could_take_for_different_hosts_is_refused() {
-        let label = "a".repeat(LABEL_LIMIT + 1);
+        let label = "a".repeat(HOST_LABEL_LIMIT + 1);
         let name = "a.".repeat(127) + "a";
         let cases = [
             "",
@@ -258,29 +259,29 @@ mod tests {
 
     #[test]
     fn the_first_label_under_localhost_is_the_service() {
-        let service = |name: &'static str| Place::Service(Cow::Borrowed(name));
+        let service = |name: &'static str| HostKind::Service(Cow::Borrowed(name));
         let cases = [
-            ("localhost", Place::Page),
-            ("LOCALHOST.:3456", Place::Page),
-            ("127.0.0.1:3456", Place::Page),
-            ("127.9.9.9", Place::Page),
-            ("[::1]", Place::Page),
+            ("localhost", HostKind::Page),
+            ("LOCALHOST.:3456", HostKind::Page),
+            ("127.0.0.1:3456", HostKind::Page),
+            ("127.9.9.9", HostKind::Page),
+            ("[::1]", HostKind::Page),
             ("api.localhost", service("api")),
             ("API.Localhost.", service("api")),
             ("a.b.localhost:80", service("a")),
             ("localhost.localhost", service("localhost")),
-            ("example.com", Place::Elsewhere),
-            ("api.localhost.example.com", Place::Elsewhere),
-            ("api.notlocalhost", Place::Elsewhere),
-            ("notlocalhost", Place::Elsewhere),
-            ("localhost.localdomain", Place::Elsewhere),
-            ("10.0.0.1", Place::Elsewhere),
-            ("0.0.0.0", Place::Elsewhere),
-            ("[::]", Place::Elsewhere),
-            ("[::ffff:127.0.0.1]", Place::Elsewhere),
+            ("example.com", HostKind::Outside),
+            ("api.localhost.example.com", HostKind::Outside),
+            ("api.notlocalhost", HostKind::Outside),
+            ("notlocalhost", HostKind::Outside),
+            ("localhost.localdomain", HostKind::Outside),
+            ("10.0.0.1", HostKind::Outside),
+            ("0.0.0.0", HostKind::Outside),
+            ("[::]", HostKind::Outside),
+            ("[::ffff:127.0.0.1]", HostKind::Outside),
         ];
         for (text, place) in cases {
-            assert_eq!(parse_host(text.as_bytes()).map(|host| host.place()), Ok(place), "{text}");
+            assert_eq!(parse_host(text.as_bytes()).map(|host| host.kind()), Ok(place), "{text}");
         }
     }
 

@@ -3,9 +3,8 @@
 use serde_json::Value;
 
 use super::head;
+use crate::model::text::one_line;
 
-/// Characters of a peer's words that are shown.
-const SHOWN: usize = 500;
 /// Bodies of the API are small; a larger one gets 413.
 pub const BODY_LIMIT: usize = 64 * 1024;
 
@@ -128,11 +127,6 @@ pub fn read_error_body(body: &[u8]) -> (String, String) {
     let value: Value = serde_json::from_slice(body).unwrap_or_default();
     let text = |name: &str| one_line(value.get(name).and_then(Value::as_str).unwrap_or_default());
     (text("error"), text("hint"))
-}
-
-/// What of a peer's words is shown: not endless, and on one line, or it could write lines that look like ours.
-pub fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c == '\n' { ' ' } else { c }).take(SHOWN).collect()
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! HTTP/1.1 as pure functions of bytes: heads, framing, hosts, forwarding, and whole messages for the API.
 
+pub mod bad_message;
 pub mod body;
 pub mod chunks;
 pub mod forward;
@@ -7,4 +8,5 @@ pub mod head;
 pub mod host;
 pub mod message;
 pub mod reply;
-mod scan;
+
+mod cursor;

@@ -51,6 +51,7 @@ use crate::os::limits;
 use crate::tls;
 use crate::wire::control::CONTROL_UPGRADE;
 use crate::wire::control::RELAY_UPGRADE;
+use crate::wire::tls_record::TLS_HANDSHAKE;
 
 /// Connections at once: each session needs two, each agent one.
 const CONNECTION_LIMIT: usize = 24_000;
@@ -59,7 +60,6 @@ const CONNECTION_LIMIT: usize = 24_000;
 const RESERVED_DESCRIPTORS: usize = 64;
 /// What has expired is cut and dropped this often.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
-const TLS_FIRST_BYTE: u8 = 0x16;
 /// The first byte of every method.
 const METHOD_LETTERS: std::ops::RangeInclusive<u8> = b'A'..=b'Z';
 
@@ -160,7 +160,7 @@ impl HubListener {
             return Ok(());
         }
         match first[0] {
-            TLS_FIRST_BYTE => {
+            TLS_HANDSHAKE => {
                 let config = ca::server_config(&self.core.ca, &self.tls, stream.local_addr()?.ip());
                 let established = tls::server(&config, plain, deadline)?;
                 self.converse(established.into_duplex(), Origin { address, over_tls: true }, peer);

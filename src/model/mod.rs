@@ -15,5 +15,6 @@ pub mod route;
 pub mod service;
 pub mod suggest;
 pub mod target;
+pub mod text;
 pub mod time;
 pub mod version;

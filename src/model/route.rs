@@ -7,7 +7,7 @@ use super::service::Protocol;
 use super::time::Time;
 
 /// More than any machine has; a larger file is damaged or hostile.
-const ROUTES: usize = 4096;
+const ROUTES_LIMIT: usize = 4096;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -29,7 +29,7 @@ fn is_tcp(protocol: &Protocol) -> bool {
 /// The file is a plain list; a later shape wraps it as `{version, routes: […]}`.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum File {
+enum RoutesFile {
     Plain(Vec<Route>),
     Wrapped { routes: Vec<Route> },
 }
@@ -39,8 +39,8 @@ pub fn parse(text: &str) -> Option<Vec<Route>> {
     if text.trim().is_empty() {
         return Some(Vec::new());
     }
-    let (File::Plain(routes) | File::Wrapped { routes }) = serde_json::from_str(text).ok()?;
-    (routes.len() <= ROUTES).then_some(routes)
+    let (RoutesFile::Plain(routes) | RoutesFile::Wrapped { routes }) = serde_json::from_str(text).ok()?;
+    (routes.len() <= ROUTES_LIMIT).then_some(routes)
 }
 
 #[cfg(test)]

@@ -10,16 +10,16 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::asked::Asked;
-use super::inbox::Inbox;
+use super::current_request::CurrentRequest;
+use super::read_buffer::ReadBuffer;
 use super::upstream::Silence;
 use super::upstream::Upstream;
-use crate::http::body::BadBody;
+use crate::http::bad_message::BadBody;
 use crate::http::body::Body;
 use crate::http::body::BodyWalker;
 use crate::http::body::response_body;
 use crate::http::chunks::write_chunk;
-use crate::http::forward::Homeward;
+use crate::http::forward::ResponseForwarding;
 use crate::http::forward::body_for;
 use crate::http::forward::write_last_chunk;
 use crate::http::forward::write_response;
@@ -76,7 +76,11 @@ pub struct Home<'c> {
     pub heard_all: &'c AtomicBool,
 }
 
-pub fn pass_on(upstream: &mut Upstream, asked: &Asked, home: &mut Home<'_>) -> Result<Answered, Fault> {
+pub fn pass_on(
+    upstream: &mut Upstream,
+    asked: &CurrentRequest,
+    home: &mut Home<'_>,
+) -> Result<Answered, Fault> {
     home.out.clear();
     let mut interim = 0;
     loop {
@@ -91,7 +95,7 @@ pub fn pass_on(upstream: &mut Upstream, asked: &Asked, home: &mut Home<'_>) -> R
                 if asked.version == HttpVersion::Http11 {
                     write_response(
                         &response,
-                        &Homeward { client: asked.version, body: Body::None, keep_alive: true },
+                        &ResponseForwarding { client: asked.version, body: Body::None, keep_alive: true },
                         home.out,
                     );
                 }
@@ -119,7 +123,7 @@ fn read_head(upstream: &mut Upstream, home: &Home<'_>) -> Result<(), Fault> {
     }
 }
 
-fn is_interim(response: &ResponseHead<'_>, asked: &Asked) -> bool {
+fn is_interim(response: &ResponseHead<'_>, asked: &CurrentRequest) -> bool {
     matches!(response.status, 100..=199) && !(response.status == 101 && asked.upgrade)
 }
 
@@ -132,14 +136,14 @@ struct Plan {
 }
 
 /// Appends the head to what goes home.
-fn plan(response: &ResponseHead<'_>, asked: &Asked, home: &mut Home<'_>) -> Result<Plan, Fault> {
+fn plan(response: &ResponseHead<'_>, asked: &CurrentRequest, home: &mut Home<'_>) -> Result<Plan, Fault> {
     let from = response_body(&asked.method, response).map_err(|bad| Fault::Garbled(bad.reason()))?;
     let to = body_for(asked.version, from);
     let heard_all = home.heard_all.load(Ordering::SeqCst);
     let keeps_client = asked.keep_alive && heard_all && to != Body::UntilClose;
     write_response(
         response,
-        &Homeward { client: asked.version, body: to, keep_alive: keeps_client },
+        &ResponseForwarding { client: asked.version, body: to, keep_alive: keeps_client },
         home.out,
     );
     let answered = Answered {
@@ -219,7 +223,7 @@ fn bulk(
 /// was read.
 fn send_content(
     walker: &mut BodyWalker,
-    inbox: &mut Inbox,
+    inbox: &mut ReadBuffer,
     chunked: bool,
     home: &mut Home<'_>,
 ) -> Result<Result<(), BadBody>, Fault> {
@@ -241,7 +245,7 @@ fn send_content(
 /// Moves what is here of a body from the inbox to `out`, with its last chunk when it ends here.
 pub fn frame(
     walker: &mut BodyWalker,
-    inbox: &mut Inbox,
+    inbox: &mut ReadBuffer,
     chunked: bool,
     out: &mut Vec<u8>,
 ) -> Result<(), BadBody> {

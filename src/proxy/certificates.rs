@@ -56,10 +56,10 @@ const PROXY_CA_PROFILE: AuthorityProfile = AuthorityProfile {
 pub struct Certificates {
     pub config: Arc<ServerConfig>,
     /// Of our own making; not with `--cert`.
-    own: Option<Own>,
+    own: Option<LocalAuthority>,
 }
 
-struct Own {
+struct LocalAuthority {
     authority: Arc<Authority>,
     folder: PathBuf,
 }
@@ -71,7 +71,7 @@ impl Certificates {
         let own = Arc::clone(&authority);
         let config =
             config_with(Arc::new(CertificateByName(move |name: Option<&str>| leaf_for(&own, name))))?;
-        Ok(Self { config, own: Some(Own { authority, folder: folder.to_owned() }) })
+        Ok(Self { config, own: Some(LocalAuthority { authority, folder: folder.to_owned() }) })
     }
 
     /// The user's own, for every name.

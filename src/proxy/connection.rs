@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
-use super::asked::Asked;
-use super::front::Front;
-use super::inbox::Inbox;
-use super::live::Entry;
-use super::recent::Note;
-use super::shelf::Shelf;
-use crate::http::forward::Sender;
+use super::context::ProxyContext;
+use super::current_request::CurrentRequest;
+use super::idle_upstreams::IdleUpstreams;
+use super::open_clients::OpenClient;
+use super::read_buffer::ReadBuffer;
+use super::recent_requests::FinishedRequest;
+use crate::http::forward::ClientInfo;
 use crate::http::reply::Reply;
 use crate::net::duplex::Duplex;
 use crate::net::duplex::Reader;
@@ -32,21 +32,21 @@ const INBOX: usize = 8 * 1024;
 
 /// What a client finds here.
 pub struct Visit<'f> {
-    pub front: &'f Front,
-    pub entry: &'f Entry<'f>,
-    pub shelf: &'f mut Shelf,
+    pub context: &'f ProxyContext,
+    pub entry: &'f OpenClient<'f>,
+    pub shelf: &'f mut IdleUpstreams,
 }
 
 pub struct Connection<'f> {
-    pub front: &'f Front,
+    pub context: &'f ProxyContext,
     pub client: Client,
-    pub entry: &'f Entry<'f>,
-    pub asked: Asked,
-    pub shelf: &'f mut Shelf,
+    pub entry: &'f OpenClient<'f>,
+    pub asked: CurrentRequest,
+    pub shelf: &'f mut IdleUpstreams,
     /// The request as it goes on, and the answer as it goes home.
     pub onward: Vec<u8>,
     pub homeward: Vec<u8>,
-    pub sender: Sender,
+    pub sender: ClientInfo,
     pub secure: bool,
 }
 
@@ -54,7 +54,7 @@ pub struct Client {
     pub reader: Reader,
     pub writer: Writer,
     pub socket: Arc<TcpStream>,
-    pub inbox: Inbox,
+    pub inbox: ReadBuffer,
 }
 
 /// What happens to the connection after a request.
@@ -70,18 +70,18 @@ pub enum Next {
 
 impl<'f> Connection<'f> {
     pub fn new(visit: Visit<'f>, stream: Duplex, secure: bool) -> io::Result<Self> {
-        let Visit { front, entry, shelf } = visit;
+        let Visit { context, entry, shelf } = visit;
         let Duplex { reader, writer, socket } = stream;
         socket.set_read_timeout(Some(TURN))?;
         socket.set_write_timeout(Some(TAKE))?;
-        let sender = Sender::new(socket.peer_addr()?.ip(), secure, &front.via);
-        let client = Client { reader, writer, socket, inbox: Inbox::new(INBOX) };
-        let (asked, onward, homeward) = (Asked::new(), Vec::new(), Vec::new());
-        Ok(Self { front, client, entry, asked, shelf, onward, homeward, sender, secure })
+        let sender = ClientInfo::new(socket.peer_addr()?.ip(), secure, &context.via);
+        let client = Client { reader, writer, socket, inbox: ReadBuffer::new(INBOX) };
+        let (asked, onward, homeward) = (CurrentRequest::new(), Vec::new(), Vec::new());
+        Ok(Self { context, client, entry, asked, shelf, onward, homeward, sender, secure })
     }
 
     pub fn into_visit(self) -> Visit<'f> {
-        Visit { front: self.front, entry: self.entry, shelf: self.shelf }
+        Visit { context: self.context, entry: self.entry, shelf: self.shelf }
     }
 
     /// The client's connection as a whole again, with what was read too much put back.
@@ -100,13 +100,13 @@ impl<'f> Connection<'f> {
     }
 
     pub fn answer(&mut self, reply: &Reply) -> Next {
-        let stays = self.asked.keep_alive && !self.asked.has_body() && !self.front.stop.is_stopped();
+        let stays = self.asked.keep_alive && !self.asked.has_body() && !self.context.stop.is_stopped();
         self.write(reply, stays)
     }
 
     /// Answers what is not HTTP, or not plainly so: nobody knows where the next request begins.
     pub fn refuse(&mut self, reply: &Reply) -> Next {
-        self.front.note(&Note {
+        self.context.note(&FinishedRequest {
             method: "-",
             service: "",
             target: "-",
@@ -129,8 +129,8 @@ impl<'f> Connection<'f> {
     }
 
     pub fn note(&self, status: u16) {
-        let Asked { method, target, service, began, .. } = &self.asked;
-        self.front.note(&Note { method, service, target, status, began: *began });
+        let CurrentRequest { method, target, service, began, .. } = &self.asked;
+        self.context.note(&FinishedRequest { method, service, target, status, began: *began });
     }
 }
 

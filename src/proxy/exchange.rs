@@ -21,14 +21,14 @@ use super::connection::Connection;
 use super::connection::DRAIN_BYTES;
 use super::connection::DRAIN_TIME;
 use super::connection::Next;
-use super::inbox::Inbox;
-use super::live::Entry;
+use super::open_clients::OpenClient;
+use super::read_buffer::ReadBuffer;
 use super::refusal;
+use super::route_table::ProxyRoute;
 use super::switch;
-use super::table::Route;
 use super::upstream::NOT_RESPONDING;
 use super::upstream::Upstream;
-use crate::http::body::BadBody;
+use crate::http::bad_message::BadBody;
 use crate::http::body::Body;
 use crate::http::body::BodyWalker;
 use crate::http::reply::Reply;
@@ -45,7 +45,7 @@ const NEARLY: Duration = Duration::from_millis(50);
 const UPLOAD_CHUNK: usize = 64 * 1024;
 
 impl Connection<'_> {
-    pub fn forward(&mut self, route: &Arc<Route>) -> Next {
+    pub fn forward(&mut self, route: &Arc<ProxyRoute>) -> Next {
         let mut walker = BodyWalker::new(self.asked.body);
         let chunked = self.asked.body == Body::Chunked;
         // What is here of the body goes with the head, and is judged before the service sees a byte.
@@ -55,7 +55,7 @@ impl Connection<'_> {
         let repeatable = walker.ended() && self.asked.is_safe();
         loop {
             let kept = self.shelf.take(route).filter(|kept| repeatable || kept.is_at_rest());
-            let dialled = kept.map_or_else(|| self.front.dial(route, route.secure), Ok);
+            let dialled = kept.map_or_else(|| self.context.dial(route, route.secure), Ok);
             let mut upstream = match dialled {
                 Ok(upstream) => upstream,
                 Err(why) => {
@@ -74,7 +74,7 @@ impl Connection<'_> {
     /// Sends what is ready, and reads the answer while the rest of the body, if any, is on its way.
     fn exchange(
         &mut self,
-        route: &Route,
+        route: &ProxyRoute,
         upstream: &mut Upstream,
         walker: &mut BodyWalker,
     ) -> (Result<Answered, Fault>, Upload) {
@@ -140,7 +140,7 @@ impl Connection<'_> {
         ended
     }
 
-    fn conclude(&mut self, route: &Route, ended: Ended) -> Next {
+    fn conclude(&mut self, route: &ProxyRoute, ended: Ended) -> Next {
         let Ended { mut upstream, heard_all, outcome, upload } = ended;
         match (outcome, upload) {
             (Ok(answered), Upload::Whole) if answered.switched => {
@@ -199,7 +199,7 @@ struct Ended {
 }
 
 /// What a client is told when its service gave no answer that could be passed on.
-fn gateway_reply(route: &Route, fault: Fault) -> Option<Reply> {
+fn gateway_reply(route: &ProxyRoute, fault: Fault) -> Option<Reply> {
     let (status, error) = match fault {
         Fault::Silent => (502, NOT_RESPONDING.to_owned()),
         Fault::TooLate => (504, "Gateway Timeout: the service takes too long.".to_owned()),
@@ -223,8 +223,8 @@ enum Upload {
 /// The body on its way from the client to the service, in a thread of its own.
 struct Sending<'a> {
     reader: &'a mut Reader,
-    inbox: &'a mut Inbox,
-    entry: &'a Entry<'a>,
+    inbox: &'a mut ReadBuffer,
+    entry: &'a OpenClient<'a>,
     walker: &'a mut BodyWalker,
     service: &'a mut Writer,
     cut: Arc<TcpStream>,

@@ -5,20 +5,20 @@
 //! routes stays true by itself (`table`). Nothing here listens beyond loopback.
 
 pub mod certificates;
-pub mod front;
-pub mod recent;
-pub mod table;
+pub mod context;
+pub mod recent_requests;
+pub mod route_table;
 
 mod answer;
-mod asked;
 mod connection;
+mod current_request;
 mod exchange;
-mod inbox;
-mod live;
+mod idle_upstreams;
+mod open_clients;
 mod page;
+mod read_buffer;
 mod refusal;
 mod requests;
-mod shelf;
 mod switch;
 mod upstream;
 
@@ -39,47 +39,47 @@ use crate::net::serve::shut;
 use crate::net::stop::Stop;
 use crate::os::secret;
 use crate::tls::trust;
+use crate::wire::tls_record::TLS_HANDSHAKE;
 use connection::Visit;
-use front::Front;
-use front::Settings;
-use live::CONNECTIONS;
-use live::Live;
-use recent::Recent;
-use shelf::Shelf;
-use table::Table;
+use context::ProxyContext;
+use context::ProxySettings;
+use idle_upstreams::IdleUpstreams;
+use open_clients::CLIENT_LIMIT;
+use open_clients::OpenClients;
+use recent_requests::RecentRequests;
+use route_table::RouteTable;
 
 /// Far above the cap of `live`, which makes room: a connection that is closed needs a moment to be gone, and
 /// only when nothing rests is one turned away.
-const THREADS: usize = 2 * CONNECTIONS;
+const THREADS: usize = 2 * CLIENT_LIMIT;
 /// So long a thread keeps connections to services after its client has left.
 const IDLE: Duration = Duration::from_secs(2);
-const TLS_HANDSHAKE: u8 = 0x16;
 
 /// A proxy that serves until it is dropped, or until its `Stop`.
 pub struct Proxy {
-    pub front: Arc<Front>,
+    pub context: Arc<ProxyContext>,
     servers: Vec<Server>,
     stop: Stop,
 }
 
 impl Proxy {
-    pub fn start(bound: BoundPort, table: Table, settings: Settings, stop: &Stop) -> Result<Self> {
+    pub fn start(bound: BoundPort, table: RouteTable, settings: ProxySettings, stop: &Stop) -> Result<Self> {
         let stop = stop.child();
-        let front = Arc::new(Front {
+        let context = Arc::new(ProxyContext {
             settings,
             table,
-            live: Live::new(),
-            recent: Recent::default(),
+            live: OpenClients::new(),
+            recent: RecentRequests::default(),
             stop: stop.clone(),
             via: secret::id("connect-proxy"),
             port: bound.port,
             tls: trust::unverified_client()?,
         });
-        if front.settings.secure {
-            front.certificates()?;
+        if context.settings.secure {
+            context.certificates()?;
         }
         let servers = bound.listeners.into_iter().map(|listener| {
-            let own = Arc::clone(&front);
+            let own = Arc::clone(&context);
             let service = ServeOptions {
                 name: "proxy",
                 limit: THREADS,
@@ -91,7 +91,7 @@ impl Proxy {
             Server::start(listener, service, &stop)
         });
         let servers = servers.collect::<Result<_>>()?;
-        Ok(Self { front, servers, stop })
+        Ok(Self { context, servers, stop })
     }
 }
 
@@ -103,13 +103,13 @@ impl Drop for Proxy {
 }
 
 /// What one thread does for its clients, and what it keeps between them.
-fn worker(front: Arc<Front>) -> Worker {
-    let mut shelf = Shelf::default();
+fn worker(context: Arc<ProxyContext>) -> Worker {
+    let mut shelf = IdleUpstreams::default();
     Box::new(move |stream, _| {
-        let entry = front.live.enter(&stream);
+        let entry = context.live.enter(&stream);
         shelf.next_client();
-        let visit = Visit { front: &front, entry: &entry, shelf: &mut shelf };
-        let served = if front.settings.secure {
+        let visit = Visit { context: &context, entry: &entry, shelf: &mut shelf };
+        let served = if context.settings.secure {
             serve_secure(visit, &stream)
         } else {
             requests::serve(visit, Duplex::plain(stream), false)
@@ -131,6 +131,6 @@ fn serve_secure(visit: Visit<'_>, stream: &Arc<TcpStream>) -> io::Result<()> {
     if first[0] != TLS_HANDSHAKE {
         return requests::serve(visit, below, false);
     }
-    let within = requests::in_tls(visit.front, below)?;
+    let within = requests::in_tls(visit.context, below)?;
     requests::serve(visit, within, true)
 }

@@ -12,11 +12,11 @@ use serde_json::json;
 
 use super::connection::Connection;
 use super::connection::Next;
-use super::front::Front;
+use super::context::ProxyContext;
 use super::refusal;
-use super::table::Route;
-use super::table::Source;
-use crate::http::host::Target;
+use super::route_table::ProxyRoute;
+use super::route_table::RouteSource;
+use crate::http::host::RequestTarget;
 use crate::http::host::parse_target;
 use crate::http::reply::Reply;
 use crate::os::secret;
@@ -34,14 +34,16 @@ pub fn serve(it: &mut Connection<'_>) -> Next {
         return it.say(&reply);
     }
     let path = match parse_target(&it.asked.method, &it.asked.target) {
-        Ok(Target::Path(path) | Target::Url { path, .. }) => path.split('?').next().unwrap_or_default(),
+        Ok(RequestTarget::Path(path) | RequestTarget::Url { path, .. }) => {
+            path.split('?').next().unwrap_or_default()
+        }
         _ => "",
     };
     match path {
         "" | "/" => it.say(&home()),
         // What the page asks for by itself is no request of anybody's, and goes unnoted.
         "/_connect/state" => {
-            let reply = state(it.front);
+            let reply = state(it.context);
             it.answer(&reply)
         }
         "/_connect/events" => {
@@ -49,7 +51,7 @@ pub fn serve(it: &mut Connection<'_>) -> Next {
             let _ = events(it);
             Next::Close
         }
-        _ => it.say(&Reply::error(404, "There is nothing here", &format!("See {}", it.front.url()))),
+        _ => it.say(&Reply::error(404, "There is nothing here", &format!("See {}", it.context.url()))),
     }
 }
 
@@ -63,18 +65,18 @@ fn home() -> Reply {
     refusal::guarded(reply.field("Content-Security-Policy", policy))
 }
 
-fn state(front: &Front) -> Reply {
-    let routes: Vec<Value> = front.table.now().iter().map(|route| as_json(front, route)).collect();
-    let state = json!({ "port": front.port, "tls": front.settings.secure, "connections": front.live.count(), "routes": routes, "recent": front.recent.after(0, Duration::ZERO) });
+fn state(context: &ProxyContext) -> Reply {
+    let routes: Vec<Value> = context.table.now().iter().map(|route| as_json(context, route)).collect();
+    let state = json!({ "port": context.port, "tls": context.settings.secure, "connections": context.live.count(), "routes": routes, "recent": context.recent.after(0, Duration::ZERO) });
     refusal::guarded(Reply::json(200, state))
 }
 
-fn as_json(front: &Front, route: &Route) -> Value {
+fn as_json(context: &ProxyContext, route: &ProxyRoute) -> Value {
     let (agent, health) = match &route.source {
-        Source::Local => (None, if answers(route.port) { "up" } else { "down" }),
-        Source::Hub { agent, online, .. } => (Some(agent), if *online { "up" } else { "down" }),
+        RouteSource::Local => (None, if answers(route.port) { "up" } else { "down" }),
+        RouteSource::Hub { agent, online, .. } => (Some(agent), if *online { "up" } else { "down" }),
     };
-    json!({ "name": route.name, "url": front.url_of(&route.name), "target": format!("127.0.0.1:{}", route.port),
+    json!({ "name": route.name, "url": context.url_of(&route.name), "target": format!("127.0.0.1:{}", route.port),
         "source": route.source_word(), "agent": agent, "health": health })
 }
 
@@ -91,9 +93,9 @@ fn events(it: &mut Connection<'_>) -> std::io::Result<()> {
           Cross-Origin-Resource-Policy: same-origin\r\nConnection: close\r\n\r\nretry: 1000\n\n",
     )?;
     let mut last = 0;
-    while !it.front.stop.is_stopped() {
+    while !it.context.stop.is_stopped() {
         let mut out = Vec::new();
-        for seen in it.front.recent.after(last, TURN) {
+        for seen in it.context.recent.after(last, TURN) {
             last = seen.number;
             let _ = write!(out, "id: {last}\ndata: {}\n\n", serde_json::to_string(&seen).unwrap_or_default());
         }

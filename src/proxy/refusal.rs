@@ -2,11 +2,11 @@
 
 use serde::Serialize;
 
-use super::front::Front;
-use crate::http::head::BadHead;
+use super::context::ProxyContext;
+use crate::http::bad_message::BadHead;
 use crate::http::head::RequestHead;
 use crate::http::host::Host;
-use crate::http::host::Target;
+use crate::http::host::RequestTarget;
 use crate::http::host::parse_target;
 use crate::http::reply::Reply;
 use crate::http::reply::escaped;
@@ -30,19 +30,19 @@ pub fn bad_head(bad: BadHead) -> Reply {
 }
 
 /// A host outside `.localhost`: somebody's DNS points here, perhaps on purpose.
-pub fn elsewhere(front: &Front) -> Reply {
-    let hint = format!("Use a name under .localhost, like {}", front.url_of("NAME"));
+pub fn elsewhere(context: &ProxyContext) -> Reply {
+    let hint = format!("Use a name under .localhost, like {}", context.url_of("NAME"));
     Reply::error(421, "This proxy serves names under .localhost only", &hint)
 }
 
-pub fn not_found(front: &Front, name: &str, request: &RequestHead<'_>) -> Reply {
-    let routes = front.table.now();
+pub fn not_found(context: &ProxyContext, name: &str, request: &RequestHead<'_>) -> Reply {
+    let routes = context.table.now();
     let available: Vec<&str> = routes.iter().map(|route| route.name.as_str()).collect();
     if wants_html(request) {
-        return page(404, &not_found_page(front, name, &available));
+        return page(404, &not_found_page(context, name, &available));
     }
     let hint = match available.first() {
-        Some(first) => format!("Try: {}", front.url_of(first)),
+        Some(first) => format!("Try: {}", context.url_of(first)),
         None => "No services yet. Try: connect reach NAME".to_owned(),
     };
     json(404, &NotFound { error: "Service not found", subdomain: name, available, hint })
@@ -55,7 +55,7 @@ pub fn bad_gateway(service: &str, error: &str) -> Reply {
 /// Plain HTTP on the HTTPS port.
 pub fn use_https(request: &RequestHead<'_>, host: &Host<'_>) -> Reply {
     let path = match parse_target(request.method, request.target) {
-        Ok(Target::Path(path) | Target::Url { path, .. }) => path,
+        Ok(RequestTarget::Path(path) | RequestTarget::Url { path, .. }) => path,
         _ => "/",
     };
     let slash = if path.starts_with('/') { "" } else { "/" };
@@ -116,9 +116,9 @@ fn wants_html(request: &RequestHead<'_>) -> bool {
     })
 }
 
-fn not_found_page(front: &Front, name: &str, available: &[&str]) -> String {
+fn not_found_page(context: &ProxyContext, name: &str, available: &[&str]) -> String {
     let links = available.iter().map(|name| {
-        let (url, name) = (escaped(&front.url_of(name)), escaped(name));
+        let (url, name) = (escaped(&context.url_of(name)), escaped(name));
         format!("<li><a href=\"{url}/\">{name}</a> <small>{url}</small></li>")
     });
     let list = if available.is_empty() {
@@ -126,7 +126,7 @@ fn not_found_page(front: &Front, name: &str, available: &[&str]) -> String {
     } else {
         format!("<p>Available:</p><ul>{}</ul>", links.collect::<String>())
     };
-    let home = escaped(&front.url());
+    let home = escaped(&context.url());
     format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
          <title>Service not found</title><style>:root{{color-scheme:light dark;font:16px/1.5 system-ui,sans-serif}}\

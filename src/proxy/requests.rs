@@ -5,28 +5,28 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
-use super::asked::Asked;
 use super::connection::Connection;
 use super::connection::Next;
 use super::connection::Visit;
-use super::front::Front;
+use super::context::ProxyContext;
+use super::current_request::CurrentRequest;
 use super::page;
 use super::refusal;
+use super::route_table::ProxyRoute;
 use super::switch;
-use super::table::Route;
+use crate::http::bad_message::BadHead;
 use crate::http::body::request_body;
-use crate::http::forward::Onward;
-use crate::http::forward::Sender;
+use crate::http::forward::ClientInfo;
+use crate::http::forward::RequestForwarding;
 use crate::http::forward::has_been_here;
 use crate::http::forward::is_upgrade;
 use crate::http::forward::write_request;
-use crate::http::head::BadHead;
 use crate::http::head::HEAD_LIMIT;
 use crate::http::head::RequestHead;
 use crate::http::head::parse_request;
 use crate::http::host::Host;
-use crate::http::host::Name;
-use crate::http::host::Place;
+use crate::http::host::HostKind;
+use crate::http::host::HostName;
 use crate::http::host::host_of;
 use crate::http::host::is_local_origin;
 use crate::http::reply::Reply;
@@ -44,8 +44,8 @@ const REST: Duration = Duration::from_mins(5);
 enum Decision {
     Say(Reply),
     Page,
-    Forward(Arc<Route>),
-    Connect(Arc<Route>),
+    Forward(Arc<ProxyRoute>),
+    Connect(Arc<ProxyRoute>),
     Dial(String, u16),
 }
 
@@ -60,7 +60,7 @@ pub fn serve(visit: Visit<'_>, stream: Duplex, secure: bool) -> io::Result<()> {
                 return Ok(());
             }
             Next::Secure => {
-                let within = in_tls(it.front, it.take_over())?;
+                let within = in_tls(it.context, it.take_over())?;
                 it = Connection::new(it.into_visit(), within, true)?;
             }
         }
@@ -68,8 +68,8 @@ pub fn serve(visit: Visit<'_>, stream: Duplex, secure: bool) -> io::Result<()> {
 }
 
 /// The same connection inside TLS, which ends here.
-pub fn in_tls(front: &Front, below: Duplex) -> io::Result<Duplex> {
-    let certificates = front.certificates().map_err(io::Error::other)?;
+pub fn in_tls(context: &ProxyContext, below: Duplex) -> io::Result<Duplex> {
+    let certificates = context.certificates().map_err(io::Error::other)?;
     Ok(tls::server(&certificates.config, below, Instant::now() + NETWORK_TIMEOUT)?.into_duplex())
 }
 
@@ -101,7 +101,8 @@ impl Connection<'_> {
                     Ok(Some(request)) => {
                         let length = request.length;
                         self.onward.clear();
-                        let judge = Judge { front: self.front, sender: &self.sender, secure: self.secure };
+                        let judge =
+                            Judge { context: self.context, sender: &self.sender, secure: self.secure };
                         let decision = judge.decide(&request, &mut self.asked, &mut self.onward);
                         self.client.inbox.consume(length);
                         return Ok(decision.map_err(refusal::bad_head));
@@ -129,8 +130,8 @@ impl Connection<'_> {
 
 /// What a head is judged by.
 struct Judge<'a> {
-    front: &'a Front,
-    sender: &'a Sender,
+    context: &'a ProxyContext,
+    sender: &'a ClientInfo,
     secure: bool,
 }
 
@@ -139,36 +140,41 @@ impl Judge<'_> {
     fn decide(
         &self,
         request: &RequestHead<'_>,
-        asked: &mut Asked,
+        asked: &mut CurrentRequest,
         onward: &mut Vec<u8>,
     ) -> Result<Decision, BadHead> {
-        let front = self.front;
+        let context = self.context;
         let body = request_body(request)?;
         let host = host_of(request)?.ok_or(BadHead::NoHost)?;
         asked.note(request, body);
         if request.method == "CONNECT" {
             return Ok(self.decide_connect(request, &host, asked));
         }
-        let place = host.place();
-        if place == Place::Elsewhere {
-            return Ok(Decision::Say(refusal::elsewhere(front)));
+        let place = host.kind();
+        if place == HostKind::Outside {
+            return Ok(Decision::Say(refusal::elsewhere(context)));
         }
-        if front.settings.secure && !self.secure {
+        if context.settings.secure && !self.secure {
             return Ok(Decision::Say(refusal::use_https(request, &host)));
         }
-        let Place::Service(name) = place else { return Ok(Decision::Page) };
+        let HostKind::Service(name) = place else { return Ok(Decision::Page) };
         asked.service.push_str(&name);
-        if has_been_here(request, &front.via) {
+        if has_been_here(request, &context.via) {
             return Ok(Decision::Say(refusal::looped()));
         }
         if is_upgrade(request) && !self.may_upgrade(request) {
             return Ok(Decision::Say(refusal::foreign_origin()));
         }
-        let Some(route) = front.table.find(&name) else {
-            return Ok(Decision::Say(refusal::not_found(front, &name, request)));
+        let Some(route) = context.table.find(&name) else {
+            return Ok(Decision::Say(refusal::not_found(context, &name, request)));
         };
-        let rewritten = front.rewritten_host(&route);
-        let way = Onward { sender: self.sender, body, host: host.text, rewrite_host: rewritten.as_deref() };
+        let rewritten = context.rewritten_host(&route);
+        let way = RequestForwarding {
+            client: self.sender,
+            body,
+            host: host.text,
+            rewrite_host: rewritten.as_deref(),
+        };
         write_request(request, &way, onward)?;
         Ok(Decision::Forward(route))
     }
@@ -177,27 +183,32 @@ impl Judge<'_> {
     /// that are no browsers send no Origin.
     fn may_upgrade(&self, request: &RequestHead<'_>) -> bool {
         let mut origins = request.fields.all("origin");
-        origins.all(|origin| is_local_origin(origin) || self.front.allows_origin(origin))
+        origins.all(|origin| is_local_origin(origin) || self.context.allows_origin(origin))
     }
 
     /// To known services only: anything else would be an open door to the network.
-    fn decide_connect(&self, request: &RequestHead<'_>, host: &Host<'_>, asked: &mut Asked) -> Decision {
-        let front = self.front;
-        if let Place::Service(name) = host.place() {
+    fn decide_connect(
+        &self,
+        request: &RequestHead<'_>,
+        host: &Host<'_>,
+        asked: &mut CurrentRequest,
+    ) -> Decision {
+        let context = self.context;
+        if let HostKind::Service(name) = host.kind() {
             asked.service.push_str(&name);
-            return match front.table.find(&name) {
-                Some(_) if has_been_here(request, &front.via) => Decision::Say(refusal::looped()),
+            return match context.table.find(&name) {
+                Some(_) if has_been_here(request, &context.via) => Decision::Say(refusal::looped()),
                 Some(route) => Decision::Connect(route),
-                None => Decision::Say(refusal::not_found(front, &name, request)),
+                None => Decision::Say(refusal::not_found(context, &name, request)),
             };
         }
         let port = host.port.unwrap_or(443);
         let outside = match host.name {
-            Name::Dns(name) => name.to_owned(),
-            Name::V4(address) => address.to_string(),
-            Name::V6(address) => address.to_string(),
+            HostName::Dns(name) => name.to_owned(),
+            HostName::V4(address) => address.to_string(),
+            HostName::V6(address) => address.to_string(),
         };
-        if front.allows_connect(&outside, port) {
+        if context.allows_connect(&outside, port) {
             return Decision::Dial(outside, port);
         }
         let hint = "CONNECT reaches known services only; to open another host: connect proxy start --connect-allow HOST:PORT";

@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::connection::Connection;
 use super::connection::Next;
 use super::refusal;
-use super::table::Route;
+use super::route_table::ProxyRoute;
 use super::upstream::Upstream;
 use crate::http::reply::CONNECTED;
 use crate::http::reply::Reply;
@@ -17,11 +17,11 @@ use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::connect::clear_deadline;
 use crate::net::duplex::Duplex;
 use crate::net::relay;
+use crate::wire::tls_record::TLS_HANDSHAKE;
 
 /// How long a CONNECT's client has for its first byte, which tells TLS from anything else. Protocols in which the server
 /// speaks first wait this long once.
 const FIRST_BYTE: Duration = Duration::from_millis(500);
-const TLS_HANDSHAKE: u8 = 0x16;
 /// What of the first bytes is read at once.
 const CHUNK: usize = 4 * 1024;
 
@@ -33,7 +33,7 @@ pub fn relay(it: &mut Connection<'_>, upstream: Upstream) -> Next {
 
 /// What comes behind CONNECT is for the service's own TLS if it speaks that. Otherwise TLS ends here, as on an
 /// HTTPS port, and what is no TLS goes to the service as it is.
-pub fn connect(it: &mut Connection<'_>, route: &Arc<Route>) -> Next {
+pub fn connect(it: &mut Connection<'_>, route: &Arc<ProxyRoute>) -> Next {
     if route.secure {
         return straight_to(it, route, true);
     }
@@ -50,7 +50,7 @@ pub fn connect(it: &mut Connection<'_>, route: &Arc<Route>) -> Next {
 
 /// To a host outside, which `--connect-allow` names.
 pub fn dial(it: &mut Connection<'_>, host: &str, port: u16) -> Next {
-    match net::connect::dial(host, port, Instant::now() + NETWORK_TIMEOUT, &it.front.stop) {
+    match net::connect::dial(host, port, Instant::now() + NETWORK_TIMEOUT, &it.context.stop) {
         Ok(socket) => {
             it.note(200);
             if it.client.writer.write_all(CONNECTED).is_ok() {
@@ -65,8 +65,8 @@ pub fn dial(it: &mut Connection<'_>, host: &str, port: u16) -> Next {
     }
 }
 
-fn straight_to(it: &mut Connection<'_>, route: &Route, tell: bool) -> Next {
-    match it.front.dial(route, false) {
+fn straight_to(it: &mut Connection<'_>, route: &ProxyRoute, tell: bool) -> Next {
+    match it.context.dial(route, false) {
         Ok(upstream) => {
             it.note(200);
             if !tell || it.client.writer.write_all(CONNECTED).is_ok() {
@@ -94,6 +94,6 @@ fn both_ways(it: &mut Connection<'_>, service: Duplex) {
     if clear_deadline(&client.socket).and_then(|()| clear_deadline(&service.socket)).is_err() {
         return;
     }
-    let Some(_cut) = it.front.stop.attach(&service.socket) else { return };
+    let Some(_cut) = it.context.stop.attach(&service.socket) else { return };
     relay::both_ways(client, service);
 }

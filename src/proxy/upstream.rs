@@ -12,8 +12,8 @@ use std::time::Instant;
 
 use rustls::ClientConfig;
 
-use super::inbox::Inbox;
-use super::table::Route;
+use super::read_buffer::ReadBuffer;
+use super::route_table::ProxyRoute;
 use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::connect::is_timeout;
 use crate::net::duplex::Duplex;
@@ -42,12 +42,12 @@ pub struct Upstream {
     pub reader: Reader,
     pub writer: Writer,
     pub socket: Arc<TcpStream>,
-    pub inbox: Inbox,
+    pub inbox: ReadBuffer,
     pub port: u16,
     pub service: String,
     /// Whether it has carried a request before: then it may have died since.
     pub used: bool,
-    /// Whether no other client may have it: see `Shelf::next_client`.
+    /// Whether no other client may have it: see `IdleUpstreams::next_client`.
     pub personal: bool,
 }
 
@@ -61,7 +61,7 @@ pub enum Silence {
 
 impl Upstream {
     /// In the clear, or by TLS where `tls` is given.
-    pub fn dial(route: &Route, port: u16, tls: Option<&Arc<ClientConfig>>) -> io::Result<Self> {
+    pub fn dial(route: &ProxyRoute, port: u16, tls: Option<&Arc<ClientConfig>>) -> io::Result<Self> {
         let plain = Duplex::plain(Arc::new(connect(port)?));
         let Duplex { reader, writer, socket } = match tls {
             Some(config) => {
@@ -72,7 +72,7 @@ impl Upstream {
         };
         socket.set_read_timeout(Some(GLANCE))?;
         socket.set_write_timeout(Some(TAKE))?;
-        let (inbox, service) = (Inbox::new(INBOX), route.name.clone());
+        let (inbox, service) = (ReadBuffer::new(INBOX), route.name.clone());
         Ok(Self { reader, writer, socket, inbox, port, service, used: false, personal: false })
     }
 

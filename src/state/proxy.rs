@@ -12,9 +12,9 @@ use crate::os::files;
 
 pub const PROXY_STATE_FILE: &str = "proxy-state.json";
 /// Which names it serves; beside the runs, since it is gone when the run is.
-const ROUTES: &str = "run/proxy-routes.json";
-pub const LOG: &str = "proxy.log";
-pub const KIND: &str = "proxy";
+const PROXY_ROUTES_FILE: &str = "run/proxy-routes.json";
+pub const PROXY_LOG: &str = "proxy.log";
+pub const PROXY_KIND: &str = "proxy";
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -34,7 +34,7 @@ impl ProxyState {
 }
 
 /// The file of this process; gone when dropped.
-pub struct OwnState {
+pub struct OwnProxyState {
     home: Home,
 }
 
@@ -47,32 +47,32 @@ pub fn running(home: &Home) -> Option<ProxyState> {
 pub fn is_running(home: &Home, pid: u32) -> bool {
     pid != std::process::id()
         && runs::is_alive(home, pid)
-        && runs::kind_of(home, pid).as_deref() == Some(KIND)
+        && runs::kind_of(home, pid).as_deref() == Some(PROXY_KIND)
 }
 
-pub fn announce(home: &Home, port: u16, tls: bool) -> Result<OwnState> {
+pub fn announce(home: &Home, port: u16, tls: bool) -> Result<OwnProxyState> {
     home.write(
         PROXY_STATE_FILE,
         &ProxyState { pid: std::process::id(), port, tls, started_at: clock::now() },
     )?;
-    Ok(OwnState { home: home.clone() })
+    Ok(OwnProxyState { home: home.clone() })
 }
 
 pub fn write_routes(home: &Home, names: &[String]) -> Result<()> {
-    home.write(ROUTES, &names)
+    home.write(PROXY_ROUTES_FILE, &names)
 }
 
 pub fn routes(home: &Home) -> Vec<String> {
-    home.read(ROUTES).ok().flatten().unwrap_or_default()
+    home.read(PROXY_ROUTES_FILE).ok().flatten().unwrap_or_default()
 }
 
-impl Drop for OwnState {
+impl Drop for OwnProxyState {
     fn drop(&mut self) {
         let own = |state: &ProxyState| state.pid == std::process::id();
         // A proxy that took over has written its own by now.
         if self.home.read(PROXY_STATE_FILE).ok().flatten().as_ref().is_some_and(own) {
             let _ = files::remove(&self.home.file(PROXY_STATE_FILE));
-            let _ = files::remove(&self.home.file(ROUTES));
+            let _ = files::remove(&self.home.file(PROXY_ROUTES_FILE));
         }
     }
 }

@@ -6,13 +6,13 @@ use serde::Deserialize;
 use serde::Deserializer;
 use serde::Serialize;
 
-use crate::http::message::one_line;
 use crate::model::access::Role;
 use crate::model::fingerprint::Fingerprint;
 use crate::model::hub_records::JoinEntry;
 use crate::model::hub_records::SharedService;
 use crate::model::name::Name;
 use crate::model::service::Protocol;
+use crate::model::text::one_line;
 use crate::model::time::Time;
 use crate::model::version::Version;
 

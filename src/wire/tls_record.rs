@@ -2,6 +2,8 @@
 //! changed on the way goes unnoticed; it would do no harm, but in a session any change is an end.
 
 const RECORD_HEADER: usize = 5;
+/// The first byte of a TLS connection; in HTTP and in our own protocol none begins so.
+pub const TLS_HANDSHAKE: u8 = 22;
 const APPLICATION_DATA: u8 = 23;
 /// What every record says, whatever is spoken; the first one may say 3.1.
 const RECORD_VERSION: [u8; 2] = [3, 3];

@@ -21,8 +21,8 @@ use crate::os::detach::BackgroundStart;
 use crate::os::paths;
 use crate::os::process;
 use crate::proxy::Proxy;
-use crate::proxy::table::Routes;
-use crate::proxy::table::Table;
+use crate::proxy::route_table::RouteTable;
+use crate::proxy::route_table::Routes;
 use crate::state::proxy;
 use crate::state::proxy::ProxyState;
 use crate::state::runs;
@@ -59,7 +59,7 @@ pub fn start(call: &Call) -> CommandResult {
 
 /// Runs ourselves in the background; Ctrl-C ends it as long as it is not ready.
 fn detach(call: &Call, arguments: Vec<OsString>, aloud: bool) -> CommandResult {
-    let log = call.home.file(proxy::LOG);
+    let log = call.home.file(proxy::PROXY_LOG);
     let started =
         background::start(call, &BackgroundStart { arguments, environment: &[], log: &log }, aloud)?;
     call.fail_if_stopped().map(|()| started.code())
@@ -74,7 +74,7 @@ fn serve(call: &Call, wanted: &Wanted) -> CommandResult {
     }
     let listening = listen(call, wanted)?;
     let port = listening.port;
-    let _run = runs::register(&call.home, proxy::KIND, &[proxy::KIND.to_owned()])?;
+    let _run = runs::register(&call.home, proxy::PROXY_KIND, &[proxy::PROXY_KIND.to_owned()])?;
     if wanted.tls {
         say_plan(call, &call.hub_urls()?[0], port);
     }
@@ -86,12 +86,12 @@ fn serve(call: &Call, wanted: &Wanted) -> CommandResult {
     let (home, own) = (call.home.clone(), certificates.clone());
     let changed = move |routes: &Routes| proxy_parts::note_routes(&home, own.as_deref(), routes);
     changed(&Routes::default());
-    let table = Table::start(&call.home, proxy_parts::ask_hub(call), changed, &call.stop)?;
+    let table = RouteTable::start(&call.home, proxy_parts::ask_hub(call), changed, &call.stop)?;
     let serving = Proxy::start(listening, table, settings, &call.stop)?;
     let _state = proxy::announce(&call.home, port, wanted.tls)?;
     announce(call, &serving);
     if call.is_background() {
-        detach::ready(&call.home.file(proxy::LOG))?;
+        detach::ready(&call.home.file(proxy::PROXY_LOG))?;
     }
     call.stop.wait();
     drop(serving);
@@ -166,17 +166,17 @@ fn say_plan(call: &Call, hub: &HubUrl, port: u16) {
 }
 
 fn announce(call: &Call, serving: &Proxy) {
-    let front = &serving.front;
-    let routes = front.table.now();
+    let context = &serving.context;
+    let routes = context.table.now();
     let listed: Vec<Value> = routes
         .iter()
-        .map(|route| json!({ "name": route.name, "port": route.port, "source": route.source_word(), "url": front.url_of(&route.name) }))
+        .map(|route| json!({ "name": route.name, "port": route.port, "source": route.source_word(), "url": context.url_of(&route.name) }))
         .collect();
-    call.say.event(&json!({ "event": "listening", "pid": std::process::id(), "port": front.port,
-        "tls": front.settings.secure, "url": front.url(), "routes": listed }));
+    call.say.event(&json!({ "event": "listening", "pid": std::process::id(), "port": context.port,
+        "tls": context.settings.secure, "url": context.url(), "routes": listed }));
     let foreground = !call.is_background();
-    let kind = if front.settings.secure { "HTTPS" } else { "HTTP" };
-    if front.settings.secure || foreground {
+    let kind = if context.settings.secure { "HTTPS" } else { "HTTP" };
+    if context.settings.secure || foreground {
         if routes.len() > 0 {
             call.say.line(&format!("[ok] Found {} route(s):", routes.len()));
             for route in routes.iter() {
@@ -189,22 +189,22 @@ fn announce(call: &Call, serving: &Proxy) {
             }
             call.say.line("");
         }
-        call.say.line(&format!("[ok] {kind} proxy running on port {}\n", front.port));
+        call.say.line(&format!("[ok] {kind} proxy running on port {}\n", context.port));
         call.say.line("  Access your services via subdomains:\n");
         for route in routes.iter() {
-            call.say.line(&format!("    {}", front.url_of(&route.name)));
+            call.say.line(&format!("    {}", context.url_of(&route.name)));
         }
         if routes.len() == 0 {
             call.say.line("    No services yet. Bring one near: connect reach NAME");
         }
         call.say.line("");
     } else {
-        call.say.line(&format!("[ok] {kind} proxy started on port {}", front.port));
+        call.say.line(&format!("[ok] {kind} proxy started on port {}", context.port));
     }
     if foreground {
         call.say.line("  Press Ctrl+C to stop\n");
     } else {
-        call.say.line(&format!("  Logs: {}", paths::shown(&call.home.file(proxy::LOG))));
+        call.say.line(&format!("  Logs: {}", paths::shown(&call.home.file(proxy::PROXY_LOG))));
         call.say.line("  Stop: connect proxy stop");
     }
 }
@@ -245,7 +245,7 @@ pub fn status(call: &Call) -> CommandResult {
 }
 
 pub fn logs(call: &Call) -> CommandResult {
-    logs::show(call, &call.home.file(proxy::LOG), "Start the proxy: connect proxy start")
+    logs::show(call, &call.home.file(proxy::PROXY_LOG), "Start the proxy: connect proxy start")
 }
 
 /// For `reach`: starts the proxy if none runs. The line that names the service's address there; a failure is a

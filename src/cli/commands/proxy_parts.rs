@@ -21,13 +21,13 @@ use crate::net::serve::BoundPort;
 use crate::net::stop::Stop;
 use crate::os::lock::locked;
 use crate::proxy::certificates::Certificates;
-use crate::proxy::front::LoadCertificates;
-use crate::proxy::front::OnRequest;
-use crate::proxy::front::OpenTunnel;
-use crate::proxy::front::Settings;
-use crate::proxy::recent::Note;
-use crate::proxy::table::AskHub;
-use crate::proxy::table::Routes;
+use crate::proxy::context::CertificateLoader;
+use crate::proxy::context::ProxySettings;
+use crate::proxy::context::RequestObserver;
+use crate::proxy::context::TunnelPort;
+use crate::proxy::recent_requests::FinishedRequest;
+use crate::proxy::route_table::Routes;
+use crate::proxy::route_table::ServiceLister;
 use crate::state::agent_pins;
 use crate::state::home::Home;
 use crate::state::identity;
@@ -40,12 +40,12 @@ use crate::wire::api::SessionGranted;
 
 pub const CERTIFICATES: &str = "certs";
 
-pub fn settings(call: &Call, wanted: &Wanted) -> Result<Settings> {
+pub fn settings(call: &Call, wanted: &Wanted) -> Result<ProxySettings> {
     let values = |name: &str| call.args.values(name).map(str::to_owned).collect::<Vec<_>>();
     let connect_allow = call.args.values("connect-allow").map(outside).collect::<Result<_>>()?;
     let allow_origin =
         values("allow-origin").into_iter().map(|it| it.trim_end_matches('/').to_owned()).collect();
-    Ok(Settings {
+    Ok(ProxySettings {
         secure: wanted.tls,
         certificates: certificates(call),
         open_tunnel: open_tunnel(call),
@@ -67,7 +67,7 @@ fn outside(text: &str) -> Result<(String, Option<u16>)> {
 }
 
 /// With `--cert` the user's, otherwise from our own CA; made when first needed.
-fn certificates(call: &Call) -> LoadCertificates {
+fn certificates(call: &Call) -> CertificateLoader {
     let folder = call.home.file(CERTIFICATES);
     let own = call.args.value("cert").zip(call.args.value("key"));
     let own = own.map(|(certificate, key)| (certificate.to_owned(), key.to_owned()));
@@ -106,13 +106,13 @@ pub fn note_routes(home: &Home, certificates: Option<&Certificates>, routes: &Ro
 }
 
 /// Without a hub there are the local routes.
-pub fn ask_hub(call: &Call) -> Option<AskHub> {
+pub fn ask_hub(call: &Call) -> Option<ServiceLister> {
     let hub = call.hub().ok()?;
     Some(Box::new(move || hub.services()))
 }
 
 /// One tunnel for each service of the hub, from its first request on.
-fn open_tunnel(call: &Call) -> OpenTunnel {
+fn open_tunnel(call: &Call) -> TunnelPort {
     let way = call.hub().ok().map(|hub| Way { hub, home: call.home.clone(), stop: call.stop.clone() });
     let tunnels: Mutex<HashMap<String, Tunnel>> = Mutex::default();
     Box::new(move |service| {
@@ -151,9 +151,9 @@ impl Way {
 }
 
 /// `200 GET api /path 3.1 ms`
-fn line_a_request(call: &Call) -> OnRequest {
+fn line_a_request(call: &Call) -> RequestObserver {
     let say = call.say.clone();
-    Box::new(move |note: &Note<'_>| {
+    Box::new(move |note: &FinishedRequest<'_>| {
         let took = note.began.elapsed();
         let path = note.target.split('?').next().unwrap_or_default();
         if say.json {

@@ -76,7 +76,7 @@ pub fn show(call: &Call, run: &Run) {
     for open in &run.open {
         let mark = if open.up { "[ok]" } else { "[!]" };
         let carried = match run.kind.as_str() {
-            proxy::KIND => String::new(),
+            proxy::PROXY_KIND => String::new(),
             _ => format!("  {} session(s), {}", open.sessions, in_bytes(open.bytes)),
         };
         say.result(&format!("    {mark} {} → {}{carried}", open.name, open.at));

@@ -324,7 +324,7 @@ fn refused(endpoint: &EtcdEndpoint, status: u16, answer: &Value) -> AttemptError
 }
 
 fn words(answer: &Value) -> String {
-    let text = |name: &str| answer[name].as_str().map(crate::http::message::one_line);
+    let text = |name: &str| answer[name].as_str().map(crate::model::text::one_line);
     text("error").or_else(|| text("message")).unwrap_or_else(|| "without a reason".into())
 }
 

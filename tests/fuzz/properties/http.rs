@@ -1,22 +1,22 @@
 //! What must hold of HTTP in any bytes whatever.
 
 use super::cuts::Cuts;
-use crate::http::body::BadBody;
+use crate::http::bad_message::BadBody;
+use crate::http::bad_message::BadHead;
 use crate::http::body::Body;
 use crate::http::body::BodyWalker;
 use crate::http::body::request_body;
 use crate::http::body::response_body;
 use crate::http::chunks::write_chunk;
-use crate::http::forward::Homeward;
-use crate::http::forward::Onward;
-use crate::http::forward::Sender;
+use crate::http::forward::ClientInfo;
+use crate::http::forward::RequestForwarding;
+use crate::http::forward::ResponseForwarding;
 use crate::http::forward::body_for;
 use crate::http::forward::has_been_here;
 use crate::http::forward::is_upgrade;
 use crate::http::forward::write_last_chunk;
 use crate::http::forward::write_request;
 use crate::http::forward::write_response;
-use crate::http::head::BadHead;
 use crate::http::head::FIELDS_LIMIT;
 use crate::http::head::Fields;
 use crate::http::head::HEAD_LIMIT;
@@ -25,8 +25,8 @@ use crate::http::head::RequestHead;
 use crate::http::head::ResponseHead;
 use crate::http::head::parse_request;
 use crate::http::head::parse_response;
-use crate::http::host::Name;
-use crate::http::host::Place;
+use crate::http::host::HostKind;
+use crate::http::host::HostName;
 use crate::http::host::host_of;
 use crate::http::host::is_local_origin;
 use crate::http::host::parse_host;
@@ -89,15 +89,12 @@ pub fn host(bytes: &[u8], _: Cuts) {
     assert_eq!(host.text.as_bytes(), bytes);
     let harmless = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:[]".contains(&byte);
     assert!(bytes.iter().all(|&byte| harmless(byte)), "{}", host.text);
-    assert_eq!(
-        parse_host(bytes.to_ascii_uppercase().as_slice()).map(|upper| upper.place()),
-        Ok(host.place())
-    );
-    if let Place::Service(name) = host.place() {
+    assert_eq!(parse_host(bytes.to_ascii_uppercase().as_slice()).map(|upper| upper.kind()), Ok(host.kind()));
+    if let HostKind::Service(name) = host.kind() {
         assert!(!name.contains('.') && !name.is_empty() && *name == name.to_lowercase());
     }
-    let named = matches!(host.name, Name::Dns(_));
-    assert_eq!(is_local_origin(&[b"http://", bytes].concat()), named && host.place() != Place::Elsewhere);
+    let named = matches!(host.name, HostName::Dns(_));
+    assert_eq!(is_local_origin(&[b"http://", bytes].concat()), named && host.kind() != HostKind::Outside);
 }
 
 /// A chunked body has one verdict, wherever it is cut; its content survives being written in chunks anew.
@@ -236,8 +233,8 @@ fn walks_alike(body: Body, bytes: &[u8], cuts: Cuts) {
 
 fn goes_onward(request: &RequestHead<'_>, body: Body) {
     let Ok(Some(before)) = host_of(request) else { return };
-    let sender = Sender::new(Ipv6Addr::LOCALHOST.into(), true, VIA);
-    let onward = Onward { sender: &sender, body, host: before.text, rewrite_host: None };
+    let sender = ClientInfo::new(Ipv6Addr::LOCALHOST.into(), true, VIA);
+    let onward = RequestForwarding { client: &sender, body, host: before.text, rewrite_host: None };
     let mut out = Vec::new();
     write_request(request, &onward, &mut out).expect("a target that was good enough for its host");
     let Ok(second) = parse_request(&out) else {
@@ -251,7 +248,7 @@ fn goes_onward(request: &RequestHead<'_>, body: Body) {
     assert_eq!(is_upgrade(&second), is_upgrade(request));
     assert!(has_been_here(&second, VIA));
     assert_eq!(second.fields.one("host"), Ok(Some(before.text.as_bytes())));
-    assert_eq!(host_of(&second).map(|host| host.map(|host| host.place())), Ok(Some(before.place())));
+    assert_eq!(host_of(&second).map(|host| host.map(|host| host.kind())), Ok(Some(before.kind())));
     for name in ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "forwarded"] {
         assert!(second.fields.one(name).is_ok_and(|value| value.is_some()), "{name}");
     }
@@ -262,7 +259,7 @@ fn goes_homeward(method: &str, response: &ResponseHead<'_>, body: Body) {
         for keep_alive in [true, false] {
             let sent = body_for(client, body);
             let mut out = Vec::new();
-            write_response(response, &Homeward { client, body: sent, keep_alive }, &mut out);
+            write_response(response, &ResponseForwarding { client, body: sent, keep_alive }, &mut out);
             let Ok(second) = parse_response(&out) else {
                 return assert!(out.len() > HEAD_LIMIT || response.fields.iter().count() + 3 > FIELDS_LIMIT);
             };

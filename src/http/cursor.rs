@@ -1,18 +1,18 @@
 //! Reading bytes from the front, strictly in order: the verdict depends on the first byte that is wrong,
 //! so that an unfinished head is refused as early, and for the same reason, as the finished one.
 
-use super::head::BadHead;
+use super::bad_message::BadHead;
 
 /// A character of a method or of a field's name (RFC 9110 5.6.2).
-pub const TOKEN: u8 = 1;
+pub const TOKEN_CHAR: u8 = 1;
 /// A character of a request target. Browsers send `{}|^"` in queries as they are, so every visible ASCII
 /// character passes but `#`: a fragment never travels, and what follows it is where two readers differ.
-pub const TARGET: u8 = 2;
+pub const TARGET_CHAR: u8 = 2;
 /// A character of a field's value or a reason phrase: HTAB, SP, visible ASCII and everything above it.
-pub const VALUE: u8 = 4;
-pub const DIGIT: u8 = 8;
+pub const VALUE_CHAR: u8 = 4;
+pub const DIGIT_CHAR: u8 = 8;
 /// A character of a label in a host's name. The DNS forbids the underscore there, and developers use it.
-pub const LABEL: u8 = 16;
+pub const LABEL_CHAR: u8 = 16;
 
 static CLASSES: [u8; 256] = classes();
 
@@ -25,19 +25,19 @@ const fn classes() -> [u8; 256] {
         if it.is_ascii_alphanumeric()
             || matches!(it, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^'..=b'`' | b'|' | b'~')
         {
-            table[byte] |= TOKEN;
+            table[byte] |= TOKEN_CHAR;
         }
         if it.is_ascii_graphic() && it != b'#' {
-            table[byte] |= TARGET;
+            table[byte] |= TARGET_CHAR;
         }
         if it == b'\t' || it >= b' ' && it != 0x7f {
-            table[byte] |= VALUE;
+            table[byte] |= VALUE_CHAR;
         }
         if it.is_ascii_digit() {
-            table[byte] |= DIGIT;
+            table[byte] |= DIGIT_CHAR;
         }
         if it.is_ascii_alphanumeric() || it == b'-' || it == b'_' {
-            table[byte] |= LABEL;
+            table[byte] |= LABEL_CHAR;
         }
         byte += 1;
     }
@@ -53,19 +53,19 @@ pub fn run(bytes: &[u8], class: u8) -> usize {
     bytes.iter().position(|&byte| !is(byte, class)).unwrap_or(bytes.len())
 }
 
-/// As `run(bytes, VALUE)`, eight bytes at a time: values are nine tenths of a browser's head.
+/// As `run(bytes, VALUE_CHAR)`, eight bytes at a time: values are nine tenths of a browser's head.
 pub fn value_run(bytes: &[u8]) -> usize {
     let mut at = 0;
     while let Some(eight) = bytes[at..].first_chunk::<8>() {
         if may_hold_a_control(u64::from_ne_bytes(*eight)) {
-            let good = run(eight, VALUE);
+            let good = run(eight, VALUE_CHAR);
             if good < eight.len() {
                 return at + good;
             }
         }
         at += eight.len();
     }
-    at + run(&bytes[at..], VALUE)
+    at + run(&bytes[at..], VALUE_CHAR)
 }
 
 /// Whether any of eight bytes is below 0x20 or is 0x7f; a HTAB says yes too, and the table then decides.
@@ -88,14 +88,14 @@ pub fn trim(value: &[u8]) -> &[u8] {
 
 /// Why reading stopped before its end.
 #[derive(Debug, PartialEq)]
-pub enum Stop {
+pub enum ParseStop {
     NotYet,
     Bad(BadHead),
 }
 
-impl From<BadHead> for Stop {
-    fn from(bad: BadHead) -> Stop {
-        Stop::Bad(bad)
+impl From<BadHead> for ParseStop {
+    fn from(bad: BadHead) -> ParseStop {
+        ParseStop::Bad(bad)
     }
 }
 
@@ -113,23 +113,23 @@ impl<'b> Cursor<'b> {
         &self.bytes[self.at..]
     }
 
-    pub fn peek(&self) -> Result<u8, Stop> {
-        self.bytes.get(self.at).copied().ok_or(Stop::NotYet)
+    pub fn peek(&self) -> Result<u8, ParseStop> {
+        self.bytes.get(self.at).copied().ok_or(ParseStop::NotYet)
     }
 
     /// The bytes at the front that belong to `class`, as soon as the one behind them is there, too.
-    pub fn take(&mut self, class: u8) -> Result<&'b [u8], Stop> {
+    pub fn take(&mut self, class: u8) -> Result<&'b [u8], ParseStop> {
         let rest = self.rest();
-        let length = if class == VALUE { value_run(rest) } else { run(rest, class) };
+        let length = if class == VALUE_CHAR { value_run(rest) } else { run(rest, class) };
         if length == rest.len() {
-            return Err(Stop::NotYet);
+            return Err(ParseStop::NotYet);
         }
         self.at += length;
         Ok(&rest[..length])
     }
 
     /// As `take`, but more than `limit` of them are `too_long`, which is seen without waiting for the last.
-    pub fn take_text(&mut self, class: u8, limit: usize, too_long: BadHead) -> Result<&'b str, Stop> {
+    pub fn take_text(&mut self, class: u8, limit: usize, too_long: BadHead) -> Result<&'b str, ParseStop> {
         let rest = self.rest();
         let window = &rest[..rest.len().min(limit + 1)];
         let length = run(window, class);
@@ -137,13 +137,13 @@ impl<'b> Cursor<'b> {
             return Err(too_long.into());
         }
         if length == rest.len() {
-            return Err(Stop::NotYet);
+            return Err(ParseStop::NotYet);
         }
         self.at += length;
         Ok(str::from_utf8(&rest[..length]).map_err(|_| too_long)?)
     }
 
-    pub fn expect(&mut self, wanted: &[u8], bad: BadHead) -> Result<(), Stop> {
+    pub fn expect(&mut self, wanted: &[u8], bad: BadHead) -> Result<(), ParseStop> {
         for &byte in wanted {
             if self.peek()? != byte {
                 return Err(self.refuse(bad));
@@ -153,9 +153,9 @@ impl<'b> Cursor<'b> {
         Ok(())
     }
 
-    pub fn digit(&mut self, bad: BadHead) -> Result<u8, Stop> {
+    pub fn digit(&mut self, bad: BadHead) -> Result<u8, ParseStop> {
         let byte = self.peek()?;
-        if !is(byte, DIGIT) {
+        if !is(byte, DIGIT_CHAR) {
             return Err(self.refuse(bad));
         }
         self.at += 1;
@@ -163,16 +163,16 @@ impl<'b> Cursor<'b> {
     }
 
     /// CR and LF together: either alone is where two readers of one head part ways.
-    pub fn line_end(&mut self, bad: BadHead) -> Result<(), Stop> {
+    pub fn line_end(&mut self, bad: BadHead) -> Result<(), ParseStop> {
         self.expect(b"\r", bad)?;
         self.expect(b"\n", BadHead::LineEnd)
     }
 
     /// What to call the byte that stands here.
-    pub fn refuse(&self, bad: BadHead) -> Stop {
+    pub fn refuse(&self, bad: BadHead) -> ParseStop {
         match self.peek() {
-            Ok(b'\r' | b'\n') => Stop::Bad(BadHead::LineEnd),
-            _ => Stop::Bad(bad),
+            Ok(b'\r' | b'\n') => ParseStop::Bad(BadHead::LineEnd),
+            _ => ParseStop::Bad(bad),
         }
     }
 }
@@ -187,7 +187,7 @@ mod tests {
             for place in 0..24 {
                 let mut bytes = *b"abc\tdef\xff ghi jkl\x80mno pqr";
                 bytes[place] = byte;
-                assert_eq!(value_run(&bytes), run(&bytes, VALUE), "{byte} at {place}");
+                assert_eq!(value_run(&bytes), run(&bytes, VALUE_CHAR), "{byte} at {place}");
             }
         }
     }
@@ -196,9 +196,9 @@ mod tests {
     fn the_classes_are_those_of_the_grammar() {
         let token = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
         for byte in 0..=255u8 {
-            assert_eq!(is(byte, TOKEN), token.contains(&byte), "{byte}");
-            assert_eq!(is(byte, TARGET), (0x21..=0x7e).contains(&byte) && byte != b'#', "{byte}");
-            assert_eq!(is(byte, VALUE), byte == 9 || (byte >= 32 && byte != 127), "{byte}");
+            assert_eq!(is(byte, TOKEN_CHAR), token.contains(&byte), "{byte}");
+            assert_eq!(is(byte, TARGET_CHAR), (0x21..=0x7e).contains(&byte) && byte != b'#', "{byte}");
+            assert_eq!(is(byte, VALUE_CHAR), byte == 9 || (byte >= 32 && byte != 127), "{byte}");
         }
     }
 

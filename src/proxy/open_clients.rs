@@ -13,48 +13,48 @@ use std::time::Instant;
 
 /// Client connections at once. A browser opens six to a host, so this is some hundred of its windows; each
 /// costs a thread with about 30 KiB.
-pub const CONNECTIONS: usize = 1024;
+pub const CLIENT_LIMIT: usize = 1024;
 
-pub struct Live {
+pub struct OpenClients {
     began: Instant,
-    entries: Mutex<Entries>,
+    entries: Mutex<ClientList>,
 }
 
 #[derive(Default)]
-struct Entries {
+struct ClientList {
     next: u64,
-    open: HashMap<u64, Arc<Slot>>,
+    open: HashMap<u64, Arc<ClientActivity>>,
 }
 
-struct Slot {
+struct ClientActivity {
     socket: Arc<TcpStream>,
     /// Milliseconds from the start, and 0 while a request is under way.
     resting_since: AtomicU64,
 }
 
 /// A connection's own entry; gone when dropped.
-pub struct Entry<'l> {
-    live: &'l Live,
+pub struct OpenClient<'l> {
+    live: &'l OpenClients,
     id: u64,
-    slot: Arc<Slot>,
+    slot: Arc<ClientActivity>,
 }
 
-impl Live {
+impl OpenClients {
     pub fn new() -> Self {
         Self { began: Instant::now(), entries: Mutex::default() }
     }
 
-    pub fn enter(&self, socket: &Arc<TcpStream>) -> Entry<'_> {
+    pub fn enter(&self, socket: &Arc<TcpStream>) -> OpenClient<'_> {
         let since = AtomicU64::new(self.at(Instant::now()));
-        let slot = Arc::new(Slot { socket: Arc::clone(socket), resting_since: since });
+        let slot = Arc::new(ClientActivity { socket: Arc::clone(socket), resting_since: since });
         let mut entries = locked(&self.entries);
-        if entries.open.len() >= CONNECTIONS {
+        if entries.open.len() >= CLIENT_LIMIT {
             close_longest_resting(&entries.open);
         }
         entries.next += 1;
         let id = entries.next;
         entries.open.insert(id, Arc::clone(&slot));
-        Entry { live: self, id, slot }
+        OpenClient { live: self, id, slot }
     }
 
     pub fn count(&self) -> usize {
@@ -66,8 +66,8 @@ impl Live {
     }
 }
 
-fn close_longest_resting(open: &HashMap<u64, Arc<Slot>>) {
-    let since = |slot: &Slot| slot.resting_since.load(Ordering::Relaxed);
+fn close_longest_resting(open: &HashMap<u64, Arc<ClientActivity>>) {
+    let since = |slot: &ClientActivity| slot.resting_since.load(Ordering::Relaxed);
     let resting = open.values().filter(|slot| since(slot) > 0);
     if let Some(longest) = resting.min_by_key(|slot| since(slot)) {
         // It counts as busy from now on, so that the next one to come chooses another.
@@ -76,7 +76,7 @@ fn close_longest_resting(open: &HashMap<u64, Arc<Slot>>) {
     }
 }
 
-impl Entry<'_> {
+impl OpenClient<'_> {
     pub fn rests(&self, since: Instant) {
         self.slot.resting_since.store(self.live.at(since), Ordering::Relaxed);
     }
@@ -86,7 +86,7 @@ impl Entry<'_> {
     }
 }
 
-impl Drop for Entry<'_> {
+impl Drop for OpenClient<'_> {
     fn drop(&mut self) {
         locked(&self.live.entries).open.remove(&self.id);
     }

@@ -8,7 +8,7 @@ use crate::http::forward::proves_for_the_connection;
 use crate::http::head::HttpVersion;
 use crate::http::head::RequestHead;
 
-pub struct Asked {
+pub struct CurrentRequest {
     pub method: String,
     pub target: String,
     /// Of the route, or empty.
@@ -21,7 +21,7 @@ pub struct Asked {
     pub began: Instant,
 }
 
-impl Asked {
+impl CurrentRequest {
     pub fn new() -> Self {
         Self {
             method: String::new(),

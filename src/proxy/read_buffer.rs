@@ -3,14 +3,14 @@
 use std::io;
 use std::io::Read;
 
-pub struct Inbox {
+pub struct ReadBuffer {
     bytes: Vec<u8>,
     start: usize,
     end: usize,
     first: usize,
 }
 
-impl Inbox {
+impl ReadBuffer {
     /// Takes its first memory with the first read.
     pub fn new(first: usize) -> Self {
         Self { bytes: Vec::new(), start: 0, end: 0, first }
@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn what_is_read_comes_out_in_order_whatever_is_used_in_between() {
         let sent: Vec<u8> = (0..=255).cycle().take(5000).collect();
-        let (mut source, mut inbox, mut got) = (sent.as_slice(), Inbox::new(16), Vec::new());
+        let (mut source, mut inbox, mut got) = (sent.as_slice(), ReadBuffer::new(16), Vec::new());
         while inbox.fill(&mut source, 64).unwrap() > 0 {
             let use_up = (inbox.unread().len() / 2).max(1);
             got.extend_from_slice(&inbox.unread()[..use_up]);
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn it_grows_to_its_limit_and_shrinks_when_it_is_empty() {
-        let (mut source, mut inbox) = (io::repeat(7), Inbox::new(16));
+        let (mut source, mut inbox) = (io::repeat(7), ReadBuffer::new(16));
         for _ in 0..10 {
             if inbox.unread().len() < 64 {
                 inbox.fill(&mut source, 64).unwrap();

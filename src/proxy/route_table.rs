@@ -13,7 +13,7 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use crate::error::Result;
-use crate::model::route::Route as Listed;
+use crate::model::route::Route;
 use crate::model::service::Protocol;
 use crate::net::stop::Stop;
 use crate::net::threads::ThreadGroup;
@@ -32,28 +32,28 @@ const HUB_FIRST: Duration = Duration::from_secs(2);
 const NAME_LIMIT: usize = 63;
 
 /// Asks the hub for its services.
-pub type AskHub = Box<dyn Fn() -> Result<Vec<ServiceInfo>> + Send + Sync>;
+pub type ServiceLister = Box<dyn Fn() -> Result<Vec<ServiceInfo>> + Send + Sync>;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
+pub struct ProxyRoute {
     /// In lower case, as a host names it.
     pub name: String,
     /// On this machine for a local route, beside its agent for the hub's.
     pub port: u16,
     /// Whether the service speaks TLS itself.
     pub secure: bool,
-    pub source: Source,
+    pub source: RouteSource,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum RouteSource {
     Local,
     Hub { agent: String, online: bool },
 }
 
-impl Route {
+impl ProxyRoute {
     pub fn is_local(&self) -> bool {
-        self.source == Source::Local
+        self.source == RouteSource::Local
     }
 
     /// As `proxy status` and the page call it.
@@ -65,26 +65,32 @@ impl Route {
 /// One state of the table, local routes first, each kind by name.
 #[derive(Default, Debug, PartialEq, Eq)]
 pub struct Routes {
-    list: Vec<Arc<Route>>,
+    list: Vec<Arc<ProxyRoute>>,
     by_name: HashMap<String, usize>,
 }
 
 impl Routes {
-    pub fn new(local: &[Listed], hub: &[ServiceInfo]) -> Self {
-        let mut found: HashMap<String, Arc<Route>> = HashMap::new();
+    pub fn new(local: &[Route], hub: &[ServiceInfo]) -> Self {
+        let mut found: HashMap<String, Arc<ProxyRoute>> = HashMap::new();
         // Of two agents that offer one name, the one that is there.
         let mut services: Vec<_> = hub.iter().collect();
         services.sort_by_key(|service| service.status == Status::Online);
         for service in services {
-            let source =
-                Source::Hub { agent: service.agent_label.clone(), online: service.status == Status::Online };
+            let source = RouteSource::Hub {
+                agent: service.agent_label.clone(),
+                online: service.status == Status::Online,
+            };
             let (name, secure) = (service.name.to_string(), service.protocol == Protocol::Https);
-            found.insert(name.clone(), Arc::new(Route { name, port: service.target_port, secure, source }));
+            found.insert(
+                name.clone(),
+                Arc::new(ProxyRoute { name, port: service.target_port, secure, source }),
+            );
         }
         for route in local.iter().filter(|route| is_label(&route.service_name) && route.local_port != 0) {
             let name = route.service_name.to_ascii_lowercase();
             let secure = route.protocol == Protocol::Https;
-            let route = Route { name: name.clone(), port: route.local_port, secure, source: Source::Local };
+            let route =
+                ProxyRoute { name: name.clone(), port: route.local_port, secure, source: RouteSource::Local };
             found.insert(name, Arc::new(route));
         }
         let mut list: Vec<_> = found.into_values().collect();
@@ -94,11 +100,11 @@ impl Routes {
     }
 
     /// `name` is in lower case.
-    pub fn find(&self, name: &str) -> Option<&Arc<Route>> {
+    pub fn find(&self, name: &str) -> Option<&Arc<ProxyRoute>> {
         self.by_name.get(name).and_then(|at| self.list.get(*at))
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Route>> {
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<ProxyRoute>> {
         self.list.iter()
     }
 
@@ -113,39 +119,39 @@ fn is_label(name: &str) -> bool {
 }
 
 /// The table and the threads that keep it true; they end when it is dropped.
-pub struct Table {
-    shared: Arc<Shared>,
+pub struct RouteTable {
+    shared: Arc<TableState>,
     stop: Stop,
     keepers: ThreadGroup,
 }
 
-struct Shared {
+struct TableState {
     home: Home,
-    ask_hub: Option<AskHub>,
+    ask_hub: Option<ServiceLister>,
     changed: Box<dyn Fn(&Routes) + Send + Sync>,
     current: RwLock<Arc<Routes>>,
-    known: Mutex<Known>,
+    known: Mutex<SourceLists>,
 }
 
 #[derive(Default)]
-struct Known {
-    local: Heard<Listed>,
-    hub: Heard<ServiceInfo>,
+struct SourceLists {
+    local: SourceList<Route>,
+    hub: SourceList<ServiceInfo>,
 }
 
 /// What a source said last. Trouble is told when it begins, not as long as it lasts.
-struct Heard<T> {
+struct SourceList<T> {
     last: Vec<T>,
     trouble: bool,
 }
 
-impl<T> Default for Heard<T> {
+impl<T> Default for SourceList<T> {
     fn default() -> Self {
         Self { last: Vec::new(), trouble: false }
     }
 }
 
-impl<T> Heard<T> {
+impl<T> SourceList<T> {
     fn take(&mut self, said: Result<Vec<T>>) {
         match said {
             Ok(last) => *self = Self { last, trouble: false },
@@ -158,15 +164,15 @@ impl<T> Heard<T> {
     }
 }
 
-impl Table {
+impl RouteTable {
     /// Has the local routes when this returns, and the hub's unless it takes long. `changed` is called with every new state.
     pub fn start(
         home: &Home,
-        ask_hub: Option<AskHub>,
+        ask_hub: Option<ServiceLister>,
         changed: impl Fn(&Routes) + Send + Sync + 'static,
         stop: &Stop,
     ) -> Result<Self> {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(TableState {
             home: home.clone(),
             ask_hub,
             changed: Box::new(changed),
@@ -175,17 +181,17 @@ impl Table {
         });
         let stop = stop.child();
         let table = Self { shared, stop, keepers: ThreadGroup::default() };
-        let local = table.keep("proxy-routes", LOCAL_POLL, Shared::look_at_files)?;
+        let local = table.keep("proxy-routes", LOCAL_POLL, TableState::look_at_files)?;
         let _ = local.recv_timeout(HUB_POLL);
         if table.shared.ask_hub.is_some() {
-            let hub = table.keep("proxy-hub", HUB_POLL, Shared::look_at_hub)?;
+            let hub = table.keep("proxy-hub", HUB_POLL, TableState::look_at_hub)?;
             let _ = hub.recv_timeout(HUB_FIRST);
         }
         Ok(table)
     }
 
     /// Looks at once and then again and again; what is returned says when the first look is done.
-    fn keep(&self, name: &str, every: Duration, look: fn(&Shared)) -> Result<Receiver<()>> {
+    fn keep(&self, name: &str, every: Duration, look: fn(&TableState)) -> Result<Receiver<()>> {
         let (shared, stop) = (Arc::clone(&self.shared), self.stop.clone());
         let (done, first) = mpsc::sync_channel(1);
         self.keepers.spawn(name, move || {
@@ -202,19 +208,19 @@ impl Table {
         Arc::clone(&self.shared.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub fn find(&self, name: &str) -> Option<Arc<Route>> {
+    pub fn find(&self, name: &str) -> Option<Arc<ProxyRoute>> {
         self.shared.current.read().unwrap_or_else(PoisonError::into_inner).find(name).cloned()
     }
 }
 
-impl Drop for Table {
+impl Drop for RouteTable {
     fn drop(&mut self) {
         self.stop.stop();
         self.keepers.join(|| ());
     }
 }
 
-impl Shared {
+impl TableState {
     /// The file is small; whether its writers live changes without it.
     fn look_at_files(&self) {
         let listed = routes::listed(&self.home);
@@ -226,7 +232,7 @@ impl Shared {
         self.publish(|known| known.hub.take(asked));
     }
 
-    fn publish(&self, learn: impl FnOnce(&mut Known)) {
+    fn publish(&self, learn: impl FnOnce(&mut SourceLists)) {
         let mut known = locked(&self.known);
         learn(&mut known);
         let routes = Arc::new(Routes::new(&known.local.last, &known.hub.last));
@@ -245,9 +251,9 @@ mod tests {
     use crate::model::name::Name;
     use crate::model::time::Time;
 
-    fn local(name: &str, local_port: u16) -> Listed {
+    fn local(name: &str, local_port: u16) -> Route {
         let (service_name, protocol) = (name.to_owned(), Protocol::Tcp);
-        Listed { service_name, local_port, pid: 1, started_at: Time::from_unix(0), protocol }
+        Route { service_name, local_port, pid: 1, started_at: Time::from_unix(0), protocol }
     }
 
     fn hub(name: &str, target_port: u16, status: Status) -> ServiceInfo {

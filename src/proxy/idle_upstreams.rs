@@ -1,19 +1,19 @@
 //! The connections to services that a thread keeps: from one request to the next, and from one client to the next
 //! when nothing in them is the former client's.
 
-use super::table::Route;
+use super::route_table::ProxyRoute;
 use super::upstream::Upstream;
 
 /// Services of which one thread keeps a connection.
-const KEPT: usize = 4;
+const IDLE_LIMIT: usize = 4;
 
 #[derive(Default)]
-pub struct Shelf {
+pub struct IdleUpstreams {
     kept: Vec<Upstream>,
 }
 
-impl Shelf {
-    pub fn take(&mut self, route: &Route) -> Option<Upstream> {
+impl IdleUpstreams {
+    pub fn take(&mut self, route: &ProxyRoute) -> Option<Upstream> {
         let at = self.kept.iter().position(|kept| kept.service == route.name)?;
         let kept = self.kept.swap_remove(at);
         // The name may lead elsewhere by now. A tunnel keeps its port.
@@ -22,7 +22,7 @@ impl Shelf {
 
     pub fn keep(&mut self, mut upstream: Upstream) {
         upstream.used = true;
-        if self.kept.len() == KEPT {
+        if self.kept.len() == IDLE_LIMIT {
             self.kept.remove(0);
         }
         self.kept.push(upstream);

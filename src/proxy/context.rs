@@ -6,11 +6,11 @@ use std::sync::Arc;
 use rustls::ClientConfig;
 
 use super::certificates::Certificates;
-use super::live::Live;
-use super::recent::Note;
-use super::recent::Recent;
-use super::table::Route;
-use super::table::Table;
+use super::open_clients::OpenClients;
+use super::recent_requests::FinishedRequest;
+use super::recent_requests::RecentRequests;
+use super::route_table::ProxyRoute;
+use super::route_table::RouteTable;
 use super::upstream::NO_TLS;
 use super::upstream::NOT_RESPONDING;
 use super::upstream::Upstream;
@@ -18,16 +18,16 @@ use crate::error::Result;
 use crate::net::stop::Stop;
 
 /// Makes sure that a tunnel to that hub service stands, and says on which loopback port.
-pub type OpenTunnel = Box<dyn Fn(&str) -> Result<u16> + Send + Sync>;
+pub type TunnelPort = Box<dyn Fn(&str) -> Result<u16> + Send + Sync>;
 /// Makes or loads the certificates when they are first needed.
-pub type LoadCertificates = Box<dyn Fn() -> Result<Arc<Certificates>> + Send + Sync>;
-pub type OnRequest = Box<dyn Fn(&Note<'_>) + Send + Sync>;
+pub type CertificateLoader = Box<dyn Fn() -> Result<Arc<Certificates>> + Send + Sync>;
+pub type RequestObserver = Box<dyn Fn(&FinishedRequest<'_>) + Send + Sync>;
 
-pub struct Settings {
+pub struct ProxySettings {
     /// HTTPS on the port itself.
     pub secure: bool,
-    pub certificates: LoadCertificates,
-    pub open_tunnel: OpenTunnel,
+    pub certificates: CertificateLoader,
+    pub open_tunnel: TunnelPort,
     /// Services that get their own host instead of the one that the client sent.
     pub rewrite_host: Vec<String>,
     /// Origins from elsewhere whose pages may open a `WebSocket`.
@@ -35,14 +35,14 @@ pub struct Settings {
     /// Outside hosts that CONNECT may reach, with a port or on all.
     pub connect_allow: Vec<(String, Option<u16>)>,
     /// Told of every request that was answered.
-    pub on_request: Option<OnRequest>,
+    pub on_request: Option<RequestObserver>,
 }
 
-pub struct Front {
-    pub settings: Settings,
-    pub table: Table,
-    pub live: Live,
-    pub recent: Recent,
+pub struct ProxyContext {
+    pub settings: ProxySettings,
+    pub table: RouteTable,
+    pub live: OpenClients,
+    pub recent: RecentRequests,
     pub stop: Stop,
     /// Our name in `Via`, unlike any other.
     pub via: String,
@@ -52,7 +52,7 @@ pub struct Front {
     pub tls: Arc<ClientConfig>,
 }
 
-impl Front {
+impl ProxyContext {
     pub fn scheme(&self) -> &'static str {
         if self.settings.secure { "https" } else { "http" }
     }
@@ -71,7 +71,7 @@ impl Front {
 
     /// A new connection to a service, by TLS if that is wanted; a hub's first gets its tunnel. The error is for the
     /// client.
-    pub fn dial(&self, route: &Route, by_tls: bool) -> std::result::Result<Upstream, &'static str> {
+    pub fn dial(&self, route: &ProxyRoute, by_tls: bool) -> std::result::Result<Upstream, &'static str> {
         let opened = if route.is_local() { Ok(route.port) } else { (self.settings.open_tunnel)(&route.name) };
         let port = opened.map_err(|error| {
             log::debug!("{error}");
@@ -83,7 +83,7 @@ impl Front {
         })
     }
 
-    pub fn rewritten_host(&self, route: &Route) -> Option<String> {
+    pub fn rewritten_host(&self, route: &ProxyRoute) -> Option<String> {
         let wanted = self.settings.rewrite_host.iter().any(|name| name.eq_ignore_ascii_case(&route.name));
         wanted.then(|| format!("localhost:{}", route.port))
     }
@@ -100,7 +100,7 @@ impl Front {
         self.settings.connect_allow.iter().any(fits)
     }
 
-    pub fn note(&self, note: &Note<'_>) {
+    pub fn note(&self, note: &FinishedRequest<'_>) {
         self.recent.note(note);
         if let Some(tell) = &self.settings.on_request {
             tell(note);

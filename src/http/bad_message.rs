@@ -1,0 +1,102 @@
+//! Why a message is refused, and what its sender is told.
+
+/// Why a message is refused. After any of these the connection has to close: where the next message
+/// begins is a matter of opinion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadHead {
+    Method,
+    MethodTooLong,
+    Target,
+    TargetTooLong,
+    HttpVersion,
+    OtherVersion,
+    Status,
+    LineEnd,
+    Folded,
+    FieldName,
+    FieldValue,
+    TooLarge,
+    TooManyFields,
+    Repeated,
+    Length,
+    LengthAndCoding,
+    Coding,
+    UnknownCoding,
+    CodingInHttp10,
+    ConnectWithBody,
+    NoHost,
+    Host,
+}
+
+impl BadHead {
+    /// What the client is told. An answer's fault is a 502 instead.
+    pub fn status(self) -> u16 {
+        match self {
+            BadHead::TargetTooLong => 414,
+            BadHead::TooLarge | BadHead::TooManyFields => 431,
+            BadHead::MethodTooLong | BadHead::UnknownCoding => 501,
+            BadHead::OtherVersion => 505,
+            _ => 400,
+        }
+    }
+
+    pub fn reason(self) -> &'static str {
+        match self {
+            BadHead::Method => "the method is not a token",
+            BadHead::MethodTooLong => "the method is too long",
+            BadHead::Target => "the request target is not valid",
+            BadHead::TargetTooLong => "the request target is longer than 8 KiB",
+            BadHead::HttpVersion => "the protocol is not HTTP",
+            BadHead::OtherVersion => "only HTTP/1.0 and HTTP/1.1 are spoken here",
+            BadHead::Status => "the status line is not valid",
+            BadHead::LineEnd => "a line does not end with CR LF",
+            BadHead::Folded => "a field is folded over two lines",
+            BadHead::FieldName => "a field's name is not a token followed by a colon",
+            BadHead::FieldValue => "a field's value has a control character",
+            BadHead::TooLarge => "the head is too large",
+            BadHead::TooManyFields => "the head has more than 100 fields",
+            BadHead::Repeated => "a field that may stand once is repeated",
+            BadHead::Length => "the Content-Length is not a number",
+            BadHead::LengthAndCoding => "both Content-Length and Transfer-Encoding are given",
+            BadHead::Coding => "the transfer coding does not end with chunked",
+            BadHead::UnknownCoding => "a transfer coding other than chunked",
+            BadHead::CodingInHttp10 => "HTTP/1.0 has no transfer codings",
+            BadHead::ConnectWithBody => "a CONNECT request has no body",
+            BadHead::NoHost => "the Host is missing",
+            BadHead::Host => "the Host is not valid",
+        }
+    }
+}
+
+/// Why a body is given up. Nothing behind it can be read, so the connection closes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadBody {
+    ChunkSize,
+    Extensions,
+    ChunkEnd,
+    Trailers(BadHead),
+    CutShort,
+    TooLarge,
+}
+
+impl BadBody {
+    /// What a client is told, if no answer has begun.
+    pub fn status(self) -> u16 {
+        match self {
+            BadBody::TooLarge => 413,
+            BadBody::Trailers(bad) => bad.status(),
+            _ => 400,
+        }
+    }
+
+    pub fn reason(self) -> &'static str {
+        match self {
+            BadBody::ChunkSize => "a chunk's size is not a hexadecimal number",
+            BadBody::Extensions => "the chunk extensions are too long or hold a control character",
+            BadBody::ChunkEnd => "a chunk does not end with CR LF",
+            BadBody::Trailers(bad) => bad.reason(),
+            BadBody::CutShort => "the body ended before its time",
+            BadBody::TooLarge => "the body is too large",
+        }
+    }
+}
