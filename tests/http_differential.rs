@@ -298,7 +298,7 @@ fn differs_only_by(tally: &Tally, reasons: &[&str]) {
     let keys = |map: &BTreeMap<String, u64>| map.keys().cloned().collect::<Vec<_>>();
     assert_eq!(keys(&tally.stricter), reasons);
     assert!(keys(&tally.earlier).iter().all(|reason| reasons.contains(&reason.as_str())));
-    assert_eq!(keys(&tally.later), ["HttpVersion"]);
+    assert_eq!(keys(&tally.later), ["Version"]);
     // Otherwise the corpus says nothing.
     assert!(
         tally.same > ROUNDS / 3 && tally.both_refused > ROUNDS / 10 && tally.both_unfinished > ROUNDS / 50

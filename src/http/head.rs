@@ -115,7 +115,7 @@ fn request<'b>(cursor: &mut Cursor<'b>) -> Result<RequestHead<'b>, ParseStop> {
     }
     cursor.expect(b" ", BadHead::Target)?;
     let version = version(cursor)?;
-    cursor.line_end(BadHead::HttpVersion)?;
+    cursor.line_end(BadHead::Version)?;
     Ok(RequestHead { method, target, version, fields: fields(cursor)?, length: cursor.at })
 }
 
@@ -135,10 +135,10 @@ fn response<'b>(cursor: &mut Cursor<'b>) -> Result<ResponseHead<'b>, ParseStop> 
 }
 
 fn version(cursor: &mut Cursor<'_>) -> Result<HttpVersion, ParseStop> {
-    cursor.expect(b"HTTP/", BadHead::HttpVersion)?;
-    let major = cursor.digit(BadHead::HttpVersion)?;
-    cursor.expect(b".", BadHead::HttpVersion)?;
-    match (major, cursor.digit(BadHead::HttpVersion)?) {
+    cursor.expect(b"HTTP/", BadHead::Version)?;
+    let major = cursor.digit(BadHead::Version)?;
+    cursor.expect(b".", BadHead::Version)?;
+    match (major, cursor.digit(BadHead::Version)?) {
         (1, 0) => Ok(HttpVersion::Http10),
         (1, 1) => Ok(HttpVersion::Http11),
         _ => Err(BadHead::OtherVersion.into()),
@@ -297,14 +297,14 @@ mod tests {
             (b"GET /\0 HTTP/1.1\r\n\r\n", BadHead::Target),
             (b"GET /\x7f HTTP/1.1\r\n\r\n", BadHead::Target),
             (b"GET /\r\n\r\n", BadHead::LineEnd),
-            (b"GET / a HTTP/1.1\r\n\r\n", BadHead::HttpVersion),
-            (b"GET /  HTTP/1.1\r\n\r\n", BadHead::HttpVersion),
-            (b"GET / http/1.1\r\n\r\n", BadHead::HttpVersion),
-            (b"GET / HTTP/11\r\n\r\n", BadHead::HttpVersion),
-            (b"GET / HTTP/+1.1\r\n\r\n", BadHead::HttpVersion),
-            (b"GET / HTTP/1.10\r\n\r\n", BadHead::HttpVersion),
-            (b"GET / HTTP/1.1 \r\n\r\n", BadHead::HttpVersion),
-            (b"GET / HTTPS/1.1\r\n\r\n", BadHead::HttpVersion),
+            (b"GET / a HTTP/1.1\r\n\r\n", BadHead::Version),
+            (b"GET /  HTTP/1.1\r\n\r\n", BadHead::Version),
+            (b"GET / http/1.1\r\n\r\n", BadHead::Version),
+            (b"GET / HTTP/11\r\n\r\n", BadHead::Version),
+            (b"GET / HTTP/+1.1\r\n\r\n", BadHead::Version),
+            (b"GET / HTTP/1.10\r\n\r\n", BadHead::Version),
+            (b"GET / HTTP/1.1 \r\n\r\n", BadHead::Version),
+            (b"GET / HTTPS/1.1\r\n\r\n", BadHead::Version),
             (b"GET / HTTP/1.\r\n\r\n", BadHead::LineEnd),
             (b"GET / HTTP/1.1\n\n", BadHead::LineEnd),
             (b"GET / HTTP/1.1\r\r\n\r\n", BadHead::LineEnd),
@@ -339,9 +339,9 @@ mod tests {
     #[test]
     fn every_kind_of_bad_response_has_its_verdict() {
         let cases: &[(&[u8], BadHead)] = &[
-            (b"http/1.1 200 OK\r\n\r\n", BadHead::HttpVersion),
-            (b"ICY 200 OK\r\n\r\n", BadHead::HttpVersion),
-            (b"HTTP/2 200\r\n\r\n", BadHead::HttpVersion),
+            (b"http/1.1 200 OK\r\n\r\n", BadHead::Version),
+            (b"ICY 200 OK\r\n\r\n", BadHead::Version),
+            (b"HTTP/2 200\r\n\r\n", BadHead::Version),
             (b"HTTP/2.0 200 OK\r\n\r\n", BadHead::OtherVersion),
             (b"HTTP/1.1  200 OK\r\n\r\n", BadHead::Status),
             (b"HTTP/1.1 20 OK\r\n\r\n", BadHead::Status),
@@ -365,7 +365,7 @@ mod tests {
     fn a_wrong_byte_is_refused_before_anything_follows_it() {
         assert_eq!(parse_request(b"GET / HTTP/1.1\r\na "), Err(BadHead::FieldName));
         assert_eq!(parse_request(b"GET / HTTP/1.1\r\na: b\r\n "), Err(BadHead::Folded));
-        assert_eq!(parse_request(b"GET / X"), Err(BadHead::HttpVersion));
+        assert_eq!(parse_request(b"GET / X"), Err(BadHead::Version));
         assert_eq!(parse_response(b"HTTP/1.1 6"), Err(BadHead::Status));
     }
 
