@@ -1,4 +1,4 @@
-//! The command line, read by the table.
+//! Reads the command line, as the manual describes it.
 
 use std::ffi::OsString;
 use std::ops::RangeInclusive;
@@ -7,10 +7,9 @@ use std::time::Duration;
 use lexopt::Arg;
 use lexopt::Parser;
 
-use super::command;
 use super::command::Command;
-use super::command::Opt;
-use super::command::options_of;
+use super::command::CommandOption;
+use super::manual::Manual;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
@@ -18,27 +17,23 @@ use crate::model::suggest;
 use crate::model::target::parse_port;
 use crate::model::time::parse_duration;
 
-#[derive(Default)]
 pub struct Args {
-    /// The commands that there are.
-    pub table: &'static [Command],
+    pub manual: &'static Manual,
     pub command: Option<&'static Command>,
-    /// The words that were read as the command's name, whether or not there is such a command.
+    /// The words that begin a command's path, whether or not they are all of it.
     pub words: Vec<String>,
     pub positionals: Vec<String>,
     options: Vec<(&'static str, String)>,
-    /// What stands behind `--`.
+    /// The command after `--`.
     pub run: Option<Vec<OsString>>,
 }
 
-/// Reads the whole line; whether a command was named at all is for the caller to say.
-pub fn parse(arguments: Vec<OsString>, table: &'static [Command]) -> Result<Args> {
-    let mut arguments = arguments;
-    let run = arguments.iter().position(|argument| argument == "--").map(|at| {
-        let behind = arguments.split_off(at);
-        behind.into_iter().skip(1).collect::<Vec<_>>()
-    });
-    let mut args = Args { table, run, ..Args::default() };
+/// Reads the whole line; the caller decides what to do if it names no command.
+pub fn parse(mut arguments: Vec<OsString>, manual: &'static Manual) -> Result<Args> {
+    let dashes = arguments.iter().position(|argument| argument == "--");
+    let run = dashes.map(|at| arguments.split_off(at).into_iter().skip(1).collect());
+    let (words, positionals, options) = (Vec::new(), Vec::new(), Vec::new());
+    let mut args = Args { manual, command: None, words, positionals, options, run };
     let mut parser = Parser::from_args(arguments);
     loop {
         let next =
@@ -52,12 +47,12 @@ pub fn parse(arguments: Vec<OsString>, table: &'static [Command]) -> Result<Args
             Some(Arg::Long(name)) => {
                 let name = name.to_owned();
                 let option = args.find(|option| option.long == name).ok_or_else(|| args.unknown(&name))?;
-                args.take(option, &mut parser)?;
+                args.add_option(option, &mut parser)?;
             }
             Some(Arg::Short(letter)) => {
                 let option = args.find(|option| option.short == Some(letter));
                 let unknown = || Error::usage(format!("There is no option -{letter}")).hint(args.see_help());
-                args.take(option.ok_or_else(unknown)?, &mut parser)?;
+                args.add_option(option.ok_or_else(unknown)?, &mut parser)?;
             }
         }
     }
@@ -66,37 +61,42 @@ pub fn parse(arguments: Vec<OsString>, table: &'static [Command]) -> Result<Args
 }
 
 impl Args {
+    /// A word that continues the path of a command belongs to it, all others are its arguments.
     fn add_word(&mut self, text: String) -> Result<()> {
-        let mut path = self.words.clone();
-        path.push(text.clone());
-        let path = path.join(" ");
-        let continues = self.table.iter().any(|command| command.begins_with(&path));
+        let path = format!("{} {text}", self.words.join(" ")).trim_start().to_owned();
+        let continues = self.manual.commands.iter().any(|command| command.begins_with(&path));
         if continues && self.positionals.is_empty() {
             self.words.push(text);
-            self.command = command::find(self.table, &path);
+            self.command = self.manual.find(&path);
             return Ok(());
         }
-        if self.command.is_none_or(|command| command.positionals.1 == 0) {
+        let takes_arguments = self.command.is_some_and(|command| command.arguments.most > 0);
+        if !takes_arguments && self.next_words().next().is_some() {
             return Err(self.unknown_word(&text));
         }
         self.positionals.push(text);
         Ok(())
     }
 
+    /// The words that would continue the path.
+    fn next_words(&self) -> impl Iterator<Item = &'static str> {
+        let path = self.words.join(" ");
+        self.manual.commands.iter().filter_map(move |command| command.next_word(&path))
+    }
+
     fn unknown_word(&self, text: &str) -> Error {
-        let here = self.words.join(" ");
-        let next = self.table.iter().filter_map(|command| command.next_word(&here));
-        let before = if here.is_empty() { here.clone() } else { format!("{here} ") };
-        let hint = did_you_mean(text, next, &format!("connect {before}"), "See: connect --help");
+        let path = self.words.join(" ");
+        let before = if path.is_empty() { path } else { format!("{path} ") };
+        let hint = did_you_mean(text, self.next_words(), &format!("connect {before}"), "See: connect --help");
         Error::unknown("command", &format!("{before}{text}")).hint(hint)
     }
 
-    fn find(&self, wanted: impl Fn(&Opt) -> bool) -> Option<Opt> {
-        options_of(self.command).copied().find(wanted)
+    fn find(&self, is_meant: impl Fn(&CommandOption) -> bool) -> Option<CommandOption> {
+        self.manual.options_of(self.command).copied().find(is_meant)
     }
 
     fn unknown(&self, name: &str) -> Error {
-        let known = options_of(self.command).map(|option| option.long);
+        let known = self.manual.options_of(self.command).map(|option| option.long);
         let hint = did_you_mean(name, known, "--", &self.see_help());
         Error::usage(format!("There is no option --{}", name.escape_debug())).hint(hint)
     }
@@ -105,50 +105,48 @@ impl Args {
         format!("See: connect help {}", self.words.join(" ")).trim_end().to_owned()
     }
 
-    fn take(&mut self, option: Opt, parser: &mut Parser) -> Result<()> {
-        let value = match option.value {
-            None => String::new(),
-            Some(name) => {
-                let missing = |_| {
-                    Error::usage(format!("--{} needs a value", option.long))
-                        .hint(format!("Write: --{} {name}", option.long))
-                };
-                let value = parser.value().map_err(missing)?;
-                value
-                    .into_string()
-                    .map_err(|_| Error::usage(format!("The value of --{} is not text", option.long)))?
-            }
+    fn add_option(&mut self, option: CommandOption, parser: &mut Parser) -> Result<()> {
+        let Some(name) = option.value else {
+            self.options.push((option.long, String::new()));
+            return Ok(());
         };
+        let value = parser.value().map_err(|_| {
+            Error::usage(format!("--{} needs a value", option.long))
+                .hint(format!("Write: --{} {name}", option.long))
+        })?;
+        let value = value
+            .into_string()
+            .map_err(|_| Error::usage(format!("The value of --{} is not text", option.long)))?;
         self.options.push((option.long, value));
         Ok(())
     }
 
+    /// Whether the arguments fit the usage. `--help` and `--version` need none.
     fn check(&self) -> Result<()> {
         let Some(command) = self.command.filter(|_| !self.flag("help") && !self.flag("version")) else {
             return Ok(());
         };
-        let (least, most) = command.positionals;
-        let count = self.positionals.len();
         let path = command.path;
-        let wrong = if count < least {
-            format!("Something is missing behind `connect {path}`")
-        } else if count > most {
-            format!("There is one word too many behind `connect {path}`")
-        } else if self.run.is_some() && !command.runs_command {
-            format!("`connect {path}` runs no command")
+        let arguments = &command.arguments;
+        let wrong = if self.positionals.len() < arguments.least {
+            format!("`connect {path}` needs an argument {}", arguments.names[self.positionals.len()])
+        } else if let Some(extra) = self.positionals.get(arguments.most) {
+            format!("Unexpected argument `{}`", extra.escape_debug())
+        } else if self.run.is_some() && !arguments.runs_command {
+            format!("`connect {path}` takes no command after --")
         } else if self.run.as_ref().is_some_and(Vec::is_empty) {
-            "There is no command behind --".to_owned()
+            "There is no command after --".to_owned()
         } else {
             return Ok(());
         };
-        Err(Error::usage(wrong).hint(format!("Usage: {}", command.line())))
+        Err(Error::usage(wrong).hint(format!("Usage: connect {}", command.usage)))
     }
 
     pub fn flag(&self, name: &str) -> bool {
         self.options.iter().any(|(known, _)| *known == name)
     }
 
-    /// The last one wins, as everywhere.
+    /// If an option is repeated, the last value counts.
     pub fn value(&self, name: &str) -> Option<&str> {
         self.values(name).last()
     }
@@ -173,8 +171,8 @@ impl Args {
     }
 }
 
-/// For whoever misspelt a word: the nearest one that there is, with what stands before it.
-#[allow(single_use_lifetimes)] // It cannot be left out here yet.
+/// The hint for a misspelt word: the nearest known one, after the words before it.
+#[allow(single_use_lifetimes)] // It cannot be left out yet.
 pub fn did_you_mean<'k>(
     word: &str,
     known: impl IntoIterator<Item = &'k str>,
@@ -212,7 +210,8 @@ mod tests {
     use super::*;
 
     fn read(line: &str) -> Result<Args> {
-        parse(line.split_whitespace().map(OsString::from).collect(), crate::cli::table::TABLE)
+        let manual = Manual::parse(crate::cli::manual::TEXT, |_| true).unwrap();
+        parse(line.split_whitespace().map(OsString::from).collect(), Box::leak(Box::new(manual)))
     }
 
     #[test]
@@ -224,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_behind_two_dashes_is_left_alone() {
+    fn the_command_after_two_dashes_is_left_alone() {
         let args = read("reach db 6000 -- psql --json -h localhost").unwrap();
         assert_eq!(args.positionals, ["db", "6000"]);
         assert_eq!(args.run.unwrap(), ["psql", "--json", "-h", "localhost"]);
@@ -241,11 +240,27 @@ mod tests {
             ("services -- ls", "connect services"),
             ("reach db --", "connect reach NAME"),
             ("up --label", "--label LABEL"),
-            ("whoami x", "connect --help"),
+            ("whoami x", "connect whoami"),
         ] {
             let error = read(line).err().unwrap();
             assert_eq!(error.kind, crate::error::ErrorKind::Usage, "{line}");
             assert!(error.hint.as_deref().unwrap_or_default().contains(hint), "{line}: {:?}", error.hint);
+        }
+    }
+
+    #[test]
+    fn a_missing_and_an_extra_argument_are_named() {
+        for (line, what) in [
+            ("reach", "`connect reach` needs an argument NAME"),
+            ("expose", "`connect expose` needs an argument NAME"),
+            ("hub key revoke", "`connect hub key revoke` needs an argument ID"),
+            ("reach a b c", "Unexpected argument `c`"),
+            ("whoami x", "Unexpected argument `x`"),
+            ("stop a b", "Unexpected argument `b`"),
+            ("services -- ls", "`connect services` takes no command after --"),
+            ("reach db --", "There is no command after --"),
+        ] {
+            assert_eq!(read(line).err().unwrap().to_string(), what, "{line}");
         }
     }
 }

@@ -10,7 +10,8 @@ mod exposures;
 mod help;
 mod local_tunnel;
 mod logs;
-mod man;
+mod man_page;
+mod manual;
 mod project_file;
 mod project_hub;
 mod say;
@@ -22,10 +23,12 @@ mod tunnels;
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use args::Args;
 use call::Call;
 use call::CommandResult;
+use manual::Manual;
 use say::Say;
 
 use crate::error::Error;
@@ -33,10 +36,15 @@ use crate::error::ErrorKind;
 use crate::os::detach;
 use crate::os::limits;
 
+static MANUAL: LazyLock<Manual> = LazyLock::new(|| {
+    let is_built = |path: &str| table::function(path).is_some();
+    Manual::parse(manual::TEXT, is_built).expect("a unit test parses this text")
+});
+
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
     let as_json =
         arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json");
-    let outcome = args::parse(arguments, table::TABLE).and_then(run);
+    let outcome = args::parse(arguments, &MANUAL).and_then(run);
     let code = outcome.unwrap_or_else(|error| {
         if error.kind != ErrorKind::Interrupted {
             Say::new(as_json, false, false).trouble(&error);
@@ -62,19 +70,21 @@ fn run(args: Args) -> CommandResult {
         return Ok(0);
     }
     if args.flag("help") {
-        return help::show(&say, args.table, &args.words);
+        return help::show(&say, args.manual, &args.words);
     }
     let Some(command) = args.command else {
         if args.words.is_empty() {
             say.result(help::FIRST_STEPS);
             return Ok(0);
         }
-        return Err(help::unfinished(args.table, &args.words));
+        return Err(help::unfinished(args.manual, &args.words));
     };
+    let function =
+        table::function(command.path).ok_or_else(|| help::not_in_this_build(args.manual, command))?;
     limits::raise_open_files();
     let call = Call::new(args, say)?;
-    let outcome = (command.run)(&call);
-    // Whatever failed because everything was cut is no news.
+    let outcome = function(&call);
+    // After Ctrl-C everything fails because it was cut; that is not worth a message.
     outcome.map_err(|error| if call.stop.is_stopped() { Error::stopped() } else { error })
 }
 

@@ -6,5 +6,5 @@ _connect() {
     COMPREPLY=("${COMPREPLY[@]%%$'\t'*}")
     [ -n "${COMPREPLY[0]}" ] || COMPREPLY=()
 }
-# Where we know nothing, as behind --file, the shell offers files.
+# Where we have no words, as after --file, the shell offers files.
 complete -o default -F _connect connect

@@ -4,7 +4,7 @@ function __connect_words
     set -l tokens (commandline -opc)
     set -e tokens[1]
     set -l found (connect completions words -- $tokens (commandline -ct) 2>/dev/null)
-    # Where we know nothing, as behind --file, the shell offers files.
+    # Where we have no words, as after --file, the shell offers files.
     if test (count $found) -gt 0
         printf '%s\n' $found
     else
