@@ -22,7 +22,7 @@ const MAY_NAME: [(&str, &[&str]); 15] = [
     ("proxy", &["api", "state", "tls", "net", "os", "proxy"]),
     ("discover", &["tls", "net", "os", "discover"]),
     ("api", &["tls", "net", "os"]),
-    ("state", &["tls", "net", "os", "state"]),
+    ("state", &["tls", "os", "state"]),
     ("tls", &["net", "os", "tls"]),
     ("net", &["tls", "os", "net"]),
     ("os", &["os"]),

@@ -18,6 +18,7 @@ use crate::api::Hub;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::model::hub_trust::HubTrust;
 use crate::net::address::HubUrl;
 use crate::net::stop::Stop;
 use crate::os::detach;
@@ -29,7 +30,6 @@ use crate::state::home::Home;
 use crate::state::identity;
 use crate::tls::identity::Identity;
 use crate::tls::trust;
-use crate::tls::trust::HubTrust;
 
 /// The exit code of a command, or what went wrong.
 pub type CommandResult = Result<u8>;

@@ -7,8 +7,8 @@ use super::call::variable;
 use crate::api::Hub;
 use crate::error::Error;
 use crate::error::Result;
+use crate::model::hub_trust::HubTrust;
 use crate::net::address::HubUrl;
-use crate::tls::trust::HubTrust;
 
 /// The hub that the project names, unless the option or the environment names another.
 pub fn project_hub(call: &Call, named: Option<&str>) -> Result<Arc<Hub>> {

@@ -14,8 +14,8 @@ use crate::error::OrSay;
 use crate::error::Result;
 use crate::hub::store::EtcdConfig;
 use crate::hub::store::EtcdEndpoint;
+use crate::model::hub_trust::HubTrust;
 use crate::os::files;
-use crate::tls::trust::HubTrust;
 use crate::tls::trust::read_roots;
 
 const STORE_NOTE_FILE: &str = "store.json";

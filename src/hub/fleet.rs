@@ -29,6 +29,7 @@ use crate::model::hub_records::Change;
 use crate::model::hub_records::FleetHub;
 use crate::model::hub_records::Record;
 use crate::model::hub_records::Table;
+use crate::model::hub_trust::HubTrust;
 use crate::model::time::Time;
 use crate::net::stop::Stop;
 use crate::net::threads;
@@ -36,7 +37,6 @@ use crate::net::threads::ThreadGroup;
 use crate::os::secret;
 use crate::os::user;
 use crate::tls::trust;
-use crate::tls::trust::HubTrust;
 
 /// A hub that says nothing for so long is gone to the others.
 const LEASE_TTL: Duration = Duration::from_secs(6);

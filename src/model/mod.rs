@@ -6,6 +6,7 @@ pub mod backoff;
 pub mod code;
 pub mod fingerprint;
 pub mod hub_records;
+pub mod hub_trust;
 pub mod limiter;
 pub mod name;
 pub mod pairing;

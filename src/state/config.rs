@@ -10,11 +10,11 @@ use super::home::Home;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::fingerprint::Pin;
+use crate::model::hub_trust::HubTrust;
 use crate::model::name::Name;
 use crate::model::service::Protocol;
 use crate::model::target::Target;
 use crate::os::files;
-use crate::tls::trust::HubTrust;
 
 pub const DEFAULT_HUB: &str = "https://hub.privateconnect.co";
 const CONFIG_FILE: &str = "config.json";

@@ -32,6 +32,7 @@ use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::fingerprint::Pin;
+use crate::model::hub_trust::HubTrust;
 use crate::os::lock::locked;
 use crate::os::secret;
 
@@ -42,17 +43,6 @@ const SYSTEM_ROOTS: [&str; 4] = [
     "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
 ];
-
-/// How a hub is recognised.
-#[derive(Clone, PartialEq, Eq)]
-pub enum HubTrust {
-    /// The system's roots, or Mozilla's where a system has none.
-    Public,
-    /// Certificates in PEM.
-    Roots(String),
-    /// The hub's own CA, which it sends along in its chain.
-    Pin(Pin),
-}
 
 /// ring's algorithms; AES first where the CPU computes it, `ChaCha20` where it does not.
 pub fn provider() -> Arc<CryptoProvider> {

@@ -18,6 +18,7 @@ use super::proxy_trust;
 use crate::cli::call::not_configured;
 use crate::error::Error;
 use crate::error::Result;
+use crate::model::hub_trust::HubTrust;
 use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::connect::resolve;
 use crate::os::command;
@@ -35,7 +36,6 @@ use crate::state::routes;
 use crate::state::runs;
 use crate::state::runs::Run;
 use crate::tls::identity::Identity;
-use crate::tls::trust::HubTrust;
 
 pub const CHECKS: [(&str, Check); 19] = [
     ("state folder", state_folder),

@@ -16,12 +16,12 @@ use crate::cli::call::variable;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
+use crate::model::hub_trust::HubTrust;
 use crate::net::address::HubUrl;
 use crate::os::secret;
 use crate::os::terminal;
 use crate::os::user;
 use crate::state::config::Config;
-use crate::tls::trust::HubTrust;
 use crate::wire::api::RegisterAgent;
 
 pub fn run(call: &Call) -> CommandResult {

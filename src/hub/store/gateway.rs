@@ -17,6 +17,7 @@ use serde_json::json;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
+use crate::model::hub_trust::HubTrust;
 use crate::net::address::bracketed;
 use crate::net::address::split_host_port;
 use crate::net::connect::dial;
@@ -30,7 +31,6 @@ use crate::os::lock::locked;
 use crate::os::socket;
 use crate::tls;
 use crate::tls::trust;
-use crate::tls::trust::HubTrust;
 
 /// One call at one endpoint takes no longer.
 const ETCD_CALL_TIMEOUT: Duration = Duration::from_secs(2);

@@ -120,18 +120,7 @@ fn system(_: &MachinePaths, ca: &Path, change: TrustChange) -> Option<TrustStore
     Some(TrustStore { name: "system keychain".into(), steps, needs_root: true, missing: None })
 }
 
-#[cfg(windows)]
-fn system(_: &MachinePaths, ca: &Path, change: TrustChange) -> Option<TrustStore> {
-    let ca = ca.display().to_string();
-    let line = match change {
-        TrustChange::Trust => words("certutil -addstore -user Root", &[&ca]),
-        TrustChange::Untrust => words("certutil -delstore -user Root", &[CA_NICKNAME]),
-    };
-    let steps = vec![SetupStep::Run(line)];
-    Some(TrustStore { name: "certificate store".into(), steps, needs_root: false, missing: None })
-}
-
-#[cfg(not(any(target_os = "macos", windows)))]
+#[cfg(not(target_os = "macos"))]
 fn system(machine: &MachinePaths, ca: &Path, change: TrustChange) -> Option<TrustStore> {
     let (folder, update) = LINUX_STORES.iter().find(|(folder, _)| machine.root.join(folder).is_dir())?;
     let copy = machine.root.join(folder).join(SYSTEM_COPY);
