@@ -1,6 +1,6 @@
 //! The import rules: which room may name which, and that no files import each other in a circle.
 //!
-//! `main → cli → { hub, tunnel, proxy, discover } → { api, state, tls, net } → os → error`. Every room may name
+//! `main → cli → { hub, tunnel, proxy, discover } → { api, state } → tls → net → os → error`. Every room may name
 //! `wire`, `http`, `model` and `error`; `wire` and `http` name `model`, which names nothing. The rooms in the middle
 //! row do not name each other.
 
@@ -24,7 +24,7 @@ const MAY_NAME: [(&str, &[&str]); 15] = [
     ("api", &["tls", "net", "os"]),
     ("state", &["tls", "os", "state"]),
     ("tls", &["net", "os", "tls"]),
-    ("net", &["tls", "os", "net"]),
+    ("net", &["os", "net"]),
     ("os", &["os"]),
     ("wire", &["model", "wire"]),
     ("http", &["model", "http"]),
@@ -33,7 +33,7 @@ const MAY_NAME: [(&str, &[&str]); 15] = [
 ];
 
 /// Rooms in which files still import each other in a circle. No room may be added.
-const ROOMS_WITH_CIRCLES: [&str; 6] = ["api", "cli", "http", "hub", "net", "tls"];
+const ROOMS_WITH_CIRCLES: [&str; 5] = ["api", "cli", "http", "hub", "tls"];
 
 /// One file of `src` and its code: without comments and unit tests.
 struct Source {

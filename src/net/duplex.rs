@@ -1,4 +1,7 @@
-//! A connection as two halves that two threads own, plain or encrypted, and the socket to cut both.
+//! A connection as two halves that two threads own, and the socket to cut both.
+//!
+//! Each half is the plain socket or a layer above it, as TLS is. A layer is made from the halves below it, so
+//! layers stack: CONNECT through an https proxy is TLS above TLS.
 
 use std::io;
 use std::io::IoSlice;
@@ -8,30 +11,38 @@ use std::net::Shutdown;
 use std::net::TcpStream;
 use std::sync::Arc;
 
-use crate::tls::TlsReader;
-use crate::tls::TlsWriter;
-
 pub struct Duplex {
     pub reader: Reader,
     pub writer: Writer,
-    /// The TCP connection below everything: timeouts and cuts act on it.
+    /// The TCP connection below all layers: timeouts and cuts act on it.
     pub socket: Arc<TcpStream>,
 }
 
-/// Reads what came too early first: bytes behind an HTTP head belong to what follows it.
+/// A trait, so that this room does not name those above it.
+pub trait ReadLayer: Read + Send + Sync {
+    /// Whether it holds no bytes that were received and not yet read.
+    fn is_empty(&self) -> bool;
+}
+
+pub trait WriteLayer: Write + Send + Sync {
+    /// Tells the peer that no more will be written, as the layer does that.
+    fn finish(&mut self) -> io::Result<()>;
+}
+
 pub struct Reader {
+    /// Read before anything else: bytes after an HTTP head belong to what follows it.
     early: Vec<u8>,
     source: ReadSource,
 }
 
 enum ReadSource {
     Plain(Arc<TcpStream>),
-    Tls(Box<TlsReader>),
+    Layer(Box<dyn ReadLayer>),
 }
 
 pub enum Writer {
     Plain(Arc<TcpStream>),
-    Tls(Box<TlsWriter>),
+    Layer(Box<dyn WriteLayer>),
 }
 
 impl Duplex {
@@ -43,35 +54,40 @@ impl Duplex {
         }
     }
 
-    pub fn tls(reader: TlsReader, writer: TlsWriter, socket: Arc<TcpStream>) -> Self {
+    pub fn layered(
+        reader: impl ReadLayer + 'static,
+        writer: impl WriteLayer + 'static,
+        socket: Arc<TcpStream>,
+    ) -> Self {
         Self {
-            reader: Reader { early: Vec::new(), source: ReadSource::Tls(Box::new(reader)) },
-            writer: Writer::Tls(Box::new(writer)),
+            reader: Reader { early: Vec::new(), source: ReadSource::Layer(Box::new(reader)) },
+            writer: Writer::Layer(Box::new(writer)),
             socket,
         }
     }
 
-    /// The socket itself, when nothing stands between it and the bytes: then a relay needs no decryption.
+    /// The socket itself and the bytes already read from it, if there is no layer: then a relay copies without
+    /// decrypting.
     pub fn into_plain(self) -> Result<(Arc<TcpStream>, Vec<u8>), Self> {
         match self.reader.source {
             ReadSource::Plain(_) => Ok((self.socket, self.reader.early)),
-            ReadSource::Tls(_) => Err(self),
+            ReadSource::Layer(_) => Err(self),
         }
     }
 }
 
 impl Reader {
-    /// Whether what is read is what the socket holds.
+    /// Whether the next byte read is the next byte of the socket.
     pub fn is_plain(&self) -> bool {
         matches!(self.source, ReadSource::Plain(_)) && self.early.is_empty()
     }
 
-    /// Whether nothing lies here that was received and not yet read.
+    /// Whether no byte was received and not yet read.
     pub fn is_empty(&self) -> bool {
         self.early.is_empty()
             && match &self.source {
                 ReadSource::Plain(_) => true,
-                ReadSource::Tls(reader) => reader.is_empty(),
+                ReadSource::Layer(layer) => layer.is_empty(),
             }
     }
 
@@ -91,13 +107,13 @@ impl Read for Reader {
         }
         match &mut self.source {
             ReadSource::Plain(socket) => retry(|| (&**socket).read(buffer)),
-            ReadSource::Tls(reader) => reader.read(buffer),
+            ReadSource::Layer(layer) => layer.read(buffer),
         }
     }
 }
 
-/// A signal does not end a connection: under a deadline the system lets a read fail whenever the process
-/// was stopped and went on.
+/// A signal does not end a connection. With a timeout set, the system lets a read fail with EINTR when the process
+/// was stopped and continued.
 fn retry(mut attempt: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
     loop {
         match attempt() {
@@ -111,7 +127,7 @@ impl Write for Writer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => (&**socket).write(bytes),
-            Self::Tls(writer) => writer.write(bytes),
+            Self::Layer(layer) => layer.write(bytes),
         }
     }
 
@@ -121,16 +137,16 @@ impl Write for Writer {
 }
 
 impl Writer {
-    /// The socket itself, when nothing stands between it and the bytes.
+    /// The socket itself, if there is no layer.
     pub fn plain(&self) -> Option<&Arc<TcpStream>> {
         match self {
             Self::Plain(socket) => Some(socket),
-            Self::Tls(_) => None,
+            Self::Layer(_) => None,
         }
     }
 
-    /// Writes `first`, which is empty afterwards, and `rest` behind it: in one piece, copied only where they have to be
-    /// encrypted as one.
+    /// Writes `first` and then `rest`, in one system call where that is possible, and clears `first`. A socket takes
+    /// both as they are; for a layer `rest` is copied, so that both are encrypted as one.
     pub fn write_both(&mut self, first: &mut Vec<u8>, rest: &[u8]) -> io::Result<()> {
         match self {
             Self::Plain(socket) if !first.is_empty() && !rest.is_empty() => {
@@ -150,11 +166,11 @@ impl Writer {
         Ok(())
     }
 
-    /// No more will be written: the other end reads the end of the stream, not a cut.
+    /// No more will be written: the peer reads the end of the stream, not a cut.
     pub fn finish(&mut self) -> io::Result<()> {
         match self {
             Self::Plain(socket) => socket.shutdown(Shutdown::Write),
-            Self::Tls(writer) => writer.finish(),
+            Self::Layer(layer) => layer.finish(),
         }
     }
 }

@@ -1,10 +1,11 @@
 //! TLS as two halves: one thread reads, one writes, neither waits for the other.
 //!
-//! rustls keeps one state for both directions, so it stands behind a mutex; but only its arithmetic does.
-//! The reader reads the raw socket without the lock and decrypts under it; the writer encrypts under it
-//! and sends without it. A mutex around a whole TLS stream would hang as soon as both ends write before
-//! they read. The unbuffered interface of rustls is used because it encrypts into and decrypts out of
-//! our own buffers, which saves a copy in each direction.
+//! rustls keeps one state for both directions, so the state is behind a mutex, but only for the computation. The
+//! reader reads the raw connection without the lock and decrypts under it; the writer encrypts under it and sends
+//! without it. A mutex around a whole TLS stream would hang as soon as both ends write before they read.
+//!
+//! The unbuffered interface of rustls is used because it decrypts from our receive buffer and encrypts into our send
+//! buffer, which saves a copy in each direction; `unbuffered.rs` holds its rules.
 
 pub mod authority;
 pub mod identity;
@@ -20,12 +21,12 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use rustls::ClientConfig;
+use rustls::ProtocolVersion;
 use rustls::ServerConfig;
 use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::ServerName;
 use rustls::server::UnbufferedServerConnection;
 
-use unbuffered::HandshakeProgress;
 use unbuffered::RecordBuffer;
 use unbuffered::TlsSide;
 use unbuffered::TlsState;
@@ -35,30 +36,34 @@ use crate::net::connect::clear_deadline;
 use crate::net::connect::set_deadline;
 use crate::net::connect::timeout_in_words;
 use crate::net::duplex::Duplex;
+use crate::net::duplex::ReadLayer;
 use crate::net::duplex::Reader;
+use crate::net::duplex::WriteLayer;
 use crate::net::duplex::Writer;
 use crate::os::lock::locked;
+use crate::os::secret;
 use crate::wire::tls_record::RecordHeaders;
 
-/// An idle connection waits with this much, so that thousands of them stay cheap.
+/// The receive buffer of an idle connection, so that thousands of them stay cheap.
 const BUFFER_IDLE: usize = 1024;
-/// A busy one reads this much at once: several records for one system call.
+/// The receive buffer of a busy one: several records for one system call.
 const BUFFER_BUSY: usize = 128 * 1024;
 /// What one write encrypts at once: four full records.
-pub const WRITE_SIZE: usize = 64 * 1024;
+const WRITE_SIZE: usize = 64 * 1024;
 /// A handshake flight larger than this is an attack.
 const HANDSHAKE_LIMIT: usize = 128 * 1024;
 
 pub struct TlsReader {
     tls: Arc<Mutex<TlsState>>,
     source: Reader,
-    /// Below all: its limit of a read is ours.
+    /// Below all layers: its read timeout is ours.
     socket: Arc<TcpStream>,
-    /// Raw records, `start..end` of it not yet decrypted.
-    raw: Vec<u8>,
     headers: RecordHeaders,
+    /// Received records; `start..end` of it is not yet decrypted.
+    raw: Vec<u8>,
     start: usize,
     end: usize,
+    /// Decrypted data; the first `used` bytes of it were read.
     plain: Vec<u8>,
     used: usize,
     closed: bool,
@@ -75,15 +80,15 @@ pub struct TlsConnection {
     pub reader: TlsReader,
     pub writer: TlsWriter,
     pub socket: Arc<TcpStream>,
-    /// The fingerprint of the certificate that the peer proved to hold.
+    /// The fingerprint of the certificate whose key the peer has.
     pub peer: Option<Fingerprint>,
-    /// What both ends have agreed to speak, where they were to agree on something.
+    /// The application protocol that both ends agreed on, if either asked for one.
     pub application: Option<Vec<u8>>,
 }
 
 impl TlsConnection {
     pub fn into_duplex(self) -> Duplex {
-        Duplex::tls(self.reader, self.writer, self.socket)
+        Duplex::layered(self.reader, self.writer, self.socket)
     }
 }
 
@@ -110,9 +115,9 @@ fn handshake(side: TlsSide, below: Duplex, deadline: Instant) -> io::Result<TlsC
     let mut writer = TlsWriter { tls: Arc::clone(&tls), sink, out: RecordBuffer::default() };
     loop {
         let done = reader.decrypt();
-        // An alert that says why is pending even when the handshake failed.
+        // Sent even when the handshake failed: then it is the alert that says why.
         let sent = writer.send_pending();
-        if done? == HandshakeProgress::Ready {
+        if done? {
             sent?;
             break;
         }
@@ -124,30 +129,42 @@ fn handshake(side: TlsSide, below: Duplex, deadline: Instant) -> io::Result<TlsC
         reader.fill_raw().map_err(timeout_in_words)?;
     }
     clear_deadline(&socket)?;
-    let (peer, application) = {
-        let tls = locked(&tls);
-        (tls.peer(), tls.application())
-    };
+    let tls = locked(&tls);
+    let certificates = tls.common().peer_certificates();
+    let peer = certificates.and_then(<[_]>::first).map(|certificate| secret::sha256(certificate));
+    let application = tls.common().alpn_protocol().map(<[u8]>::to_vec);
+    drop(tls);
     Ok(TlsConnection { reader, writer, socket, peer, application })
 }
 
 impl TlsReader {
     fn new(tls: Arc<Mutex<TlsState>>, source: Reader, socket: Arc<TcpStream>) -> Self {
-        let (headers, raw, plain) = Default::default();
-        Self { tls, source, socket, raw, headers, start: 0, end: 0, plain, used: 0, closed: false }
+        Self {
+            tls,
+            source,
+            socket,
+            headers: RecordHeaders::default(),
+            raw: Vec::new(),
+            start: 0,
+            end: 0,
+            plain: Vec::new(),
+            used: 0,
+            closed: false,
+        }
     }
 
-    /// Plaintext that is here, reading more only when there is none. Empty at the end of the stream.
+    /// Decrypted data that was not yet consumed. Reads from the connection only if there is none; empty at the end of
+    /// the stream.
     pub fn fill(&mut self) -> io::Result<&[u8]> {
-        let mut begun = None;
+        let mut first_read = None;
         while self.used == self.plain.len() && !self.closed {
             self.plain.clear();
             self.used = 0;
             self.decrypt()?;
             if self.plain.is_empty() && !self.closed {
-                match begun {
-                    None => begun = Some(Instant::now()),
-                    Some(begun) => self.in_time(begun)?,
+                match first_read {
+                    None => first_read = Some(Instant::now()),
+                    Some(begun) => self.check_timeout(begun)?,
                 }
                 self.fill_raw()?;
             }
@@ -155,9 +172,9 @@ impl TlsReader {
         Ok(&self.plain[self.used..])
     }
 
-    /// A read's limit is one for a whole record: a peer that sends it byte by byte would never be late otherwise. What
-    /// is here of it stays, for whoever reads on.
-    fn in_time(&self, begun: Instant) -> io::Result<()> {
+    /// The read timeout is for a whole record: a peer that sends one byte at a time would never be late otherwise. The
+    /// bytes received so far stay for the next call.
+    fn check_timeout(&self, begun: Instant) -> io::Result<()> {
         match self.socket.read_timeout()? {
             Some(limit) if begun.elapsed() >= limit => Err(io::ErrorKind::WouldBlock.into()),
             _ => Ok(()),
@@ -168,11 +185,7 @@ impl TlsReader {
         self.used += count;
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.used == self.plain.len() && self.start == self.end
-    }
-
-    /// Gives back the buffers of a busy time; called when a session falls idle.
+    /// Gives back the buffers of a busy time; called when a session becomes idle.
     pub fn shrink(&mut self) {
         if self.used == self.plain.len() && self.plain.capacity() > BUFFER_IDLE {
             self.plain = Vec::new();
@@ -180,40 +193,43 @@ impl TlsReader {
         }
         if self.start == self.end && self.raw.len() > BUFFER_IDLE {
             self.raw = Vec::new();
-            (self.start, self.end) = (0, 0);
+            self.start = 0;
+            self.end = 0;
         }
     }
 
-    fn decrypt(&mut self) -> io::Result<HandshakeProgress> {
+    /// Decrypts what was received. True once the handshake is done.
+    fn decrypt(&mut self) -> io::Result<bool> {
         let raw = &mut self.raw[self.start..self.end];
         let (used, outcome) = locked(&self.tls).decrypt(raw, &mut self.plain);
         self.start += used;
         let outcome = outcome?;
         self.closed |= outcome.closed;
-        Ok(outcome.progress)
+        Ok(outcome.handshake_done)
     }
 
-    /// One read of the raw connection. Its end without TLS's own farewell is a cut, not an end.
+    /// One read of the connection below. Its end without a `close_notify` is a cut, not an end.
     fn fill_raw(&mut self) -> io::Result<()> {
         self.raw.copy_within(self.start..self.end, 0);
         self.end -= self.start;
         self.start = 0;
         if self.end == self.raw.len() {
-            // A full buffer says that the peer sends faster than we ask.
+            // A full buffer means that the peer sends faster than we read.
             let size = (self.raw.len() * 4).clamp(BUFFER_IDLE, BUFFER_BUSY.max(self.end + BUFFER_IDLE));
             self.raw.resize(size, 0);
         }
-        match self.source.read(&mut self.raw[self.end..])? {
-            0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            count => {
-                let fits = self.headers.fit(&self.raw[self.end..self.end + count]);
-                self.end += count;
-                if fits || !locked(&self.tls).speaks_1_3() {
-                    return Ok(());
-                }
-                Err(io::Error::new(io::ErrorKind::InvalidData, "a record's header was changed"))
-            }
+        let count = self.source.read(&mut self.raw[self.end..])?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        let fits = self.headers.fit(&self.raw[self.end..self.end + count]);
+        self.end += count;
+        // TLS 1.2 shows the types of its records, which the check for 1.3 would refuse.
+        let is_1_3 = || locked(&self.tls).common().protocol_version() == Some(ProtocolVersion::TLSv1_3);
+        if !fits && is_1_3() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a record's header was changed"));
+        }
+        Ok(())
     }
 }
 
@@ -227,16 +243,17 @@ impl Read for TlsReader {
     }
 }
 
+impl ReadLayer for TlsReader {
+    fn is_empty(&self) -> bool {
+        self.used == self.plain.len() && self.start == self.end
+    }
+}
+
 impl TlsWriter {
-    /// Sends what the handshake owes.
+    /// Sends the records of the handshake.
     fn send_pending(&mut self) -> io::Result<()> {
         let pending = std::mem::take(&mut locked(&self.tls).pending);
         if pending.is_empty() { Ok(()) } else { self.sink.write_all(&pending) }
-    }
-
-    pub fn finish(&mut self) -> io::Result<()> {
-        self.send(None)?;
-        self.sink.finish()
     }
 
     pub fn shrink(&mut self) {
@@ -264,6 +281,13 @@ impl Write for TlsWriter {
     }
 }
 
+impl WriteLayer for TlsWriter {
+    fn finish(&mut self) -> io::Result<()> {
+        self.send(None)?;
+        self.sink.finish()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -276,7 +300,7 @@ mod tests {
     use std::thread;
     use std::time::Duration;
 
-    /// Reads until the handshake is done, and returns what is pending behind it: tickets, over several records.
+    /// Reads until the handshake is done, and returns what the server sends next: tickets, over several records.
     fn shake_hands(server: &mut ServerConnection, socket: &mut TcpStream) -> Vec<u8> {
         while server.is_handshaking() {
             while server.wants_write() {
@@ -321,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn writing_goes_on_while_half_a_message_of_the_peers_is_here() {
+    fn writing_goes_on_while_half_a_handshake_message_has_arrived() {
         let made = generate_simple_self_signed(vec!["localhost".into()]).unwrap();
         let key = made.signing_key.serialize_der().try_into().unwrap();
         let builder = ServerConfig::builder_with_provider(trust::provider());
@@ -348,7 +372,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(20);
         let below = Duplex::plain(Arc::clone(&socket));
         let mut it = client(&trust::unverified_client().unwrap(), "localhost", below, deadline).unwrap();
-        // The first part is here, and read, before anything is written.
+        // The first part has arrived and was read before anything is written.
         socket.peek(&mut [0]).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         assert!(it.reader.read(&mut [0]).is_err());

@@ -1,6 +1,26 @@
-//! What rustls does for one connection: decrypts what was read, encrypts what is to be written. No I/O.
+//! The state of one TLS connection: decrypts what was received, encrypts what is to be sent. No I/O and no lock.
+//!
+//! rustls's unbuffered interface hands out one state at a time and borrows the caller's input. It demands:
+//!
+//! 1. **Order.** Every state is acted on before the next `process`: `EncodeTlsData` is encoded, `TransmitTlsData`
+//!    is confirmed, the records of `ReadTraffic` are all taken. A state that is dropped loses what it holds.
+//!    We encode into `pending` and confirm at once: the caller sends `pending` before it reads again.
+//! 2. **Input.** After each `process` exactly `discard` bytes are removed from the front of the input. Removing
+//!    more or fewer makes rustls read records from the wrong place, and the connection ends with an error.
+//! 3. **Half a message.** A handshake message may span records, as session tickets do. rustls has decrypted the first
+//!    records then, but keeps no copy: it remembers ranges of the input, and **panics** if the next input is
+//!    shorter. The reader's next input begins with the same bytes. The writer does not have them; it passes as
+//!    many zeroes (`held`), which rustls skips without reading them.
+//! 4. **Errors.** After an error rustls has an alert to send, after any records already queued. It is encoded from
+//!    further calls with the *same* input, because of 3. We stop when nothing is left to send: the next call
+//!    would parse the faulty bytes again, **which may panic**. The caller ends the connection after an error.
+//! 5. **End.** `PeerClosed` comes once, at the peer's `close_notify`, and writing goes on. `Closed` comes after both.
+//!
+//! rustls computes a record's header itself when it checks the record, so it does not notice a header that was
+//! changed on the way. `TlsReader` checks headers (`wire/tls_record.rs`) as bytes arrive, before they come here.
 
 use std::io;
+use std::ops::Deref;
 
 use rustls::CommonState;
 use rustls::client::ClientConnectionData;
@@ -12,10 +32,14 @@ use rustls::unbuffered::EncodeError;
 use rustls::unbuffered::EncodeTlsData;
 use rustls::unbuffered::EncryptError;
 use rustls::unbuffered::InsufficientSizeError;
+use rustls::unbuffered::UnbufferedConnectionCommon;
 use rustls::unbuffered::UnbufferedStatus;
 
-use crate::model::fingerprint::Fingerprint;
-use crate::os::secret;
+/// The header of a TLS record: its type, two bytes of version, two of length.
+const RECORD_HEADER_SIZE: usize = 5;
+/// A full record's data, and what encryption adds to each: header, authentication tag, content type.
+const RECORD_DATA: usize = 16_384;
+const RECORD_OVERHEAD: usize = 22;
 
 pub enum TlsSide {
     Client(UnbufferedClientConnection),
@@ -24,14 +48,21 @@ pub enum TlsSide {
 
 pub struct TlsState {
     side: TlsSide,
-    /// Records that rustls wants sent and that the reader came upon; the writer sends them first.
+    /// Records that `decrypt` produced, as handshakes and alerts do. To be sent before anything else.
     pub pending: Vec<u8>,
-    /// Bytes at the front of what the reader has left that rustls still counts on, since half a handshake message
-    /// is in them. It counts them in whatever it is given next, also when that comes from the writer.
+    /// How many bytes at the front of the reader's input rustls still refers to: rule 3.
     held: usize,
 }
-/// Records on their way out. The bytes behind them stay as they are between two writes: clearing 64 KiB
-/// for each would cost a tenth of encrypting them.
+
+pub struct DecryptOutcome {
+    /// Whether application data may flow; otherwise the handshake needs more bytes.
+    pub handshake_done: bool,
+    /// The peer will send no more.
+    pub closed: bool,
+}
+
+/// Records to send. The bytes after `filled` are left over from earlier use: clearing 64 KiB for each write would
+/// cost a tenth of encrypting them.
 #[derive(Default)]
 pub struct RecordBuffer {
     pub bytes: Vec<u8>,
@@ -53,39 +84,21 @@ impl RecordBuffer {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HandshakeProgress {
-    /// The handshake wants more bytes.
-    Blocked,
-    /// Application data may flow.
-    Ready,
-}
 impl TlsState {
     pub fn new(side: TlsSide) -> Self {
         Self { side, pending: Vec::new(), held: 0 }
     }
 
-    /// What rustls knows of either side alike.
-    fn common(&self) -> &CommonState {
+    /// What rustls knows of both sides alike: certificates, protocol version, ALPN.
+    pub fn common(&self) -> &CommonState {
         match &self.side {
             TlsSide::Client(connection) => connection,
             TlsSide::Server(connection) => connection,
         }
     }
 
-    pub fn peer(&self) -> Option<Fingerprint> {
-        let certificates = self.common().peer_certificates();
-        certificates.and_then(<[_]>::first).map(|certificate| secret::sha256(certificate))
-    }
-
-    pub fn application(&self) -> Option<Vec<u8>> {
-        self.common().alpn_protocol().map(<[u8]>::to_vec)
-    }
-
-    pub fn speaks_1_3(&self) -> bool {
-        self.common().protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3)
-    }
-
+    /// Decrypts every whole record in `raw` and appends the data to `plain`. Returns how many bytes of `raw` are used
+    /// up, after an error too.
     pub fn decrypt(&mut self, raw: &mut [u8], plain: &mut Vec<u8>) -> (usize, io::Result<DecryptOutcome>) {
         let (used, outcome) = match &mut self.side {
             TlsSide::Client(connection) => decrypt(connection, &mut self.pending, raw, plain),
@@ -95,7 +108,7 @@ impl TlsState {
         (used, outcome)
     }
 
-    /// Appends the records for `data` (or, without data, a close) to `out`, behind what is pending.
+    /// Appends to `out` what is pending and the records for `data`; without data, a `close_notify`.
     pub fn encrypt(&mut self, data: Option<&[u8]>, out: &mut RecordBuffer) -> io::Result<()> {
         out.append(&std::mem::take(&mut self.pending));
         match &mut self.side {
@@ -105,21 +118,16 @@ impl TlsState {
     }
 }
 
-/// The client's and the server's connection, which rustls makes two types, as one.
-trait UnbufferedConnection {
+/// The client's and the server's connection as one: rustls has a type for each, with a method of the same name.
+trait UnbufferedConnection: Deref<Target = UnbufferedConnectionCommon<Self::Data>> {
     type Data;
     fn process<'c, 'i>(&'c mut self, raw: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
-    fn has_more_to_say(&self) -> bool;
 }
 
 impl UnbufferedConnection for UnbufferedClientConnection {
     type Data = ClientConnectionData;
     fn process<'c, 'i>(&'c mut self, raw: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(raw)
-    }
-
-    fn has_more_to_say(&self) -> bool {
-        self.wants_write()
     }
 }
 
@@ -128,41 +136,23 @@ impl UnbufferedConnection for UnbufferedServerConnection {
     fn process<'c, 'i>(&'c mut self, raw: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(raw)
     }
-
-    fn has_more_to_say(&self) -> bool {
-        self.wants_write()
-    }
 }
 
-pub struct DecryptOutcome {
-    pub progress: HandshakeProgress,
-    pub closed: bool,
-}
-
-/// Decrypts every whole record in `raw` into `plain`. Returns how many bytes of `raw` are used up.
 fn decrypt<C: UnbufferedConnection>(
     connection: &mut C,
     pending: &mut Vec<u8>,
     raw: &mut [u8],
     plain: &mut Vec<u8>,
 ) -> (usize, io::Result<DecryptOutcome>) {
-    let (mut used, mut closed) = (0, false);
+    let mut used = 0;
+    let mut closed = false;
     loop {
         let UnbufferedStatus { mut discard, state } = connection.process(&mut raw[used..]);
-        let progress = match state {
+        let handshake_done = match state {
             Err(error) => {
-                // rustls queues the alert that names the fault, behind what it had to say before, and does not bear to
-                // be called once all of it is encoded. Each call must see the same bytes: where half a message is
-                // behind the fault, rustls counts from their beginning.
-                let fault = io::Error::new(io::ErrorKind::InvalidData, error);
                 used += discard;
-                while connection.has_more_to_say()
-                    && let Ok(ConnectionState::EncodeTlsData(mut record)) =
-                        connection.process(&mut raw[used..]).state
-                {
-                    let _ = encode(&mut record, pending);
-                }
-                return (used, Err(fault));
+                encode_alert(connection, &mut raw[used..], pending);
+                return (used, Err(io::Error::new(io::ErrorKind::InvalidData, error)));
             }
             Ok(ConnectionState::ReadTraffic(mut traffic)) => {
                 while let Some(record) = traffic.next_record() {
@@ -190,15 +180,25 @@ fn decrypt<C: UnbufferedConnection>(
             }
             Ok(ConnectionState::Closed) => {
                 closed = true;
-                Some(HandshakeProgress::Ready)
+                Some(true)
             }
-            Ok(ConnectionState::WriteTraffic(_)) => Some(HandshakeProgress::Ready),
-            Ok(_) => Some(HandshakeProgress::Blocked),
+            Ok(ConnectionState::WriteTraffic(_)) => Some(true),
+            // `BlockedHandshake`; and early data, which no configuration of ours accepts.
+            Ok(_) => Some(false),
         };
         used += discard;
-        if let Some(progress) = progress {
-            return (used, Ok(DecryptOutcome { progress, closed }));
+        if let Some(handshake_done) = handshake_done {
+            return (used, Ok(DecryptOutcome { handshake_done, closed }));
         }
+    }
+}
+
+/// After an error, what is left to send: rule 4.
+fn encode_alert<C: UnbufferedConnection>(connection: &mut C, raw: &mut [u8], pending: &mut Vec<u8>) {
+    while connection.wants_write()
+        && let Ok(ConnectionState::EncodeTlsData(mut record)) = connection.process(raw).state
+    {
+        let _ = encode(&mut record, pending);
     }
 }
 
@@ -220,11 +220,12 @@ fn encode<D>(record: &mut EncodeTlsData<'_, D>, pending: &mut Vec<u8>) -> io::Re
     }
 }
 
-/// How many of these bytes are whole records. Behind `decrypt` rustls has taken them all, and holds those that are left.
+/// How many bytes at the front of `raw` are whole records. `decrypt` has passed rustls every whole record, so those
+/// still in the input are the ones it refers to.
 fn whole_records(raw: &[u8]) -> usize {
     let mut at = 0;
-    while let Some(&[_, _, _, high, low]) = raw.get(at..at + 5)
-        && let end = at + 5 + usize::from(u16::from_be_bytes([high, low]))
+    while let Some(&[_, _, _, high, low]) = raw.get(at..at + RECORD_HEADER_SIZE)
+        && let end = at + RECORD_HEADER_SIZE + usize::from(u16::from_be_bytes([high, low]))
         && end <= raw.len()
     {
         at = end;
@@ -238,10 +239,9 @@ fn encrypt<C: UnbufferedConnection>(
     data: Option<&[u8]>,
     out: &mut RecordBuffer,
 ) -> io::Result<()> {
-    // In the place of what the reader has: rustls passes over as much without looking at it.
-    let mut held = vec![0; held];
+    let mut placeholder = vec![0; held];
     loop {
-        match connection.process(&mut held).state.map_err(io::Error::other)? {
+        match connection.process(&mut placeholder).state.map_err(io::Error::other)? {
             ConnectionState::WriteTraffic(mut traffic) => {
                 return grow_until_it_fits(out, data.map_or(0, <[u8]>::len), |room| match data {
                     Some(data) => traffic.encrypt(data, room),
@@ -265,8 +265,8 @@ fn grow_until_it_fits(
     length: usize,
     mut encrypt: impl FnMut(&mut [u8]) -> Result<usize, EncryptError>,
 ) -> io::Result<()> {
-    // Header, tag and content type of each record come on top; guessing right saves a second try.
-    let mut room = length + (length / 16_384 + 1) * 22;
+    // The first guess is enough unless rustls sends something of its own, like a key update.
+    let mut room = length + (length / RECORD_DATA + 1) * RECORD_OVERHEAD;
     loop {
         match encrypt(out.room(room)) {
             Ok(written) => {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::net::connect::is_timeout;
+use crate::net::duplex::WriteLayer;
 use crate::net::relay::AdaptiveBuffer;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
