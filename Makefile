@@ -1,4 +1,5 @@
-# The targets of the house. `make` alone builds the static binary at target/connect.
+# `make` alone builds the static binary at target/connect. `make ROLE=join` builds target/connect-join with only what a
+# joiner needs; the roles are hub, fleet, agent, join, proxy, discover, or a list of them like ROLE=hub,fleet.
 
 HOST     := $(shell rustc -vV | sed -n 's/^host: //p')
 MUSL     := $(subst -gnu,-musl,$(HOST))
@@ -12,6 +13,9 @@ CRATES   ?= $(firstword $(wildcard $(REGISTRY)/*) $(REGISTRY))
 # that the same sources give the same bytes anywhere.
 STATIC   = RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static \
 	--remap-path-prefix=$(CURDIR)=/connect --remap-path-prefix=$(CRATES)=/crates"
+comma    := ,
+BINARY   = target/connect$(if $(ROLE),-$(subst $(comma),-,$(ROLE)))
+FEATURES = $(if $(ROLE),--no-default-features --features $(ROLE))
 PREFIX   ?= /usr/local
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 600
@@ -19,9 +23,9 @@ SOAK_SECONDS ?= 600
 .PHONY: all fetch demo test lint check bench bench-peers load attack fuzz soak e2e deps audit sbom vendor reproducible install clean
 
 all: fetch
-	$(STATIC) cargo build --release --locked --target $(TARGET)
-	@ln -f target/$(TARGET)/release/connect target/connect
-	@file target/connect 2>/dev/null || true
+	$(STATIC) cargo build --release --locked --target $(TARGET) $(FEATURES)
+	@ln -f target/$(TARGET)/release/connect $(BINARY)
+	@file $(BINARY) 2>/dev/null || true
 
 # First, so that the folder of the crates' sources has its name.
 fetch:
@@ -77,9 +81,10 @@ e2e: all
 deps:
 	@tests/scripts/deps
 
-# The same, with licences, bans and sources, and how many lines there are to read.
+# The same, with licences, bans and sources, how many lines there are to read, and names that mean two things. With
+# ROLE=join: what the binary for that role is built from.
 audit:
-	@tests/scripts/audit
+	@ROLE=$(ROLE) tests/scripts/audit
 
 # What the program is made of, as CycloneDX.
 sbom:
