@@ -18,6 +18,8 @@ use crate::os::detach;
 use crate::os::files;
 use crate::os::files::FileLock;
 
+/// The kind of the daemon's run.
+pub const DAEMON_KIND: &str = "daemon";
 const RUN_FOLDER: &str = "run";
 /// Figures change with every packet; the file need not.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);

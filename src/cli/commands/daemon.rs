@@ -22,10 +22,10 @@ use crate::os::files;
 use crate::state::config::Config;
 use crate::state::config::SavedExposure;
 use crate::state::runs;
+use crate::state::runs::DAEMON_KIND;
 use crate::state::runs::Run;
 use crate::tunnel::agent::Exposure;
 
-pub const DAEMON_KIND: &str = "daemon";
 pub const DAEMON_LOG: &str = "agent.log";
 /// How long the daemon has to expose what was just saved.
 const EXPOSE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,117 +1,101 @@
-//! `connect doctor`: one check after the other, each with its verdict and the command that mends it.
-
-use std::sync::Arc;
+//! `connect doctor`: makes one check after the other and prints its result with the command that fixes it.
 
 use serde_json::json;
 
-use super::doctor_checks::CHECKS;
-use crate::api::Hub;
 use crate::cli::Call;
 use crate::cli::CommandResult;
-use crate::error::Error;
-use crate::error::Result;
-use crate::state::config::Config;
+use crate::cli::checkup::Check;
+use crate::cli::checkup::CheckResult;
+use crate::cli::checkup::Checkup;
+use crate::cli::checkup::Severity;
+use crate::cli::hub_checks;
+use crate::cli::machine_checks;
+use crate::cli::proxy_checks;
 
-/// Who is examined, and what earlier checks have found out.
-pub struct Exam<'c> {
-    pub call: &'c Call,
-    pub config: Config,
-    /// The hub, for as long as nothing on the way to it is amiss.
-    pub hub: Option<Arc<Hub>>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Level {
-    Ok,
-    /// Good to know; it works all the same.
-    Warn,
-    Fail,
-}
-
-pub type Fix = fn(&Exam<'_>) -> Result<()>;
-
-pub struct Verdict {
-    pub level: Level,
-    pub said: String,
-    /// What to type.
-    pub mend: Option<String>,
-    /// Does it for the user, when that is safe.
-    pub fix: Option<Fix>,
-}
-
-#[allow(clippy::unnecessary_wraps)] // Checks end with them.
-impl Verdict {
-    pub fn ok(said: impl Into<String>) -> Option<Self> {
-        Some(Self { level: Level::Ok, said: said.into(), mend: None, fix: None })
-    }
-
-    pub fn warn(said: impl Into<String>, mend: impl Into<String>) -> Option<Self> {
-        Some(Self { level: Level::Warn, said: said.into(), mend: Some(mend.into()), fix: None })
-    }
-
-    pub fn fail(error: &Error) -> Option<Self> {
-        Some(Self { level: Level::Fail, said: error.to_string(), mend: error.hint.clone(), fix: None })
-    }
-
-    pub fn with(self, fix: Fix) -> Self {
-        Self { fix: Some(fix), ..self }
-    }
-}
-
-/// `None` when there is nothing to look at, or when an earlier check has failed that it stands on.
-pub type Check = fn(&mut Exam<'_>) -> Option<Verdict>;
+/// In this order: later checks need what earlier ones found.
+const CHECKS: &[(&str, Check)] = &[
+    ("state folder", machine_checks::state_folder),
+    ("file modes", machine_checks::file_modes),
+    ("config", machine_checks::config),
+    ("key", machine_checks::key),
+    ("identity", machine_checks::identity),
+    ("exposures", machine_checks::exposures),
+    ("stale entries", machine_checks::stale_entries),
+    ("open files", machine_checks::open_files),
+    ("hub: DNS", hub_checks::dns),
+    ("hub: TCP", hub_checks::tcp),
+    ("hub: TLS", hub_checks::tls),
+    ("hub: HTTP", hub_checks::http),
+    ("clock", hub_checks::clock_skew),
+    ("login", hub_checks::login),
+    ("control channel", hub_checks::control_channel),
+    ("relay", hub_checks::relay),
+    (".localhost", proxy_checks::dot_localhost),
+    ("proxy", proxy_checks::local_proxy),
+    ("certificates", proxy_checks::certificates),
+];
 
 pub fn run(call: &Call) -> CommandResult {
-    let mut exam = Exam { call, config: Config::default(), hub: None };
-    let (mut found, mut failed, mut warned) = (Vec::new(), 0, 0);
+    let mut checkup = Checkup { call, hub: None };
+    let mut listed = Vec::new();
+    let (mut failed, mut warned) = (0, 0);
     for (name, check) in CHECKS {
-        let Some(mut verdict) = check(&mut exam) else { continue };
+        let Some(mut result) = check(&mut checkup) else { continue };
         call.fail_if_stopped()?;
-        let is_fixed = call.args.flag("fix") && mend(&exam, &mut verdict);
-        tell(call, name, &verdict, is_fixed);
-        failed += usize::from(verdict.level == Level::Fail);
-        warned += usize::from(verdict.level == Level::Warn);
-        let word = [("ok", Level::Ok), ("warn", Level::Warn), ("fail", Level::Fail)]
-            .into_iter()
-            .find_map(|(word, level)| (level == verdict.level).then_some(word));
-        found.push(json!({ "check": name, "verdict": word, "said": verdict.said, "mend": verdict.mend, "fixed": is_fixed }));
+        let is_fixed = call.args.flag("fix") && apply_fix(call, &mut result);
+        show(call, name, &result, is_fixed);
+        let word = match result.severity {
+            Severity::Ok => "ok",
+            Severity::Warn => {
+                warned += 1;
+                "warn"
+            }
+            Severity::Fail => {
+                failed += 1;
+                "fail"
+            }
+        };
+        listed.push(json!({ "check": name, "verdict": word, "said": result.found, "mend": result.hint, "fixed": is_fixed }));
     }
-    call.say.value(&found);
+    call.say.value(&listed);
     call.say.line("");
     call.say.result(&match (failed, warned) {
-        (0, 0) => "[ok] All is well".to_owned(),
-        (0, _) => format!("[ok] It works; {warned} thing(s) to know"),
-        _ => format!("[x] {failed} thing(s) to mend"),
+        (0, 0) => "[ok] Everything works".to_owned(),
+        (0, _) => format!("[ok] Everything works, with {warned} warning(s)"),
+        _ => format!("[x] {failed} check(s) failed"),
     });
     Ok(u8::from(failed > 0))
 }
 
-fn mend(exam: &Exam<'_>, verdict: &mut Verdict) -> bool {
-    let Some(fix) = verdict.fix else { return false };
-    match fix(exam) {
+fn apply_fix(call: &Call, result: &mut CheckResult) -> bool {
+    let Some(fix) = result.fix else { return false };
+    match fix(&call.home) {
         Ok(()) => {
-            (verdict.level, verdict.mend) = (Level::Ok, None);
+            result.severity = Severity::Ok;
+            result.hint = None;
             true
         }
         Err(error) => {
-            verdict.mend = Some(format!("{error}. {}", error.hint.clone().unwrap_or_default()));
+            result.hint = Some(format!("{error}. {}", error.hint.clone().unwrap_or_default()));
             false
         }
     }
 }
 
-fn tell(call: &Call, name: &str, verdict: &Verdict, is_fixed: bool) {
-    let mark = match verdict.level {
-        Level::Ok => "[ok]",
-        Level::Warn => "[!] ",
-        Level::Fail => "[x] ",
+fn show(call: &Call, name: &str, result: &CheckResult, is_fixed: bool) {
+    let mark = match result.severity {
+        Severity::Ok => "[ok]",
+        Severity::Warn => "[!] ",
+        Severity::Fail => "[x] ",
     };
-    let fixed = if is_fixed { "; mended" } else { "" };
-    let line = format!("{mark} {name:<16} {}{fixed}", verdict.said);
-    if verdict.level == Level::Ok {
+    let fixed = if is_fixed { "; fixed" } else { "" };
+    let line = format!("{mark} {name:<16} {}{fixed}", result.found);
+    if result.severity == Severity::Ok {
         call.say.line(&line);
     } else {
         call.say.result(&line);
     }
-    verdict.mend.iter().for_each(|mend| call.say.result(&format!("{:22}{mend}", "")));
+    if let Some(hint) = &result.hint {
+        call.say.result(&format!("{:22}{hint}", ""));
+    }
 }

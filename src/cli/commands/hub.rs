@@ -1,17 +1,20 @@
-//! `connect hub`: runs the hub, and puts together what the rooms below do not know of each other.
+//! `connect hub`: runs the hub.
+//!
+//! The hub and the tunnels do not know each other. This file gives the hub what opens its tunnel ports.
 
 use std::net::IpAddr;
 use std::net::TcpListener;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
 use std::sync::Arc;
 
+use serde_json::Value;
 use serde_json::json;
 
 use crate::api::Hub;
 use crate::cli::Call;
 use crate::cli::CommandResult;
 use crate::cli::args::range_of;
+use crate::cli::local_hub;
 use crate::cli::store_options::StoreOptions;
 use crate::error::Error;
 use crate::error::OrSay;
@@ -32,7 +35,7 @@ use crate::tunnel::pool::SessionOpener;
 use crate::wire::api::AskSession;
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:7443";
-const DEFAULT_PORTS: RangeInclusive<u16> = 45000..=45999;
+const DEFAULT_TUNNEL_PORTS: RangeInclusive<u16> = 45000..=45999;
 
 pub fn run(call: &Call) -> CommandResult {
     let args = &call.args;
@@ -40,28 +43,31 @@ pub fn run(call: &Call) -> CommandResult {
     let (host, port) = split_listen(listen)?;
     let names: Vec<String> = args.values("name").map(name_of_host).collect::<Result<_>>()?;
     let behind_proxy = args.flag("behind-proxy");
-    let at = StoreOptions::given(call, args.value("store"))?;
-    let (data, store, tunnel_ports) = (data_folder(call)?, at.read()?, tunnel_ports(call)?);
-    let settings = HubSettings { data, names, behind_proxy, tunnel_ports, store };
-    let named = settings.names.first().cloned();
-    let (data, has_tunnels) = (settings.data.clone(), settings.tunnel_ports.is_some());
+    let store_options = StoreOptions::given(call, args.value("store"))?;
+    let data = local_hub::data_folder(call)?;
+    let tunnel_ports = tunnel_ports(call)?;
+    let has_tunnel_ports = tunnel_ports.is_some();
+    let public_name = names.first().cloned();
+    let store = store_options.read()?;
+    let settings = HubSettings { data: data.clone(), names, behind_proxy, tunnel_ports, store };
     let core = Core::open(settings, &call.stop)?.ok_or_else(|| {
         Error::new("Another hub runs on this data folder")
             .because(data.display().to_string())
             .hint("Look at it: connect hub status. For a second hub, give it its own folder: --data DIR")
     })?;
     let core = Arc::new(core);
-    let listener = TcpListener::bind((host.as_str(), port)).map_err(|error| busy(listen, port, error))?;
+    let listener =
+        TcpListener::bind((host.as_str(), port)).map_err(|error| cannot_listen(listen, port, error))?;
     let address = listener.local_addr().or_say(|| "Cannot tell the listening address")?;
-    let opener = if has_tunnels { Some(tunnel_opener(call, &core, address.port())?) } else { None };
+    let opener = if has_tunnel_ports { Some(tunnel_opener(call, &core, address.port())?) } else { None };
     if let Some(note) = &core.note {
         call.say.warn(note);
     }
-    let public = named.unwrap_or_else(|| shown_host(address.ip()));
+    let public = public_name.unwrap_or_else(|| shown_host(address.ip()));
     let port = if behind_proxy { 443 } else { address.port() };
     let url = HubUrl { host: public, port };
     let running = hub::start(&core, listener, opener, &url.to_string(), &call.stop)?;
-    at.note(&data)?;
+    store_options.note(&data)?;
     announce(call, &core, &url, &address.to_string());
     call.stop.wait();
     drop(running);
@@ -90,22 +96,15 @@ fn announce(call: &Call, core: &Core, url: &HubUrl, listening: &str) {
     say.line("\n  Press Ctrl+C to stop");
 }
 
-/// A hub without keys could be used by nobody.
+/// A new hub has no keys, so nobody could use it. Makes the first one.
 fn first_key(core: &Core) -> Option<String> {
-    // In a fleet the one that begins it makes the key, or two that start at once would make two.
+    // In a fleet only the hub that begins it makes a key, or two hubs that start at once would make two.
     if core.registry().keys().next().is_some() || (core.fleet.is_some() && !core.ca.is_new()) {
         return None;
     }
     let body = json!({ "role": Role::Admin.as_str(), "label": "first admin" });
-    let reply = hub::answer_locally(core, &super::hub_admin::request("POST", "/v1/keys", Some(&body)));
-    let made: serde_json::Value = serde_json::from_slice(&reply.body).ok()?;
-    made.get("key").and_then(serde_json::Value::as_str).map(str::to_owned)
-}
-
-pub fn data_folder(call: &Call) -> Result<PathBuf> {
-    let given = call.args.value("data").map(PathBuf::from);
-    let folder = given.unwrap_or_else(|| call.home.file("hub"));
-    std::path::absolute(&folder).or_say(|| format!("Cannot use {}", folder.display()))
+    let made = local_hub::call_core(core, "POST", "/v1/keys", Some(&body)).ok()?;
+    made.get("key").and_then(Value::as_str).map(str::to_owned)
 }
 
 fn split_listen(text: &str) -> Result<(String, u16)> {
@@ -130,14 +129,14 @@ fn name_of_host(text: &str) -> Result<String> {
 }
 
 fn tunnel_ports(call: &Call) -> Result<Option<RangeInclusive<u16>>> {
-    let Some(text) = call.args.value("tunnel-ports") else { return Ok(Some(DEFAULT_PORTS)) };
+    let Some(text) = call.args.value("tunnel-ports") else { return Ok(Some(DEFAULT_TUNNEL_PORTS)) };
     if text == "off" {
         return Ok(None);
     }
     range_of(text).map(Some).map_err(|error| error.hint("Write it like --tunnel-ports 45000-45999, or off"))
 }
 
-fn busy(listen: &str, port: u16, error: std::io::Error) -> Error {
+fn cannot_listen(listen: &str, port: u16, error: std::io::Error) -> Error {
     if error.kind() == std::io::ErrorKind::AddrInUse {
         let next = port.checked_add(1).unwrap_or(7443);
         return Error::new(format!("Port {port} is already in use")).hint(format!(
@@ -154,7 +153,7 @@ fn shown_host(ip: IpAddr) -> String {
     if ip.is_unspecified() { crate::os::user::hostname() } else { ip.to_string() }
 }
 
-/// Tunnel ports are tunnels like any joiner's, with the hub's own machine as the joiner.
+/// A tunnel port is a tunnel like any joiner's; the joiner is the hub's own machine.
 fn tunnel_opener(call: &Call, core: &Arc<Core>, port: u16) -> Result<TunnelOpener> {
     let identity = identity::load_or_make_in(&core.settings.data)?;
     let url = HubUrl { host: "127.0.0.1".to_owned(), port };

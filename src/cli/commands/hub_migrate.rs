@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::hub::data_folder;
 use crate::cli::Call;
 use crate::cli::CommandResult;
+use crate::cli::local_hub::data_folder;
 use crate::cli::store_options::StoreOptions;
 use crate::error::Error;
 use crate::error::Result;

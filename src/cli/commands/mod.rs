@@ -1,4 +1,5 @@
-//! One file for each command.
+//! The commands: one file for each, or for a family like `proxy start` and `proxy stop`. What several commands share
+//! is one folder above.
 
 pub mod completions;
 pub mod daemon;
@@ -6,15 +7,15 @@ pub mod daemon_service;
 pub mod dev;
 pub mod discover;
 pub mod doctor;
-mod doctor_checks;
-mod doctor_way;
 pub mod expose;
 pub mod hub;
-pub mod hub_admin;
+pub mod hub_audit;
+pub mod hub_key;
 pub mod hub_migrate;
+pub mod hub_status;
 pub mod join;
+pub mod logout;
 pub mod proxy;
-mod proxy_parts;
 pub mod proxy_trust;
 pub mod reach;
 pub mod services;

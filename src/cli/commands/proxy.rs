@@ -1,21 +1,21 @@
 //! `connect proxy start`, `stop`, `status` and `logs`.
 
-use std::ffi::OsString;
 use std::io;
 
 use serde_json::Value;
 use serde_json::json;
 
-use super::proxy_parts;
 use crate::cli::Call;
 use crate::cli::CommandResult;
 use crate::cli::background;
 use crate::cli::logs;
+use crate::cli::proxy_setup;
+use crate::cli::proxy_setup::DEFAULT_PROXY_PORT;
+use crate::cli::proxy_setup::ProxyOptions;
 use crate::error::Error;
 use crate::error::Result;
 use crate::net::address::HubUrl;
 use crate::net::serve::BoundPort;
-
 use crate::os::detach;
 use crate::os::detach::BackgroundStart;
 use crate::os::paths;
@@ -27,68 +27,47 @@ use crate::state::proxy;
 use crate::state::proxy::ProxyState;
 use crate::state::runs;
 
-pub const PORT: u16 = 3456;
-
-/// What the command line asks for.
-pub struct Wanted {
-    pub port: u16,
-    pub tls: bool,
-}
-
-impl Wanted {
-    fn read(call: &Call) -> Result<Self> {
-        let own = (call.args.value("cert"), call.args.value("key"));
-        if own.0.is_some() != own.1.is_some() {
-            return Err(
-                Error::usage("A certificate and its key go together").hint("Write: --cert FILE --key FILE")
-            );
-        }
-        // Port 0 is any that is free; --json says which.
-        let port = if call.args.value("port") == Some("0") { Some(0) } else { call.args.port("port")? };
-        Ok(Self { port: port.unwrap_or(PORT), tls: call.args.flag("https") || own.0.is_some() })
-    }
-}
-
 pub fn start(call: &Call) -> CommandResult {
-    let wanted = Wanted::read(call)?;
+    let options = ProxyOptions::read(call)?;
     if call.args.flag("foreground") || call.is_background() {
-        return serve(call, &wanted);
+        return serve(call, &options);
     }
-    detach(call, detach::own_arguments(), true)
-}
-
-/// Runs ourselves in the background; Ctrl-C ends it as long as it is not ready.
-fn detach(call: &Call, arguments: Vec<OsString>, aloud: bool) -> CommandResult {
     let log = call.home.file(proxy::PROXY_LOG);
-    let started =
-        background::start(call, &BackgroundStart { arguments, environment: &[], log: &log }, aloud)?;
+    let arguments = detach::own_arguments();
+    let started = background::start(call, &BackgroundStart { arguments, environment: &[], log: &log }, true)?;
     call.fail_if_stopped().map(|()| started.code())
 }
 
-fn serve(call: &Call, wanted: &Wanted) -> CommandResult {
-    call.say.line(if wanted.tls { "🌐 Starting subdomain proxy...\n" } else { "🌐 Starting proxy...\n" });
+fn serve(call: &Call, options: &ProxyOptions) -> CommandResult {
+    call.say.line(if options.tls {
+        "🌐 Starting subdomain proxy...\n"
+    } else {
+        "🌐 Starting proxy...\n"
+    });
     if let Some(running) = proxy::running(&call.home)
-        && is_served_already(call, wanted, &running)?
+        && already_serves(call, options, &running)?
     {
         return Ok(0);
     }
-    let listening = listen(call, wanted)?;
-    let port = listening.port;
+    let bound = listen(call, options)?;
+    let port = bound.port;
     let _run = runs::register(&call.home, proxy::PROXY_KIND, &[proxy::PROXY_KIND.to_owned()])?;
-    if wanted.tls {
+    if options.tls {
         say_plan(call, &call.hub_urls()?[0], port);
     }
-    let settings = proxy_parts::settings(call, wanted)?;
-    let certificates = if wanted.tls { Some((settings.certificates)()?) } else { None };
+    // The certificates are made before the first request, so that a failure ends the command.
+    let settings = proxy_setup::settings(call, options)?;
+    let certificates = if options.tls { Some((settings.certificates)()?) } else { None };
     if let Some(certificates) = &certificates {
-        proxy_parts::say_certificates(call, certificates)?;
+        proxy_setup::say_certificates(call, certificates)?;
     }
     let (home, own) = (call.home.clone(), certificates.clone());
-    let changed = move |routes: &Routes| proxy_parts::note_routes(&home, own.as_deref(), routes);
+    let changed = move |routes: &Routes| proxy_setup::write_routes(&home, own.as_deref(), routes);
     changed(&Routes::default());
-    let table = RouteTable::start(&call.home, proxy_parts::ask_hub(call), changed, &call.stop)?;
-    let serving = Proxy::start(listening, table, settings, &call.stop)?;
-    let _state = proxy::announce(&call.home, port, wanted.tls)?;
+    let table = RouteTable::start(&call.home, proxy_setup::service_lister(call), changed, &call.stop)?;
+    let serving = Proxy::start(bound, table, settings, &call.stop)?;
+    // From here on `proxy status` and `reach` find it.
+    let _state = proxy::announce(&call.home, port, options.tls)?;
     announce(call, &serving);
     if call.is_background() {
         detach::ready(&call.home.file(proxy::PROXY_LOG))?;
@@ -99,13 +78,13 @@ fn serve(call: &Call, wanted: &Wanted) -> CommandResult {
     Ok(0)
 }
 
-/// A proxy of ours is there. Asked for the same thing again, that is fine; otherwise it has to go first.
-fn is_served_already(call: &Call, wanted: &Wanted, running: &ProxyState) -> Result<bool> {
+/// A proxy of ours runs. It will do if it serves what is asked for; otherwise it must be stopped first.
+fn already_serves(call: &Call, options: &ProxyOptions, running: &ProxyState) -> Result<bool> {
     if call.args.flag("replace") {
         background::end(call, "The proxy", running.pid)?;
         return Ok(false);
     }
-    let same = wanted.port == running.port && wanted.tls == running.tls && !call.args.flag("foreground");
+    let same = options.port == running.port && options.tls == running.tls && !call.args.flag("foreground");
     if same {
         call.say.line(&format!("[ok] The proxy already runs on port {} (PID {})", running.port, running.pid));
         call.say.event(
@@ -116,42 +95,43 @@ fn is_served_already(call: &Call, wanted: &Wanted, running: &ProxyState) -> Resu
     Err(Error::new(format!("The proxy already runs on port {} (PID {})", running.port, running.pid)).hint(
         format!(
             "Stop it: connect proxy stop, or take over: connect proxy start{} --replace",
-            asked(call, wanted)
+            typed(call, options)
         ),
     ))
 }
 
-/// What was asked for, to be typed again.
-fn asked(call: &Call, wanted: &Wanted) -> String {
+/// The options, to be typed again.
+fn typed(call: &Call, options: &ProxyOptions) -> String {
     let https = if call.args.flag("https") { " --https" } else { "" };
-    let port = if wanted.port == PORT { String::new() } else { format!(" --port {}", wanted.port) };
+    let port =
+        if options.port == DEFAULT_PROXY_PORT { String::new() } else { format!(" --port {}", options.port) };
     format!("{https}{port}")
 }
 
-fn listen(call: &Call, wanted: &Wanted) -> Result<BoundPort> {
-    let port = wanted.port;
+fn listen(call: &Call, options: &ProxyOptions) -> Result<BoundPort> {
+    let port = options.port;
     BoundPort::bind(port).map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse if call.args.flag("replace") => {
             let holder = match process::listener_on(port) {
                 Some((pid, name)) => format!("{} (PID {pid})", name.escape_debug()),
                 None => "another user's process".to_owned(),
             };
-            Error::new(format!("Port {port} is in use by {holder}, which is no proxy of yours"))
+            Error::new(format!("Port {port} is in use by {holder}, which is not your proxy"))
                 .hint(format!("End it yourself, or: connect proxy start --port {}", next_port(port)))
         }
         io::ErrorKind::AddrInUse => Error::new(format!("Port {port} is already in use")).hint(format!(
             "Try: connect proxy start --port {}\n  Or use --replace to take over:\n  connect proxy start --port {port} --replace",
             next_port(port)
         )),
-        io::ErrorKind::PermissionDenied => Error::new(format!("Port {port} is not for everyone"))
+        io::ErrorKind::PermissionDenied => Error::new(format!("Port {port} needs privileges that this user does not have"))
             .because(error)
-            .hint(format!("Try: connect proxy start --port {PORT}")),
+            .hint(format!("Try: connect proxy start --port {DEFAULT_PROXY_PORT}")),
         _ => Error::new(format!("Cannot listen on port {port}")).because(error),
     })
 }
 
 fn next_port(port: u16) -> u16 {
-    port.checked_add(1).unwrap_or(PORT)
+    port.checked_add(1).unwrap_or(DEFAULT_PROXY_PORT)
 }
 
 fn say_plan(call: &Call, hub: &HubUrl, port: u16) {
@@ -195,7 +175,7 @@ fn announce(call: &Call, serving: &Proxy) {
             call.say.line(&format!("    {}", context.url_of(&route.name)));
         }
         if routes.len() == 0 {
-            call.say.line("    No services yet. Bring one near: connect reach NAME");
+            call.say.line("    No services yet. Bring one here: connect reach NAME");
         }
         call.say.line("");
     } else {
@@ -221,7 +201,7 @@ pub fn stop(call: &Call) -> CommandResult {
     Ok(0)
 }
 
-#[allow(clippy::unnecessary_wraps)] // The shape that the table asks for.
+#[allow(clippy::unnecessary_wraps)] // The table of functions asks for this type.
 pub fn status(call: &Call) -> CommandResult {
     let running = proxy::running(&call.home);
     call.say.line("🌐 Proxy Status\n");
@@ -246,17 +226,4 @@ pub fn status(call: &Call) -> CommandResult {
 
 pub fn logs(call: &Call) -> CommandResult {
     logs::show(call, &call.home.file(proxy::PROXY_LOG), "Start the proxy: connect proxy start")
-}
-
-/// For `reach`: starts the proxy if none runs. The line that names the service's address there; a failure is a
-/// hint and no more.
-pub fn beside_reach(call: &Call, name: &str) -> Option<String> {
-    if let Some(running) = proxy::running(&call.home) {
-        return Some(running.url_of(name));
-    }
-    match detach(call, background::arguments(call, &["proxy", "start", "--quiet"]), false) {
-        Ok(0) => proxy::running(&call.home)
-            .map(|state| format!("{} (proxy auto-started on port {})", state.url_of(name), state.port)),
-        Ok(_) | Err(_) => Some("To reach it by name, start the proxy: connect proxy start".to_owned()),
-    }
 }

@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::proxy;
 use crate::api::Hub;
 use crate::cli::Call;
 use crate::cli::CommandResult;
@@ -14,22 +13,20 @@ use crate::cli::args::name_of;
 use crate::cli::args::port_of;
 use crate::cli::background;
 use crate::cli::call::variable;
+use crate::cli::hub_path;
+use crate::cli::hub_path::PathStep;
 use crate::cli::local_tunnel::TunnelAccess;
 use crate::cli::local_tunnel::TunnelSpec;
+use crate::cli::proxy_autostart;
 use crate::cli::tunnels::TunnelSet;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
-use crate::net::address::HubUrl;
-use crate::net::connect::dial_hub;
-use crate::net::connect::resolve;
 use crate::state::service_cache;
 use crate::wire::api::ServiceInfo;
 use crate::wire::api::Status;
 
 const DEFAULT_REACH_TIMEOUT: Duration = Duration::from_secs(5);
-/// No time at all would mean to wait for ever.
-const LEAST_TIMEOUT: Duration = Duration::from_millis(1);
 
 pub fn run(call: &Call) -> CommandResult {
     let name = name_of(call.args.positional(0).unwrap_or_default())?;
@@ -50,9 +47,8 @@ pub fn run(call: &Call) -> CommandResult {
     let way = call.stop.child();
     let hub = call.hub_at(call.hub_urls()?, &way)?;
     call.say.line(&format!("🔗 Reaching {name}"));
-    let mut report = Diagnosis::default();
-    look(call, &hub, &mut report, deadline)?;
-    let service = find(call, &within(&hub, deadline), &name, &mut report)?;
+    let mut report = Diagnosis { steps: hub_path::walk(call, &hub, deadline)?, latency: Duration::ZERO };
+    let service = find(call, &hub_path::within(&hub, deadline), &name, &mut report)?;
     let mut party = TunnelSet::new(call, "reach", &[name.to_string()], TunnelAccess::own(call, hub)?);
     let began = Instant::now();
     let check = call.args.flag("check");
@@ -86,7 +82,7 @@ pub fn run(call: &Call) -> CommandResult {
     call.say.event(&report.as_json(&name, port));
     call.say.result(&format!("[ok] {name} → {shown}"));
     if wants_proxy(call)
-        && let Some(line) = proxy::beside_reach(call, name.as_str())
+        && let Some(line) = proxy_autostart::address_line(call, name.as_str())
     {
         call.say.line(&format!("  {line}"));
     }
@@ -96,40 +92,6 @@ pub fn run(call: &Call) -> CommandResult {
     let code = party.stay(&mut |_| Ok(()))?;
     call.say.event(&json!({ "event": "closed", "name": name }));
     Ok(code)
-}
-
-/// The same hub, of which every call ends by then.
-fn within(hub: &Hub, deadline: Instant) -> Hub {
-    hub.with_timeout(deadline.saturating_duration_since(Instant::now()).max(LEAST_TIMEOUT))
-}
-
-/// The way to the hub, step by step.
-fn look(call: &Call, hub: &Hub, report: &mut Diagnosis, deadline: Instant) -> Result<()> {
-    let mut looked = Ok(());
-    for url in hub.known_hubs() {
-        *report = Diagnosis::default();
-        looked = look_at(call, &url, report, deadline);
-        if looked.is_ok() {
-            break;
-        }
-    }
-    looked?;
-    let began = Instant::now();
-    within(hub, deadline).whoami()?;
-    report.add("TLS", "the hub proved who it is".into(), began.elapsed());
-    Ok(())
-}
-
-fn look_at(call: &Call, url: &HubUrl, report: &mut Diagnosis, deadline: Instant) -> Result<()> {
-    let (host, port) = (&url.host, url.port);
-    let began = Instant::now();
-    let addresses = resolve(host, port, deadline, &call.stop)?;
-    let shown = addresses.first().map(|address| address.ip().to_string()).unwrap_or_default();
-    report.add("DNS", format!("{host} → {shown}"), began.elapsed());
-    let began = Instant::now();
-    drop(dial_hub(host, port, deadline, &call.stop)?);
-    report.add("TCP", format!("port {port}"), began.elapsed());
-    Ok(())
 }
 
 fn find(call: &Call, hub: &Hub, name: &Name, report: &mut Diagnosis) -> Result<ServiceInfo> {
@@ -159,22 +121,21 @@ fn wants_proxy(call: &Call) -> bool {
 }
 
 /// What was found on the way.
-#[derive(Default)]
 struct Diagnosis {
-    steps: Vec<(&'static str, String, Duration)>,
+    steps: Vec<PathStep>,
     latency: Duration,
 }
 
 impl Diagnosis {
     fn add(&mut self, step: &'static str, found: String, took: Duration) {
-        self.steps.push((step, found, took));
+        self.steps.push(PathStep { name: step, found, took });
     }
 
     fn draw(&self, call: &Call, name: &Name) {
         let lines = self
             .steps
             .iter()
-            .map(|(step, found, took)| format!("{step:<8}[ok] {found:<40} {:>5} ms", took.as_millis()));
+            .map(|step| format!("{:<8}[ok] {:<40} {:>5} ms", step.name, step.found, step.took.as_millis()));
         let latency =
             format!("{:<8}{:<45} {:>5} ms", "Latency", "to the hub and back", self.latency.as_millis());
         // The frame is as wide as what is seen.
@@ -191,7 +152,7 @@ impl Diagnosis {
         let steps: Vec<_> = self
             .steps
             .iter()
-            .map(|(step, found, took)| json!({ "step": step, "found": found, "ms": took.as_millis() }))
+            .map(|step| json!({ "step": step.name, "found": step.found, "ms": step.took.as_millis() }))
             .collect();
         json!({ "event": if port.is_some() { "up" } else { "checked" }, "name": name, "localPort": port,
             "latencyMs": self.latency.as_millis(), "steps": steps })

@@ -1,4 +1,4 @@
-//! What the proxy is made of: its settings, certificates, and the ways to the hub.
+//! What `connect proxy start` gives the proxy: its options, its certificates, its routes and the tunnels to the hub.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -7,11 +7,10 @@ use std::sync::Mutex;
 
 use serde_json::json;
 
-use super::proxy::Wanted;
-use super::proxy_trust;
+use super::call::Call;
+use super::call::not_configured;
+use super::local_ca;
 use crate::api::Hub;
-use crate::cli::Call;
-use crate::cli::call::not_configured;
 use crate::error::Error;
 use crate::error::Result;
 use crate::http::host::parse_host;
@@ -38,15 +37,35 @@ use crate::tunnel::pool::SessionOpener;
 use crate::wire::api::AskSession;
 use crate::wire::api::SessionGranted;
 
-pub const CERTIFICATES: &str = "certs";
+pub const DEFAULT_PROXY_PORT: u16 = 3456;
 
-pub fn settings(call: &Call, wanted: &Wanted) -> Result<ProxySettings> {
+pub struct ProxyOptions {
+    pub port: u16,
+    pub tls: bool,
+}
+
+impl ProxyOptions {
+    pub fn read(call: &Call) -> Result<Self> {
+        let args = &call.args;
+        let has_certificate = args.value("cert").is_some();
+        if has_certificate != args.value("key").is_some() {
+            return Err(
+                Error::usage("A certificate and its key go together").hint("Write: --cert FILE --key FILE")
+            );
+        }
+        // Port 0 is any that is free; --json says which.
+        let port = if args.value("port") == Some("0") { Some(0) } else { args.port("port")? };
+        Ok(Self { port: port.unwrap_or(DEFAULT_PROXY_PORT), tls: args.flag("https") || has_certificate })
+    }
+}
+
+pub fn settings(call: &Call, options: &ProxyOptions) -> Result<ProxySettings> {
     let values = |name: &str| call.args.values(name).map(str::to_owned).collect::<Vec<_>>();
-    let connect_allow = call.args.values("connect-allow").map(outside).collect::<Result<_>>()?;
+    let connect_allow = call.args.values("connect-allow").map(outside_host).collect::<Result<_>>()?;
     let allow_origin =
         values("allow-origin").into_iter().map(|it| it.trim_end_matches('/').to_owned()).collect();
     Ok(ProxySettings {
-        secure: wanted.tls,
+        secure: options.tls,
         certificates: certificates(call),
         open_tunnel: open_tunnel(call),
         rewrite_host: values("rewrite-host"),
@@ -56,9 +75,10 @@ pub fn settings(call: &Call, wanted: &Wanted) -> Result<ProxySettings> {
     })
 }
 
-fn outside(text: &str) -> Result<(String, Option<u16>)> {
+/// `HOST` or `HOST:PORT` of `--connect-allow`.
+fn outside_host(text: &str) -> Result<(String, Option<u16>)> {
     let bad = || {
-        Error::misread(text, "is no HOST and no HOST:PORT")
+        Error::misread(text, "is neither HOST nor HOST:PORT")
             .hint("Write it like --connect-allow api.example.com:443")
     };
     let host = parse_host(text.as_bytes()).map_err(|_| bad())?;
@@ -66,9 +86,10 @@ fn outside(text: &str) -> Result<(String, Option<u16>)> {
     Ok((name, host.port))
 }
 
-/// With `--cert` the user's, otherwise from our own CA; made when first needed.
+/// The user's with `--cert`, otherwise signed by our own CA. They are loaded when first needed, since a proxy without
+/// `--https` needs them only for a CONNECT to HTTPS.
 fn certificates(call: &Call) -> CertificateLoader {
-    let folder = call.home.file(CERTIFICATES);
+    let folder = local_ca::folder(call);
     let own = call.args.value("cert").zip(call.args.value("key"));
     let own = own.map(|(certificate, key)| (certificate.to_owned(), key.to_owned()));
     let made: Mutex<Option<Arc<Certificates>>> = Mutex::default();
@@ -85,64 +106,66 @@ fn certificates(call: &Call) -> CertificateLoader {
     })
 }
 
-/// What was made, and whether it is believed.
+/// Says what was made, and whether browsers trust it.
 pub fn say_certificates(call: &Call, certificates: &Certificates) -> Result<()> {
     let Some(is_new) = certificates.is_new() else { return Ok(()) };
     call.say.line(if is_new { "  [ok] Generated local CA" } else { "  [ok] Local CA found" });
     call.say.line("  [ok] Generated server certificate");
-    proxy_trust::beside_start(call)?;
+    local_ca::trust_or_warn(call)?;
     call.say.line("");
     Ok(())
 }
 
-/// For `proxy status`, and for whoever serves with `server.crt`.
-pub fn note_routes(home: &Home, certificates: Option<&Certificates>, routes: &Routes) {
+/// Lists the routes for `proxy status`, and puts their names into `server.crt` for other servers that use it.
+pub fn write_routes(home: &Home, certificates: Option<&Certificates>, routes: &Routes) {
     let names: Vec<String> = routes.iter().map(|route| route.name.clone()).collect();
-    let noted = proxy::write_routes(home, &names);
+    let listed = proxy::write_routes(home, &names);
     let written = certificates.map_or(Ok(()), |certificates| certificates.write_server(names.into_iter()));
-    if let Err(error) = noted.and(written) {
+    if let Err(error) = listed.and(written) {
         log::warn!("{error}");
     }
 }
 
-/// Without a hub there are the local routes.
-pub fn ask_hub(call: &Call) -> Option<ServiceLister> {
+/// `None` without a login: then the proxy has only the local routes.
+pub fn service_lister(call: &Call) -> Option<ServiceLister> {
     let hub = call.hub().ok()?;
     Some(Box::new(move || hub.services()))
 }
 
-/// One tunnel for each service of the hub, from its first request on.
+/// One tunnel for each service of the hub, opened at its first request and kept.
 fn open_tunnel(call: &Call) -> TunnelPort {
-    let way = call.hub().ok().map(|hub| Way { hub, home: call.home.clone(), stop: call.stop.clone() });
+    let opener =
+        call.hub().ok().map(|hub| TunnelMaker { hub, home: call.home.clone(), stop: call.stop.clone() });
     let tunnels: Mutex<HashMap<String, Tunnel>> = Mutex::default();
     Box::new(move |service| {
-        let way = way.as_ref().ok_or_else(not_configured)?;
+        let opener = opener.as_ref().ok_or_else(not_configured)?;
         let known = locked(&tunnels).get(service).map(|tunnel| tunnel.port);
         if let Some(port) = known {
             return Ok(port);
         }
-        // It listens at once and dials nobody before its first connection.
-        let tunnel = way.tunnel_to(service)?;
+        // It listens at once and dials nobody before its first connection, so two requests that come here at
+        // the same time cost one port for a moment.
+        let tunnel = opener.tunnel_to(service)?;
         let mut tunnels = locked(&tunnels);
         Ok(tunnels.entry(service.to_owned()).or_insert(tunnel).port)
     })
 }
 
-/// What every tunnel of the proxy needs.
-struct Way {
+struct TunnelMaker {
     hub: Arc<Hub>,
     home: Home,
     stop: Stop,
 }
 
-impl Way {
+impl TunnelMaker {
     fn tunnel_to(&self, service: &str) -> Result<Tunnel> {
-        let name = Name::parse(service).map_err(|_| Error::new("That is no service's name"))?;
+        let name = Name::parse(service).map_err(|_| Error::new("This is not the name of a service"))?;
         let identity = identity::load_or_make(&self.home)?;
         let ask = AskSession::of(name.as_str(), identity.fingerprint);
-        let (home, what) = (self.home.clone(), format!("{}/{name}", self.hub.url));
+        let home = self.home.clone();
+        let pinned_as = format!("{}/{name}", self.hub.url);
         let approve = Box::new(move |granted: &SessionGranted| {
-            agent_pins::check_or_pin(&home, &what, granted.agent_fingerprint)
+            agent_pins::check_or_pin(&home, &pinned_as, granted.agent_fingerprint)
         });
         let opener = SessionOpener::new(Arc::clone(&self.hub), &identity, ask, approve)?.expected(&name);
         let bound = BoundPort::first_free([0]).ok_or_else(|| Error::new("No port is free for a tunnel"))?;

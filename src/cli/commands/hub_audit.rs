@@ -1,0 +1,20 @@
+//! `connect hub audit verify`: checks the chain of the audit log, with or without a running hub.
+
+use serde_json::json;
+
+use crate::cli::Call;
+use crate::cli::CommandResult;
+use crate::cli::local_hub::data_folder;
+use crate::cli::local_hub::no_hub;
+use crate::hub::audit;
+
+pub fn verify(call: &Call) -> CommandResult {
+    let data = data_folder(call)?;
+    if !audit::log_file(&data).exists() {
+        return Err(no_hub(&data));
+    }
+    let lines = audit::verify(&data)?;
+    call.say.value(&json!({ "lines": lines, "whole": true }));
+    call.say.result(&format!("[ok] {lines} line(s), unchanged from the first to the last"));
+    Ok(0)
+}

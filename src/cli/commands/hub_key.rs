@@ -1,0 +1,89 @@
+//! `connect hub key create`, `list` and `revoke`, and `connect hub approve`: who may use the hub.
+
+use serde_json::Value;
+use serde_json::json;
+
+use crate::cli::Call;
+use crate::cli::CommandResult;
+use crate::cli::local_hub::LocalHub;
+use crate::cli::say;
+use crate::error::Error;
+use crate::error::Result;
+use crate::model::access::Role;
+use crate::wire::api::KeyInfo;
+use crate::wire::api::KeyMade;
+
+pub fn create(call: &Call) -> CommandResult {
+    let args = &call.args;
+    let body = json!({
+        "role": role(call)?.map(Role::as_str),
+        "label": args.value("label"),
+        "workspace": args.value("workspace"),
+        "expiresInSeconds": args.duration("expires")?.map(|life| life.as_secs()),
+    });
+    let made = LocalHub::find(call)?.call("POST", "/v1/keys", Some(&body))?;
+    call.say.value(&made);
+    let Ok(made) = serde_json::from_value::<KeyMade>(made) else {
+        return Err(Error::new("The hub's answer does not hold a key"));
+    };
+    call.say.line(&format!(
+        "[ok] Made the {} key {}; it is shown only this once:",
+        made.info.role.as_str(),
+        made.info.id
+    ));
+    call.say.line("");
+    call.say.result(&format!("  {}", made.key));
+    call.say.line(&format!("\n  Use it: connect up --hub URL --api-key {}", made.key));
+    Ok(0)
+}
+
+fn role(call: &Call) -> Result<Option<Role>> {
+    let Some(text) = call.args.value("role") else { return Ok(None) };
+    Role::parse(text)
+        .map(Some)
+        .ok_or_else(|| Error::unknown("role", text).hint("Use --role admin, member or join"))
+}
+
+pub fn list(call: &Call) -> CommandResult {
+    let list = LocalHub::find(call)?.call("GET", "/v1/keys", None)?;
+    call.say.value(&list);
+    let keys: Vec<KeyInfo> = serde_json::from_value(list).unwrap_or_default();
+    let rows = keys.iter().map(|key| {
+        let expires = key.expires_at.map_or("never".to_owned(), |at| at.to_string());
+        [key.id.clone(), key.role.as_str().to_owned(), key.label.clone(), key.workspace.clone(), expires]
+    });
+    let table = say::columns(&["ID", "ROLE", "LABEL", "WORKSPACE", "EXPIRES"], rows);
+    call.say.result(&table);
+    Ok(0)
+}
+
+pub fn revoke(call: &Call) -> CommandResult {
+    let id = call.args.positional(0).unwrap_or_default();
+    LocalHub::find(call)?.call("DELETE", &format!("/v1/keys/{}", path_part(id)?), None)?;
+    call.say.line(&format!("[ok] Revoked {id}; its sessions are cut"));
+    call.say.value(&json!({ "revoked": id }));
+    Ok(0)
+}
+
+pub fn approve(call: &Call) -> CommandResult {
+    let code = call.args.positional(0).unwrap_or_default();
+    let body = json!({ "role": role(call)?.map(Role::as_str), "workspace": call.args.value("workspace") });
+    let approved = LocalHub::find(call)?.call(
+        "POST",
+        &format!("/v1/device/{}/approve", path_part(code)?),
+        Some(&body),
+    )?;
+    let label = approved.get("label").and_then(Value::as_str).unwrap_or_default();
+    call.say.line(&format!("[ok] Approved {label}"));
+    call.say.value(&approved);
+    Ok(0)
+}
+
+/// Letters, digits, `_` and `-` need no escape in a path.
+fn path_part(text: &str) -> Result<&str> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+    if !text.is_empty() && text.bytes().all(plain) {
+        return Ok(text);
+    }
+    Err(Error::misread(text, "has characters that it cannot have").hint("Copy it again, whole"))
+}

@@ -1,0 +1,50 @@
+//! `connect hub status`: whether the hub of this machine runs, and its figures.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::cli::Call;
+use crate::cli::CommandResult;
+use crate::cli::local_hub;
+use crate::model::time::in_words;
+use crate::wire::api::Health;
+
+pub fn run(call: &Call) -> CommandResult {
+    let data = local_hub::data_folder(call)?;
+    let Some((hub, pin)) = local_hub::running(call)? else {
+        call.say.value(&json!({ "running": false, "data": data }));
+        call.say.result("○ Hub: not running");
+        call.say.line(&format!("  Data:  {}", data.display()));
+        call.say.line("  Start: connect hub");
+        return Ok(1);
+    };
+    let Health { version, uptime_seconds, store, .. } = hub.health()?;
+    let metrics = hub.metrics()?;
+    let figure = |name: &str| {
+        metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).unwrap_or("?")
+    };
+    let number = |figure: &str| figure.parse::<u64>().ok();
+    let up = Duration::from_secs(uptime_seconds);
+    let (agents, services) = (figure("connect_agents"), figure("connect_services_online"));
+    let (open, total) = (figure("connect_sessions_open"), figure("connect_sessions_total"));
+    call.say.value(&json!({ "running": true, "url": hub.url.to_string(), "pin": pin.to_string(), "version": version, "uptimeSeconds": uptime_seconds,
+        "agents": number(agents), "servicesOnline": number(services), "sessionsOpen": number(open), "sessionsTotal": number(total), "data": data,
+        "hubs": store.as_ref().and_then(|_| number(figure("connect_hubs"))), "store": store }));
+    call.say.result(&format!("● Hub: running on {}", hub.url));
+    call.say.line(&format!("    Pin:      {pin}"));
+    call.say.line(&format!("    Version:  {version}"));
+    call.say.line(&format!("    Up:       {}", in_words(up)));
+    call.say.line(&format!("    Agents:   {agents}"));
+    call.say.line(&format!("    Services: {services} online"));
+    call.say.line(&format!("    Sessions: {open} open, {total} in all"));
+    if let Some(store) = store {
+        call.say.line(&format!(
+            "    Fleet:    {} hub(s), etcd is {}",
+            figure("connect_hubs"),
+            if store == "ok" { "there" } else { "away" }
+        ));
+    }
+    call.say.line(&format!("    Data:     {}", data.display()));
+    Ok(0)
+}

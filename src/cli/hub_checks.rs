@@ -1,0 +1,89 @@
+//! The checks of `connect doctor` on the path to the hub, and on what it says about this machine.
+
+use std::time::Duration;
+use std::time::Instant;
+
+use super::call::Call;
+use super::checkup::CheckResult;
+use super::checkup::Checkup;
+use super::hub_path;
+use super::hub_path::PathStep;
+use crate::api::Hub;
+use crate::error::Result;
+use crate::model::access::Action;
+use crate::model::time::in_words;
+use crate::net::connect::NETWORK_TIMEOUT;
+use crate::os::clock;
+
+/// A larger difference makes times in lists and logs misleading.
+const MOST_CLOCK_SKEW: Duration = Duration::from_secs(30);
+
+/// A step on the path to the hub. If it fails, the checks after it are left out.
+fn path_check(
+    checkup: &mut Checkup<'_>,
+    step: impl FnOnce(&Call, &Hub) -> Result<PathStep>,
+) -> Option<CheckResult> {
+    let hub = checkup.hub.clone()?;
+    let step = step(checkup.call, &hub);
+    if step.is_err() {
+        checkup.hub = None;
+    }
+    Some(CheckResult::of(step.map(|step| format!("{} ({} ms)", step.found, step.took.as_millis()))))
+}
+
+pub fn dns(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
+    path_check(checkup, |call, hub| hub_path::dns(call, &hub.url, Instant::now() + NETWORK_TIMEOUT))
+}
+
+pub fn tcp(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
+    path_check(checkup, |call, hub| {
+        let connected = hub_path::tcp(call, &hub.url, Instant::now() + NETWORK_TIMEOUT);
+        connected.map_err(|error| match error.hint {
+            Some(_) => error,
+            None => error.hint(format!(
+                "See on the hub's machine that it runs: connect hub status. A firewall may drop port {}",
+                hub.url.port
+            )),
+        })
+    })
+}
+
+pub fn tls(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
+    path_check(checkup, |_, hub| hub_path::tls(hub))
+}
+
+pub fn http(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
+    path_check(checkup, |_, hub| hub_path::http(hub))
+}
+
+pub fn login(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
+    path_check(checkup, |_, hub| hub_path::login(hub))
+}
+
+pub fn clock_skew(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
+    let theirs = checkup.hub.as_ref()?.health().ok()?.time?;
+    let ours = clock::now();
+    let (ahead, behind) = (ours.since(theirs), theirs.since(ours));
+    let found = if ahead > MOST_CLOCK_SKEW {
+        format!("this machine is {} ahead of the hub", in_words(ahead))
+    } else if behind > MOST_CLOCK_SKEW {
+        format!("this machine is {} behind the hub", in_words(behind))
+    } else {
+        return Some(CheckResult::ok("as the hub's"));
+    };
+    Some(CheckResult::warn(found, "Set the clock that is wrong: timedatectl set-ntp true"))
+}
+
+pub fn control_channel(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
+    let hub = checkup.hub.as_ref()?;
+    let role = hub.whoami().ok()?.role;
+    if role.is_some_and(|role| !role.may(Action::Expose)) {
+        return Some(CheckResult::ok("not for this key: it may not expose"));
+    }
+    Some(CheckResult::of(hub_path::control_channel(hub).map(|step| step.found)))
+}
+
+pub fn relay(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
+    let hub = checkup.hub.as_ref()?;
+    Some(CheckResult::of(hub_path::relay(hub).map(|step| step.found)))
+}

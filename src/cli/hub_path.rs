@@ -1,0 +1,134 @@
+//! The path to the hub, one step at a time: its name, a connection, its certificate, its API, the login, the control
+//! channel and the relay. `reach` shows the first steps and `doctor` all of them.
+//!
+//! A step that fails says why, and the steps after it would fail for the same reason. Nothing here prints.
+
+use std::time::Duration;
+use std::time::Instant;
+
+use super::call::Call;
+use crate::api::Hub;
+use crate::error::Error;
+use crate::error::ErrorKind;
+use crate::error::Result;
+use crate::net::address::HubUrl;
+use crate::net::address::proxy_for;
+use crate::net::connect::NETWORK_TIMEOUT;
+use crate::net::connect::dial_hub;
+use crate::net::connect::resolve;
+use crate::os::secret;
+
+/// A timeout of zero would mean to wait without end.
+const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
+
+/// A step that succeeded.
+pub struct PathStep {
+    pub name: &'static str,
+    pub found: String,
+    pub took: Duration,
+}
+
+/// Takes a step and measures it.
+pub fn measure(name: &'static str, step: impl FnOnce() -> Result<String>) -> Result<PathStep> {
+    let began = Instant::now();
+    let found = step()?;
+    Ok(PathStep { name, found, took: began.elapsed() })
+}
+
+/// The steps of a command that uses the hub anyway: to the first hub of the fleet that can be reached. The login shows
+/// the certificate as well, so it is not dialled a second time only to look at that.
+pub fn walk(call: &Call, hub: &Hub, deadline: Instant) -> Result<Vec<PathStep>> {
+    let mut steps = connect_somewhere(call, &hub.known_hubs(), deadline)?;
+    let hub = within(hub, deadline);
+    steps.push(measure("TLS", || hub.whoami().map(|_| "the hub proved who it is".to_owned()))?);
+    Ok(steps)
+}
+
+fn connect_somewhere(call: &Call, urls: &[HubUrl], deadline: Instant) -> Result<Vec<PathStep>> {
+    let mut failure = Error::new("There is no hub");
+    for url in urls {
+        let steps = dns(call, url, deadline).and_then(|dns| Ok(vec![dns, tcp(call, url, deadline)?]));
+        match steps {
+            Ok(steps) => return Ok(steps),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
+}
+
+/// The same hub; its calls end by the deadline.
+pub fn within(hub: &Hub, deadline: Instant) -> Hub {
+    hub.with_timeout(deadline.saturating_duration_since(Instant::now()).max(SHORTEST_TIMEOUT))
+}
+
+/// Looks up the name that we dial: the hub's, or that of the HTTP proxy on the way to it.
+pub fn dns(call: &Call, url: &HubUrl, deadline: Instant) -> Result<PathStep> {
+    measure("DNS", || {
+        let proxy = proxy_for(&url.host, url.port)?;
+        let by = if proxy.is_some() { ", which HTTPS_PROXY names" } else { "" };
+        let (host, port) = proxy.map_or((url.host.clone(), url.port), |proxy| (proxy.host, proxy.port));
+        let addresses = resolve(&host, port, deadline, &call.stop)?;
+        let first = addresses.first().map(|address| address.ip().to_string()).unwrap_or_default();
+        Ok(format!("{host}{by} → {first}"))
+    })
+}
+
+pub fn tcp(call: &Call, url: &HubUrl, deadline: Instant) -> Result<PathStep> {
+    measure("TCP", || {
+        let connection = dial_hub(&url.host, url.port, deadline, &call.stop)?;
+        drop(connection);
+        let proxy = proxy_for(&url.host, url.port)?;
+        let through = proxy.map(|proxy| format!(" through {}:{}", proxy.host, proxy.port));
+        Ok(format!("port {}{}", url.port, through.unwrap_or_default()))
+    })
+}
+
+pub fn tls(hub: &Hub) -> Result<PathStep> {
+    measure("TLS", || hub.check_identity().map(|()| "the hub proved who it is".to_owned()))
+}
+
+pub fn http(hub: &Hub) -> Result<PathStep> {
+    measure("HTTP", || hub.health().map(|health| format!("connect {}", health.version)))
+}
+
+pub fn login(hub: &Hub) -> Result<PathStep> {
+    measure("login", || {
+        let whoami = hub.whoami()?;
+        Ok(format!("{}, workspace {}", whoami.role_word(), whoami.workspace))
+    })
+}
+
+pub fn control_channel(hub: &Hub) -> Result<PathStep> {
+    measure("control channel", || hub.control().map(|_| "an agent can connect".to_owned()))
+}
+
+/// Shows the relay a ticket that nobody made. The hub itself must refuse it: a box in between that does not
+/// understand the upgrade answers something else.
+pub fn relay(hub: &Hub) -> Result<PathStep> {
+    measure("relay", || {
+        let plain = relay_with_bad_ticket(hub, "http");
+        if is_refused_by_hub(&plain) {
+            return Ok("usable".to_owned());
+        }
+        if is_refused_by_hub(&relay_with_bad_ticket(hub, "https")) {
+            return Ok("usable, by https".to_owned());
+        }
+        let why = match plain {
+            Ok(()) => "the relay accepted an invalid ticket".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        Err(Error::new("Sessions cannot be relayed").because(why).hint(format!(
+            "Something between here and the hub alters non-TLS traffic on port {}; use another network, or put the hub behind TLS: connect hub --behind-proxy",
+            hub.url.port
+        )))
+    })
+}
+
+fn relay_with_bad_ticket(hub: &Hub, scheme: &str) -> Result<()> {
+    let deadline = Instant::now() + NETWORK_TIMEOUT;
+    hub.relay(&hub.url, &format!("{scheme}://hub"), &secret::secret(), deadline).map(drop)
+}
+
+fn is_refused_by_hub(answer: &Result<()>) -> bool {
+    answer.as_ref().is_err_and(|error| error.kind == ErrorKind::Refused(403))
+}

@@ -1,0 +1,128 @@
+//! The hub whose data folder is on this machine: asked over TLS while it runs, else opened here.
+//!
+//! The data folder is the credential: a user who can read it may do everything.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+use std::time::Instant;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::call::Call;
+use super::store_options::StoreOptions;
+use crate::api::Hub;
+use crate::error::Error;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::http::message::Request;
+use crate::hub;
+use crate::hub::Core;
+use crate::hub::HubSettings;
+use crate::model::fingerprint::Pin;
+use crate::model::hub_trust::HubTrust;
+use crate::net::address::HubUrl;
+use crate::net::http;
+use crate::os::files;
+
+/// A hub that starts or ends holds its data folder for less than this.
+const FOLDER_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+const FOLDER_LOCK_POLL: Duration = Duration::from_millis(50);
+
+/// `hub.json`, which a running hub writes into its data folder.
+#[derive(Deserialize)]
+struct HubNote {
+    address: String,
+    pin: String,
+    token: String,
+}
+
+pub enum LocalHub {
+    Running(Hub),
+    Opened(Box<Core>),
+}
+
+impl LocalHub {
+    pub fn find(call: &Call) -> Result<Self> {
+        if let Some((hub, _)) = running(call)? {
+            return Ok(Self::Running(hub));
+        }
+        let data = data_folder(call)?;
+        let store = StoreOptions::of(call, &data)?.read()?;
+        if store.is_none() && !data.join("certs").exists() {
+            return Err(no_hub(&data));
+        }
+        let deadline = Instant::now() + FOLDER_LOCK_TIMEOUT;
+        loop {
+            let settings = HubSettings { data: data.clone(), store: store.clone(), ..HubSettings::default() };
+            if let Some(core) = Core::open(settings, &call.stop)? {
+                return Ok(Self::Opened(Box::new(core)));
+            }
+            // A hub that is starting or ending, or another command like this one, has the folder.
+            if Instant::now() >= deadline {
+                return Err(Error::new("The hub holds its data folder, but does not say how to reach it")
+                    .hint("Restart the hub, then try again"));
+            }
+            call.stop.wait_for(FOLDER_LOCK_POLL);
+            call.fail_if_stopped()?;
+            if let Some((hub, _)) = running(call)? {
+                return Ok(Self::Running(hub));
+            }
+        }
+    }
+
+    /// Calls the API. An opened hub answers as a running one would.
+    pub fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
+        match self {
+            Self::Running(hub) => hub.any(method, path, body),
+            Self::Opened(core) => call_core(core, method, path, body),
+        }
+    }
+}
+
+/// Calls the API of a hub that this process holds.
+pub fn call_core(core: &Core, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
+    let request = Request {
+        method: method.to_owned(),
+        path: path.to_owned(),
+        body: body.map(|body| body.to_string().into_bytes()).unwrap_or_default(),
+        ..Request::default()
+    };
+    let reply = hub::answer_locally(core, &request);
+    if !(200..300).contains(&reply.status) {
+        return Err(http::refusal(reply.status, &reply.body));
+    }
+    Ok(serde_json::from_slice(&reply.body).unwrap_or_default())
+}
+
+pub fn data_folder(call: &Call) -> Result<PathBuf> {
+    let given = call.args.value("data").map(PathBuf::from);
+    let folder = given.unwrap_or_else(|| call.home.file("hub"));
+    std::path::absolute(&folder).or_say(|| format!("Cannot use {}", folder.display()))
+}
+
+pub fn no_hub(data: &Path) -> Error {
+    Error::new("There is no hub on this machine")
+        .because(data.display().to_string())
+        .hint("Start one: connect hub. If its data lies elsewhere, add --data DIR")
+}
+
+/// The running hub and its pin. The note may be old, so it counts only if a hub with this pin answers.
+pub fn running(call: &Call) -> Result<Option<(Hub, Pin)>> {
+    let text = files::read(&data_folder(call)?.join("hub.json"))?;
+    let Some(note) = text.and_then(|text| serde_json::from_slice::<HubNote>(&text).ok()) else {
+        return Ok(None);
+    };
+    let (Some(pin), Ok(address)) = (Pin::parse(&note.pin), note.address.parse::<SocketAddr>()) else {
+        return Ok(None);
+    };
+    let address = match address.ip() {
+        ip if ip.is_unspecified() && ip.is_ipv6() => format!("[::1]:{}", address.port()),
+        ip if ip.is_unspecified() => format!("127.0.0.1:{}", address.port()),
+        _ => address.to_string(),
+    };
+    let hub = Hub::new(vec![HubUrl::parse(&address)?], &HubTrust::Pin(pin), Some(note.token), &call.stop)?;
+    Ok(hub.whoami().is_ok().then_some((hub, pin)))
+}
