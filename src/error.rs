@@ -28,12 +28,13 @@ pub struct Error {
     pub what: String,
     pub hint: Option<String>,
     pub kind: ErrorKind,
+    code: String,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Error {
     pub fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), hint: None, kind: ErrorKind::Failed, source: None }
+        Self { what: what.into(), hint: None, kind: ErrorKind::Failed, code: String::new(), source: None }
     }
 
     pub fn usage(what: impl Into<String>) -> Self {
@@ -64,6 +65,24 @@ impl Error {
     pub fn kind(mut self, kind: ErrorKind) -> Self {
         self.kind = kind;
         self
+    }
+
+    /// The code that came with a hub's answer.
+    pub fn with_code(mut self, code: impl Into<String>) -> Self {
+        self.code = code.into();
+        self
+    }
+
+    /// What a program decides by: the hub's own code if it gave one, else one for the kind of error.
+    pub fn code(&self) -> &str {
+        match self.kind {
+            _ if !self.code.is_empty() => &self.code,
+            ErrorKind::Failed => "failed",
+            ErrorKind::Usage => "usage",
+            ErrorKind::Unreachable => "unreachable",
+            ErrorKind::Refused(_) => "refused",
+            ErrorKind::Interrupted => "interrupted",
+        }
     }
 
     pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {

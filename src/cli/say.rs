@@ -120,7 +120,7 @@ impl Say {
 
     pub fn trouble(&self, error: &Error) {
         if self.json {
-            let object = json!({ "error": error.to_string(), "hint": error.hint });
+            let object = json!({ "error": error.to_string(), "hint": error.hint, "code": error.code() });
             return put(&clean_json(&object.to_string()), true);
         }
         self.write(&format!("[x] {error}"), true);

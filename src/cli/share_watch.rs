@@ -9,7 +9,7 @@ use crate::api::Hub;
 use crate::cli::say::Say;
 use crate::error::Error;
 use crate::error::Result;
-use crate::wire::api::ShareInfo;
+use crate::model::hub_records::ShareInfo;
 
 /// How often the hub is asked whether the share still stands, and how long it has to answer.
 const SHARE_POLL: Duration = Duration::from_secs(5);

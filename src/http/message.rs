@@ -113,20 +113,32 @@ pub fn percent_decoded(text: &str) -> (Vec<u8>, bool) {
     (bytes, is_whole)
 }
 
-/// An error as the API writes it: `{"error": …, "hint": …}`.
-pub fn error_body(error: &str, hint: &str) -> Value {
-    if hint.is_empty() {
-        serde_json::json!({ "error": error })
-    } else {
-        serde_json::json!({ "error": error, "hint": hint })
-    }
+/// An error as the hub's API and the proxy write it. What is empty is left out.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct ErrorBody {
+    pub error: String,
+    pub hint: String,
+    /// What a program decides by; the words are for people. Only hubs give one.
+    pub code: String,
 }
 
-/// The error and hint in an answer; empty where it has none.
-pub fn read_error_body(body: &[u8]) -> (String, String) {
-    let value: Value = serde_json::from_slice(body).unwrap_or_default();
-    let text = |name: &str| one_line(value.get(name).and_then(Value::as_str).unwrap_or_default());
-    (text("error"), text("hint"))
+impl ErrorBody {
+    pub fn to_json(&self) -> Value {
+        let mut value = serde_json::json!({ "error": self.error });
+        for (name, text) in [("hint", &self.hint), ("code", &self.code)] {
+            if !text.is_empty() {
+                value[name] = text.as_str().into();
+            }
+        }
+        value
+    }
+
+    /// What an answer does not have is empty.
+    pub fn read(body: &[u8]) -> Self {
+        let value: Value = serde_json::from_slice(body).unwrap_or_default();
+        let text = |name: &str| one_line(value.get(name).and_then(Value::as_str).unwrap_or_default());
+        Self { error: text("error"), hint: text("hint"), code: text("code") }
+    }
 }
 
 #[cfg(test)]
@@ -158,8 +170,8 @@ mod tests {
 
     #[test]
     fn an_error_is_read_as_it_was_written_and_garbage_as_none() {
-        let body = error_body("no", "try yes").to_string();
-        assert_eq!(read_error_body(body.as_bytes()), ("no".into(), "try yes".into()));
-        assert_eq!(read_error_body(b"<html>"), (String::new(), String::new()));
+        let body = ErrorBody { error: "no".into(), hint: "try yes".into(), code: "never".into() };
+        assert_eq!(ErrorBody::read(body.to_json().to_string().as_bytes()), body);
+        assert_eq!(ErrorBody::read(b"<html>"), ErrorBody::default());
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 use std::io::Write;
 
-use super::message::error_body;
+use super::message::ErrorBody;
 
 /// The answer to a CONNECT that is granted. It has no framing fields: what follows is the tunnel.
 pub const CONNECTED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
@@ -28,7 +28,8 @@ impl Reply {
 
     /// What the API says when it refuses.
     pub fn error(status: u16, what: &str, hint: &str) -> Reply {
-        Reply::json(status, error_body(what, hint))
+        let body = ErrorBody { error: what.to_owned(), hint: hint.to_owned(), code: String::new() };
+        Reply::json(status, body.to_json())
     }
 
     pub fn text(status: u16, text: impl Into<String>) -> Reply {

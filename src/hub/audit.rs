@@ -15,6 +15,7 @@ use std::io::SeekFrom;
 use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::sync::mpsc;
 use std::sync::mpsc::Receiver;
 use std::sync::mpsc::RecvTimeoutError;
@@ -27,9 +28,12 @@ use serde_json::Value;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::model::limiter::Limiter;
+use crate::model::limiter::RateLimit;
 use crate::net::threads::ThreadGroup;
 use crate::os::clock;
 use crate::os::files;
+use crate::os::lock::locked;
 use crate::os::secret;
 
 /// The `prev` of the first line.
@@ -44,33 +48,45 @@ const AUDIT_RETRY: Duration = Duration::from_secs(1);
 /// Hexadecimal digits of a line's own checksum.
 const CHECKSUM_DIGITS: usize = 16;
 
+/// Refusals that one caller leaves in the log; a loop must not fill the disk.
+const AUDITED_REFUSALS: RateLimit = RateLimit { name: "audited-refusals", allowed: 20, window: 60 };
+
 type AuditEvent = Map<String, Value>;
 
 pub struct Audit {
     queue: Option<SyncSender<AuditEvent>>,
+    refusals: Mutex<Limiter>,
     threads: ThreadGroup,
 }
 
-/// `event!(audit, "key.made", "key" => id, …)` without the macro: pairs of names and values.
+/// An event's fields: pairs of name and value.
 pub type AuditDetails<'a> = &'a [(&'a str, &'a str)];
 
 impl Audit {
     pub fn open(folder: &Path) -> Result<Self> {
         let path = log_file(folder);
         let mut file = files::append(&path)?;
-        let last = mend(&mut file).or_say(|| format!("Cannot read {}", path.display()))?;
+        let last = repair(&mut file).or_say(|| format!("Cannot read {}", path.display()))?;
         let (queue, events) = mpsc::sync_channel(AUDIT_QUEUE);
         let length = file.metadata().or_say(|| format!("Cannot read {}", path.display()))?.len();
         let mut log =
             AuditFile { file, length, last, waiting: VecDeque::new(), missing: 0, is_failing: false };
         let threads = ThreadGroup::default();
         threads.spawn("audit", move || log.write_all(&events))?;
-        Ok(Self { queue: Some(queue), threads })
+        Ok(Self { queue: Some(queue), refusals: Mutex::default(), threads })
     }
 
     pub fn say(&self, event: &str, details: AuditDetails<'_>) {
         if let Some(queue) = &self.queue {
-            let _ = queue.send(made(event, details));
+            let _ = queue.send(new_event(event, details));
+        }
+    }
+
+    /// What a known caller was refused, named first in `details`; not more often than a person would try.
+    pub fn say_refusal(&self, event: &str, details: AuditDetails<'_>) {
+        let who = details.first().map_or("", |(_, who)| who);
+        if locked(&self.refusals).allows(&AUDITED_REFUSALS, who, clock::now()) {
+            self.say(event, details);
         }
     }
 }
@@ -82,7 +98,7 @@ impl Drop for Audit {
     }
 }
 
-fn made(event: &str, details: AuditDetails<'_>) -> AuditEvent {
+fn new_event(event: &str, details: AuditDetails<'_>) -> AuditEvent {
     let mut line = Map::new();
     line.insert("at".into(), Value::String(clock::now().to_string()));
     line.insert("event".into(), Value::String(event.to_owned()));
@@ -141,7 +157,7 @@ impl AuditFile {
             self.waiting.pop_front();
             if self.missing > 0 {
                 let count = std::mem::take(&mut self.missing).to_string();
-                self.waiting.push_front(made("audit.missing", &[("count", &count)]));
+                self.waiting.push_front(new_event("audit.missing", &[("count", &count)]));
             }
         }
     }
@@ -178,7 +194,7 @@ pub fn log_file(folder: &Path) -> PathBuf {
 }
 
 /// The hash that the next line must carry. A last line without its end is what a crash leaves; it is cut off.
-fn mend(file: &mut File) -> std::io::Result<String> {
+fn repair(file: &mut File) -> std::io::Result<String> {
     let length = file.metadata()?.len();
     let from = length.saturating_sub(2 * AUDIT_LINE_LIMIT);
     file.seek(SeekFrom::Start(from))?;

@@ -9,10 +9,9 @@ use serde_json::Value;
 use serde_json::json;
 
 use super::api_call::ApiCall;
-use super::api_call::offline;
 use super::api_call::ok;
-use super::api_call::relay_address;
 use super::core::Core;
+use super::refusal::Refusal;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::OrSay;
@@ -41,7 +40,7 @@ use crate::wire::control::RELAY_UPGRADE;
 /// A hub that does not answer for so long is not waited for.
 const OTHER_HUB_TIMEOUT: Duration = Duration::from_secs(3);
 
-type Refusable<T> = std::result::Result<T, Reply>;
+type Refusable<T> = std::result::Result<T, Refusal>;
 
 /// A session at another hub, for a joiner that cannot go there.
 pub struct CarriedSession {
@@ -79,10 +78,17 @@ pub fn has_store(core: &Core, hub: &str) -> bool {
 }
 
 /// Asks for a session where the agent is, and keeps what is needed to carry it.
-pub fn ask(call: &ApiCall<'_>, asked: &AskSession, service: &Service, hub: &str) -> Refusable<Reply> {
-    let (core, key) = (call.core, call.request.key());
+pub fn ask(
+    core: &Core,
+    call: &ApiCall<'_>,
+    asked: &AskSession,
+    service: &Service,
+    hub: &str,
+) -> Refusable<Reply> {
+    let key = call.request.key();
+    let offline = || Refusal::Offline(Box::new(service.clone()));
     let Some(fleet) = core.fleet.as_ref().filter(|_| call.principal != Principal::Local) else {
-        return Err(offline(service));
+        return Err(offline());
     };
     let body = json!(AskSession { carry: false, ..asked.clone() }).to_string();
     // What the joiner speaks is for the agent to judge, not what this hub does.
@@ -97,18 +103,18 @@ pub fn ask(call: &ApiCall<'_>, asked: &AskSession, service: &Service, hub: &str)
     };
     let answer = self::call(core, hub, &ask).map_err(|error| {
         log::debug!("a session cannot be carried: {error}");
-        offline(service)
+        offline()
     })?;
     if answer.status == 421 {
         // The agent has moved on meanwhile.
-        return Err(offline(service));
+        return Err(offline());
     }
     let value: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
     let Ok(granted) = serde_json::from_value::<SessionGranted>(value.clone()) else {
-        return Err(Reply::json(answer.status.max(400), value));
+        return Err(Refusal::OtherHub(Reply::json(answer.status.max(400), value)));
     };
     let (ticket, now) = (secret::secret(), clock::now());
-    let relay = relay_address(call.request, call.origin.over_tls)?;
+    let relay = call.relay_address()?;
     let carried = CarriedSession { hub: hub.to_owned(), relay: granted.relay, ticket: granted.ticket };
     let mut all = locked(&fleet.carried);
     all.retain(|_, (_, made)| now.since(*made).as_secs() <= TICKET_SECONDS);
@@ -137,6 +143,6 @@ pub fn dial_relay(core: &Core, carried: &CarriedSession) -> Refusable<(Duplex, R
     });
     dialled.map_err(|error| {
         let status = if let ErrorKind::Refused(status) = error.kind { status } else { 504 };
-        Reply::error(status, &error.to_string(), "Try again in a moment")
+        Refusal::OtherHubAway { status, what: error.to_string() }
     })
 }

@@ -1,114 +1,263 @@
-//! The table of the API's calls.
+//! The table of the API's calls: who may make each, how often, and what its endpoint may touch.
 
 use std::net::IpAddr;
 
 use super::access;
 use super::api_call::ApiCall;
 use super::api_call::Origin;
-use super::api_call::other_upgrade;
 use super::core::Core;
 use super::directory;
 use super::keys;
+use super::logins;
 use super::pages;
+use super::refusal::Refusal;
 use super::session_request;
 use super::share_join;
 use super::shares;
+use super::status;
 use crate::http::message::Request;
-use crate::http::message::error_body;
 use crate::http::reply::Reply;
 use crate::model::access::Action;
 use crate::model::access::Principal;
+use crate::model::limiter::RateLimit;
+use crate::model::limiter::network_of;
+use crate::os::clock;
+use crate::os::lock::locked;
 
-type Endpoint = fn(&ApiCall<'_>) -> Result<Reply, Reply>;
+/// Wrong share codes by one key and from one address.
+pub const SHARE_CODES: RateLimit = RateLimit { name: "too-many-codes", allowed: 10, window: 60 };
+/// Login codes that one address may ask for while one of them lives; others need room to ask, too.
+const LOGIN_CODES: RateLimit = RateLimit { name: "too-many-devices", allowed: 10, window: 15 * 60 };
 
-/// Who may call: anyone, any key, or a key whose role may do this.
+struct Endpoint {
+    method: &'static str,
+    /// `*` stands for one part.
+    path: &'static str,
+    needs: Requirement,
+    limit: CallLimit,
+    run: RunEndpoint,
+}
+
+type RunEndpoint = fn(&Core, &ApiCall<'_>) -> Result<Reply, Refusal>;
+
+/// Who may call. A wrong key counts against the limit of logins, see `access.rs`.
 #[derive(Clone, Copy)]
 enum Requirement {
     Nothing,
     AnyKey,
+    /// A key whose role may do this.
     To(Action),
 }
 
-/// `*` in a path stands for one part.
-const TABLE: [(&str, &str, Requirement, Endpoint); 23] = [
-    ("GET", "/health", Requirement::Nothing, directory::health),
-    ("GET", "/metrics", Requirement::To(Action::Administer), directory::metrics),
-    ("GET", "/v1/whoami", Requirement::AnyKey, directory::whoami),
-    ("GET", "/v1/services", Requirement::To(Action::Look), directory::list),
-    ("GET", "/v1/agents", Requirement::To(Action::Look), directory::agents),
-    ("POST", "/v1/agents/register", Requirement::To(Action::Expose), directory::register),
-    ("POST", "/v1/sessions", Requirement::To(Action::Join), session_request::open_session),
-    ("POST", "/v1/shares", Requirement::To(Action::Share), shares::make),
-    ("GET", "/v1/shares", Requirement::To(Action::Share), shares::list),
-    ("DELETE", "/v1/shares/*", Requirement::To(Action::Share), shares::revoke),
-    ("GET", "/v1/shares/*", Requirement::To(Action::Join), share_join::preview),
-    ("POST", "/v1/shares/*/join", Requirement::To(Action::Join), share_join::join),
-    ("POST", "/v1/device", Requirement::Nothing, keys::ask_device),
-    ("GET", "/v1/device/*", Requirement::Nothing, keys::device_state),
-    ("POST", "/v1/device/*/approve", Requirement::To(Action::Administer), keys::approve_device),
-    ("GET", "/v1/keys", Requirement::To(Action::Administer), keys::list),
-    ("POST", "/v1/keys", Requirement::To(Action::Administer), keys::make),
-    ("DELETE", "/v1/keys/*", Requirement::To(Action::Administer), keys::revoke),
-    ("GET", "/v1/agent", Requirement::To(Action::Expose), upgrade_needed),
-    ("GET", "/v1/relay", Requirement::Nothing, upgrade_needed),
-    ("GET", "/device", Requirement::Nothing, pages::device),
-    ("POST", "/device", Requirement::Nothing, pages::approve),
-    ("GET", "/join", Requirement::Nothing, pages::join),
+/// What is counted, and when the callers that had too many get a 429.
+#[derive(Clone, Copy)]
+enum CallLimit {
+    None,
+    /// Every call counts.
+    Calls(&'static RateLimit),
+    /// Wrong codes count. A caller with too many of them is not even told that a code is right.
+    Codes(&'static RateLimit),
+    /// Wrong codes count, but a caller's right code always works: here it is the caller's own already.
+    OnlyWrongCodes(&'static RateLimit),
+}
+
+use CallLimit::Calls;
+use CallLimit::Codes;
+use CallLimit::OnlyWrongCodes;
+use Requirement::AnyKey;
+use Requirement::Nothing;
+use Requirement::To;
+
+static TABLE: [Endpoint; 23] = [
+    get("/health", Nothing, |core, _| status::health(core)),
+    get("/metrics", To(Action::Administer), |core, _| status::metrics(core)),
+    get("/v1/whoami", AnyKey, |core, call| status::whoami(call, &core.records)),
+    get("/v1/services", To(Action::Look), |core, call| {
+        directory::services(call, &core.records, &core.tunnel_ports)
+    }),
+    get("/v1/agents", To(Action::Look), |core, call| directory::agents(call, &core.records)),
+    post("/v1/agents/register", To(Action::Expose), |core, call| {
+        directory::register(call, &core.records, &core.audit)
+    }),
+    post("/v1/sessions", To(Action::Join), session_request::open_session)
+        .limited(OnlyWrongCodes(&SHARE_CODES)),
+    // That a code is taken says that it exists, so choosing codes is limited like guessing them.
+    post("/v1/shares", To(Action::Share), |core, call| shares::make(call, &core.records, &core.audit))
+        .limited(Codes(&SHARE_CODES)),
+    get("/v1/shares", To(Action::Share), |core, call| shares::list(call, &core.records)),
+    delete("/v1/shares/*", To(Action::Share), |core, call| {
+        shares::revoke(call, &core.records, &core.audit).inspect(|_| core.cut_dead())
+    })
+    .limited(OnlyWrongCodes(&SHARE_CODES)),
+    get("/v1/shares/*", To(Action::Join), |core, call| share_join::preview(call, &core.records))
+        .limited(Codes(&SHARE_CODES)),
+    post("/v1/shares/*/join", To(Action::Join), |core, call| {
+        share_join::join(call, &core.records, &core.audit)
+    })
+    .limited(Codes(&SHARE_CODES)),
+    post("/v1/device", Nothing, |core, call| logins::ask(call, &core.records, &core.audit))
+        .limited(Calls(&LOGIN_CODES)),
+    get("/v1/device/*", Nothing, |core, call| {
+        logins::state(call, &core.records, &core.audit, core.key_pin())
+    }),
+    post("/v1/device/*/approve", To(Action::Administer), |core, call| {
+        logins::approve(call, &core.records, &core.audit)
+    }),
+    get("/v1/keys", To(Action::Administer), |core, call| keys::list(call, &core.records)),
+    post("/v1/keys", To(Action::Administer), |core, call| {
+        keys::make(call, &core.records, &core.audit, core.key_pin())
+    }),
+    delete("/v1/keys/*", To(Action::Administer), |core, call| {
+        keys::revoke(call, &core.records, &core.audit).inspect(|_| core.cut_dead())
+    }),
+    // Their upgrades are taken out before the table is asked; see `listener.rs`.
+    get("/v1/agent", To(Action::Expose), |_, _| Err(Refusal::UpgradeMissing)),
+    get("/v1/relay", Nothing, |_, _| Err(Refusal::UpgradeMissing)),
+    get("/device", Nothing, |_, _| Ok(pages::approval_form())),
+    post("/device", Nothing, |core, call| Ok(pages::approve(call, core))),
+    get("/join", Nothing, |_, _| Ok(pages::share_link())),
 ];
 
+const fn get(path: &'static str, needs: Requirement, run: RunEndpoint) -> Endpoint {
+    Endpoint { method: "GET", path, needs, limit: CallLimit::None, run }
+}
+
+const fn post(path: &'static str, needs: Requirement, run: RunEndpoint) -> Endpoint {
+    Endpoint { method: "POST", path, needs, limit: CallLimit::None, run }
+}
+
+const fn delete(path: &'static str, needs: Requirement, run: RunEndpoint) -> Endpoint {
+    Endpoint { method: "DELETE", path, needs, limit: CallLimit::None, run }
+}
+
+impl Endpoint {
+    const fn limited(self, limit: CallLimit) -> Self {
+        Self { limit, ..self }
+    }
+}
+
 pub fn answer(core: &Core, request: &Request, origin: Origin) -> Reply {
-    let routed = route(request).and_then(|(needs, endpoint, parts)| {
-        refuse_if_fenced(core, request)?;
-        let principal = match needs {
-            Requirement::Nothing => Principal::Local,
-            Requirement::AnyKey | Requirement::To(_) => {
-                access::authenticate(core, request.key(), origin.address)?
-            }
-        };
-        if let Requirement::To(action) = needs {
-            access::allow(core, &principal, action)?;
+    let answered = admit(core, request, origin).and_then(|(endpoint, call)| run(core, endpoint, &call));
+    answered.unwrap_or_else(|refusal| core.refusals.reply(refusal))
+}
+
+/// The endpoint that the request is for, and the call, if its sender may make it.
+fn admit<'r>(
+    core: &Core,
+    request: &'r Request,
+    origin: Origin,
+) -> Result<(&'static Endpoint, ApiCall<'r>), Refusal> {
+    let (endpoint, parts) = find(request)?;
+    refuse_if_fenced(core, request)?;
+    let now = clock::now();
+    let principal = match endpoint.needs {
+        Nothing => Principal::Local,
+        AnyKey => access::authenticate(core, request.key(), origin.address, now)?,
+        To(action) => {
+            let principal = access::authenticate(core, request.key(), origin.address, now)?;
+            access::allow(&core.audit, &principal, action)?;
+            principal
         }
-        endpoint(&ApiCall { core, request, principal, origin, parts })
-    });
-    routed.unwrap_or_else(|refusal| refusal)
+    };
+    Ok((endpoint, ApiCall { request, principal, origin, parts, now }))
+}
+
+/// The call that opens an agent's control channel, if its sender may make it.
+pub fn admit_agent<'r>(core: &Core, request: &'r Request, origin: Origin) -> Result<ApiCall<'r>, Refusal> {
+    admit(core, request, origin).map(|(_, call)| call)
+}
+
+/// Runs the endpoint within its limit.
+fn run(core: &Core, endpoint: &Endpoint, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
+    match endpoint.limit {
+        CallLimit::None => (endpoint.run)(core, call),
+        Calls(limit) => {
+            let who = [network_of(call.origin.address).to_string()];
+            refuse_if_blocked(core, limit, &who, call)?;
+            count_try(core, limit, &who, call);
+            (endpoint.run)(core, call)
+        }
+        Codes(limit) => {
+            refuse_if_blocked(core, limit, &guessers(call), call)?;
+            (endpoint.run)(core, call).inspect_err(|refusal| count_wrong_code(core, limit, call, refusal))
+        }
+        OnlyWrongCodes(limit) => {
+            let result = (endpoint.run)(core, call);
+            if result.as_ref().is_err_and(Refusal::is_wrong_code) {
+                refuse_if_blocked(core, limit, &guessers(call), call)?;
+            }
+            result.inspect_err(|refusal| count_wrong_code(core, limit, call, refusal))
+        }
+    }
+}
+
+/// A code is guessed by a key and from a network; either of them may have tried too often.
+fn guessers(call: &ApiCall<'_>) -> [String; 2] {
+    [call.principal.id().to_owned(), network_of(call.origin.address).to_string()]
+}
+
+fn refuse_if_blocked(
+    core: &Core,
+    limit: &'static RateLimit,
+    who: &[String],
+    call: &ApiCall<'_>,
+) -> Result<(), Refusal> {
+    let tries = locked(&core.tries);
+    match who.iter().filter_map(|who| tries.blocked(limit, who, call.now)).max() {
+        Some(seconds) => Err(Refusal::TooManyTries { limit, seconds }),
+        None => Ok(()),
+    }
+}
+
+fn count_try(core: &Core, limit: &RateLimit, who: &[String], call: &ApiCall<'_>) {
+    let mut tries = locked(&core.tries);
+    for who in who {
+        tries.count(limit, who, call.now);
+    }
+}
+
+fn count_wrong_code(core: &Core, limit: &RateLimit, call: &ApiCall<'_>, refusal: &Refusal) {
+    if refusal.is_wrong_code() {
+        count_try(core, limit, &guessers(call), call);
+        let address = call.origin.address.to_string();
+        core.audit.say("share.refused", &[("who", call.principal.id()), ("address", &address)]);
+    }
 }
 
 /// A hub that is ending, or has lost what the others still have, sends everybody to them.
-pub fn refuse_if_fenced(core: &Core, request: &Request) -> Result<(), Reply> {
+fn refuse_if_fenced(core: &Core, request: &Request) -> Result<(), Refusal> {
     let is_fenced = core.fleet.as_ref().is_some_and(|fleet| fleet.is_fenced() || core.stop.is_stopped());
-    if !is_fenced || request.path == "/health" || access::is_local(core, request) {
-        return Ok(());
+    if is_fenced && request.path != "/health" && !access::is_local(core, request) {
+        return Err(Refusal::Fenced);
     }
-    core.refused("adrift");
-    let mut body = error_body("This hub is ending or cut off from its fleet", "Use another hub of the fleet");
-    body["elsewhere"] = true.into();
-    Err(Reply::json(503, body))
+    Ok(())
 }
 
 /// For the hub's own command line when no hub runs: the data folder is the key.
 pub fn answer_locally(core: &Core, request: &Request) -> Reply {
     let origin = Origin { address: IpAddr::from([127, 0, 0, 1]), over_tls: true };
-    let routed = route(request).and_then(|(_, endpoint, parts)| {
-        endpoint(&ApiCall { core, request, principal: Principal::Local, origin, parts })
+    let answered = find(request).and_then(|(endpoint, parts)| {
+        let call = ApiCall { request, principal: Principal::Local, origin, parts, now: clock::now() };
+        (endpoint.run)(core, &call)
     });
-    routed.unwrap_or_else(|refusal| refusal)
+    answered.unwrap_or_else(|refusal| core.refusals.reply(refusal))
 }
 
-fn route(request: &Request) -> Result<(Requirement, Endpoint, Vec<&str>), Reply> {
-    let mut methods = Vec::new();
-    let asked = if request.method == "HEAD" { "GET" } else { &request.method };
-    for (method, pattern, needs, endpoint) in TABLE {
-        let Some(parts) = matches(pattern, &request.path) else { continue };
-        if method == asked {
-            return Ok((needs, endpoint, parts));
+/// The row of this method and path, and the parts of the path that stand for a `*`.
+fn find(request: &Request) -> Result<(&'static Endpoint, Vec<&str>), Refusal> {
+    let method = if request.method == "HEAD" { "GET" } else { &request.method };
+    let mut other_methods = Vec::new();
+    for endpoint in &TABLE {
+        let Some(parts) = matches(endpoint.path, &request.path) else { continue };
+        if endpoint.method == method {
+            return Ok((endpoint, parts));
         }
-        methods.push(method);
+        other_methods.push(endpoint.method);
     }
-    if methods.is_empty() {
-        return Err(Reply::error(404, "There is no such call", "The README lists the hub's API"));
+    if other_methods.is_empty() {
+        return Err(Refusal::NoSuchCall);
     }
-    let allowed = methods.join(", ");
-    Err(Reply::error(405, "This call has another method", &format!("Use {allowed}")).field("allow", allowed))
+    Err(Refusal::OtherMethod { allowed: other_methods.join(", ") })
 }
 
 fn matches<'p>(pattern: &str, path: &'p str) -> Option<Vec<&'p str>> {
@@ -121,11 +270,6 @@ fn matches<'p>(pattern: &str, path: &'p str) -> Option<Vec<&'p str>> {
         }
     }
     given.next().is_none().then_some(parts)
-}
-
-fn upgrade_needed(_: &ApiCall<'_>) -> Result<Reply, Reply> {
-    let hint = "Update connect: it did not ask for a protocol that this hub speaks";
-    Err(other_upgrade("This path is for connect's own channels", hint))
 }
 
 #[cfg(test)]

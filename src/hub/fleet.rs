@@ -88,7 +88,7 @@ pub fn join(core: &Arc<Core>, url: &str, stop: &Stop) -> Result<Option<FleetMemb
     let Some(fleet) = &core.fleet else { return Ok(None) };
     let host = user::hostname();
     let instance = secret::derived_id("hub", &[&host, &core.settings.data.to_string_lossy()]);
-    let other = core.registry().hubs().any(|hub| hub.url == url && hub.instance != instance);
+    let other = core.records.registry().hubs().any(|hub| hub.url == url && hub.instance != instance);
     if other {
         return Err(Error::new(format!("Another hub of this fleet is called {url}")).hint(format!(
             "Give each hub a --name of its own. If that one was killed just now, try again in {} seconds",
@@ -191,7 +191,7 @@ impl LeaseKeeper {
         }
         let myself = (!is_listed).then(|| Change::Put(Record::Hub(self.myself.clone())));
         // A failure is logged where it happens; the next beat tries again.
-        let _ = self.core.change(|registry| {
+        let _ = self.core.records.change(|registry| {
             let still = |id: &str| registry.online_by_id(id).filter(|online| registry.is_here(online));
             let missing = missing.iter().filter_map(|online| still(&online.id)).cloned();
             let surplus = surplus.iter().filter(|id| still(id).is_none());
@@ -206,7 +206,7 @@ impl LeaseKeeper {
         if self.last.elapsed() < LEASE_TTL || self.fleet.is_fenced() {
             return;
         }
-        let hubs: Vec<FleetHub> = self.core.registry().hubs().cloned().collect();
+        let hubs: Vec<FleetHub> = self.core.records.registry().hubs().cloned().collect();
         let mut others = hubs.iter().filter(|hub| hub.url != self.myself.url);
         let Some(other) = others.find(|hub| carry::has_store(&self.core, &hub.url)) else { return };
         // It may have come back to everybody, and the other one was only the first to see it.
@@ -215,7 +215,7 @@ impl LeaseKeeper {
         }
         log::warn!("this hub has lost its fleet's etcd and {} has not: agents go there", other.url);
         self.fleet.is_fenced.store(true, Ordering::Relaxed);
-        self.core.let_agents_go();
+        self.core.channels.cut_all();
     }
 
     /// The others need not wait for the lease to end.

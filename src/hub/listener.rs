@@ -13,25 +13,20 @@ use std::time::Instant;
 use rustls::ServerConfig;
 use serde_json::json;
 
-use super::access;
-use super::agents;
-use super::agents::AgentHello;
 use super::api_call::Origin;
-use super::api_call::other_upgrade;
-use super::api_call::relay_address;
 use super::api_call::spoken_by;
 use super::ca;
+use super::control_channel;
 use super::core::Core;
 use super::endpoints;
 use super::fleet;
+use super::refusal::Refusal;
 use super::relay;
-use super::tunnel_ports::TunnelOpener;
 use super::unauthenticated::UnauthenticatedPeer;
 use super::unauthenticated::UnauthenticatedPeers;
 use crate::error::Result;
 use crate::http::message::Request;
 use crate::http::reply::Reply;
-use crate::model::access::Action;
 use crate::model::version;
 use crate::model::version::End;
 use crate::net::connect::NETWORK_TIMEOUT;
@@ -55,16 +50,16 @@ use crate::wire::tls_record::TLS_HANDSHAKE;
 
 /// Connections at once: each session needs two, each agent one.
 const CONNECTION_LIMIT: usize = 24_000;
-/// Of the descriptors that the system grants, so many stay for files, listeners and the hub's own tunnels, or half of
-/// them where there are few: without one a connection could be neither accepted nor told that there are too many.
+/// File descriptors that are left for files, listeners and the hub's own tunnels, or half of what the system grants
+/// if it grants few. Without one, a connection could be neither accepted nor told that there are too many.
 const RESERVED_DESCRIPTORS: usize = 64;
-/// What has expired is cut and dropped this often.
+/// How often expired sessions are cut and expired records dropped: a revoked key ends within a second.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
-/// The first byte of every method.
+/// The first byte of every HTTP method.
 const METHOD_LETTERS: std::ops::RangeInclusive<u8> = b'A'..=b'Z';
 
 pub struct RunningHub {
-    listener: Arc<HubListener>,
+    core: Arc<Core>,
     server: Option<Server>,
     threads: ThreadGroup,
     member: Option<fleet::FleetMembership>,
@@ -75,51 +70,46 @@ pub struct RunningHub {
 struct HubListener {
     core: Arc<Core>,
     tls: ServerConfig,
-    opener: Option<TunnelOpener>,
     peers: UnauthenticatedPeers,
 }
 
-/// Serves until `stop`, in a fleet as the hub at `url`. While it runs, `hub.json` in the data folder says how the hub's own command line
-/// reaches it.
-pub fn start(
-    core: &Arc<Core>,
-    listener: TcpListener,
-    opener: Option<TunnelOpener>,
-    url: &str,
-    stop: &Stop,
-) -> Result<RunningHub> {
+/// Serves until `stop`; in a fleet as the hub at `url`. While it runs, `hub.json` in the data folder says how the
+/// hub's own command line reaches it.
+pub fn start(core: &Arc<Core>, listener: TcpListener, url: &str, stop: &Stop) -> Result<RunningHub> {
     let stop = stop.child();
     let member = fleet::join(core, url, &stop)?;
-    let hub_listener = Arc::new(HubListener {
+    let hub_listener = HubListener {
         tls: ca::base_config(&core.ca)?,
         core: Arc::clone(core),
-        opener,
         peers: UnauthenticatedPeers::default(),
-    });
-    let serving = Arc::clone(&hub_listener);
-    let granted = limits::open_files();
-    let service = ServeOptions {
+    };
+    let descriptors = limits::open_files();
+    let refusing = Arc::clone(core);
+    let options = ServeOptions {
         name: "hub",
-        limit: CONNECTION_LIMIT.min(granted - RESERVED_DESCRIPTORS.min(granted / 2)).max(1),
-        new_worker: each(move |stream, _| serving.serve(&stream)),
+        limit: CONNECTION_LIMIT.min(descriptors - RESERVED_DESCRIPTORS.min(descriptors / 2)).max(1),
+        new_worker: each(move |stream, _| hub_listener.serve(&stream)),
         idle: None,
         cut: shut,
-        turn_away,
+        turn_away: Box::new(move |stream| {
+            http::turn_away(stream, &refusing.refusals.reply(Refusal::TooManyConnections));
+        }),
     };
-    let server = Server::start(listener, service, &stop)?;
-    let (own, sweeping) = (stop.clone(), Arc::clone(core));
+    let server = Server::start(listener, options, &stop)?;
+    let (sweep_stop, sweeping) = (stop.clone(), Arc::clone(core));
     let threads = ThreadGroup::default();
     threads.spawn("hub-sweep", move || {
-        while !own.wait_for(SWEEP_INTERVAL) {
+        while !sweep_stop.wait_for(SWEEP_INTERVAL) {
             sweeping.sweep();
         }
     })?;
     let note = core.settings.data.join("hub.json");
     let how = json!({ "address": server.address().to_string(), "pin": core.ca.pin().to_string(), "token": core.local_token });
     files::write(&note, how.to_string().as_bytes())?;
-    Ok(RunningHub { listener: hub_listener, server: Some(server), threads, member, stop, note })
+    Ok(RunningHub { core: Arc::clone(core), server: Some(server), threads, member, stop, note })
 }
 
+/// The hub leaves its fleet first, so that others take its agents over while it closes its connections.
 impl Drop for RunningHub {
     fn drop(&mut self) {
         self.stop.stop();
@@ -127,14 +117,8 @@ impl Drop for RunningHub {
         self.member = None;
         self.server = None;
         self.threads.join(|| ());
-        self.listener.core.tunnels.close_all();
+        self.core.tunnel_ports.close_all();
     }
-}
-
-/// The answer to one connection too many.
-fn turn_away(stream: &TcpStream) {
-    let reply = Reply::error(503, "The hub has too many connections", "Try again in a moment");
-    http::turn_away(stream, &reply);
 }
 
 impl HubListener {
@@ -147,10 +131,9 @@ impl HubListener {
     fn try_serve(&self, stream: &Arc<TcpStream>) -> io::Result<()> {
         let deadline = Instant::now() + NETWORK_TIMEOUT;
         let address = stream.peer_addr()?.ip().to_canonical();
-        let peer = self.peers.receive(address);
+        let peer = self.peers.admit(address);
         if peer.is_none() && !self.core.settings.behind_proxy {
-            self.core.refused("too-many-from-one-address");
-            turn_away(stream);
+            http::turn_away(stream, &self.core.refusals.reply(Refusal::TooManyFromOneAddress));
             return Ok(());
         }
         let plain = Duplex::plain(Arc::clone(stream));
@@ -168,11 +151,13 @@ impl HubListener {
             byte if METHOD_LETTERS.contains(&byte) => {
                 self.converse(plain, Origin { address, over_tls: false }, peer);
             }
-            _ => self.core.refused("garbage"),
+            // Nobody who speaks neither would understand an answer.
+            _ => self.core.refusals.count(&Refusal::Garbage),
         }
         Ok(())
     }
 
+    /// Answers one request after another, until one turns the connection into a relay or a control channel.
     fn converse(&self, stream: Duplex, origin: Origin, peer: Option<UnauthenticatedPeer<'_>>) {
         let mut conversation = HttpConnection::new(stream);
         let only_relay = !origin.over_tls && !self.core.settings.behind_proxy;
@@ -180,13 +165,12 @@ impl HubListener {
             let request = match conversation.next_request() {
                 Ok(request) => request,
                 Err(RequestFailure::ClientGone) => return,
-                Err(RequestFailure::Refuse(reply)) => {
-                    self.core.refused("bad-request");
-                    return conversation.answer_and_close(&reply);
+                Err(RequestFailure::Refuse { status, what, hint }) => {
+                    return self.refuse(conversation, Refusal::BadRequest { status, what, hint });
                 }
             };
-            if let Some(reply) = self.other_protocol(&request) {
-                return conversation.answer_and_close(&reply);
+            if let Some(refusal) = other_protocol(&request) {
+                return self.refuse(conversation, refusal);
             }
             if request.path == "/v1/relay" && request.method == "GET" && request.upgrades_to(RELAY_UPGRADE) {
                 drop(peer);
@@ -201,7 +185,7 @@ impl HubListener {
                 return self.agent(conversation, &request, origin, peer);
             }
             let reply = if only_relay {
-                self.tls_required(&request)
+                self.core.refusals.reply(tls_required(&request))
             } else {
                 endpoints::answer(&self.core, &request, origin)
             };
@@ -212,8 +196,12 @@ impl HubListener {
         }
     }
 
-    /// A proxy before us says whom it speaks for. Only the last word of the last such field is its own; all
-    /// before that, the client itself may have said.
+    fn refuse(&self, conversation: HttpConnection, refusal: Refusal) {
+        conversation.answer_and_close(&self.core.refusals.reply(refusal));
+    }
+
+    /// A proxy before us says whom it speaks for. Only the last entry of the last such field is the proxy's own;
+    /// all before it may be the client's invention.
     fn address_of(&self, origin: Origin, request: &Request) -> IpAddr {
         if origin.over_tls || !self.core.settings.behind_proxy {
             return origin.address;
@@ -225,16 +213,17 @@ impl HubListener {
     }
 
     fn relay(&self, conversation: HttpConnection, request: &Request, address: IpAddr) {
-        let Err((reply, stream)) = relay::serve(&self.core, conversation.into_stream(), request) else {
+        let Err((refusal, stream)) = relay::serve(&self.core, conversation.into_stream(), request) else {
             return;
         };
         let mut conversation = HttpConnection::new(stream);
-        // Without a good ticket it is a peer again, and an orderly end takes a moment: one too many gets a short one.
-        let peer = self.peers.receive(address);
+        // Without a good ticket the peer is unauthenticated again. An orderly end takes a moment, which a peer too
+        // many does not get.
+        let peer = self.peers.admit(address);
         if peer.is_some() || self.core.settings.behind_proxy {
-            conversation.answer_and_close(&reply);
+            self.refuse(conversation, refusal);
         } else {
-            let _ = conversation.answer(&reply, false, false);
+            let _ = conversation.answer(&self.core.refusals.reply(refusal), false, false);
         }
     }
 
@@ -245,40 +234,28 @@ impl HubListener {
         origin: Origin,
         peer: Option<UnauthenticatedPeer<'_>>,
     ) {
-        let known = endpoints::refuse_if_fenced(&self.core, request)
-            .and_then(|()| access::authenticate(&self.core, request.key(), origin.address));
-        let welcome = known.and_then(|principal| {
-            access::allow(&self.core, &principal, Action::Expose)?;
-            let relay = relay_address(request, origin.over_tls)?;
-            Ok(AgentHello { principal, relay, speaks: spoken_by(request) })
-        });
-        match welcome {
-            Ok(arrival) => {
+        let admitted = endpoints::admit_agent(&self.core, request, origin)
+            .and_then(|call| call.relay_address().map(|relay| (call, relay)));
+        match admitted {
+            Ok((call, relay)) => {
                 drop(peer);
                 if conversation.answer(&Reply::switching(CONTROL_UPGRADE), true, false).is_ok() {
-                    let opener = self.opener.as_ref();
-                    agents::serve(&self.core, conversation.into_stream(), arrival, opener);
+                    control_channel::serve(&self.core, conversation.into_stream(), &call, relay);
                 }
             }
-            Err(reply) => conversation.answer_and_close(&reply),
+            Err(refusal) => self.refuse(conversation, refusal),
         }
     }
+}
 
-    /// A client that we would misunderstand is told which of us is to be updated.
-    fn other_protocol(&self, request: &Request) -> Option<Reply> {
-        let client = End { called: "your connect", at: "your machine", speaks: spoken_by(request) };
-        let hub = End { called: "This hub", at: "the hub's machine", speaks: version::OURS };
-        let (what, hint) = version::objection(&hub, &client)?;
-        self.core.refused("protocol");
-        Some(other_upgrade(&what, &hint))
-    }
+/// Refuses a client that this hub would misunderstand, and says which of the two is to be updated.
+fn other_protocol(request: &Request) -> Option<Refusal> {
+    let client = End { called: "your connect", at: "your machine", speaks: spoken_by(request) };
+    let hub = End { called: "This hub", at: "the hub's machine", speaks: version::OURS };
+    version::objection(&hub, &client).map(|(what, hint)| Refusal::OtherProtocol { what, hint })
+}
 
-    fn tls_required(&self, request: &Request) -> Reply {
-        self.core.refused("in-the-clear");
-        let host = request.field("host").unwrap_or("this-hub");
-        let hint = format!("Use https://{host}{}", request.path);
-        Reply::error(426, "This hub speaks https", &hint)
-            .field("upgrade", "TLS/1.3, HTTP/1.1")
-            .field("connection", "Upgrade")
-    }
+fn tls_required(request: &Request) -> Refusal {
+    let host = request.field("host").unwrap_or("this-hub");
+    Refusal::TlsRequired { url: format!("https://{host}{}", request.path) }
 }

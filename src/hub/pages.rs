@@ -2,11 +2,13 @@
 
 use super::access;
 use super::api_call::ApiCall;
-use super::keys;
+use super::core::Core;
+use super::logins;
+use super::refusal::Refusal;
+use crate::http::message::Request;
 use crate::http::reply::Reply;
 use crate::http::reply::escaped;
 use crate::model::access::Action;
-use crate::wire::api::ApproveDevice;
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:32rem;margin:4rem auto;padding:0 1rem}\
 label{display:block;margin:1rem 0 .2rem}input{font:inherit;width:100%;padding:.5rem;box-sizing:border-box}\
@@ -33,45 +35,39 @@ const FORM: &str = "<form method=post action=/device><label for=code>Code on the
 <label for=key>Your admin key</label><input id=key name=key type=password required autocomplete=off placeholder=pc_…>\
 <button>Approve</button></form><p>Or on the hub's machine: <code>connect hub approve CODE</code></p>";
 
-#[allow(clippy::unnecessary_wraps)] // It is an endpoint like the others.
-pub fn device(_: &ApiCall<'_>) -> Result<Reply, Reply> {
-    Ok(page(200, "Approve a login", FORM))
+pub fn approval_form() -> Reply {
+    page(200, "Approve a login", FORM)
 }
 
 /// The form's answer. The key is typed in each time, so no other site can send it along.
-#[allow(clippy::unnecessary_wraps)] // It is an endpoint like the others.
-pub fn approve(call: &ApiCall<'_>) -> Result<Reply, Reply> {
-    let code = form_value(&call.request.body, "code").unwrap_or_default();
-    let key = form_value(&call.request.body, "key").unwrap_or_default();
-    let approved = access::authenticate(call.core, &key, call.origin.address).and_then(|principal| {
-        access::allow(call.core, &principal, Action::Administer)?;
-        let as_admin = ApiCall {
-            core: call.core,
-            request: call.request,
-            principal,
-            origin: call.origin,
-            parts: Vec::new(),
-        };
-        keys::approve(&as_admin, &code, &ApproveDevice::default())
-    });
-    Ok(match approved {
-        Ok(label) => page(
-            200,
-            "Approved",
-            &format!("<p><b>{}</b> is logged in. You may close this page.</p>", escaped(&label)),
-        ),
-        Err(refusal) => {
-            let (error, _) = crate::http::message::read_error_body(&refusal.body);
-            page(refusal.status, "Not approved", &format!("<p>{}</p>{FORM}", escaped(&error)))
+pub fn approve(call: &ApiCall<'_>, core: &Core) -> Reply {
+    match approve_as_admin(call, core) {
+        Ok(label) => {
+            let text = format!("<p><b>{}</b> is logged in. You may close this page.</p>", escaped(&label));
+            page(200, "Approved", &text)
         }
-    })
+        Err(refusal) => {
+            let refusal = core.refusals.text(&refusal);
+            page(refusal.status, "Not approved", &format!("<p>{}</p>{FORM}", escaped(&refusal.what)))
+        }
+    }
 }
 
-#[allow(clippy::unnecessary_wraps)] // It is an endpoint like the others.
-pub fn join(_: &ApiCall<'_>) -> Result<Reply, Reply> {
+/// The table of endpoints admits everybody, since the key is in the form and not in the request's header.
+fn approve_as_admin(call: &ApiCall<'_>, core: &Core) -> Result<String, Refusal> {
+    let code = form_value(&call.request.body, "code").unwrap_or_default();
+    let key = form_value(&call.request.body, "key").unwrap_or_default();
+    let principal = access::authenticate(core, &key, call.origin.address, call.now)?;
+    access::allow(&core.audit, &principal, Action::Administer)?;
+    let request = Request { body: Vec::new(), ..call.request.clone() };
+    let admin_call = ApiCall { request: &request, principal, parts: vec![&code], ..*call };
+    logins::approve_code(&admin_call, &core.records, &core.audit)
+}
+
+pub fn share_link() -> Reply {
     let body = "<p>This link opens a teammate's services on your machine. It is for the command line; copy it whole:</p>\
-                <p><code>connect join 'LINK'</code></p><p>What stands behind the # never leaves your browser.</p>";
-    Ok(page(200, "A share link", body))
+                <p><code>connect join 'LINK'</code></p><p>What follows the # never leaves your browser.</p>";
+    page(200, "A share link", body)
 }
 
 fn form_value(body: &[u8], name: &str) -> Option<String> {

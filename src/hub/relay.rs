@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::carry;
 use super::core::Core;
+use super::refusal::Refusal;
 use super::sessions::PartnerNews;
 use super::sessions::RelayedSession;
 use super::sessions::WaitingEnd;
@@ -25,14 +26,12 @@ use crate::wire::control::RELAY_UPGRADE;
 const PARTNER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves one end of a session to its end. A refusal comes back, to be answered.
-pub fn serve(core: &Core, stream: Duplex, request: &Request) -> Result<(), (Reply, Duplex)> {
+pub fn serve(core: &Core, stream: Duplex, request: &Request) -> Result<(), (Refusal, Duplex)> {
     let ticket = request.field("x-ticket").unwrap_or_default();
     if let Some(carried) = carry::redeem(core, ticket) {
         return carry_on(core, stream, &carried);
     }
-    let (socket, early) = stream.into_plain().map_err(|stream| {
-        (refuse(core, 400, "The relay is not spoken over TLS", "Use the address that the hub named"), stream)
-    })?;
+    let (socket, early) = stream.into_plain().map_err(|stream| (Refusal::RelayOverTls, stream))?;
     let met = meet(core, &socket, ticket);
     let (partner, open) = met.map_err(|refusal| (refusal, Duplex::plain(Arc::clone(&socket))))?;
     log::debug!("relaying {}", open.session);
@@ -46,40 +45,38 @@ fn meet(
     core: &Core,
     socket: &Arc<TcpStream>,
     ticket: &str,
-) -> Result<(Arc<TcpStream>, Arc<RelayedSession>), Reply> {
+) -> Result<(Arc<TcpStream>, Arc<RelayedSession>), Refusal> {
     let (meet, met) = mpsc::sync_channel(1);
     let half = WaitingEnd { socket: Arc::clone(socket), meet };
     match core.sessions.offer(ticket, half, clock::now()) {
-        TicketOutcome::Unknown(_) => {
-            Err(refuse(core, 403, "This ticket is not valid", "Tickets work once, for 15 seconds"))
-        }
-        TicketOutcome::Declined(reason) => Err(declined(core, &reason)),
+        TicketOutcome::Unknown(_) => Err(Refusal::BadTicket),
+        TicketOutcome::Declined(reason) => Err(Refusal::Declined { reason }),
         TicketOutcome::Second { session, mine, partner, is_first } => {
             let sockets = if is_first { [&mine, &partner] } else { [&partner, &mine] };
             let sockets = sockets.map(|half| Arc::clone(&half.socket));
             let open = begin(core, &session, sockets).ok_or_else(|| {
                 let _ = partner.socket.shutdown(Shutdown::Both);
-                refuse(core, 403, "This session is not valid any more", "")
+                Refusal::SessionOver
             })?;
             let _ = partner.meet.try_send(PartnerNews::Partner(mine.socket, Arc::clone(&open)));
             Ok((partner.socket, open))
         }
         TicketOutcome::First { session } => match met.recv_timeout(PARTNER_TIMEOUT) {
             Ok(PartnerNews::Partner(partner, open)) => Ok((partner, open)),
-            Ok(PartnerNews::Declined(reason)) => Err(declined(core, &reason)),
+            Ok(PartnerNews::Declined(reason)) => Err(Refusal::Declined { reason }),
             Err(_) => {
                 core.sessions.give_up(&session);
-                Err(refuse(core, 504, "The other end did not come", "Try again in a moment"))
+                Err(Refusal::PartnerMissing)
             }
         },
     }
 }
 
 /// The agent is at another hub.
-fn carry_on(core: &Core, mut near: Duplex, carried: &carry::CarriedSession) -> Result<(), (Reply, Duplex)> {
+fn carry_on(core: &Core, mut near: Duplex, carried: &carry::CarriedSession) -> Result<(), (Refusal, Duplex)> {
     let (far, _cut) = match carry::dial_relay(core, carried) {
         Ok(far) => far,
-        Err(reply) => return Err((reply, near)),
+        Err(refusal) => return Err((refusal, near)),
     };
     let _ = clear_deadline(&near.socket);
     if near.writer.write_all(&hello()).is_ok() {
@@ -132,13 +129,4 @@ fn pump(core: &Core, [own, partner]: [&Arc<TcpStream>; 2], early: &[u8], open: &
         ];
         core.audit.say("session.closed", &details);
     }
-}
-
-fn declined(core: &Core, reason: &str) -> Reply {
-    refuse(core, 503, &format!("The agent declined: {reason}"), "")
-}
-
-fn refuse(core: &Core, status: u16, what: &str, hint: &str) -> Reply {
-    core.refused("ticket");
-    Reply::error(status, what, hint)
 }

@@ -1,44 +1,38 @@
 //! Granting a session: by what right it is asked for, and where the agent is.
 
 use super::access;
+use super::agent_channels::AgentChannel;
 use super::api_call::ApiCall;
-use super::api_call::no_such_service;
-use super::api_call::offline;
 use super::api_call::ok;
-use super::api_call::relay_address;
 use super::api_call::spoken_by;
 use super::carry;
-use super::core::AgentChannel;
+use super::core::Core;
+use super::refusal::Refusal;
 use super::sessions::Credential;
 use super::sessions::GrantedSession;
 use super::share_join;
-use crate::http::message::error_body;
 use crate::http::reply::Reply;
 use crate::model::access::Action;
 use crate::model::access::Principal;
 use crate::model::hub_records::Agent;
 use crate::model::hub_records::ChannelId;
 use crate::model::service::Service;
-use crate::os::clock;
 use crate::os::secret;
 use crate::wire::api::AskSession;
 use crate::wire::api::SessionGranted;
 use crate::wire::control::ToAgent;
 
-pub fn open_session(call: &ApiCall<'_>) -> Result<Reply, Reply> {
+pub fn open_session(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
     let asked: AskSession = call.body()?;
-    let (service, share) = asked_for(call, &asked)?;
-    let (id, channel, agent) = match whose(call, &service)? {
+    let (service, share) = asked_for(core, call, &asked)?;
+    let (id, channel, agent) = match whose(core, &service)? {
         AgentLocation::Here(id, channel, agent) => (id, channel, agent),
-        AgentLocation::At(hub) if asked.carry => return carry::ask(call, &asked, &service, &hub),
+        AgentLocation::At(hub) if asked.carry => return carry::ask(core, call, &asked, &service, &hub),
         AgentLocation::At(hub) => {
-            let what = format!("The agent of {} is at another hub", service.name);
-            let mut body = error_body(&what, &format!("Ask {hub}"));
-            body["hub"] = hub.into();
-            return Err(Reply::json(421, body));
+            return Err(Refusal::AgentAtOtherHub { service: service.name, hub });
         }
     };
-    let relay = relay_address(call.request, call.origin.over_tls)?;
+    let relay = call.relay_address()?;
     let (session, ticket, agents_ticket) = (secret::id("ses"), secret::secret(), secret::secret());
     let pending = GrantedSession {
         session: session.clone(),
@@ -50,9 +44,8 @@ pub fn open_session(call: &ApiCall<'_>) -> Result<Reply, Reply> {
         },
         channel: id,
     };
-    if !call.core.sessions.expect(pending, [&ticket, &agents_ticket], clock::now()) {
-        call.core.refused("too-many-tickets");
-        return Err(Reply::error(503, "The hub has too many sessions waiting", "Try again in a moment"));
+    if !core.sessions.expect(pending, [&ticket, &agents_ticket], call.now) {
+        return Err(Refusal::TooManySessionsWaiting);
     }
     let open = ToAgent::Open {
         session: session.clone(),
@@ -63,8 +56,8 @@ pub fn open_session(call: &ApiCall<'_>) -> Result<Reply, Reply> {
         speaks: spoken_by(call.request),
     };
     if !channel.outgoing.send(&open) {
-        call.core.sessions.give_up(&session);
-        return Err(offline(&service));
+        core.sessions.give_up(&session);
+        return Err(Refusal::Offline(Box::new(service)));
     }
     ok(
         200,
@@ -85,16 +78,20 @@ pub fn open_session(call: &ApiCall<'_>) -> Result<Reply, Reply> {
 }
 
 /// The service that is meant, and the share by whose right it is asked for.
-fn asked_for(call: &ApiCall<'_>, asked: &AskSession) -> Result<(Service, Option<String>), Reply> {
+fn asked_for(
+    core: &Core,
+    call: &ApiCall<'_>,
+    asked: &AskSession,
+) -> Result<(Service, Option<String>), Refusal> {
     if let Some(membership) = &asked.share {
-        let (service, share) = share_join::service_of(call, &asked.service, membership)?;
+        let (service, share) = share_join::service_of(core, call, &asked.service, membership)?;
         return Ok((service, Some(share)));
     }
-    access::allow(call.core, &call.principal, Action::Reach)?;
-    let registry = call.core.registry();
+    access::allow(&core.audit, &call.principal, Action::Reach)?;
+    let registry = core.records.registry();
     let by_id = registry.service(&asked.service).filter(|service| may_see(call, service));
     let named = || registry.service_named(call.workspace(), &asked.service);
-    Ok((by_id.or_else(named).cloned().ok_or_else(no_such_service)?, None))
+    Ok((by_id.or_else(named).cloned().ok_or(Refusal::NoSuchService)?, None))
 }
 
 /// Where the agent behind a service is.
@@ -103,9 +100,9 @@ enum AgentLocation {
     At(String),
 }
 
-fn whose(call: &ApiCall<'_>, service: &Service) -> Result<AgentLocation, Reply> {
+fn whose(core: &Core, service: &Service) -> Result<AgentLocation, Refusal> {
     let (online, agent, me) = {
-        let registry = call.core.registry();
+        let registry = core.records.registry();
         let agent = registry.agent(&service.agent_id).cloned();
         (registry.presence(&service.id).cloned(), agent, registry.me.clone())
     };
@@ -114,11 +111,10 @@ fn whose(call: &ApiCall<'_>, service: &Service) -> Result<AgentLocation, Reply> 
     {
         return Ok(AgentLocation::At(online.hub.clone()));
     }
-    let here = online.and_then(|online| Some((online.channel, call.core.channel(online.channel)?)));
-    here.zip(agent).map(|((id, channel), agent)| AgentLocation::Here(id, channel, agent)).ok_or_else(|| {
-        call.core.refused("offline");
-        offline(service)
-    })
+    let here = online.and_then(|online| Some((online.channel, core.channels.find(online.channel)?)));
+    here.zip(agent)
+        .map(|((id, channel), agent)| AgentLocation::Here(id, channel, agent))
+        .ok_or_else(|| Refusal::Offline(Box::new(service.clone())))
 }
 
 fn may_see(call: &ApiCall<'_>, service: &Service) -> bool {

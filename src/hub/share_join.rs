@@ -1,84 +1,76 @@
 //! Shares as a joiner sees them.
 //!
-//! Unknown, expired and revoked codes get the same answer from the same path. Joining gives a token, which
-//! sessions are asked for with, so that nobody opens one without being counted.
+//! Unknown, expired and revoked codes get the same answer by the same path. Joining gives a token, and only with a
+//! token sessions are granted, so that nobody opens one without being counted.
 
-use super::access::guess_allowed;
-use super::access::guess_failed;
 use super::api_call::ApiCall;
-use super::api_call::no_such_service;
 use super::api_call::ok;
-use super::shares::not_found;
+use super::audit::Audit;
+use super::core::Core;
+use super::records::Records;
+use super::refusal::Refusal;
 use crate::http::reply::Reply;
 use crate::model::access::Principal;
 use crate::model::code::Code;
 use crate::model::hub_records::Change;
 use crate::model::hub_records::Record;
 use crate::model::hub_records::Share;
+use crate::model::registry::Registry;
 use crate::model::service::Service;
-use crate::os::clock;
+use crate::model::service::SharedService;
 use crate::os::secret;
 use crate::wire::api::JoinableService;
 use crate::wire::api::Membership;
 use crate::wire::api::SharePreview;
 use crate::wire::api::Status;
 
-pub fn preview(call: &ApiCall<'_>) -> Result<Reply, Reply> {
-    let share = find(call, call.parts[0])?;
-    ok(200, &describe(call, &share, None)?)
+pub fn preview(call: &ApiCall<'_>, records: &Records) -> Result<Reply, Refusal> {
+    let registry = records.registry();
+    let share = find(call, &registry, call.parts[0])?;
+    ok(200, &describe(call, &registry, share, None)?)
 }
 
-pub fn join(call: &ApiCall<'_>) -> Result<Reply, Reply> {
-    let (found, now) = (find(call, call.parts[0])?, clock::now());
+pub fn join(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Reply, Refusal> {
     let who = match call.principal.label() {
         "" => call.principal.id(),
         label => label,
     };
-    let share = call.core.change(|registry| {
-        let share = registry.share(&found.id, now).ok_or_else(not_found)?;
-        if !share.has_room() {
-            return Err(Reply::error(
-                409,
-                "This share has been joined as often as it may be",
-                "Ask for a new one: connect share",
-            ));
+    let share = records.change(|registry| {
+        let mut share = find(call, registry, call.parts[0])?.clone();
+        if !share.info.has_room() {
+            return Err(Refusal::ShareFull);
         }
-        let share = share.clone().joined(who, now);
+        share.info.add_join(who, call.now);
         Ok((vec![Change::Put(Record::Share(share.clone()))], share))
     })?;
-    call.core.audit.say(
-        "share.joined",
-        &[("share", &share.id), ("who", call.principal.id()), ("address", &call.origin.address.to_string())],
-    );
-    let number = share.join_count.to_string();
+    let address = call.origin.address.to_string();
+    let details = [("share", share.info.id.as_str()), ("who", call.principal.id()), ("address", &address)];
+    audit.say("share.joined", &details);
+    let number = share.info.join_count.to_string();
     let token = format!("{number}.{}", secret::sign(&share.join_secret, &number));
-    ok(200, &describe(call, &share, Some(token))?)
+    ok(200, &describe(call, &records.registry(), &share, Some(token))?)
 }
 
 /// The service that a member asks for, and the share that opens it.
 pub fn service_of(
+    core: &Core,
     call: &ApiCall<'_>,
     service: &str,
     membership: &Membership,
-) -> Result<(Service, String), Reply> {
-    let found = look_up(call, &membership.code).filter(|share| has_joined(share, &membership.token));
-    let Some(share) = found else {
-        // Others' guesses stop nobody who has joined; whoever has not is counted like any guess.
-        find(call, &membership.code)?;
-        guess_failed(call);
-        return Err(Reply::error(403, "This share has not been joined", "Join it first: connect join CODE"));
-    };
-    let Some(shared) =
-        share.services.iter().find(|shared| shared.id == service || shared.name.as_str() == service)
-    else {
-        call.core.audit_refusal(
-            "share.refused",
-            &[("who", call.principal.id()), ("share", &share.id), ("why", "service")],
-        );
-        return Err(no_such_service());
+) -> Result<(Service, String), Refusal> {
+    let registry = core.records.registry();
+    let share = find(call, &registry, &membership.code)?;
+    if !has_joined(share, &membership.token) {
+        return Err(Refusal::ShareNotJoined);
+    }
+    let is_meant = |shared: &&SharedService| shared.id == service || shared.name.as_str() == service;
+    let Some(shared) = share.info.services.iter().find(is_meant) else {
+        let details = [("who", call.principal.id()), ("share", &share.info.id), ("why", "service")];
+        core.audit.say_refusal("share.refused", &details);
+        return Err(Refusal::NoSuchService);
     };
     // A service that is gone for now is offline to the share, not unknown.
-    let stored = call.core.registry().service(&shared.id).cloned();
+    let stored = registry.service(&shared.id).cloned();
     let service = stored.unwrap_or_else(|| Service {
         id: shared.id.clone(),
         name: shared.name.clone(),
@@ -86,53 +78,45 @@ pub fn service_of(
         protocol: shared.protocol,
         agent_id: share.agent_id.clone(),
         workspace: share.workspace.clone(),
-        created_at: share.created_at,
+        created_at: share.info.created_at,
     });
-    Ok((service, share.id))
+    Ok((service, share.info.id.clone()))
 }
 
-/// The live share of this code, for this workspace, and for a link only its own.
-fn find(call: &ApiCall<'_>, code: &str) -> Result<Share, Reply> {
-    guess_allowed(call)?;
-    look_up(call, code).ok_or_else(|| {
-        guess_failed(call);
-        not_found()
-    })
+/// The live share of this code, if it is of the caller's workspace or, for a link, the link's own.
+fn find<'r>(call: &ApiCall<'_>, registry: &'r Registry, code: &str) -> Result<&'r Share, Refusal> {
+    // What is not a code is looked up all the same, to take the same time.
+    let hash = secret::hash(Code::parse(code).as_ref().map_or("", Code::as_str));
+    let share = registry.share_by_code(&hash, call.now).filter(|share| match &call.principal {
+        Principal::Link { share: own, .. } => share.info.id == *own,
+        Principal::Key { workspace, .. } => share.workspace == *workspace,
+        Principal::Local => true,
+    });
+    share.ok_or(Refusal::ShareNotFound)
 }
 
 /// Whether this token was given to somebody who joined.
 fn has_joined(share: &Share, token: &str) -> bool {
-    token.split_once('.').is_some_and(|(number, signature)| {
-        let counted = number.parse::<u32>().is_ok_and(|number| (1..=share.join_count).contains(&number));
-        counted && secret::is_signed(&share.join_secret, number, signature)
-    })
+    let Some((number, signature)) = token.split_once('.') else { return false };
+    let is_counted = number.parse::<u32>().is_ok_and(|number| (1..=share.info.join_count).contains(&number));
+    is_counted && secret::is_signed(&share.join_secret, number, signature)
 }
 
-fn look_up(call: &ApiCall<'_>, code: &str) -> Option<Share> {
-    let hash = secret::hash(Code::parse(code).as_ref().map_or("", Code::as_str));
-    let share = call.core.registry().share_by_code(&hash, clock::now()).cloned();
-    let mine = |share: &Share| match &call.principal {
-        Principal::Link { share: own, .. } => share.id == *own,
-        Principal::Key { workspace, .. } => share.workspace == *workspace,
-        Principal::Local => true,
-    };
-    share.filter(mine)
-}
-
-fn describe(call: &ApiCall<'_>, share: &Share, token: Option<String>) -> Result<SharePreview, Reply> {
-    let registry = call.core.registry();
-    let agent = registry.agent(&share.agent_id).ok_or_else(not_found)?;
-    let services = share.services.iter().map(|shared| JoinableService {
-        id: shared.id.clone(),
-        name: shared.name.clone(),
-        target_port: shared.target_port,
-        protocol: shared.protocol,
-        status: Status::of(registry.presence(&shared.id).is_some()),
+fn describe(
+    call: &ApiCall<'_>,
+    registry: &Registry,
+    share: &Share,
+    token: Option<String>,
+) -> Result<SharePreview, Refusal> {
+    let agent = registry.agent(&share.agent_id).ok_or(Refusal::ShareNotFound)?;
+    let services = share.info.services.iter().map(|service| JoinableService {
+        service: service.clone(),
+        status: Status::of(registry.presence(&service.id).is_some()),
     });
     Ok(SharePreview {
-        name: share.name.clone(),
-        expires_at: share.expires_at,
-        expires_in_seconds: share.expires_at.since(clock::now()).as_secs(),
+        name: share.info.name.clone(),
+        expires_at: share.info.expires_at,
+        expires_in_seconds: share.info.expires_at.since(call.now).as_secs(),
         agent_id: agent.id.clone(),
         agent_label: agent.label.clone(),
         agent_fingerprint: agent.fingerprint,

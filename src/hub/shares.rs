@@ -1,137 +1,108 @@
-//! Shares as their owner sees them: a code that opens a fixed set of services until it expires. It is stored
-//! hashed.
+//! Shares as their owner sees them: a code that opens a fixed set of services until it expires. The hub keeps
+//! only the code's hash.
 
 use std::time::Duration;
 
-use super::access::guess_allowed;
-use super::access::guess_failed;
 use super::access::link_key;
 use super::api_call::ApiCall;
 use super::api_call::clean_label;
 use super::api_call::ok;
+use super::audit::Audit;
+use super::records::Records;
+use super::refusal::Refusal;
 use crate::http::reply::Reply;
 use crate::model::access::Principal;
 use crate::model::access::Role;
 use crate::model::code::Code;
-use crate::model::fingerprint::Fingerprint;
 use crate::model::hub_records::Agent;
 use crate::model::hub_records::Change;
 use crate::model::hub_records::Record;
 use crate::model::hub_records::Share;
-use crate::model::hub_records::SharedService;
+use crate::model::hub_records::ShareInfo;
 use crate::model::hub_records::Table;
+use crate::model::name::Name;
 use crate::model::registry::Registry;
-use crate::os::clock;
+use crate::model::service::Service;
+use crate::model::service::SharedService;
 use crate::os::secret;
 use crate::wire::api::MakeShare;
 use crate::wire::api::SHARED_SERVICES;
-use crate::wire::api::ShareInfo;
 use crate::wire::api::ShareMade;
 
-/// Shares in one workspace.
+/// Shares in one workspace; the registry keeps all of them in memory.
 const WORKSPACE_SHARES: usize = 10_000;
 const SHARE_LIFETIME_LIMIT: Duration = Duration::from_hours(24 * 365);
 
-pub fn make(call: &ApiCall<'_>) -> Result<Reply, Reply> {
-    let asked: MakeShare = call.body()?;
-    let code = match &asked.code {
-        Some(text) => {
-            Code::parse(text).map_err(|bad| bad_request(bad.reason(), "Choose 6 to 32 letters and digits"))?
-        }
+pub fn make(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Reply, Refusal> {
+    let order: MakeShare = call.body()?;
+    check(&order)?;
+    let code = match &order.code {
+        Some(text) => Code::parse(text).map_err(|bad| Refusal::BadShareCode { why: bad.reason() })?,
         None => Code::make(|| secret::bytes::<1>()[0]),
     };
-    check(&asked)?;
-    // That a code is taken says that it exists, so choosing codes is limited like guessing them.
-    guess_allowed(call)?;
-    let link_secret = asked.link.then(secret::secret);
-    let made = call.core.change(|registry| {
-        let (share, fingerprint) = new_share(call, registry, &asked, &code, link_secret.as_deref())?;
-        Ok((vec![Change::Put(Record::Share(share.clone()))], (share, fingerprint)))
-    });
-    let (share, fingerprint) = made.inspect_err(|reply| {
-        if *reply == taken() {
-            guess_failed(call);
-        }
-    })?;
-    call.core.audit.say("share.made", &[("share", &share.id), ("by", call.principal.id())]);
-    ok(
-        201,
-        &ShareMade {
-            id: share.id,
-            code: code.as_str().to_owned(),
-            secret: link_secret,
-            expires_at: share.expires_at,
-            agent_fingerprint: fingerprint,
-            services: share.services,
+    let link_secret = order.link.then(secret::secret);
+    let draft = Share {
+        code_hash: secret::hash(code.as_str()),
+        link_hash: link_secret.as_ref().map(|secret| secret::hash(&link_key(secret))),
+        join_secret: secret::secret(),
+        workspace: call.workspace().to_owned(),
+        key: call.principal.id().to_owned(),
+        agent_id: order.agent,
+        info: ShareInfo {
+            id: secret::id("shr"),
+            name: clean_label(&order.name),
+            services: Vec::new(),
+            created_at: call.now,
+            expires_at: call.now.plus(Duration::from_secs(order.expires_in_seconds)),
+            max_joins: order.max_joins,
+            join_count: 0,
+            joins: Vec::new(),
         },
-    )
+    };
+    // Whether the code is free and the services are there is decided together with the write.
+    let (info, agent_fingerprint) = records.change(|registry| {
+        let agent = agent_of(&draft, registry, call)?;
+        let mut share = draft.clone();
+        share.info.services = chosen_services(registry, &agent.id, &order.services)?;
+        let info = share.info.clone();
+        Ok((vec![Change::Put(Record::Share(share))], (info, agent.fingerprint)))
+    })?;
+    audit.say("share.made", &[("share", &info.id), ("by", call.principal.id())]);
+    let made = ShareMade {
+        id: info.id,
+        code: code.as_str().to_owned(),
+        secret: link_secret,
+        expires_at: info.expires_at,
+        agent_fingerprint,
+        services: info.services,
+    };
+    ok(201, &made)
 }
 
-/// What can be said of the request without looking at what there is.
-fn check(asked: &MakeShare) -> Result<(), Reply> {
-    let life = Duration::from_secs(asked.expires_in_seconds);
-    if asked.services.is_empty() || asked.services.len() > SHARED_SERVICES {
-        let hint = "Expose something first: connect expose NAME PORT";
-        Err(bad_request("A share has 1 to 100 services", hint))
-    } else if life.is_zero() || life > SHARE_LIFETIME_LIMIT {
-        Err(bad_request("A share lives between a second and a year", "Try --expires 24h"))
-    } else if asked.max_joins == Some(0) {
-        let hint = "Leave --max-joins out, or give 1 or more";
-        Err(bad_request("A share that nobody may join is of no use", hint))
+/// What can be refused without looking at what there is.
+fn check(order: &MakeShare) -> Result<(), Refusal> {
+    let lifetime = Duration::from_secs(order.expires_in_seconds);
+    if order.services.is_empty() || order.services.len() > SHARED_SERVICES {
+        Err(Refusal::BadShareServices)
+    } else if lifetime.is_zero() || lifetime > SHARE_LIFETIME_LIMIT {
+        Err(Refusal::BadShareLifetime)
+    } else if order.max_joins == Some(0) {
+        Err(Refusal::BadShareJoins)
     } else {
         Ok(())
     }
 }
 
-fn new_share(
-    call: &ApiCall<'_>,
-    registry: &Registry,
-    asked: &MakeShare,
-    code: &Code,
-    link_secret: Option<&str>,
-) -> Result<(Share, Fingerprint), Reply> {
-    let now = clock::now();
-    if registry.share_by_code(&secret::hash(code.as_str()), now).is_some() {
-        return Err(taken());
+/// The agent whose services the new share opens, if the caller may share them and there is room for the share.
+fn agent_of<'r>(draft: &Share, registry: &'r Registry, call: &ApiCall<'_>) -> Result<&'r Agent, Refusal> {
+    if registry.share_by_code(&draft.code_hash, call.now).is_some() {
+        return Err(Refusal::ShareCodeTaken);
     }
     if registry.shares(call.workspace()).count() >= WORKSPACE_SHARES {
-        let what = "There are too many shares in this workspace";
-        return Err(Reply::error(409, what, "Revoke some: connect share list"));
+        return Err(Refusal::TooManyShares);
     }
-    let mine = |agent: &&Agent| agent.workspace == call.workspace() && may_share_for(call, &agent.key);
-    let agent = registry.agent(&asked.agent).filter(mine).ok_or_else(|| {
-        let hint = "Share from the machine that exposes the services";
-        Reply::error(403, "This agent belongs to another key", hint)
-    })?;
-    let share = Share {
-        id: secret::id("shr"),
-        code_hash: secret::hash(code.as_str()),
-        link_hash: link_secret.map(|secret| secret::hash(&link_key(secret))),
-        join_secret: secret::secret(),
-        name: clean_label(&asked.name),
-        workspace: call.workspace().to_owned(),
-        key: call.principal.id().to_owned(),
-        agent_id: agent.id.clone(),
-        services: chosen(registry, asked, &agent.id)?,
-        created_at: now,
-        expires_at: now.plus(Duration::from_secs(asked.expires_in_seconds)),
-        max_joins: asked.max_joins,
-        join_count: 0,
-        joins: Vec::new(),
-    };
-    Ok((share, agent.fingerprint))
-}
-
-fn taken() -> Reply {
-    Reply::error(
-        409,
-        "This code is taken",
-        "Choose another with --code. If it is your own, left by a share that crashed: connect share revoke CODE",
-    )
-}
-
-fn bad_request(what: &str, hint: &str) -> Reply {
-    Reply::error(400, what, hint)
+    let agent = registry.agent(&draft.agent_id).filter(|agent| agent.workspace == call.workspace());
+    agent.filter(|agent| may_share_for(call, &agent.key)).ok_or(Refusal::AgentNotYours)
 }
 
 fn may_share_for(call: &ApiCall<'_>, key: &str) -> bool {
@@ -142,79 +113,43 @@ fn may_share_for(call: &ApiCall<'_>, key: &str) -> bool {
     }
 }
 
-fn chosen(registry: &Registry, asked: &MakeShare, agent: &str) -> Result<Vec<SharedService>, Reply> {
-    let chosen = asked.services.iter().map(|name| {
-        let mut services = registry.services_of(agent);
-        let service = services.find(|service| service.name == *name);
-        let service = service.ok_or_else(|| {
-            Reply::error(
-                404,
-                &format!("This agent does not expose {name}"),
-                &format!("Expose it first: connect expose {name} PORT"),
-            )
-        })?;
-        Ok(SharedService {
-            id: service.id.clone(),
-            name: service.name.clone(),
-            target_port: service.target_port,
-            protocol: service.protocol,
-        })
+fn chosen_services(
+    registry: &Registry,
+    agent_id: &str,
+    names: &[Name],
+) -> Result<Vec<SharedService>, Refusal> {
+    let chosen = names.iter().map(|name| {
+        let service = registry.services_of(agent_id).find(|service| service.name == *name);
+        service.map(Service::shared).ok_or_else(|| Refusal::NotExposed(name.clone()))
     });
     chosen.collect()
 }
 
-pub fn list(call: &ApiCall<'_>) -> Result<Reply, Reply> {
-    let registry = call.core.registry();
-    let now = clock::now();
+pub fn list(call: &ApiCall<'_>, records: &Records) -> Result<Reply, Refusal> {
+    let registry = records.registry();
     let visible = registry
         .shares(call.workspace())
-        .filter(|share| registry.share_is_live(share, now) && may_share_for(call, &share.key));
-    let mut shares: Vec<ShareInfo> = visible.map(info).collect();
+        .filter(|share| registry.share_is_live(share, call.now) && may_share_for(call, &share.key));
+    let mut shares: Vec<ShareInfo> = visible.map(|share| share.info.clone()).collect();
     drop(registry);
     shares.sort_by_key(|share| share.created_at);
     ok(200, &shares)
 }
 
-fn info(share: &Share) -> ShareInfo {
-    ShareInfo {
-        id: share.id.clone(),
-        name: share.name.clone(),
-        services: share.services.clone(),
-        created_at: share.created_at,
-        expires_at: share.expires_at,
-        max_joins: share.max_joins,
-        join_count: share.join_count,
-        joins: share.joins.clone(),
-    }
-}
-
 /// By its code or, since the list does not show codes, by its id.
-pub fn revoke(call: &ApiCall<'_>) -> Result<Reply, Reply> {
-    let now = clock::now();
-    let revoked = call.core.change(|registry| {
-        let by_code = Code::parse(call.parts[0])
-            .ok()
-            .and_then(|code| registry.share_by_code(&secret::hash(code.as_str()), now));
-        let share = by_code.or_else(|| registry.share(call.parts[0], now));
-        let share = share
-            .filter(|share| share.workspace == call.workspace() && may_share_for(call, &share.key))
-            .ok_or_else(not_found)?;
-        Ok((vec![Change::drop(Table::Share, &share.id)], share.id.clone()))
-    });
-    let id = match revoked {
-        Ok(id) => id,
-        Err(reply) if reply.status == 404 => {
-            guess_allowed(call)?;
-            guess_failed(call);
-            return Err(reply);
-        }
-        Err(reply) => return Err(reply),
-    };
-    call.core.audit.say("share.revoked", &[("share", &id), ("by", call.principal.id())]);
-    call.core.cut_dead();
+pub fn revoke(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Reply, Refusal> {
+    let name = call.parts[0];
+    let id = records.change(|registry| {
+        let by_code = match Code::parse(name) {
+            Ok(code) => registry.share_by_code(&secret::hash(code.as_str()), call.now),
+            Err(_) => None,
+        };
+        let share = by_code.or_else(|| registry.share(name, call.now));
+        let own =
+            share.filter(|share| share.workspace == call.workspace() && may_share_for(call, &share.key));
+        let id = &own.ok_or(Refusal::ShareNotFound)?.info.id;
+        Ok((vec![Change::drop(Table::Share, id)], id.clone()))
+    })?;
+    audit.say("share.revoked", &[("share", &id), ("by", call.principal.id())]);
     Ok(Reply::empty(204))
-}
-
-pub fn not_found() -> Reply {
-    Reply::error(404, "Share not found or expired", "Check the code and try again.")
 }

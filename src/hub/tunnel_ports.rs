@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::sync::Mutex;
+use std::sync::OnceLock;
 
 use crate::error::Result;
 use crate::os::lock::locked;
@@ -12,8 +13,10 @@ use crate::os::lock::locked;
 /// nothing of tunnels. Dropping what it returns closes the tunnel.
 pub type TunnelOpener = Box<dyn Fn(&str, u16) -> Result<Box<dyn Send>> + Send + Sync>;
 
+#[derive(Default)]
 pub struct TunnelPorts {
     range: Option<RangeInclusive<u16>>,
+    opener: OnceLock<TunnelOpener>,
     by_port: Mutex<BTreeMap<u16, PortTunnel>>,
 }
 
@@ -25,12 +28,17 @@ struct PortTunnel {
 
 impl TunnelPorts {
     pub fn new(range: Option<RangeInclusive<u16>>) -> Self {
-        Self { range, by_port: Mutex::default() }
+        Self { range, ..Self::default() }
+    }
+
+    /// Until this is set, no service gets a port.
+    pub fn set_opener(&self, opener: TunnelOpener) {
+        let _ = self.opener.set(opener);
     }
 
     /// Opens the service's port: the one it had before, else the first that is free.
-    pub fn open(&self, service: &str, opener: &TunnelOpener) -> Option<u16> {
-        let range = self.range.clone()?;
+    pub fn open(&self, service: &str) -> Option<u16> {
+        let (range, opener) = (self.range.clone()?, self.opener.get()?);
         let (before, taken) = {
             let by_port = locked(&self.by_port);
             let before = by_port.iter().find(|(_, tunnel)| tunnel.service == service);
@@ -67,8 +75,8 @@ impl TunnelPorts {
         drop(closing);
     }
 
-    /// By the ids of their services.
-    pub fn ports(&self) -> HashMap<String, u16> {
+    /// The open ports by the ids of their services.
+    pub fn by_service(&self) -> HashMap<String, u16> {
         let by_port = locked(&self.by_port);
         let open = by_port.iter().filter(|(_, tunnel)| tunnel.open.is_some());
         open.map(|(port, tunnel)| (tunnel.service.clone(), *port)).collect()

@@ -24,7 +24,7 @@ pub struct UnauthenticatedPeer<'g> {
 
 impl UnauthenticatedPeers {
     /// `None` when there are too many from there.
-    pub fn receive(&self, address: IpAddr) -> Option<UnauthenticatedPeer<'_>> {
+    pub fn admit(&self, address: IpAddr) -> Option<UnauthenticatedPeer<'_>> {
         let network = network_of(address);
         let mut by_network = locked(&self.by_network);
         let count = by_network.entry(network).or_default();
@@ -56,10 +56,10 @@ mod tests {
     fn one_address_leaves_room_for_the_others_and_gets_its_own_back() {
         let peers = UnauthenticatedPeers::default();
         let [one, other] = [1, 2].map(|last| IpAddr::from([192, 0, 2, last]));
-        let mut here: Vec<_> = (0..PEERS_PER_NETWORK).map(|_| peers.receive(one).unwrap()).collect();
-        assert!(peers.receive(one).is_none() && peers.receive(other).is_some());
+        let mut here: Vec<_> = (0..PEERS_PER_NETWORK).map(|_| peers.admit(one).unwrap()).collect();
+        assert!(peers.admit(one).is_none() && peers.admit(other).is_some());
         here.pop();
-        assert!(peers.receive(one).is_some());
+        assert!(peers.admit(one).is_some());
         here.clear();
         assert!(locked(&peers.by_network).is_empty());
     }

@@ -7,24 +7,30 @@ use serde::Serialize;
 use super::access::Role;
 use super::fingerprint::Fingerprint;
 use super::name::Name;
-use super::service::Protocol;
 use super::service::Service;
+use super::service::SharedService;
 use super::time::Time;
 
 /// Joins that a share lists; its counter goes on beyond.
 pub const JOINS_LISTED: usize = 100;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
 pub struct Key {
-    pub id: String,
     /// SHA-256 of the secret, which is random enough to need no salt.
     pub hash: String,
+    #[serde(flatten)]
+    pub info: KeyInfo,
+}
+
+/// The public part of a key, as the API lists it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyInfo {
+    pub id: String,
     pub role: Role,
     pub label: String,
     pub workspace: String,
     pub created_at: Time,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Time>,
 }
 
@@ -40,39 +46,37 @@ pub struct Agent {
     pub created_at: Time,
 }
 
-/// A share keeps its own copy of what it opens, so that it outlives a service that comes and goes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Share {
-    pub id: String,
     pub code_hash: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link_hash: Option<String>,
-    /// Makes the tokens that show who has joined; see `has_joined` in the hub.
+    /// Signs the tokens that show who has joined.
     pub join_secret: String,
-    pub name: String,
     pub workspace: String,
     /// The key that made it.
     pub key: String,
     pub agent_id: String,
+    #[serde(flatten)]
+    pub info: ShareInfo,
+}
+
+/// The public part of a share, as the API lists it. It keeps its own copy of what it opens, so that it outlives
+/// a service that comes and goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShareInfo {
+    pub id: String,
+    pub name: String,
     pub services: Vec<SharedService>,
     pub created_at: Time,
     pub expires_at: Time,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_joins: Option<u32>,
     #[serde(default)]
     pub join_count: u32,
     #[serde(default)]
     pub joins: Vec<JoinEntry>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct SharedService {
-    pub id: String,
-    pub name: Name,
-    pub target_port: u16,
-    pub protocol: Protocol,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,15 +134,6 @@ pub struct FleetHub {
     pub instance: String,
 }
 
-/// Failed tries of somebody within a window of time.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tries {
-    pub who: String,
-    pub count: u32,
-    /// When the window ends, and the count with it.
-    pub until: Time,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Record {
@@ -149,7 +144,6 @@ pub enum Record {
     Device(Device),
     Online(Presence),
     Hub(FleetHub),
-    Tries(Tries),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -162,11 +156,10 @@ pub enum Table {
     Device,
     Online,
     Hub,
-    Tries,
 }
 
 impl Table {
-    pub const ALL: [(Self, &str); 8] = [
+    pub const ALL: [(Self, &str); 7] = [
         (Self::Key, "key"),
         (Self::Agent, "agent"),
         (Self::Service, "service"),
@@ -174,15 +167,9 @@ impl Table {
         (Self::Device, "device"),
         (Self::Online, "online"),
         (Self::Hub, "hub"),
-        (Self::Tries, "tries"),
     ];
 
-    /// Whether its records outlive the hub that made them.
-    pub fn lasts(self) -> bool {
-        !matches!(self, Self::Online | Self::Hub | Self::Tries)
-    }
-
-    /// Whether its records end with the hub that made them.
+    /// Whether its records end with the hub that made them. All others are kept over a restart.
     pub fn is_presence(self) -> bool {
         matches!(self, Self::Online | Self::Hub)
     }
@@ -206,20 +193,18 @@ impl Record {
             Self::Device(_) => Table::Device,
             Self::Online(_) => Table::Online,
             Self::Hub(_) => Table::Hub,
-            Self::Tries(_) => Table::Tries,
         }
     }
 
     pub fn id(&self) -> &str {
         match self {
-            Self::Key(key) => &key.id,
+            Self::Key(key) => &key.info.id,
             Self::Agent(agent) => &agent.id,
             Self::Service(service) => &service.id,
-            Self::Share(share) => &share.id,
+            Self::Share(share) => &share.info.id,
             Self::Device(device) => &device.code,
             Self::Online(online) => &online.id,
             Self::Hub(hub) => &hub.url,
-            Self::Tries(tries) => &tries.who,
         }
     }
 }
@@ -238,13 +223,13 @@ impl Change {
     }
 }
 
-impl Key {
+impl KeyInfo {
     pub fn is_live(&self, now: Time) -> bool {
         self.expires_at.is_none_or(|at| now < at)
     }
 }
 
-impl Share {
+impl ShareInfo {
     pub fn is_live(&self, now: Time) -> bool {
         now < self.expires_at
     }
@@ -253,12 +238,11 @@ impl Share {
         self.max_joins.is_none_or(|max| self.join_count < max)
     }
 
-    pub fn joined(mut self, who: &str, at: Time) -> Self {
+    pub fn add_join(&mut self, who: &str, at: Time) {
         self.join_count = self.join_count.saturating_add(1);
         self.joins.push(JoinEntry { who: who.to_owned(), at });
         let surplus = self.joins.len().saturating_sub(JOINS_LISTED);
         self.joins.drain(..surplus);
-        self
     }
 }
 

@@ -1,47 +1,64 @@
-//! Counts what somebody does within a window of time, and says when it was too much.
+//! Counts what a caller does within a window of time, and says when it was too much.
 
 use std::collections::HashMap;
-use std::hash::Hash;
 use std::net::IpAddr;
 use std::net::Ipv6Addr;
 
 use super::time::Time;
 
-/// How many different callers are remembered. A flood from more addresses than this forgets the oldest
-/// windows first, so memory stays bounded.
-const CALLERS_REMEMBERED: usize = 10_000;
+/// How many windows are remembered. When a flood from more callers than this arrives, the oldest windows are
+/// forgotten first, so memory stays bounded.
+const WINDOWS_REMEMBERED: usize = 10_000;
 
+/// How often one caller may do something within a window of seconds.
 #[derive(Debug)]
-pub struct Limiter<K> {
-    allowed: u32,
-    window: u64,
-    counts: HashMap<K, (Time, u32)>,
+pub struct RateLimit {
+    pub name: &'static str,
+    pub allowed: u32,
+    pub window: u64,
 }
 
-impl<K: Clone + Eq + Hash> Limiter<K> {
-    pub fn new(allowed: u32, window_seconds: u64) -> Self {
-        Self { allowed, window: window_seconds, counts: HashMap::new() }
+#[derive(Debug)]
+struct RateWindow {
+    began: Time,
+    count: u32,
+}
+
+/// Counts for any number of limits, which do not share counts.
+#[derive(Debug, Default)]
+pub struct Limiter {
+    windows: HashMap<(&'static str, String), RateWindow>,
+}
+
+impl Limiter {
+    /// Counts one more of `who`.
+    pub fn count(&mut self, limit: &RateLimit, who: &str, now: Time) {
+        let key = (limit.name, who.to_owned());
+        if self.windows.len() >= WINDOWS_REMEMBERED && !self.windows.contains_key(&key) {
+            let oldest = self.windows.values().map(|window| window.began).min();
+            self.windows.retain(|_, window| Some(window.began) != oldest);
+        }
+        let window = self.windows.entry(key).or_insert(RateWindow { began: now, count: 0 });
+        if now.since(window.began).as_secs() >= limit.window {
+            *window = RateWindow { began: now, count: 0 };
+        }
+        window.count = window.count.saturating_add(1);
     }
 
-    /// Counts one more of `who`, and says whether that is still allowed.
-    pub fn allows(&mut self, who: &K, now: Time) -> bool {
-        if self.counts.len() >= CALLERS_REMEMBERED && !self.counts.contains_key(who) {
-            self.forget_old(now);
-        }
-        let entry = self.counts.entry(who.clone()).or_insert((now, 0));
-        if now.since(entry.0).as_secs() >= self.window {
-            *entry = (now, 0);
-        }
-        entry.1 = entry.1.saturating_add(1);
-        entry.1 <= self.allowed
+    /// Seconds until `who` may try again; `None` when it may now.
+    pub fn blocked(&self, limit: &RateLimit, who: &str, now: Time) -> Option<u64> {
+        let window = self.windows.get(&(limit.name, who.to_owned()))?;
+        let left = limit.window.checked_sub(now.since(window.began).as_secs())?;
+        (left > 0 && window.count >= limit.allowed).then_some(left)
     }
 
-    fn forget_old(&mut self, now: Time) {
-        let window = self.window;
-        self.counts.retain(|_, (began, _)| now.since(*began).as_secs() < window);
-        if self.counts.len() >= CALLERS_REMEMBERED {
-            self.counts.clear();
+    /// Counts one more of `who` if the limit still allows it, and says whether it did.
+    pub fn allows(&mut self, limit: &RateLimit, who: &str, now: Time) -> bool {
+        let allowed = self.blocked(limit, who, now).is_none();
+        if allowed {
+            self.count(limit, who, now);
         }
+        allowed
     }
 }
 
@@ -57,16 +74,27 @@ pub fn network_of(address: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
+    const TEN: RateLimit = RateLimit { name: "ten", allowed: 10, window: 60 };
+    const ONE: RateLimit = RateLimit { name: "one", allowed: 1, window: 60 };
+
     fn at(second: u64) -> Time {
         Time::from_unix(1000 + second)
     }
 
     #[test]
     fn the_eleventh_try_waits_for_the_window_to_end() {
-        let mut limiter = Limiter::new(10, 60);
-        assert!((0..10).all(|second| limiter.allows(&"a", at(second))));
-        assert!(!limiter.allows(&"a", at(10)) && limiter.allows(&"b", at(10)));
-        assert!(!limiter.allows(&"a", at(59)) && limiter.allows(&"a", at(60)));
+        let mut limiter = Limiter::default();
+        assert!((0..10).all(|second| limiter.allows(&TEN, "a", at(second))));
+        assert!(!limiter.allows(&TEN, "a", at(10)) && limiter.allows(&TEN, "b", at(10)));
+        assert_eq!(limiter.blocked(&TEN, "a", at(10)), Some(50));
+        assert!(!limiter.allows(&TEN, "a", at(59)) && limiter.allows(&TEN, "a", at(60)));
+    }
+
+    #[test]
+    fn limits_do_not_share_their_counts() {
+        let mut limiter = Limiter::default();
+        assert!(limiter.allows(&ONE, "a", at(0)) && !limiter.allows(&ONE, "a", at(1)));
+        assert!(limiter.allows(&TEN, "a", at(1)));
     }
 
     #[test]
@@ -81,11 +109,12 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_callers_does_not_grow_without_end() {
-        let mut limiter = Limiter::new(10, 60);
+    fn a_flood_of_callers_does_not_grow_without_end_and_the_newest_are_remembered() {
+        let mut limiter = Limiter::default();
         for caller in 0..50_000_u32 {
-            limiter.allows(&caller, at(0));
+            limiter.count(&ONE, &caller.to_string(), at(u64::from(caller / 1000)));
         }
-        assert!(limiter.counts.len() <= CALLERS_REMEMBERED);
+        assert!(limiter.windows.len() <= WINDOWS_REMEMBERED);
+        assert!(limiter.blocked(&ONE, "49999", at(50)).is_some());
     }
 }

@@ -18,14 +18,9 @@ use super::hub_records::Presence;
 use super::hub_records::Record;
 use super::hub_records::Share;
 use super::hub_records::Table;
-use super::hub_records::Tries;
 use super::hub_records::online_id;
 use super::service::Service;
 use super::time::Time;
-
-/// How many different callers' failed tries are remembered. A flood from more addresses than this is
-/// forgotten by its oldest windows first, so memory stays bounded.
-const REMEMBERED: usize = 10_000;
 
 #[derive(Clone, Debug)]
 struct ChannelOwner {
@@ -45,7 +40,6 @@ pub struct Registry {
     share_by_link: HashMap<String, String>,
     online: HashMap<String, Presence>,
     hubs: BTreeMap<String, FleetHub>,
-    tries: HashMap<String, Tries>,
     /// This hub's own control channels.
     channels: BTreeMap<ChannelId, ChannelOwner>,
     /// What the others know this hub by; alone, it has no name.
@@ -64,33 +58,26 @@ impl Registry {
         self.drop_indexes(record.table(), record.id());
         match record {
             Record::Key(key) => {
-                self.key_by_hash.insert(key.hash.clone(), key.id.clone());
-                self.keys.insert(key.id.clone(), key);
+                self.key_by_hash.insert(key.hash.clone(), key.info.id.clone());
+                self.keys.insert(key.info.id.clone(), key);
             }
             Record::Agent(agent) => drop(self.agents.insert(agent.id.clone(), agent)),
             Record::Service(service) => drop(self.services.insert(service.id.clone(), service)),
             Record::Share(share) => {
                 // Of two with one code, which a store may list in any order, the earlier one is over.
                 let owner = self.share_by_code.get(&share.code_hash).and_then(|id| self.shares.get(id));
-                let age = |share: &Share| (share.created_at, share.expires_at);
+                let age = |share: &Share| (share.info.created_at, share.info.expires_at);
                 if owner.is_none_or(|owner| age(owner) <= age(&share)) {
-                    self.share_by_code.insert(share.code_hash.clone(), share.id.clone());
+                    self.share_by_code.insert(share.code_hash.clone(), share.info.id.clone());
                 }
                 if let Some(hash) = &share.link_hash {
-                    self.share_by_link.insert(hash.clone(), share.id.clone());
+                    self.share_by_link.insert(hash.clone(), share.info.id.clone());
                 }
-                self.shares.insert(share.id.clone(), share);
+                self.shares.insert(share.info.id.clone(), share);
             }
             Record::Device(device) => drop(self.devices.insert(device.code.clone(), device)),
             Record::Online(online) => drop(self.online.insert(online.id.clone(), online)),
             Record::Hub(hub) => drop(self.hubs.insert(hub.url.clone(), hub)),
-            Record::Tries(tries) => {
-                if self.tries.len() >= REMEMBERED && !self.tries.contains_key(&tries.who) {
-                    let oldest = self.tries.values().map(|one| one.until).min();
-                    self.tries.retain(|_, one| Some(one.until) != oldest);
-                }
-                self.tries.insert(tries.who.clone(), tries);
-            }
         }
     }
 
@@ -104,7 +91,6 @@ impl Registry {
             Table::Device => drop(self.devices.remove(id)),
             Table::Online => drop(self.online.remove(id)),
             Table::Hub => drop(self.hubs.remove(id)),
-            Table::Tries => drop(self.tries.remove(id)),
         }
     }
 
@@ -144,10 +130,9 @@ impl Registry {
     pub fn expired(&self, now: Time) -> Vec<Change> {
         let shares = self.shares.values().filter(|share| !self.share_is_live(share, now));
         let devices = self.devices.values().filter(|device| now >= device.expires_at);
-        let tries = self.tries.values().filter(|tries| now >= tries.until);
-        let shares = shares.map(|share| Change::drop(Table::Share, &share.id));
+        let shares = shares.map(|share| Change::drop(Table::Share, &share.info.id));
         let devices = devices.map(|device| Change::drop(Table::Device, &device.code));
-        shares.chain(devices).chain(tries.map(|tries| Change::drop(Table::Tries, &tries.who))).collect()
+        shares.chain(devices).collect()
     }
 
     pub fn keys(&self) -> impl Iterator<Item = &Key> {
@@ -159,13 +144,13 @@ impl Registry {
     }
 
     pub fn key_by_hash(&self, hash: &str, now: Time) -> Option<&Key> {
-        self.keys.get(self.key_by_hash.get(hash)?).filter(|key| key.is_live(now))
+        self.keys.get(self.key_by_hash.get(hash)?).filter(|key| key.info.is_live(now))
     }
 
     /// Whether a running session's credential still stands: a key, or the share of a link.
     pub fn credential_is_live(&self, id: &str, now: Time) -> bool {
         id == Principal::Local.id()
-            || self.keys.get(id).is_some_and(|key| key.is_live(now))
+            || self.keys.get(id).is_some_and(|key| key.info.is_live(now))
             || self.share(id, now).is_some()
     }
 
@@ -209,8 +194,8 @@ impl Registry {
 
     /// A share dies with the key that made it, or a stolen key would go on opening doors after its end.
     pub fn share_is_live(&self, share: &Share, now: Time) -> bool {
-        let by_key = || self.keys.get(&share.key).is_some_and(|key| key.is_live(now));
-        share.is_live(now) && (share.key == Principal::Local.id() || by_key())
+        let by_key = || self.keys.get(&share.key).is_some_and(|key| key.info.is_live(now));
+        share.info.is_live(now) && (share.key == Principal::Local.id() || by_key())
     }
 
     pub fn share_by_code(&self, code_hash: &str, now: Time) -> Option<&Share> {
@@ -236,10 +221,6 @@ impl Registry {
 
     pub fn device(&self, code: &str, now: Time) -> Option<&Device> {
         self.devices.get(code).filter(|device| now < device.expires_at)
-    }
-
-    pub fn tries(&self, who: &str, now: Time) -> Option<&Tries> {
-        self.tries.get(who).filter(|tries| now < tries.until)
     }
 
     /// Where the hubs of the fleet are reached; none for a hub alone.
@@ -308,6 +289,8 @@ impl Registry {
 mod tests {
     use super::*;
     use crate::model::access::Role;
+    use crate::model::hub_records::KeyInfo;
+    use crate::model::hub_records::ShareInfo;
     use crate::model::name::Name;
     use crate::model::service::Protocol;
 
@@ -378,51 +361,45 @@ mod tests {
     fn a_code_that_an_expired_share_had_stays_with_its_new_owner() {
         let mut registry = Registry::default();
         let share = |id: &str, until: u64| Share {
-            id: id.into(),
             code_hash: "code".into(),
             link_hash: None,
             join_secret: String::new(),
-            name: String::new(),
             workspace: "default".into(),
             key: Principal::Local.id().into(),
             agent_id: "agent_1".into(),
-            services: Vec::new(),
-            created_at: now(),
-            expires_at: Time::from_unix(until),
-            max_joins: None,
-            join_count: 0,
-            joins: Vec::new(),
+            info: ShareInfo {
+                id: id.into(),
+                name: String::new(),
+                services: Vec::new(),
+                created_at: now(),
+                expires_at: Time::from_unix(until),
+                max_joins: None,
+                join_count: 0,
+                joins: Vec::new(),
+            },
         };
         let [old, new] =
             [share("old", 1500), share("new", 2000)].map(|share| Change::Put(Record::Share(share)));
         for order in [[&old, &new], [&new, &old]] {
             order.into_iter().for_each(|change| registry.apply(change.clone()));
             registry.apply(Change::drop(Table::Share, "old"));
-            assert_eq!(registry.share_by_code("code", now()).unwrap().id, "new");
+            assert_eq!(registry.share_by_code("code", now()).unwrap().info.id, "new");
         }
-    }
-
-    #[test]
-    fn a_flood_of_failed_tries_does_not_grow_without_end() {
-        let mut registry = Registry::default();
-        for caller in 0..50_000_u32 {
-            let until = Time::from_unix(2000 + u64::from(caller / 1000));
-            registry.apply(Change::Put(Record::Tries(Tries { who: caller.to_string(), count: 1, until })));
-        }
-        assert!(registry.tries.len() <= REMEMBERED && registry.tries("49999", now()).is_some());
     }
 
     #[test]
     fn a_key_that_is_replaced_expired_or_dropped_opens_nothing() {
         let mut registry = Registry::default();
         let key = |hash: &str| Key {
-            id: "key_1".into(),
             hash: hash.into(),
-            role: Role::Member,
-            label: String::new(),
-            workspace: "default".into(),
-            created_at: now(),
-            expires_at: Some(Time::from_unix(2000)),
+            info: KeyInfo {
+                id: "key_1".into(),
+                role: Role::Member,
+                label: String::new(),
+                workspace: "default".into(),
+                created_at: now(),
+                expires_at: Some(Time::from_unix(2000)),
+            },
         };
         registry.apply(Change::Put(Record::Key(key("old"))));
         registry.apply(Change::Put(Record::Key(key("new"))));

@@ -41,3 +41,24 @@ pub struct Service {
     pub workspace: String,
     pub created_at: Time,
 }
+
+/// What a share keeps of a service, and shows to those who may join it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SharedService {
+    pub id: String,
+    pub name: Name,
+    pub target_port: u16,
+    pub protocol: Protocol,
+}
+
+impl Service {
+    pub fn shared(&self) -> SharedService {
+        SharedService {
+            id: self.id.clone(),
+            name: self.name.clone(),
+            target_port: self.target_port,
+            protocol: self.protocol,
+        }
+    }
+}

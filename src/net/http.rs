@@ -22,9 +22,9 @@ use crate::http::body::request_body;
 use crate::http::body::response_body;
 use crate::http::head;
 use crate::http::message::BODY_LIMIT;
+use crate::http::message::ErrorBody;
 use crate::http::message::Request;
 use crate::http::message::Response;
-use crate::http::message::read_error_body;
 use crate::http::reply::Reply;
 use crate::model::version;
 
@@ -50,8 +50,8 @@ pub struct HttpConnection {
 pub enum RequestFailure {
     /// The client is gone, and nobody waits for an answer.
     ClientGone,
-    /// Say this and close.
-    Refuse(Reply),
+    /// Answer this status and close.
+    Refuse { status: u16, what: &'static str, hint: &'static str },
 }
 
 impl HttpConnection {
@@ -73,8 +73,11 @@ impl HttpConnection {
             if let Some(head) = head::parse_request(&self.buffer)? {
                 let body = request_body(&head)?;
                 let request = Request::from_head(&head);
-                let odd =
-                    || RequestFailure::Refuse(Reply::error(400, "The request's target is not a path", ""));
+                let odd = || RequestFailure::Refuse {
+                    status: 400,
+                    what: "The request's target is not a path",
+                    hint: "",
+                };
                 let (request, length) = (request.ok_or_else(odd)?, head.length);
                 self.buffer.drain(..length);
                 break (request, body);
@@ -136,7 +139,7 @@ impl HttpConnection {
 
 impl From<BadHead> for RequestFailure {
     fn from(bad: BadHead) -> Self {
-        Self::Refuse(Reply::error(bad.status(), bad.reason(), WHOLE_REQUEST_HINT))
+        Self::Refuse { status: bad.status(), what: bad.reason(), hint: WHOLE_REQUEST_HINT }
     }
 }
 
@@ -144,7 +147,7 @@ impl From<io::Error> for RequestFailure {
     fn from(error: io::Error) -> Self {
         if is_timeout(&error) {
             let hint = "Send a whole request within 10 seconds";
-            return Self::Refuse(Reply::error(408, "The request took too long", hint));
+            return Self::Refuse { status: 408, what: "The request took too long", hint };
         }
         log::debug!("a request ended early: {error}");
         Self::ClientGone
@@ -156,7 +159,7 @@ impl From<BodyFailure> for RequestFailure {
         match failure {
             BodyFailure::Io(error) => error.into(),
             BodyFailure::Bad(status, reason) => {
-                Self::Refuse(Reply::error(status, reason, WHOLE_REQUEST_HINT))
+                Self::Refuse { status, what: reason, hint: WHOLE_REQUEST_HINT }
             }
         }
     }
@@ -334,7 +337,7 @@ pub fn upgrade(
 
 /// The error that an answer of the hub stands for. Its words are a peer's: printed escaped, by whoever prints.
 pub fn refusal(status: u16, body: &[u8]) -> Error {
-    let (error, hint) = read_error_body(body);
+    let ErrorBody { error, hint, code } = ErrorBody::read(body);
     let what = if error.is_empty() { format!("The hub answered with status {status}") } else { error };
-    Error::new(what).hint(hint).kind(ErrorKind::Refused(status))
+    Error::new(what).hint(hint).kind(ErrorKind::Refused(status)).with_code(code)
 }

@@ -54,7 +54,7 @@ pub struct ServeOptions {
     /// Ends a connection when everything stops; must wake whoever blocks on it.
     pub cut: fn(&TcpStream),
     /// Says in a few bytes that there are too many; must not block.
-    pub turn_away: fn(&TcpStream),
+    pub turn_away: Box<dyn Fn(&TcpStream) + Send + Sync>,
 }
 
 /// A port of this machine that is taken, and not served yet.
@@ -258,7 +258,7 @@ mod tests {
                 (&*stream).write_all(&byte).unwrap();
             }
         };
-        let turn_away = |mut stream: &TcpStream| drop(stream.write_all(b"full"));
+        let turn_away = Box::new(|mut stream: &TcpStream| drop(stream.write_all(b"full")));
         let new_worker = each(serve);
         let service = ServeOptions { name: "echo", limit, new_worker, idle, cut: shut, turn_away };
         Server::start(TcpListener::bind("127.0.0.1:0").unwrap(), service, stop).unwrap()

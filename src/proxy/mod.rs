@@ -86,7 +86,7 @@ impl Proxy {
                 new_worker: Box::new(move || worker(Arc::clone(&own))),
                 idle: Some(IDLE),
                 cut: shut,
-                turn_away: |stream| http::turn_away(stream, &refusal::too_many()),
+                turn_away: Box::new(|stream| http::turn_away(stream, &refusal::too_many())),
             };
             Server::start(listener, service, &stop)
         });

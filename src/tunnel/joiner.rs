@@ -133,7 +133,7 @@ impl Tunnel {
                 ),
                 idle: None,
                 cut: abort,
-                turn_away: abort,
+                turn_away: Box::new(abort),
             };
             Server::start(listener, service, &self.stop)
         });

@@ -8,13 +8,17 @@ use serde::Serialize;
 
 use crate::model::access::Role;
 use crate::model::fingerprint::Fingerprint;
-use crate::model::hub_records::JoinEntry;
-use crate::model::hub_records::SharedService;
+use crate::model::hub_records::KeyInfo;
 use crate::model::name::Name;
 use crate::model::service::Protocol;
+use crate::model::service::SharedService;
 use crate::model::text::one_line;
 use crate::model::time::Time;
 use crate::model::version::Version;
+
+/// The codes of refusals by which clients decide what to do. All of them stand in the hub's `refusal.rs`.
+pub const BAD_KEY_CODE: &str = "bad-key";
+pub const SHARE_NOT_FOUND_CODE: &str = "share-not-found";
 
 /// What a peer calls itself is shown within lines of ours.
 fn shown<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
@@ -173,17 +177,6 @@ pub struct KeyMade {
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct KeyInfo {
-    pub id: String,
-    pub role: Role,
-    pub label: String,
-    pub workspace: String,
-    pub created_at: Time,
-    pub expires_at: Option<Time>,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AskDevice {
     pub label: String,
 }
@@ -242,20 +235,6 @@ pub struct ShareMade {
     pub services: Vec<SharedService>,
 }
 
-/// A share as its owner lists it; the code itself is not kept.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ShareInfo {
-    pub id: String,
-    pub name: String,
-    pub services: Vec<SharedService>,
-    pub created_at: Time,
-    pub expires_at: Time,
-    pub max_joins: Option<u32>,
-    pub join_count: u32,
-    pub joins: Vec<JoinEntry>,
-}
-
 /// Services in one share: a joiner has threads for each.
 pub const SHARED_SERVICES: usize = 100;
 
@@ -282,9 +261,7 @@ pub struct SharePreview {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct JoinableService {
-    pub id: String,
-    pub name: Name,
-    pub target_port: u16,
-    pub protocol: Protocol,
+    #[serde(flatten)]
+    pub service: SharedService,
     pub status: Status,
 }

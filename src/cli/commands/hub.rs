@@ -59,14 +59,16 @@ pub fn run(call: &Call) -> CommandResult {
     let listener =
         TcpListener::bind((host.as_str(), port)).map_err(|error| cannot_listen(listen, port, error))?;
     let address = listener.local_addr().or_say(|| "Cannot tell the listening address")?;
-    let opener = if has_tunnel_ports { Some(tunnel_opener(call, &core, address.port())?) } else { None };
+    if has_tunnel_ports {
+        core.tunnel_ports.set_opener(tunnel_opener(call, &core, address.port())?);
+    }
     if let Some(note) = &core.note {
         call.say.warn(note);
     }
     let public = public_name.unwrap_or_else(|| shown_host(address.ip()));
     let port = if behind_proxy { 443 } else { address.port() };
     let url = HubUrl { host: public, port };
-    let running = hub::start(&core, listener, opener, &url.to_string(), &call.stop)?;
+    let running = hub::start(&core, listener, &url.to_string(), &call.stop)?;
     store_options.note(&data)?;
     announce(call, &core, &url, &address.to_string());
     call.stop.wait();
@@ -81,7 +83,7 @@ fn announce(call: &Call, core: &Core, url: &HubUrl, listening: &str) {
         "pin": core.ca.pin().to_string(), "data": core.settings.data, "firstKey": first_key }));
     say.line(&format!("[ok] Hub listening on {listening}"));
     say.line(&format!("  Data: {}", core.settings.data.display()));
-    let others = core.registry().hub_urls();
+    let others = core.records.registry().hub_urls();
     if core.fleet.is_some() {
         say.line(&format!("  Fleet: {}", others.join(" ")));
     }
@@ -99,7 +101,7 @@ fn announce(call: &Call, core: &Core, url: &HubUrl, listening: &str) {
 /// A new hub has no keys, so nobody could use it. Makes the first one.
 fn first_key(core: &Core) -> Option<String> {
     // In a fleet only the hub that begins it makes a key, or two hubs that start at once would make two.
-    if core.registry().keys().next().is_some() || (core.fleet.is_some() && !core.ca.is_new()) {
+    if core.records.registry().keys().next().is_some() || (core.fleet.is_some() && !core.ca.is_new()) {
         return None;
     }
     let body = json!({ "role": Role::Admin.as_str(), "label": "first admin" });

@@ -10,7 +10,7 @@ use crate::cli::say;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::access::Role;
-use crate::wire::api::KeyInfo;
+use crate::model::hub_records::KeyInfo;
 use crate::wire::api::KeyMade;
 
 pub fn create(call: &Call) -> CommandResult {

@@ -20,7 +20,6 @@ use crate::cli::local_tunnel::TunnelSpec;
 use crate::cli::local_tunnel::another_agent;
 use crate::cli::tunnels::TunnelSet;
 use crate::error::Error;
-use crate::error::ErrorKind;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::code::BadCode;
@@ -33,7 +32,10 @@ use crate::net::address::HubUrl;
 use crate::os::secret;
 use crate::os::terminal;
 use crate::tls::identity::Identity;
+use crate::wire::api::BAD_KEY_CODE;
+use crate::wire::api::JoinableService;
 use crate::wire::api::Membership;
+use crate::wire::api::SHARE_NOT_FOUND_CODE;
 use crate::wire::api::SHARED_SERVICES;
 use crate::wire::api::SharePreview;
 
@@ -146,10 +148,8 @@ fn hub(call: &Call, invitation: &Invitation) -> Result<(Arc<Hub>, Identity)> {
 
 fn explain(error: Error) -> Error {
     // A link's secret is the only credential: when the share is gone, so is that.
-    let is_gone = error.hint.as_deref().is_some_and(|hint| hint.contains("expired"));
-    match error.kind {
-        ErrorKind::Refused(404) => not_found(""),
-        ErrorKind::Refused(401) if is_gone => not_found(""),
+    match error.code() {
+        SHARE_NOT_FOUND_CODE | BAD_KEY_CODE => not_found(""),
         _ => error,
     }
 }
@@ -170,7 +170,7 @@ fn chosen_ports(call: &Call) -> Result<BTreeMap<Name, u16>> {
 
 fn wanted(call: &Call, share: &SharePreview, mut ports: BTreeMap<Name, u16>) -> Result<Vec<TunnelSpec>> {
     let strict = call.args.flag("strict-ports");
-    let wanted = share.services.iter().map(|service| {
+    let wanted = share.services.iter().map(|JoinableService { service, .. }| {
         let chosen = ports.remove(&service.name);
         let port = chosen.unwrap_or(service.target_port);
         TunnelSpec {

@@ -144,7 +144,7 @@ impl FileStore {
 
 impl Store for FileStore {
     fn commit(&mut self, changes: Vec<Change>, _: u64) -> Result<CommitOutcome> {
-        self.journal(changes.iter().filter(|change| change.key().0.lasts()).cloned().collect())?;
+        self.journal(changes.iter().filter(|change| !change.key().0.is_presence()).cloned().collect())?;
         let records: Option<Vec<Record>> = {
             let mut registry = locked(&self.registry);
             changes.into_iter().for_each(|change| registry.apply(change));

@@ -309,7 +309,7 @@ impl ReplicaState {
         // share that we know, and know to be over, it may be taken.
         let code = match change {
             Change::Put(Record::Share(share)) if step.version == 0 => {
-                let code = self.step(code_key(&share.code_hash), Some(share.id.clone()), false);
+                let code = self.step(code_key(&share.code_hash), Some(share.info.id.clone()), false);
                 let is_known = registry.code_owner(&share.code_hash).is_some();
                 Some(KeyChange { version: if is_known { code.version } else { 0 }, ..code })
             }

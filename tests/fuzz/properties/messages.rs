@@ -7,8 +7,8 @@ use serde::de::DeserializeOwned;
 
 use super::cuts::Cuts;
 use crate::http::head::parse_request;
+use crate::http::message::ErrorBody;
 use crate::http::message::Request;
-use crate::http::message::read_error_body;
 use crate::wire::api::AskSession;
 use crate::wire::api::SessionGranted;
 use crate::wire::api::SharePreview;
@@ -23,8 +23,8 @@ pub fn control(line: &[u8], cuts: Cuts) {
     body::<AskSession>(line);
     body::<SessionGranted>(line);
     body::<SharePreview>(line);
-    let (error, hint) = read_error_body(line);
-    for shown in [error, hint] {
+    let ErrorBody { error, hint, code } = ErrorBody::read(line);
+    for shown in [error, hint, code] {
         assert!(!shown.contains('\n') && shown.chars().count() <= 500);
     }
 }

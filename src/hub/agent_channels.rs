@@ -1,0 +1,60 @@
+//! The control channels of the agents that are connected to this hub.
+
+use std::collections::HashMap;
+use std::net::Shutdown;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::Mutex;
+
+use crate::model::hub_records::ChannelId;
+use crate::model::registry::Registry;
+use crate::model::time::Time;
+use crate::model::version::Version;
+use crate::net::channel::ChannelSender;
+use crate::os::lock::locked;
+
+/// One control channel, for whoever wants something of its agent.
+#[derive(Clone)]
+pub struct AgentChannel {
+    pub outgoing: ChannelSender,
+    /// The relay at the address by which this agent reached the hub.
+    pub relay: String,
+    pub speaks: Version,
+    /// The key it was opened with. When that dies, the channel is cut.
+    pub key: String,
+    pub socket: Arc<TcpStream>,
+}
+
+#[derive(Default)]
+pub struct AgentChannels {
+    by_id: Mutex<HashMap<ChannelId, AgentChannel>>,
+}
+
+impl AgentChannels {
+    pub fn add(&self, id: ChannelId, channel: AgentChannel) {
+        locked(&self.by_id).insert(id, channel);
+    }
+
+    pub fn remove(&self, id: ChannelId) {
+        locked(&self.by_id).remove(&id);
+    }
+
+    pub fn find(&self, id: ChannelId) -> Option<AgentChannel> {
+        locked(&self.by_id).get(&id).cloned()
+    }
+
+    /// The sockets of channels whose key is no longer good.
+    pub fn dead(&self, registry: &Registry, now: Time) -> Vec<Arc<TcpStream>> {
+        let by_id = locked(&self.by_id);
+        let dead = by_id.values().filter(|channel| !registry.credential_is_live(&channel.key, now));
+        dead.map(|channel| Arc::clone(&channel.socket)).collect()
+    }
+
+    /// Cuts all of them, so that every agent looks for another hub.
+    pub fn cut_all(&self) {
+        let channels: Vec<AgentChannel> = locked(&self.by_id).values().cloned().collect();
+        for channel in channels {
+            let _ = channel.socket.shutdown(Shutdown::Both);
+        }
+    }
+}

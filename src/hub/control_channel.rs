@@ -1,0 +1,183 @@
+//! An agent's control channel, from its hello to its end: what the agent exposes, withdraws and declines.
+
+use std::time::Instant;
+
+use super::agent_channels::AgentChannel;
+use super::api_call::ApiCall;
+use super::api_call::spoken_by;
+use super::core::Core;
+use super::refusal::Refusal;
+use crate::model::hub_records::Change;
+use crate::model::hub_records::ChannelId;
+use crate::model::hub_records::Presence;
+use crate::model::hub_records::Record;
+use crate::model::hub_records::Table;
+use crate::model::hub_records::online_id;
+use crate::model::name::Name;
+use crate::model::registry::Registry;
+use crate::model::service::Protocol;
+use crate::model::service::Service;
+use crate::net::channel::MessageChannel;
+use crate::net::connect::NETWORK_TIMEOUT;
+use crate::net::duplex::Duplex;
+use crate::os::clock;
+use crate::os::secret;
+use crate::wire::control::CHANNEL_SERVICE_LIMIT;
+use crate::wire::control::ToAgent;
+use crate::wire::control::ToHub;
+
+/// Services of one workspace; the registry keeps all of them in memory.
+const WORKSPACE_SERVICES: usize = 10_000;
+
+struct ConnectedAgent<'c> {
+    core: &'c Core,
+    channel: AgentChannel,
+    channel_id: ChannelId,
+    agent_id: String,
+    workspace: String,
+}
+
+/// Serves the channel until the agent is gone, silent, or speaks garbage. `call` opened it; `relay` is the relay's
+/// address for this agent.
+pub fn serve(core: &Core, stream: Duplex, call: &ApiCall<'_>, relay: String) {
+    let opened =
+        MessageChannel::start(stream).inspect_err(|error| log::debug!("no control channel: {error}"));
+    let Ok(mut channel) = opened else { return };
+    let hello = channel.first::<ToHub>(Instant::now() + NETWORK_TIMEOUT);
+    let Ok(ToHub::Hello { agent: agent_id, .. }) = hello else { return };
+    let key = call.principal.id();
+    let is_own = core.records.registry().agent(&agent_id).is_some_and(|agent| agent.key == key);
+    if !is_own {
+        core.audit.say_refusal("agent.refused", &[("by", key), ("agent", &agent_id)]);
+        return;
+    }
+    let own = AgentChannel {
+        outgoing: channel.outgoing(),
+        relay,
+        speaks: spoken_by(call.request),
+        key: key.to_owned(),
+        socket: channel.socket(),
+    };
+    let channel_id = core.agent_up(&agent_id, own.clone());
+    core.audit.say("agent.up", &[("agent", &agent_id), ("by", key)]);
+    own.outgoing.send(&ToAgent::Welcome { version: env!("CARGO_PKG_VERSION").into() });
+    let workspace = call.workspace().to_owned();
+    let agent = ConnectedAgent { core, channel: own, channel_id, agent_id, workspace };
+    let end = loop {
+        match channel.next::<ToHub>() {
+            Ok(message) => {
+                if !agent.handle(message) {
+                    break "the store cannot be written".to_owned();
+                }
+            }
+            Err(error) => break error.to_string(),
+        }
+    };
+    log::debug!("a control channel ended: {end}");
+    core.agent_down(channel_id);
+    core.audit.say("agent.down", &[("agent", &agent.agent_id)]);
+}
+
+impl ConnectedAgent<'_> {
+    /// False when the channel must end, so that the agent connects again.
+    fn handle(&self, message: ToHub) -> bool {
+        match message {
+            ToHub::Hello { .. } | ToHub::Unknown => true,
+            ToHub::Expose { name, port, protocol } => self.expose(name, port, protocol),
+            ToHub::Withdraw { service } => {
+                self.withdraw(&service);
+                true
+            }
+            ToHub::Decline { session, reason } => {
+                self.core.sessions.decline(&session, self.channel_id, &reason);
+                true
+            }
+        }
+    }
+
+    fn expose(&self, name: Name, target_port: u16, protocol: Protocol) -> bool {
+        let id = secret::derived_id("svc", &[&self.workspace, &self.agent_id, name.as_str()]);
+        let now = clock::now();
+        let presence = |registry: &Registry| Presence {
+            id: online_id(&self.workspace, &name),
+            service: id.clone(),
+            agent_id: self.agent_id.clone(),
+            hub: registry.me.clone(),
+            channel: self.channel_id,
+            since: registry.connected_since(&self.agent_id).unwrap_or(now),
+        };
+        let stored = self.core.records.change(|registry| {
+            self.may_expose(registry, &name)?;
+            let known = registry.service(&id);
+            let service = Service {
+                id: id.clone(),
+                name: name.clone(),
+                target_port,
+                protocol,
+                agent_id: self.agent_id.clone(),
+                workspace: self.workspace.clone(),
+                created_at: known.map_or(now, |known| known.created_at),
+            };
+            let mut changes = vec![Change::Put(Record::Online(presence(registry)))];
+            if known != Some(&service) {
+                changes.insert(0, Change::Put(Record::Service(service)));
+            }
+            Ok((changes, ()))
+        });
+        match stored {
+            Ok(()) => {}
+            Err(Refusal::StoreFailed | Refusal::FleetStoreAway) => {
+                // The agent is connected to this hub, whether the store can be told of it now or later.
+                let mut registry = self.core.records.registry();
+                if registry.service(&id).is_none() || self.may_expose(&registry, &name).is_err() {
+                    return false;
+                }
+                let presence = presence(&registry);
+                registry.apply(Change::Put(Record::Online(presence)));
+            }
+            Err(refusal) => {
+                let refusal = self.core.refusals.text(&refusal);
+                let refused = ToAgent::Refused { name, reason: refusal.what, hint: refusal.hint };
+                return self.channel.outgoing.send(&refused);
+            }
+        }
+        let tunnel_port = self.core.tunnel_ports.open(&id);
+        self.channel.outgoing.send(&ToAgent::Exposed { name, service: id, tunnel_port })
+    }
+
+    /// Whether this agent may have the name, and may expose one more service.
+    fn may_expose(&self, registry: &Registry, name: &Name) -> Result<(), Refusal> {
+        let online = registry.online_by_id(&online_id(&self.workspace, name));
+        if let Some(other) = online.filter(|online| online.agent_id != self.agent_id) {
+            let by = registry.agent(&other.agent_id).map(|agent| agent.label.clone()).unwrap_or_default();
+            return Err(Refusal::NameTaken { name: name.clone(), by });
+        }
+        if registry.services_of(&self.agent_id).any(|own| own.name == *name) {
+            return Ok(());
+        }
+        if registry.service_count_of(&self.agent_id) >= CHANNEL_SERVICE_LIMIT {
+            return Err(Refusal::TooManyAgentServices { limit: CHANNEL_SERVICE_LIMIT });
+        }
+        if registry.services(&self.workspace).count() >= WORKSPACE_SERVICES {
+            return Err(Refusal::TooManyServices { limit: WORKSPACE_SERVICES });
+        }
+        Ok(())
+    }
+
+    fn withdraw(&self, service: &str) {
+        let held = self.core.records.registry().held_by(self.channel_id);
+        if !held.iter().any(|online| online.service == service) {
+            return;
+        }
+        self.core.take_offline(self.channel_id, |id| id == service);
+        self.core.close_tunnel(service, false);
+        let dropped = self.core.records.change(|registry| {
+            // Another process of this agent may have exposed it in the meantime.
+            let is_gone = registry.presence(service).is_none() && registry.service(service).is_some();
+            Ok((if is_gone { vec![Change::drop(Table::Service, service)] } else { Vec::new() }, ()))
+        });
+        if dropped.is_err() {
+            log::debug!("{service} stays listed as offline until the store can be written");
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! What the hub remembers: the registry in memory, and the store that outlives it.
+//!
+//! A change is decided on the registry as it is, written by the store, and only then visible. Those who change
+//! something queue on the store's lock; readers never wait for a disk or a network.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::time::Duration;
+use std::time::Instant;
+
+use super::refusal::Refusal;
+use super::store::CommitOutcome;
+use super::store::Store;
+use crate::error::Error;
+use crate::model::hub_records::Change;
+use crate::model::registry::Registry;
+use crate::net::stop::Stop;
+use crate::os::lock::locked;
+use crate::os::secret;
+
+/// A change that other hubs overtake again and again is given up after this long.
+const DECISION_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest pause between two attempts. Each pause is chance, so that no hub is always the slower one.
+const OVERTAKEN_PAUSE: Duration = Duration::from_millis(5);
+
+pub struct Records {
+    registry: Arc<Mutex<Registry>>,
+    store: Mutex<Box<dyn Store>>,
+    /// Whether other hubs change the same store.
+    is_fleet: bool,
+    stop: Stop,
+}
+
+/// What a decision comes to: the changes to write, and what its maker wants to know about them.
+pub type Decision<T> = Result<(Vec<Change>, T), Refusal>;
+
+impl Records {
+    pub fn new(registry: Arc<Mutex<Registry>>, store: Box<dyn Store>, is_fleet: bool, stop: &Stop) -> Self {
+        Self { registry, store: Mutex::new(store), is_fleet, stop: stop.clone() }
+    }
+
+    /// For reading, and for what is true though no store knows it yet. Held for moments, never over I/O.
+    pub fn registry(&self) -> MutexGuard<'_, Registry> {
+        locked(&self.registry)
+    }
+
+    /// Decides on the registry as it is and writes the changes. If another hub was first, decides again.
+    pub fn change<T>(&self, mut decide: impl FnMut(&Registry) -> Decision<T>) -> Result<T, Refusal> {
+        let mut store = locked(&self.store);
+        let deadline = Instant::now() + DECISION_TIMEOUT;
+        while Instant::now() < deadline {
+            let mark = store.mark();
+            let (changes, value) = decide(&self.registry())?;
+            if changes.is_empty() {
+                return Ok(value);
+            }
+            match store.commit(changes, mark) {
+                Ok(CommitOutcome::Done) => return Ok(value),
+                // What the other hub did may still be on its way to this one.
+                Ok(CommitOutcome::Overtaken) => {
+                    self.stop.wait_for(OVERTAKEN_PAUSE * (secret::number() % 100) / 100);
+                }
+                Err(error) => return Err(self.not_written(&error)),
+            }
+        }
+        Err(self.not_written(&Error::new("other hubs were faster each time")))
+    }
+
+    /// Changes what is true at this hub, whether the store can write it or not.
+    pub fn change_anyway(&self, decide: impl Fn(&Registry) -> Vec<Change>) {
+        if self.change(|registry| Ok((decide(registry), ()))).is_err() {
+            let mut registry = self.registry();
+            for change in decide(&registry) {
+                registry.apply(change);
+            }
+        }
+    }
+
+    fn not_written(&self, error: &Error) -> Refusal {
+        log::error!("a change was refused: {error}");
+        if self.is_fleet { Refusal::FleetStoreAway } else { Refusal::StoreFailed }
+    }
+}

@@ -1,0 +1,353 @@
+//! What the hub refuses, and how: one table of statuses, codes, messages and hints.
+//!
+//! A code is stable: clients act on it, and the metrics count refusals by it. The words of a refusal are read
+//! only through `RefusalCounts`, so that none is answered without being counted.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use crate::http::message::ErrorBody;
+use crate::http::reply::Reply;
+use crate::model::access::Action;
+use crate::model::limiter::RateLimit;
+use crate::model::name::BadName;
+use crate::model::name::Name;
+use crate::model::service::Service;
+use crate::os::lock::locked;
+use crate::wire::api::BAD_KEY_CODE;
+use crate::wire::api::SHARE_NOT_FOUND_CODE;
+use crate::wire::control::CONTROL_UPGRADE;
+use crate::wire::control::RELAY_UPGRADE;
+
+#[derive(Debug)]
+pub enum Refusal {
+    // Before it is known who asks.
+    Garbage,
+    BadRequest {
+        status: u16,
+        what: &'static str,
+        hint: &'static str,
+    },
+    TooManyConnections,
+    TooManyFromOneAddress,
+    TlsRequired {
+        url: String,
+    },
+    OtherProtocol {
+        what: String,
+        hint: String,
+    },
+    UpgradeMissing,
+    NoSuchCall,
+    OtherMethod {
+        allowed: String,
+    },
+    Fenced,
+    // Who asks.
+    NoKey,
+    BadKey,
+    Role(Action),
+    OtherWorkspace,
+    TooManyTries {
+        limit: &'static RateLimit,
+        seconds: u64,
+    },
+    // What the request says.
+    BadBody {
+        why: String,
+    },
+    BadHost,
+    BadWorkspace(BadName),
+    BadAgentId,
+    BadKeyLifetime,
+    BadShareCode {
+        why: &'static str,
+    },
+    BadShareServices,
+    BadShareLifetime,
+    BadShareJoins,
+    // What there is, and what belongs to somebody else.
+    NoSuchKey,
+    NoSuchService,
+    NotExposed(Name),
+    ShareNotFound,
+    ShareNotJoined,
+    ShareFull,
+    ShareCodeTaken,
+    LoginCodeUnknown,
+    NoLoginWaiting,
+    AgentOfAnotherKey,
+    AgentNotYours,
+    AgentIdentity,
+    NameTaken {
+        name: Name,
+        by: String,
+    },
+    // What there is too much of.
+    TooManyKeys,
+    TooManyAgents,
+    TooManyAgentServices {
+        limit: usize,
+    },
+    TooManyServices {
+        limit: usize,
+    },
+    TooManyShares,
+    TooManyLoginsWaiting,
+    TooManySessionsWaiting,
+    // Sessions.
+    Offline(Box<Service>),
+    AgentAtOtherHub {
+        service: Name,
+        hub: String,
+    },
+    BadTicket,
+    RelayOverTls,
+    SessionOver,
+    Declined {
+        reason: String,
+    },
+    PartnerMissing,
+    // The hub itself.
+    StoreFailed,
+    FleetStoreAway,
+    AnswerFailed,
+    OtherHubAway {
+        status: u16,
+        what: String,
+    },
+    /// What another hub of the fleet refused with, passed on as it is.
+    OtherHub(Reply),
+}
+
+/// One row of the table.
+#[derive(Debug)]
+pub struct RefusalText {
+    pub status: u16,
+    pub code: &'static str,
+    pub what: String,
+    pub hint: String,
+}
+
+fn row(status: u16, code: &'static str, what: impl Into<String>) -> RefusalText {
+    RefusalText { status, code, what: what.into(), hint: String::new() }
+}
+
+impl RefusalText {
+    fn hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: hint.into(), ..self }
+    }
+}
+
+impl Refusal {
+    /// Whether somebody who guesses codes learns something from it.
+    pub fn is_wrong_code(&self) -> bool {
+        matches!(self, Self::ShareNotFound | Self::ShareNotJoined | Self::ShareCodeTaken)
+    }
+
+    #[allow(clippy::too_many_lines)] // It is a table.
+    fn text(&self) -> RefusalText {
+        match self {
+            Self::Garbage => row(400, "garbage", "This is neither TLS nor HTTP"),
+            Self::BadRequest { status, what, hint } => row(*status, "bad-request", *what).hint(*hint),
+            Self::TooManyConnections => {
+                row(503, "too-many-connections", "The hub has too many connections").hint(IN_A_MOMENT)
+            }
+            Self::TooManyFromOneAddress => {
+                row(503, "too-many-from-one-address", "The hub has too many connections").hint(IN_A_MOMENT)
+            }
+            Self::TlsRequired { url } => {
+                row(426, "in-the-clear", "This hub speaks https").hint(format!("Use {url}"))
+            }
+            Self::OtherProtocol { what, hint } => row(426, "protocol", what).hint(hint),
+            Self::UpgradeMissing => row(426, "upgrade-missing", "This path is for connect's own channels")
+                .hint("Update connect: it did not ask for a protocol that this hub speaks"),
+            Self::NoSuchCall => {
+                row(404, "no-such-call", "There is no such call").hint("The README lists the hub's API")
+            }
+            Self::OtherMethod { allowed } => {
+                row(405, "other-method", "This call has another method").hint(format!("Use {allowed}"))
+            }
+            Self::Fenced => row(503, "fenced", "This hub is ending or cut off from its fleet")
+                .hint("Use another hub of the fleet"),
+
+            Self::NoKey => row(401, "no-key", "An API key is needed")
+                .hint("Send it as x-api-key; make one with: connect hub key create"),
+            Self::BadKey => row(401, BAD_KEY_CODE, "This API key is not valid here")
+                .hint("It may be revoked or expired; ask for a new one: connect hub key create"),
+            Self::Role(Action::Administer) => {
+                row(403, "role", "This key may not do that").hint("Ask for a key with --role admin")
+            }
+            Self::Role(_) => {
+                row(403, "role", "This key may not do that").hint("Ask for a key with --role member")
+            }
+            Self::OtherWorkspace => row(403, "other-workspace", "This key rules another workspace")
+                .hint("Make it on the hub's machine: connect hub key create --workspace NAME"),
+            Self::TooManyTries { limit, seconds } => {
+                row(429, limit.name, "Too many failed tries").hint(format!("Try again in {seconds} seconds"))
+            }
+
+            Self::BadBody { why } => row(400, "bad-body", format!("The body does not fit this call: {why}"))
+                .hint("Send JSON as the README describes"),
+            Self::BadHost => row(400, "bad-host", "The Host header is not an address"),
+            Self::BadWorkspace(bad) => {
+                row(400, "bad-workspace", format!("The workspace's name {}", bad.reason()))
+                    .hint("Use a-z, 0-9 and -")
+            }
+            Self::BadAgentId => row(400, "bad-agent-id", "This is not an agent id")
+                .hint("Agent ids look like agent_k3v7; connect up makes one"),
+            Self::BadKeyLifetime => row(400, "bad-key-lifetime", "A key lives a second at least")
+                .hint("Try --expires 30d"),
+            Self::BadShareCode { why } => {
+                row(400, "bad-share-code", *why).hint("Choose 6 to 32 letters and digits")
+            }
+            Self::BadShareServices => row(400, "bad-share-services", "A share has 1 to 100 services")
+                .hint("Expose something first: connect expose NAME PORT"),
+            Self::BadShareLifetime => {
+                row(400, "bad-share-lifetime", "A share lives between a second and a year")
+                    .hint("Try --expires 24h")
+            }
+            Self::BadShareJoins => row(400, "bad-share-joins", "A share that nobody may join is of no use")
+                .hint("Leave --max-joins out, or give 1 or more"),
+
+            Self::NoSuchKey => row(404, "no-such-key", "There is no such key")
+                .hint("Look at the ids: connect hub key list"),
+            Self::NoSuchService => row(404, "no-such-service", "There is no such service")
+                .hint("List them: connect services"),
+            Self::NotExposed(name) => row(404, "not-exposed", format!("This agent does not expose {name}"))
+                .hint(format!("Expose it first: connect expose {name} PORT")),
+            Self::ShareNotFound => row(404, SHARE_NOT_FOUND_CODE, "Share not found or expired")
+                .hint("Check the code and try again."),
+            Self::ShareNotJoined => row(403, "share-not-joined", "This share has not been joined")
+                .hint("Join it first: connect join CODE"),
+            Self::ShareFull => row(409, "share-full", "This share has been joined as often as it may be")
+                .hint("Ask for a new one: connect share"),
+            Self::ShareCodeTaken => row(409, "share-code-taken", "This code is taken").hint(
+                "Choose another with --code. If it is your own, left by a share that crashed: connect share revoke CODE",
+            ),
+            Self::LoginCodeUnknown => row(404, "login-code-unknown", "This login code is not valid")
+                .hint("It lives 15 minutes; run connect up again"),
+            Self::NoLoginWaiting => row(404, "no-login-waiting", "No login waits with this code")
+                .hint("Codes live 15 minutes; run connect up again there"),
+            Self::AgentOfAnotherKey => {
+                row(403, "agent-of-another-key", "This agent belongs to another key")
+                    .hint("Give this machine an id of its own: connect logout, then connect up")
+            }
+            Self::AgentNotYours => row(403, "agent-not-yours", "This agent belongs to another key")
+                .hint("Share from the machine that exposes the services"),
+            Self::AgentIdentity => row(409, "agent-identity", "This agent has another identity")
+                .hint("Its identity.pem was replaced; start again: connect logout, then connect up"),
+            Self::NameTaken { name, by } => {
+                row(409, "name-taken", format!("{name} is already exposed by {by}"))
+                    .hint("Choose another name")
+            }
+
+            Self::TooManyKeys => row(409, "too-many-keys", "There are too many keys")
+                .hint("Revoke some: connect hub key list"),
+            Self::TooManyAgents => {
+                row(409, "too-many-agents", "There are too many agents in this workspace")
+            }
+            Self::TooManyAgentServices { limit } => {
+                row(409, "too-many-agent-services", "This agent exposes too many services")
+                    .hint(format!("At most {limit}; expose the rest from another agent"))
+            }
+            Self::TooManyServices { limit } => {
+                row(409, "too-many-services", "This workspace has too many services").hint(format!(
+                    "At most {limit}; a service that is gone for good leaves when its agent ends"
+                ))
+            }
+            Self::TooManyShares => row(409, "too-many-shares", "There are too many shares in this workspace")
+                .hint("Revoke some: connect share list"),
+            Self::TooManyLoginsWaiting => {
+                row(503, "too-many-logins-waiting", "Too many logins wait for approval")
+                    .hint("Try again in a quarter of an hour")
+            }
+            Self::TooManySessionsWaiting => {
+                row(503, "too-many-tickets", "The hub has too many sessions waiting").hint(IN_A_MOMENT)
+            }
+
+            Self::Offline(service) => {
+                let Service { name, target_port, .. } = &**service;
+                row(503, "offline", format!("{name} is offline")).hint(format!(
+                    "Its agent is not connected; start it there: connect expose {name} {target_port}"
+                ))
+            }
+            Self::AgentAtOtherHub { service, hub } => {
+                row(421, "agent-at-other-hub", format!("The agent of {service} is at another hub"))
+                    .hint(format!("Ask {hub}"))
+            }
+            Self::BadTicket => row(403, "bad-ticket", "This ticket is not valid")
+                .hint("Tickets work once, for 15 seconds"),
+            Self::RelayOverTls => row(400, "relay-over-tls", "The relay is not spoken over TLS")
+                .hint("Use the address that the hub named"),
+            Self::SessionOver => row(403, "session-over", "This session is not valid any more"),
+            Self::Declined { reason } => row(503, "declined", format!("The agent declined: {reason}")),
+            Self::PartnerMissing => {
+                row(504, "partner-missing", "The other end did not come").hint(IN_A_MOMENT)
+            }
+
+            Self::StoreFailed => row(503, "store", "The hub cannot write to its data folder")
+                .hint("Tell whoever runs the hub; nothing was changed"),
+            Self::FleetStoreAway => row(
+                503,
+                "fleet-store-away",
+                "The hub cannot reach the store of its fleet, so nothing can be changed now",
+            )
+            .hint("Try again in a moment; what runs goes on"),
+            Self::AnswerFailed => row(500, "answer-failed", "The hub failed to write its answer"),
+            Self::OtherHubAway { status, what } => row(*status, "other-hub-away", what).hint(IN_A_MOMENT),
+            Self::OtherHub(reply) => row(reply.status, "other-hub", ""),
+        }
+    }
+}
+
+const IN_A_MOMENT: &str = "Try again in a moment";
+
+/// How often each refusal was answered, by its code.
+#[derive(Default)]
+pub struct RefusalCounts {
+    by_code: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+impl RefusalCounts {
+    /// Counts a refusal that is not answered at all.
+    pub fn count(&self, refusal: &Refusal) {
+        self.text(refusal);
+    }
+
+    /// Counts the refusal and gives its words, for answers that are not the API's JSON.
+    pub fn text(&self, refusal: &Refusal) -> RefusalText {
+        let text = refusal.text();
+        *locked(&self.by_code).entry(text.code).or_default() += 1;
+        text
+    }
+
+    /// Counts the refusal and gives its answer.
+    pub fn reply(&self, refusal: Refusal) -> Reply {
+        let RefusalText { status, code, what, hint } = self.text(&refusal);
+        let mut body = ErrorBody { error: what, hint, code: code.to_owned() }.to_json();
+        // By these two a client finds the hub that it should ask.
+        match &refusal {
+            Refusal::Fenced => body["elsewhere"] = true.into(),
+            Refusal::AgentAtOtherHub { hub, .. } => body["hub"] = hub.as_str().into(),
+            _ => {}
+        }
+        let reply = Reply::json(status, body);
+        match refusal {
+            Refusal::OtherHub(theirs) => theirs,
+            Refusal::TooManyTries { seconds, .. } => reply.field("retry-after", seconds.to_string()),
+            Refusal::OtherMethod { allowed } => reply.field("allow", allowed),
+            Refusal::OtherProtocol { .. } | Refusal::UpgradeMissing => {
+                reply.field("upgrade", format!("{CONTROL_UPGRADE}, {RELAY_UPGRADE}"))
+            }
+            Refusal::TlsRequired { .. } => {
+                reply.field("upgrade", "TLS/1.3, HTTP/1.1").field("connection", "Upgrade")
+            }
+            _ => reply,
+        }
+    }
+
+    pub fn by_code(&self) -> BTreeMap<&'static str, u64> {
+        locked(&self.by_code).clone()
+    }
+}
