@@ -9,18 +9,34 @@
 //! Bytes flow socket → wire → model → wire → socket. Commands flow argv → `cli` → a room's `start()` → a
 //! handle that the command waits on and whose drop ends everything.
 
+// A build of one role does not use all that the shared rooms offer. The full build reports what nobody uses.
+#![cfg_attr(
+    not(all(
+        feature = "fleet",
+        feature = "agent",
+        feature = "join",
+        feature = "proxy",
+        feature = "discover"
+    )),
+    allow(dead_code)
+)]
+
 mod api;
 mod cli;
+#[cfg(any(feature = "discover", feature = "agent"))]
 mod discover;
 mod error;
 mod http;
+#[cfg(feature = "hub")]
 mod hub;
 mod model;
 mod net;
 mod os;
+#[cfg(feature = "proxy")]
 mod proxy;
 mod state;
 mod tls;
+#[cfg(any(feature = "hub", feature = "agent", feature = "join", feature = "proxy"))]
 mod tunnel;
 mod wire;
 

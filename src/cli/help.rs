@@ -89,3 +89,22 @@ pub fn not_in_this_build(manual: &Manual, command: &Command) -> Error {
     Error::new(format!("`connect {}` is not in this build, which holds {held}", command.path))
         .hint(format!("The full build has it, and so has: make ROLE={}", command.role))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::manual::TEXT;
+
+    #[test]
+    fn a_command_that_was_left_out_names_the_build_that_has_it() {
+        let manual = Manual::parse(TEXT, |path| path == "reach" || path == "status").unwrap();
+        for (path, role) in [("hub", "hub"), ("hub migrate", "fleet"), ("proxy start", "proxy")] {
+            let error = not_in_this_build(&manual, manual.find(path).unwrap());
+            assert_eq!(error.to_string(), format!("`connect {path}` is not in this build, which holds join"));
+            assert_eq!(error.hint.unwrap(), format!("The full build has it, and so has: make ROLE={role}"));
+        }
+        // A group of which nothing was built is left out as a whole.
+        let error = unfinished(&manual, &["daemon".to_owned()]);
+        assert!(error.to_string().starts_with("`connect daemon start` is not in this build"), "{error}");
+    }
+}

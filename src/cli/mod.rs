@@ -6,27 +6,40 @@ mod call;
 mod checkup;
 mod command;
 mod commands;
+#[cfg(feature = "agent")]
 mod daemon_exposures;
+#[cfg(any(feature = "agent", feature = "join"))]
 mod exposures;
 mod help;
 mod hub_checks;
 mod hub_path;
+#[cfg(feature = "proxy")]
 mod local_ca;
+#[cfg(feature = "hub")]
 mod local_hub;
+#[cfg(feature = "join")]
 mod local_tunnel;
 mod logs;
 mod machine_checks;
 mod man_page;
 mod manual;
+#[cfg(feature = "join")]
 mod project_file;
+#[cfg(feature = "join")]
 mod project_hub;
+#[cfg(feature = "join")]
 mod proxy_autostart;
+#[cfg(feature = "proxy")]
 mod proxy_checks;
+#[cfg(feature = "proxy")]
 mod proxy_setup;
 mod say;
+#[cfg(feature = "agent")]
 mod share_watch;
+#[cfg(feature = "hub")]
 mod store_options;
 mod table;
+#[cfg(feature = "join")]
 mod tunnels;
 
 use std::ffi::OsString;

@@ -3,8 +3,10 @@
 pub mod bad_message;
 pub mod body;
 pub mod chunks;
+#[cfg(feature = "proxy")]
 pub mod forward;
 pub mod head;
+#[cfg(feature = "proxy")]
 pub mod host;
 pub mod message;
 pub mod reply;

@@ -7,10 +7,14 @@ pub mod code;
 pub mod fingerprint;
 pub mod hub_records;
 pub mod hub_trust;
+#[cfg(feature = "hub")]
 pub mod limiter;
 pub mod name;
+#[cfg(feature = "hub")]
 pub mod pairing;
+#[cfg(feature = "join")]
 pub mod port_choice;
+#[cfg(feature = "hub")]
 pub mod registry;
 pub mod route;
 pub mod service;

@@ -1,6 +1,7 @@
 //! Transport: how connections are made, accepted, copied and cut.
 
 pub mod address;
+#[cfg(any(feature = "hub", feature = "agent", feature = "join"))]
 pub mod channel;
 pub mod connect;
 pub mod duplex;

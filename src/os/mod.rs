@@ -10,8 +10,10 @@ pub mod lock;
 pub mod paths;
 pub mod process;
 pub mod secret;
+#[cfg(any(feature = "agent", feature = "proxy"))]
 pub mod setup;
 pub mod socket;
+#[cfg(feature = "proxy")]
 pub mod splice;
 pub mod terminal;
 pub mod user;

@@ -7,6 +7,7 @@
 //! The unbuffered interface of rustls is used because it decrypts from our receive buffer and encrypts into our send
 //! buffer, which saves a copy in each direction; `unbuffered.rs` holds its rules.
 
+#[cfg(any(feature = "hub", feature = "proxy"))]
 pub mod authority;
 pub mod identity;
 pub mod trust;

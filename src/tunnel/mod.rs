@@ -1,11 +1,17 @@
 //! Carrying connections: the agent's side, the joiner's side, and the encrypted session between them.
 
+#[cfg(any(feature = "agent", feature = "join"))]
 pub mod agent;
 pub mod frames;
+#[cfg(any(feature = "hub", feature = "join", feature = "proxy"))]
 pub mod joiner;
+#[cfg(any(feature = "hub", feature = "join", feature = "proxy"))]
 mod lane;
+#[cfg(any(feature = "hub", feature = "join", feature = "proxy"))]
 pub mod pool;
+#[cfg(any(feature = "agent", feature = "join"))]
 pub mod serving;
+#[cfg(any(feature = "hub", feature = "join", feature = "proxy"))]
 pub mod session;
 pub mod traffic;
 

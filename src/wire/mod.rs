@@ -3,6 +3,8 @@
 pub mod api;
 pub mod control;
 pub mod frame;
+#[cfg(feature = "hub")]
 pub mod journal;
+#[cfg(feature = "join")]
 pub mod pconnect;
 pub mod tls_record;

@@ -10,6 +10,7 @@ use crate::cli::checkup::Checkup;
 use crate::cli::checkup::Severity;
 use crate::cli::hub_checks;
 use crate::cli::machine_checks;
+#[cfg(feature = "proxy")]
 use crate::cli::proxy_checks;
 
 /// In this order: later checks need what earlier ones found.
@@ -30,8 +31,11 @@ const CHECKS: &[(&str, Check)] = &[
     ("login", hub_checks::login),
     ("control channel", hub_checks::control_channel),
     ("relay", hub_checks::relay),
+    #[cfg(feature = "proxy")]
     (".localhost", proxy_checks::dot_localhost),
+    #[cfg(feature = "proxy")]
     ("proxy", proxy_checks::local_proxy),
+    #[cfg(feature = "proxy")]
     ("certificates", proxy_checks::certificates),
 ];
 

@@ -2,23 +2,38 @@
 //! is one folder above.
 
 pub mod completions;
+#[cfg(feature = "agent")]
 pub mod daemon;
+#[cfg(feature = "agent")]
 pub mod daemon_service;
+#[cfg(feature = "join")]
 pub mod dev;
+#[cfg(any(feature = "discover", feature = "agent"))]
 pub mod discover;
 pub mod doctor;
+#[cfg(feature = "agent")]
 pub mod expose;
+#[cfg(feature = "hub")]
 pub mod hub;
+#[cfg(feature = "hub")]
 pub mod hub_audit;
+#[cfg(feature = "hub")]
 pub mod hub_key;
+#[cfg(feature = "fleet")]
 pub mod hub_migrate;
+#[cfg(feature = "hub")]
 pub mod hub_status;
+#[cfg(feature = "join")]
 pub mod join;
 pub mod logout;
+#[cfg(feature = "proxy")]
 pub mod proxy;
+#[cfg(feature = "proxy")]
 pub mod proxy_trust;
+#[cfg(feature = "join")]
 pub mod reach;
 pub mod services;
+#[cfg(feature = "agent")]
 pub mod share;
 pub mod status;
 pub mod up;

@@ -3,6 +3,7 @@
 mod etcd;
 mod file;
 mod gateway;
+#[cfg(feature = "fleet")]
 pub mod migrate;
 mod replica;
 
