@@ -12,9 +12,9 @@ use super::command::CommandOption;
 use super::manual::Manual;
 use crate::error::Error;
 use crate::error::Result;
+use crate::model::host_port::parse_port;
 use crate::model::name::Name;
 use crate::model::suggest;
-use crate::model::target::parse_port;
 use crate::model::time::parse_duration;
 
 pub struct Args {

@@ -11,11 +11,12 @@ use crate::api::Hub;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
+use crate::model::host_port::HostPort;
 use crate::net::address::HubUrl;
-use crate::net::address::proxy_for;
 use crate::net::connect::NETWORK_TIMEOUT;
-use crate::net::connect::dial_hub;
 use crate::net::connect::resolve;
+use crate::net::forward_proxy::dial_by_environment;
+use crate::net::forward_proxy::proxy_for;
 use crate::os::secret;
 
 /// A timeout of zero would mean to wait without end.
@@ -64,9 +65,9 @@ pub fn within(hub: &Hub, deadline: Instant) -> Hub {
 /// Looks up the name that we dial: the hub's, or that of the HTTP proxy on the way to it.
 pub fn dns(call: &Call, url: &HubUrl, deadline: Instant) -> Result<PathStep> {
     measure("DNS", || {
-        let proxy = proxy_for(&url.host, url.port)?;
+        let proxy = proxy_for(&url.host_port())?;
         let by = if proxy.is_some() { ", which HTTPS_PROXY names" } else { "" };
-        let (host, port) = proxy.map_or((url.host.clone(), url.port), |proxy| (proxy.host, proxy.port));
+        let HostPort { host, port } = proxy.map_or(url.host_port(), |proxy| proxy.at);
         let addresses = resolve(&host, port, deadline, &call.stop)?;
         let first = addresses.first().map(|address| address.ip().to_string()).unwrap_or_default();
         Ok(format!("{host}{by} → {first}"))
@@ -75,10 +76,10 @@ pub fn dns(call: &Call, url: &HubUrl, deadline: Instant) -> Result<PathStep> {
 
 pub fn tcp(call: &Call, url: &HubUrl, deadline: Instant) -> Result<PathStep> {
     measure("TCP", || {
-        let connection = dial_hub(&url.host, url.port, deadline, &call.stop)?;
+        let connection = dial_by_environment(&url.host_port(), deadline, &call.stop)?;
         drop(connection);
-        let proxy = proxy_for(&url.host, url.port)?;
-        let through = proxy.map(|proxy| format!(" through {}:{}", proxy.host, proxy.port));
+        let proxy = proxy_for(&url.host_port())?;
+        let through = proxy.map(|proxy| format!(" through {}", proxy.at));
         Ok(format!("port {}{}", url.port, through.unwrap_or_default()))
     })
 }

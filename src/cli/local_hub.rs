@@ -24,7 +24,7 @@ use crate::hub::HubSettings;
 use crate::model::fingerprint::Pin;
 use crate::model::hub_trust::HubTrust;
 use crate::net::address::HubUrl;
-use crate::net::http;
+use crate::net::http_client;
 use crate::os::files;
 
 /// A hub that starts or ends holds its data folder for less than this.
@@ -92,7 +92,7 @@ pub fn call_core(core: &Core, method: &str, path: &str, body: Option<&Value>) ->
     };
     let reply = hub::answer_locally(core, &request);
     if !(200..300).contains(&reply.status) {
-        return Err(http::refusal(reply.status, &reply.body));
+        return Err(http_client::refusal(reply.status, &reply.body));
     }
     Ok(serde_json::from_slice(&reply.body).unwrap_or_default())
 }

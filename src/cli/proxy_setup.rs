@@ -14,8 +14,8 @@ use crate::api::Hub;
 use crate::error::Error;
 use crate::error::Result;
 use crate::http::host::parse_host;
+use crate::model::host_port::HostPort;
 use crate::model::name::Name;
-use crate::net::address::split_host_port;
 use crate::net::serve::BoundPort;
 use crate::net::stop::Stop;
 use crate::os::lock::locked;
@@ -82,8 +82,8 @@ fn outside_host(text: &str) -> Result<(String, Option<u16>)> {
             .hint("Write it like --connect-allow api.example.com:443")
     };
     let host = parse_host(text.as_bytes()).map_err(|_| bad())?;
-    let (name, _) = split_host_port(text, 443).ok_or_else(bad)?;
-    Ok((name, host.port))
+    let at = HostPort::parse(text, 443).ok_or_else(bad)?;
+    Ok((at.host, host.port))
 }
 
 /// The user's with `--cert`, otherwise signed by our own CA. They are loaded when first needed, since a proxy without

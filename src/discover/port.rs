@@ -22,7 +22,7 @@ use crate::discover::probe::ServiceKind;
 use crate::discover::web_page;
 use crate::discover::web_page::WEB_PAGE_LIMIT;
 use crate::discover::web_page::WebPage;
-use crate::net::address::bracketed;
+use crate::model::host_port::bracketed;
 use crate::net::connect::set_deadline;
 use crate::net::duplex::Duplex;
 use crate::net::stop::Registration;

@@ -9,11 +9,10 @@ use super::refusal::Refusal;
 use crate::http::message::Request;
 use crate::http::reply::Reply;
 use crate::model::access::Principal;
+use crate::model::host_port::HostPort;
 use crate::model::time::Time;
 use crate::model::version;
 use crate::model::version::Version;
-use crate::net::address::bracketed;
-use crate::net::address::split_host_port;
 
 /// Characters of a name that people know a key, an agent or a share by.
 const LABEL_LENGTH: usize = 64;
@@ -61,8 +60,8 @@ impl ApiCall<'_> {
     pub fn relay_address(&self) -> Result<String, Refusal> {
         let host = self.request.field("host").unwrap_or_default();
         let scheme = if self.origin.over_tls { "http" } else { "https" };
-        let (name, port) = split_host_port(host, 443).ok_or(Refusal::BadHost)?;
-        Ok(format!("{scheme}://{}:{port}", bracketed(&name)))
+        let at = HostPort::parse(host, 443).ok_or(Refusal::BadHost)?;
+        Ok(format!("{scheme}://{at}"))
     }
 }
 

@@ -32,9 +32,9 @@ use crate::model::version::End;
 use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::connect::set_deadline;
 use crate::net::duplex::Duplex;
-use crate::net::http;
-use crate::net::http::HttpConnection;
-use crate::net::http::RequestFailure;
+use crate::net::http_server;
+use crate::net::http_server::HttpConnection;
+use crate::net::http_server::RequestFailure;
 use crate::net::serve::ServeOptions;
 use crate::net::serve::Server;
 use crate::net::serve::each;
@@ -92,7 +92,7 @@ pub fn start(core: &Arc<Core>, listener: TcpListener, url: &str, stop: &Stop) ->
         idle: None,
         cut: shut,
         turn_away: Box::new(move |stream| {
-            http::turn_away(stream, &refusing.refusals.reply(Refusal::TooManyConnections));
+            http_server::turn_away(stream, &refusing.refusals.reply(Refusal::TooManyConnections));
         }),
     };
     let server = Server::start(listener, options, &stop)?;
@@ -133,7 +133,7 @@ impl HubListener {
         let address = stream.peer_addr()?.ip().to_canonical();
         let peer = self.peers.admit(address);
         if peer.is_none() && !self.core.settings.behind_proxy {
-            http::turn_away(stream, &self.core.refusals.reply(Refusal::TooManyFromOneAddress));
+            http_server::turn_away(stream, &self.core.refusals.reply(Refusal::TooManyFromOneAddress));
             return Ok(());
         }
         let plain = Duplex::plain(Arc::clone(stream));

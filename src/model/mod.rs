@@ -5,6 +5,7 @@ pub mod access;
 pub mod backoff;
 pub mod code;
 pub mod fingerprint;
+pub mod host_port;
 pub mod hub_records;
 pub mod hub_trust;
 #[cfg(feature = "hub")]

@@ -1,4 +1,4 @@
-//! Where a service listens beside its agent: `5432`, `localhost:3000`, `192.168.1.50:8080`, `[::1]:3000`.
+//! Where a service listens, as its agent connects to it: `5432`, `localhost:3000`, `192.168.1.50:8080`, `[::1]:3000`.
 
 use std::fmt;
 
@@ -7,6 +7,10 @@ use serde::Deserializer;
 use serde::Serialize;
 use serde::Serializer;
 
+use super::host_port::HostPort;
+use super::host_port::bracketed;
+use super::host_port::parse_port;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     pub host: String,
@@ -14,34 +18,14 @@ pub struct Target {
 }
 
 impl Target {
-    /// `None` for what is no target. A port without a host is this machine's.
+    /// Reads a port of this machine, or a host and its port.
     pub fn parse(text: &str) -> Option<Self> {
-        let (host, port) = match text.rsplit_once(':') {
-            None => ("localhost", text),
-            Some((host, port)) => match host.strip_prefix('[') {
-                Some(inner) => {
-                    let address = inner.strip_suffix(']')?;
-                    address.parse::<std::net::Ipv6Addr>().ok()?;
-                    (address, port)
-                }
-                None => (host, port),
-            },
-        };
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._:".contains(&b);
-        let bare_colon = host.contains(':') && host.parse::<std::net::Ipv6Addr>().is_err();
-        if host.is_empty() || host.len() > 253 || bare_colon || !host.bytes().all(plain) {
-            return None;
+        if let Some(port) = parse_port(text) {
+            return Some(Self { host: "localhost".to_owned(), port });
         }
-        Some(Self { host: host.to_owned(), port: parse_port(port)? })
+        let HostPort { host, port } = HostPort::parse(text, 0).filter(|at| at.port != 0)?;
+        Some(Self { host, port })
     }
-}
-
-/// A port in digits only: `parse` alone would take `+5`.
-pub fn parse_port(text: &str) -> Option<u16> {
-    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    text.parse().ok().filter(|port| *port != 0)
 }
 
 impl Serialize for Target {
@@ -70,11 +54,7 @@ impl<'de> Deserialize<'de> for Target {
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
+        write!(f, "{}:{}", bracketed(&self.host), self.port)
     }
 }
 

@@ -1,8 +1,6 @@
-//! Outgoing connections: every step has the same deadline, and a proxy is used where one is set.
+//! TCP connections to a host, and the deadlines of sockets. Every step of one attempt has the same deadline.
 
 use std::io;
-use std::io::Read;
-use std::io::Write;
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
@@ -15,35 +13,18 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use super::address::ProxyServer;
-use super::address::bracketed;
-use super::address::proxy_for;
 use super::stop::Stop;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::OrSay;
 use crate::error::Result;
-use crate::http::head;
+use crate::model::host_port::bracketed;
 use crate::os::socket;
 
-/// Every network step ends by then unless an option says otherwise.
+/// Every network step ends after this long unless an option says otherwise.
 pub const NETWORK_TIMEOUT: Duration = Duration::from_secs(10);
 /// With several addresses, one that does not answer must leave time for the next.
 const TIME_SHARE_PER_ADDRESS: u32 = 2;
-
-/// A connection to `host`, straight or through the proxy that the environment names.
-pub fn dial_hub(host: &str, port: u16, deadline: Instant, stop: &Stop) -> Result<Arc<TcpStream>> {
-    match proxy_for(host, port)? {
-        Some(proxy) => {
-            let stream = dial_proxy(&proxy, deadline, stop)?;
-            let cut = stop.attach(&stream).ok_or_else(Error::stopped)?;
-            through_proxy(&stream, &proxy, (host, port), deadline)?;
-            drop(cut);
-            Ok(stream)
-        }
-        None => dial(host, port, deadline, stop),
-    }
-}
 
 /// A connection by `deadline`; `stop` ends the attempt.
 pub fn dial(host: &str, port: u16, deadline: Instant, stop: &Stop) -> Result<Arc<TcpStream>> {
@@ -65,13 +46,13 @@ pub fn dial(host: &str, port: u16, deadline: Instant, stop: &Stop) -> Result<Arc
     Err(Error::new(what).because(last).kind(ErrorKind::Unreachable))
 }
 
-/// The system's resolver has no deadline and no cut, so it runs in a thread of its own that is left to
-/// itself when it takes too long or is not wanted any more.
+/// The system's resolver has neither a deadline nor a cut, so it runs in a thread of its own. That thread is left
+/// alone when it takes too long or the caller stops.
 pub fn resolve(host: &str, port: u16, deadline: Instant, stop: &Stop) -> Result<Vec<SocketAddr>> {
     if let Ok(ip) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(ip, port)]);
     }
-    // Every new connection of a tunnel comes by here; both loopbacks are tried without asking anyone.
+    // Every new connection of a tunnel resolves its target: both loopbacks are tried without the resolver.
     if host.eq_ignore_ascii_case("localhost") {
         return Ok(vec![
             SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
@@ -100,63 +81,6 @@ pub fn resolve(host: &str, port: u16, deadline: Instant, stop: &Stop) -> Result<
     }
 }
 
-fn dial_proxy(proxy: &ProxyServer, deadline: Instant, stop: &Stop) -> Result<Arc<TcpStream>> {
-    dial(&proxy.host, proxy.port, deadline, stop).map_err(|error| {
-        error.hint(format!(
-            "HTTPS_PROXY names {}:{}; unset it, or add the hub to NO_PROXY",
-            proxy.host, proxy.port
-        ))
-    })
-}
-
-fn through_proxy(
-    mut stream: &TcpStream,
-    proxy: &ProxyServer,
-    (host, port): (&str, u16),
-    deadline: Instant,
-) -> Result<()> {
-    let authority = format!("{}:{port}", bracketed(host));
-    let mut request = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n");
-    if let Some(authorization) = &proxy.authorization {
-        request.push_str(&format!("Proxy-Authorization: {authorization}\r\n"));
-    }
-    request.push_str("\r\n");
-    let said = || format!("The proxy {}:{} does not answer", proxy.host, proxy.port);
-    set_deadline(stream, deadline).and_then(|()| stream.write_all(request.as_bytes())).or_say(said)?;
-    let status = read_status(stream, deadline).or_say(said)?;
-    if !(200..300).contains(&status) {
-        return Err(Error::new(format!(
-            "The proxy {}:{} refused with status {status}",
-            proxy.host, proxy.port
-        ))
-        .hint(format!("Allow {authority} on the proxy, or add it to NO_PROXY"))
-        .kind(ErrorKind::Unreachable));
-    }
-    Ok(())
-}
-
-/// Reads a proxy's answer byte by byte: what comes behind it belongs to the tunnel and must stay in the socket.
-fn read_status(stream: &TcpStream, deadline: Instant) -> io::Result<u16> {
-    let mut answer = Vec::new();
-    let mut byte = [0];
-    loop {
-        set_deadline(stream, deadline)?;
-        (&*stream).read_exact(&mut byte)?;
-        answer.push(byte[0]);
-        if answer.len() > head::HEAD_LIMIT {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "its answer is too long"));
-        }
-        if byte[0] == b'\n' {
-            let parsed = head::parse_response(&answer);
-            if let Some(response) =
-                parsed.map_err(|bad| io::Error::new(io::ErrorKind::InvalidData, bad.reason()))?
-            {
-                return Ok(response.status);
-            }
-        }
-    }
-}
-
 /// The socket's next reads and writes end at `deadline`.
 pub fn set_deadline(socket: &TcpStream, deadline: Instant) -> io::Result<()> {
     let left = deadline.saturating_duration_since(Instant::now());
@@ -167,7 +91,7 @@ pub fn set_deadline(socket: &TcpStream, deadline: Instant) -> io::Result<()> {
     socket.set_write_timeout(Some(left))
 }
 
-/// They wait for as long as it takes again.
+/// Removes the read and write timeouts.
 pub fn clear_deadline(socket: &TcpStream) -> io::Result<()> {
     socket.set_read_timeout(None)?;
     socket.set_write_timeout(None)
@@ -182,7 +106,7 @@ pub fn timeout_in_words(error: io::Error) -> io::Error {
     }
 }
 
-/// Whether a read or write failed because its time was up: systems name it in two ways.
+/// Whether a read or write timed out: systems report it in two ways.
 pub fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
 }

@@ -30,7 +30,7 @@ use std::time::Duration;
 use crate::error::Result;
 use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::duplex::Duplex;
-use crate::net::http;
+use crate::net::http_server;
 use crate::net::serve::BoundPort;
 use crate::net::serve::ServeOptions;
 use crate::net::serve::Server;
@@ -86,7 +86,7 @@ impl Proxy {
                 new_worker: Box::new(move || worker(Arc::clone(&own))),
                 idle: Some(IDLE),
                 cut: shut,
-                turn_away: Box::new(|stream| http::turn_away(stream, &refusal::too_many())),
+                turn_away: Box::new(|stream| http_server::turn_away(stream, &refusal::too_many())),
             };
             Server::start(listener, service, &stop)
         });

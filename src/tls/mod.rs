@@ -9,6 +9,7 @@
 
 #[cfg(any(feature = "hub", feature = "proxy"))]
 pub mod authority;
+pub mod connector;
 pub mod identity;
 pub mod trust;
 mod unbuffered;

@@ -24,10 +24,9 @@ use crate::hub::Core;
 use crate::hub::HubSettings;
 use crate::hub::TunnelOpener;
 use crate::model::access::Role;
+use crate::model::host_port::HostPort;
 use crate::model::hub_trust::HubTrust;
-use crate::model::target::parse_port;
 use crate::net::address::HubUrl;
-use crate::net::address::split_host_port;
 use crate::net::serve::BoundPort;
 use crate::state::identity;
 use crate::tunnel::joiner;
@@ -110,12 +109,13 @@ fn first_key(core: &Core) -> Option<String> {
 }
 
 fn split_listen(text: &str) -> Result<(String, u16)> {
-    let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    // Port 0 lets the system choose; tests and scripts read it from the first line.
-    let port = if port == "0" { Some(0) } else { parse_port(port) };
-    match port.filter(|_| !host.is_empty()) {
-        Some(port) => Ok((host.to_owned(), port)),
+    // Port 0 lets the system choose; tests and scripts read the port from the first line.
+    let at = match text.strip_suffix(":0") {
+        Some(host) => HostPort::parse(host, 0).filter(|at| at.port == 0),
+        None => HostPort::parse(text, 0).filter(|at| at.port != 0),
+    };
+    match at {
+        Some(HostPort { host, port }) => Ok((host, port)),
         None => Err(Error::misread(text, "is not an address to listen on")
             .hint("Write it like --listen 0.0.0.0:7443")),
     }
@@ -125,8 +125,8 @@ fn name_of_host(text: &str) -> Result<String> {
     if text.parse::<IpAddr>().is_ok() {
         return Ok(text.to_owned());
     }
-    let name = split_host_port(text, 443).filter(|_| !text.contains(':'));
-    name.map(|(host, _)| host)
+    let name = HostPort::parse(text, 443).filter(|_| !text.contains(':'));
+    name.map(|name| name.host)
         .ok_or_else(|| Error::misread(text, "is not a host's name").hint("Write it like --name hub.example"))
 }
 

@@ -1,7 +1,7 @@
-//! etcd by its JSON gateway: one call at a time over a kept connection, and the watch, which goes on.
+//! etcd by its JSON gateway: one call at a time over a kept-alive connection, and the watch, which does not end.
 //!
-//! Every call ends by its deadline. The endpoints are gone through in order: one that does not answer makes
-//! all who share it move on to the next, the watch included.
+//! Every call has a deadline. All connections of one gateway use the same endpoint; one that does not answer moves all
+//! of them on to the next in the list, the watch included.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -10,31 +10,25 @@ use std::time::Instant;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use rustls::ClientConfig;
 use serde_json::Value;
 use serde_json::json;
 
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
+use crate::model::host_port::HostPort;
 use crate::model::hub_trust::HubTrust;
-use crate::net::address::bracketed;
-use crate::net::address::split_host_port;
-use crate::net::connect::dial;
-use crate::net::duplex::Duplex;
-use crate::net::http;
-use crate::net::http::ClientRequest;
-use crate::net::http::ResponseLines;
-use crate::net::stop::Registration;
+use crate::net::http_client::ClientConnection;
+use crate::net::http_client::ClientRequest;
+use crate::net::http_client::ResponseLines;
 use crate::net::stop::Stop;
 use crate::os::lock::locked;
-use crate::os::socket;
-use crate::tls;
+use crate::tls::connector::Connector;
 use crate::tls::trust;
 
-/// One call at one endpoint takes no longer.
+/// One call at one endpoint; a slower one counts as dead.
 const ETCD_CALL_TIMEOUT: Duration = Duration::from_secs(2);
-/// etcd makes passwords slow to try.
+/// etcd makes checking a password slow on purpose.
 const ETCD_LOGIN_TIMEOUT: Duration = Duration::from_secs(5);
 const ETCD_DEFAULT_PORT: u16 = 2379;
 
@@ -42,7 +36,7 @@ const ETCD_DEFAULT_PORT: u16 = 2379;
 #[derive(Clone, PartialEq, Eq)]
 pub struct EtcdConfig {
     pub endpoints: Vec<EtcdEndpoint>,
-    /// For https; without it the system's roots count.
+    /// How an https endpoint proves who it is.
     pub trust: HubTrust,
     pub login: Option<(String, String)>,
 }
@@ -50,98 +44,90 @@ pub struct EtcdConfig {
 #[derive(Clone, PartialEq, Eq)]
 pub struct EtcdEndpoint {
     tls: bool,
-    host: String,
-    port: u16,
+    at: HostPort,
 }
 
 impl EtcdEndpoint {
     /// Reads `http://host:2379`.
     pub fn parse(text: &str) -> Option<Self> {
         let (scheme, rest) = text.trim().split_once("://")?;
-        let (host, port) = split_host_port(rest.trim_end_matches('/'), ETCD_DEFAULT_PORT)?;
-        matches!(scheme, "http" | "https").then(|| Self { tls: scheme == "https", host, port })
-    }
-
-    fn authority(&self) -> String {
-        format!("{}:{}", bracketed(&self.host), self.port)
+        let at = HostPort::parse(rest.trim_end_matches('/'), ETCD_DEFAULT_PORT)?;
+        matches!(scheme, "http" | "https").then(|| Self { tls: scheme == "https", at })
     }
 }
 
 /// What all connections to one etcd share.
 struct GatewayShared {
-    at: EtcdConfig,
-    tls: Arc<ClientConfig>,
-    stop: Stop,
-    place: Mutex<CurrentEndpoint>,
+    config: EtcdConfig,
+    connector: Connector,
+    in_use: Mutex<EndpointInUse>,
     token: Mutex<Option<String>>,
 }
 
-/// The endpoint that is used now. Whoever finds it dead moves everybody on.
-struct CurrentEndpoint {
+/// The endpoint that all calls go to. The first to find it dead moves everybody on.
+struct EndpointInUse {
     number: usize,
-    cut: Stop,
+    /// Cuts the watches there.
+    stop: Stop,
 }
 
 pub struct Gateway {
-    access: Arc<GatewayShared>,
-    kept: Option<GatewayConnection>,
+    shared: Arc<GatewayShared>,
+    idle: Option<IdleConnection>,
 }
 
-struct GatewayConnection {
-    number: usize,
-    stream: Duplex,
-    cut: Registration,
+struct IdleConnection {
+    endpoint: usize,
+    connection: ClientConnection,
 }
 
-/// One try at one endpoint.
 #[derive(Clone, Copy)]
-struct Attempt {
-    number: usize,
-    deadline: Instant,
+struct EtcdCall<'a> {
+    path: &'a str,
+    token: Option<&'a str>,
+    body: &'a Value,
+    timeout: Duration,
 }
 
-impl Attempt {
-    fn with_timeout(self, timeout: Duration) -> Self {
-        Self { deadline: Instant::now() + timeout, ..self }
-    }
-}
-
-type AttemptResult<T> = std::result::Result<T, AttemptError>;
-
-/// What went wrong with it.
+/// What went wrong with one call at one endpoint.
 enum AttemptError {
     /// This endpoint does not answer; another may.
     Unreachable(Error),
-    /// The token is not good any more.
+    /// The token is no longer valid.
     TokenRejected,
     Refused(Error),
 }
 
 impl Gateway {
-    pub fn new(at: &EtcdConfig, stop: &Stop) -> Result<Self> {
-        let place = Mutex::new(CurrentEndpoint { number: 0, cut: Stop::new() });
-        let (tls, at, stop) = (trust::hub_client(&at.trust)?, at.clone(), stop.clone());
-        let access = Arc::new(GatewayShared { at, tls, stop, place, token: Mutex::default() });
-        Ok(Self { access, kept: None })
+    pub fn new(config: &EtcdConfig, stop: &Stop) -> Result<Self> {
+        let tls = trust::hub_client(&config.trust)?;
+        Ok(Self {
+            shared: Arc::new(GatewayShared {
+                config: config.clone(),
+                connector: Connector { tls, by_environment: false, stop: stop.clone() },
+                in_use: Mutex::new(EndpointInUse { number: 0, stop: stop.child() }),
+                token: Mutex::default(),
+            }),
+            idle: None,
+        })
     }
 
     /// Another connection to the same etcd.
     pub fn another(&self) -> Self {
-        Self { access: Arc::clone(&self.access), kept: None }
+        Self { shared: Arc::clone(&self.shared), idle: None }
     }
 
-    /// The same, cut by another stop: for what is still to be said after the end.
+    /// The same etcd, cut by another stop: for the calls that are still to be made at the end.
     pub fn until(&self, stop: &Stop) -> Result<Self> {
-        let number = locked(&self.access.place).number;
-        let own = Self::new(&self.access.at, stop)?;
-        locked(&own.access.place).number = number;
-        (*locked(&own.access.token)).clone_from(&locked(&self.access.token));
-        Ok(own)
+        let other = Self::new(&self.shared.config, stop)?;
+        locked(&other.shared.in_use).number = locked(&self.shared.in_use).number;
+        (*locked(&other.shared.token)).clone_from(&locked(&self.shared.token));
+        Ok(other)
     }
 
     pub fn call(&mut self, path: &str, body: &Value) -> Result<Value> {
         let mut result = Err(Error::new("There is no etcd"));
-        for _ in 0..self.access.at.endpoints.len() {
+        for _ in 0..self.shared.config.endpoints.len() {
             result = self.call_once(path, body);
             match &result {
                 Err(error) if error.kind == ErrorKind::Unreachable => {}
@@ -152,141 +138,134 @@ impl Gateway {
     }
 
     fn call_once(&mut self, path: &str, body: &Value) -> Result<Value> {
-        let one = self.access.new_attempt();
-        let ask = |own: &mut Self| {
-            let token = own.token(one)?;
-            own.exchange(one.with_timeout(ETCD_CALL_TIMEOUT), path, token.as_deref(), body)
-        };
-        let called = match ask(self) {
-            Err(AttemptError::TokenRejected) => {
-                *locked(&self.access.token) = None;
-                ask(self)
-            }
-            called => called,
-        };
-        called.map_err(|trouble| self.access.give_up(one, trouble))
+        let endpoint = locked(&self.shared.in_use).number;
+        let mut called = self.call_at(endpoint, path, body);
+        if matches!(called, Err(AttemptError::TokenRejected)) {
+            *locked(&self.shared.token) = None;
+            called = self.call_at(endpoint, path, body);
+        }
+        called.map_err(|error| self.shared.give_up(endpoint, error))
     }
 
-    fn exchange(
+    fn call_at(
         &mut self,
-        one: Attempt,
+        endpoint: usize,
         path: &str,
-        token: Option<&str>,
         body: &Value,
-    ) -> AttemptResult<Value> {
-        let kept = self
-            .kept
-            .take()
-            .filter(|kept| kept.number == one.number && socket::is_idle_and_open(&kept.stream.socket));
-        let mut kept = kept.map_or_else(|| self.access.connect(one), Ok)?;
-        let endpoint = &self.access.at.endpoints[one.number];
-        let (answer, _) =
-            endpoint.ask(path, token, body, |ask| http::exchange(&mut kept.stream, ask, one.deadline))?;
+    ) -> std::result::Result<Value, AttemptError> {
+        let token = self.token(endpoint)?;
+        let call = EtcdCall { path, token: token.as_deref(), body, timeout: ETCD_CALL_TIMEOUT };
+        self.exchange(endpoint, call)
+    }
+
+    fn exchange(&mut self, endpoint: usize, call: EtcdCall<'_>) -> std::result::Result<Value, AttemptError> {
+        let deadline = Instant::now() + call.timeout;
+        let reusable = |idle: &IdleConnection| idle.endpoint == endpoint && idle.connection.is_idle();
+        let mut connection = match self.idle.take().filter(reusable) {
+            Some(idle) => idle.connection,
+            None => self.shared.connect(endpoint, &self.shared.connector, deadline)?,
+        };
+        let at = &self.shared.config.endpoints[endpoint];
+        let answered = call.send(at, |request| connection.exchange(request, deadline));
+        let answer = answered.map_err(|error| unanswered(at, error))?;
         let value: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
         if answer.status != 200 {
-            return Err(refused(endpoint, answer.status, &value));
+            return Err(refused(at, answer.status, &value));
         }
-        self.kept = Some(kept);
+        self.idle = Some(IdleConnection { endpoint, connection });
         Ok(value)
     }
 
-    /// What proves to etcd who we are; `None` where nobody asks.
-    fn token(&mut self, one: Attempt) -> AttemptResult<Option<String>> {
-        let Some((name, password)) = &self.access.at.login else { return Ok(None) };
-        if let Some(token) = locked(&self.access.token).clone() {
+    /// What proves to etcd who we are; `None` where it does not ask.
+    fn token(&mut self, endpoint: usize) -> std::result::Result<Option<String>, AttemptError> {
+        let Some((name, password)) = &self.shared.config.login else { return Ok(None) };
+        if let Some(token) = locked(&self.shared.token).clone() {
             return Ok(Some(token));
         }
         let body = json!({ "name": name, "password": password });
-        let answer =
-            match self.exchange(one.with_timeout(ETCD_LOGIN_TIMEOUT), "/v3/auth/authenticate", None, &body) {
-                Err(AttemptError::TokenRejected | AttemptError::Refused(_)) => {
-                    return Err(AttemptError::Refused(not_accepted()));
-                }
-                answer => answer?,
-            };
+        let path = "/v3/auth/authenticate";
+        let login = EtcdCall { path, token: None, body: &body, timeout: ETCD_LOGIN_TIMEOUT };
+        let answer = match self.exchange(endpoint, login) {
+            Err(AttemptError::TokenRejected | AttemptError::Refused(_)) => {
+                return Err(AttemptError::Refused(not_accepted()));
+            }
+            answer => answer?,
+        };
         let token = answer["token"].as_str().map(str::to_owned);
-        locked(&self.access.token).clone_from(&token);
+        locked(&self.shared.token).clone_from(&token);
         Ok(token)
     }
 
-    /// Everything that happens from `revision` on to keys from `front` up to `end`, until the cuts are dropped.
-    pub fn watch(
-        &mut self,
-        front: &str,
-        end: &str,
-        revision: u64,
-    ) -> Result<(ResponseLines, [Registration; 2])> {
-        let one = self.access.new_attempt();
-        let body = json!({ "create_request": { "key": encoded(front), "range_end": encoded(end),
+    /// Everything that happens from `revision` on to the keys from `first` up to `end`.
+    pub fn watch(&mut self, first: &str, end: &str, revision: u64) -> Result<ResponseLines> {
+        let endpoint = locked(&self.shared.in_use).number;
+        let body = json!({ "create_request": { "key": encoded(first), "range_end": encoded(end),
             "start_revision": revision.to_string(), "progress_notify": true } });
-        self.try_watch(one, &body).map_err(|trouble| self.access.give_up(one, trouble))
+        self.watch_at(endpoint, &body).map_err(|error| self.shared.give_up(endpoint, error))
     }
 
-    fn try_watch(&mut self, one: Attempt, body: &Value) -> AttemptResult<(ResponseLines, [Registration; 2])> {
-        let (token, one) = (self.token(one)?, one.with_timeout(ETCD_CALL_TIMEOUT));
-        let moved = locked(&self.access.place).cut.clone();
-        let GatewayConnection { stream, cut, .. } = self.access.connect(one)?;
-        let moved = moved.attach(&stream.socket).ok_or_else(|| AttemptError::Refused(Error::stopped()))?;
-        let endpoint = &self.access.at.endpoints[one.number];
-        let (status, lines) = endpoint
-            .ask("/v3/watch", token.as_deref(), body, |ask| ResponseLines::ask(stream, ask, one.deadline))?;
-        if status == 200 { Ok((lines, [cut, moved])) } else { Err(refused(endpoint, status, &Value::Null)) }
+    fn watch_at(
+        &mut self,
+        endpoint: usize,
+        body: &Value,
+    ) -> std::result::Result<ResponseLines, AttemptError> {
+        let stop = locked(&self.shared.in_use).stop.clone();
+        let token = self.token(endpoint)?;
+        let token = token.as_deref();
+        let call = EtcdCall { path: "/v3/watch", token, body, timeout: ETCD_CALL_TIMEOUT };
+        let deadline = Instant::now() + call.timeout;
+        let connector = Connector { stop, ..self.shared.connector.clone() };
+        let connection = self.shared.connect(endpoint, &connector, deadline)?;
+        let at = &self.shared.config.endpoints[endpoint];
+        let answered = call.send(at, |request| connection.into_lines(request, deadline));
+        let (status, lines) = answered.map_err(|error| unanswered(at, error))?;
+        if status == 200 { Ok(lines) } else { Err(refused(at, status, &Value::Null)) }
     }
 }
 
-impl EtcdEndpoint {
-    fn ask<T>(
-        &self,
-        path: &str,
-        token: Option<&str>,
-        body: &Value,
-        send: impl FnOnce(&ClientRequest<'_>) -> std::io::Result<T>,
-    ) -> AttemptResult<T> {
-        let (host, body) = (self.authority(), body.to_string());
-        let fields: Vec<_> = token.iter().map(|token| ("Authorization", *token)).collect();
+impl EtcdCall<'_> {
+    fn send<T>(self, endpoint: &EtcdEndpoint, send: impl FnOnce(&ClientRequest<'_>) -> T) -> T {
+        let authorization = self.token.map(|token| ("Authorization", token));
         send(&ClientRequest {
             method: "POST",
-            path,
-            host: &host,
-            fields: &fields,
-            body: Some(body.as_bytes()),
+            path: self.path,
+            host: &endpoint.at.to_string(),
+            fields: authorization.as_slice(),
+            body: Some(self.body.to_string().as_bytes()),
         })
-        .map_err(|error| AttemptError::Unreachable(away(self, error)))
     }
 }
 
 impl GatewayShared {
-    fn new_attempt(&self) -> Attempt {
-        Attempt { number: locked(&self.place).number, deadline: Instant::now() + ETCD_CALL_TIMEOUT }
-    }
-
-    fn connect(&self, one: Attempt) -> AttemptResult<GatewayConnection> {
-        let endpoint = &self.at.endpoints[one.number];
-        let dialled = dial(&endpoint.host, endpoint.port, one.deadline, &self.stop);
-        let socket = dialled.map_err(|error| AttemptError::Unreachable(away(endpoint, error)))?;
-        let cut = self.stop.attach(&socket).ok_or_else(|| AttemptError::Refused(Error::stopped()))?;
-        let mut stream = Duplex::plain(socket);
+    fn connect(
+        &self,
+        endpoint: usize,
+        connector: &Connector,
+        deadline: Instant,
+    ) -> std::result::Result<ClientConnection, AttemptError> {
+        let endpoint = &self.config.endpoints[endpoint];
+        let connected = connector.connect_plain(&endpoint.at, deadline);
+        let (mut connection, cut) = connected.map_err(|error| unanswered(endpoint, error))?;
         if endpoint.tls {
-            let established = tls::client(&self.tls, &endpoint.host, stream, one.deadline);
-            stream =
-                established.map_err(|error| AttemptError::Unreachable(away(endpoint, error)))?.into_duplex();
+            let secured = connector.secure(&endpoint.at.host, connection, deadline);
+            connection = secured.map_err(|error| unanswered(endpoint, error))?;
         }
-        Ok(GatewayConnection { number: one.number, stream, cut })
+        Ok(ClientConnection::new(connection, cut))
     }
 
-    /// After an endpoint that does not answer everybody goes on to the next, unless somebody has gone already.
-    fn give_up(&self, one: Attempt, trouble: AttemptError) -> Error {
-        match trouble {
+    /// After an endpoint did not answer everybody goes on to the next, unless somebody has moved on already.
+    fn give_up(&self, endpoint: usize, error: AttemptError) -> Error {
+        match error {
             AttemptError::Refused(error) => error,
             AttemptError::TokenRejected => {
                 *locked(&self.token) = None;
                 not_accepted()
             }
             AttemptError::Unreachable(error) => {
-                let mut place = locked(&self.place);
-                if place.number == one.number {
-                    place.number = (one.number + 1) % self.at.endpoints.len();
-                    std::mem::take(&mut place.cut).stop();
+                let mut in_use = locked(&self.in_use);
+                if in_use.number == endpoint {
+                    in_use.number = (endpoint + 1) % self.config.endpoints.len();
+                    std::mem::replace(&mut in_use.stop, self.connector.stop.child()).stop();
                 }
                 error
             }
@@ -299,16 +278,21 @@ fn not_accepted() -> Error {
         .hint("Check --etcd-user and its password, in --etcd-password-file or CONNECT_ETCD_PASSWORD")
 }
 
-fn away(endpoint: &EtcdEndpoint, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    Error::new(format!("etcd at {} does not answer", endpoint.authority()))
-        .because(why)
-        .hint("Check that it runs, and the address given with --store etcd=")
-        .kind(ErrorKind::Unreachable)
+fn unanswered(
+    endpoint: &EtcdEndpoint,
+    why: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> AttemptError {
+    AttemptError::Unreachable(
+        Error::new(format!("etcd at {} does not answer", endpoint.at))
+            .because(why)
+            .hint("Check that it runs, and the address given with --store etcd=")
+            .kind(ErrorKind::Unreachable),
+    )
 }
 
 fn refused(endpoint: &EtcdEndpoint, status: u16, answer: &Value) -> AttemptError {
     let why = words(answer);
-    let error = Error::new(format!("etcd at {} refused", endpoint.authority())).because(why.clone());
+    let error = Error::new(format!("etcd at {} refused", endpoint.at)).because(why.clone());
     // An outdated token has several names, depending on what it is asked for.
     if status == 401 || why.contains("invalid auth token") || why.contains("revision of auth store") {
         AttemptError::TokenRejected

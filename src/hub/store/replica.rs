@@ -263,7 +263,7 @@ impl Replica {
     /// Follows what happens until the connection ends. False when too much was missed: then all is read anew.
     pub fn follow(&self, gateway: &mut Gateway) -> Result<bool> {
         let from = locked(&self.known).seen + 1;
-        let (mut lines, _cuts) = gateway.watch(KEY_PREFIX, KEY_RANGE_END, from)?;
+        let mut lines = gateway.watch(KEY_PREFIX, KEY_RANGE_END, from)?;
         loop {
             let line = match lines.next(Instant::now() + WATCH_SILENCE_LIMIT) {
                 Ok(Some(line)) => line,

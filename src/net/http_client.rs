@@ -1,0 +1,169 @@
+//! The client's side of HTTP/1.1 over a connection of ours: one request at a time, an answer that is read line by
+//! line, or an upgrade to another protocol.
+
+use std::io;
+use std::time::Instant;
+
+use super::connect::clear_deadline;
+use super::duplex::Duplex;
+use super::http_stream::BodyFailure;
+use super::http_stream::HttpStream;
+use super::stop::Registration;
+use crate::error::Error;
+use crate::error::ErrorKind;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::http::body::BodyWalker;
+use crate::http::body::response_body;
+use crate::http::head;
+use crate::http::message::ErrorBody;
+use crate::http::message::Response;
+use crate::model::version;
+use crate::os::socket;
+
+/// Lists of thousands of services are larger than what a client may send.
+pub const ANSWER_LIMIT: usize = 16 * 1024 * 1024;
+
+pub struct ClientRequest<'a> {
+    pub method: &'a str,
+    pub path: &'a str,
+    pub host: &'a str,
+    pub fields: &'a [(&'a str, &'a str)],
+    /// JSON.
+    pub body: Option<&'a [u8]>,
+}
+
+/// A connection to a server; `cut` ends what blocks on it.
+pub struct ClientConnection {
+    stream: HttpStream,
+    cut: Registration,
+}
+
+impl ClientConnection {
+    pub fn new(connection: Duplex, cut: Registration) -> Self {
+        Self { stream: HttpStream::new(connection), cut }
+    }
+
+    /// Whether it may be used again: still open, and nothing came that nobody asked for.
+    pub fn is_idle(&self) -> bool {
+        self.stream.buffer.is_empty() && socket::is_idle_and_open(&self.stream.connection.socket)
+    }
+
+    pub fn exchange(&mut self, request: &ClientRequest<'_>, deadline: Instant) -> io::Result<Response> {
+        let (mut response, mut walker) = send_request(&mut self.stream, request, deadline)?;
+        let body = self.stream.read_body(&mut walker, ANSWER_LIMIT, deadline);
+        response.body = body.map_err(|failure| match failure {
+            BodyFailure::Io(error) => error,
+            BodyFailure::Bad(_, reason) => invalid(reason),
+        })?;
+        Ok(response)
+    }
+
+    /// Sends a request whose answer does not end soon. Returns its status and its lines.
+    pub fn into_lines(
+        mut self,
+        request: &ClientRequest<'_>,
+        deadline: Instant,
+    ) -> io::Result<(u16, ResponseLines)> {
+        let (response, walker) = send_request(&mut self.stream, request, deadline)?;
+        let lines = ResponseLines { stream: self.stream, walker, content: Vec::new(), _cut: self.cut };
+        Ok((response.status, lines))
+    }
+
+    /// Turns the connection into one of `protocol`. A refusal becomes an error with the hub's own words.
+    pub fn upgrade(
+        mut self,
+        protocol: &str,
+        request: &ClientRequest<'_>,
+        deadline: Instant,
+    ) -> Result<Duplex> {
+        let number = version::OURS.to_string();
+        let mut fields =
+            vec![("Connection", "Upgrade"), ("Upgrade", protocol), (version::FIELD, number.as_str())];
+        fields.extend_from_slice(request.fields);
+        let response = self.exchange(&ClientRequest { fields: &fields, ..*request }, deadline);
+        let response = response.map_err(|error| {
+            Error::new("The hub does not answer").because(error).kind(ErrorKind::Unreachable)
+        })?;
+        if response.status != 101 {
+            return Err(refusal(response.status, &response.body));
+        }
+        clear_deadline(&self.stream.connection.socket).or_say(|| "Cannot use the connection")?;
+        Ok(self.stream.into_duplex())
+    }
+}
+
+/// An answer that goes on and on, read line by line.
+pub struct ResponseLines {
+    stream: HttpStream,
+    walker: BodyWalker,
+    content: Vec<u8>,
+    _cut: Registration,
+}
+
+impl ResponseLines {
+    /// The next line, without its end; `None` when the answer has ended.
+    pub fn next(&mut self, deadline: Instant) -> io::Result<Option<Vec<u8>>> {
+        let mut searched = 0;
+        loop {
+            let collected = self.walker.collect(&self.stream.buffer, &mut self.content, ANSWER_LIMIT);
+            let used = collected.map_err(|bad| invalid(bad.reason()))?;
+            self.stream.buffer.drain(..used);
+            if let Some(at) = self.content[searched..].iter().position(|byte| *byte == b'\n') {
+                let line = self.content.drain(..=searched + at);
+                return Ok(Some(line.take(searched + at).collect()));
+            }
+            searched = self.content.len();
+            if self.walker.ended() || self.stream.read_more(deadline)? == 0 {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+/// Sends one request and reads the head of its answer. The walker is at the beginning of the answer's body.
+pub fn send_request(
+    stream: &mut HttpStream,
+    request: &ClientRequest<'_>,
+    deadline: Instant,
+) -> io::Result<(Response, BodyWalker)> {
+    let ClientRequest { method, path, host, fields, body } = request;
+    let mut out = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n");
+    for (name, value) in *fields {
+        // Tickets come from the hub and keys from the user: neither may begin a line of its own.
+        if value.bytes().any(|byte| byte.is_ascii_control()) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("the {name} is not plain text")));
+        }
+        out.push_str(&format!("{name}: {value}\r\n"));
+    }
+    if let Some(body) = body {
+        out.push_str(&format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()));
+    }
+    out.push_str("\r\n");
+    let mut out = out.into_bytes();
+    out.extend_from_slice(body.unwrap_or_default());
+    stream.write_all(&out, deadline)?;
+    loop {
+        if let Some(head) = head::parse_response(&stream.buffer).map_err(|bad| invalid(bad.reason()))? {
+            let response = Response::from_head(&head);
+            let body = response_body(method, &head).map_err(|bad| invalid(bad.reason()))?;
+            let length = head.length;
+            stream.buffer.drain(..length);
+            return Ok((response, BodyWalker::new(body)));
+        }
+        if stream.read_more(deadline)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+fn invalid(reason: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, reason)
+}
+
+/// The error that an answer of the hub stands for. Its words come from a peer: whoever prints them escapes them.
+pub fn refusal(status: u16, body: &[u8]) -> Error {
+    let ErrorBody { error, hint, code } = ErrorBody::read(body);
+    let what = if error.is_empty() { format!("The hub answered with status {status}") } else { error };
+    Error::new(what).hint(hint).kind(ErrorKind::Refused(status)).with_code(code)
+}

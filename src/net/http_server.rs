@@ -1,0 +1,171 @@
+//! The server's side of HTTP/1.1 over a connection of ours, as the hub's API needs it: one message at a time, whole
+//! bodies.
+
+use std::io;
+use std::io::Read;
+use std::io::Write;
+use std::net::TcpStream;
+use std::time::Duration;
+use std::time::Instant;
+
+use super::connect::is_timeout;
+use super::connect::set_deadline;
+use super::duplex::Duplex;
+use super::http_stream::BodyFailure;
+use super::http_stream::HttpStream;
+use crate::http::bad_message::BadHead;
+use crate::http::body::Body;
+use crate::http::body::BodyWalker;
+use crate::http::body::request_body;
+use crate::http::head;
+use crate::http::message::BODY_LIMIT;
+use crate::http::message::Request;
+use crate::http::reply::Reply;
+use crate::model::version;
+
+/// A client that sends nothing, or sends its request too slowly, is answered and cut after this long.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two requests a connection may be idle for longer.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much of an unwanted request is read and dropped, and for how long.
+const LINGER_BYTES: usize = 8 * 1024 * 1024;
+const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
+const WHOLE_REQUEST_HINT: &str =
+    "Send a whole HTTP/1.1 request, with a head and a body of at most 64 KiB each";
+
+/// One client's connection.
+pub struct HttpConnection {
+    stream: HttpStream,
+    answered: bool,
+}
+
+/// Why there is no request.
+pub enum RequestFailure {
+    /// Nobody waits for an answer.
+    ClientGone,
+    /// To be answered with this status; then the connection is closed.
+    Refuse { status: u16, what: &'static str, hint: &'static str },
+}
+
+impl HttpConnection {
+    pub fn new(connection: Duplex) -> Self {
+        Self { stream: HttpStream::new(connection), answered: false }
+    }
+
+    pub fn next_request(&mut self) -> Result<Request, RequestFailure> {
+        if self.stream.buffer.is_empty() {
+            self.await_first_byte()?;
+        }
+        let deadline = Instant::now() + REQUEST_TIMEOUT;
+        let (mut request, body) = self.read_head(deadline)?;
+        let mut walker = BodyWalker::new(body);
+        // A client that waits for `100 Continue` is not told to send a body that is refused anyway.
+        if walker.ahead().is_none_or(|length| length <= BODY_LIMIT as u64)
+            && !walker.ended()
+            && request.field("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue"))
+        {
+            let _ = self.stream.connection.writer.write_all(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
+        request.body = self.stream.read_body(&mut walker, BODY_LIMIT, deadline)?;
+        Ok(request)
+    }
+
+    /// A client that has been answered may leave without a word.
+    fn await_first_byte(&mut self) -> Result<(), RequestFailure> {
+        let limit = if self.answered { KEEP_ALIVE_TIMEOUT } else { REQUEST_TIMEOUT };
+        match self.stream.read_more(Instant::now() + limit) {
+            Ok(0) => Err(RequestFailure::ClientGone),
+            Ok(_) => Ok(()),
+            Err(_) if self.answered => Err(RequestFailure::ClientGone),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn read_head(&mut self, deadline: Instant) -> Result<(Request, Body), RequestFailure> {
+        loop {
+            if let Some(head) = head::parse_request(&self.stream.buffer)? {
+                let body = request_body(&head)?;
+                let request = Request::from_head(&head).ok_or(RequestFailure::Refuse {
+                    status: 400,
+                    what: "The request's target is not a path",
+                    hint: "",
+                })?;
+                let length = head.length;
+                self.stream.buffer.drain(..length);
+                return Ok((request, body));
+            }
+            if self.stream.read_more(deadline)? == 0 {
+                return Err(RequestFailure::ClientGone);
+            }
+        }
+    }
+
+    pub fn answer(&mut self, reply: &Reply, keep_alive: bool, head_only: bool) -> io::Result<()> {
+        let mut out = Vec::with_capacity(512 + reply.body.len());
+        let reply = reply.clone().field(version::FIELD, version::OURS.to_string());
+        reply.write_into(&mut out, keep_alive, head_only);
+        self.answered = true;
+        self.stream.write_all(&out, Instant::now() + REQUEST_TIMEOUT)
+    }
+
+    /// The connection for the protocol that was agreed on.
+    pub fn into_stream(self) -> Duplex {
+        self.stream.into_duplex()
+    }
+
+    pub fn answer_and_close(mut self, reply: &Reply) {
+        let _ = self.answer(reply, false, false);
+        self.close();
+    }
+
+    /// Ends the connection so that the last answer arrives. What the client still sends is read for a moment and
+    /// dropped: closing a socket over unread bytes would reset it, and the answer would be lost.
+    pub fn close(self) {
+        let Duplex { mut writer, socket, .. } = self.stream.connection;
+        if writer.finish().is_err() {
+            return;
+        }
+        let deadline = Instant::now() + LINGER_TIMEOUT;
+        let mut room = [0; 4096];
+        let mut left = LINGER_BYTES;
+        while left > 0 && set_deadline(&socket, deadline).is_ok() {
+            match (&*socket).read(&mut room) {
+                Ok(count @ 1..) => left = left.saturating_sub(count),
+                _ => return,
+            }
+        }
+    }
+}
+
+impl From<BadHead> for RequestFailure {
+    fn from(bad: BadHead) -> Self {
+        Self::Refuse { status: bad.status(), what: bad.reason(), hint: WHOLE_REQUEST_HINT }
+    }
+}
+
+impl From<io::Error> for RequestFailure {
+    fn from(error: io::Error) -> Self {
+        if is_timeout(&error) {
+            let hint = "Send a whole request within 10 seconds";
+            return Self::Refuse { status: 408, what: "The request took too long", hint };
+        }
+        log::debug!("a request ended early: {error}");
+        Self::ClientGone
+    }
+}
+
+impl From<BodyFailure> for RequestFailure {
+    fn from(failure: BodyFailure) -> Self {
+        match failure {
+            BodyFailure::Io(error) => error.into(),
+            BodyFailure::Bad(status, what) => Self::Refuse { status, what, hint: WHOLE_REQUEST_HINT },
+        }
+    }
+}
+
+/// Says in the clear, without waiting for anything, why a connection is not served.
+pub fn turn_away(mut stream: &TcpStream, reply: &Reply) {
+    let mut out = Vec::new();
+    reply.write_into(&mut out, false, false);
+    let _ = stream.set_nonblocking(true).and_then(|()| stream.write_all(&out));
+}
