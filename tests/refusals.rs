@@ -176,6 +176,71 @@ fn every_call_refuses_everyone_whom_it_should() {
     drop(stage.agent);
 }
 
+/// What the hub's records keep of a secret, and no answer may show.
+const PRIVATE_FIELDS: [&str; 5] = ["hash", "codeHash", "linkHash", "joinSecret", "secretHash"];
+
+/// The values of the private fields in the hub's journal.
+fn private_values(hub: &Hub) -> Vec<String> {
+    let journal = std::fs::read_to_string(hub.home.file("hub/journal")).unwrap();
+    let values = PRIVATE_FIELDS.iter().map(|field| {
+        let start = format!("\"{field}\":\"");
+        let found: Vec<String> = journal
+            .split(&start)
+            .skip(1)
+            .map(|rest| rest.split('"').next().unwrap_or_default().to_owned())
+            .collect();
+        assert!(!found.is_empty(), "the journal has no {field}");
+        found
+    });
+    values.flatten().collect()
+}
+
+#[test]
+fn no_answer_shows_what_a_record_keeps_of_a_secret() {
+    let stage = Stage::set();
+    let link = json!({ "name": "s", "agent": "agent_owner", "services": ["db"], "expiresInSeconds": 600, "link": true });
+    let mut answers = vec![stage.hub.ask("POST /v1/shares", &stage.keys[5][0], &link.to_string())];
+    for (row, (call, body, _)) in TABLE.iter().enumerate() {
+        for column in [5, 7] {
+            let source = source(row, column);
+            let (call, body) = (stage.fill(call, source), stage.fill(body, source));
+            answers.push(stage.hub.from(source).ask(&call, &stage.keys[column][0], &body));
+        }
+    }
+    let secrets = private_values(&stage.hub);
+    for answer in &answers {
+        let text = &answer.body;
+        for field in PRIVATE_FIELDS {
+            assert!(!text.contains(&format!("\"{field}\"")), "{field} in {text}");
+        }
+        assert!(!secrets.iter().any(|secret| text.contains(secret)), "a stored secret in {text}");
+    }
+}
+
+#[test]
+fn every_refusal_has_a_code_and_the_metrics_count_it() {
+    let hub = Hub::start();
+    let (key, join) = (hub.key("member"), hub.key("join"));
+    let refusals = [
+        ("GET /v1/services", "", "no-key"),
+        ("GET /v1/services", "pc_wrong", "bad-key"),
+        ("GET /v1/services", join.as_str(), "role"),
+        ("GET /v1/nothing", "", "no-such-call"),
+        ("PUT /v1/keys", "", "other-method"),
+        ("GET /v1/agent", key.as_str(), "upgrade-missing"),
+        ("GET /v1/shares/wrong1", key.as_str(), "share-not-found"),
+        ("POST /v1/sessions", key.as_str(), "bad-body"),
+        ("DELETE /v1/keys/key_none", hub.admin_key.as_str(), "no-such-key"),
+    ];
+    for (call, key, code) in refusals {
+        assert_eq!(hub.ask(call, key, "").text("code"), code, "{call}");
+    }
+    let metrics = hub.ask("GET /metrics", &hub.admin_key, "").body;
+    for (_, _, code) in refusals {
+        assert!(metrics.contains(&format!("reason=\"{code}\"}} 1")), "{code}: {metrics}");
+    }
+}
+
 #[test]
 fn the_control_channel_is_for_those_who_may_expose_and_for_their_own_agent() {
     let hub = Hub::start();

@@ -16,7 +16,7 @@ use crate::os::secret;
 
 /// A share link carries a secret of this kind in place of a key.
 const LINK_PREFIX: &str = "pl_";
-const KEY_PREFIX: &str = "pc_";
+const API_KEY_PREFIX: &str = "pc_";
 /// Longer than any key of ours.
 const KEY_LENGTH_LIMIT: usize = 256;
 /// Wrong keys from one network, and tries of one wrong key.
@@ -50,7 +50,7 @@ pub fn authenticate(core: &Core, key: &str, address: IpAddr, now: Time) -> Resul
 
 fn principal_of(core: &Core, key: &str, hash: &str, now: Time) -> Option<Principal> {
     let registry = core.records.registry();
-    if key.starts_with(KEY_PREFIX) {
+    if key.starts_with(API_KEY_PREFIX) {
         let key = &registry.key_by_hash(hash, now)?.info;
         return Some(Principal::Key {
             id: key.id.clone(),
@@ -82,7 +82,7 @@ pub fn allow(audit: &Audit, principal: &Principal, action: Action) -> Result<(),
 
 /// What to hash for a new key or link; the prefix is part of it.
 pub fn new_key() -> String {
-    format!("{KEY_PREFIX}{}", secret::secret())
+    format!("{API_KEY_PREFIX}{}", secret::secret())
 }
 
 pub fn link_key(link_secret: &str) -> String {

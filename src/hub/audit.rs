@@ -46,7 +46,7 @@ const AUDIT_LINE_LIMIT: u64 = 64 * 1024;
 /// How often a log that could not be written is tried again.
 const AUDIT_RETRY: Duration = Duration::from_secs(1);
 /// Hexadecimal digits of a line's own checksum.
-const CHECKSUM_DIGITS: usize = 16;
+const AUDIT_SUM_DIGITS: usize = 16;
 
 /// Refusals that one caller leaves in the log; a loop must not fill the disk.
 const AUDITED_REFUSALS: RateLimit = RateLimit { name: "audited-refusals", allowed: 20, window: 60 };
@@ -177,7 +177,7 @@ fn sealed(mut event: AuditEvent, prev: &str) -> String {
     event.insert("prev".into(), Value::String(prev.to_owned()));
     let line = Value::Object(event).to_string();
     let sum = secret::hash(&line);
-    format!("{},\"sum\":\"{}\"}}", line.trim_end_matches('}'), &sum[..CHECKSUM_DIGITS])
+    format!("{},\"sum\":\"{}\"}}", line.trim_end_matches('}'), &sum[..AUDIT_SUM_DIGITS])
 }
 
 /// Whether the line is as it was sealed.
@@ -186,7 +186,7 @@ fn is_sealed(line: &[u8]) -> bool {
         return false;
     };
     let Some((line, sum)) = line.rsplit_once(",\"sum\":\"") else { return false };
-    secret::hash(&format!("{line}}}"))[..CHECKSUM_DIGITS] == *sum
+    secret::hash(&format!("{line}}}"))[..AUDIT_SUM_DIGITS] == *sum
 }
 
 pub fn log_file(folder: &Path) -> PathBuf {

@@ -28,9 +28,9 @@ use crate::tls::authority::AuthorityProfile;
 use crate::tls::authority::CertificateByName;
 
 /// Where a fleet keeps its CA: key and certificate as PEM.
-pub const CA: &str = "ca";
+pub const FLEET_CA_KEY: &str = "ca";
 
-const HUB_CA_TERMS: AuthorityProfile = AuthorityProfile {
+const HUB_CA_PROFILE: AuthorityProfile = AuthorityProfile {
     title: "the hub's CA",
     root,
     leaf,
@@ -45,16 +45,16 @@ pub struct Ca {
 
 impl Ca {
     pub fn load_or_make(folder: &Path, names: Vec<String>) -> Result<Self> {
-        Ok(Self { authority: Authority::load_or_make(folder, HUB_CA_TERMS)?, names })
+        Ok(Self { authority: Authority::load_or_make(folder, HUB_CA_PROFILE)?, names })
     }
 
     /// The CA of a fleet, which lies in its store, and its certificate as PEM; the first hub makes it.
     pub fn shared(gateway: &mut Gateway, names: Vec<String>) -> Result<(Self, String)> {
-        let made = || Ok(json!(Authority::make(&HUB_CA_TERMS, None)?).to_string());
-        let (stored, is_new) = found_or_put(gateway, CA, made)?;
+        let made = || Ok(json!(Authority::make(&HUB_CA_PROFILE, None)?).to_string());
+        let (stored, is_new) = found_or_put(gateway, FLEET_CA_KEY, made)?;
         let (key, pem) = serde_json::from_slice::<(String, String)>(&stored).unwrap_or_default();
         let at = [Path::new("The fleet's CA in etcd"); 2];
-        let authority = Authority::of(&key, pem.as_bytes(), at, HUB_CA_TERMS, is_new)?;
+        let authority = Authority::of(&key, pem.as_bytes(), at, HUB_CA_PROFILE, is_new)?;
         Ok((Self { authority, names }, pem))
     }
 

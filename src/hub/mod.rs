@@ -1,4 +1,21 @@
 //! The hub: authenticates, keeps the registry, relays bytes that it cannot read.
+//!
+//! A request, from accept to answer:
+//!
+//! 1. `listener.rs` accepts the connection and counts its sender's network (`unauthenticated.rs`). The first byte
+//!    tells TLS, for which `ca.rs` has a certificate, from a plain request, which may only ask for the relay.
+//! 2. An upgrade leaves the API here. The relay's is checked by its ticket (`relay.rs`, `sessions.rs`). An agent's
+//!    goes through step 3 and then to `control_channel.rs`, where the agent exposes and withdraws services.
+//! 3. `endpoints.rs` finds the call in its table. The row says who may make the call and how often; `access.rs`
+//!    finds out whom the key stands for (`Principal`) and whether its role is enough.
+//! 4. The row hands the call (`api_call.rs`) and the parts that it may touch to the endpoint: `status.rs`,
+//!    `directory.rs`, `keys.rs`, `logins.rs`, `shares.rs`, `share_join.rs`, `session_request.rs`, `pages.rs`.
+//! 5. The endpoint reads or changes the registry through `records.rs`, which writes every change to the store
+//!    (`store/`: this hub's disk, or the etcd of a fleet) before anybody sees it.
+//! 6. A refusal is one row of `refusal.rs`, which counts it and makes the answer. Events go to `audit.rs`.
+//!
+//! `core.rs` holds the parts. Who may join a share is decided in `share_join.rs`, and what a role may do in
+//! `model/access.rs`. `fleet.rs` and `carry.rs` are for hubs that share one etcd.
 
 mod access;
 mod agent_channels;

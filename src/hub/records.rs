@@ -33,7 +33,7 @@ pub struct Records {
 }
 
 /// What a decision comes to: the changes to write, and what its maker wants to know about them.
-pub type Decision<T> = Result<(Vec<Change>, T), Refusal>;
+pub type ChangeDecision<T> = Result<(Vec<Change>, T), Refusal>;
 
 impl Records {
     pub fn new(registry: Arc<Mutex<Registry>>, store: Box<dyn Store>, is_fleet: bool, stop: &Stop) -> Self {
@@ -46,7 +46,7 @@ impl Records {
     }
 
     /// Decides on the registry as it is and writes the changes. If another hub was first, decides again.
-    pub fn change<T>(&self, mut decide: impl FnMut(&Registry) -> Decision<T>) -> Result<T, Refusal> {
+    pub fn change<T>(&self, mut decide: impl FnMut(&Registry) -> ChangeDecision<T>) -> Result<T, Refusal> {
         let mut store = locked(&self.store);
         let deadline = Instant::now() + DECISION_TIMEOUT;
         while Instant::now() < deadline {

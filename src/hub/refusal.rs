@@ -19,50 +19,34 @@ use crate::wire::api::SHARE_NOT_FOUND_CODE;
 use crate::wire::control::CONTROL_UPGRADE;
 use crate::wire::control::RELAY_UPGRADE;
 
+/// One refusal a line, in the order of the table below.
+#[rustfmt::skip]
 #[derive(Debug)]
 pub enum Refusal {
     // Before it is known who asks.
     Garbage,
-    BadRequest {
-        status: u16,
-        what: &'static str,
-        hint: &'static str,
-    },
+    BadRequest { status: u16, what: &'static str, hint: &'static str },
     TooManyConnections,
     TooManyFromOneAddress,
-    TlsRequired {
-        url: String,
-    },
-    OtherProtocol {
-        what: String,
-        hint: String,
-    },
+    TlsRequired { url: String },
+    OtherProtocol { what: String, hint: String },
     UpgradeMissing,
     NoSuchCall,
-    OtherMethod {
-        allowed: String,
-    },
+    OtherMethod { allowed: String },
     Fenced,
     // Who asks.
     NoKey,
     BadKey,
     Role(Action),
     OtherWorkspace,
-    TooManyTries {
-        limit: &'static RateLimit,
-        seconds: u64,
-    },
+    TooManyTries { limit: &'static RateLimit, seconds: u64 },
     // What the request says.
-    BadBody {
-        why: String,
-    },
+    BadBody { why: String },
     BadHost,
     BadWorkspace(BadName),
     BadAgentId,
     BadKeyLifetime,
-    BadShareCode {
-        why: &'static str,
-    },
+    BadShareCode { why: &'static str },
     BadShareServices,
     BadShareLifetime,
     BadShareJoins,
@@ -79,43 +63,28 @@ pub enum Refusal {
     AgentOfAnotherKey,
     AgentNotYours,
     AgentIdentity,
-    NameTaken {
-        name: Name,
-        by: String,
-    },
+    NameTaken { name: Name, by: String },
     // What there is too much of.
     TooManyKeys,
     TooManyAgents,
-    TooManyAgentServices {
-        limit: usize,
-    },
-    TooManyServices {
-        limit: usize,
-    },
+    TooManyAgentServices { limit: usize },
+    TooManyServices { limit: usize },
     TooManyShares,
     TooManyLoginsWaiting,
     TooManySessionsWaiting,
     // Sessions.
     Offline(Box<Service>),
-    AgentAtOtherHub {
-        service: Name,
-        hub: String,
-    },
+    AgentAtOtherHub { service: Name, hub: String },
     BadTicket,
     RelayOverTls,
     SessionOver,
-    Declined {
-        reason: String,
-    },
+    Declined { reason: String },
     PartnerMissing,
     // The hub itself.
     StoreFailed,
     FleetStoreAway,
     AnswerFailed,
-    OtherHubAway {
-        status: u16,
-        what: String,
-    },
+    OtherHubAway { status: u16, what: String },
     /// What another hub of the fleet refused with, passed on as it is.
     OtherHub(Reply),
 }
@@ -145,71 +114,64 @@ impl Refusal {
         matches!(self, Self::ShareNotFound | Self::ShareNotJoined | Self::ShareCodeTaken)
     }
 
-    #[allow(clippy::too_many_lines)] // It is a table.
+    /// The table. Rustfmt would give most rows five lines.
+    #[rustfmt::skip]
+    #[allow(clippy::too_many_lines)]
     fn text(&self) -> RefusalText {
         match self {
+            // Before it is known who asks.
             Self::Garbage => row(400, "garbage", "This is neither TLS nor HTTP"),
             Self::BadRequest { status, what, hint } => row(*status, "bad-request", *what).hint(*hint),
-            Self::TooManyConnections => {
-                row(503, "too-many-connections", "The hub has too many connections").hint(IN_A_MOMENT)
-            }
-            Self::TooManyFromOneAddress => {
-                row(503, "too-many-from-one-address", "The hub has too many connections").hint(IN_A_MOMENT)
-            }
-            Self::TlsRequired { url } => {
-                row(426, "in-the-clear", "This hub speaks https").hint(format!("Use {url}"))
-            }
+            Self::TooManyConnections => row(503, "too-many-connections", "The hub has too many connections")
+                .hint(IN_A_MOMENT),
+            Self::TooManyFromOneAddress =>
+                row(503, "too-many-from-one-address", "The hub has too many connections")
+                .hint(IN_A_MOMENT),
+            Self::TlsRequired { url } => row(426, "in-the-clear", "This hub speaks https")
+                .hint(format!("Use {url}")),
             Self::OtherProtocol { what, hint } => row(426, "protocol", what).hint(hint),
             Self::UpgradeMissing => row(426, "upgrade-missing", "This path is for connect's own channels")
                 .hint("Update connect: it did not ask for a protocol that this hub speaks"),
-            Self::NoSuchCall => {
-                row(404, "no-such-call", "There is no such call").hint("The README lists the hub's API")
-            }
-            Self::OtherMethod { allowed } => {
-                row(405, "other-method", "This call has another method").hint(format!("Use {allowed}"))
-            }
+            Self::NoSuchCall => row(404, "no-such-call", "There is no such call")
+                .hint("The README lists the hub's API"),
+            Self::OtherMethod { allowed } => row(405, "other-method", "This call has another method")
+                .hint(format!("Use {allowed}")),
             Self::Fenced => row(503, "fenced", "This hub is ending or cut off from its fleet")
                 .hint("Use another hub of the fleet"),
-
+            // Who asks.
             Self::NoKey => row(401, "no-key", "An API key is needed")
                 .hint("Send it as x-api-key; make one with: connect hub key create"),
             Self::BadKey => row(401, BAD_KEY_CODE, "This API key is not valid here")
                 .hint("It may be revoked or expired; ask for a new one: connect hub key create"),
-            Self::Role(Action::Administer) => {
-                row(403, "role", "This key may not do that").hint("Ask for a key with --role admin")
-            }
-            Self::Role(_) => {
-                row(403, "role", "This key may not do that").hint("Ask for a key with --role member")
-            }
+            Self::Role(Action::Administer) => row(403, "role", "This key may not do that")
+                .hint("Ask for a key with --role admin"),
+            Self::Role(_) => row(403, "role", "This key may not do that")
+                .hint("Ask for a key with --role member"),
             Self::OtherWorkspace => row(403, "other-workspace", "This key rules another workspace")
                 .hint("Make it on the hub's machine: connect hub key create --workspace NAME"),
-            Self::TooManyTries { limit, seconds } => {
-                row(429, limit.name, "Too many failed tries").hint(format!("Try again in {seconds} seconds"))
-            }
-
+            Self::TooManyTries { limit, seconds } => row(429, limit.name, "Too many failed tries")
+                .hint(format!("Try again in {seconds} seconds")),
+            // What the request says.
             Self::BadBody { why } => row(400, "bad-body", format!("The body does not fit this call: {why}"))
                 .hint("Send JSON as the README describes"),
             Self::BadHost => row(400, "bad-host", "The Host header is not an address"),
-            Self::BadWorkspace(bad) => {
+            Self::BadWorkspace(bad) =>
                 row(400, "bad-workspace", format!("The workspace's name {}", bad.reason()))
-                    .hint("Use a-z, 0-9 and -")
-            }
+                .hint("Use a-z, 0-9 and -"),
             Self::BadAgentId => row(400, "bad-agent-id", "This is not an agent id")
                 .hint("Agent ids look like agent_k3v7; connect up makes one"),
             Self::BadKeyLifetime => row(400, "bad-key-lifetime", "A key lives a second at least")
                 .hint("Try --expires 30d"),
-            Self::BadShareCode { why } => {
-                row(400, "bad-share-code", *why).hint("Choose 6 to 32 letters and digits")
-            }
+            Self::BadShareCode { why } => row(400, "bad-share-code", *why)
+                .hint("Choose 6 to 32 letters and digits"),
             Self::BadShareServices => row(400, "bad-share-services", "A share has 1 to 100 services")
                 .hint("Expose something first: connect expose NAME PORT"),
-            Self::BadShareLifetime => {
+            Self::BadShareLifetime =>
                 row(400, "bad-share-lifetime", "A share lives between a second and a year")
-                    .hint("Try --expires 24h")
-            }
+                .hint("Try --expires 24h"),
             Self::BadShareJoins => row(400, "bad-share-joins", "A share that nobody may join is of no use")
                 .hint("Leave --max-joins out, or give 1 or more"),
-
+            // What there is, and what belongs to somebody else.
             Self::NoSuchKey => row(404, "no-such-key", "There is no such key")
                 .hint("Look at the ids: connect hub key list"),
             Self::NoSuchService => row(404, "no-such-service", "There is no such service")
@@ -222,78 +184,62 @@ impl Refusal {
                 .hint("Join it first: connect join CODE"),
             Self::ShareFull => row(409, "share-full", "This share has been joined as often as it may be")
                 .hint("Ask for a new one: connect share"),
-            Self::ShareCodeTaken => row(409, "share-code-taken", "This code is taken").hint(
-                "Choose another with --code. If it is your own, left by a share that crashed: connect share revoke CODE",
-            ),
+            Self::ShareCodeTaken => row(409, "share-code-taken", "This code is taken")
+                .hint("Choose another with --code. If it is your own, left by a share that crashed: \
+                    connect share revoke CODE"),
             Self::LoginCodeUnknown => row(404, "login-code-unknown", "This login code is not valid")
                 .hint("It lives 15 minutes; run connect up again"),
             Self::NoLoginWaiting => row(404, "no-login-waiting", "No login waits with this code")
                 .hint("Codes live 15 minutes; run connect up again there"),
-            Self::AgentOfAnotherKey => {
-                row(403, "agent-of-another-key", "This agent belongs to another key")
-                    .hint("Give this machine an id of its own: connect logout, then connect up")
-            }
+            Self::AgentOfAnotherKey => row(403, "agent-of-another-key", "This agent belongs to another key")
+                .hint("Give this machine an id of its own: connect logout, then connect up"),
             Self::AgentNotYours => row(403, "agent-not-yours", "This agent belongs to another key")
                 .hint("Share from the machine that exposes the services"),
             Self::AgentIdentity => row(409, "agent-identity", "This agent has another identity")
                 .hint("Its identity.pem was replaced; start again: connect logout, then connect up"),
-            Self::NameTaken { name, by } => {
+            Self::NameTaken { name, by } =>
                 row(409, "name-taken", format!("{name} is already exposed by {by}"))
-                    .hint("Choose another name")
-            }
-
+                .hint("Choose another name"),
+            // What there is too much of.
             Self::TooManyKeys => row(409, "too-many-keys", "There are too many keys")
                 .hint("Revoke some: connect hub key list"),
-            Self::TooManyAgents => {
-                row(409, "too-many-agents", "There are too many agents in this workspace")
-            }
-            Self::TooManyAgentServices { limit } => {
+            Self::TooManyAgents => row(409, "too-many-agents", "There are too many agents in this workspace"),
+            Self::TooManyAgentServices { limit } =>
                 row(409, "too-many-agent-services", "This agent exposes too many services")
-                    .hint(format!("At most {limit}; expose the rest from another agent"))
-            }
-            Self::TooManyServices { limit } => {
-                row(409, "too-many-services", "This workspace has too many services").hint(format!(
-                    "At most {limit}; a service that is gone for good leaves when its agent ends"
-                ))
-            }
+                .hint(format!("At most {limit}; expose the rest from another agent")),
+            Self::TooManyServices { limit } =>
+                row(409, "too-many-services", "This workspace has too many services")
+                .hint(format!("At most {limit}; a service that is gone for good leaves when its agent ends")),
             Self::TooManyShares => row(409, "too-many-shares", "There are too many shares in this workspace")
                 .hint("Revoke some: connect share list"),
-            Self::TooManyLoginsWaiting => {
+            Self::TooManyLoginsWaiting =>
                 row(503, "too-many-logins-waiting", "Too many logins wait for approval")
-                    .hint("Try again in a quarter of an hour")
-            }
-            Self::TooManySessionsWaiting => {
-                row(503, "too-many-tickets", "The hub has too many sessions waiting").hint(IN_A_MOMENT)
-            }
-
-            Self::Offline(service) => {
-                let Service { name, target_port, .. } = &**service;
-                row(503, "offline", format!("{name} is offline")).hint(format!(
-                    "Its agent is not connected; start it there: connect expose {name} {target_port}"
-                ))
-            }
-            Self::AgentAtOtherHub { service, hub } => {
+                .hint("Try again in a quarter of an hour"),
+            Self::TooManySessionsWaiting =>
+                row(503, "too-many-tickets", "The hub has too many sessions waiting")
+                .hint(IN_A_MOMENT),
+            // Sessions.
+            Self::Offline(service) => row(503, "offline", format!("{} is offline", service.name))
+                .hint(format!("Its agent is not connected; start it there: connect expose {} {}",
+                    service.name, service.target_port)),
+            Self::AgentAtOtherHub { service, hub } =>
                 row(421, "agent-at-other-hub", format!("The agent of {service} is at another hub"))
-                    .hint(format!("Ask {hub}"))
-            }
+                .hint(format!("Ask {hub}")),
             Self::BadTicket => row(403, "bad-ticket", "This ticket is not valid")
                 .hint("Tickets work once, for 15 seconds"),
             Self::RelayOverTls => row(400, "relay-over-tls", "The relay is not spoken over TLS")
                 .hint("Use the address that the hub named"),
             Self::SessionOver => row(403, "session-over", "This session is not valid any more"),
             Self::Declined { reason } => row(503, "declined", format!("The agent declined: {reason}")),
-            Self::PartnerMissing => {
-                row(504, "partner-missing", "The other end did not come").hint(IN_A_MOMENT)
-            }
-
+            Self::PartnerMissing => row(504, "partner-missing", "The other end did not come")
+                .hint(IN_A_MOMENT),
+            // The hub itself.
             Self::StoreFailed => row(503, "store", "The hub cannot write to its data folder")
                 .hint("Tell whoever runs the hub; nothing was changed"),
-            Self::FleetStoreAway => row(
-                503,
-                "fleet-store-away",
-                "The hub cannot reach the store of its fleet, so nothing can be changed now",
-            )
-            .hint("Try again in a moment; what runs goes on"),
+            Self::FleetStoreAway =>
+                row(503, "fleet-store-away",
+                    "The hub cannot reach the store of its fleet, so nothing can be changed now")
+                .hint("Try again in a moment; what runs goes on"),
             Self::AnswerFailed => row(500, "answer-failed", "The hub failed to write its answer"),
             Self::OtherHubAway { status, what } => row(*status, "other-hub-away", what).hint(IN_A_MOMENT),
             Self::OtherHub(reply) => row(reply.status, "other-hub", ""),

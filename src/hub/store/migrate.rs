@@ -1,4 +1,4 @@
-//! From one store to another: every record that lasts, and the CA, so that no client notices.
+//! From one store to another: every record that lasts, and the FLEET_CA_KEY, so that no client notices.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use super::gateway::Gateway;
 use super::replica::TRANSACTION_CHANGES;
 use crate::error::Error;
 use crate::error::Result;
-use crate::hub::ca::CA;
+use crate::hub::ca::FLEET_CA_KEY;
 use crate::model::hub_records::Change;
 use crate::model::hub_records::Record;
 use crate::net::stop::Stop;
@@ -63,7 +63,7 @@ impl StoreLocation {
                     return Err(Error::new(format!("The fleet's hubs are running: {}", hubs.join(" ")))
                         .hint("Stop them first; nothing was changed"));
                 }
-                let found = find(&mut gateway, CA)?;
+                let found = find(&mut gateway, FLEET_CA_KEY)?;
                 found.and_then(|found| serde_json::from_slice(&found).ok())
             }
         };
@@ -94,7 +94,7 @@ impl StoreLocation {
                     store.commit(some.iter().cloned().map(Change::Put).collect(), mark)?;
                 }
                 if let Some(ca) = ca {
-                    found_or_put(&mut gateway, CA, || Ok(json!(ca).to_string()))?;
+                    found_or_put(&mut gateway, FLEET_CA_KEY, || Ok(json!(ca).to_string()))?;
                 }
             }
         }
