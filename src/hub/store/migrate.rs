@@ -1,4 +1,4 @@
-//! From one store to another: every record that lasts, and the FLEET_CA_KEY, so that no client notices.
+//! From one store to another: every record that lasts, and the CA, so that no client notices.
 
 use std::path::PathBuf;
 use std::sync::Arc;
