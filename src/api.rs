@@ -43,14 +43,14 @@ use crate::tls::trust;
 use crate::wire::api::AgentInfo;
 use crate::wire::api::AskDevice;
 use crate::wire::api::AskSession;
-use crate::wire::api::DeviceAsked;
+use crate::wire::api::DeviceCode;
 use crate::wire::api::DeviceState;
 use crate::wire::api::Health;
 use crate::wire::api::MakeShare;
+use crate::wire::api::NewShare;
 use crate::wire::api::RegisterAgent;
 use crate::wire::api::ServiceInfo;
-use crate::wire::api::SessionGranted;
-use crate::wire::api::ShareMade;
+use crate::wire::api::SessionGrant;
 use crate::wire::api::SharePreview;
 use crate::wire::api::WhoAmI;
 use crate::wire::control;
@@ -152,7 +152,7 @@ impl Hub {
 
     /// The session, and the hub that granted it: the one that has the agent. If that one cannot be reached from this
     /// machine, the hub that named it carries the session.
-    pub fn ask_session(&self, ask: &AskSession) -> Result<(SessionGranted, HubUrl)> {
+    pub fn ask_session(&self, ask: &AskSession) -> Result<(SessionGrant, HubUrl)> {
         let body = to_json(ask)?;
         let (mut answer, mut at) = self.client.at_any_hub(true, |url| self.post_session(url, &body))?;
         if answer.status == 421 {
@@ -183,18 +183,18 @@ impl Hub {
         self.client.exchange_at(url, &request)
     }
 
-    pub fn ask_device(&self, label: &str) -> Result<DeviceAsked> {
+    pub fn ask_device(&self, label: &str) -> Result<DeviceCode> {
         self.post("/v1/device", &AskDevice { label: label.to_owned() })
     }
 
-    pub fn device_state(&self, asked: &DeviceAsked) -> Result<DeviceState> {
+    pub fn device_state(&self, asked: &DeviceCode) -> Result<DeviceState> {
         let path = format!("/v1/device/{}", asked.code);
         let fields = [("x-device-secret", asked.secret.as_str())];
         let request = HubRequest { method: "GET", path: &path, fields: &fields, body: None };
         from_json(&self.url, &self.client.exchange(&request)?)
     }
 
-    pub fn make_share(&self, share: &MakeShare) -> Result<ShareMade> {
+    pub fn make_share(&self, share: &MakeShare) -> Result<NewShare> {
         self.post("/v1/shares", share)
     }
 
@@ -274,6 +274,6 @@ impl Hub {
 }
 
 /// How long to wait before asking again whether a device code was approved.
-pub fn poll_interval(asked: &DeviceAsked) -> Duration {
+pub fn poll_interval(asked: &DeviceCode) -> Duration {
     Duration::from_secs(asked.interval_seconds.clamp(1, 30))
 }

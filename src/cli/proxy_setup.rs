@@ -35,7 +35,7 @@ use crate::tunnel::joiner::Tunnel;
 use crate::tunnel::joiner::any_user;
 use crate::tunnel::pool::SessionOpener;
 use crate::wire::api::AskSession;
-use crate::wire::api::SessionGranted;
+use crate::wire::api::SessionGrant;
 
 pub const DEFAULT_PROXY_PORT: u16 = 3456;
 
@@ -164,7 +164,7 @@ impl TunnelMaker {
         let ask = AskSession::of(name.as_str(), identity.fingerprint);
         let home = self.home.clone();
         let pinned_as = format!("{}/{name}", self.hub.url);
-        let approve = Box::new(move |granted: &SessionGranted| {
+        let approve = Box::new(move |granted: &SessionGrant| {
             agent_pins::check_or_pin(&home, &pinned_as, granted.agent_fingerprint)
         });
         let opener = SessionOpener::new(Arc::clone(&self.hub), &identity, ask, approve)?.expected(&name);

@@ -28,7 +28,7 @@ use crate::os::clock;
 use crate::os::lock::locked;
 use crate::os::secret;
 use crate::wire::api::AskSession;
-use crate::wire::api::SessionGranted;
+use crate::wire::api::SessionGrant;
 
 /// A hub that does not answer for so long is not waited for.
 const OTHER_HUB_TIMEOUT: Duration = Duration::from_secs(3);
@@ -79,7 +79,7 @@ pub fn ask(
         return Err(offline());
     }
     let value: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-    let Ok(granted) = serde_json::from_value::<SessionGranted>(value.clone()) else {
+    let Ok(granted) = serde_json::from_value::<SessionGrant>(value.clone()) else {
         return Err(Refusal::OtherHub(Reply::json(answer.status.max(400), value)));
     };
     let (ticket, now) = (secret::secret(), clock::now());
@@ -91,7 +91,7 @@ pub fn ask(
     drop(all);
     let by = [("session", granted.session.as_str()), ("who", call.principal.id()), ("hub", hub)];
     core.audit.say("session.carried", &by);
-    ok(200, &SessionGranted { ticket, relay, ..granted })
+    ok(200, &SessionGrant { ticket, relay, ..granted })
 }
 
 /// Whether this ticket is for a session at another hub.

@@ -22,8 +22,8 @@ use crate::model::hub_records::Table;
 use crate::model::name::Name;
 use crate::model::time::Time;
 use crate::os::secret;
-use crate::wire::api::KeyMade;
 use crate::wire::api::MakeKey;
+use crate::wire::api::NewKey;
 
 /// More keys than any team has; the registry keeps all of them in memory.
 const HUB_KEYS: usize = 10_000;
@@ -63,7 +63,7 @@ pub fn make(
     }
     let workspace = ruled_workspace(call, order.workspace.as_deref(), audit)?;
     let (secret, key) = new_key(&order, workspace, call.now);
-    let made = KeyMade { key: with_pin(secret, pin), info: key.info.clone() };
+    let made = NewKey { key: with_pin(secret, pin), info: key.info.clone() };
     records.change(|registry| {
         if registry.keys().count() >= HUB_KEYS {
             return Err(Refusal::TooManyKeys);

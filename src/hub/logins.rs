@@ -24,7 +24,7 @@ use crate::model::hub_records::Table;
 use crate::os::secret;
 use crate::wire::api::ApproveDevice;
 use crate::wire::api::AskDevice;
-use crate::wire::api::DeviceAsked;
+use crate::wire::api::DeviceCode;
 use crate::wire::api::DeviceState;
 use crate::wire::api::MakeKey;
 
@@ -56,7 +56,7 @@ pub fn ask(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Reply
     let address = call.origin.address.to_string();
     audit.say("device.asked", &[("code", &code), ("label", &device.label), ("address", &address)]);
     let host = call.request.field("host").unwrap_or("localhost");
-    let asked = DeviceAsked {
+    let asked = DeviceCode {
         page: format!("https://{host}/device"),
         code,
         secret,

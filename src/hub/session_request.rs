@@ -19,7 +19,7 @@ use crate::model::hub_records::ChannelId;
 use crate::model::service::Service;
 use crate::os::secret;
 use crate::wire::api::AskSession;
-use crate::wire::api::SessionGranted;
+use crate::wire::api::SessionGrant;
 use crate::wire::control::ToAgent;
 
 pub fn open_session(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
@@ -61,7 +61,7 @@ pub fn open_session(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
     }
     ok(
         200,
-        &SessionGranted {
+        &SessionGrant {
             session,
             ticket,
             relay,

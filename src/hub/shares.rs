@@ -26,8 +26,8 @@ use crate::model::service::Service;
 use crate::model::service::SharedService;
 use crate::os::secret;
 use crate::wire::api::MakeShare;
+use crate::wire::api::NewShare;
 use crate::wire::api::SHARED_SERVICES;
-use crate::wire::api::ShareMade;
 
 /// Shares in one workspace; the registry keeps all of them in memory.
 const WORKSPACE_SHARES: usize = 10_000;
@@ -68,7 +68,7 @@ pub fn make(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Repl
         Ok((vec![Change::Put(Record::Share(share))], (info, agent.fingerprint)))
     })?;
     audit.say("share.made", &[("share", &info.id), ("by", call.principal.id())]);
-    let made = ShareMade {
+    let made = NewShare {
         id: info.id,
         code: code.as_str().to_owned(),
         secret: link_secret,

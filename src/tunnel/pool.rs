@@ -31,7 +31,7 @@ use crate::tls;
 use crate::tls::identity::Identity;
 use crate::tls::trust;
 use crate::wire::api::AskSession;
-use crate::wire::api::SessionGranted;
+use crate::wire::api::SessionGrant;
 
 /// Sessions of one tunnel, busy and idle. Each costs two threads and two descriptors at this end.
 pub const TUNNEL_SESSION_LIMIT: usize = 4096;
@@ -46,7 +46,7 @@ const SLOW_OPEN: Duration = Duration::from_secs(2);
 const PING_AFTER_SILENCE: Duration = Duration::from_secs(5);
 
 /// Looks at the agent that the hub names, before anything is sent to it.
-pub type AgentCheck = Box<dyn Fn(&SessionGranted) -> Result<()> + Send + Sync>;
+pub type AgentCheck = Box<dyn Fn(&SessionGrant) -> Result<()> + Send + Sync>;
 
 /// Opens sessions to one service.
 pub struct SessionOpener {

@@ -142,7 +142,7 @@ pub struct Membership {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct SessionGranted {
+pub struct SessionGrant {
     pub session: String,
     pub ticket: String,
     /// `http://host:port` for the plain relay, `https://…` behind a proxy that ends TLS.
@@ -169,7 +169,7 @@ pub struct MakeKey {
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct KeyMade {
+pub struct NewKey {
     /// The only time that the secret is seen.
     pub key: String,
     #[serde(flatten)]
@@ -183,7 +183,7 @@ pub struct AskDevice {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct DeviceAsked {
+pub struct DeviceCode {
     #[serde(deserialize_with = "shown")]
     pub code: String,
     pub secret: String,
@@ -225,7 +225,7 @@ pub struct MakeShare {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ShareMade {
+pub struct NewShare {
     pub id: String,
     pub code: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]

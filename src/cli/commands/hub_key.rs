@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::model::access::Role;
 use crate::model::hub_records::KeyInfo;
-use crate::wire::api::KeyMade;
+use crate::wire::api::NewKey;
 
 pub fn create(call: &Call) -> CommandResult {
     let args = &call.args;
@@ -23,7 +23,7 @@ pub fn create(call: &Call) -> CommandResult {
     });
     let made = LocalHub::find(call)?.call("POST", "/v1/keys", Some(&body))?;
     call.say.value(&made);
-    let Ok(made) = serde_json::from_value::<KeyMade>(made) else {
+    let Ok(made) = serde_json::from_value::<NewKey>(made) else {
         return Err(Error::new("The hub's answer does not hold a key"));
     };
     call.say.line(&format!(

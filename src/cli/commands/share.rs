@@ -38,7 +38,7 @@ use crate::os::user;
 use crate::state::runs;
 use crate::tunnel::agent::Exposure;
 use crate::wire::api::MakeShare;
-use crate::wire::api::ShareMade;
+use crate::wire::api::NewShare;
 
 const DEFAULT_SHARE_LIFE: Duration = Duration::from_hours(24);
 /// How long a service without a name has to say what it is.
@@ -208,7 +208,7 @@ fn services(call: &Call, hub: &Hub, agent: &str, exposures: &[Exposure]) -> Resu
 struct Announced<'a> {
     hub: &'a Hub,
     name: &'a str,
-    made: &'a ShareMade,
+    made: &'a NewShare,
     life: Duration,
     exposures: &'a [Exposure],
 }

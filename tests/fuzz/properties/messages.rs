@@ -10,7 +10,7 @@ use crate::http::head::parse_request;
 use crate::http::message::ErrorBody;
 use crate::http::message::Request;
 use crate::wire::api::AskSession;
-use crate::wire::api::SessionGranted;
+use crate::wire::api::SessionGrant;
 use crate::wire::api::SharePreview;
 use crate::wire::control::RELAY_UPGRADE;
 use crate::wire::control::ToAgent;
@@ -21,7 +21,7 @@ pub fn control(line: &[u8], cuts: Cuts) {
     message::<ToHub>(line, cuts);
     message::<ToAgent>(line, cuts);
     body::<AskSession>(line);
-    body::<SessionGranted>(line);
+    body::<SessionGrant>(line);
     body::<SharePreview>(line);
     let ErrorBody { error, hint, code } = ErrorBody::read(line);
     for shown in [error, hint, code] {
