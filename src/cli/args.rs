@@ -1,4 +1,7 @@
 //! Reads the command line, as the manual describes it.
+//!
+//! Options that every command takes may stand anywhere, those of a command after its name. The words that continue the path of a command name it, all
+//! others are its arguments. What follows `--` belongs to another program and is not looked at.
 
 use std::ffi::OsString;
 use std::ops::RangeInclusive;
@@ -30,6 +33,7 @@ pub struct Args {
 
 /// Reads the whole line; the caller decides what to do if it names no command.
 pub fn parse(mut arguments: Vec<OsString>, manual: &'static Manual) -> Result<Args> {
+    // Cut off first, so that an option of the other program is never taken for one of ours.
     let dashes = arguments.iter().position(|argument| argument == "--");
     let run = dashes.map(|at| arguments.split_off(at).into_iter().skip(1).collect());
     let (words, positionals, options) = (Vec::new(), Vec::new(), Vec::new());
@@ -70,6 +74,7 @@ impl Args {
             self.command = self.manual.find(&path);
             return Ok(());
         }
+        // `hub kye` is a misspelt command, while `whoami x` has an argument too many, which `check` reports.
         let takes_arguments = self.command.is_some_and(|command| command.arguments.most > 0);
         if !takes_arguments && self.next_words().next().is_some() {
             return Err(self.unknown_word(&text));
@@ -101,6 +106,7 @@ impl Args {
         Error::usage(format!("There is no option --{}", name.escape_debug())).hint(hint)
     }
 
+    /// The help of the command as far as it was typed.
     fn see_help(&self) -> String {
         format!("See: connect help {}", self.words.join(" ")).trim_end().to_owned()
     }

@@ -1,4 +1,4 @@
-//! Help, as the manual has it.
+//! Help, as the manual has it, and the errors of a command that is misspelt, incomplete or not in this build.
 
 use super::args::did_you_mean;
 use super::call::Call;
@@ -73,6 +73,7 @@ pub fn unfinished(manual: &Manual, words: &[String]) -> Error {
     Error::usage(format!("`connect {path}` needs one more word")).hint(format!("One of: {}", next.join(", ")))
 }
 
+/// A group of which nothing was built is left out as a whole; anything else is a misspelling.
 fn no_such_command(manual: &Manual, path: &str) -> Error {
     if let Some(command) = manual.commands.iter().find(|command| command.begins_with(path)) {
         return not_in_this_build(manual, command);

@@ -68,6 +68,7 @@ pub fn change_stores(call: &Call, change: TrustChange) -> Result<StoreCount> {
         return Err(Error::new("No trust store was found on this machine")
             .hint(format!("Trust it by hand: {}", ca_file(call).display())));
     }
+    // Every command is shown before the first one runs, since some of them ask for a password.
     let mut planned = Vec::new();
     for store in &stores {
         let commands = store.commands();

@@ -43,6 +43,7 @@ pub struct Entry {
 impl Manual {
     /// `is_built` says of a command's path whether this build has its function.
     pub fn parse(text: &'static str, is_built: impl Fn(&str) -> bool) -> Result<Self, String> {
+        // Sections first: a page may name one that comes later.
         let mut sections = Vec::new();
         let mut pages = Vec::new();
         for part in text.split("\n----").skip(1) {
@@ -93,11 +94,13 @@ impl Manual {
     }
 }
 
+/// These sections must exist; what remains afterwards are groups of options.
 fn take_section(sections: &mut Vec<Section>, title: &str) -> Result<Section, String> {
     let at = sections.iter().position(|section| section.title == title);
     at.map(|at| sections.remove(at)).ok_or_else(|| format!("there is no section {title}"))
 }
 
+/// A title with a colon, then lines of a name and a description with two blanks between them.
 fn parse_section(text: &'static str) -> Result<Section, String> {
     let mut lines = text.lines();
     let title = lines.next().and_then(|line| line.strip_suffix(':')).ok_or("a section has no title")?;
@@ -137,6 +140,7 @@ fn parse_option(entry: &Entry) -> Option<CommandOption> {
     is_plain.then_some(CommandOption { long, short, value, about: entry.about })
 }
 
+/// A page: one sentence, the usage, and the parts `Options:` and `Examples:` if there are any.
 fn parse_command(
     page: &'static str,
     sections: &[Section],
@@ -156,6 +160,7 @@ fn parse_command(
             return Err(format!("this part has no place: {part}"));
         }
     }
+    // A section that the usage names adds its options and its text.
     let words = usage_words(usage);
     let mut help = page.to_owned();
     for title in words.iter().filter_map(|word| word.strip_prefix('[')?.strip_suffix(']')) {
@@ -234,11 +239,13 @@ fn parse_form(words: &[&'static str], options: &[CommandOption]) -> Arguments {
     while let Some(word) = words.next() {
         let inner = bracketed(word);
         let name = inner.unwrap_or(word);
+        // Everything after the dashes is the other program's.
         if name == "--" || name.starts_with("-- ") {
             form.runs_command = true;
             break;
         }
         if name.starts_with('-') || name.ends_with(" options") {
+            // Outside of brackets an option belongs to the form, and the word after it is its value.
             let takes_value = |option: &CommandOption| {
                 option.value.is_some() && name.strip_prefix("--") == Some(option.long)
             };

@@ -1,4 +1,8 @@
-//! The command line: reads it, runs the command, says how it went, and turns that into an exit code.
+//! The command line: reads it, runs the command, reports how it ended, and turns that into an exit code.
+//!
+//! `commands.txt` describes the commands and `table.rs` names their functions; a command's file is in `commands/`.
+//! Everything else in this room is what several of them share. A command gets a `Call` and returns its exit code; an
+//! error that it returns is printed here, and nowhere else.
 
 mod args;
 mod background;
@@ -63,7 +67,9 @@ static MANUAL: LazyLock<Manual> = LazyLock::new(|| {
     Manual::parse(manual::TEXT, is_built).expect("a unit test parses this text")
 });
 
+/// Exit codes: 0 done, 1 failed, 2 the command line is wrong, 130 interrupted. With `-- CMD` the code is CMD's.
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
+    // An error of the parser is printed before there are parsed options, so --json is looked for by hand.
     let as_json =
         arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json");
     let outcome = args::parse(arguments, &MANUAL).and_then(run);
@@ -86,6 +92,7 @@ fn run(args: Args) -> CommandResult {
     }
     start_log(args.flag("verbose"));
     let say = Say::new(args.flag("json"), args.flag("quiet"), args.run.is_some());
+    // Help and version need neither a state folder nor signals, so they come before the call.
     if args.flag("version") {
         say.result(concat!("connect ", env!("CARGO_PKG_VERSION")));
         say.value(&serde_json::json!({ "version": env!("CARGO_PKG_VERSION") }));

@@ -1,5 +1,7 @@
-//! The only writer of stdout and stderr. Results go to stdout, trouble to stderr; what a peer said never
-//! reaches the terminal with a control character in it.
+//! The only writer of stdout and stderr.
+//!
+//! Results go to stdout, warnings and errors to stderr. A peer's text never reaches the terminal with a control
+//! character in it. A closed pipe is no error: the reader has seen enough.
 
 use std::io;
 use std::io::Write;
@@ -12,20 +14,20 @@ use crate::error::Error;
 use crate::os::terminal;
 
 #[derive(Clone)]
-#[allow(clippy::struct_excessive_bools)] // Each is one plain fact about where words go.
+#[allow(clippy::struct_excessive_bools)] // Each is one independent fact about the output.
 pub struct Say {
     pub json: bool,
     pub quiet: bool,
-    /// Our words go to stderr, since stdout belongs to the command that is run.
-    pub aside: bool,
+    /// With `-- CMD` our lines go to stderr, since stdout belongs to CMD.
+    pub only_stderr: bool,
     utf8: bool,
     colour_out: bool,
     colour_err: bool,
 }
 
 const MARKS: [(&str, &str); 4] = [("[ok]", "32"), ("[!]", "33"), ("[x]", "31"), ("●", "32")];
-/// What plain terminals get in the place of what they cannot show.
-const PLAIN: [(char, &str); 12] = [
+/// What terminals without UTF-8 get instead.
+const ASCII_FOR: [(char, &str); 12] = [
     ('→', "->"),
     ('•', "*"),
     ('●', "*"),
@@ -41,12 +43,12 @@ const PLAIN: [(char, &str); 12] = [
 ];
 
 impl Say {
-    pub fn new(json: bool, quiet: bool, aside: bool) -> Self {
+    pub fn new(json: bool, quiet: bool, only_stderr: bool) -> Self {
         let colour = terminal::wants_colour();
         Self {
             json,
             quiet,
-            aside,
+            only_stderr,
             utf8: terminal::is_utf8(),
             colour_out: colour && terminal::is_terminal_out(),
             colour_err: colour && terminal::is_terminal_err(),
@@ -63,7 +65,7 @@ impl Say {
     /// A line that is the result itself, so `--quiet` keeps it.
     pub fn result(&self, text: &str) {
         if !self.json {
-            self.write(text, self.aside);
+            self.write(text, self.only_stderr);
         }
     }
 
@@ -82,12 +84,12 @@ impl Say {
         }
     }
 
-    /// Something is amiss, but it goes on.
+    /// Something is wrong, but the command goes on.
     pub fn warn(&self, text: &str) {
         self.write(&format!("[!] {text}"), true);
     }
 
-    /// The hub went away, and is waited for.
+    /// The hub cannot be reached; the command keeps trying.
     pub fn lost(&self, error: &Error) {
         self.event(&json!({ "event": "lost", "reason": error.to_string() }));
         self.warn(&format!("{error}; trying again until it is back"));
@@ -98,18 +100,18 @@ impl Say {
         self.line("[ok] The hub is back");
     }
 
-    /// How far it is, on a terminal only; the next one takes its place, and an empty one leaves nothing behind.
-    pub fn passing(&self, text: &str) {
+    /// Progress, on a terminal only. The next call replaces the line; an empty one clears it.
+    pub fn progress(&self, text: &str) {
         if !self.json && !self.quiet && terminal::is_terminal_err() {
             let _ = write!(io::stderr().lock(), "\r\u{1b}[K{text}");
         }
     }
 
-    /// A screen that takes the place of the one before; what does not fit on it is left out.
+    /// Replaces the whole screen. Lines that do not fit are left out.
     pub fn screen(&self, text: &str) {
         let (rows, width) = terminal::size();
         let mut lines: Vec<String> = text.lines().map(|line| cut(line, width)).collect();
-        // The last row stays empty: the end of a line there would move all of them up.
+        // The last row stays empty: a newline there would scroll the screen.
         if lines.len() >= rows {
             let over = lines.split_off(rows - 2).len();
             lines.push(format!("… and {over} more"));
@@ -130,10 +132,10 @@ impl Say {
     }
 
     fn raw(&self, text: &str) {
-        put(&clean_json(text), self.aside);
+        put(&clean_json(text), self.only_stderr);
     }
 
-    /// As it is written; plain terminals may need more room.
+    /// The text as it will be printed, which may be longer on a terminal without UTF-8.
     pub fn shown(&self, text: &str) -> String {
         let shown = clean(text);
         if self.utf8 { shown } else { plain(&shown) }
@@ -148,9 +150,9 @@ impl Say {
     }
 }
 
-/// What is finished as it is, like a line that the one in the background has said.
+/// Prints text that needs no more treatment, like a line of our own process in the background.
 pub fn put(text: &str, to_stderr: bool) {
-    // A reader that went away is not our trouble.
+    // A reader that went away is not an error.
     let _ = if to_stderr {
         writeln!(io::stderr().lock(), "{text}")
     } else {
@@ -158,20 +160,20 @@ pub fn put(text: &str, to_stderr: bool) {
     };
 }
 
-/// Text for a program and not for people, so it is the same whatever was asked of our words. Tabs stand.
+/// Text for a program: neither `--quiet` nor `--json` nor the terminal changes it, and tabs stay.
 pub fn for_programs(text: &str) {
     put(&text.split('\t').map(clean).collect::<Vec<_>>().join("\t"), false);
 }
 
-/// Control characters, and those that reorder or hide text, are shown as their codes.
+/// Replaces control characters, and those that reorder or hide text, by their codes.
 pub fn clean(text: &str) -> String {
     escaped(text, |c| c.escape_unicode().to_string())
 }
 
-/// The same JSON with every such character as its escape. JSON itself escapes only those below a blank, and
-/// elsewhere than within strings there are none but line ends.
+/// The same JSON with every such character escaped. JSON requires that only below U+0020. Outside of strings there
+/// are none but newlines.
 fn clean_json(text: &str) -> String {
-    // All of them lie in the plane that one unit can name.
+    // All of them are below U+10000, so one unit names each.
     escaped(text, |c| format!("\\u{:04x}", u32::from(c)))
 }
 
@@ -188,18 +190,18 @@ fn is_hidden(c: char) -> bool {
     reorders || (c.is_control() && c != '\n')
 }
 
-/// Without what plain terminals cannot show.
+/// Replaces or drops what a terminal without UTF-8 cannot show.
 pub fn plain(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        match PLAIN.iter().find(|(fancy, _)| *fancy == c) {
+        match ASCII_FOR.iter().find(|(fancy, _)| *fancy == c) {
             Some((_, plain)) => out.push_str(plain),
             None if c.is_ascii() => out.push(c),
             None => {}
         }
     }
     let indent = text.len() - text.trim_start().len();
-    // An emoji that opened the line left its space behind.
+    // An emoji at the start of the line is dropped with the space after it.
     if indent == 0 { out.trim_start().to_owned() } else { out }
 }
 
@@ -209,17 +211,17 @@ fn coloured(text: &str) -> String {
     })
 }
 
-/// Rows under headings, each column as wide as its widest cell, unless the terminal is narrower: then the
-/// widest columns give way, and what is cut ends in `…`.
+/// Rows under headings, each column as wide as its widest cell. If the terminal is narrower, the widest columns
+/// shrink and cut cells end in `…`.
 pub fn columns<const N: usize>(headings: &[&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
     let limit = if terminal::is_terminal_out() { terminal::size().1 } else { usize::MAX };
     columns_within(limit, headings, rows)
 }
 
-/// What stands between two columns.
-const GAP: usize = 2;
-/// A column is not made narrower than that.
-const NARROW: usize = 4;
+/// Blanks between two columns.
+const COLUMN_GAP: usize = 2;
+/// A column does not shrink below this.
+const NARROWEST_COLUMN: usize = 4;
 
 fn cut(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
@@ -239,8 +241,10 @@ fn columns_within<const N: usize>(
     for (width, cell) in lines.iter().flat_map(|line| line.iter().enumerate()) {
         widths[width] = widths[width].max(cell.chars().count());
     }
-    while widths.iter().sum::<usize>() + GAP * (N - 1) > limit {
-        let Some(widest) = widths.iter_mut().max().filter(|widest| **widest > NARROW) else { break };
+    while widths.iter().sum::<usize>() + COLUMN_GAP * (N - 1) > limit {
+        let Some(widest) = widths.iter_mut().max().filter(|widest| **widest > NARROWEST_COLUMN) else {
+            break;
+        };
         *widest -= 1;
     }
     let shown = |(cell, width): (&String, usize)| format!("{:width$}", cut(cell, width));

@@ -1,4 +1,7 @@
-//! The function of each command in this build. A build without a role leaves its lines out.
+//! The function of each command in this build.
+//!
+//! The order does not matter: help follows `commands.txt`. A build without a role leaves its lines out, and the command
+//! then says which build has it.
 
 use super::call::Call;
 use super::call::CommandResult;

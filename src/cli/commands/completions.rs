@@ -45,6 +45,7 @@ pub fn script(call: &Call) -> CommandResult {
 /// Prints what completes the last of the words after `--`.
 #[allow(clippy::unnecessary_wraps)] // The table of functions asks for this type.
 pub fn words(call: &Call) -> CommandResult {
+    // The shell gives every word up to the cursor; the last one may be empty.
     let given: Vec<String> =
         call.args.run.iter().flatten().map(|word: &OsString| word.to_string_lossy().into_owned()).collect();
     let (last, before) = given.split_last().map_or(("", &[][..]), |(last, before)| (last.as_str(), before));
@@ -63,6 +64,7 @@ fn completions(call: &Call, before: &[String], last: &str) -> Vec<Completion> {
         return Vec::new();
     }
     let manual = call.args.manual;
+    // In this order: the value of an option, an option, then a subcommand or an argument.
     let (path, command) = command_of(manual, before);
     let awaits_value = |option: &&CommandOption| before.last().is_some_and(|word| takes_value(option, word));
     if let Some(option) = manual.options_of(command).find(awaits_value) {

@@ -23,18 +23,18 @@ use crate::os::process;
 use crate::state::proxy;
 use crate::state::runs;
 
-const HERE: &str = "localhost";
+const THIS_MACHINE: &str = "localhost";
 
 pub struct NamedService {
     pub name: Name,
     pub target: Target,
     pub service: FoundService,
-    /// A listener of connect's own, which nobody would share.
+    /// A listener of connect itself, which nobody wants to share.
     pub is_ours: bool,
 }
 
 pub fn run(call: &Call) -> CommandResult {
-    let host = call.args.value("host").map_or(Ok(HERE.to_owned()), host_of)?;
+    let host = call.args.value("host").map_or(Ok(THIS_MACHINE.to_owned()), host_of)?;
     let timeout = call.args.duration("timeout")?.unwrap_or(discover::PROBE_TIMEOUT);
     let ports = ports(call)?;
     let (found, is_up) = find(call, &host, &ports, timeout)?;
@@ -44,21 +44,23 @@ pub fn run(call: &Call) -> CommandResult {
         return Ok(0);
     }
     show(call, &found);
+    // The next command, ready to be typed, for the first service that is worth it.
     if let Some(first) = found.iter().find(|found| !found.is_ours) {
-        let target = if host == HERE { first.target.port.to_string() } else { first.target.to_string() };
+        let target =
+            if host == THIS_MACHINE { first.target.port.to_string() } else { first.target.to_string() };
         call.say.line(&format!("  Make one reachable:  connect expose {} {target}", first.name));
-        if host == HERE {
+        if host == THIS_MACHINE {
             call.say.line(&format!("  Share all by a code: connect share --discovered{}", asked_ports(call)));
         }
     }
     Ok(0)
 }
 
-/// What answers there, and whether anything shows that the host is up.
+/// Scans the ports. Also says whether the host is up: a refusal shows that as well as an answer.
 pub fn find(call: &Call, host: &str, ports: &[u16], timeout: Duration) -> Result<(Vec<NamedService>, bool)> {
-    let told = |seen| call.say.passing(&format!("  {seen} of {} ports", ports.len()));
+    let told = |seen| call.say.progress(&format!("  {seen} of {} ports", ports.len()));
     let report = Scanner::new(host, timeout, &call.stop).and_then(|scanner| scanner.scan(ports, told));
-    call.say.passing("");
+    call.say.progress("");
     let report = report?;
     call.fail_if_stopped()?;
     let is_up = report.refused || !report.found.is_empty();
@@ -83,35 +85,38 @@ pub fn ports(call: &Call) -> Result<Vec<u16>> {
     for range in call.args.values("range") {
         ports.extend(range_of(range)?);
     }
+    // Ranges may overlap, and no port is scanned twice.
     ports.sort_unstable();
     ports.dedup();
     Ok(if ports.is_empty() { discover::usual_ports() } else { ports })
 }
 
+/// The options again, so that the command we suggest means the same ports.
 fn asked_ports(call: &Call) -> String {
     let asked =
         ["ports", "range"].map(|name| call.args.values(name).map(move |value| format!(" --{name} {value}")));
     asked.into_iter().flatten().collect()
 }
 
+/// A name or an address without a port; an IPv6 address may be in brackets.
 fn host_of(text: &str) -> Result<String> {
     let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
     if bare.parse::<IpAddr>().is_ok() {
         return Ok(bare.to_owned());
     }
     Target::parse(&format!("{text}:1")).map(|target| target.host).ok_or_else(|| {
-        Error::misread(text, "is no name and no address of a host")
+        Error::misread(text, "is neither a name nor an address of a host")
             .hint("Write it like --host 192.168.1.50; ports go with --ports or --range")
     })
 }
 
-/// By what it says, by our own list of what runs, or by the name of the process that listens.
+/// Recognised by what it answers, by our list of running commands, or by the process that listens.
 fn is_ours(call: &Call, host: &str, port: u16, service: &FoundService) -> bool {
     let said = [&service.page.title, &service.page.framework];
     if said.into_iter().flatten().any(|said| said == "connect proxy" || said == "connect hub") {
         return true;
     }
-    if host != HERE {
+    if host != THIS_MACHINE {
         return false;
     }
     let at = format!("localhost:{port}");
@@ -126,7 +131,7 @@ fn label(found: &NamedService) -> Option<&str> {
     if found.is_ours { Some("connect itself") } else { found.service.label() }
 }
 
-/// To the letter of what users know.
+/// Prints the list in the form that the users' documents show.
 pub fn show(call: &Call, found: &[NamedService]) {
     call.say.line(&format!("🔍 Discovered {} service(s):\n", found.len()));
     for one in found {
@@ -163,13 +168,15 @@ fn picture(kind: ServiceKind) -> &'static str {
 
 fn nothing(call: &Call, host: &str, count: usize, is_up: bool) {
     let which = match count {
-        1 => "the port that was looked at".to_owned(),
-        _ => format!("any of the {count} ports that were looked at"),
+        1 => "the port that was scanned".to_owned(),
+        _ => format!("any of the {count} ports that were scanned"),
     };
     call.say.line(&format!("Nothing listens on {host} at {which}"));
     if is_up {
-        call.say.line("  Look at others: connect discover --ports 8080,8443, or --range 3000-3010");
+        call.say.line("  Scan others: connect discover --ports 8080,8443, or --range 3000-3010");
     } else {
-        call.say.line("  Not even a refusal came: it is down, behind a firewall, or slow (--timeout 2s)");
+        call.say.line(
+            "  There was not even a refusal: the host is down, behind a firewall, or slow (--timeout 2s)",
+        );
     }
 }

@@ -1,4 +1,7 @@
 //! `connect doctor`: makes one check after the other and prints its result with the command that fixes it.
+//!
+//! The checks are in `machine_checks`, `hub_checks` and `proxy_checks`. To add one, write a function of the type
+//! `Check` and a line here.
 
 use serde_json::json;
 
@@ -71,6 +74,7 @@ pub fn run(call: &Call) -> CommandResult {
     Ok(u8::from(failed > 0))
 }
 
+/// Repairs what the check found, if it knows how. A repair that fails says why in place of the hint.
 fn apply_fix(call: &Call, result: &mut CheckResult) -> bool {
     let Some(fix) = result.fix else { return false };
     match fix(&call.home) {
@@ -86,6 +90,7 @@ fn apply_fix(call: &Call, result: &mut CheckResult) -> bool {
     }
 }
 
+/// `--quiet` prints only what is wrong.
 fn show(call: &Call, name: &str, result: &CheckResult, is_fixed: bool) {
     let mark = match result.severity {
         Severity::Ok => "[ok]",

@@ -49,6 +49,7 @@ pub fn run(call: &Call) -> CommandResult {
     let public_name = names.first().cloned();
     let store = store_options.read()?;
     let settings = HubSettings { data: data.clone(), names, behind_proxy, tunnel_ports, store };
+    // Opening locks the data folder, so a second hub fails here before it listens.
     let core = Core::open(settings, &call.stop)?.ok_or_else(|| {
         Error::new("Another hub runs on this data folder")
             .because(data.display().to_string())
@@ -65,9 +66,11 @@ pub fn run(call: &Call) -> CommandResult {
         call.say.warn(note);
     }
     let public = public_name.unwrap_or_else(|| shown_host(address.ip()));
+    // Clients come to the reverse proxy, which is expected at the usual port.
     let port = if behind_proxy { 443 } else { address.port() };
     let url = HubUrl { host: public, port };
     let running = hub::start(&core, listener, &url.to_string(), &call.stop)?;
+    // For `hub key` and the like, which mean the same store without being told.
     store_options.note(&data)?;
     announce(call, &core, &url, &address.to_string());
     call.stop.wait();
@@ -108,6 +111,7 @@ fn first_key(core: &Core) -> Option<String> {
     made.get("key").and_then(Value::as_str).map(str::to_owned)
 }
 
+/// `0.0.0.0:7443`, `[::]:7443`
 fn split_listen(text: &str) -> Result<(String, u16)> {
     // Port 0 lets the system choose; tests and scripts read the port from the first line.
     let at = match text.strip_suffix(":0") {
@@ -121,6 +125,7 @@ fn split_listen(text: &str) -> Result<(String, u16)> {
     }
 }
 
+/// A name or an address without a port, for the hub's certificate.
 fn name_of_host(text: &str) -> Result<String> {
     if text.parse::<IpAddr>().is_ok() {
         return Ok(text.to_owned());
@@ -151,6 +156,7 @@ fn cannot_listen(listen: &str, port: u16, error: std::io::Error) -> Error {
         .hint("Check the address given with --listen")
 }
 
+/// The address to print: an unspecified one is of no use to a client.
 fn shown_host(ip: IpAddr) -> String {
     if ip.is_unspecified() { crate::os::user::hostname() } else { ip.to_string() }
 }

@@ -10,6 +10,7 @@ use crate::hub::audit;
 
 pub fn verify(call: &Call) -> CommandResult {
     let data = data_folder(call)?;
+    // A folder without a log is most likely the wrong folder, so it is not reported as unchanged.
     if !audit::log_file(&data).exists() {
         return Err(no_hub(&data));
     }

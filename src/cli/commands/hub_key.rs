@@ -13,6 +13,7 @@ use crate::model::access::Role;
 use crate::model::hub_records::KeyInfo;
 use crate::wire::api::NewKey;
 
+/// The key is printed alone on its line, so that `-q` gives it to a script.
 pub fn create(call: &Call) -> CommandResult {
     let args = &call.args;
     let body = json!({
@@ -80,6 +81,7 @@ pub fn approve(call: &Call) -> CommandResult {
 }
 
 /// Letters, digits, `_` and `-` need no escape in a path.
+/// An id or code from the command line becomes a part of a path, so nothing else may be in it.
 fn path_part(text: &str) -> Result<&str> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
     if !text.is_empty() && text.bytes().all(plain) {

@@ -12,6 +12,7 @@ use crate::wire::api::Health;
 
 pub fn run(call: &Call) -> CommandResult {
     let data = local_hub::data_folder(call)?;
+    // Not running is an answer and no error, but scripts see it by the exit code.
     let Some((hub, pin)) = local_hub::running(call)? else {
         call.say.value(&json!({ "running": false, "data": data }));
         call.say.result("○ Hub: not running");
@@ -20,6 +21,7 @@ pub fn run(call: &Call) -> CommandResult {
         return Ok(1);
     };
     let Health { version, uptime_seconds, store, .. } = hub.health()?;
+    // The figures are those of /metrics, so that there is one source for both.
     let metrics = hub.metrics()?;
     let figure = |name: &str| {
         metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).unwrap_or("?")

@@ -13,6 +13,7 @@ pub fn run(call: &Call) -> CommandResult {
     if call.config()?.api_key.is_none() {
         return Err(not_configured());
     }
+    // The proxy may go on: it serves local routes without a login as well.
     let all = runs::all(&call.home);
     if let Some(run) = all.iter().find(|run| run.is_alive() && run.kind != "proxy") {
         return Err(Error::new(format!("`connect {}` is still running (PID {})", run.kind, run.pid))

@@ -1,4 +1,7 @@
 //! `connect proxy start`, `stop`, `status` and `logs`.
+//!
+//! `start` runs the same command again in the background, unless it is told to stay in the foreground; the one in the
+//! background serves. `proxy-state.json` says which process that is.
 
 use std::io;
 
@@ -49,6 +52,7 @@ fn serve(call: &Call, options: &ProxyOptions) -> CommandResult {
     {
         return Ok(0);
     }
+    // The port comes first: without it nothing else is worth making, and two that start at once cannot both go on.
     let bound = listen(call, options)?;
     let port = bound.port;
     let _run = runs::register(&call.home, proxy::PROXY_KIND, &[proxy::PROXY_KIND.to_owned()])?;
@@ -63,12 +67,14 @@ fn serve(call: &Call, options: &ProxyOptions) -> CommandResult {
     }
     let (home, own) = (call.home.clone(), certificates.clone());
     let changed = move |routes: &Routes| proxy_setup::write_routes(&home, own.as_deref(), routes);
+    // Writes the empty list once, so that a list of an earlier run does not stay.
     changed(&Routes::default());
     let table = RouteTable::start(&call.home, proxy_setup::service_lister(call), changed, &call.stop)?;
     let serving = Proxy::start(bound, table, settings, &call.stop)?;
     // From here on `proxy status` and `reach` find it.
     let _state = proxy::announce(&call.home, port, options.tls)?;
     announce(call, &serving);
+    // The process that started this one returns now.
     if call.is_background() {
         detach::ready(&call.home.file(proxy::PROXY_LOG))?;
     }
@@ -84,6 +90,7 @@ fn already_serves(call: &Call, options: &ProxyOptions, running: &ProxyState) -> 
         background::end(call, "The proxy", running.pid)?;
         return Ok(false);
     }
+    // A proxy in the background does not become one in the foreground.
     let same = options.port == running.port && options.tls == running.tls && !call.args.flag("foreground");
     if same {
         call.say.line(&format!("[ok] The proxy already runs on port {} (PID {})", running.port, running.pid));
@@ -111,6 +118,7 @@ fn typed(call: &Call, options: &ProxyOptions) -> String {
 fn listen(call: &Call, options: &ProxyOptions) -> Result<BoundPort> {
     let port = options.port;
     BoundPort::bind(port).map_err(|error| match error.kind() {
+        // --replace ends only our own proxy, which is not what holds this port.
         io::ErrorKind::AddrInUse if call.args.flag("replace") => {
             let holder = match process::listener_on(port) {
                 Some((pid, name)) => format!("{} (PID {pid})", name.escape_debug()),
@@ -145,6 +153,7 @@ fn say_plan(call: &Call, hub: &HubUrl, port: u16) {
     call.say.line(&format!("  TLS:  {tls}\n"));
 }
 
+/// In the background without TLS two lines are enough; otherwise the routes and their addresses are listed.
 fn announce(call: &Call, serving: &Proxy) {
     let context = &serving.context;
     let routes = context.table.now();

@@ -1,4 +1,4 @@
-//! `connect proxy trust` and `connect proxy untrust`.
+//! `connect proxy trust` and `connect proxy untrust`: the local CA in the trust stores of this machine.
 
 use crate::cli::Call;
 use crate::cli::CommandResult;
@@ -14,6 +14,7 @@ pub fn trust(call: &Call) -> CommandResult {
     if count.changed > 0 {
         call.say.line("  Browsers will now trust Private Connect HTTPS certificates.");
     }
+    // These programs do not ask the system which CAs it trusts.
     let ca = local_ca::ca_file(call).display().to_string();
     call.say.line("\n  Programs with a list of their own:");
     call.say

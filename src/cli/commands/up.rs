@@ -1,4 +1,7 @@
-//! `connect up`: logs in, registers this machine, proves the round trip, saves, returns.
+//! `connect up`: logs in at a hub.
+//!
+//! In this order: find the key, recognise the hub, ask it who the key belongs to, register this machine, save. The
+//! config is written last, so a login that fails leaves the old one as it was.
 
 use std::io;
 use std::io::BufRead;
@@ -31,20 +34,24 @@ pub fn run(call: &Call) -> CommandResult {
     let given = call.args.value("api-key").or_else(|| call.args.value("token")).map(str::to_owned);
     let moved = config.hub_url.as_ref().is_some_and(|known| *known != url.to_string());
     if moved {
-        // What was learnt of the old hub says nothing of the new one.
+        // The machine keeps its name and what it exposes, but neither key nor trust goes along.
+        // What is known about the old hub does not hold for the new one.
         let Config { agent_id, label, exposures, .. } = config;
         config = Config { agent_id, label, exposures, ..Config::default() };
     }
+    // A new key or CA file replaces whatever the hub was recognised by before.
     if call.args.value("ca").is_some() || given.is_some() {
         config.ca = None;
         config.hub_pin = None;
     }
+    // The key that was typed, then the environment, then the saved one; without any, a code is to be approved.
     let key = match given.or_else(|| variable("PRIVATECONNECT_TOKEN")).or_else(|| config.api_key.clone()) {
         Some(key) => key,
         None => ask_for_key(call, &mut config, &url)?,
     };
     let trust = call.trust(&config, Some(&key))?;
     let hub = Arc::new(Hub::new(urls, &trust, Some(key.clone()), &call.stop)?);
+    // The first call proves the whole path: address, certificate and key.
     let began = Instant::now();
     let whoami = hub.whoami()?;
     let latency = began.elapsed();
@@ -52,6 +59,7 @@ pub fn run(call: &Call) -> CommandResult {
     let label = label.unwrap_or_else(user::hostname);
     let identity = call.identity()?;
     let id = config.agent_id.clone().unwrap_or_else(|| secret::id("agent"));
+    // A key that may only join has no agent, so there is nothing to register.
     let may_expose = whoami.role.is_none_or(|role| role.may(crate::model::access::Action::Expose));
     if may_expose {
         hub.register(&RegisterAgent {
@@ -60,6 +68,7 @@ pub fn run(call: &Call) -> CommandResult {
             fingerprint: identity.fingerprint,
         })?;
     }
+    // The certificates themselves are saved, so the file given with --ca may go.
     if let HubTrust::Roots(pem) = &trust {
         config.ca = Some(pem.clone());
     }
@@ -76,7 +85,7 @@ pub fn run(call: &Call) -> CommandResult {
     call.say.line(&format!("  Agent: {label} ({id})"));
     call.say.line(&format!("  Role:  {role}, workspace {}", whoami.workspace));
     if !config.hubs.is_empty() {
-        call.say.line(&format!("  Else:  {}", config.hubs.join(" ")));
+        call.say.line(&format!("  Other hubs: {}", config.hubs.join(" ")));
     }
     call.say.line("");
     call.say.line(if may_expose {
@@ -87,7 +96,7 @@ pub fn run(call: &Call) -> CommandResult {
     Ok(0)
 }
 
-/// Shows a code and waits until somebody has approved it.
+/// Shows a code and waits until it is approved. The hub then sends a key that only this machine gets.
 fn ask_for_key(call: &Call, config: &mut Config, url: &HubUrl) -> Result<String> {
     let hub = recognised(call, config, url)?;
     let label = call.args.value("label").map_or_else(user::hostname, str::to_owned);
@@ -116,11 +125,12 @@ fn ask_for_key(call: &Call, config: &mut Config, url: &HubUrl) -> Result<String>
     Err(Error::new("Nobody approved the code in time").hint("Run connect up again for a new one"))
 }
 
-/// The hub, when there is no key whose pin would tell that it is the right one: by CA file, by public
-/// roots, or because the user looked at its pin.
+/// The hub without a key whose pin would identify it: it is recognised by the CA file, by public roots, or because
+/// the user compared its pin.
 fn recognised(call: &Call, config: &mut Config, url: &HubUrl) -> Result<Hub> {
     let hub = Hub::new(vec![url.clone()], &call.trust(config, None)?, None, &call.stop)?;
     let Err(error) = hub.health() else { return Ok(hub) };
+    // Only a certificate that is not trusted can be helped by showing its pin.
     if error.kind == ErrorKind::Unreachable {
         return Err(error);
     }
@@ -130,6 +140,7 @@ fn recognised(call: &Call, config: &mut Config, url: &HubUrl) -> Result<Hub> {
     }
     call.say.result(&format!("{url} has a certificate of its own. Its pin is\n\n    {pin}\n"));
     call.say.result("Compare it with what `connect hub status` shows on the hub. Is it the same? [y/N]");
+    // Anything but a clear yes, a closed stdin included, is a no.
     let mut answer = String::new();
     let _ = io::stdin().lock().read_line(&mut answer);
     if !answer.trim().eq_ignore_ascii_case("y") {

@@ -8,6 +8,7 @@ use crate::cli::CommandResult;
 pub fn run(call: &Call) -> CommandResult {
     let config = call.config()?;
     let hub = call.hub()?;
+    // The hub says what the key is; the config only what this machine called itself.
     let whoami = hub.whoami()?;
     let role = whoami.role_word();
     let label = config.label.as_deref().unwrap_or_default();
