@@ -20,7 +20,7 @@ PREFIX   ?= /usr/local
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 600
 
-.PHONY: all fetch demo test lint check bench bench-peers load attack fuzz soak e2e deps audit sbom vendor reproducible install clean
+.PHONY: all fetch demo test lint check roles bench bench-peers load attack fuzz soak e2e deps audit sbom vendor reproducible install clean
 
 all: fetch
 	$(STATIC) cargo build --release --locked --target $(TARGET) $(FEATURES)
@@ -44,6 +44,10 @@ lint:
 	cargo clippy --locked --all-targets -- -D warnings
 
 check: lint test
+
+# The binary of each role, without warnings and at work with the others.
+roles:
+	@tests/scripts/roles
 
 # Figures beside the direct connection's, taken in the same run.
 bench:

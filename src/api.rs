@@ -1,7 +1,7 @@
 //! The hub as its clients see it, another hub included: typed calls over kept-alive TLS connections, and the two
 //! upgrades.
 
-mod hub_client;
+pub mod hub_client;
 mod hub_connector;
 mod ureq_transport;
 
@@ -24,7 +24,6 @@ use hub_client::to_json;
 use hub_connector::HubConnector;
 
 pub use hub_client::HubAnswer;
-pub use hub_client::understand;
 
 use crate::error::Error;
 use crate::error::Result;

@@ -17,7 +17,7 @@ use super::application;
 use super::session::FRESH;
 use super::session::Session;
 use crate::api::Hub;
-use crate::api::understand;
+use crate::api::hub_client::understand;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::OrSay;
