@@ -19,6 +19,7 @@ pub mod port_choice;
 pub mod registry;
 pub mod route;
 pub mod service;
+pub mod session_protocol;
 pub mod suggest;
 pub mod target;
 pub mod text;

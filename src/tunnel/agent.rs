@@ -13,7 +13,7 @@ use std::time::Instant;
 use rustls::ServerConfig;
 
 use super::application;
-use super::serving;
+use super::session::Session;
 use super::traffic::TrafficCounters;
 use crate::api::Hub;
 use crate::error::Error;
@@ -328,7 +328,9 @@ impl AgentInner {
             log::warn!("refused: the joiner of a session to {} is not the one the hub named", exposure.name);
             return Err(Error::new("Another joiner answered"));
         }
-        serving::serve(established, &exposure.target, traffic, &self.stop);
+        let target = Some(exposure.target.clone());
+        let session = Session::start(established, target, Arc::clone(traffic), &self.stop);
+        session.or_say(|| "Cannot start a session")?.serve();
         Ok(())
     }
 }

@@ -7,12 +7,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
-use super::frames::abort;
-use super::frames::poll_while_blocked;
+use super::local_socket::abort;
 use super::pool::Pool;
 use super::pool::SessionOpener;
 use super::pool::TUNNEL_SESSION_LIMIT;
-use super::session::Carried;
+use super::session::ConnectionOutcome;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
@@ -158,7 +157,7 @@ impl Tunnel {
     }
 
     pub fn bytes(&self) -> u64 {
-        self.inner.pool.bytes.load(Ordering::Relaxed)
+        self.inner.pool.traffic.bytes.load(Ordering::Relaxed)
     }
 
     pub fn sessions(&self) -> usize {
@@ -183,7 +182,6 @@ impl Drop for Tunnel {
 impl TunnelInner {
     /// One local connection, from accept to close.
     fn carry(&self, local: &Arc<TcpStream>) {
-        poll_while_blocked(local);
         let deadline = Instant::now() + COMEBACK_TIMEOUT;
         let mut backoff = Backoff::default();
         loop {
@@ -200,13 +198,13 @@ impl TunnelInner {
                 }
             };
             match session.carry(local) {
-                Carried::Clean => return self.pool.give_back(session),
-                Carried::Refused(reason) => {
+                ConnectionOutcome::Finished => return self.pool.give_back(session),
+                ConnectionOutcome::Refused(reason) => {
                     self.report(JoinerEvent::Down(refusal(&reason)));
                     return self.pool.give_back(session);
                 }
-                Carried::Spoiled => return self.pool.lost(),
-                Carried::Untouched => {
+                ConnectionOutcome::SessionLost => return self.pool.lost(),
+                ConnectionOutcome::NotStarted => {
                     self.pool.lost_to_silence();
                     drop(session);
                     if Instant::now() >= deadline {
@@ -225,7 +223,7 @@ impl TunnelInner {
                 self.pool.give_back(session);
                 Ok(())
             }
-            Err(Carried::Refused(reason)) => {
+            Err(ConnectionOutcome::Refused(reason)) => {
                 self.pool.give_back(session);
                 Err(refusal(&reason))
             }

@@ -2,17 +2,13 @@
 
 #[cfg(any(feature = "agent", feature = "join"))]
 pub mod agent;
-pub mod frames;
+mod frames;
 #[cfg(any(feature = "hub", feature = "join", feature = "proxy"))]
 pub mod joiner;
-#[cfg(any(feature = "hub", feature = "join", feature = "proxy"))]
-mod lane;
+mod local_socket;
 #[cfg(any(feature = "hub", feature = "join", feature = "proxy"))]
 pub mod pool;
-#[cfg(any(feature = "agent", feature = "join"))]
-pub mod serving;
-#[cfg(any(feature = "hub", feature = "join", feature = "proxy"))]
-pub mod session;
+mod session;
 pub mod traffic;
 
 use crate::model::fingerprint::Fingerprint;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -16,6 +15,7 @@ use rustls::ClientConfig;
 use super::application;
 use super::session::FRESH;
 use super::session::Session;
+use super::traffic::TrafficCounters;
 use crate::api::Hub;
 use crate::api::hub_client::understand;
 use crate::error::Error;
@@ -68,7 +68,7 @@ impl SessionOpener {
         Self { expected: Some(name.clone()), ..self }
     }
 
-    pub fn open(&self, bytes: &Arc<AtomicU64>, stop: &Stop) -> Result<Session> {
+    pub fn open(&self, traffic: &Arc<TrafficCounters>, stop: &Stop) -> Result<Session> {
         let deadline = Instant::now() + NETWORK_TIMEOUT;
         let (granted, at) = self.hub.ask_session(&self.ask)?;
         let whose = format!("the agent's machine, {}", granted.agent_label);
@@ -97,7 +97,7 @@ impl SessionOpener {
         if established.application != Some(meant) {
             return Err(another_service(service));
         }
-        Session::start(established, Arc::clone(bytes), stop).or_say(|| "Cannot start a session")
+        Session::start(established, None, Arc::clone(traffic), stop).or_say(|| "Cannot start a session")
     }
 }
 
@@ -114,8 +114,7 @@ fn another_service(wanted: &Name) -> Error {
 
 pub struct Pool {
     opener: SessionOpener,
-    /// That its sessions have carried, as its clients see them.
-    pub bytes: Arc<AtomicU64>,
+    pub traffic: Arc<TrafficCounters>,
     state: Mutex<PoolState>,
     changed: Condvar,
     stop: Stop,
@@ -148,7 +147,7 @@ impl PoolState {
     fn idle_one(&mut self, leaving: &mut Vec<Session>) -> Option<Session> {
         loop {
             let (session, _) = self.idle.pop_back()?;
-            if !session.is_dead() {
+            if !session.is_over() {
                 return Some(session);
             }
             self.total -= 1;
@@ -159,8 +158,8 @@ impl PoolState {
 
 impl Pool {
     pub fn new(opener: SessionOpener, stop: Stop) -> Self {
-        let (bytes, state, changed, threads) = Default::default();
-        Self { opener, bytes, state, changed, stop, threads }
+        let (traffic, state, changed, threads) = Default::default();
+        Self { opener, traffic, state, changed, stop, threads }
     }
 
     pub fn total(&self) -> usize {
@@ -223,7 +222,7 @@ impl Pool {
     fn open_aside(self: &Arc<Self>, begun: Instant) {
         let own = Arc::clone(self);
         let spawned = self.threads.spawn("session-open", move || {
-            own.opened(begun, own.opener.open(&own.bytes, &own.stop));
+            own.opened(begun, own.opener.open(&own.traffic, &own.stop));
         });
         if let Err(error) = spawned {
             self.opened(begun, Err(error));
@@ -252,10 +251,9 @@ impl Pool {
     }
 
     /// The session is idle again. After a stop it is dropped instead, or nobody would.
-    pub fn give_back(&self, mut session: Session) {
-        session.shrink();
+    pub fn give_back(&self, session: Session) {
         let mut state = locked(&self.state);
-        if session.is_dead() || self.stop.is_stopped() {
+        if session.is_over() || self.stop.is_stopped() {
             state.total -= 1;
             drop(state);
             return;
@@ -295,7 +293,7 @@ impl Pool {
             let mut kept = VecDeque::new();
             let mut standing = state.idle.len();
             while let Some((session, since)) = state.idle.pop_front() {
-                if session.is_dead() || (standing > 1 && since.elapsed() > IDLE_SESSION_TIMEOUT) {
+                if session.is_over() || (standing > 1 && since.elapsed() > IDLE_SESSION_TIMEOUT) {
                     standing -= 1;
                     state.total -= 1;
                     leaving.push(session);
@@ -309,7 +307,7 @@ impl Pool {
         }
         drop(leaving);
         // All are asked before the first is waited for: a path that is dead costs one wait, not one each.
-        let asked: Vec<_> = doubtful.into_iter().map(|(mut one, since)| (one.ask(), one, since)).collect();
+        let asked: Vec<_> = doubtful.into_iter().map(|(mut one, since)| (one.ping(), one, since)).collect();
         for (question, session, since) in asked {
             let alive = question.is_some_and(|question| session.answers(question));
             let mut state = locked(&self.state);

@@ -1,238 +1,455 @@
-//! A session from the joiner's end: stands ready, carries one connection after another.
+//! A session: carries one connection after another through an encrypted connection between joiner and agent.
 //!
-//! Two threads meet here. The thread that accepted a local connection writes: OPEN, the client's data,
-//! EOF or RESET. The session's own thread reads all the time, idle or not, so that the end of a session
-//! is noticed when it happens. What they must tell each other stands in the `Lane`.
+//! Both ends are this one shell around `model/session_protocol.rs`; only what begins a connection differs. The joiner's
+//! `carry` opens one for a local client, the agent's `serve` answers OPEN by dialling its target. Each end has two
+//! threads, one for each direction:
+//!
+//! - The session's own thread reads frames all the time, idle or not, so that the end of a session is noticed when it
+//!   happens. It writes to the local socket. At the agent it also dials.
+//! - The owner's thread, which is in `carry` or `serve`, reads the local socket. Nobody else writes frames, so no frame
+//!   is ever written into another.
+//!
+//! They share the state machine and the local socket under a mutex, which never covers I/O: an event goes in, an action
+//! comes out, and the thread that caused it acts after the mutex is released.
 
 use std::io;
 use std::net::Shutdown;
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::Condvar;
+use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use std::time::Instant;
 
-use super::frames::CopyEnd;
 use super::frames::FrameReader;
 use super::frames::FrameWriter;
-use super::frames::abort;
-use super::lane::ANSWER;
-use super::lane::Lane;
-use super::lane::Phase;
-use super::lane::State;
+use super::local_socket::abort;
+use super::local_socket::poll_while_blocked;
+use super::traffic::TrafficCounters;
+use crate::model::session_protocol::FrameKind;
+use crate::model::session_protocol::LocalEnd;
+use crate::model::session_protocol::OutOfTurn;
+use crate::model::session_protocol::SessionAction;
+use crate::model::session_protocol::SessionProtocol;
+use crate::model::session_protocol::SessionRole;
+use crate::model::target::Target;
+use crate::net::connect::NETWORK_TIMEOUT;
+use crate::net::connect::dial;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
 use crate::net::threads;
+use crate::os::lock::FOREVER;
+use crate::os::lock::locked;
+use crate::os::lock::wait_while;
+use crate::os::socket;
 use crate::tls::TlsConnection;
-use crate::wire::frame::FrameKind;
+use crate::wire::frame::FrameHeader;
 
-/// A session heard from this recently needs no question whether it is still there.
+/// A session whose other end was heard this recently is used without asking whether it is still alive.
 pub const FRESH: Duration = Duration::from_secs(2);
+/// PING is answered within this, or the session is dead.
+const PONG_TIMEOUT: Duration = Duration::from_millis(1500);
 /// After a reset, the other end has this long to end its direction; a session that does not is dropped.
-const CLEAN_UP: Duration = Duration::from_secs(2);
-/// After the proof that a target answers, it has this long to take our end of file.
-const PROOF_END: Duration = Duration::from_millis(300);
+const RESET_TIMEOUT: Duration = Duration::from_secs(2);
+/// When the target is only checked, it has this long to answer our end of file with its own.
+const CHECK_EOF_TIMEOUT: Duration = Duration::from_millis(300);
+/// The joiner's client does not wait for OPENED, so it may wait this long for the target's first bytes to go with it.
+const FIRST_BYTES_WAIT: Duration = Duration::from_millis(1);
+/// Closing a session may take this long, if the other end does not read.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
 
 pub struct Session {
     writer: FrameWriter,
-    lane: Arc<Lane>,
-    thread: Option<JoinHandle<()>>,
-    socket: Arc<TcpStream>,
-    _attached: Option<Registration>,
+    shared: Arc<SharedSession>,
+    reader: Option<JoinHandle<()>>,
+    _closed_on_stop: Registration,
 }
 
 /// How a connection through a session went.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Carried {
-    /// To its end; the session is idle again.
-    Clean,
-    /// The session is no longer usable; the connection has been served as far as it went.
-    Spoiled,
-    /// Nothing of the client's was sent: it may be tried on another session.
-    Untouched,
+pub enum ConnectionOutcome {
+    /// Both directions have ended, and the session is idle again.
+    Finished,
+    /// The session is no longer usable. The connection has ended as broken.
+    SessionLost,
+    /// The session is no longer usable. None of the client's data was sent: the connection may be tried on another.
+    NotStarted,
+    /// The agent does not reach its target. The session is idle again.
     Refused(String),
 }
 
+/// What the two threads share.
+struct SharedSession {
+    state: Mutex<SessionState>,
+    changed: Condvar,
+    /// Below the session's TLS.
+    socket: Arc<TcpStream>,
+    traffic: Arc<TrafficCounters>,
+}
+
+struct SessionState {
+    protocol: SessionProtocol,
+    /// The connection being carried. A joiner that only checks the target has none.
+    local: Option<Arc<TcpStream>>,
+    /// The reason in REFUSED, received or about to be sent.
+    refusal: Option<String>,
+    /// When the last frame other than DATA arrived.
+    heard: Instant,
+}
+
 impl Session {
-    pub fn start(established: TlsConnection, bytes: Arc<AtomicU64>, stop: &Stop) -> io::Result<Self> {
+    /// With a target this is the agent's end, otherwise the joiner's.
+    pub fn start(
+        established: TlsConnection,
+        target: Option<Target>,
+        traffic: Arc<TrafficCounters>,
+        stop: &Stop,
+    ) -> io::Result<Self> {
         let TlsConnection { reader, writer, socket, .. } = established;
-        let attached = stop.attach(&socket);
-        if attached.is_none() {
-            return Err(io::ErrorKind::Interrupted.into());
-        }
-        let lane = Arc::new(Lane::new(bytes));
-        let (own, cut) = (Arc::clone(&lane), Arc::clone(&socket));
-        let mut frames = FrameReader::new(reader, Arc::clone(&socket));
+        let role = if target.is_some() { SessionRole::Agent } else { SessionRole::Joiner };
+        let shared = Arc::new(SharedSession {
+            state: Mutex::new(SessionState {
+                protocol: SessionProtocol::new(role),
+                local: None,
+                refusal: None,
+                heard: Instant::now(),
+            }),
+            changed: Condvar::new(),
+            socket: Arc::clone(&socket),
+            traffic,
+        });
+        let closing = Arc::clone(&shared);
+        let registration = stop.on_stop(move || closing.close()).ok_or(io::ErrorKind::Interrupted)?;
+        let mut incoming = IncomingFrames {
+            frames: FrameReader::new(reader, socket),
+            shared: Arc::clone(&shared),
+            target,
+            stop: stop.clone(),
+        };
         let thread = threads::spawn("session-read", move || {
-            let ended = own.read_all(&mut frames);
+            let ended = incoming.receive_all();
             log::debug!("a session ended: {ended:?}");
-            own.die();
-            let _ = cut.shutdown(Shutdown::Both);
+            incoming.shared.close();
         });
         let thread = thread.map_err(io::Error::other)?;
-        Ok(Self { writer: FrameWriter::new(writer), lane, thread: Some(thread), socket, _attached: attached })
+        shared.traffic.sessions.fetch_add(1, Ordering::Relaxed);
+        Ok(Self {
+            writer: FrameWriter::new(writer),
+            shared,
+            reader: Some(thread),
+            _closed_on_stop: registration,
+        })
     }
 
-    pub fn is_dead(&self) -> bool {
-        self.lane.lock().dead
+    pub fn is_over(&self) -> bool {
+        locked(&self.shared.state).protocol.is_over()
     }
 
-    /// Since when the other end has not been heard.
+    /// How long the other end has not been heard.
     pub fn silent_for(&self) -> Duration {
-        self.lane.lock().heard.elapsed()
+        locked(&self.shared.state).heard.elapsed()
     }
 
-    /// Asks the agent whether it is there; only between connections. When it was asked, or nothing.
-    pub fn ask(&mut self) -> Option<Instant> {
+    /// Joiner: asks an idle session's agent whether it is alive. Returns when it was asked, for `answers`.
+    pub fn ping(&mut self) -> Option<Instant> {
         let asked = Instant::now();
         self.writer.send(&[FrameKind::Ping]).is_ok().then_some(asked)
     }
 
     pub fn answers(&self, asked: Instant) -> bool {
-        let left = (asked + ANSWER).saturating_duration_since(Instant::now());
-        self.lane.wait(left, |state| state.heard >= asked)
+        let left = (asked + PONG_TIMEOUT).saturating_duration_since(Instant::now());
+        self.shared.wait(left, |state| state.heard >= asked)
     }
 
-    /// Serves one local connection from its beginning to its end.
-    pub fn carry(&mut self, local: &Arc<TcpStream>) -> Carried {
-        let begun = match self.open(Some(local)) {
-            Ok(begun) => begun,
-            Err(unopened) => return unopened,
+    /// Joiner: carries one local connection from its beginning to its end.
+    pub fn carry(&mut self, local: &Arc<TcpStream>) -> ConnectionOutcome {
+        poll_while_blocked(local);
+        let sent = match self.open(Some(local)) {
+            Ok(sent) => sent,
+            Err(outcome) => return outcome,
         };
-        let bytes = Arc::clone(&self.lane.bytes);
-        bytes.fetch_add(begun as u64, Ordering::Relaxed);
-        let copied = self.writer.copy_from(local, |count| {
-            bytes.fetch_add(count as u64, Ordering::Relaxed);
-        });
-        let Ok(mut end) = copied else { return self.spoiled(local) };
-        if self.lane.lock().broken {
-            end = CopyEnd::Broken;
+        self.shared.count(sent);
+        if self.send_all(local).and_then(|limit| self.wait_until_idle(limit)).is_err() {
+            self.shared.close();
+            abort(local);
+            return ConnectionOutcome::SessionLost;
         }
-        self.close(local, end)
+        match self.shared.take_refusal() {
+            Some(reason) => ConnectionOutcome::Refused(reason),
+            None => ConnectionOutcome::Finished,
+        }
     }
 
-    /// Whether the agent reaches its target: opens a connection, and ends it at once.
-    pub fn check_target(&mut self, patience: Duration) -> Result<(), Carried> {
+    /// Joiner: opens a connection and ends it at once, to see whether the agent reaches its target.
+    pub fn check_target(&mut self, timeout: Duration) -> Result<(), ConnectionOutcome> {
         self.open(None)?;
-        let answered = self.lane.wait(patience, |state| state.phase != Phase::Opening);
-        if let Some(reason) = self.lane.take_refusal() {
-            self.end_direction(FrameKind::Reset)?;
-            return Err(Carried::Refused(reason));
+        if !self.shared.wait(timeout, |state| state.protocol.is_answered()) {
+            return Err(ConnectionOutcome::SessionLost);
         }
-        if !answered {
-            return Err(Carried::Spoiled);
-        }
-        self.end_direction(FrameKind::Eof)?;
-        if !self.lane.wait(PROOF_END, State::is_ended) {
-            self.end_direction(FrameKind::Reset)?;
-        }
-        self.settle(Some(CLEAN_UP)).map_err(|()| Carried::Spoiled)
+        let refusal = self.shared.take_refusal();
+        self.end_check().map_err(|_| ConnectionOutcome::SessionLost)?;
+        refusal.map_or(Ok(()), |reason| Err(ConnectionOutcome::Refused(reason)))
     }
 
-    pub fn shrink(&mut self) {
-        self.writer.shrink();
+    /// Agent: answers what the joiner asks, until the session is over.
+    pub fn serve(mut self) {
+        if let Err(error) = self.send_answers() {
+            log::debug!("a session cannot be written to: {error}");
+            self.shared.close();
+        }
     }
 
-    fn end_direction(&mut self, how: FrameKind) -> Result<(), Carried> {
-        self.writer.send(&[how]).map_err(|_| Carried::Spoiled)
-    }
-
-    /// Sends OPEN, with the client's first data where they are here; how much that was. When the other end
-    /// has been silent for a while, the data waits for its word.
-    fn open(&mut self, local: Option<&Arc<TcpStream>>) -> Result<usize, Carried> {
-        let fresh = {
-            let mut state = self.lane.lock();
-            if state.dead {
-                return Err(Carried::Untouched);
+    fn send_answers(&mut self) -> io::Result<()> {
+        while let Some(kind) = self.shared.wait_for_frame(FOREVER, |_| false) {
+            match kind {
+                FrameKind::Opened => {
+                    let Some(target) = locked(&self.shared.state).local.clone() else { continue };
+                    let _ = socket::wait_for_data(&target, &target, FIRST_BYTES_WAIT);
+                    let sent = self.writer.begin(FrameKind::Opened, &target)?;
+                    self.shared.count(sent);
+                    self.send_all(&target)?;
+                }
+                FrameKind::Refused => {
+                    self.writer.refuse(&self.shared.take_refusal().unwrap_or_default())?;
+                }
+                kind => self.writer.send(&[kind])?,
             }
-            state.phase = Phase::Opening;
+        }
+        Ok(())
+    }
+
+    /// Sends OPEN, with the client's first data if there is some. Returns the length of that data. If the other end has
+    /// been silent for a while, PING goes first and the data waits for the answer.
+    fn open(&mut self, local: Option<&Arc<TcpStream>>) -> Result<usize, ConnectionOutcome> {
+        let is_fresh = {
+            let mut state = locked(&self.shared.state);
+            if !state.protocol.open() {
+                return Err(ConnectionOutcome::NotStarted);
+            }
             state.local = local.cloned();
-            state.broken = false;
             state.heard.elapsed() < FRESH
         };
         let asked = Instant::now();
-        let begun = match (fresh, local) {
-            (true, Some(local)) => self.writer.begin(FrameKind::Open, local),
-            (true, None) => self.writer.send(&[FrameKind::Open]).map(|()| 0),
-            (false, _) => self.writer.send(&[FrameKind::Ping, FrameKind::Open]).map(|()| 0),
+        let sent = match local {
+            Some(local) if is_fresh => self.writer.begin(FrameKind::Open, local),
+            None if is_fresh => self.writer.send(&[FrameKind::Open]).map(|()| 0),
+            _ => self.writer.send(&[FrameKind::Ping, FrameKind::Open]).map(|()| 0),
         };
-        match begun {
-            Ok(count) if fresh || self.lane.heard_since_or_dead(asked) => Ok(count),
+        match sent {
+            Ok(sent) if is_fresh || self.shared.answers_or_ends(asked) => Ok(sent),
             _ => {
-                self.lane.abandon();
-                let _ = self.socket.shutdown(Shutdown::Both);
-                Err(Carried::Untouched)
+                // Another session may carry the client: it must not be aborted.
+                locked(&self.shared.state).local = None;
+                self.shared.close();
+                Err(ConnectionOutcome::NotStarted)
             }
         }
     }
 
-    /// Ends our direction and waits for the other one.
-    fn close(&mut self, local: &Arc<TcpStream>, end: CopyEnd) -> Carried {
-        let broken = end == CopyEnd::Broken || self.lane.is_refused();
-        if self.writer.send(&[if broken { FrameKind::Reset } else { FrameKind::Eof }]).is_err() {
-            return self.spoiled(local);
-        }
-        if broken {
-            abort(local);
-        }
-        if self.settle(broken.then_some(CLEAN_UP)).is_err() {
-            return self.spoiled(local);
-        }
-        match self.lane.take_refusal() {
-            Some(reason) => Carried::Refused(reason),
-            None => Carried::Clean,
-        }
+    /// Sends what `local` brings, then its end. Returns how long the other end may take to end its own direction: a
+    /// half-closed connection has all the time it needs, a broken one has not.
+    fn send_all(&mut self, local: &TcpStream) -> io::Result<Duration> {
+        let shared = Arc::clone(&self.shared);
+        let end = self.writer.copy_from(local, |count| shared.count(count))?;
+        self.end_direction(end)
     }
 
-    /// Waits until the agent's direction has ended: as long as it takes for a half-closed connection, and
-    /// bounded once it is broken. Then the session is idle.
-    fn settle(&mut self, limit: Option<Duration>) -> Result<(), ()> {
+    /// Ends the connection of `check_target`. After REFUSED the state machine makes a RESET of the EOF.
+    fn end_check(&mut self) -> io::Result<()> {
+        self.end_direction(LocalEnd::Eof)?;
+        if !self.shared.wait(CHECK_EOF_TIMEOUT, |state| state.protocol.is_idle()) {
+            self.shared.local_failed()?;
+        }
+        self.wait_until_idle(RESET_TIMEOUT)
+    }
+
+    fn end_direction(&mut self, end: LocalEnd) -> io::Result<Duration> {
+        let (frame, local) = self.shared.update(|state| state.protocol.local_ended(end));
+        let is_broken = frame == Some(FrameKind::Reset);
+        if is_broken && let Some(local) = local {
+            abort(&local);
+        }
+        self.writer.shrink();
+        self.writer.send(frame.as_slice())?;
+        Ok(if is_broken { RESET_TIMEOUT } else { FOREVER })
+    }
+
+    /// Joiner: waits until the agent's direction has ended, and sends a RESET if the connection breaks meanwhile.
+    fn wait_until_idle(&mut self, limit: Duration) -> io::Result<()> {
         let mut limit = limit;
-        loop {
-            let ended = match limit {
-                Some(limit) => self.lane.wait(limit, State::is_ended),
-                None => self.lane.wait_for_end_or_break(),
-            };
-            let mut state = self.lane.lock();
-            if state.dead {
-                return Err(());
-            }
-            if ended {
-                if !matches!(state.phase, Phase::Refused(_)) {
-                    state.phase = Phase::Idle;
-                }
-                state.local = None;
-                return Ok(());
-            }
-            drop(state);
-            if limit.is_some() {
-                return Err(());
-            }
-            // The client went away while the agent was still sending: say so, and give it a moment.
-            self.writer.send(&[FrameKind::Reset]).map_err(|_| ())?;
-            limit = Some(CLEAN_UP);
+        while let Some(kind) = self.shared.wait_for_frame(limit, SessionProtocol::is_idle) {
+            self.writer.send(&[kind])?;
+            limit = RESET_TIMEOUT;
         }
-    }
-
-    fn spoiled(&mut self, local: &TcpStream) -> Carried {
-        self.lane.abandon();
-        abort(local);
-        let _ = self.socket.shutdown(Shutdown::Both);
-        Carried::Spoiled
+        let state = locked(&self.shared.state);
+        let is_idle = state.protocol.is_idle() && !state.protocol.is_over();
+        if is_idle { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if !self.is_dead() {
-            let _ = self.socket.set_write_timeout(Some(Duration::from_millis(200)));
+        if !self.is_over() {
+            let _ = self.shared.socket.set_write_timeout(Some(CLOSE_TIMEOUT));
             self.writer.close_notify();
         }
+        self.shared.close();
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+        self.shared.traffic.sessions.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl SharedSession {
+    /// Tells the state machine of an event, and wakes the other thread. Returns the result together with the local
+    /// connection, of which the state keeps nothing once the session is idle.
+    fn update<T>(&self, event: impl FnOnce(&mut SessionState) -> T) -> (T, Option<Arc<TcpStream>>) {
+        let mut state = locked(&self.state);
+        let result = event(&mut state);
+        let local = if state.protocol.is_idle() { state.local.take() } else { state.local.clone() };
+        drop(state);
+        self.changed.notify_all();
+        (result, local)
+    }
+
+    /// Does to the local connection what follows from an event.
+    fn apply(
+        &self,
+        event: impl FnOnce(&mut SessionState) -> Result<SessionAction, OutOfTurn>,
+    ) -> io::Result<SessionAction> {
+        let (action, local) = self.update(event);
+        let action = action.map_err(out_of_turn)?;
+        match (action, local) {
+            (SessionAction::Abort, Some(local)) => abort(&local),
+            (SessionAction::HalfClose, Some(local)) => _ = local.shutdown(Shutdown::Write),
+            _ => {}
+        }
+        Ok(action)
+    }
+
+    /// The session is over. A connection that it carries ends as broken.
+    fn close(&self) {
+        let _ = self.apply(|state| Ok(state.protocol.end()));
         let _ = self.socket.shutdown(Shutdown::Both);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+    }
+
+    fn local_failed(&self) -> io::Result<()> {
+        self.apply(|state| Ok(state.protocol.local_failed())).map(drop)
+    }
+
+    fn count(&self, bytes: usize) {
+        self.traffic.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn take_refusal(&self) -> Option<String> {
+        locked(&self.state).refusal.take()
+    }
+
+    /// False if it did not come in time, or the session is over.
+    fn wait(&self, limit: Duration, wanted: impl Fn(&SessionState) -> bool) -> bool {
+        let waiting = |state: &mut SessionState| !state.protocol.is_over() && !wanted(state);
+        let state = wait_while(&self.changed, locked(&self.state), limit, waiting);
+        !state.protocol.is_over() && wanted(&state)
+    }
+
+    /// Waits for any frame. If none comes, the session is over from that very moment, so that a late answer cannot reach
+    /// the client.
+    fn answers_or_ends(&self, asked: Instant) -> bool {
+        let waiting = |state: &mut SessionState| !state.protocol.is_over() && state.heard < asked;
+        let state = locked(&self.state);
+        let mut state = wait_while(&self.changed, state, PONG_TIMEOUT, waiting);
+        if state.heard < asked {
+            state.local = None;
+            state.protocol.end();
+        }
+        !state.protocol.is_over()
+    }
+
+    /// Waits for a frame that is due. `None` if `until` holds, the session is over, or the time is up.
+    fn wait_for_frame(&self, limit: Duration, until: impl Fn(&SessionProtocol) -> bool) -> Option<FrameKind> {
+        let mut due = None;
+        let state = wait_while(&self.changed, locked(&self.state), limit, |state| {
+            due = state.protocol.next_frame();
+            due.is_none() && !until(&state.protocol) && !state.protocol.is_over()
+        });
+        drop(state);
+        due
+    }
+}
+
+/// The half of a session that reads.
+struct IncomingFrames {
+    frames: FrameReader,
+    shared: Arc<SharedSession>,
+    /// Agent: what to dial for each connection.
+    target: Option<Target>,
+    stop: Stop,
+}
+
+impl IncomingFrames {
+    /// Ends with the session.
+    fn receive_all(&mut self) -> io::Result<()> {
+        loop {
+            let header = self.frames.next_header()?;
+            match header.kind {
+                FrameKind::Data => self.receive_data(header.length)?,
+                _ => self.receive(header)?,
+            }
         }
     }
+
+    fn receive_data(&mut self, length: usize) -> io::Result<()> {
+        let (action, local) = {
+            let mut state = locked(&self.shared.state);
+            (state.protocol.received(FrameKind::Data).map_err(out_of_turn)?, state.local.clone())
+        };
+        let local = local.filter(|_| action == SessionAction::Deliver);
+        if self.frames.data_into(length, local.as_deref())?.is_err() {
+            // The owner's thread wakes and sends a RESET, while this one reads on and drops the rest.
+            self.shared.local_failed()?;
+        } else if local.is_some() {
+            self.shared.count(length);
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self, header: FrameHeader) -> io::Result<()> {
+        let is_refusal = header.kind == FrameKind::Refused;
+        let reason = if is_refusal { Some(self.frames.reason(header.length)?) } else { None };
+        let action = self.shared.apply(|state| {
+            state.heard = Instant::now();
+            let action = state.protocol.received(header.kind)?;
+            if is_refusal {
+                state.refusal = reason;
+            }
+            Ok(action)
+        })?;
+        if action == SessionAction::DialTarget {
+            self.dial_target();
+        }
+        if header.kind == FrameKind::Eof {
+            self.frames.shrink();
+        }
+        Ok(())
+    }
+
+    fn dial_target(&self) {
+        let Some(target) = &self.target else { return };
+        let local = dial(&target.host, target.port, Instant::now() + NETWORK_TIMEOUT, &self.stop).ok();
+        if let Some(local) = &local {
+            poll_while_blocked(local);
+        }
+        self.shared.update(|state| {
+            state.protocol.dialled(local.is_some());
+            state.refusal = local.is_none().then(|| format!("Nothing answers at {target}"));
+            state.local = local;
+        });
+    }
+}
+
+fn out_of_turn(bad: OutOfTurn) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{:?} out of turn", bad.0))
 }

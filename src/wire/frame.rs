@@ -1,34 +1,13 @@
-//! The frames of a session: one byte of type, three of length, then so many bytes.
-//!
-//! A session carries one connection after another. The joiner begins each with OPEN and may send data at
-//! once; the agent answers OPENED or REFUSED. Each direction ends with EOF (no more data, the other
-//! direction goes on) or RESET (this connection is broken); after both have ended, the session is idle.
-//!
-//! A RESET may still follow an EOF of the same direction, when a half-closed connection breaks. If the
-//! other end has meanwhile ended its direction too, it meets the RESET while idle, or between its own
-//! OPEN and the answer to it: in both places a RESET speaks of the connection before and is ignored.
-//!
-//! PING is answered with PONG, by an idle end only.
+//! The encoding of a session's frames: one byte for the kind, three for the length, then that many bytes.
+//! `model/session_protocol.rs` says which frame may come when.
+
+use crate::model::session_protocol::FrameKind;
 
 pub const FRAME_HEADER: usize = 4;
-/// A data frame's most: what one write encrypts, less its header.
+/// The longest data frame is what TLS encrypts in one write, less the frame's header.
 pub const DATA_LIMIT: usize = 64 * 1024 - FRAME_HEADER;
-/// Reasons are sentences.
+/// The longest reason in REFUSED: it is one sentence.
 const REASON_LIMIT: usize = 512;
-
-/// By the byte that stands for each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum FrameKind {
-    Open = b'o',
-    Opened = b'O',
-    Refused = b'x',
-    Data = b'd',
-    Eof = b'e',
-    Reset = b'r',
-    Ping = b'p',
-    Pong = b'P',
-}
 
 const FRAME_KINDS: [FrameKind; 8] = [
     FrameKind::Open,
@@ -56,13 +35,13 @@ pub enum BadFrame {
 impl FrameHeader {
     pub fn encode(self) -> [u8; FRAME_HEADER] {
         let [.., a, b, c] = self.length.to_be_bytes();
-        [self.kind as u8, a, b, c]
+        [byte_of(self.kind), a, b, c]
     }
 
-    /// `None`: not yet.
+    /// `None`: the header is not complete yet.
     pub fn parse(bytes: &[u8]) -> Result<Option<Self>, BadFrame> {
         let Some(first) = bytes.first() else { return Ok(None) };
-        let kind = FRAME_KINDS.into_iter().find(|kind| *kind as u8 == *first).ok_or(BadFrame::Kind)?;
+        let kind = FRAME_KINDS.into_iter().find(|kind| byte_of(*kind) == *first).ok_or(BadFrame::Kind)?;
         let [_, a, b, c, ..] = bytes else { return Ok(None) };
         let length = usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c);
         let fits = match kind {
@@ -74,11 +53,25 @@ impl FrameHeader {
     }
 }
 
+fn byte_of(kind: FrameKind) -> u8 {
+    match kind {
+        FrameKind::Open => b'o',
+        FrameKind::Opened => b'O',
+        FrameKind::Refused => b'x',
+        FrameKind::Data => b'd',
+        FrameKind::Eof => b'e',
+        FrameKind::Reset => b'r',
+        FrameKind::Ping => b'p',
+        FrameKind::Pong => b'P',
+    }
+}
+
 /// A frame without data.
 pub fn empty(kind: FrameKind) -> [u8; FRAME_HEADER] {
     FrameHeader { kind, length: 0 }.encode()
 }
 
+/// REFUSED, with as much of the reason as a frame may carry.
 pub fn refused(reason: &str) -> Vec<u8> {
     let end = reason.floor_char_boundary(REASON_LIMIT);
     let mut frame = FrameHeader { kind: FrameKind::Refused, length: end }.encode().to_vec();

@@ -1,11 +1,11 @@
 //! The inside of a session: TLS records as they pass by, and frames.
 
 use super::cuts::Cuts;
+use crate::model::session_protocol::FrameKind;
 use crate::wire::frame::BadFrame;
 use crate::wire::frame::DATA_LIMIT;
 use crate::wire::frame::FRAME_HEADER;
 use crate::wire::frame::FrameHeader;
-use crate::wire::frame::FrameKind;
 use crate::wire::frame::refused;
 use crate::wire::tls_record::RecordHeaders;
 
