@@ -16,6 +16,11 @@ mod model;
 #[path = "fuzz/properties/mod.rs"]
 mod properties;
 #[allow(dead_code)]
+#[path = "../src/tls"]
+mod tls {
+    pub mod unbuffered;
+}
+#[allow(dead_code)]
 #[path = "../src/wire/mod.rs"]
 mod wire;
 

@@ -1,4 +1,4 @@
-//! The pure rooms and what must hold in them, for the fuzz targets.
+//! The pure rooms and what must hold in them, for the fuzz targets; and of TLS the part without I/O.
 
 #[path = "../../src/discover"]
 pub mod discover {
@@ -10,5 +10,9 @@ pub mod http;
 #[path = "../../src/model/mod.rs"]
 pub mod model;
 pub mod properties;
+#[path = "../../src/tls"]
+pub mod tls {
+    pub mod unbuffered;
+}
 #[path = "../../src/wire/mod.rs"]
 pub mod wire;

@@ -8,6 +8,7 @@ pub mod files;
 pub mod http;
 pub mod messages;
 pub mod session;
+pub mod tls;
 
 use cuts::Cuts;
 
@@ -15,7 +16,7 @@ use cuts::Cuts;
 pub type Property = fn(&[u8], Cuts);
 
 /// Every target of the fuzzers, by the name of its corpus.
-pub const TARGETS: [(&str, Property); 13] = [
+pub const TARGETS: [(&str, Property); 14] = [
     ("head", http::head),
     ("framing", http::framing),
     ("host", http::host),
@@ -29,4 +30,5 @@ pub const TARGETS: [(&str, Property); 13] = [
     ("session", session::session),
     ("probe", discover::probe),
     ("page", discover::page),
+    ("tls", tls::tls),
 ];
