@@ -41,17 +41,17 @@ impl Error {
         Self::new(what).kind(ErrorKind::Usage)
     }
 
-    /// On the command line stands this text, which `is not a port`.
+    /// A word of the command line that cannot be read: `text` … `is not a port`.
     pub fn misread(text: &str, what: &str) -> Self {
         Self::usage(format!("`{}` {what}", text.escape_debug()))
     }
 
-    /// On the command line stands the name of a `role`, a `store` … that there is none of.
+    /// A word of the command line names a role, a store … that does not exist.
     pub fn unknown(what: &str, name: &str) -> Self {
         Self::usage(format!("There is no {what} `{}`", name.escape_debug()))
     }
 
-    /// Ctrl-C, or the end of whoever wanted it.
+    /// Ctrl-C, or the end of the work that this was part of.
     pub fn stopped() -> Self {
         Self::new("Stopped").kind(ErrorKind::Interrupted)
     }

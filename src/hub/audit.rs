@@ -1,9 +1,8 @@
-//! The audit log: one JSON line for each security event, each with the SHA-256 of the line before it, so
-//! that no line can be changed, taken out or put in without the rest telling; and with a checksum of its own,
-//! since nothing follows the last one.
+//! The audit log: one JSON line for each security event. Each line carries the SHA-256 of the line before it, so a
+//! line that was changed, removed or inserted shows; and a checksum of its own, since no line vouches for the last.
 //!
-//! A thread of its own writes; whoever audits only queues. The log is never shortened by the hub. While the
-//! disk is full, events wait in memory, and if too many do, the log says later how many are missing.
+//! A thread of its own writes, callers only queue. The hub never shortens the log. While the disk is full, events
+//! wait in memory; if too many wait, the log says later how many are missing.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -38,9 +37,9 @@ use crate::os::secret;
 
 /// The `prev` of the first line.
 const FIRST_PREV: &str = "0000000000000000000000000000000000000000000000000000000000000000";
-/// Events that may wait for a slow disk; then whoever makes more waits too.
+/// Events that may wait for a slow disk; beyond that, the callers wait too.
 const AUDIT_QUEUE: usize = 4096;
-/// No line of ours comes near this.
+/// Longer than any line of ours; a longer one was not written by a hub.
 const AUDIT_LINE_LIMIT: u64 = 64 * 1024;
 
 /// How often a log that could not be written is tried again.

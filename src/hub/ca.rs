@@ -27,7 +27,7 @@ use crate::tls::authority::Authority;
 use crate::tls::authority::AuthorityProfile;
 use crate::tls::authority::CertificateByName;
 
-/// Where a fleet keeps its CA: key and certificate as PEM.
+/// The key in etcd at which a fleet keeps its CA: its private key and certificate as PEM.
 pub const FLEET_CA_KEY: &str = "ca";
 
 const HUB_CA_PROFILE: AuthorityProfile = AuthorityProfile {
@@ -39,7 +39,7 @@ const HUB_CA_PROFILE: AuthorityProfile = AuthorityProfile {
 
 pub struct Ca {
     authority: Authority,
-    /// Names that stand in every leaf, for clients that come by an address the hub does not see.
+    /// Names that every leaf carries, for clients whose address for the hub is one that the hub cannot see.
     names: Vec<String>,
 }
 
@@ -48,7 +48,7 @@ impl Ca {
         Ok(Self { authority: Authority::load_or_make(folder, HUB_CA_PROFILE)?, names })
     }
 
-    /// The CA of a fleet, which lies in its store, and its certificate as PEM; the first hub makes it.
+    /// The CA of a fleet, which its store keeps, and the certificate as PEM. The first hub makes both.
     pub fn shared(gateway: &mut Gateway, names: Vec<String>) -> Result<(Self, String)> {
         let made = || Ok(json!(Authority::make(&HUB_CA_PROFILE, None)?).to_string());
         let (stored, is_new) = found_or_put(gateway, FLEET_CA_KEY, made)?;

@@ -89,7 +89,7 @@ pub enum Refusal {
     OtherHub(Reply),
 }
 
-/// One row of the table.
+/// One row of the table: what a refusal says, to programs by status and code, to people by the rest.
 #[derive(Debug)]
 pub struct RefusalText {
     pub status: u16,

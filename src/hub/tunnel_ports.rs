@@ -9,8 +9,8 @@ use std::sync::OnceLock;
 use crate::error::Result;
 use crate::os::lock::locked;
 
-/// Opens a tunnel on a loopback port to one service; the hub's command brings it, since this room knows
-/// nothing of tunnels. Dropping what it returns closes the tunnel.
+/// Opens a tunnel on a loopback port to one service. The hub's command provides it, since the hub's room does not
+/// name the tunnel's. Dropping the returned value closes the tunnel.
 pub type TunnelOpener = Box<dyn Fn(&str, u16) -> Result<Box<dyn Send>> + Send + Sync>;
 
 #[derive(Default)]

@@ -1,5 +1,5 @@
-//! Connections that have shown neither key nor ticket yet, counted by where they come from: one address must
-//! not take the room of all.
+//! Connections that have shown neither key nor ticket yet, counted by network, so that one address cannot use up
+//! the connections of all.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use crate::model::limiter::network_of;
 use crate::os::lock::locked;
 
-/// An office behind one address has fewer at a time; each is given ten seconds.
+/// More than an office behind one address has at a time. Each has ten seconds to show a key or a ticket.
 const PEERS_PER_NETWORK: usize = 1000;
 
 #[derive(Default)]
@@ -16,14 +16,14 @@ pub struct UnauthenticatedPeers {
     by_network: Mutex<HashMap<IpAddr, usize>>,
 }
 
-/// Counts for as long as it lives.
+/// Counts until it is dropped.
 pub struct UnauthenticatedPeer<'g> {
     among: &'g UnauthenticatedPeers,
     network: IpAddr,
 }
 
 impl UnauthenticatedPeers {
-    /// `None` when there are too many from there.
+    /// `None` when this network has too many.
     pub fn admit(&self, address: IpAddr) -> Option<UnauthenticatedPeer<'_>> {
         let network = network_of(address);
         let mut by_network = locked(&self.by_network);

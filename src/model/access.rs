@@ -52,7 +52,7 @@ impl Role {
     }
 }
 
-/// Whoever makes a request, once the hub has believed it.
+/// The sender of a request, after the hub has checked its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Principal {
     Key {
@@ -66,7 +66,7 @@ pub enum Principal {
         share: String,
         workspace: String,
     },
-    /// Somebody on the hub's own machine who can open its data folder, or the hub itself.
+    /// The hub itself, or a command on its machine that can read its data folder.
     Local,
 }
 

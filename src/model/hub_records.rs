@@ -1,5 +1,8 @@
-//! What the hub remembers, and the two changes that there are: a record is put, a record is dropped. Both
-//! stores write exactly these. Some records last over a restart; the others say who is here now.
+//! What the hub remembers, and the two changes to it: a record is put, or a record is dropped. Both stores write
+//! exactly these. Most records outlive a restart; presences and the hubs of a fleet last as long as their hub runs.
+//!
+//! A record that holds a secret's hash has its public part as a type of its own (`KeyInfo`, `ShareInfo`). The API
+//! answers with that type, so a hash cannot get into an answer. On the disk both parts are one flat object.
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -11,7 +14,7 @@ use super::service::Service;
 use super::service::SharedService;
 use super::time::Time;
 
-/// Joins that a share lists; its counter goes on beyond.
+/// How many joins a share lists, the newest; its counter counts all.
 pub const JOINS_LISTED: usize = 100;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,7 +44,7 @@ pub struct Agent {
     pub label: String,
     pub fingerprint: Fingerprint,
     pub workspace: String,
-    /// The key that registered it: as long as that key lives, no other speaks for this agent.
+    /// The key that registered it. As long as that key lives, no other key speaks for this agent.
     pub key: String,
     pub created_at: Time,
 }
@@ -85,12 +88,12 @@ pub struct JoinEntry {
     pub at: Time,
 }
 
-/// A login that waits for somebody to approve its code.
+/// A login whose code waits for an admin's approval.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Device {
     pub code: String,
-    /// SHA-256 of what only the asking machine knows, so that the code alone fetches no key.
+    /// SHA-256 of a secret that only the waiting machine has, so that the code alone fetches no key.
     pub secret_hash: String,
     pub label: String,
     pub expires_at: Time,
@@ -104,7 +107,7 @@ pub struct Approval {
     pub workspace: String,
 }
 
-/// A service that is here now. Its id is its name, so that of two agents only one has it, at whichever hub.
+/// A service that is online. Its id is made of its name, so only one agent of the whole fleet can have it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Presence {
@@ -125,7 +128,7 @@ pub fn online_id(workspace: &str, name: &Name) -> String {
     format!("{workspace}.{name}")
 }
 
-/// A hub of the fleet that is here now.
+/// A running hub of the fleet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FleetHub {
     /// How clients come to it: `https://host:port`. No two hubs have the same.

@@ -1,8 +1,8 @@
-//! Everything the hub knows: the records that its store keeps, and which agents are here now.
+//! Everything the hub knows: the records that its store keeps, and which agents are connected.
 //!
-//! Presence hangs on channels: an agent may have several control channels at once (one for each process
-//! that exposes something), a service belongs to the channel that exposed it last, at this hub or another of
-//! the fleet, and only the end of that very channel takes the service offline.
+//! An agent may have several control channels at once, one for each process that exposes something. A service
+//! belongs to the channel that exposed it last, at this hub or another of the fleet. Only the end of that channel
+//! takes the service offline; the late end of an older channel does not.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -22,6 +22,7 @@ use super::hub_records::online_id;
 use super::service::Service;
 use super::time::Time;
 
+/// The agent at the other end of a control channel.
 #[derive(Clone, Debug)]
 struct ChannelOwner {
     agent_id: String,
@@ -42,7 +43,7 @@ pub struct Registry {
     hubs: BTreeMap<String, FleetHub>,
     /// This hub's own control channels.
     channels: BTreeMap<ChannelId, ChannelOwner>,
-    /// What the others know this hub by; alone, it has no name.
+    /// The URL by which the fleet knows this hub; empty for a hub without a fleet.
     pub me: String,
 }
 
@@ -64,7 +65,8 @@ impl Registry {
             Record::Agent(agent) => drop(self.agents.insert(agent.id.clone(), agent)),
             Record::Service(service) => drop(self.services.insert(service.id.clone(), service)),
             Record::Share(share) => {
-                // Of two with one code, which a store may list in any order, the earlier one is over.
+                // A store may list two shares with one code, in any order. The code is the later one's; the earlier
+                // share had expired when the code was taken again.
                 let owner = self.share_by_code.get(&share.code_hash).and_then(|id| self.shares.get(id));
                 let age = |share: &Share| (share.info.created_at, share.info.expires_at);
                 if owner.is_none_or(|owner| age(owner) <= age(&share)) {
@@ -192,7 +194,7 @@ impl Registry {
         self.shares.get(id).filter(|share| self.share_is_live(share, now))
     }
 
-    /// A share dies with the key that made it, or a stolen key would go on opening doors after its end.
+    /// A share dies with the key that made it, or shares made with a stolen key would outlive its revocation.
     pub fn share_is_live(&self, share: &Share, now: Time) -> bool {
         let by_key = || self.keys.get(&share.key).is_some_and(|key| key.info.is_live(now));
         share.info.is_live(now) && (share.key == Principal::Local.id() || by_key())

@@ -1,6 +1,7 @@
-//! The JSON bodies of the hub's API, as both ends read and write them. Fields that one end does not know it
-//! ignores, so that minor versions live together; not where a right is given, since a limit that is misspelt
-//! or too new would be none.
+//! The JSON bodies of the hub's API, as both ends read and write them.
+//!
+//! Unknown fields are ignored, so that minor versions work together. Where a right is given they are refused:
+//! a limit that is misspelt or too new would otherwise not limit anything.
 
 use serde::Deserialize;
 use serde::Deserializer;
@@ -20,7 +21,7 @@ use crate::model::version::Version;
 pub const BAD_KEY_CODE: &str = "bad-key";
 pub const SHARE_NOT_FOUND_CODE: &str = "share-not-found";
 
-/// What a peer calls itself is shown within lines of ours.
+/// A peer's name for itself is printed within our own lines, so it must be short and on one line.
 fn shown<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     String::deserialize(deserializer).map(|text| one_line(&text))
 }
@@ -35,7 +36,7 @@ pub struct Health {
     /// In a fleet: `ok`, or `away` while its store does not answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<String>,
-    /// The hub's clock, for those who doubt their own.
+    /// The hub's clock, with which `connect doctor` compares this machine's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<Time>,
 }
@@ -47,7 +48,7 @@ pub struct WhoAmI {
     pub role: Option<Role>,
     #[serde(deserialize_with = "shown")]
     pub workspace: String,
-    /// Where this fleet can be reached; empty for a hub alone. So in the answers below.
+    /// The URLs of the fleet's hubs; empty for a hub without a fleet. The same in the answers below.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hubs: Vec<String>,
 }
