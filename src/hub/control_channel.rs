@@ -29,6 +29,7 @@ use crate::wire::control::ToHub;
 /// Services of one workspace; the registry keeps all of them in memory.
 const WORKSPACE_SERVICES: usize = 10_000;
 
+/// An agent while its control channel lasts.
 struct ConnectedAgent<'c> {
     core: &'c Core,
     channel: AgentChannel,
@@ -45,6 +46,7 @@ pub fn serve(core: &Core, stream: Duplex, call: &ApiCall<'_>, relay: String) {
     let Ok(mut channel) = opened else { return };
     let hello = channel.first::<ToHub>(Instant::now() + NETWORK_TIMEOUT);
     let Ok(ToHub::Hello { agent: agent_id, .. }) = hello else { return };
+    // A key that may expose may still not speak for another key's agent.
     let key = call.principal.id();
     let is_own = core.records.registry().agent(&agent_id).is_some_and(|agent| agent.key == key);
     if !is_own {
@@ -106,6 +108,7 @@ impl ConnectedAgent<'_> {
             channel: self.channel_id,
             since: registry.connected_since(&self.agent_id).unwrap_or(now),
         };
+        // An agent that comes again finds its service known, so only the presence is written.
         let stored = self.core.records.change(|registry| {
             self.may_expose(registry, &name)?;
             let known = registry.service(&id);
@@ -164,6 +167,7 @@ impl ConnectedAgent<'_> {
         Ok(())
     }
 
+    /// Takes a service offline for good: its tunnel port is free again, and it is listed no longer.
     fn withdraw(&self, service: &str) {
         let held = self.core.records.registry().held_by(self.channel_id);
         if !held.iter().any(|online| online.service == service) {

@@ -43,6 +43,7 @@ pub struct HubSettings {
     pub store: Option<EtcdConfig>,
 }
 
+/// Everything that a running hub shares between its connections.
 pub struct Core {
     pub settings: HubSettings,
     pub ca: Arc<Ca>,
@@ -141,7 +142,8 @@ impl Core {
         });
     }
 
-    /// Cuts whatever lives by a key or share that is no longer good.
+    /// Cuts the sessions and control channels whose key or share is no longer good. The sockets are collected under
+    /// the locks and cut after them.
     pub fn cut_dead(&self) {
         let (registry, now) = (self.records.registry(), clock::now());
         let mut dead = self.sessions.dead(&registry, now);

@@ -24,6 +24,7 @@ use crate::wire::api::Status;
 const WORKSPACE_AGENTS: usize = 10_000;
 
 pub fn services(call: &ApiCall<'_>, records: &Records, tunnel_ports: &TunnelPorts) -> Result<Reply, Refusal> {
+    // The ports' lock is not held together with the registry's.
     let wanted_name = call.request.parameter("name");
     let ports = tunnel_ports.by_service();
     let registry = records.registry();
@@ -107,6 +108,7 @@ pub fn register(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<
     ok(200, &AgentInfo { hubs: records.registry().hub_urls(), ..info })
 }
 
+/// Agent ids are made by clients and stand in file names, logs and lists of other people.
 fn is_agent_id(id: &str) -> bool {
     let is_plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
     (7..=64).contains(&id.len()) && id.starts_with("agent_") && id.bytes().all(is_plain)

@@ -63,6 +63,7 @@ pub fn make(
     }
     let workspace = ruled_workspace(call, order.workspace.as_deref(), audit)?;
     let (secret, key) = new_key(&order, workspace, call.now);
+    // The secret is in this one answer and nowhere else.
     let made = NewKey { key: with_pin(secret, pin), info: key.info.clone() };
     records.change(|registry| {
         if registry.keys().count() >= HUB_KEYS {

@@ -131,6 +131,7 @@ impl HubListener {
     fn try_serve(&self, stream: &Arc<TcpStream>) -> io::Result<()> {
         let deadline = Instant::now() + NETWORK_TIMEOUT;
         let address = stream.peer_addr()?.ip().to_canonical();
+        // Behind a proxy all connections come from the proxy's one address.
         let peer = self.peers.admit(address);
         if peer.is_none() && !self.core.settings.behind_proxy {
             http_server::turn_away(stream, &self.core.refusals.reply(Refusal::TooManyFromOneAddress));

@@ -73,6 +73,7 @@ pub fn state(
     audit: &Audit,
     pin: Option<Pin>,
 ) -> Result<Reply, Refusal> {
+    // The code is read out to an admin, so it alone must not fetch the key.
     let given = secret::hash(call.request.field("x-device-secret").unwrap_or_default());
     let device = records.registry().device(call.parts[0], call.now).cloned();
     let device = device.filter(|device| device.secret_hash == given).ok_or(Refusal::LoginCodeUnknown)?;

@@ -59,6 +59,7 @@ fn approve_as_admin(call: &ApiCall<'_>, core: &Core) -> Result<String, Refusal> 
     let key = form_value(&call.request.body, "key").unwrap_or_default();
     let principal = access::authenticate(core, &key, call.origin.address, call.now)?;
     access::allow(&core.audit, &principal, Action::Administer)?;
+    // The form has been read; the approval itself takes no options.
     let request = Request { body: Vec::new(), ..call.request.clone() };
     let admin_call = ApiCall { request: &request, principal, parts: vec![&code], ..*call };
     logins::approve_code(&admin_call, &core.records, &core.audit)

@@ -46,6 +46,7 @@ pub fn join(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Repl
     let address = call.origin.address.to_string();
     let details = [("share", share.info.id.as_str()), ("who", call.principal.id()), ("address", &address)];
     audit.say("share.joined", &details);
+    // The number says which join this was; its signature shows that the hub counted it.
     let number = share.info.join_count.to_string();
     let token = format!("{number}.{}", secret::sign(&share.join_secret, &number));
     ok(200, &describe(call, &records.registry(), &share, Some(token))?)

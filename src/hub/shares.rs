@@ -41,6 +41,7 @@ pub fn make(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Repl
         None => Code::make(|| secret::bytes::<1>()[0]),
     };
     let link_secret = order.link.then(secret::secret);
+    // All of the share that does not depend on what the agent exposes. The code itself is kept nowhere.
     let draft = Share {
         code_hash: secret::hash(code.as_str()),
         link_hash: link_secret.as_ref().map(|secret| secret::hash(&link_key(secret))),
@@ -105,6 +106,7 @@ fn agent_of<'r>(draft: &Share, registry: &'r Registry, call: &ApiCall<'_>) -> Re
     agent.filter(|agent| may_share_for(call, &agent.key)).ok_or(Refusal::AgentNotYours)
 }
 
+/// A share gives away what the agent of this key exposes: its own key may do that, and an admin of the workspace.
 fn may_share_for(call: &ApiCall<'_>, key: &str) -> bool {
     match &call.principal {
         Principal::Key { id, role, .. } => id == key || *role == Role::Admin,
