@@ -1,4 +1,4 @@
-//! What services say of themselves: a table of harmless questions, and a table of the answers' signs.
+//! How services are recognised: a table of harmless probes, and a table of the signatures of their answers.
 
 use ServiceKind::Amqp;
 use ServiceKind::Grpc;
@@ -34,15 +34,15 @@ pub enum ServiceKind {
     Mqtt,
     Nats,
     Ssh,
-    /// It speaks TLS, and does not say what is inside.
+    /// It speaks TLS and does not reveal what is inside.
     Tls,
-    /// It answers, and does not say what it is.
+    /// It accepts connections and does not reveal what it is.
     Tcp,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Probe {
-    /// What it says unasked.
+    /// Nothing is sent: some services speak first.
     Greeting,
     Ping,
     /// `GET /`.
@@ -57,15 +57,15 @@ pub enum Probe {
     Version,
 }
 
-/// A probe that is the same bytes to everybody, and the ports where its answer is likely.
+/// The bytes of a probe, and the ports where a service that answers it usually listens.
 pub struct ProbeSpec {
     pub probe: Probe,
     pub bytes: &'static [u8],
     pub ports: &'static [u16],
 }
 
-/// In the order in which they are put to a port that tells nothing by its number. Text comes first: most
-/// services answer a line that they do not understand, and hang up on binary.
+/// In the order in which they are sent to a port with an unusual number. Text comes first: most services answer a line
+/// that they do not understand, and hang up on binary.
 pub const PROBES: [ProbeSpec; 10] = [
     ProbeSpec {
         probe: Probe::Greeting,
@@ -122,7 +122,7 @@ pub fn usual_ports() -> Vec<u16> {
     ports
 }
 
-/// What each is called, and the probe to which it tells most.
+/// The name of each kind, and the probe that reveals most about it.
 const KIND_NAMES: [(ServiceKind, &str, Probe); 17] = [
     (Http, "http", Probe::WebPage),
     (ServiceKind::Https, "https", Probe::Tls),
@@ -153,17 +153,17 @@ impl ServiceKind {
         self.row().0
     }
 
-    /// The probe to which a service of this kind tells most.
+    /// The probe that reveals most about a service of this kind.
     pub fn most_telling_probe(self) -> Probe {
         self.row().1
     }
 
-    /// What one service of this kind is called among the others of its machine.
+    /// The name of a service among others of its kind on one machine.
     pub fn name_at(self, port: u16) -> String {
         format!("{}-{port}", if matches!(self, Http | Self::Https) { "web" } else { self.as_str() })
     }
 
-    /// What it is called where it is likely to be the only one. Of web sites there are always several.
+    /// The name where it is likely to be the only one of its kind. Of web sites there are always several.
     pub fn name_alone(self, port: u16) -> String {
         match self {
             Http | Self::Https | Tls | Self::Tcp => self.name_at(port),
@@ -180,15 +180,15 @@ impl ServiceKind {
     }
 }
 
-/// What a kind's first words look like: what it was spec, and how they are read. `None` is no or not yet, else a word
-/// more about it, which may be empty.
+/// The probe that was sent, the kind it shows, and a function that reads the answer. That returns `None` for no or not
+/// yet, else a note about the service, which may be empty.
 type Signature = (Option<Probe>, ServiceKind, fn(&[u8]) -> Option<String>);
 
-/// The words mean the same whatever was spec.
+/// The answer means the same whatever was sent.
 const ANY_PROBE: Option<Probe> = None;
 
 const SIGNATURES: [Signature; 19] = [
-    // CONNACK, welcome or not; first, since what follows it may look like a greeting of MySQL, which comes unasked.
+    // CONNACK, accepted or refused. First, because it may look like MySQL's greeting, which needs no probe.
     (Some(Probe::Mqtt), Mqtt, |said| matches!(said, [0x20, 2..=127, 0 | 1, _, ..]).then(String::new)),
     (ANY_PROBE, Http, |said| begins(said, b"HTTP/")),
     (ANY_PROBE, Tls, |said| begins(said, b"\x15\x03")),
@@ -200,7 +200,7 @@ const SIGNATURES: [Signature; 19] = [
     (ANY_PROBE, Redis, |said| {
         line(said, "-ERR max number of clients").map(|_| "too many clients".to_owned())
     }),
-    // To a header that is not its own it says which one is, and hangs up.
+    // To a wrong protocol header it answers with the right one and hangs up.
     (ANY_PROBE, Amqp, |said| begins(said, b"AMQP")),
     (Some(Probe::Amqp), Amqp, amqp_start),
     (Some(Probe::Ping), Redis, |said| line(said, "+PONG").map(|_| String::new())),
@@ -208,7 +208,7 @@ const SIGNATURES: [Signature; 19] = [
     (Some(Probe::Ping), Redis, |said| line(said, "-LOADING").map(|_| "loading".to_owned())),
     (Some(Probe::Ping), Memcached, |said| line(said, "ERROR").map(|_| String::new())),
     (Some(Probe::Version), Memcached, |said| line(said, "VERSION ").map(word)),
-    // One byte and then nothing: a word that begins so is another service's.
+    // Exactly one byte: a longer answer that begins with it comes from another service.
     (Some(Probe::SslRequest), Postgres, |said| matches!(said, b"S" | b"N").then(String::new)),
     (Some(Probe::Hello), Mongodb, |said| {
         // It answers number 1, by OP_MSG or by the older OP_REPLY.
@@ -220,7 +220,7 @@ const SIGNATURES: [Signature; 19] = [
     }),
 ];
 
-/// The kind, and a word about it, as soon as enough is said.
+/// The kind and a note about the service, once enough of the answer has arrived.
 pub fn recognise(probe: Probe, said: &[u8]) -> Option<(ServiceKind, String)> {
     let bytes = probe.bytes();
     if !bytes.is_empty() && said.starts_with(bytes) {
@@ -234,7 +234,7 @@ fn begins(said: &[u8], start: &[u8]) -> Option<String> {
     said.starts_with(start).then(String::new)
 }
 
-/// What stands behind `start` on the first line, once that is whole.
+/// What follows `start` on the first line, once that line is complete.
 fn line<'a>(said: &'a [u8], start: &str) -> Option<&'a str> {
     let end = said.iter().position(|&byte| byte == b'\n')?;
     str::from_utf8(&said[..end]).ok()?.strip_prefix(start)
@@ -244,7 +244,7 @@ fn word(text: &str) -> String {
     shown(text.split_whitespace().next().unwrap_or_default().as_bytes())
 }
 
-/// The SETTINGS or GOAWAY with which a server that takes only HTTP/2, as gRPC's do, meets everybody.
+/// The SETTINGS or GOAWAY frame that an HTTP/2-only server, such as gRPC's, sends first.
 fn http2_frame(said: &[u8]) -> Option<String> {
     matches!(said, [0, _, _, 4 | 7, 0, 0, 0, 0, 0, ..]).then(String::new)
 }
@@ -256,7 +256,7 @@ fn mysql_greeting(said: &[u8]) -> Option<String> {
         return (rest.len() > 2).then(|| shown(&rest[2..]));
     }
     let version = str::from_utf8(&rest[..rest.iter().position(|&byte| byte == 0)?]).ok()?;
-    // MariaDB says 5.5.5 first, for the sake of old replicas.
+    // MariaDB puts 5.5.5 first for old replicas.
     let version = version.strip_prefix("5.5.5-").unwrap_or(version);
     version.bytes().all(|byte| byte.is_ascii_graphic()).then(|| match version.split_once("-MariaDB") {
         Some((number, _)) => shown(format!("MariaDB {number}").as_bytes()),
@@ -264,7 +264,7 @@ fn mysql_greeting(said: &[u8]) -> Option<String> {
     })
 }
 
-/// `Connection.Start`: a frame on channel 0 with class 10, method 10, and a table of what it is.
+/// `Connection.Start`: a frame on channel 0 with class 10, method 10, and a table of server properties.
 fn amqp_start(said: &[u8]) -> Option<String> {
     let [1, 0, 0, _, _, _, _, 0, 10, 0, 10, ..] = said else { return None };
     let length = u32::from_be_bytes(said[3..7].try_into().ok()?) as usize;
@@ -278,17 +278,17 @@ fn amqp_start(said: &[u8]) -> Option<String> {
     Some(shown(all.into_iter().flatten().collect::<Vec<_>>().join(" ").as_bytes()))
 }
 
-/// A text of a JSON object, found without reading the rest of it, which may not all be there.
+/// A text value in JSON, found without parsing the rest, which may be incomplete.
 pub fn json_text(json: &str, key: &str) -> Option<String> {
     let behind = json.split_once(&format!("\"{key}\""))?.1;
     let value = behind.trim_start().strip_prefix(':')?.trim_start().strip_prefix('"')?;
     Some(shown(value.split_once('"')?.0.as_bytes()))
 }
 
-/// The most of a peer's words that is kept: a line of a terminal.
+/// The longest text of a peer that we show: one line of a terminal.
 const NOTE_LIMIT: usize = 80;
 
-/// A peer's words as one short line without control characters.
+/// A peer's text as one short line without control characters.
 pub fn shown(said: &[u8]) -> String {
     let text = String::from_utf8_lossy(&said[..said.len().min(NOTE_LIMIT * 8)]);
     let plain: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();

@@ -1,4 +1,4 @@
-//! What an answer to `GET /` tells about who gave it: title, server, framework.
+//! What an answer to `GET /` reveals: title, server, framework, and services that speak HTTP.
 
 use super::probe::ServiceKind;
 use super::probe::json_text;
@@ -8,7 +8,7 @@ use crate::http::body::response_body;
 use crate::http::head::ResponseHead;
 use crate::http::head::parse_response;
 
-/// A title stands in the first kilobytes of a page.
+/// A title is in the first kilobytes of a page.
 pub const WEB_PAGE_LIMIT: usize = 64 * 1024;
 
 #[derive(Debug, Default, PartialEq)]
@@ -16,22 +16,23 @@ pub struct WebPage {
     pub title: Option<String>,
     pub server: Option<String>,
     pub framework: Option<String>,
-    /// What service speaks HTTP here, where it is one with a name of its own.
+    /// The kind of service, if it is one that speaks HTTP but is not a web site.
     pub kind: Option<ServiceKind>,
     pub version: Option<String>,
-    /// The path on this service to which it sends its visitors.
+    /// The path on this service that it redirects to.
     pub location: Option<String>,
-    /// Nothing that is still to come would change any of this.
+    /// No further bytes would change any of this.
     pub is_whole: bool,
 }
 
-/// What Go's servers say at `/` when they have nothing there. One of them, etcd, says who it is at `/version`.
+/// What Go's servers answer at `/` if they have no page there. One of them, etcd, names itself at `/version`.
 const BARE_404: &str = "404 page not found";
 
-/// Where a mark stands: in a header field by that name, or in the page.
+/// Where a mark is looked for: in the header field of that name, or with this value in the body.
 const IN_BODY: &str = "";
 
-/// Services that are not web sites, though HTTP is what they speak, and the JSON text with their version.
+/// Services that speak HTTP but are not web sites: where the mark is, the mark, the kind, and the JSON key of the
+/// version.
 const HTTP_SERVICES: [(&str, &str, ServiceKind, &str); 10] = [
     (IN_BODY, "\"distribution\" : \"opensearch\"", ServiceKind::Opensearch, "number"),
     ("www-authenticate", "opensearch", ServiceKind::Opensearch, ""),
@@ -45,7 +46,7 @@ const HTTP_SERVICES: [(&str, &str, ServiceKind, &str); 10] = [
     (IN_BODY, "to an https server", ServiceKind::Tls, ""),
 ];
 
-/// The first that fits is the one: applications before what they are built with, and that before servers.
+/// The first match counts: applications before frameworks, frameworks before servers.
 const FRAMEWORKS: [(&str, &str, &str); 50] = [
     (IN_BODY, "this hub speaks https", "connect hub"),
     (IN_BODY, "grafanabootdata", "Grafana"),
@@ -99,7 +100,7 @@ const FRAMEWORKS: [(&str, &str, &str); 50] = [
     ("server", "php", "PHP"),
 ];
 
-/// `None` for what is no answer of HTTP, or not yet.
+/// `None` if this is not an HTTP response, or not yet.
 pub fn read(said: &[u8]) -> Option<WebPage> {
     let head = parse_response(said).ok()??;
     let (body, is_ended) = content(said, &head)?;
@@ -110,7 +111,7 @@ pub fn read(said: &[u8]) -> Option<WebPage> {
         field => head.fields.all(field).any(|value| text_of(value).to_ascii_lowercase().contains(mark)),
     };
     let kind = HTTP_SERVICES.iter().find(|(place, mark, ..)| marked(place, mark));
-    // The title of an error's page is the error's.
+    // An error page's title names the error, not the site.
     let title = title(&text, &folded).filter(|_| head.status < 400);
     Some(WebPage {
         server: head.fields.all("server").next().map(shown).filter(|server| !server.is_empty()),
@@ -130,7 +131,7 @@ fn text_of(value: &[u8]) -> String {
     String::from_utf8_lossy(value).into_owned()
 }
 
-/// As much of the body as there is, and whether that is all.
+/// The body as far as it has arrived, and whether it is complete.
 fn content(said: &[u8], head: &ResponseHead<'_>) -> Option<(Vec<u8>, bool)> {
     let mut walker = BodyWalker::new(response_body("GET", head).ok()?);
     let (mut content, mut at) = (Vec::new(), head.length);
@@ -145,7 +146,7 @@ fn content(said: &[u8], head: &ResponseHead<'_>) -> Option<(Vec<u8>, bool)> {
     Some((content, walker.ended()))
 }
 
-/// `folded` is `text` in small letters, byte for byte.
+/// `folded` is `text` in lower case, with the same byte positions.
 fn title(text: &str, folded: &str) -> Option<String> {
     let start = folded.find("<title")?;
     let start = start + folded[start..].find('>')? + 1;
@@ -157,7 +158,7 @@ fn title(text: &str, folded: &str) -> Option<String> {
 }
 
 impl WebPage {
-    /// What this page tells, and what it leaves open as the one before it told.
+    /// This page's values, filled up with those of the page that redirected to it.
     pub fn or(self, before: Self) -> Self {
         Self {
             title: self.title.or(before.title),
@@ -170,7 +171,7 @@ impl WebPage {
     }
 }
 
-/// Only a path: where a service sends its visitors elsewhere, nobody follows.
+/// Only a path: a redirect to another service is not followed.
 fn location(head: &ResponseHead<'_>) -> Option<String> {
     let value = str::from_utf8(head.fields.one("location").ok()?.filter(|_| head.status / 100 == 3)?).ok()?;
     let is_path = value.starts_with('/') && !value.starts_with("//") && value.len() <= 1024;

@@ -6,7 +6,8 @@ use serde::Deserialize;
 use serde::Deserializer;
 use serde::Serialize;
 
-const MAX: usize = 63;
+/// The length of a DNS label.
+const SERVICE_NAME_LIMIT: usize = 63;
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
@@ -25,7 +26,7 @@ impl Name {
         let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
         if text.is_empty() {
             Err(BadName::Empty)
-        } else if text.len() > MAX {
+        } else if text.len() > SERVICE_NAME_LIMIT {
             Err(BadName::TooLong)
         } else if !text.bytes().all(allowed) {
             Err(BadName::BadCharacter)
@@ -36,13 +37,13 @@ impl Name {
         }
     }
 
-    /// The nearest name that would be accepted, for the hint beside a refusal.
+    /// The nearest name that would be accepted, for the hint of a refusal.
     pub fn nearest(text: &str) -> Option<Self> {
         let folded: String = text
             .chars()
             .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
             .collect();
-        let cut: String = folded.trim_matches('-').chars().take(MAX).collect();
+        let cut: String = folded.trim_matches('-').chars().take(SERVICE_NAME_LIMIT).collect();
         Self::parse(cut.trim_matches('-')).ok()
     }
 

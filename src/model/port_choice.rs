@@ -1,9 +1,10 @@
 //! Which local port a service gets: its own, else the next free one above it.
 
-pub const PORT_TRIES: u16 = 100;
+/// More neighbours than one machine has services of one kind.
+const PORT_TRIES: u16 = 100;
 
-/// The candidates in order: the port of last time when there is one, then the original, +1, +2 …
-/// A strict choice has one candidate.
+/// The ports to try, in order: the port of last time if there is one, then the original, then +1, +2 and so on. A
+/// strict choice has one candidate.
 pub fn candidates(original: u16, last_time: Option<u16>, strict: bool) -> impl Iterator<Item = u16> {
     let above = (0..if strict { 1 } else { PORT_TRIES }).map_while(move |step| original.checked_add(step));
     let before = last_time.filter(move |port| !strict && *port != original);

@@ -1,6 +1,6 @@
-//! The nearest known word to a misspelt one.
+//! Finds the known word that a misspelt one most likely means.
 
-/// The candidate that is close enough to be what was meant: at most a third of the word is off.
+/// The closest candidate, if at most a third of the word and at most three letters differ.
 pub fn nearest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
     let limit = word.chars().count().div_ceil(3).min(3);
     candidates

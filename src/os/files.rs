@@ -23,7 +23,7 @@ use crate::error::Result;
 use crate::model::time::Time;
 use crate::os::secret;
 
-/// No state file of ours comes near this; a larger one is damaged, or somebody else's.
+/// No state file of ours comes near this size; a larger one is damaged, or not ours.
 const STATE_FILE_LIMIT: u64 = 16 * 1024 * 1024;
 
 /// Makes a folder that only its owner can enter, parents included.
@@ -44,7 +44,7 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     read_up_to(path, STATE_FILE_LIMIT)
 }
 
-/// For files that may grow larger than a user's state.
+/// For files that may grow larger than a user's state, like a hub's store.
 pub fn read_up_to(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     let file = match options().read(true).open(path) {
         Ok(file) => file,
@@ -61,7 +61,7 @@ pub fn read_up_to(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// A pipe or a device in the place of a state file would block or never end.
+/// A pipe or a device instead of a state file would block, or never end.
 fn plain_file(file: &File) -> io::Result<()> {
     if file.metadata()?.is_file() { Ok(()) } else { Err(io::Error::other("it is not a plain file")) }
 }
@@ -77,15 +77,15 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     replace(path, bytes, true)
 }
 
-/// As `write`, but not on the disk when it returns: for what is old in a second and worth nothing after a
-/// crash of the machine.
+/// Like `write`, but does not wait for the disk: for content that is out of date in a second and worth nothing
+/// after a crash of the machine.
 pub fn write_unsynced(path: &Path, bytes: &[u8]) -> Result<()> {
     replace(path, bytes, false)
 }
 
 fn replace(path: &Path, bytes: &[u8], sync: bool) -> Result<()> {
     refuse_symlink(path)?;
-    // The parent of a bare name is empty, which is a folder to nobody.
+    // The parent of a bare file name is the empty path, which cannot be opened.
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let folder = parent.unwrap_or(Path::new("."));
     private_dir(folder)?;
@@ -99,7 +99,7 @@ fn replace(path: &Path, bytes: &[u8], sync: bool) -> Result<()> {
     })
 }
 
-/// Opens for appending; makes the file when it is not there.
+/// Opens for appending; creates the file if it does not exist.
 pub fn append(path: &Path) -> Result<File> {
     let opened = options().read(true).append(true).create(true).mode(0o600).open(path);
     let file = opened.map_err(|error| file_error("write", path, error))?;
@@ -107,7 +107,7 @@ pub fn append(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Changes whenever the file is replaced or written: its age, size and number.
+/// Modification time, size and inode number: different after every write or replacement.
 pub type FileStamp = Option<(SystemTime, u64, u64)>;
 
 pub fn stamp(path: &Path) -> FileStamp {
@@ -115,7 +115,7 @@ pub fn stamp(path: &Path) -> FileStamp {
     Some((found.modified().ok()?, found.len(), found.ino()))
 }
 
-/// Whether the path still leads to this very file, which may have been renamed and have a successor.
+/// Whether the path still leads to this open file. After a log rotation it does not.
 pub fn is_same(file: &File, path: &Path) -> bool {
     let number = |found: io::Result<fs::Metadata>| found.ok().map(|found| (found.dev(), found.ino()));
     number(file.metadata()) == number(fs::metadata(path))
@@ -126,17 +126,17 @@ pub fn changed_at(path: &Path) -> Option<Time> {
     Some(Time::from_unix(since.as_secs()))
 }
 
-/// The number of the user whose it is.
+/// The user ID of the owner.
 pub fn owner(path: &Path) -> Option<u32> {
     fs::metadata(path).ok().map(|found| found.uid())
 }
 
-/// Whether others may look at it or write to it.
+/// Whether other users may read or write it.
 pub fn is_open_to_others(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|found| !found.is_symlink() && found.mode() & 0o077 != 0)
 }
 
-/// The same for a file, or a folder with all that is in it; links are not followed.
+/// All such files at or below this path; links are not followed.
 pub fn open_to_others_below(path: &Path) -> Vec<PathBuf> {
     let mut all: Vec<PathBuf> = is_open_to_others(path).then(|| path.to_owned()).into_iter().collect();
     if fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {
@@ -146,7 +146,7 @@ pub fn open_to_others_below(path: &Path) -> Vec<PathBuf> {
     all
 }
 
-/// Only the owner's from now on.
+/// Takes all rights from the group and from others.
 pub fn make_private(path: &Path) -> Result<()> {
     let tightened = fs::metadata(path)
         .and_then(|found| fs::set_permissions(path, fs::Permissions::from_mode(found.mode() & 0o700)));
@@ -160,14 +160,14 @@ pub fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Holds the lock until it is dropped, or until the process ends in whatever way.
+/// Holds the lock until it is dropped or the process ends, even by a crash.
 #[derive(Debug)]
 pub struct FileLock {
     _file: File,
 }
 
-/// Waits for the lock. The lock lies in a file of its own, since a file that is replaced by rename
-/// cannot carry one.
+/// Waits for the lock. It needs a file of its own: a lock on a file that is replaced by rename would stay with the
+/// old file.
 pub fn lock(path: &Path) -> Result<FileLock> {
     let file = append(path)?;
     file.lock().map_err(|error| file_error("lock", path, error))?;
@@ -184,7 +184,7 @@ pub fn try_lock(path: &Path) -> Result<Option<FileLock>> {
     }
 }
 
-/// Whether a process holds the lock. Those who look do not stand in each other's way.
+/// Whether a process holds the lock. The check takes a shared lock, so two checks do not disturb each other.
 pub fn is_locked(path: &Path) -> bool {
     let file = options().read(true).open(path);
     file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
@@ -192,7 +192,7 @@ pub fn is_locked(path: &Path) -> bool {
 
 fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
-    // Without blocking, since a pipe in the place of a file would be waited for before it can be looked at.
+    // Opening a pipe would block before `plain_file` can refuse it.
     options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
     options
 }
@@ -213,7 +213,8 @@ fn draft_of(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.{}", &secret::secret()[..8]))
 }
 
-/// Removes what a crash in the middle of `write` left beside the file. Only for files with one writer.
+/// Removes the drafts that a crash during `write` left behind. Only for files with one writer: another one's
+/// draft may be in use.
 pub fn remove_drafts(path: &Path) {
     let front = format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy());
     let entries = path.parent().and_then(|folder| fs::read_dir(folder).ok());

@@ -4,7 +4,7 @@ use nix::sys::resource::Resource;
 use nix::sys::resource::getrlimit;
 use nix::sys::resource::setrlimit;
 
-/// Takes as many descriptors as the system grants without asking; each tunnelled connection needs two.
+/// Raises the soft limit to the hard one; each tunnelled connection needs two descriptors.
 pub fn raise_open_files() {
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
         && soft < hard

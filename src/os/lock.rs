@@ -1,4 +1,5 @@
-//! A lock covers memory for a moment. Whoever panicked while holding it left nothing half done that matters.
+//! Mutexes without poisoning. A lock covers memory for a moment and no I/O, so a panic under it leaves nothing half
+//! done that matters.
 
 use std::sync::Condvar;
 use std::sync::Mutex;
@@ -6,14 +7,14 @@ use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-/// For waits that only the one who changes something ends.
+/// For waits that end only when another thread changes the state.
 pub const FOREVER: Duration = Duration::MAX;
 
 pub fn locked<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Lets go of the lock for as long as there is nothing but to wait, and for `limit` at most.
+/// Releases the lock and waits while `waiting` holds, for at most `limit`.
 pub fn wait_while<'m, T>(
     changed: &Condvar,
     guard: MutexGuard<'m, T>,

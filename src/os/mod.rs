@@ -1,5 +1,5 @@
-//! The machine: files, clock, randomness, sockets' options, processes. The only room that knows which
-//! system it runs on.
+//! The machine: files, clock, randomness, socket options, processes. The only room that knows which operating
+//! system it runs on; what changes the machine's own setup is in `setup`.
 
 pub mod clock;
 pub mod command;

@@ -1,4 +1,4 @@
-//! Where this user's state lies.
+//! Where this user's files are.
 
 use std::env;
 use std::path::Path;
@@ -6,12 +6,12 @@ use std::path::PathBuf;
 
 use crate::os::user;
 
-/// Where somebody without a home lives, as Debian calls it. Nothing is there to be read, and whoever
-/// must write is told what to set.
+/// The state folder of a user without a home folder, named as Debian does. Reading finds nothing there; the error
+/// of a write names the variable to set.
 const NOWHERE: &str = "/nonexistent/.privateconnect";
 
-/// `PRIVATECONNECT_HOME`, else `~/.privateconnect`. Containers run as users that have neither a `HOME` nor
-/// a line in `/etc/passwd`; a link needs no state, so that is no trouble yet.
+/// `PRIVATECONNECT_HOME`, else `~/.privateconnect`. Containers run as users that have neither a `HOME` nor a line in
+/// `/etc/passwd`. That is not an error yet: a join by link needs no state.
 pub fn home() -> PathBuf {
     if let Some(moved) = env::var_os("PRIVATECONNECT_HOME").filter(|value| !value.is_empty()) {
         return PathBuf::from(moved);
@@ -19,19 +19,19 @@ pub fn home() -> PathBuf {
     user_home().map_or_else(|| PathBuf::from(NOWHERE), |home| home.join(".privateconnect"))
 }
 
-/// The folder in which other tools of this family keep their routes; read, never written.
+/// The routes of other tools of this family; we read the file and never write it.
 pub fn foreign_routes() -> Option<PathBuf> {
     user_home().map(|home| home.join(".connect/active-routes.json"))
 }
 
-/// `HOME`, else what the list of users says.
+/// `HOME`, else the folder in `/etc/passwd`.
 pub fn user_home() -> Option<PathBuf> {
-    let told = env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
-    let home = told.or_else(|| user::listed(&user::uid().to_string()).map(|(_, home)| home));
+    let named = env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
+    let home = named.or_else(|| user::listed(&user::uid().to_string()).map(|(_, home)| home));
     home.filter(|home| home.is_absolute())
 }
 
-/// As people write it: `~` for their home folder.
+/// The path as people write it, with `~` for their home folder.
 pub fn shown(path: &Path) -> String {
     match user_home().and_then(|home| path.strip_prefix(home).ok().map(Path::to_owned)) {
         Some(rest) => format!("~/{}", rest.display()),

@@ -32,14 +32,15 @@ use crate::os::detach;
 use crate::os::lock::locked;
 use crate::os::terminal;
 
-/// Signals that somebody sends us and means for the command.
+/// Signals that are sent to us but meant for the command.
 const FORWARDED_SIGNALS: [Signal; 6] =
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
 
-/// Takes the signals of this process. Before the command runs they stop us; while it runs they are its own.
+/// Receives the signals of this process. Before the command runs, they stop us; while it runs, they are passed on
+/// to it.
 #[derive(Clone)]
 pub struct Signals {
-    /// What the command has blocked: what we found, without what we block ourselves.
+    /// The signals that the command starts with blocked: those we inherited, without the ones we block for ourselves.
     mask: SigSet,
     state: Arc<Mutex<ChildState>>,
 }
@@ -47,7 +48,7 @@ pub struct Signals {
 #[derive(Default)]
 struct ChildState {
     child: Option<Pid>,
-    /// A signal came before there was a command.
+    /// A signal came before the command was started.
     stopped: bool,
 }
 
@@ -65,7 +66,9 @@ impl Signals {
                 let mut state = locked(&seen);
                 match state.child {
                     None => state.stopped = true,
-                    Some(pid) if !came_from_terminal(signal) => drop(kill(pid, signal)),
+                    Some(pid) if !came_from_terminal(signal) => {
+                        let _ = kill(pid, signal);
+                    }
                     Some(_) => {}
                 }
                 let stopped = state.stopped;
@@ -75,12 +78,12 @@ impl Signals {
                 }
             }
         };
-        // It waits for signals until the process ends, and has no other end.
+        // This thread has no stop: it waits for signals until the process ends.
         thread::Builder::new().name("signals".into()).spawn(watch).or_say(|| "Cannot start a thread")?;
         Ok(Self { mask, state })
     }
 
-    /// Runs the command to its end. `started` is told its number.
+    /// Runs the command to its end and returns its exit code. `started` receives its process ID.
     pub fn run(
         &self,
         command: &[OsString],
@@ -94,7 +97,8 @@ impl Signals {
         ended.or_say(|| "Cannot wait for the command")
     }
 
-    /// The lock is held over the start, so that each signal finds the command not begun or to be told.
+    /// Holds the lock during the start, so a signal comes either before the command exists or when it can be passed
+    /// on.
     fn start(&self, command: &[OsString], environment: &[(String, String)]) -> Result<Pid> {
         let program = command.first().ok_or_else(|| Error::usage("There is no command behind --"))?;
         let mut state = locked(&self.state);
@@ -110,12 +114,12 @@ impl Signals {
         Ok(pid)
     }
 
-    /// Not by the standard library: its children inherit what the thread blocks, and a command with these
-    /// blocked could not be ended. Unblocking them here for the moment would let them hit us instead.
+    /// Not by the standard library: its children inherit the thread's blocked signals, and a command with these
+    /// blocked could not be ended. Unblocking them here for a moment would let them hit us instead.
     fn spawn(&self, command: &[OsString], environment: &[(String, String)]) -> nix::Result<Pid> {
         let text = |text: &OsStr| CString::new(text.as_bytes()).map_err(|_| Errno::EINVAL);
         let arguments = command.iter().map(|word| text(word)).collect::<nix::Result<Vec<_>>>()?;
-        // What runs in the background is we, not a connect that the command starts.
+        // The variable marks this background process. A `connect` that the command starts is not in the background.
         let mut variables: BTreeMap<OsString, OsString> =
             env::vars_os().filter(|(name, _)| name != detach::LOG_VARIABLE).collect();
         variables.extend(environment.iter().map(|(name, value)| (name.into(), value.into())));
@@ -125,7 +129,7 @@ impl Signals {
         let variables = variables.iter().map(line).collect::<nix::Result<Vec<_>>>()?;
         let mut attributes = PosixSpawnAttr::init()?;
         attributes.set_sigmask(&self.mask)?;
-        // Rust ignores it from the start; commands expect to end when their reader does.
+        // Rust's runtime ignores SIGPIPE; commands expect to end when their reader does.
         attributes.set_sigdefault(&Signal::SIGPIPE.into())?;
         attributes
             .set_flags(PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF)?;
@@ -139,7 +143,7 @@ fn came_from_terminal(signal: Signal) -> bool {
     matches!(signal, Signal::SIGINT | Signal::SIGQUIT) && terminal::is_terminal_in()
 }
 
-/// As a shell reports it: 128 and the signal for a command that was killed.
+/// The exit code as a shell reports it: 128 plus the signal for a command that was killed.
 fn wait(pid: Pid) -> nix::Result<u8> {
     let code = loop {
         match waitpid(pid, None) {
@@ -156,7 +160,7 @@ pub fn terminate(pid: u32) {
     send(pid, Signal::SIGTERM);
 }
 
-/// Without asking.
+/// Sends SIGKILL, which the process cannot handle.
 pub fn kill_now(pid: u32) {
     send(pid, Signal::SIGKILL);
 }
@@ -167,7 +171,7 @@ fn send(pid: u32, signal: Signal) {
     }
 }
 
-/// The process that listens on this port of the loopback, with its name, where the system lets us see.
+/// ID and name of the process that listens on this loopback port, where the system lets us see it.
 #[cfg(target_os = "linux")]
 pub fn listener_on(port: u16) -> Option<(u32, String)> {
     let socket =
@@ -191,7 +195,7 @@ pub fn listener_on(_: u16) -> Option<(u32, String)> {
     None
 }
 
-/// The number of the socket that listens (state 0A) on this port, from a table of the kernel's.
+/// The inode of the socket that listens (state 0A) on this port, from one of the kernel's tables.
 #[cfg(target_os = "linux")]
 fn listening_socket(table: &str, port: u16) -> Option<String> {
     let wanted = format!(":{port:04X}");

@@ -1,4 +1,4 @@
-//! Random secrets and the hashes they are stored as.
+//! Random secrets, and the hashes and signatures made of them.
 
 use ring::digest;
 use ring::hmac;
@@ -10,7 +10,7 @@ use crate::model::fingerprint::base32;
 
 pub fn bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    // Fails only where the kernel has no random source; going on with guessable secrets would be worse.
+    // Fails only on a kernel without a random source; guessable secrets would be worse than a panic.
     SystemRandom::new().fill(&mut bytes).expect("the system has a source of random bytes");
     bytes
 }
@@ -24,12 +24,12 @@ pub fn secret() -> String {
     base32(&bytes::<16>())
 }
 
-/// An identifier like `svc_k3v7…`: 60 random bits, enough never to meet itself in one hub.
+/// An identifier like `svc_k3v7…`: 60 random bits, enough that one hub never sees the same one twice.
 pub fn id(prefix: &str) -> String {
     format!("{prefix}_{}", &secret()[..12])
 }
 
-/// An identifier that is the same for the same parts, so that a service that comes back has its old one.
+/// An identifier made from the parts, so that a service that comes back has its old one.
 pub fn derived_id(prefix: &str, parts: &[&str]) -> String {
     let hash = digest::digest(&digest::SHA256, parts.join("\n").as_bytes());
     format!("{prefix}_{}", &base32(hash.as_ref())[..12])
@@ -41,20 +41,20 @@ pub fn sha256(bytes: &[u8]) -> Fingerprint {
     Fingerprint::new(hash)
 }
 
-/// Says `message` in a way that only the holder of `key` can.
+/// A MAC of `message` that only a holder of `key` can make.
 pub fn sign(key: &str, message: &str) -> String {
     let key = hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes());
     base32(&hmac::sign(&key, message.as_bytes()).as_ref()[..16])
 }
 
-/// Compares in a time that does not tell how much was right.
+/// Compares in constant time, so that timing does not reveal how much of a guess was right.
 pub fn is_signed(key: &str, message: &str, signature: &str) -> bool {
     let expected = sign(key, message);
     let difference = expected.bytes().zip(signature.bytes()).fold(0, |sum, (a, b)| sum | (a ^ b));
     expected.len() == signature.len() && difference == 0
 }
 
-/// What is stored in the place of a secret.
+/// What the hub stores instead of a secret.
 pub fn hash(secret: &str) -> String {
     sha256(secret.as_bytes()).to_string()
 }

@@ -31,16 +31,15 @@ use nix::sys::time::TimeVal;
 const KEEPALIVE_IDLE: u32 = 15;
 const KEEPALIVE_INTERVAL: u32 = 5;
 const KEEPALIVE_COUNT: u32 = 3;
-/// When nothing of what was sent has been acknowledged for so long, the peer's machine is gone: a laptop that
-/// slept, a cable pulled.
+/// If data stays unacknowledged this long, the peer's machine is gone: a laptop asleep, a cable pulled.
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(25);
-/// So often a read that waits looks whether it waits for somebody.
+/// How often a waiting read checks whether its peer is still there.
 const LIVENESS_POLL: Duration = Duration::from_secs(5);
 
-/// No delay for small writes, and a dead peer is noticed though it sent no FIN; a peer on this machine does
-/// not die without one, and nothing on the way to it gets congested: where the system's choice is to pace what it
-/// sends (BBR), that only waits. Failing to set an option costs only that option.
+/// Sends small writes without delay, and turns keepalive on, so that a peer that died without a FIN is noticed. A peer
+/// on this machine cannot die without one. Its path cannot be congested either, so it gets no congestion control that
+/// paces (BBR) and only adds delay. If an option cannot be set, the connection works without it.
 pub fn prepare(socket: &TcpStream, peer: IpAddr) {
     let _ = socket.set_nodelay(true);
     if peer.is_loopback() {
@@ -57,16 +56,17 @@ pub fn prepare(socket: &TcpStream, peer: IpAddr) {
     let _ = setsockopt(socket, sockopt::TcpKeepCount, &KEEPALIVE_COUNT);
 }
 
-/// As many may wait for `accept` as the system lets them, so that none of a burst has to knock again a second later.
+/// Lets the system queue as many connections as it can before `accept`. In a burst, a full queue costs the client a
+/// second until it tries again.
 pub fn set_max_backlog(listener: &TcpListener) {
     let _ = listen(listener, Backlog::MAXCONN);
 }
 
-/// Whether `accept` heeds a limit here; elsewhere it waits on.
+/// Whether `SO_RCVTIMEO` applies to `accept` on this system.
 #[cfg(test)]
 pub const ACCEPT_HONOURS_TIMEOUT: bool = cfg!(target_os = "linux");
 
-/// `accept` gives up after so long, and reads of what it accepts as well, until they get a limit of their own.
+/// `accept` returns after this time without a connection. Accepted sockets inherit it as their read timeout.
 pub fn set_accept_timeout(listener: &TcpListener, patience: Option<Duration>) {
     let Some(patience) = patience else { return };
     let seconds = i64::try_from(patience.as_secs()).unwrap_or(i64::MAX);
@@ -74,12 +74,12 @@ pub fn set_accept_timeout(listener: &TcpListener, patience: Option<Duration>) {
     let _ = setsockopt(listener, sockopt::ReceiveTimeout, &limit);
 }
 
-/// From here on a read of this socket returns now and then without data, so that `peer_alive_after` can be asked.
+/// From now on a read of this socket times out at intervals, so that the caller can ask `peer_alive_after`.
 pub fn set_liveness_poll(socket: &TcpStream) {
     let _ = socket.set_read_timeout(Some(LIVENESS_POLL));
 }
 
-/// After a read that failed: whether to read on, because only the glance's time was up and the peer is there.
+/// After a failed read: whether to read again, because only the liveness poll ended it and the peer is there.
 pub fn peer_alive_after(socket: &TcpStream, error: &io::Error) -> bool {
     match error.kind() {
         io::ErrorKind::Interrupted => true,
@@ -88,8 +88,8 @@ pub fn peer_alive_after(socket: &TcpStream, error: &io::Error) -> bool {
     }
 }
 
-/// Keepalive asks only while nothing is on its way, and `TCP_USER_TIMEOUT` also ends a connection whose reader
-/// merely pauses. A peer that is there answers each repetition, before the time for the next one is up.
+/// Keepalive probes only an idle connection, and `TCP_USER_TIMEOUT` would also end one whose reader merely pauses. So
+/// we read the kernel's state: a live peer acknowledges each retransmission before the next one is due.
 #[cfg(target_os = "linux")]
 fn is_lost(socket: &TcpStream) -> bool {
     /// The beginning of the kernel's `tcp_info`, the same since 2.6: eight bytes of flags, then numbers.
@@ -113,10 +113,10 @@ fn is_lost(_: &TcpStream) -> bool {
     false
 }
 
-/// How often a connection that is being made looks whether it is still wanted.
+/// How often a pending connect checks whether it was stopped.
 const CONNECT_STOP_POLL: Duration = Duration::from_millis(50);
 
-/// Connects by `deadline`, or gives up as soon as `stopped` says so.
+/// Connects by `deadline`; gives up as soon as `stopped` returns true.
 #[cfg(target_os = "linux")]
 pub fn connect(address: SocketAddr, deadline: Instant, stopped: &dyn Fn() -> bool) -> io::Result<TcpStream> {
     use nix::sys::socket;
@@ -144,7 +144,7 @@ pub fn connect(address: SocketAddr, deadline: Instant, stopped: &dyn Fn() -> boo
     if let Some(error) = stream.take_error()? {
         return Err(error);
     }
-    // Between two loopback ports of which nobody listens on the one, a connection can meet itself.
+    // A connect to a free loopback port can get that port as its own and connect to itself.
     if address.ip().is_loopback() && stream.local_addr()? == address {
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
@@ -152,8 +152,8 @@ pub fn connect(address: SocketAddr, deadline: Instant, stopped: &dyn Fn() -> boo
     Ok(stream)
 }
 
-/// Connects to a listener on this machine: the system does that within the call, which a wait for readiness
-/// would only make longer. A listener whose queue is full is waited for.
+/// Connects to a listener on this machine. The system does that within the call, so polling would only cost time. If
+/// the listener's queue is full, the call waits for at most `patience`.
 #[cfg(target_os = "linux")]
 pub fn connect_local(address: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
     use nix::sys::socket;
@@ -174,14 +174,14 @@ pub fn connect_local(address: SocketAddr, patience: Duration) -> io::Result<TcpS
     TcpStream::connect_timeout(&address, patience)
 }
 
-/// Elsewhere a connection that is being made is not cut; it ends at its deadline.
+/// On other systems a pending connect is not stopped; it ends at its deadline.
 #[cfg(not(target_os = "linux"))]
 pub fn connect(address: SocketAddr, deadline: Instant, _: &dyn Fn() -> bool) -> io::Result<TcpStream> {
     let left = deadline.saturating_duration_since(Instant::now());
     TcpStream::connect_timeout(&address, left.max(CONNECT_STOP_POLL))
 }
 
-/// Whether `reset_on_close` was said of this socket.
+/// Whether `reset_on_close` was called for this socket.
 pub fn resets_on_close(socket: &TcpStream) -> bool {
     getsockopt(socket, sockopt::Linger).is_ok_and(|linger| linger.l_onoff != 0 && linger.l_linger == 0)
 }
@@ -194,13 +194,13 @@ pub enum Wakeup {
     TimedOut,
 }
 
-/// Linux tells of a peer's end even while there is data in front of it; elsewhere data hides it.
+/// Linux reports the peer's FIN even while unread data is queued; on other systems that data hides it.
 #[cfg(target_os = "linux")]
 const PEER_CLOSED: PollFlags = PollFlags::from_bits_retain(libc::POLLRDHUP);
 #[cfg(not(target_os = "linux"))]
 const PEER_CLOSED: PollFlags = PollFlags::POLLHUP;
 
-/// Waits until `socket` can be read, unless the peer of `watcher`, for whom it is read, leaves before.
+/// Waits until `socket` can be read. Ends early if the peer of `watcher`, which the data is for, closes first.
 pub fn wait_for_data(socket: &TcpStream, watcher: &TcpStream, patience: Duration) -> io::Result<Wakeup> {
     let mut both =
         [PollFd::new(socket.as_fd(), PollFlags::POLLIN), PollFd::new(watcher.as_fd(), PEER_CLOSED)];
@@ -209,7 +209,7 @@ pub fn wait_for_data(socket: &TcpStream, watcher: &TcpStream, patience: Duration
         Ok(_) | Err(Errno::EINTR) => {}
         Err(error) => return Err(error.into()),
     }
-    // nix has no name for POLLRDHUP and says None when it is among the answers.
+    // nix has no name for POLLRDHUP and returns None if it is set.
     let [data, left] = both.map(|one| one.revents().is_none_or(|seen| !seen.is_empty()));
     Ok(match (data, left) {
         (true, _) => Wakeup::Readable,
@@ -218,24 +218,24 @@ pub fn wait_for_data(socket: &TcpStream, watcher: &TcpStream, patience: Duration
     })
 }
 
-/// What is here to be read by now, without taking it; nothing is no error.
+/// Copies what has arrived without taking it from the socket; zero bytes if nothing has.
 pub fn peek(socket: &TcpStream, room: &mut [u8]) -> usize {
     recv(socket.as_raw_fd(), room, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT).unwrap_or(0)
 }
 
-/// Whether a connection that rests is still open, with nothing said that nobody asked for.
+/// Whether an idle connection can be used again: it is open, and the peer has sent nothing unasked.
 pub fn is_idle_and_open(socket: &TcpStream) -> bool {
     let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
     recv(socket.as_raw_fd(), &mut [0], peek) == Err(Errno::EAGAIN)
 }
 
-/// The last close of this socket will be a reset, which tells the peer that its data did not all arrive.
+/// Makes the last close of this socket send a reset, which tells the peer that data was lost.
 pub fn reset_on_close(socket: &TcpStream) {
     let _ = setsockopt(socket, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 });
 }
 
-/// The user at the other end of a connection that does not leave this machine; `None` where that cannot
-/// be known, as when nobody holds that end any more: what is left of it is listed without an inode, and as root's.
+/// The user at the other end of a loopback connection. `None` if that cannot be known, for instance because no process
+/// holds that end any more: the kernel lists it without an inode, and as root's.
 #[cfg(target_os = "linux")]
 pub fn peer_uid(local: SocketAddr, peer: SocketAddr) -> Option<u32> {
     // The peer's socket has our peer address as its local one. All in hexadecimal, host byte order.

@@ -1,4 +1,4 @@
-//! Bytes from socket to socket that never enter this process, where the system can do that.
+//! Moves bytes from socket to socket inside the kernel (`splice`), where the system can do that.
 
 use std::io;
 use std::net::TcpStream;
@@ -15,23 +15,24 @@ use nix::fcntl::fcntl;
 #[cfg(target_os = "linux")]
 use nix::fcntl::splice;
 
-/// What a pipe holds. The system gives an unprivileged process no more by default.
+/// The largest pipe that Linux gives an unprivileged process by default.
 #[cfg(target_os = "linux")]
 const PIPE_CAPACITY: i32 = 1024 * 1024;
 
-/// What lies between two sockets.
-#[cfg(target_os = "linux")]
+/// The pipe between two sockets that `splice` needs.
 pub struct SplicePipe {
+    #[cfg(target_os = "linux")]
     out: OwnedFd,
+    #[cfg(target_os = "linux")]
     into: OwnedFd,
 }
 
-/// Where an attempt ended.
+/// How one transfer ended.
 #[derive(Debug)]
 pub enum SpliceOutcome {
-    /// So many bytes; none is the end of the stream.
+    /// The number of bytes moved; zero is the end of the stream.
     Bytes(u64),
-    /// Reading failed, or had to wait for too long: nothing was moved.
+    /// Reading failed or timed out, and nothing was moved.
     ReadFailed(io::Error),
     WriteFailed,
 }
@@ -40,12 +41,12 @@ pub enum SpliceOutcome {
 impl SplicePipe {
     pub fn new() -> io::Result<Self> {
         let (out, into) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-        // A smaller one works as well.
+        // If this fails, the default size works as well.
         let _ = fcntl(&into, FcntlArg::F_SETPIPE_SZ(PIPE_CAPACITY));
         Ok(Self { out, into })
     }
 
-    /// One read of at most `most`, written whole.
+    /// Reads at most `most` bytes once and writes all of them.
     pub fn transfer(&self, from: &TcpStream, to: &TcpStream, most: u64) -> SpliceOutcome {
         let flags = SpliceFFlags::SPLICE_F_MOVE;
         let most = usize::try_from(most).unwrap_or(usize::MAX).min(PIPE_CAPACITY as usize);
@@ -64,9 +65,6 @@ impl SplicePipe {
         SpliceOutcome::Bytes(count as u64)
     }
 }
-
-#[cfg(not(target_os = "linux"))]
-pub struct SplicePipe;
 
 #[cfg(not(target_os = "linux"))]
 impl SplicePipe {

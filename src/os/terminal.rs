@@ -28,8 +28,8 @@ pub fn read_line(limit: usize) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&line).into_owned())
 }
 
-/// Bare containers set no locale at all and still feed UTF-8 terminals and logs, so only a locale that
-/// names another charset (`C` and `POSIX` do) means plain text.
+/// Containers set no locale at all but write to UTF-8 terminals and logs. So only a locale that names another
+/// charset (`C` and `POSIX` do) means plain ASCII.
 pub fn is_utf8() -> bool {
     let set = ["LC_ALL", "LC_CTYPE", "LANG"]
         .into_iter()
@@ -43,10 +43,10 @@ pub fn wants_colour() -> bool {
         && env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// Rows and columns of the terminal at stdout: as the user says, as the system says, 24 by 80 when nobody does.
+/// Rows and columns of the terminal at stdout: from the environment, else from the terminal, else 24 by 80.
 pub fn size() -> (usize, usize) {
-    let told = |name| env::var(name).ok().and_then(|text| text.parse().ok());
-    let (rows, columns) = match (told("LINES"), told("COLUMNS")) {
+    let from_environment = |name| env::var(name).ok().and_then(|text| text.parse().ok());
+    let (rows, columns) = match (from_environment("LINES"), from_environment("COLUMNS")) {
         (Some(rows), Some(columns)) => (rows, columns),
         (rows, columns) => {
             let asked = asked_size().unwrap_or((24, 80));
@@ -56,7 +56,7 @@ pub fn size() -> (usize, usize) {
     (rows.max(5), columns.max(40))
 }
 
-/// The call that answers this has no safe wrapper here, and every system that has terminals has `stty`.
+/// The ioctl for this has no safe wrapper in nix, and every system with terminals has `stty`.
 fn asked_size() -> Option<(usize, usize)> {
     let terminal = io::stdout().as_fd().try_clone_to_owned().ok()?;
     let said = Command::new("stty").arg("size").stdin(terminal).stderr(Stdio::null()).output().ok()?.stdout;

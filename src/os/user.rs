@@ -16,7 +16,7 @@ pub fn hostname() -> String {
     if clean.is_empty() { "machine".to_owned() } else { clean }
 }
 
-/// The name and home folder of a user, of this process's own without a name.
+/// Name and home folder of a user; without a name, of the user who runs this process.
 pub fn named(name: Option<&str>) -> Option<(String, PathBuf)> {
     let wanted = name.map_or_else(|| uid().to_string(), str::to_owned);
     listed(&wanted).or_else(|| in_directory(&wanted))
@@ -37,7 +37,7 @@ pub fn listed(wanted: &str) -> Option<(String, PathBuf)> {
     found.flatten().map(|user| (user.name, user.dir))
 }
 
-/// LDAP and its like, by a program that may load what it likes.
+/// For users in LDAP and the like: `getent` is another program, which may load the modules that we cannot.
 fn in_directory(wanted: &str) -> Option<(String, PathBuf)> {
     line_of(&output_of(&["getent", "passwd", wanted])?, wanted)
 }

@@ -1,4 +1,4 @@
-//! `known_agents.json`: whose agent each service had when it was first used. A change is refused, loudly.
+//! `known_agents.json`: the agent that each service had when it was first used. Another agent is refused.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,8 @@ const AGENT_PINS_FILE: &str = "known_agents.json";
 
 type AgentPins = BTreeMap<String, Fingerprint>;
 
-/// Pins the agent on first use, and refuses another one after that. `what` is the service at its hub.
+/// Pins the agent on first use and refuses any other after that. `what` is the service with its hub, as in
+/// `https://hub/db`.
 pub fn check_or_pin(home: &Home, what: &str, agent: Fingerprint) -> Result<()> {
     let known: AgentPins = home.read(AGENT_PINS_FILE)?.unwrap_or_default();
     let pinned = match known.get(what) {

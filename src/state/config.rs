@@ -24,7 +24,7 @@ const CONFIG_FILE: &str = "config.json";
 pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hub_url: Option<String>,
-    /// Others of its fleet, for when it is away.
+    /// The other hubs of its fleet, used when that one cannot be reached.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hubs: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -33,10 +33,10 @@ pub struct Config {
     pub agent_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
-    /// The CA certificates given with `--ca`, so that the file may go.
+    /// The CA certificates given with `--ca`, copied so that the file may be deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<String>,
-    /// A hub's pin, learnt where the key has none.
+    /// The hub's pin that the user confirmed, for keys that carry none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hub_pin: Option<String>,
     /// What `connect expose --keep` saved: the daemon keeps it up, after a reboot too.
@@ -68,7 +68,7 @@ impl Config {
         })
     }
 
-    /// Reads, changes and writes it with nobody in between.
+    /// Reads, changes and writes it; the lock keeps other processes out meanwhile.
     pub fn change<R>(home: &Home, file: Option<&Path>, change: impl FnOnce(&mut Self) -> R) -> Result<R> {
         let _lock = home.lock()?;
         let mut config = Self::load(home, file)?;
@@ -88,7 +88,7 @@ impl Config {
     }
 }
 
-/// Changes whenever the config does.
+/// Different after every change of the config.
 pub fn stamp(home: &Home, file: Option<&Path>) -> files::FileStamp {
     files::stamp(file.unwrap_or(&home.file(CONFIG_FILE)))
 }
@@ -98,7 +98,8 @@ pub fn pin_of(key: &str) -> Option<Pin> {
     key.split_once('.').and_then(|(_, pin)| Pin::parse(pin))
 }
 
-/// How the hub is recognised: by what was asked for, else by the key's pin, else by public roots.
+/// How the hub is recognised: by the CA the user gave, else by the pin in the key, else by a pin learnt earlier, else
+/// by public roots.
 pub fn trust_of(ca: Option<&str>, key: Option<&str>, learnt: Option<&str>) -> HubTrust {
     if let Some(pem) = ca {
         return HubTrust::Roots(pem.to_owned());

@@ -1,4 +1,4 @@
-//! The state folder itself, and the lock under which its files are changed.
+//! The state folder, and the lock under which its files are changed.
 
 use std::path::PathBuf;
 
@@ -30,7 +30,7 @@ impl Home {
         self.folder.join(name)
     }
 
-    /// `None` when there is no such file; a damaged one is an error that names it.
+    /// `None` if there is no such file. A damaged file is an error that names it.
     pub fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
         let path = self.file(name);
         let Some(bytes) = files::read(&path)? else { return Ok(None) };
@@ -45,12 +45,12 @@ impl Home {
         files::write(&self.file(name), &json_text(name, value)?)
     }
 
-    /// As `write`, without waiting for the disk.
+    /// Like `write`, but does not wait for the disk.
     pub fn write_unsynced<T: Serialize>(&self, name: &str, value: &T) -> Result<()> {
         files::write_unsynced(&self.file(name), &json_text(name, value)?)
     }
 
-    /// Reads, changes and writes one file with nobody in between.
+    /// Reads, changes and writes one file; the lock keeps other processes out meanwhile.
     pub fn update<T: Serialize + DeserializeOwned + Default, R>(
         &self,
         name: &str,

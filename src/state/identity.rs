@@ -15,7 +15,7 @@ pub fn load_or_make(home: &Home) -> Result<Identity> {
     load_or_make_in(&home.file(""))
 }
 
-/// The same in a folder that only the caller writes to.
+/// The same in a folder that only the caller writes to, so no lock is needed.
 pub fn load_or_make_in(folder: &Path) -> Result<Identity> {
     let path = folder.join(IDENTITY_FILE);
     let pem = match files::read(&path)? {

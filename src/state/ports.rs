@@ -1,4 +1,4 @@
-//! `ports.json`: the port each service of each hub had last time, so that it is the same tomorrow.
+//! `ports.json`: the local port that each service of each hub had last time, so that it gets the same one again.
 
 use std::collections::BTreeMap;
 
@@ -6,10 +6,10 @@ use super::home::Home;
 use crate::error::Result;
 
 const PORTS_FILE: &str = "ports.json";
-/// More services than one user reaches; the file does not grow beyond.
+/// More services than one user reaches. At the limit the file starts over empty.
 const REMEMBERED_PORTS_LIMIT: usize = 1000;
 
-/// By hub and name. Those of earlier versions have the name alone, and stand for it at any hub.
+/// By hub and name. Earlier versions wrote the name alone; such an entry holds for every hub.
 type RememberedPorts = BTreeMap<String, u16>;
 
 pub fn last_time(home: &Home, hub: &str, name: &str) -> Option<u16> {

@@ -6,14 +6,14 @@ use super::home::Home;
 use crate::wire::api::ServiceInfo;
 
 const SERVICE_CACHE_FILE: &str = "services.json";
-/// Nobody picks from a longer list.
+/// Nobody picks from a longer list in a shell.
 const CACHED_SERVICES_LIMIT: usize = 1000;
 
 pub fn names(home: &Home) -> BTreeSet<String> {
     home.read(SERVICE_CACHE_FILE).ok().flatten().unwrap_or_default()
 }
 
-/// A folder that cannot be written costs only the completion.
+/// If the folder cannot be written, only completion suffers.
 pub fn remember(home: &Home, services: &[ServiceInfo]) {
     let listed: BTreeSet<String> =
         services.iter().take(CACHED_SERVICES_LIMIT).map(|service| service.name.to_string()).collect();

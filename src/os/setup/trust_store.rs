@@ -1,7 +1,7 @@
 //! Trusting a CA on this machine: which stores there are, what each needs, and doing it.
 //!
-//! A plan comes first, so that it can be shown; every store stands alone, and one that fails does not
-//! stop the rest. Undoing is planned the same way.
+//! The plan comes first, so that it can be shown. Each store is independent, and one that fails does not stop the
+//! others. Removing the CA is planned the same way.
 
 use std::fs;
 use std::path::Path;
@@ -21,14 +21,14 @@ const SYSTEM_STORE: &str = "system trust store";
 #[cfg(target_os = "macos")]
 const SYSTEM_KEYCHAIN: &str = "/Library/Keychains/System.keychain";
 
-/// Where Linux systems take roots from, and what makes them count: RHEL, Debian, Arch, SUSE.
+/// Where Linux systems take their roots from, and the command that makes them count: RHEL, Debian, Arch, SUSE.
 const LINUX_STORES: [(&str, &str); 4] = [
     ("etc/pki/ca-trust/source/anchors", "update-ca-trust extract"),
     ("usr/local/share/ca-certificates", "update-ca-certificates"),
     ("etc/ca-certificates/trust-source/anchors", "trust extract-compat"),
     ("usr/share/pki/trust/anchors", "update-ca-certificates"),
 ];
-/// Where Chromium keeps its own, in the order of their age.
+/// Chromium's own databases, oldest place first.
 const CHROMIUM_DATABASES: [&str; 3] =
     [".pki/nssdb", ".local/share/pki/nssdb", "snap/chromium/current/.pki/nssdb"];
 const CHROMIUM_PROGRAMS: [&str; 5] =
@@ -40,7 +40,7 @@ const FIREFOX_PROFILES: [&str; 4] = [
     ".var/app/org.mozilla.firefox/.mozilla/firefox",
     "Library/Application Support/Firefox/Profiles",
 ];
-/// In which package `certutil` comes.
+/// The packages that contain `certutil`.
 const CERTUTIL_PACKAGE: &str =
     "libnss3-tools (Debian, Ubuntu), nss-tools (Fedora, RHEL), nss (Arch, brew) or mozilla-nss-tools (SUSE)";
 
@@ -50,11 +50,11 @@ pub struct TrustStore {
     pub name: String,
     pub steps: Vec<SetupStep>,
     pub needs_root: bool,
-    /// The programme that is missing, and where it comes from.
+    /// The program that is missing, and the package that contains it.
     pub missing: Option<String>,
 }
 
-/// Where to look: `/` and the user's home, elsewhere in tests.
+/// Where to look: `/` and the user's home folder, or other folders in tests.
 pub struct MachinePaths {
     pub root: PathBuf,
     pub home: PathBuf,
@@ -66,7 +66,7 @@ pub enum TrustChange {
     Untrust,
 }
 
-/// Every store of this machine in which `ca` has to be, or has to be no more.
+/// Every store of this machine that `ca` is to be added to or removed from.
 pub fn plan(machine: &MachinePaths, ca: &Path, change: TrustChange) -> Vec<TrustStore> {
     let mut stores: Vec<TrustStore> = system(machine, ca, change).into_iter().collect();
     stores
@@ -74,7 +74,7 @@ pub fn plan(machine: &MachinePaths, ca: &Path, change: TrustChange) -> Vec<Trust
     stores
 }
 
-/// The stores in which browsers and others look for this very CA and do not find it.
+/// The stores that browsers and other programs use and that do not hold exactly this CA.
 pub fn stores_without(machine: &MachinePaths, ca: &Path) -> Vec<String> {
     let ours = fs::read_to_string(ca).unwrap_or_default();
     let system = (!is_in_system(machine, &ours)).then(|| format!("the {SYSTEM_STORE}"));
@@ -86,7 +86,7 @@ pub fn stores_without(machine: &MachinePaths, ca: &Path) -> Vec<String> {
 #[cfg(target_os = "macos")]
 fn is_in_system(_: &MachinePaths, ours: &str) -> bool {
     let line = ["security", "find-certificate", "-a", "-p", "-c", CA_NICKNAME, SYSTEM_KEYCHAIN];
-    // A store may have an older CA of ours, too.
+    // The keychain may also hold an older CA of ours.
     let found = output_of(&line).unwrap_or_default();
     found.split_inclusive("-----END CERTIFICATE-----").any(|one| is_same(one, ours))
 }
@@ -97,13 +97,13 @@ fn is_in_system(machine: &MachinePaths, ours: &str) -> bool {
     copies.any(|copy| fs::read_to_string(copy).is_ok_and(|there| there == ours))
 }
 
-/// Not, when there is no `certutil` to ask.
+/// False if there is no `certutil` to ask.
 fn is_in_database(folder: &Path, ours: &str) -> bool {
     let there = output_of(&["certutil", "-L", "-d", &database(folder), "-n", CA_NICKNAME, "-a"]);
     there.is_some_and(|there| is_same(&there, ours))
 }
 
-/// However the lines are broken.
+/// Compares PEM texts without regard to their line breaks.
 fn is_same(one: &str, other: &str) -> bool {
     let letters = |text: &str| text.chars().filter(|c| !c.is_whitespace()).collect::<String>();
     letters(one) == letters(other)
@@ -128,7 +128,7 @@ fn system(machine: &MachinePaths, ca: &Path, change: TrustChange) -> Option<Trus
         TrustChange::Trust => SetupStep::Copy { from: ca.to_owned(), to: copy },
         TrustChange::Untrust => SetupStep::Remove(copy),
     };
-    // Without it, links that lead nowhere stay behind.
+    // Without `--fresh`, dead links stay behind.
     let fresh = change == TrustChange::Untrust && *update == "update-ca-certificates";
     let line = words(update, if fresh { &["--fresh"] } else { &[] });
     let missing = (!is_installed(&line[0])).then(|| format!("{} (package ca-certificates)", line[0]));
@@ -136,7 +136,7 @@ fn system(machine: &MachinePaths, ca: &Path, change: TrustChange) -> Option<Trus
     Some(TrustStore { name: SYSTEM_STORE.into(), steps, needs_root: true, missing })
 }
 
-/// The NSS databases there are, and Chromium's when it is installed and has none yet.
+/// The NSS databases that exist, and Chromium's if it is installed and has none yet.
 fn databases(machine: &MachinePaths, change: TrustChange) -> Vec<(&'static str, PathBuf)> {
     let mut found: Vec<(&'static str, PathBuf)> = CHROMIUM_DATABASES
         .iter()
@@ -169,7 +169,7 @@ fn nss(name: &str, folder: &Path, ca: &Path, change: TrustChange) -> TrustStore 
             steps.push(SetupStep::Run(words("certutil -N -d", &[&database, "--empty-password"])));
         }
         let ca = ca.display().to_string();
-        // An older CA of ours by the same name would stay in front.
+        // An older CA of ours with the same name would be found first.
         steps.push(SetupStep::RunUnchecked(remove));
         let add = ["-d", &database, "-t", "C,,", "-n", CA_NICKNAME, "-i", &ca];
         steps.push(SetupStep::Run(words("certutil -A", &add)));
@@ -180,7 +180,7 @@ fn nss(name: &str, folder: &Path, ca: &Path, change: TrustChange) -> TrustStore 
     TrustStore { name: shown(name, folder), steps, needs_root: false, missing }
 }
 
-/// As `certutil` wants it.
+/// The database's name as `certutil` needs it.
 fn database(folder: &Path) -> String {
     format!("sql:{}", folder.display())
 }
@@ -194,7 +194,7 @@ impl TrustStore {
         self.steps.iter().try_for_each(SetupStep::carry_out)
     }
 
-    /// What a user types to do the same.
+    /// What a user would type to do the same.
     pub fn commands(&self) -> Vec<String> {
         let sudo = if self.needs_root && !user::is_root() { "sudo " } else { "" };
         self.steps.iter().map(|step| format!("{sudo}{}", step.command())).collect()

@@ -1,5 +1,5 @@
-//! A program that the system starts after every reboot: by systemd, or by launchd on a Mac. Plans first, as
-//! with the trust stores; whoever asks shows the plan and carries it out.
+//! A program that the system starts after every reboot: by systemd, or by launchd on a Mac. As with the trust stores,
+//! the plan comes first; the caller shows it and carries it out.
 
 use std::env;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::os::user;
 const SYSTEMD_UNIT: &str = "connect-daemon.service";
 const LAUNCHD_LABEL: &str = "co.privateconnect.daemon";
 
-/// These are filters on system calls, so they hold in a user's own manager too, which may make no mounts.
+/// These filter system calls, so they also work in a user's own manager, which may not make mounts.
 const HARDENING: &str = "NoNewPrivileges=yes
 LockPersonality=yes
 MemoryDenyWriteExecute=yes
@@ -27,7 +27,7 @@ SystemCallErrorNumber=EPERM
 UMask=0077
 TasksMax=infinity
 ";
-/// What the system's manager can do beside that. The state folder is all that may be written.
+/// What the system's manager can do in addition. Only the state folder stays writable.
 const SYSTEM_HARDENING: &str = "ProtectSystem=strict
 ProtectHome=read-only
 PrivateTmp=yes
@@ -50,7 +50,7 @@ pub enum ServiceManager {
     Launchd,
 }
 
-/// What is to be started, and for whom.
+/// What to start, and for whom.
 pub struct UnitSpec {
     /// The program and its arguments.
     pub command: Vec<String>,
@@ -61,7 +61,7 @@ pub struct UnitSpec {
     pub system: Option<String>,
 }
 
-/// What installs and removes it.
+/// The unit file, and the steps that install, remove and start it.
 pub struct UnitPlan {
     pub file: PathBuf,
     pub text: String,
@@ -70,7 +70,7 @@ pub struct UnitPlan {
     pub start: Vec<SetupStep>,
 }
 
-/// The one that this machine was started by.
+/// The service manager that started this machine.
 pub fn manager() -> Option<ServiceManager> {
     if cfg!(target_os = "macos") {
         return Some(ServiceManager::Launchd);
@@ -78,7 +78,7 @@ pub fn manager() -> Option<ServiceManager> {
     Path::new("/run/systemd/system").is_dir().then_some(ServiceManager::Systemd)
 }
 
-/// Who called `sudo`, and otherwise who this is.
+/// The user who called `sudo`, else the current user.
 pub fn owner() -> Option<(String, PathBuf)> {
     let called = env::var("SUDO_USER").ok().filter(|_| user::is_root());
     user::named(called.as_deref())
@@ -91,7 +91,7 @@ pub fn plan(manager: ServiceManager, service: &UnitSpec) -> UnitPlan {
     }
 }
 
-/// Where the file lies, for who only wants to know whether it is there.
+/// The unit file's path.
 pub fn file(manager: ServiceManager, system: bool) -> PathBuf {
     let home = paths::user_home().unwrap_or_default();
     match (manager, system) {
@@ -157,7 +157,7 @@ fn unit(service: &UnitSpec) -> String {
     )
 }
 
-/// One word of a unit file, whatever stands in it.
+/// Quotes any text as one word of a unit file.
 fn unit_word(word: &str) -> String {
     let escaped: String = word
         .chars()
