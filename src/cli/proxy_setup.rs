@@ -65,9 +65,9 @@ pub fn settings(call: &Call, options: &ProxyOptions) -> Result<ProxySettings> {
     let allow_origin =
         values("allow-origin").into_iter().map(|it| it.trim_end_matches('/').to_owned()).collect();
     Ok(ProxySettings {
-        secure: options.tls,
+        https: options.tls,
         certificates: certificates(call),
-        open_tunnel: open_tunnel(call),
+        tunnel_port: tunnel_port(call),
         rewrite_host: values("rewrite-host"),
         allow_origin,
         connect_allow,
@@ -133,7 +133,7 @@ pub fn service_lister(call: &Call) -> Option<ServiceLister> {
 }
 
 /// One tunnel for each service of the hub, opened at its first request and kept.
-fn open_tunnel(call: &Call) -> TunnelPort {
+fn tunnel_port(call: &Call) -> TunnelPort {
     let opener =
         call.hub().ok().map(|hub| TunnelMaker { hub, home: call.home.clone(), stop: call.stop.clone() });
     let tunnels: Mutex<HashMap<String, Tunnel>> = Mutex::default();

@@ -15,23 +15,25 @@ use super::host::parse_target;
 use std::io::Write;
 use std::net::IpAddr;
 
-/// What every request of one client connection tells the next hop about it, put into words once.
+/// What every request of a client connection tells the next hop about that client; formatted once.
 pub struct ClientInfo {
+    /// The client speaks TLS with us.
+    pub https: bool,
     claims: String,
     via: String,
 }
 
 impl ClientInfo {
     /// `via` is our name in `Via`, as unlike any other as it can be: finding it again means a loop.
-    pub fn new(client: IpAddr, secure: bool, via: &str) -> ClientInfo {
+    pub fn new(client: IpAddr, https: bool, via: &str) -> ClientInfo {
         let client = client.to_canonical();
-        let scheme = if secure { "https" } else { "http" };
+        let scheme = if https { "https" } else { "http" };
         let (open, close) = if client.is_ipv6() { ("\"[", "]\"") } else { ("", "") };
         let claims = format!(
             "X-Forwarded-For: {client}\r\nX-Forwarded-Proto: {scheme}\r\n\
              Forwarded: for={open}{client}{close};proto={scheme};host="
         );
-        ClientInfo { claims, via: via.to_owned() }
+        ClientInfo { https, claims, via: via.to_owned() }
     }
 }
 
@@ -46,7 +48,7 @@ pub struct RequestForwarding<'a> {
 }
 
 /// Whether a request has been through the proxy of that name already.
-pub fn has_been_here(request: &RequestHead<'_>, via: &str) -> bool {
+pub fn has_passed(request: &RequestHead<'_>, via: &str) -> bool {
     request.fields.list("via").filter_map(name_in_via).any(|name| name.eq_ignore_ascii_case(via.as_bytes()))
 }
 
@@ -67,7 +69,7 @@ pub fn is_upgrade(request: &RequestHead<'_>) -> bool {
 
 /// Whether a client says who it is in a way that a service remembers for the connection, not for the request: NTLM,
 /// and Negotiate where it is NTLM.
-pub fn proves_for_the_connection(request: &RequestHead<'_>) -> bool {
+pub fn is_connection_login(request: &RequestHead<'_>) -> bool {
     let of_connection =
         |scheme: &[u8]| scheme.eq_ignore_ascii_case(b"ntlm") || scheme.eq_ignore_ascii_case(b"negotiate");
     let mut proofs = request.fields.all("authorization");
@@ -119,7 +121,7 @@ fn write_request_line(method: &str, target: RequestTarget<'_>, out: &mut Vec<u8>
 /// With the empty line behind them.
 fn write_our_claims(version: HttpVersion, forwarding: &RequestForwarding<'_>, out: &mut Vec<u8>) {
     let via = if version == HttpVersion::Http10 { "\r\nVia: 1.0 " } else { "\r\nVia: 1.1 " };
-    let ClientInfo { claims, via: name } = forwarding.client;
+    let ClientInfo { claims, via: name, .. } = forwarding.client;
     for part in
         [claims, "\"", forwarding.host, "\"\r\nX-Forwarded-Host: ", forwarding.host, via, name, "\r\n\r\n"]
     {
@@ -424,10 +426,10 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_has_been_here_is_known_by_its_via() {
+    fn a_request_that_has_passed_is_known_by_its_via() {
         let been = |via: &str| {
             let text = format!("GET / HTTP/1.1\r\n{via}\r\n");
-            has_been_here(&parse_request(text.as_bytes()).expect("valid").expect("complete"), "connect-x")
+            has_passed(&parse_request(text.as_bytes()).expect("valid").expect("complete"), "connect-x")
         };
         assert!(been("Via: 1.1 connect-x\r\n"));
         assert!(been("Via: 1.0 fred, 1.1 Connect-X (comment)\r\n"));

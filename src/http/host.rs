@@ -123,7 +123,8 @@ fn parse_name(text: &str) -> Result<HostName<'_>, BadHead> {
     Ok(HostName::Dns(name))
 }
 
-fn is_label(label: &str) -> bool {
+/// Whether `label` can be one part of a host name.
+pub fn is_label(label: &str) -> bool {
     (1..=HOST_LABEL_LIMIT).contains(&label.len())
         && cursor::run(label.as_bytes(), cursor::LABEL_CHAR) == label.len()
 }

@@ -1,4 +1,4 @@
-//! What every connection of the proxy shares.
+//! What all connections of the proxy share: its settings, its routes, and who is connected.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use super::upstream::Upstream;
 use crate::error::Result;
 use crate::net::stop::Stop;
 
-/// Makes sure that a tunnel to that hub service stands, and says on which loopback port.
+/// The loopback port of the tunnel to a hub service, which is opened if there is none yet.
 pub type TunnelPort = Box<dyn Fn(&str) -> Result<u16> + Send + Sync>;
 /// Makes or loads the certificates when they are first needed.
 pub type CertificateLoader = Box<dyn Fn() -> Result<Arc<Certificates>> + Send + Sync>;
@@ -25,36 +25,36 @@ pub type RequestObserver = Box<dyn Fn(&FinishedRequest<'_>) + Send + Sync>;
 
 pub struct ProxySettings {
     /// HTTPS on the port itself.
-    pub secure: bool,
+    pub https: bool,
     pub certificates: CertificateLoader,
-    pub open_tunnel: TunnelPort,
-    /// Services that get their own host instead of the one that the client sent.
+    pub tunnel_port: TunnelPort,
+    /// Services that get their own host in place of the one that the client sent.
     pub rewrite_host: Vec<String>,
-    /// Origins from elsewhere whose pages may open a `WebSocket`.
+    /// Foreign origins whose pages may open a `WebSocket`.
     pub allow_origin: Vec<String>,
-    /// Outside hosts that CONNECT may reach, with a port or on all.
+    /// Outside hosts that CONNECT may reach, on one port or on all.
     pub connect_allow: Vec<(String, Option<u16>)>,
-    /// Told of every request that was answered.
+    /// Is called after each request.
     pub on_request: Option<RequestObserver>,
 }
 
 pub struct ProxyContext {
     pub settings: ProxySettings,
     pub table: RouteTable,
-    pub live: OpenClients,
+    pub clients: OpenClients,
     pub recent: RecentRequests,
     pub stop: Stop,
-    /// Our name in `Via`, unlike any other.
+    /// Our name in `Via`. No other proxy has it, so finding it in a request means a loop.
     pub via: String,
     pub port: u16,
-    /// Towards services that speak TLS. Whose certificate that is does not matter: the way to a hub's service is
-    /// encrypted and its agent known, and none of them has a certificate for a name under `localhost`.
+    /// For services that speak TLS. It takes any certificate: the path to a hub service is encrypted and its agent
+    /// known, and no service has a certificate for a name under `localhost`.
     pub tls: Arc<ClientConfig>,
 }
 
 impl ProxyContext {
     pub fn scheme(&self) -> &'static str {
-        if self.settings.secure { "https" } else { "http" }
+        if self.settings.https { "https" } else { "http" }
     }
 
     pub fn url(&self) -> String {
@@ -69,11 +69,10 @@ impl ProxyContext {
         (self.settings.certificates)()
     }
 
-    /// A new connection to a service, by TLS if that is wanted; a hub's first gets its tunnel. The error is for the
-    /// client.
+    /// A new connection to a service. For a hub service it goes through a tunnel. The error is for the client.
     pub fn dial(&self, route: &ProxyRoute, by_tls: bool) -> std::result::Result<Upstream, &'static str> {
-        let opened = if route.is_local() { Ok(route.port) } else { (self.settings.open_tunnel)(&route.name) };
-        let port = opened.map_err(|error| {
+        let port = if route.is_local() { Ok(route.port) } else { (self.settings.tunnel_port)(&route.name) };
+        let port = port.map_err(|error| {
             log::debug!("{error}");
             NOT_RESPONDING
         })?;
@@ -84,8 +83,8 @@ impl ProxyContext {
     }
 
     pub fn rewritten_host(&self, route: &ProxyRoute) -> Option<String> {
-        let wanted = self.settings.rewrite_host.iter().any(|name| name.eq_ignore_ascii_case(&route.name));
-        wanted.then(|| format!("localhost:{}", route.port))
+        let rewrite = self.settings.rewrite_host.iter().any(|name| name.eq_ignore_ascii_case(&route.name));
+        rewrite.then(|| format!("localhost:{}", route.port))
     }
 
     pub fn allows_origin(&self, origin: &[u8]) -> bool {
@@ -94,16 +93,16 @@ impl ProxyContext {
     }
 
     pub fn allows_connect(&self, host: &str, port: u16) -> bool {
-        let fits = |(name, only): &(String, Option<u16>)| {
+        let allowed = |(name, only): &(String, Option<u16>)| {
             name.eq_ignore_ascii_case(host) && only.is_none_or(|only| only == port)
         };
-        self.settings.connect_allow.iter().any(fits)
+        self.settings.connect_allow.iter().any(allowed)
     }
 
-    pub fn note(&self, note: &FinishedRequest<'_>) {
-        self.recent.note(note);
-        if let Some(tell) = &self.settings.on_request {
-            tell(note);
+    pub fn record(&self, request: &FinishedRequest<'_>) {
+        self.recent.add(request);
+        if let Some(observe) = &self.settings.on_request {
+            observe(request);
         }
     }
 }

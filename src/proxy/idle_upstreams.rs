@@ -1,37 +1,38 @@
-//! The connections to services that a thread keeps: from one request to the next, and from one client to the next
-//! when nothing in them is the former client's.
+//! The idle connections to services that a thread keeps: from one request to the next, and from one client to the next
+//! if nothing in them belongs to the client before.
 
 use super::route_table::ProxyRoute;
 use super::upstream::Upstream;
 
-/// Services of which one thread keeps a connection.
-const IDLE_LIMIT: usize = 4;
+/// One thread keeps connections to this many services. A page seldom needs more.
+const IDLE_UPSTREAM_LIMIT: usize = 4;
 
 #[derive(Default)]
 pub struct IdleUpstreams {
-    kept: Vec<Upstream>,
+    list: Vec<Upstream>,
 }
 
 impl IdleUpstreams {
     pub fn take(&mut self, route: &ProxyRoute) -> Option<Upstream> {
-        let at = self.kept.iter().position(|kept| kept.service == route.name)?;
-        let kept = self.kept.swap_remove(at);
-        // The name may lead elsewhere by now. A tunnel keeps its port.
-        (!route.is_local() || kept.port == route.port).then_some(kept)
+        let at = self.list.iter().position(|idle| idle.service == route.name)?;
+        let idle = self.list.swap_remove(at);
+        // The name may lead to another port by now. A tunnel keeps its port.
+        (!route.is_local() || idle.port == route.port).then_some(idle)
     }
 
     pub fn keep(&mut self, mut upstream: Upstream) {
         upstream.used = true;
-        if self.kept.len() == IDLE_LIMIT {
-            self.kept.remove(0);
+        if self.list.len() == IDLE_UPSTREAM_LIMIT {
+            self.list.remove(0);
         }
-        self.kept.push(upstream);
+        self.list.push(upstream);
     }
 
-    /// What a service says though nobody asked was meant for the client before. Where that one has proved who it is
-    /// for the connection as a whole (NTLM, Negotiate), the next one must not be taken for it; and where it sent a
-    /// body, a careless service may have left some of it unread, to be the beginning of the next one's request.
-    pub fn next_client(&mut self) {
-        self.kept.retain(|kept| !kept.personal && kept.is_at_rest());
+    /// Drops what the next client must not get. Bytes that have come since the last response were meant for the client
+    /// before. Where that client has logged in for the connection as a whole (NTLM, Negotiate), the next one would be
+    /// taken for it. And where it sent a body, a careless service may have left a part of it unread, which would become
+    /// the beginning of the next client's request.
+    pub fn start_client(&mut self) {
+        self.list.retain(|idle| !idle.personal && idle.is_idle_and_open());
     }
 }

@@ -1,35 +1,56 @@
 //! The local proxy: `http(s)://NAME.localhost:PORT` leads to the service of that name.
 //!
-//! A thread for each client `connection` hears one request after the other (`requests`). What is not plainly
-//! valid goes no further. What is, is written anew (`exchange`) and its answer too (`answer`). The table of
-//! routes stays true by itself (`table`). Nothing here listens beyond loopback.
+//! The way of a request, from the accepted connection to the answer:
+//!
+//! 1. `net/serve.rs` accepts on both loopback addresses, never on another. The thread that accepts a connection serves it
+//!    to its end (`new_worker` below). It keeps its idle connections to services from one client to the next
+//!    (`idle_upstreams.rs`).
+//! 2. `OpenClients::add` in `open_clients.rs` lists the connection. With 1,024 open, the one that has been idle for the
+//!    longest time is closed.
+//! 3. `ClientStream::accept` in `connection/client.rs`: on an HTTPS port the first byte tells TLS from plain HTTP. For TLS,
+//!    `certificates.rs` makes a certificate for the name that the client asks for.
+//! 4. `ClientConnection::serve` in `connection/mod.rs` takes one request after the other. `read_request` reads into a
+//!    `BufferedReader` (`buffered_reader.rs`) until `http::head::parse_request` has a whole head. A head that is not plainly
+//!    valid gets a 4xx, and the connection is closed.
+//! 5. `check` in `connection/check.rs` decides by the head alone: its framing, the host (`http/host.rs`), the route
+//!    (`route_table.rs`), loops by `Via`, the origin of an upgrade. What it refuses is answered from `refusal.rs`. A host
+//!    that names no service gets the proxy's own page (`connection/status_page.rs`).
+//! 6. If the request goes on, `http::forward::write_request` writes a new head for it: fields of one hop are dropped,
+//!    claims about the client are replaced.
+//! 7. `ClientConnection::forward` in `connection/forward.rs` takes an idle connection to the service, or a new one
+//!    (`ProxyContext::dial`, `upstream.rs`). A local service is a loopback port. A hub service is the loopback port of a
+//!    tunnel, which `ProxySettings::tunnel_port` opens. Head and first part of the body go in one write.
+//! 8. If more of the body is to come, `Upload::run` in `connection/upload.rs` copies it in a thread of its own.
+//! 9. `response::pass` in `connection/response.rs` reads the response and sends it to the client with a new head and one
+//!    framing. A large body of known length goes from socket to socket inside the kernel.
+//! 10. `conclude` in `connection/forward.rs` decides what is kept: the connection to the service, the connection to the
+//!     client, both or none. A service that fails before its head was sent is a 502 or 504; after that, a cut.
+//!     `ProxyContext::record` adds the request to the page and to the terminal (`recent_requests.rs`).
+//!
+//! An upgrade (WebSocket) takes the same way. After the service's 101, `forward` ends with `AfterRequest::Relay`, and
+//! `ClientConnection::relay` copies bytes in both directions until both have ended (`net/relay.rs`).
+//!
+//! CONNECT turns off at step 5 to `connection/connect.rs`. If the client begins TLS and the service speaks plain HTTP, TLS
+//! ends here (`AfterRequest::StartTls`), and the requests inside take the way from step 4. Anything else is relayed.
+//!
+//! `route_table.rs` follows the routes file and the hub in threads of its own, so no request waits for either.
 
 pub mod certificates;
 pub mod context;
 pub mod recent_requests;
 pub mod route_table;
 
-mod answer;
+mod buffered_reader;
 mod connection;
-mod current_request;
-mod exchange;
 mod idle_upstreams;
 mod open_clients;
-mod page;
-mod read_buffer;
 mod refusal;
-mod requests;
-mod switch;
 mod upstream;
 
-use std::io;
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Result;
-use crate::net::connect::NETWORK_TIMEOUT;
-use crate::net::duplex::Duplex;
 use crate::net::http_server;
 use crate::net::serve::BoundPort;
 use crate::net::serve::ServeOptions;
@@ -39,8 +60,8 @@ use crate::net::serve::shut;
 use crate::net::stop::Stop;
 use crate::os::secret;
 use crate::tls::trust;
-use crate::wire::tls_record::TLS_HANDSHAKE;
-use connection::Visit;
+use connection::ClientConnection;
+use connection::client::ClientStream;
 use context::ProxyContext;
 use context::ProxySettings;
 use idle_upstreams::IdleUpstreams;
@@ -49,11 +70,11 @@ use open_clients::OpenClients;
 use recent_requests::RecentRequests;
 use route_table::RouteTable;
 
-/// Far above the cap of `live`, which makes room: a connection that is closed needs a moment to be gone, and
-/// only when nothing rests is one turned away.
-const THREADS: usize = 2 * CLIENT_LIMIT;
-/// So long a thread keeps connections to services after its client has left.
-const IDLE: Duration = Duration::from_secs(2);
+/// Far above `CLIENT_LIMIT`, at which an idle connection is closed: that one needs a moment to be gone. A connection is
+/// turned away only if none is idle.
+const THREAD_LIMIT: usize = 2 * CLIENT_LIMIT;
+/// A thread without a client keeps its connections to services for this long.
+const WORKER_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A proxy that serves until it is dropped, or until its `Stop`.
 pub struct Proxy {
@@ -68,27 +89,30 @@ impl Proxy {
         let context = Arc::new(ProxyContext {
             settings,
             table,
-            live: OpenClients::new(),
+            clients: OpenClients::new(),
             recent: RecentRequests::default(),
             stop: stop.clone(),
             via: secret::id("connect-proxy"),
             port: bound.port,
             tls: trust::unverified_client()?,
         });
-        if context.settings.secure {
+        if context.settings.https {
+            // A certificate that cannot be made is an error of the start, not of the first request.
             context.certificates()?;
         }
         let servers = bound.listeners.into_iter().map(|listener| {
             let own = Arc::clone(&context);
-            let service = ServeOptions {
+            let options = ServeOptions {
                 name: "proxy",
-                limit: THREADS,
-                new_worker: Box::new(move || worker(Arc::clone(&own))),
-                idle: Some(IDLE),
+                limit: THREAD_LIMIT,
+                new_worker: Box::new(move || new_worker(Arc::clone(&own))),
+                idle: Some(WORKER_IDLE_TIMEOUT),
                 cut: shut,
-                turn_away: Box::new(|stream| http_server::turn_away(stream, &refusal::too_many())),
+                turn_away: Box::new(|stream| {
+                    http_server::turn_away(stream, &refusal::too_many_connections());
+                }),
             };
-            Server::start(listener, service, &stop)
+            Server::start(listener, options, &stop)
         });
         let servers = servers.collect::<Result<_>>()?;
         Ok(Self { context, servers, stop })
@@ -103,34 +127,18 @@ impl Drop for Proxy {
 }
 
 /// What one thread does for its clients, and what it keeps between them.
-fn worker(context: Arc<ProxyContext>) -> Worker {
-    let mut shelf = IdleUpstreams::default();
-    Box::new(move |stream, _| {
-        let entry = context.live.enter(&stream);
-        shelf.next_client();
-        let visit = Visit { context: &context, entry: &entry, shelf: &mut shelf };
-        let served = if context.settings.secure {
-            serve_secure(visit, &stream)
-        } else {
-            requests::serve(visit, Duplex::plain(stream), false)
+fn new_worker(context: Arc<ProxyContext>) -> Worker {
+    let mut idle = IdleUpstreams::default();
+    Box::new(move |socket, _| {
+        let slot = context.clients.add(&socket);
+        idle.start_client();
+        let served = match ClientStream::accept(&context, socket) {
+            Ok(Some(client)) => ClientConnection::new(&context, slot, &mut idle, client).serve(),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
         };
         if let Err(error) = served {
             log::debug!("a connection ended: {error}");
         }
     })
-}
-
-/// The first byte tells TLS from a client that forgot it, which is sent there.
-fn serve_secure(visit: Visit<'_>, stream: &Arc<TcpStream>) -> io::Result<()> {
-    stream.set_read_timeout(Some(NETWORK_TIMEOUT))?;
-    let mut first = [0];
-    if stream.peek(&mut first)? == 0 {
-        return Ok(());
-    }
-    let below = Duplex::plain(Arc::clone(stream));
-    if first[0] != TLS_HANDSHAKE {
-        return requests::serve(visit, below, false);
-    }
-    let within = requests::in_tls(visit.context, below)?;
-    requests::serve(visit, within, true)
 }

@@ -15,7 +15,7 @@ use crate::os::lock::wait_while;
 
 /// What the page shows; older ones are forgotten.
 const RECENT_LIMIT: usize = 200;
-/// What is kept of a long path.
+/// A longer path is shortened: the memory for all of them must stay small.
 const SHOWN_PATH_LIMIT: usize = 300;
 
 #[derive(Clone, Debug, Default, Serialize)]
@@ -33,17 +33,17 @@ pub struct RequestRecord {
 #[derive(Default)]
 pub struct RecentRequests {
     log: Mutex<RequestLog>,
-    more: Condvar,
+    added: Condvar,
 }
 
 #[derive(Default)]
 struct RequestLog {
-    seen: VecDeque<RequestRecord>,
-    /// Who waits for more. Waking nobody costs a system call as well.
+    records: VecDeque<RequestRecord>,
+    /// How many threads wait for the next record. With none, the system call that wakes them is saved.
     watchers: usize,
 }
 
-/// A request as it is noted; the words are copied into memory that is used again.
+/// A request that has been answered. Its words are copied into the memory of an old record.
 pub struct FinishedRequest<'a> {
     pub method: &'a str,
     pub service: &'a str,
@@ -53,40 +53,38 @@ pub struct FinishedRequest<'a> {
 }
 
 impl RecentRequests {
-    pub fn note(&self, note: &FinishedRequest<'_>) {
-        // Secrets travel in queries; the page needs none of them.
-        let path = note.target.split('?').next().unwrap_or_default();
+    pub fn add(&self, request: &FinishedRequest<'_>) {
+        // Queries often hold secrets, and the page does not need them.
+        let path = request.target.split('?').next().unwrap_or_default();
         let path = path.get(..SHOWN_PATH_LIMIT).unwrap_or(path);
         let at = clock::now();
         let mut log = locked(&self.log);
-        let RequestLog { seen, watchers } = &mut *log;
-        let number = seen.back().map_or(1, |last| last.number + 1);
-        let mut entry = if seen.len() < RECENT_LIMIT {
-            RequestRecord::default()
-        } else {
-            seen.pop_front().unwrap_or_default()
-        };
-        note.method.clone_into(&mut entry.method);
-        note.service.clone_into(&mut entry.service);
-        path.clone_into(&mut entry.path);
-        (entry.number, entry.at, entry.status) = (number, at, note.status);
-        entry.micros = u64::try_from(note.began.elapsed().as_micros()).unwrap_or(u64::MAX);
-        seen.push_back(entry);
-        let watched = *watchers > 0;
+        let number = log.records.back().map_or(1, |last| last.number + 1);
+        let oldest = if log.records.len() < RECENT_LIMIT { None } else { log.records.pop_front() };
+        let mut record = oldest.unwrap_or_default();
+        request.method.clone_into(&mut record.method);
+        request.service.clone_into(&mut record.service);
+        path.clone_into(&mut record.path);
+        record.number = number;
+        record.at = at;
+        record.status = request.status;
+        record.micros = u64::try_from(request.began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        log.records.push_back(record);
+        let is_watched = log.watchers > 0;
         drop(log);
-        if watched {
-            self.more.notify_all();
+        if is_watched {
+            self.added.notify_all();
         }
     }
 
-    /// Those after `number`, waiting for one if there is none yet.
-    pub fn after(&self, number: u64, patience: Duration) -> Vec<RequestRecord> {
-        let nothing_new = |log: &mut RequestLog| log.seen.back().is_none_or(|last| last.number <= number);
+    /// Those after `number`. If there is none yet, waits up to `timeout` for one.
+    pub fn after(&self, number: u64, timeout: Duration) -> Vec<RequestRecord> {
+        let nothing_new = |log: &mut RequestLog| log.records.back().is_none_or(|last| last.number <= number);
         let mut log = locked(&self.log);
         log.watchers += 1;
-        let mut log = wait_while(&self.more, log, patience, nothing_new);
+        let mut log = wait_while(&self.added, log, timeout, nothing_new);
         log.watchers -= 1;
-        log.seen.iter().filter(|entry| entry.number > number).cloned().collect()
+        log.records.iter().filter(|record| record.number > number).cloned().collect()
     }
 }
 
@@ -99,7 +97,7 @@ mod tests {
         let recent = RecentRequests::default();
         for status in 0..300 {
             let target = "/a?token=secret";
-            recent.note(&FinishedRequest {
+            recent.add(&FinishedRequest {
                 method: "GET",
                 service: "api",
                 target,
@@ -107,9 +105,9 @@ mod tests {
                 began: Instant::now(),
             });
         }
-        let seen = recent.after(0, Duration::ZERO);
-        assert_eq!((seen.len(), seen[0].status, seen[199].status), (RECENT_LIMIT, 100, 299));
-        assert_eq!((seen[0].path.as_str(), seen[0].number), ("/a", 101));
+        let records = recent.after(0, Duration::ZERO);
+        assert_eq!((records.len(), records[0].status, records[199].status), (RECENT_LIMIT, 100, 299));
+        assert_eq!((records[0].path.as_str(), records[0].number), ("/a", 101));
         assert_eq!(recent.after(299, Duration::ZERO).len(), 1);
         assert!(recent.after(300, Duration::from_millis(1)).is_empty());
     }

@@ -1,8 +1,9 @@
-//! The answers that are our own: why a request went no further, in JSON for tools and in a page for people.
+//! The proxy's own answers: why a request went no further. JSON for programs, and a page for people.
 
 use serde::Serialize;
 
 use super::context::ProxyContext;
+use crate::http::bad_message::BadBody;
 use crate::http::bad_message::BadHead;
 use crate::http::head::RequestHead;
 use crate::http::host::Host;
@@ -12,7 +13,7 @@ use crate::http::reply::Reply;
 use crate::http::reply::escaped;
 
 #[derive(Serialize)]
-struct NotFound<'a> {
+struct NotFoundBody<'a> {
     error: &'a str,
     subdomain: &'a str,
     available: Vec<&'a str>,
@@ -20,7 +21,7 @@ struct NotFound<'a> {
 }
 
 #[derive(Serialize)]
-struct BadGateway<'a> {
+struct BadGatewayBody<'a> {
     error: &'a str,
     service: &'a str,
 }
@@ -29,8 +30,12 @@ pub fn bad_head(bad: BadHead) -> Reply {
     Reply::error(bad.status(), bad.reason(), "")
 }
 
-/// A host outside `.localhost`: somebody's DNS points here, perhaps on purpose.
-pub fn elsewhere(context: &ProxyContext) -> Reply {
+pub fn bad_body(bad: BadBody) -> Reply {
+    Reply::error(bad.status(), bad.reason(), "")
+}
+
+/// A host outside `.localhost`: somebody's DNS name points to this machine, perhaps on purpose (DNS rebinding).
+pub fn outside_host(context: &ProxyContext) -> Reply {
     let hint = format!("Use a name under .localhost, like {}", context.url_of("NAME"));
     Reply::error(421, "This proxy serves names under .localhost only", &hint)
 }
@@ -38,18 +43,27 @@ pub fn elsewhere(context: &ProxyContext) -> Reply {
 pub fn not_found(context: &ProxyContext, name: &str, request: &RequestHead<'_>) -> Reply {
     let routes = context.table.now();
     let available: Vec<&str> = routes.iter().map(|route| route.name.as_str()).collect();
-    if wants_html(request) {
+    if accepts_html(request) {
         return page(404, &not_found_page(context, name, &available));
     }
     let hint = match available.first() {
         Some(first) => format!("Try: {}", context.url_of(first)),
         None => "No services yet. Try: connect reach NAME".to_owned(),
     };
-    json(404, &NotFound { error: "Service not found", subdomain: name, available, hint })
+    json(404, &NotFoundBody { error: "Service not found", subdomain: name, available, hint })
 }
 
 pub fn bad_gateway(service: &str, error: &str) -> Reply {
-    json(502, &BadGateway { error, service })
+    json(502, &BadGatewayBody { error, service })
+}
+
+pub fn outside_unreachable(host: &str, port: u16) -> Reply {
+    Reply::error(502, &format!("{host}:{port} does not answer"), "")
+}
+
+pub fn connect_not_allowed() -> Reply {
+    let hint = "CONNECT reaches known services only; to open another host: connect proxy start --connect-allow HOST:PORT";
+    Reply::error(404, "Host not found", hint)
 }
 
 /// Plain HTTP on the HTTPS port.
@@ -63,31 +77,25 @@ pub fn use_https(request: &RequestHead<'_>, host: &Host<'_>) -> Reply {
         .field("Location", format!("https://{}{slash}{path}", host.text))
 }
 
-pub fn looped() -> Reply {
-    Reply::error(
-        508,
-        "This request has been here before",
-        "A route leads back to the proxy itself: connect proxy status",
-    )
+pub fn loop_detected() -> Reply {
+    let hint = "A route leads back to the proxy itself: connect proxy status";
+    Reply::error(508, "This request has already passed through this proxy", hint)
 }
 
 pub fn foreign_origin() -> Reply {
-    Reply::error(
-        403,
-        "A page from elsewhere may not open this connection",
-        "If you trust it: connect proxy start --allow-origin ORIGIN",
-    )
+    let hint = "If you trust it: connect proxy start --allow-origin ORIGIN";
+    Reply::error(403, "A page of another site may not open this connection", hint)
 }
 
 pub fn timed_out() -> Reply {
-    Reply::error(408, "The request did not come in time", "")
+    Reply::error(408, "The request did not arrive in time", "")
 }
 
-pub fn too_many() -> Reply {
+pub fn too_many_connections() -> Reply {
     Reply::error(503, "The proxy has too many connections", "Try again in a moment")
 }
 
-/// In the order of its fields, which a map would not keep.
+/// Keeps the order of the fields, which a `json!` map would not.
 fn json(status: u16, value: &impl Serialize) -> Reply {
     let mut text = serde_json::to_string_pretty(value).unwrap_or_default();
     text.push('\n');
@@ -97,11 +105,11 @@ fn json(status: u16, value: &impl Serialize) -> Reply {
 
 fn page(status: u16, html: &str) -> Reply {
     let policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
-    guarded(Reply::html(status, html).field("Content-Security-Policy", policy))
+    with_page_protection(Reply::html(status, html).field("Content-Security-Policy", policy))
 }
 
-/// For no other page's eyes, and no cache.
-pub fn guarded(reply: Reply) -> Reply {
+/// Adds the fields that keep a page of ours from other sites and out of caches.
+pub fn with_page_protection(reply: Reply) -> Reply {
     reply
         .field("X-Content-Type-Options", "nosniff")
         .field("Referrer-Policy", "no-referrer")
@@ -109,7 +117,7 @@ pub fn guarded(reply: Reply) -> Reply {
         .field("Cache-Control", "no-store")
 }
 
-fn wants_html(request: &RequestHead<'_>) -> bool {
+fn accepts_html(request: &RequestHead<'_>) -> bool {
     request.fields.list("accept").any(|kind| {
         let kind = kind.split(|&byte| byte == b';').next().unwrap_or_default();
         kind.eq_ignore_ascii_case(b"text/html")
@@ -122,7 +130,7 @@ fn not_found_page(context: &ProxyContext, name: &str, available: &[&str]) -> Str
         format!("<li><a href=\"{url}/\">{name}</a> <small>{url}</small></li>")
     });
     let list = if available.is_empty() {
-        "<p>There are no services yet. Bring one near: <code>connect reach NAME</code></p>".to_owned()
+        "<p>No services yet. Try: <code>connect reach NAME</code></p>".to_owned()
     } else {
         format!("<p>Available:</p><ul>{}</ul>", links.collect::<String>())
     };
@@ -131,7 +139,7 @@ fn not_found_page(context: &ProxyContext, name: &str, available: &[&str]) -> Str
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
          <title>Service not found</title><style>:root{{color-scheme:light dark;font:16px/1.5 system-ui,sans-serif}}\
          body{{max-width:40rem;margin:3rem auto;padding:0 1rem}}small{{opacity:.7}}</style>\
-         <h1>Service not found</h1><p>There is no service called <b>{}</b> here.</p>{list}\
+         <h1>Service not found</h1><p>There is no service called <b>{}</b>.</p>{list}\
          <p><a href=\"{home}/\">All routes</a></p></html>\n",
         escaped(name)
     )

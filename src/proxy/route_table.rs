@@ -1,7 +1,7 @@
-//! The route table: what is on this machine by the routes file, what is elsewhere by the hub. Local wins.
+//! The route table: services on this machine from the routes file, the others from the hub. A local route wins.
 //!
-//! A snapshot is replaced whole, so a request sees one state of it; nothing that serves waits for a file
-//! or for the hub.
+//! Each new state replaces the old one as a whole, so a request sees one state. Nothing that serves a request waits for
+//! the file or for the hub.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use crate::error::Result;
+use crate::http::host::is_label;
 use crate::model::route::Route;
 use crate::model::service::Protocol;
 use crate::net::stop::Stop;
@@ -23,13 +24,12 @@ use crate::state::routes;
 use crate::wire::api::ServiceInfo;
 use crate::wire::api::Status;
 
-/// How often the routes file is looked at, so that a change counts within a second.
-const LOCAL_POLL: Duration = Duration::from_millis(500);
-const HUB_POLL: Duration = Duration::from_secs(10);
-/// How long the start waits for the hub; a slow one comes in later.
-const HUB_FIRST: Duration = Duration::from_secs(2);
-/// What one label can be (RFC 1035); a longer name could never be asked for.
-const NAME_LIMIT: usize = 63;
+/// How often the routes file is read, so that a change counts within a second.
+const ROUTES_FILE_POLL: Duration = Duration::from_millis(500);
+/// How often the hub is asked for its services.
+const HUB_SERVICES_POLL: Duration = Duration::from_secs(10);
+/// The start waits this long for the hub. The services of a slower hub are added later.
+const HUB_START_WAIT: Duration = Duration::from_secs(2);
 
 /// Asks the hub for its services.
 pub type ServiceLister = Box<dyn Fn() -> Result<Vec<ServiceInfo>> + Send + Sync>;
@@ -38,7 +38,7 @@ pub type ServiceLister = Box<dyn Fn() -> Result<Vec<ServiceInfo>> + Send + Sync>
 pub struct ProxyRoute {
     /// In lower case, as a host names it.
     pub name: String,
-    /// On this machine for a local route, beside its agent for the hub's.
+    /// On this machine for a local route, on its agent's machine for one of the hub.
     pub port: u16,
     /// Whether the service speaks TLS itself.
     pub secure: bool,
@@ -52,11 +52,30 @@ pub enum RouteSource {
 }
 
 impl ProxyRoute {
+    fn local(route: &Route) -> Self {
+        Self {
+            name: route.service_name.to_ascii_lowercase(),
+            port: route.local_port,
+            secure: route.protocol == Protocol::Https,
+            source: RouteSource::Local,
+        }
+    }
+
+    fn from_hub(service: &ServiceInfo) -> Self {
+        let online = service.status == Status::Online;
+        Self {
+            name: service.name.to_string(),
+            port: service.target_port,
+            secure: service.protocol == Protocol::Https,
+            source: RouteSource::Hub { agent: service.agent_label.clone(), online },
+        }
+    }
+
     pub fn is_local(&self) -> bool {
         self.source == RouteSource::Local
     }
 
-    /// As `proxy status` and the page call it.
+    /// As `proxy start` and the page show it.
     pub fn source_word(&self) -> &'static str {
         if self.is_local() { "reach" } else { "hub" }
     }
@@ -71,29 +90,15 @@ pub struct Routes {
 
 impl Routes {
     pub fn new(local: &[Route], hub: &[ServiceInfo]) -> Self {
-        let mut found: HashMap<String, Arc<ProxyRoute>> = HashMap::new();
-        // Of two agents that offer one name, the one that is there.
+        // Later routes replace earlier ones of the same name: local ones those of the hub, and of two agents that offer
+        // one name, the one that is online counts.
         let mut services: Vec<_> = hub.iter().collect();
         services.sort_by_key(|service| service.status == Status::Online);
-        for service in services {
-            let source = RouteSource::Hub {
-                agent: service.agent_label.clone(),
-                online: service.status == Status::Online,
-            };
-            let (name, secure) = (service.name.to_string(), service.protocol == Protocol::Https);
-            found.insert(
-                name.clone(),
-                Arc::new(ProxyRoute { name, port: service.target_port, secure, source }),
-            );
-        }
-        for route in local.iter().filter(|route| is_label(&route.service_name) && route.local_port != 0) {
-            let name = route.service_name.to_ascii_lowercase();
-            let secure = route.protocol == Protocol::Https;
-            let route =
-                ProxyRoute { name: name.clone(), port: route.local_port, secure, source: RouteSource::Local };
-            found.insert(name, Arc::new(route));
-        }
-        let mut list: Vec<_> = found.into_values().collect();
+        let reachable = local.iter().filter(|route| is_label(&route.service_name) && route.local_port != 0);
+        let all = services.into_iter().map(ProxyRoute::from_hub).chain(reachable.map(ProxyRoute::local));
+        let found: HashMap<String, ProxyRoute> = all.map(|route| (route.name.clone(), route)).collect();
+
+        let mut list: Vec<_> = found.into_values().map(Arc::new).collect();
         list.sort_by(|a, b| (!a.is_local(), &a.name).cmp(&(!b.is_local(), &b.name)));
         let by_name = list.iter().enumerate().map(|(at, route)| (route.name.clone(), at)).collect();
         Self { list, by_name }
@@ -113,132 +118,125 @@ impl Routes {
     }
 }
 
-fn is_label(name: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-    (1..=NAME_LIMIT).contains(&name.len()) && name.bytes().all(plain)
-}
-
-/// The table and the threads that keep it true; they end when it is dropped.
+/// The table and the threads that keep it current; they end when it is dropped.
 pub struct RouteTable {
-    shared: Arc<TableState>,
+    state: Arc<TableState>,
     stop: Stop,
-    keepers: ThreadGroup,
+    pollers: ThreadGroup,
 }
 
 struct TableState {
     home: Home,
-    ask_hub: Option<ServiceLister>,
+    hub_services: Option<ServiceLister>,
     changed: Box<dyn Fn(&Routes) + Send + Sync>,
     current: RwLock<Arc<Routes>>,
-    known: Mutex<SourceLists>,
+    sources: Mutex<RouteSources>,
 }
 
+/// What each source returned last.
 #[derive(Default)]
-struct SourceLists {
-    local: SourceList<Route>,
-    hub: SourceList<ServiceInfo>,
-}
-
-/// What a source said last. Trouble is told when it begins, not as long as it lasts.
-struct SourceList<T> {
-    last: Vec<T>,
-    trouble: bool,
-}
-
-impl<T> Default for SourceList<T> {
-    fn default() -> Self {
-        Self { last: Vec::new(), trouble: false }
-    }
-}
-
-impl<T> SourceList<T> {
-    fn take(&mut self, said: Result<Vec<T>>) {
-        match said {
-            Ok(last) => *self = Self { last, trouble: false },
-            Err(error) if !self.trouble => {
-                self.trouble = true;
-                log::warn!("{error}. The routes stay as they were");
-            }
-            Err(_) => {}
-        }
-    }
+struct RouteSources {
+    local: Vec<Route>,
+    hub: Vec<ServiceInfo>,
 }
 
 impl RouteTable {
-    /// Has the local routes when this returns, and the hub's unless it takes long. `changed` is called with every new state.
+    /// Returns when the local routes are known, and the hub's unless the hub is slow. Calls `changed` with every new
+    /// state.
     pub fn start(
         home: &Home,
-        ask_hub: Option<ServiceLister>,
+        hub_services: Option<ServiceLister>,
         changed: impl Fn(&Routes) + Send + Sync + 'static,
         stop: &Stop,
     ) -> Result<Self> {
-        let shared = Arc::new(TableState {
+        let state = Arc::new(TableState {
             home: home.clone(),
-            ask_hub,
+            hub_services,
             changed: Box::new(changed),
             current: RwLock::default(),
-            known: Mutex::default(),
+            sources: Mutex::default(),
         });
-        let stop = stop.child();
-        let table = Self { shared, stop, keepers: ThreadGroup::default() };
-        let local = table.keep("proxy-routes", LOCAL_POLL, TableState::look_at_files)?;
-        let _ = local.recv_timeout(HUB_POLL);
-        if table.shared.ask_hub.is_some() {
-            let hub = table.keep("proxy-hub", HUB_POLL, TableState::look_at_hub)?;
-            let _ = hub.recv_timeout(HUB_FIRST);
+        let table = Self { state, stop: stop.child(), pollers: ThreadGroup::default() };
+        let local = table.poll("proxy-routes", ROUTES_FILE_POLL, TableState::read_file)?;
+        let _ = local.recv_timeout(HUB_SERVICES_POLL);
+        if table.state.hub_services.is_some() {
+            let hub = table.poll("proxy-hub", HUB_SERVICES_POLL, TableState::ask_hub)?;
+            let _ = hub.recv_timeout(HUB_START_WAIT);
         }
         Ok(table)
     }
 
-    /// Looks at once and then again and again; what is returned says when the first look is done.
-    fn keep(&self, name: &str, every: Duration, look: fn(&TableState)) -> Result<Receiver<()>> {
-        let (shared, stop) = (Arc::clone(&self.shared), self.stop.clone());
-        let (done, first) = mpsc::sync_channel(1);
-        self.keepers.spawn(name, move || {
-            look(&shared);
-            let _ = done.send(());
-            while !stop.wait_for(every) {
-                look(&shared);
+    /// Calls `read` at once and then at each interval. The receiver tells when the first call is done.
+    fn poll(
+        &self,
+        name: &str,
+        interval: Duration,
+        read: fn(&TableState) -> Result<()>,
+    ) -> Result<Receiver<()>> {
+        let state = Arc::clone(&self.state);
+        let stop = self.stop.clone();
+        let (done, first_done) = mpsc::sync_channel(1);
+        self.pollers.spawn(name, move || {
+            let mut failing = false;
+            loop {
+                let result = read(&state);
+                // A failure is logged when it begins, not as long as it lasts.
+                if let Err(error) = &result
+                    && !failing
+                {
+                    log::warn!("{error}. The routes stay as they were");
+                }
+                failing = result.is_err();
+                let _ = done.try_send(());
+                if stop.wait_for(interval) {
+                    return;
+                }
             }
         })?;
-        Ok(first)
+        Ok(first_done)
     }
 
     pub fn now(&self) -> Arc<Routes> {
-        Arc::clone(&self.shared.current.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.state.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub fn find(&self, name: &str) -> Option<Arc<ProxyRoute>> {
-        self.shared.current.read().unwrap_or_else(PoisonError::into_inner).find(name).cloned()
+        self.state.current.read().unwrap_or_else(PoisonError::into_inner).find(name).cloned()
     }
 }
 
 impl Drop for RouteTable {
     fn drop(&mut self) {
         self.stop.stop();
-        self.keepers.join(|| ());
+        self.pollers.join(|| ());
     }
 }
 
 impl TableState {
-    /// The file is small; whether its writers live changes without it.
-    fn look_at_files(&self) {
-        let listed = routes::listed(&self.home);
-        self.publish(|known| known.local.take(listed));
+    /// The file is read even if it is unchanged: it is small, and its writers die without touching it.
+    fn read_file(&self) -> Result<()> {
+        let local = routes::listed(&self.home)?;
+        self.publish(|sources| sources.local = local);
+        Ok(())
     }
 
-    fn look_at_hub(&self) {
-        let asked = self.ask_hub.as_ref().map_or_else(|| Ok(Vec::new()), |ask| ask());
-        self.publish(|known| known.hub.take(asked));
+    fn ask_hub(&self) -> Result<()> {
+        if let Some(hub_services) = &self.hub_services {
+            let hub = hub_services()?;
+            self.publish(|sources| sources.hub = hub);
+        }
+        Ok(())
     }
 
-    fn publish(&self, learn: impl FnOnce(&mut SourceLists)) {
-        let mut known = locked(&self.known);
-        learn(&mut known);
-        let routes = Arc::new(Routes::new(&known.local.last, &known.hub.last));
+    /// The lock on the sources is held until the new state is in place, so that no older state replaces it.
+    fn publish(&self, update: impl FnOnce(&mut RouteSources)) {
+        let mut sources = locked(&self.sources);
+        update(&mut sources);
+        let routes = Arc::new(Routes::new(&sources.local, &sources.hub));
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::replace(&mut *current, Arc::clone(&routes));
-        drop((current, known));
+        drop(current);
+        drop(sources);
         if before != routes {
             (self.changed)(&routes);
         }

@@ -162,10 +162,10 @@ fn announce(call: &Call, serving: &Proxy) {
         .map(|route| json!({ "name": route.name, "port": route.port, "source": route.source_word(), "url": context.url_of(&route.name) }))
         .collect();
     call.say.event(&json!({ "event": "listening", "pid": std::process::id(), "port": context.port,
-        "tls": context.settings.secure, "url": context.url(), "routes": listed }));
+        "tls": context.settings.https, "url": context.url(), "routes": listed }));
     let foreground = !call.is_background();
-    let kind = if context.settings.secure { "HTTPS" } else { "HTTP" };
-    if context.settings.secure || foreground {
+    let kind = if context.settings.https { "HTTPS" } else { "HTTP" };
+    if context.settings.https || foreground {
         if routes.len() > 0 {
             call.say.line(&format!("[ok] Found {} route(s):", routes.len()));
             for route in routes.iter() {

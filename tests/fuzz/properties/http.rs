@@ -12,7 +12,7 @@ use crate::http::forward::ClientInfo;
 use crate::http::forward::RequestForwarding;
 use crate::http::forward::ResponseForwarding;
 use crate::http::forward::body_for;
-use crate::http::forward::has_been_here;
+use crate::http::forward::has_passed;
 use crate::http::forward::is_upgrade;
 use crate::http::forward::write_last_chunk;
 use crate::http::forward::write_request;
@@ -246,7 +246,7 @@ fn goes_onward(request: &RequestHead<'_>, body: Body) {
     assert_eq!((second.method, second.version), (request.method, HttpVersion::Http11));
     assert_eq!(request_body(&second), Ok(body));
     assert_eq!(is_upgrade(&second), is_upgrade(request));
-    assert!(has_been_here(&second, VIA));
+    assert!(has_passed(&second, VIA));
     assert_eq!(second.fields.one("host"), Ok(Some(before.text.as_bytes())));
     assert_eq!(host_of(&second).map(|host| host.map(|host| host.kind())), Ok(Some(before.kind())));
     for name in ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "forwarded"] {

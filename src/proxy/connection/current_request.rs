@@ -1,24 +1,28 @@
-//! What stays known of a request after its bytes are gone. The words lie in memory that is used again.
+//! What stays known of a request after its bytes are gone. One is used for all requests of a connection, so that its
+//! memory is used again.
 
 use std::time::Instant;
 
 use crate::http::body::Body;
+use crate::http::forward::is_connection_login;
 use crate::http::forward::is_upgrade;
-use crate::http::forward::proves_for_the_connection;
 use crate::http::head::HttpVersion;
 use crate::http::head::RequestHead;
 
 pub struct CurrentRequest {
     pub method: String,
     pub target: String,
-    /// Of the route, or empty.
+    /// The service that its host names; empty where it names none.
     pub service: String,
     pub version: HttpVersion,
     pub body: Body,
     pub keep_alive: bool,
     pub upgrade: bool,
-    pub personal: bool,
+    /// See `http::forward::is_connection_login`.
+    pub connection_login: bool,
     pub began: Instant,
+    /// What is sent to the service first: the rewritten head, and what has come of the body.
+    pub outgoing: Vec<u8>,
 }
 
 impl CurrentRequest {
@@ -31,12 +35,14 @@ impl CurrentRequest {
             body: Body::None,
             keep_alive: false,
             upgrade: false,
-            personal: false,
+            connection_login: false,
             began: Instant::now(),
+            outgoing: Vec::new(),
         }
     }
 
-    pub fn note(&mut self, request: &RequestHead<'_>, body: Body) {
+    /// Forgets the request before.
+    pub fn begin(&mut self, request: &RequestHead<'_>, body: Body) {
         request.method.clone_into(&mut self.method);
         request.target.clone_into(&mut self.target);
         self.service.clear();
@@ -44,11 +50,12 @@ impl CurrentRequest {
         self.body = body;
         self.keep_alive = request.keeps_alive();
         self.upgrade = is_upgrade(request);
-        self.personal = proves_for_the_connection(request);
+        self.connection_login = is_connection_login(request);
         self.began = Instant::now();
+        self.outgoing.clear();
     }
 
-    /// Whether asking twice does what asking once does (RFC 9110 9.2.1).
+    /// Whether sending it twice does what sending it once does (RFC 9110 9.2.1).
     pub fn is_safe(&self) -> bool {
         matches!(self.method.as_str(), "GET" | "HEAD" | "OPTIONS" | "TRACE")
     }

@@ -1,0 +1,106 @@
+//! The request check: whether a request goes on, and where to. Every rule about who may ask for what is in this file.
+//! It sees the head only, so no byte of a request that is refused reaches a service.
+
+use std::sync::Arc;
+
+use super::current_request::CurrentRequest;
+use crate::http::bad_message::BadHead;
+use crate::http::body::request_body;
+use crate::http::forward::ClientInfo;
+use crate::http::forward::RequestForwarding;
+use crate::http::forward::has_passed;
+use crate::http::forward::is_upgrade;
+use crate::http::forward::write_request;
+use crate::http::head::RequestHead;
+use crate::http::host::Host;
+use crate::http::host::HostKind;
+use crate::http::host::HostName;
+use crate::http::host::host_of;
+use crate::http::host::is_local_origin;
+use crate::http::reply::Reply;
+use crate::proxy::context::ProxyContext;
+use crate::proxy::refusal;
+use crate::proxy::route_table::ProxyRoute;
+
+/// What is done with a request.
+pub enum RequestAction {
+    Answer(Reply),
+    StatusPage,
+    /// Its new head is in `CurrentRequest::outgoing`.
+    Forward(Arc<ProxyRoute>),
+    Connect(Arc<ProxyRoute>),
+    ConnectOutside(String, u16),
+}
+
+/// The rules, in this order: one framing, one valid host, a host of ours, TLS where the port demands it, no loop, no
+/// upgrade from a foreign page, a known service. An error closes the connection.
+pub fn check(
+    request: &RequestHead<'_>,
+    client: &ClientInfo,
+    context: &ProxyContext,
+    current: &mut CurrentRequest,
+) -> Result<RequestAction, BadHead> {
+    let body = request_body(request)?;
+    let host = host_of(request)?.ok_or(BadHead::NoHost)?;
+    current.begin(request, body);
+    if request.method == "CONNECT" {
+        return Ok(check_connect(request, &host, context, current));
+    }
+    let kind = host.kind();
+    if kind == HostKind::Outside {
+        return Ok(RequestAction::Answer(refusal::outside_host(context)));
+    }
+    if context.settings.https && !client.https {
+        return Ok(RequestAction::Answer(refusal::use_https(request, &host)));
+    }
+    let HostKind::Service(name) = kind else { return Ok(RequestAction::StatusPage) };
+    current.service.push_str(&name);
+    if has_passed(request, &context.via) {
+        return Ok(RequestAction::Answer(refusal::loop_detected()));
+    }
+    if is_upgrade(request) && !may_upgrade(request, context) {
+        return Ok(RequestAction::Answer(refusal::foreign_origin()));
+    }
+    let Some(route) = context.table.find(&name) else {
+        return Ok(RequestAction::Answer(refusal::not_found(context, &name, request)));
+    };
+    let rewritten = context.rewritten_host(&route);
+    let forwarding = RequestForwarding { client, body, host: host.text, rewrite_host: rewritten.as_deref() };
+    write_request(request, &forwarding, &mut current.outgoing)?;
+    Ok(RequestAction::Forward(route))
+}
+
+/// The same-origin policy does not cover a `WebSocket`, so a hostile page could open one to any service. Clients other
+/// than browsers send no Origin.
+fn may_upgrade(request: &RequestHead<'_>, context: &ProxyContext) -> bool {
+    let mut origins = request.fields.all("origin");
+    origins.all(|origin| is_local_origin(origin) || context.allows_origin(origin))
+}
+
+/// CONNECT reaches known services, and outside hosts that `--connect-allow` names. Anything more would make this an
+/// open proxy.
+fn check_connect(
+    request: &RequestHead<'_>,
+    host: &Host<'_>,
+    context: &ProxyContext,
+    current: &mut CurrentRequest,
+) -> RequestAction {
+    if let HostKind::Service(name) = host.kind() {
+        current.service.push_str(&name);
+        return match context.table.find(&name) {
+            Some(_) if has_passed(request, &context.via) => RequestAction::Answer(refusal::loop_detected()),
+            Some(route) => RequestAction::Connect(route),
+            None => RequestAction::Answer(refusal::not_found(context, &name, request)),
+        };
+    }
+    let port = host.port.unwrap_or(443);
+    let outside = match host.name {
+        HostName::Dns(name) => name.to_owned(),
+        HostName::V4(address) => address.to_string(),
+        HostName::V6(address) => address.to_string(),
+    };
+    if context.allows_connect(&outside, port) {
+        return RequestAction::ConnectOutside(outside, port);
+    }
+    RequestAction::Answer(refusal::connect_not_allowed())
+}

@@ -1,0 +1,192 @@
+//! A client's connection: one request after the other is read, checked and answered, until one of them ends it.
+//!
+//! The parts of `ClientConnection` are in the files of this folder, in the order in which a request meets them: `client`
+//! (the client's end), `check` (whether and where a request goes), `forward` with `upload` and `response` (an exchange
+//! with a service), `connect` (what leaves HTTP at once) and `status_page` (the proxy's own page).
+
+pub mod client;
+
+mod check;
+mod connect;
+mod current_request;
+mod forward;
+mod response;
+mod status_page;
+
+mod upload;
+
+use std::io;
+use std::time::Duration;
+use std::time::Instant;
+
+use super::context::ProxyContext;
+use super::idle_upstreams::IdleUpstreams;
+use super::open_clients::OpenClient;
+use super::recent_requests::FinishedRequest;
+use super::refusal;
+use crate::http::head::HEAD_LIMIT;
+use crate::http::head::parse_request;
+use crate::http::reply::Reply;
+use crate::net::connect::clear_deadline;
+use crate::net::connect::is_timeout;
+use crate::net::duplex::Duplex;
+use crate::net::relay;
+use check::RequestAction;
+use check::check;
+use client::ClientStream;
+use client::accept_tls;
+use current_request::CurrentRequest;
+
+/// A head must be complete this long after its first byte: a person types faster, and a browser sends it at once.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection without a request is closed after this time. Browsers close theirs after five minutes, too.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_mins(5);
+
+pub struct ClientConnection<'p> {
+    context: &'p ProxyContext,
+    slot: OpenClient<'p>,
+    idle: &'p mut IdleUpstreams,
+    client: ClientStream,
+    request: CurrentRequest,
+}
+
+/// What happens to the connection after a request.
+pub enum AfterRequest {
+    KeepAlive,
+    Close,
+    /// Close, but read away first what the client still sends: otherwise a reset could overtake our answer.
+    Linger,
+    /// Go on inside TLS, which the client begins.
+    StartTls,
+    /// HTTP is over: copy bytes to and from this connection.
+    Relay(Duplex),
+}
+
+impl<'p> ClientConnection<'p> {
+    pub fn new(
+        context: &'p ProxyContext,
+        slot: OpenClient<'p>,
+        idle: &'p mut IdleUpstreams,
+        client: ClientStream,
+    ) -> Self {
+        Self { context, slot, idle, client, request: CurrentRequest::new() }
+    }
+
+    pub fn serve(mut self) -> io::Result<()> {
+        loop {
+            match self.serve_request() {
+                AfterRequest::KeepAlive => {}
+                AfterRequest::Close => return Ok(()),
+                AfterRequest::Linger => {
+                    self.client.linger();
+                    return Ok(());
+                }
+                AfterRequest::StartTls => {
+                    let stream = accept_tls(self.context, self.client.into_duplex())?;
+                    self.client = ClientStream::new(self.context, stream, true)?;
+                }
+                AfterRequest::Relay(service) => return self.relay(service),
+            }
+        }
+    }
+
+    fn serve_request(&mut self) -> AfterRequest {
+        let action = match self.read_request() {
+            Ok(Ok(action)) => action,
+            Ok(Err(reply)) => return self.reject(&reply),
+            Err(next) => return next,
+        };
+        self.slot.set_busy();
+        match action {
+            RequestAction::Answer(reply) => self.reply(&reply),
+            RequestAction::StatusPage => self.status_page(),
+            RequestAction::Forward(route) => self.forward(&route),
+            RequestAction::Connect(route) => self.connect(&route),
+            RequestAction::ConnectOutside(host, port) => self.connect_outside(&host, port),
+        }
+    }
+
+    /// Reads until a head is complete, and checks it. The inner error is sent before the connection closes.
+    fn read_request(&mut self) -> Result<Result<RequestAction, Reply>, AfterRequest> {
+        let started = Instant::now();
+        self.slot.set_idle(started);
+        // A pipelined request has begun already.
+        let mut first_byte = (!self.client.reader.is_empty()).then_some(started);
+        loop {
+            if !self.client.reader.is_empty() {
+                match parse_request(self.client.reader.unread()) {
+                    Ok(Some(request)) => {
+                        let length = request.length;
+                        let action = check(&request, &self.client.info, self.context, &mut self.request);
+                        self.client.reader.consume(length);
+                        return Ok(action.map_err(refusal::bad_head));
+                    }
+                    Ok(None) => {}
+                    Err(bad) => return Ok(Err(refusal::bad_head(bad))),
+                }
+            }
+            // The read returns after a while even without data, so that the clock is looked at.
+            match self.client.reader.fill(HEAD_LIMIT) {
+                Ok(1..) => {}
+                Err(error) if is_timeout(&error) => {}
+                Ok(0) | Err(_) => return Err(AfterRequest::Close),
+            }
+            match first_byte {
+                Some(first) if first.elapsed() > HEAD_TIMEOUT => return Ok(Err(refusal::timed_out())),
+                None if !self.client.reader.is_empty() => first_byte = Some(Instant::now()),
+                None if started.elapsed() > KEEP_ALIVE_TIMEOUT => return Err(AfterRequest::Close),
+                _ => {}
+            }
+        }
+    }
+
+    /// Answers a request that was understood, and records it.
+    fn reply(&mut self, reply: &Reply) -> AfterRequest {
+        self.record(reply.status);
+        self.reply_unrecorded(reply)
+    }
+
+    /// The request's body, if it has one, has not been read: then this was the last request.
+    fn reply_unrecorded(&mut self, reply: &Reply) -> AfterRequest {
+        let keep_alive =
+            self.request.keep_alive && !self.request.has_body() && !self.context.stop.is_stopped();
+        self.write_reply(reply, keep_alive)
+    }
+
+    /// Answers what is not HTTP, or not plainly so: nobody knows where the next request would begin.
+    fn reject(&mut self, reply: &Reply) -> AfterRequest {
+        self.context.record(&FinishedRequest {
+            method: "-",
+            service: "",
+            target: "-",
+            status: reply.status,
+            began: Instant::now(),
+        });
+        self.write_reply(reply, false)
+    }
+
+    fn write_reply(&mut self, reply: &Reply, keep_alive: bool) -> AfterRequest {
+        match self.client.writer.write_reply(reply, keep_alive, self.request.is_head()) {
+            Err(_) => AfterRequest::Close,
+            Ok(()) if keep_alive => AfterRequest::KeepAlive,
+            Ok(()) => AfterRequest::Linger,
+        }
+    }
+
+    fn record(&self, status: u16) {
+        let CurrentRequest { method, target, service, began, .. } = &self.request;
+        self.context.record(&FinishedRequest { method, service, target, status, began: *began });
+    }
+
+    /// Copies in both directions until both have ended.
+    fn relay(self, service: Duplex) -> io::Result<()> {
+        let client = self.client.into_duplex();
+        self.slot.set_busy();
+        clear_deadline(&client.socket)?;
+        clear_deadline(&service.socket)?;
+        if let Some(_cut) = self.context.stop.attach(&service.socket) {
+            relay::both_ways(client, service);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,114 @@
+//! A request's body on its way from the client to the service, in a thread of its own, while the response is read.
+
+use std::io::Write;
+use std::net::Shutdown;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
+
+use super::client::DRAIN_LIMIT;
+use crate::http::bad_message::BadBody;
+use crate::http::body::BodyWalker;
+use crate::net::connect::is_timeout;
+use crate::net::duplex::Writer;
+use crate::proxy::buffered_reader::BufferedReader;
+use crate::proxy::open_clients::OpenClient;
+
+/// An upload that makes no progress for this long is given up.
+const UPLOAD_TIMEOUT: Duration = Duration::from_mins(2);
+const UPLOAD_BUFFER: usize = 64 * 1024;
+
+/// What the two threads of an exchange tell each other.
+pub struct ExchangeProgress {
+    /// By the upload: the request's last byte has been read.
+    pub request_read: AtomicBool,
+    /// By the other thread: the response is through, or will not come. The rest of the upload is of no use.
+    pub response_done: AtomicBool,
+}
+
+impl ExchangeProgress {
+    pub fn new(request_read: bool) -> Self {
+        Self { request_read: AtomicBool::new(request_read), response_done: AtomicBool::new(false) }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum UploadEnd {
+    Complete,
+    Invalid(BadBody),
+    Stalled,
+    ClientLeft,
+    /// The response was there first, and the rest of the body was too much to read away.
+    Abandoned,
+}
+
+pub struct Upload<'a> {
+    pub reader: &'a mut BufferedReader,
+    pub slot: &'a OpenClient<'a>,
+    pub walker: &'a mut BodyWalker,
+    pub service: &'a mut Writer,
+    /// The service's.
+    pub socket: Arc<TcpStream>,
+    pub chunked: bool,
+    pub progress: &'a ExchangeProgress,
+}
+
+impl Upload<'_> {
+    pub fn run(mut self) -> UploadEnd {
+        let end = self.copy();
+        if !matches!(end, UploadEnd::Complete | UploadEnd::Abandoned) {
+            // The service must see that the request is incomplete.
+            let _ = self.socket.shutdown(Shutdown::Both);
+        }
+        end
+    }
+
+    fn copy(&mut self) -> UploadEnd {
+        let mut out = Vec::new();
+        let mut service_closed = false;
+        let mut drained = 0;
+        let mut last_read = Instant::now();
+        while !self.walker.ended() {
+            match self.reader.fill(UPLOAD_BUFFER) {
+                Ok(1..) => {
+                    last_read = Instant::now();
+                    self.slot.set_busy();
+                }
+                Err(error) if is_timeout(&error) && last_read.elapsed() > UPLOAD_TIMEOUT => {
+                    return UploadEnd::Stalled;
+                }
+                Err(error) if is_timeout(&error) && self.response_done() => return UploadEnd::Abandoned,
+                Err(error) if is_timeout(&error) => {
+                    // A client that pauses in the middle counts as idle, and makes room when there are too many.
+                    self.slot.set_idle(last_read);
+                    continue;
+                }
+                Ok(0) | Err(_) => return UploadEnd::ClientLeft,
+            }
+            out.clear();
+            let moved = self.reader.move_body(self.walker, self.chunked, &mut out);
+            if self.walker.ended() {
+                self.progress.request_read.store(true, Ordering::SeqCst);
+            }
+            if self.response_done() || service_closed {
+                drained += out.len();
+                if drained > DRAIN_LIMIT {
+                    return UploadEnd::Abandoned;
+                }
+            } else {
+                service_closed = self.service.write_all(&out).is_err();
+            }
+            if let Err(bad) = moved {
+                return UploadEnd::Invalid(bad);
+            }
+        }
+        UploadEnd::Complete
+    }
+
+    fn response_done(&self) -> bool {
+        self.progress.response_done.load(Ordering::SeqCst)
+    }
+}
