@@ -1,4 +1,40 @@
-//! Carrying connections: the agent's side, the joiner's side, and the encrypted session between them.
+//! Carrying connections: the agent's side, the joiner's side, and the encrypted sessions between them.
+//!
+//! # The way of a byte
+//!
+//! From `psql` at the joiner to the target:
+//!
+//! 1. `net/serve.rs` `accept_and_serve`: a thread accepts the connection, makes sure that another thread accepts the
+//!    next one, and serves it itself. Its worker, made in `joiner.rs` `listen`, calls
+//!    `TunnelInner::carry`.
+//! 2. `pool.rs` `take`: an idle session, or a new one. `SessionOpener::open` asks the hub for a session, checks the agent
+//!    that the hub names, dials the relay with the ticket and does the TLS handshake with the agent.
+//! 3. `session.rs` `Session::carry`: `open` sends OPEN together with the first bytes of `psql`; `send_all` copies the rest.
+//! 4. `frames.rs` `FrameWriter::copy_from`: each read of the local socket becomes one DATA frame (`wire/frame.rs`).
+//! 5. `tls/mod.rs` `TlsWriter`: encrypts the frame and writes it to the connection to the hub.
+//! 6. `hub/relay.rs` `serve`, `pump`: one thread for each direction copies between the two connections of the session
+//!    (`net/relay.rs` `copy`). The hub sees TLS records only.
+//! 7. `session.rs` `IncomingFrames::receive_all`, at the agent: the session's own thread decrypts, reads the header and
+//!    asks the state machine (`model/session_protocol.rs`) what to do. OPEN: `dial_target`. DATA: `FrameReader::data_into`
+//!    writes the payload to the target (`local_socket.rs` `write_all`).
+//!
+//! And back:
+//!
+//! 8. `session.rs` `Session::serve`, at the agent: the thread that `agent.rs` `begin_session` made for this session sends
+//!    OPENED with the target's first bytes, then `send_all` copies what the target says, as in 4 and 5.
+//! 9. The hub's other thread copies it, as in 6.
+//! 10. `IncomingFrames`, at the joiner: the session's own thread writes the payload to `psql`.
+//!
+//! How it ends:
+//!
+//! - Half-close: when `psql` ends its direction, `copy_from` returns and `end_direction` sends EOF. The agent shuts down
+//!   the target's write direction, and the other way goes on until the target ends it in the same manner. Then both ends
+//!   are idle, `carry` returns, and `Pool::give_back` keeps the session for the next connection.
+//! - Reset: when a local connection breaks, `end_direction` sends RESET. The other end aborts its local connection
+//!   (`local_socket.rs` `abort`), which wakes the thread that reads it, and that thread sends a RESET in turn. The session
+//!   survives.
+//! - When the session itself is cut, `SharedSession::close` aborts the local connections at both ends. No one takes a part
+//!   for the whole.
 
 #[cfg(any(feature = "agent", feature = "join"))]
 pub mod agent;
