@@ -10,7 +10,7 @@ use std::time::Instant;
 use super::checkup::CheckResult;
 use super::checkup::Checkup;
 use super::local_ca;
-use super::proxy_setup::DEFAULT_PROXY_PORT;
+use super::proxy_setup::LOCAL_PROXY_PORT;
 use crate::error::Error;
 use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::connect::resolve;
@@ -29,7 +29,7 @@ pub fn dot_localhost(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
         .map(|printed| printed.starts_with("127.") || printed.starts_with("::1"));
     let is_known = by_system.unwrap_or_else(|| {
         let deadline = Instant::now() + NETWORK_TIMEOUT;
-        let found = resolve(name, DEFAULT_PROXY_PORT, deadline, &checkup.call.stop);
+        let found = resolve(name, LOCAL_PROXY_PORT, deadline, &checkup.call.stop);
         found.is_ok_and(|found| found.iter().all(|address| address.ip().is_loopback()))
     });
     if is_known {
@@ -43,7 +43,7 @@ pub fn dot_localhost(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
 
 pub fn local_proxy(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
     let state = proxy::running(&checkup.call.home);
-    let port = state.as_ref().map_or(DEFAULT_PROXY_PORT, |state| state.port);
+    let port = state.as_ref().map_or(LOCAL_PROXY_PORT, |state| state.port);
     let answer = TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, port).into(), PROXY_CONNECT_TIMEOUT);
     Some(match (state, answer) {
         (Some(state), Ok(_)) => CheckResult::ok(format!("runs on port {} (PID {})", state.port, state.pid)),

@@ -37,7 +37,7 @@ use crate::tunnel::pool::SessionOpener;
 use crate::wire::api::AskSession;
 use crate::wire::api::SessionGrant;
 
-pub const DEFAULT_PROXY_PORT: u16 = 3456;
+pub const LOCAL_PROXY_PORT: u16 = 3456;
 
 pub struct ProxyOptions {
     pub port: u16,
@@ -55,7 +55,7 @@ impl ProxyOptions {
         }
         // Port 0 is any that is free; --json says which.
         let port = if args.value("port") == Some("0") { Some(0) } else { args.port("port")? };
-        Ok(Self { port: port.unwrap_or(DEFAULT_PROXY_PORT), tls: args.flag("https") || has_certificate })
+        Ok(Self { port: port.unwrap_or(LOCAL_PROXY_PORT), tls: args.flag("https") || has_certificate })
     }
 }
 

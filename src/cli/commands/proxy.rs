@@ -13,7 +13,7 @@ use crate::cli::CommandResult;
 use crate::cli::background;
 use crate::cli::logs;
 use crate::cli::proxy_setup;
-use crate::cli::proxy_setup::DEFAULT_PROXY_PORT;
+use crate::cli::proxy_setup::LOCAL_PROXY_PORT;
 use crate::cli::proxy_setup::ProxyOptions;
 use crate::error::Error;
 use crate::error::Result;
@@ -111,7 +111,7 @@ fn already_serves(call: &Call, options: &ProxyOptions, running: &ProxyState) -> 
 fn typed(call: &Call, options: &ProxyOptions) -> String {
     let https = if call.args.flag("https") { " --https" } else { "" };
     let port =
-        if options.port == DEFAULT_PROXY_PORT { String::new() } else { format!(" --port {}", options.port) };
+        if options.port == LOCAL_PROXY_PORT { String::new() } else { format!(" --port {}", options.port) };
     format!("{https}{port}")
 }
 
@@ -133,13 +133,13 @@ fn listen(call: &Call, options: &ProxyOptions) -> Result<BoundPort> {
         )),
         io::ErrorKind::PermissionDenied => Error::new(format!("Port {port} needs privileges that this user does not have"))
             .because(error)
-            .hint(format!("Try: connect proxy start --port {DEFAULT_PROXY_PORT}")),
+            .hint(format!("Try: connect proxy start --port {LOCAL_PROXY_PORT}")),
         _ => Error::new(format!("Cannot listen on port {port}")).because(error),
     })
 }
 
 fn next_port(port: u16) -> u16 {
-    port.checked_add(1).unwrap_or(DEFAULT_PROXY_PORT)
+    port.checked_add(1).unwrap_or(LOCAL_PROXY_PORT)
 }
 
 fn say_plan(call: &Call, hub: &HubUrl, port: u16) {
