@@ -21,7 +21,7 @@ use crate::error::Result;
 use crate::http::message::percent_decoded;
 use crate::model::host_port::HostPort;
 
-const DEFAULT_PROXY_PORT: u16 = 3128;
+const FORWARD_PROXY_PORT: u16 = 3128;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForwardProxy {
@@ -92,7 +92,7 @@ fn parse_proxy(text: &str) -> Option<ForwardProxy> {
         Some((user, address)) => (Some(user), address),
         None => (None, rest.trim_end_matches('/')),
     };
-    let at = HostPort::parse(address, DEFAULT_PROXY_PORT)?;
+    let at = HostPort::parse(address, FORWARD_PROXY_PORT)?;
     let authorization = user.map(|user| format!("Basic {}", STANDARD.encode(percent_decoded(user).0)));
     Some(ForwardProxy { at, authorization })
 }

@@ -78,7 +78,7 @@ fn has_aes() -> bool {
 /// For the HTTP API and the control channel.
 pub fn hub_client(trust: &HubTrust) -> Result<Arc<ClientConfig>> {
     let verifier: Arc<dyn ServerCertVerifier> = match trust {
-        HubTrust::Pin(pin) => Arc::new(PeerCheck::Pin(*pin)),
+        HubTrust::Pin(pin) => Arc::new(CertificateCheck::Pin(*pin)),
         HubTrust::Roots(pem) => verifier_of(parse_roots(pem)?)?,
         HubTrust::Public => verifier_of(public_roots())?,
     };
@@ -91,7 +91,7 @@ pub fn session_client(identity: &Identity) -> Result<Arc<ClientConfig>> {
     let builder =
         ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13]);
     let builder = builder.or_say(|| "Cannot set up TLS")?.dangerous();
-    let builder = builder.with_custom_certificate_verifier(Arc::new(PeerCheck::Anyone(None)));
+    let builder = builder.with_custom_certificate_verifier(Arc::new(CertificateCheck::Anyone(None)));
     let config = builder.with_client_auth_cert(vec![identity.certificate.clone()], identity.key.clone_key());
     config.map(Arc::new).or_say(|| "Cannot use this machine's identity")
 }
@@ -100,8 +100,9 @@ pub fn session_client(identity: &Identity) -> Result<Arc<ClientConfig>> {
 pub fn session_server(identity: &Identity) -> Result<Arc<ServerConfig>> {
     let builder =
         ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13]);
-    let builder =
-        builder.or_say(|| "Cannot set up TLS")?.with_client_cert_verifier(Arc::new(PeerCheck::Anyone(None)));
+    let builder = builder
+        .or_say(|| "Cannot set up TLS")?
+        .with_client_cert_verifier(Arc::new(CertificateCheck::Anyone(None)));
     let config = builder.with_single_cert(vec![identity.certificate.clone()], identity.key.clone_key());
     config.map(Arc::new).or_say(|| "Cannot use this machine's identity")
 }
@@ -143,12 +144,12 @@ pub type ObservedPin = Arc<Mutex<Option<Pin>>>;
 /// the user before anything is sent.
 pub fn observing_client() -> Result<(Arc<ClientConfig>, ObservedPin)> {
     let seen = ObservedPin::default();
-    Ok((client_checking(Arc::new(PeerCheck::Anyone(Some(Arc::clone(&seen)))))?, seen))
+    Ok((client_checking(Arc::new(CertificateCheck::Anyone(Some(Arc::clone(&seen)))))?, seen))
 }
 
 /// Settings that believe anything, for a service whose way here is believed already.
 pub fn unverified_client() -> Result<Arc<ClientConfig>> {
-    client_checking(Arc::new(PeerCheck::Anyone(None)))
+    client_checking(Arc::new(CertificateCheck::Anyone(None)))
 }
 
 fn client_checking(verifier: Arc<dyn ServerCertVerifier>) -> Result<Arc<ClientConfig>> {
@@ -161,14 +162,14 @@ fn client_checking(verifier: Arc<dyn ServerCertVerifier>) -> Result<Arc<ClientCo
 
 /// Whom a handshake believes. That the peer holds its certificate's key is proved in every case.
 #[derive(Debug)]
-enum PeerCheck {
+enum CertificateCheck {
     /// A chain that holds the pinned CA and is signed by it.
     Pin(Pin),
     /// Everyone: the caller compares the fingerprint, or shows the pin of the chain's last certificate.
     Anyone(Option<ObservedPin>),
 }
 
-impl ServerCertVerifier for PeerCheck {
+impl ServerCertVerifier for CertificateCheck {
     fn verify_server_cert(
         &self,
         leaf: &CertificateDer<'_>,
@@ -220,7 +221,7 @@ impl ServerCertVerifier for PeerCheck {
 }
 
 /// The agent's end of a session, where `Anyone` is meant.
-impl ClientCertVerifier for PeerCheck {
+impl ClientCertVerifier for CertificateCheck {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
