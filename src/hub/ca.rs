@@ -15,10 +15,10 @@ use rcgen::date_time_ymd;
 use rustls::ServerConfig;
 use rustls::server::ResolvesServerCert;
 use rustls::sign::CertifiedKey;
-use serde_json::json;
 
+use super::store::CaPem;
 use super::store::Gateway;
-use super::store::found_or_put;
+use super::store::load_or_put_ca;
 use crate::error::Result;
 use crate::model::fingerprint::Pin;
 use crate::os::secret;
@@ -26,9 +26,6 @@ use crate::tls::authority;
 use crate::tls::authority::Authority;
 use crate::tls::authority::AuthorityProfile;
 use crate::tls::authority::CertificateByName;
-
-/// The key in etcd at which a fleet keeps its CA: its private key and certificate as PEM.
-pub const FLEET_CA_KEY: &str = "ca";
 
 const HUB_CA_PROFILE: AuthorityProfile = AuthorityProfile {
     title: "the hub's CA",
@@ -50,9 +47,11 @@ impl Ca {
 
     /// The CA of a fleet, which its store keeps, and the certificate as PEM. The first hub makes both.
     pub fn shared(gateway: &mut Gateway, names: Vec<String>) -> Result<(Self, String)> {
-        let made = || Ok(json!(Authority::make(&HUB_CA_PROFILE, None)?).to_string());
-        let (stored, is_new) = found_or_put(gateway, FLEET_CA_KEY, made)?;
-        let (key, pem) = serde_json::from_slice::<(String, String)>(&stored).unwrap_or_default();
+        let make = || {
+            let (key, certificate) = Authority::make(&HUB_CA_PROFILE, None)?;
+            Ok(CaPem { key, certificate })
+        };
+        let (CaPem { key, certificate: pem }, is_new) = load_or_put_ca(gateway, make)?;
         let at = [Path::new("The fleet's CA in etcd"); 2];
         let authority = Authority::of(&key, pem.as_bytes(), at, HUB_CA_PROFILE, is_new)?;
         Ok((Self { authority, names }, pem))

@@ -146,7 +146,7 @@ impl Core {
     /// the locks and cut after them.
     pub fn cut_dead(&self) {
         let (registry, now) = (self.records.registry(), clock::now());
-        let mut dead = self.sessions.dead(&registry, now);
+        let mut dead = self.sessions.revoke(&registry, now);
         dead.extend(self.channels.dead(&registry, now));
         drop(registry);
         for socket in dead {

@@ -19,7 +19,7 @@ use super::ca;
 use super::control_channel;
 use super::core::Core;
 use super::endpoints;
-use super::fleet;
+use super::membership;
 use super::refusal::Refusal;
 use super::relay;
 use super::unauthenticated::UnauthenticatedPeer;
@@ -62,7 +62,7 @@ pub struct RunningHub {
     core: Arc<Core>,
     server: Option<Server>,
     threads: ThreadGroup,
-    member: Option<fleet::FleetMembership>,
+    member: Option<membership::FleetMembership>,
     stop: Stop,
     note: PathBuf,
 }
@@ -77,7 +77,7 @@ struct HubListener {
 /// hub's own command line reaches it.
 pub fn start(core: &Arc<Core>, listener: TcpListener, url: &str, stop: &Stop) -> Result<RunningHub> {
     let stop = stop.child();
-    let member = fleet::join(core, url, &stop)?;
+    let member = membership::join(core, url, &stop)?;
     let hub_listener = HubListener {
         tls: ca::base_config(&core.ca)?,
         core: Arc::clone(core),

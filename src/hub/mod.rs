@@ -15,7 +15,8 @@
 //! 6. A refusal is one row of `refusal.rs`, which counts it and makes the answer. Events go to `audit.rs`.
 //!
 //! `core.rs` holds the parts. Who may join a share is decided in `share_join.rs`, and what a role may do in
-//! `model/access.rs`. `fleet.rs` and `carry.rs` are for hubs that share one etcd.
+//! `model/access.rs`. `fleet.rs`, `membership.rs` and `carry.rs` are
+//! for hubs that share one etcd.
 
 mod access;
 mod agent_channels;
@@ -31,6 +32,7 @@ mod fleet;
 mod keys;
 mod listener;
 mod logins;
+mod membership;
 mod pages;
 mod records;
 mod refusal;

@@ -77,7 +77,6 @@ pub enum Refusal {
     AgentAtOtherHub { service: Name, hub: String },
     BadTicket,
     RelayOverTls,
-    SessionOver,
     Declined { reason: String },
     PartnerMissing,
     // The hub itself.
@@ -229,7 +228,6 @@ impl Refusal {
                 .hint("Tickets work once, for 15 seconds"),
             Self::RelayOverTls => row(400, "relay-over-tls", "The relay is not spoken over TLS")
                 .hint("Use the address that the hub named"),
-            Self::SessionOver => row(403, "session-over", "This session is not valid any more"),
             Self::Declined { reason } => row(503, "declined", format!("The agent declined: {reason}")),
             Self::PartnerMissing => row(504, "partner-missing", "The other end did not come")
                 .hint(IN_A_MOMENT),

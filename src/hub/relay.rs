@@ -1,9 +1,10 @@
-//! The relay: two connections with a session's two tickets, each pumped into the other by its own thread.
+//! The relay: two connections with a session's two tickets, each copied into the other by its own thread.
 
 use std::io::Write;
 use std::net::Shutdown;
 use std::net::TcpStream;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -11,11 +12,12 @@ use super::carry;
 use super::core::Core;
 use super::refusal::Refusal;
 use super::sessions::PartnerNews;
-use super::sessions::RelayedSession;
-use super::sessions::WaitingEnd;
+use super::sessions::RelayEnd;
 use crate::http::message::Request;
 use crate::http::reply::Reply;
-use crate::model::pairing::TicketOutcome;
+use crate::model::sessions::HubSession;
+use crate::model::sessions::Redemption;
+use crate::model::sessions::RemoteSession;
 use crate::net::connect::clear_deadline;
 use crate::net::duplex::Duplex;
 use crate::net::relay;
@@ -25,107 +27,111 @@ use crate::wire::control::RELAY_UPGRADE;
 /// How long one end waits for the other. Tickets live a little longer.
 const PARTNER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Serves one end of a session to its end. A refusal comes back, to be answered.
+/// Two ends that have met, as the thread of one of them sees it.
+struct MetEnds {
+    session: String,
+    own: Arc<RelayEnd>,
+    partner: Arc<RelayEnd>,
+}
+
+/// Serves one end of a session until it is over. If the hub refuses instead, the refusal and the stream to answer
+/// on come back.
 pub fn serve(core: &Core, stream: Duplex, request: &Request) -> Result<(), (Refusal, Duplex)> {
     let ticket = request.field("x-ticket").unwrap_or_default();
-    if let Some(carried) = carry::redeem(core, ticket) {
-        return carry_on(core, stream, &carried);
+    let remote = core.sessions.table().redeem_elsewhere(ticket, clock::now());
+    if let Some(remote) = remote {
+        return serve_carried(core, stream, &remote);
     }
     let (socket, early) = stream.into_plain().map_err(|stream| (Refusal::RelayOverTls, stream))?;
-    let met = meet(core, &socket, ticket);
-    let (partner, open) = met.map_err(|refusal| (refusal, Duplex::plain(Arc::clone(&socket))))?;
-    log::debug!("relaying {}", open.session);
+    let met = meet(core, &socket, ticket).map_err(|refusal| (refusal, Duplex::plain(Arc::clone(&socket))))?;
+    log::debug!("relaying {}", met.session);
     let _ = clear_deadline(&socket);
-    pump(core, [&socket, &partner], &early, &open);
+    copy_to_partner(core, &met, &early);
     Ok(())
 }
 
 /// Waits for the other end, unless it waits already.
-fn meet(
-    core: &Core,
-    socket: &Arc<TcpStream>,
-    ticket: &str,
-) -> Result<(Arc<TcpStream>, Arc<RelayedSession>), Refusal> {
-    let (meet, met) = mpsc::sync_channel(1);
-    let half = WaitingEnd { socket: Arc::clone(socket), meet };
-    match core.sessions.offer(ticket, half, clock::now()) {
-        TicketOutcome::Unknown(_) => Err(Refusal::BadTicket),
-        TicketOutcome::Declined(reason) => Err(Refusal::Declined { reason }),
-        TicketOutcome::Second { session, mine, partner, is_first } => {
-            let sockets = if is_first { [&mine, &partner] } else { [&partner, &mine] };
-            let sockets = sockets.map(|half| Arc::clone(&half.socket));
-            let open = begin(core, &session, sockets).ok_or_else(|| {
-                let _ = partner.socket.shutdown(Shutdown::Both);
-                Refusal::SessionOver
-            })?;
-            let _ = partner.meet.try_send(PartnerNews::Partner(mine.socket, Arc::clone(&open)));
-            Ok((partner.socket, open))
+fn meet(core: &Core, socket: &Arc<TcpStream>, ticket: &str) -> Result<MetEnds, Refusal> {
+    let (partner, news) = mpsc::sync_channel(1);
+    let own = Arc::new(RelayEnd { socket: Arc::clone(socket), sent: AtomicU64::new(0), partner });
+    let redeemed = core.sessions.table().redeem(ticket, Arc::clone(&own), clock::now());
+    match redeemed {
+        Redemption::Unknown => Err(Refusal::BadTicket),
+        Redemption::Declined(reason) => Err(Refusal::Declined { reason }),
+        Redemption::Open { session, joiner, agent } => {
+            begin(core, &session, [&joiner, &agent]);
+            let partner = if Arc::ptr_eq(&own, &joiner) { agent } else { joiner };
+            let _ = partner.partner.try_send(PartnerNews::Came(Arc::clone(&own)));
+            Ok(MetEnds { session: session.id, own, partner })
         }
-        TicketOutcome::First { session } => match met.recv_timeout(PARTNER_TIMEOUT) {
-            Ok(PartnerNews::Partner(partner, open)) => Ok((partner, open)),
-            Ok(PartnerNews::Declined(reason)) => Err(Refusal::Declined { reason }),
-            Err(_) => {
-                core.sessions.give_up(&session);
-                Err(Refusal::PartnerMissing)
+        Redemption::Waiting { session } => {
+            let told = match news.recv_timeout(PARTNER_TIMEOUT) {
+                Err(_) if core.sessions.table().give_up(&session) => None,
+                // The partner has come at the last moment, and its thread is about to say so.
+                Err(_) => news.recv().ok(),
+                Ok(told) => Some(told),
+            };
+            match told {
+                Some(PartnerNews::Came(partner)) => Ok(MetEnds { session, own, partner }),
+                Some(PartnerNews::Declined(reason)) => Err(Refusal::Declined { reason }),
+                None => Err(Refusal::PartnerMissing),
             }
-        },
+        }
     }
 }
 
-/// The agent is at another hub.
-fn carry_on(core: &Core, mut near: Duplex, carried: &carry::CarriedSession) -> Result<(), (Refusal, Duplex)> {
-    let (far, _cut) = match carry::dial_relay(core, carried) {
-        Ok(far) => far,
+/// Serves a joiner whose agent is at another hub, by a connection to the relay there.
+fn serve_carried(core: &Core, mut near: Duplex, remote: &RemoteSession) -> Result<(), (Refusal, Duplex)> {
+    let (far, _cut) = match carry::dial_relay(core, remote) {
+        Ok(dialled) => dialled,
         Err(refusal) => return Err((refusal, near)),
     };
     let _ = clear_deadline(&near.socket);
-    if near.writer.write_all(&hello()).is_ok() {
+    if near.writer.write_all(&switched()).is_ok() {
         relay::both_ways(near, far);
     }
     Ok(())
 }
 
-/// Says to both ends that they have met, before either's bytes can flow.
-fn begin(core: &Core, session: &str, sockets: [Arc<TcpStream>; 2]) -> Option<Arc<RelayedSession>> {
-    let open = core.sessions.begin(session, sockets.clone())?;
-    for socket in sockets {
-        if (&*socket).write_all(&hello()).is_err() {
-            let _ = socket.shutdown(Shutdown::Both);
+/// Tells both ends that they have met, before either's bytes can flow.
+fn begin(core: &Core, session: &HubSession, ends: [&RelayEnd; 2]) {
+    for end in ends {
+        if (&*end.socket).write_all(&switched()).is_err() {
+            let _ = end.socket.shutdown(Shutdown::Both);
         }
     }
-    let share = open.credential.share.as_deref().unwrap_or_default();
+    core.sessions.count_opened();
     let details = [
-        ("session", session),
-        ("service", &open.service),
-        ("who", &open.credential.principal),
-        ("share", share),
+        ("session", session.id.as_str()),
+        ("service", &session.service),
+        ("who", &session.caller),
+        ("share", session.share.as_deref().unwrap_or_default()),
     ];
     core.audit.say("session.opened", &details);
-    Some(open)
 }
 
-fn hello() -> Vec<u8> {
-    let mut hello = Vec::new();
-    Reply::switching(RELAY_UPGRADE).write_into(&mut hello, true, false);
-    hello
+/// The answer after which the connection is the session's.
+fn switched() -> Vec<u8> {
+    let mut answer = Vec::new();
+    Reply::switching(RELAY_UPGRADE).write_into(&mut answer, true, false);
+    answer
 }
 
-/// One direction, from the first of the two sockets to the second.
-fn pump(core: &Core, [own, partner]: [&Arc<TcpStream>; 2], early: &[u8], open: &RelayedSession) {
-    let count = if open.is_joiner(own) { &open.to_agent } else { &open.to_joiner };
-    if (&**partner).write_all(early).is_ok() {
-        relay::copy(own, partner, count);
+/// Copies one direction, `early` first: bytes that came right after the request.
+fn copy_to_partner(core: &Core, met: &MetEnds, early: &[u8]) {
+    let MetEnds { own, partner, .. } = met;
+    if (&*partner.socket).write_all(early).is_ok() {
+        relay::copy(&own.socket, &partner.socket, &own.sent);
     } else {
-        let _ = own.shutdown(Shutdown::Both);
-        let _ = partner.shutdown(Shutdown::Both);
+        let _ = own.socket.shutdown(Shutdown::Both);
+        let _ = partner.socket.shutdown(Shutdown::Both);
     }
-    if core.sessions.end_direction(open) {
-        let (to_agent, to_joiner) = open.bytes();
+    if let Some((session, to_agent, to_joiner)) = core.sessions.end_direction(&met.session) {
         let details = [
-            ("session", open.session.as_str()),
-            ("service", &open.service),
-            ("toAgent", &to_agent),
-            ("toJoiner", &to_joiner),
+            ("session", session.id.as_str()),
+            ("service", &session.service),
+            ("toAgent", &to_agent.to_string()),
+            ("toJoiner", &to_joiner.to_string()),
         ];
         core.audit.say("session.closed", &details);
     }

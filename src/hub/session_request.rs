@@ -1,4 +1,4 @@
-//! Granting a session: by what right it is asked for, and where the agent is.
+//! `POST /v1/sessions`: by what right a session is asked for, where its agent is, and what both sides are told.
 
 use super::access;
 use super::agent_channels::AgentChannel;
@@ -8,8 +8,6 @@ use super::api_call::spoken_by;
 use super::carry;
 use super::core::Core;
 use super::refusal::Refusal;
-use super::sessions::Credential;
-use super::sessions::GrantedSession;
 use super::share_join;
 use crate::http::reply::Reply;
 use crate::model::access::Action;
@@ -17,52 +15,70 @@ use crate::model::access::Principal;
 use crate::model::hub_records::Agent;
 use crate::model::hub_records::ChannelId;
 use crate::model::service::Service;
+use crate::model::sessions::AgentSide;
+use crate::model::sessions::HubSession;
+use crate::model::sessions::RemoteSession;
+use crate::model::sessions::SessionSide;
 use crate::os::secret;
 use crate::wire::api::AskSession;
 use crate::wire::api::SessionGrant;
 use crate::wire::control::ToAgent;
 
+/// What a caller asks for, after the check of its right.
+struct SessionRequest {
+    ask: AskSession,
+    service: Service,
+    /// The share by whose right it asks.
+    share: Option<String>,
+}
+
 pub fn open_session(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
-    let asked: AskSession = call.body()?;
-    let (service, share) = asked_for(core, call, &asked)?;
-    let (id, channel, agent) = match whose(core, &service)? {
-        AgentLocation::Here(id, channel, agent) => (id, channel, agent),
-        AgentLocation::At(hub) if asked.carry => return carry::ask(core, call, &asked, &service, &hub),
-        AgentLocation::At(hub) => {
-            return Err(Refusal::AgentAtOtherHub { service: service.name, hub });
-        }
-    };
-    let relay = call.relay_address()?;
-    let (session, ticket, agents_ticket) = (secret::id("ses"), secret::secret(), secret::secret());
-    let pending = GrantedSession {
-        session: session.clone(),
-        service: service.id.clone(),
-        credential: Credential {
-            principal: call.principal.id().to_owned(),
-            share,
-            agent: channel.key.clone(),
-        },
-        channel: id,
-    };
-    if !core.sessions.expect(pending, [&ticket, &agents_ticket], call.now) {
-        return Err(Refusal::TooManySessionsWaiting);
+    let ask: AskSession = call.body()?;
+    let (service, share) = asked_for(core, call, &ask)?;
+    let request = SessionRequest { ask, service, share };
+    match agent_of(core, &request.service)? {
+        AgentLocation::Here(agent) => open_here(core, call, request, agent),
+        AgentLocation::At(hub) if request.ask.carry => open_elsewhere(core, call, &request, hub),
+        AgentLocation::At(hub) => Err(Refusal::AgentAtOtherHub { service: request.service.name, hub }),
     }
-    let open = ToAgent::Open {
-        session: session.clone(),
+}
+
+/// Tells the agent, and gives the joiner its ticket.
+fn open_here(
+    core: &Core,
+    call: &ApiCall<'_>,
+    request: SessionRequest,
+    here: AgentHere,
+) -> Result<Reply, Refusal> {
+    let SessionRequest { ask, service, share } = request;
+    let AgentHere { agent, channel_id, channel } = here;
+    let relay = call.relay_address()?;
+    let (id, ticket, agents_ticket) = (secret::id("ses"), secret::secret(), secret::secret());
+    let session = HubSession {
+        id: id.clone(),
         service: service.id.clone(),
-        peer: asked.fingerprint,
+        caller: call.principal.id().to_owned(),
+        share,
+        agent: AgentSide::Here { channel: channel_id, key: channel.key.clone() },
+    };
+    let tickets = [(SessionSide::Joiner, ticket.as_str()), (SessionSide::Agent, agents_ticket.as_str())];
+    grant(core, call, session, &tickets)?;
+    let open = ToAgent::Open {
+        session: id.clone(),
+        service: service.id.clone(),
+        peer: ask.fingerprint,
         ticket: agents_ticket,
         relay: channel.relay.clone(),
         speaks: spoken_by(call.request),
     };
     if !channel.outgoing.send(&open) {
-        core.sessions.give_up(&session);
+        core.sessions.table().give_up(&id);
         return Err(Refusal::Offline(Box::new(service)));
     }
     ok(
         200,
         &SessionGrant {
-            session,
+            session: id,
             ticket,
             relay,
             service: service.id,
@@ -75,6 +91,42 @@ pub fn open_session(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
             agent_speaks: channel.speaks,
         },
     )
+}
+
+/// Asks the agent's hub, and gives the joiner a ticket of this one: it will carry the bytes.
+fn open_elsewhere(
+    core: &Core,
+    call: &ApiCall<'_>,
+    request: &SessionRequest,
+    hub: String,
+) -> Result<Reply, Refusal> {
+    let granted = carry::ask_session(core, call, &request.ask, &request.service, &hub)?;
+    let relay = call.relay_address()?;
+    let ticket = secret::secret();
+    let details = [("session", granted.session.as_str()), ("who", call.principal.id()), ("hub", &hub)];
+    core.audit.say("session.carried", &details);
+    let session = HubSession {
+        id: granted.session.clone(),
+        service: granted.service.clone(),
+        caller: call.principal.id().to_owned(),
+        // The other hub ends the session with its share.
+        share: None,
+        agent: AgentSide::Elsewhere(RemoteSession { hub, relay: granted.relay, ticket: granted.ticket }),
+    };
+    grant(core, call, session, &[(SessionSide::Joiner, &ticket)])?;
+    ok(200, &SessionGrant { ticket, relay, ..granted })
+}
+
+fn grant(
+    core: &Core,
+    call: &ApiCall<'_>,
+    session: HubSession,
+    tickets: &[(SessionSide, &str)],
+) -> Result<(), Refusal> {
+    if core.sessions.table().grant(session, tickets, call.now) {
+        return Ok(());
+    }
+    Err(Refusal::TooManySessionsWaiting)
 }
 
 /// The service that is meant, and the share by whose right it is asked for.
@@ -94,27 +146,34 @@ fn asked_for(
     Ok((by_id.or_else(named).cloned().ok_or(Refusal::NoSuchService)?, None))
 }
 
-/// Where the agent behind a service is.
+/// Where the agent of a service is: on a channel of this hub, or at the hub of that address.
 enum AgentLocation {
-    Here(ChannelId, AgentChannel, Agent),
+    Here(AgentHere),
     At(String),
 }
 
-fn whose(core: &Core, service: &Service) -> Result<AgentLocation, Refusal> {
-    let (online, agent, me) = {
+struct AgentHere {
+    agent: Agent,
+    channel_id: ChannelId,
+    channel: AgentChannel,
+}
+
+fn agent_of(core: &Core, service: &Service) -> Result<AgentLocation, Refusal> {
+    let (online, agent, is_here) = {
         let registry = core.records.registry();
-        let agent = registry.agent(&service.agent_id).cloned();
-        (registry.presence(&service.id).cloned(), agent, registry.me.clone())
+        let online = registry.presence(&service.id).cloned();
+        let is_here = online.as_ref().is_some_and(|online| registry.is_here(online));
+        (online, registry.agent(&service.agent_id).cloned(), is_here)
     };
-    if let Some(online) = &online
-        && online.hub != me
-    {
-        return Ok(AgentLocation::At(online.hub.clone()));
+    let offline = || Refusal::Offline(Box::new(service.clone()));
+    let online = online.ok_or_else(offline)?;
+    if !is_here {
+        return Ok(AgentLocation::At(online.hub));
     }
-    let here = online.and_then(|online| Some((online.channel, core.channels.find(online.channel)?)));
-    here.zip(agent)
-        .map(|((id, channel), agent)| AgentLocation::Here(id, channel, agent))
-        .ok_or_else(|| Refusal::Offline(Box::new(service.clone())))
+    let channel_id = online.channel;
+    let channel = core.channels.find(channel_id).ok_or_else(offline)?;
+    let agent = agent.ok_or_else(offline)?;
+    Ok(AgentLocation::Here(AgentHere { agent, channel_id, channel }))
 }
 
 fn may_see(call: &ApiCall<'_>, service: &Service) -> bool {

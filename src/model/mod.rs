@@ -12,7 +12,6 @@ pub mod hub_trust;
 pub mod limiter;
 pub mod name;
 #[cfg(feature = "hub")]
-pub mod pairing;
 #[cfg(feature = "join")]
 pub mod port_choice;
 #[cfg(feature = "hub")]
@@ -20,6 +19,7 @@ pub mod registry;
 pub mod route;
 pub mod service;
 pub mod session_protocol;
+pub mod sessions;
 pub mod suggest;
 pub mod target;
 pub mod text;

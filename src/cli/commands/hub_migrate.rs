@@ -10,17 +10,19 @@ use crate::cli::local_hub::data_folder;
 use crate::cli::store_options::StoreOptions;
 use crate::error::Error;
 use crate::error::Result;
-use crate::hub::store::migrate::StoreLocation;
+use crate::hub::store::StoreLocation;
+use crate::hub::store::open_unused;
 
 pub fn run(call: &Call) -> CommandResult {
-    let (from, from_name) = place(call, "from")?;
-    let (to, to_name) = place(call, "to")?;
-    let contents = from.read(&call.stop)?;
+    let (from, from_name) = location(call, "from")?;
+    let (to, to_name) = location(call, "to")?;
+    let contents = open_unused(&from, &call.stop)?.load()?;
     if contents.is_empty() {
         return Err(Error::new(format!("There is nothing in {from_name}"))
             .hint("Check --from; a hub that lies elsewhere is named by file=DIR"));
     }
-    let there = to.read(&call.stop)?;
+    let mut destination = open_unused(&to, &call.stop)?;
+    let there = destination.load()?;
     if !there.is_empty() && !call.args.flag("replace") {
         return Err(Error::new(format!(
             "{to_name} is not empty: it holds {} record(s)",
@@ -28,8 +30,10 @@ pub fn run(call: &Call) -> CommandResult {
         ))
         .hint("Look at it first. To drop what it holds, add --replace"));
     }
-    to.write(&contents, &call.stop)?;
-    if to.read(&call.stop)? != contents {
+    destination.replace(&contents)?;
+    // What counts is what the next one to open it finds.
+    drop(destination);
+    if open_unused(&to, &call.stop)?.load()? != contents {
         return Err(Error::new(format!("{to_name} does not hold what was written"))
             .hint(format!("{from_name} is untouched; look at the destination, then try again")));
     }
@@ -46,7 +50,8 @@ pub fn run(call: &Call) -> CommandResult {
     Ok(0)
 }
 
-fn place(call: &Call, option: &str) -> Result<(StoreLocation, String)> {
+/// Where the store of `--from` or `--to` is, and its name for people.
+fn location(call: &Call, option: &str) -> Result<(StoreLocation, String)> {
     let Some(named) = call.args.value(option) else {
         return Err(Error::usage(format!("--{option} is missing"))
             .hint("Usage: connect hub migrate --from file --to etcd=http://127.0.0.1:2379"));

@@ -13,8 +13,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 
-use super::CommitOutcome;
-use super::Store;
+use super::interface::CaPem;
+use super::interface::CommitOutcome;
+use super::interface::Store;
+use super::interface::StoreContents;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
@@ -143,6 +145,33 @@ impl FileStore {
 }
 
 impl Store for FileStore {
+    fn load(&mut self) -> Result<StoreContents> {
+        let records = locked(&self.registry).records().collect();
+        let certificates = self.folder.join("certs");
+        let key = files::read_text(&certificates.join("ca.key"))?;
+        let certificate = files::read_text(&certificates.join("ca.crt"))?;
+        let ca = key.zip(certificate).map(|(key, certificate)| CaPem { key, certificate });
+        Ok(StoreContents { records, ca })
+    }
+
+    fn replace(&mut self, contents: &StoreContents) -> Result<()> {
+        self.snapshot(contents.records.clone())?;
+        {
+            let mut registry = locked(&self.registry);
+            *registry = Registry::default();
+            for record in &contents.records {
+                registry.apply(Change::Put(record.clone()));
+            }
+        }
+        if let Some(ca) = &contents.ca {
+            let certificates = self.folder.join("certs");
+            files::private_dir(&certificates)?;
+            files::write(&certificates.join("ca.key"), ca.key.as_bytes())?;
+            files::write(&certificates.join("ca.crt"), ca.certificate.as_bytes())?;
+        }
+        Ok(())
+    }
+
     fn commit(&mut self, changes: Vec<Change>, _: u64) -> Result<CommitOutcome> {
         self.journal(changes.iter().filter(|change| !change.key().0.is_presence()).cloned().collect())?;
         let records: Option<Vec<Record>> = {

@@ -204,6 +204,12 @@ impl Gateway {
         self.watch_at(endpoint, &body).map_err(|error| self.shared.give_up(endpoint, error))
     }
 
+    /// Ends the running watch, so that it is opened again.
+    pub fn cut_watch(&self) {
+        let next = self.shared.connector.stop.child();
+        std::mem::replace(&mut locked(&self.shared.in_use).stop, next).stop();
+    }
+
     fn watch_at(
         &mut self,
         endpoint: usize,

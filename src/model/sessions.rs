@@ -1,0 +1,536 @@
+//! The sessions of a hub, and the states that each goes through: granted, waiting, open.
+//!
+//! A session is granted with two tickets, one for each side. A ticket works once, for its session, for fifteen
+//! seconds. The side that comes first waits; the second one opens the session, which then lives until both of
+//! its directions have ended. An agent that declines leaves the reason for the joiner, who reads it at once or
+//! on coming. If the agent is at another hub, the joiner's ticket leads there.
+//!
+//! `E` is one end: whatever the hub needs to reach the connection that came with a ticket.
+
+use std::collections::HashMap;
+
+use super::hub_records::ChannelId;
+use super::registry::Registry;
+use super::time::Time;
+
+pub const TICKET_SECONDS: u64 = 15;
+/// Sessions that may be on their way to being open. Each costs about 500 bytes; a caller that asks for more is told
+/// to wait.
+const COMING_SESSIONS: usize = 10_000;
+/// The same for one key or link. An agent has a thread for each, so a caller that asks and never comes must leave
+/// room for the others.
+const COMING_SESSIONS_PER_CALLER: usize = 1000;
+
+/// A session as it was granted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HubSession {
+    pub id: String,
+    pub service: String,
+    /// The key or link that asked for it.
+    pub caller: String,
+    /// The share by whose right it was asked for.
+    pub share: Option<String>,
+    pub agent: AgentSide,
+}
+
+/// Where the agent of a session is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AgentSide {
+    Here {
+        /// The control channel on which it was told of the session.
+        channel: ChannelId,
+        /// The key by which it is here.
+        key: String,
+    },
+    /// At another hub, which has granted the session too.
+    Elsewhere(RemoteSession),
+}
+
+/// How a session at another hub is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteSession {
+    pub hub: String,
+    pub relay: String,
+    pub ticket: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionSide {
+    Joiner,
+    Agent,
+}
+
+/// What a ticket was good for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Redemption<E> {
+    /// The ticket was never made, is used up, or is too old.
+    Unknown,
+    /// The agent does not come, for this reason.
+    Declined(String),
+    /// The other side has not come yet.
+    Waiting {
+        session: String,
+    },
+    Open {
+        session: HubSession,
+        joiner: E,
+        agent: E,
+    },
+}
+
+#[derive(Debug)]
+enum HubSessionState<E> {
+    Granted,
+    Waiting(SessionSide, E),
+    Open { joiner: E, agent: E, running_directions: u8 },
+    Declined(String),
+}
+
+#[derive(Debug)]
+struct SessionEntry<E> {
+    session: HubSession,
+    granted_at: Time,
+    state: HubSessionState<E>,
+}
+
+#[derive(Debug)]
+struct SessionTicket {
+    session: String,
+    side: SessionSide,
+}
+
+#[derive(Debug)]
+pub struct SessionTable<E> {
+    sessions: HashMap<String, SessionEntry<E>>,
+    /// Those that have not been used yet.
+    tickets: HashMap<String, SessionTicket>,
+}
+
+impl<E> Default for SessionTable<E> {
+    fn default() -> Self {
+        Self { sessions: HashMap::new(), tickets: HashMap::new() }
+    }
+}
+
+impl<E: Clone> SessionTable<E> {
+    /// Adds a session and its tickets. False when too many sessions are coming.
+    pub fn grant(&mut self, session: HubSession, tickets: &[(SessionSide, &str)], now: Time) -> bool {
+        if !self.has_room(&session.caller, now) {
+            return false;
+        }
+        for (side, ticket) in tickets {
+            let session = session.id.clone();
+            self.tickets.insert((*ticket).to_owned(), SessionTicket { session, side: *side });
+        }
+        let state = HubSessionState::Granted;
+        self.sessions.insert(session.id.clone(), SessionEntry { session, granted_at: now, state });
+        true
+    }
+
+    /// Every limit on the sessions that a caller may ask for is checked here.
+    fn has_room(&self, caller: &str, now: Time) -> bool {
+        let (mut coming, mut own) = (0, 0);
+        for entry in self.sessions.values().filter(|entry| !entry.is_open() && !entry.is_old(now)) {
+            coming += 1;
+            own += usize::from(entry.session.caller == caller);
+        }
+        coming < COMING_SESSIONS && own < COMING_SESSIONS_PER_CALLER
+    }
+
+    /// Uses up a ticket of a session whose agent is at another hub. Any other ticket stays good.
+    pub fn redeem_elsewhere(&mut self, ticket: &str, now: Time) -> Option<RemoteSession> {
+        let entry = self.sessions.get(&self.tickets.get(ticket)?.session)?;
+        let AgentSide::Elsewhere(remote) = entry.session.agent.clone() else { return None };
+        let (id, is_old) = (entry.session.id.clone(), entry.is_old(now));
+        self.remove(&id);
+        (!is_old).then_some(remote)
+    }
+
+    /// Uses up a ticket for the connection that came with it.
+    pub fn redeem(&mut self, ticket: &str, end: E, now: Time) -> Redemption<E> {
+        let Some(SessionTicket { session: id, side }) = self.tickets.remove(ticket) else {
+            return Redemption::Unknown;
+        };
+        let Some(entry) = self.sessions.get_mut(&id).filter(|entry| !entry.is_old(now)) else {
+            return Redemption::Unknown;
+        };
+        match std::mem::replace(&mut entry.state, HubSessionState::Granted) {
+            HubSessionState::Granted => {
+                entry.state = HubSessionState::Waiting(side, end);
+                Redemption::Waiting { session: id }
+            }
+            HubSessionState::Waiting(_, first) => {
+                let (joiner, agent) = if side == SessionSide::Joiner { (end, first) } else { (first, end) };
+                entry.state = HubSessionState::Open {
+                    joiner: joiner.clone(),
+                    agent: agent.clone(),
+                    running_directions: 2,
+                };
+                Redemption::Open { session: entry.session.clone(), joiner, agent }
+            }
+            HubSessionState::Declined(reason) => {
+                self.remove(&id);
+                Redemption::Declined(reason)
+            }
+            // Both tickets of an open session are used up.
+            open @ HubSessionState::Open { .. } => {
+                entry.state = open;
+                Redemption::Unknown
+            }
+        }
+    }
+
+    /// The agent that was told of the session on this channel does not come. Returns the end that waits, to be told.
+    pub fn decline(&mut self, id: &str, channel: ChannelId, reason: &str) -> Option<E> {
+        let entry = self.sessions.get_mut(id).filter(|entry| entry.is_of(channel) && !entry.is_open())?;
+        let before = std::mem::replace(&mut entry.state, HubSessionState::Declined(reason.to_owned()));
+        self.tickets.retain(|_, ticket| ticket.session != id || ticket.side == SessionSide::Joiner);
+        match before {
+            HubSessionState::Waiting(side, end) => {
+                // A joiner that waits needs no reason left for it.
+                if side == SessionSide::Joiner {
+                    self.remove(id);
+                }
+                Some(end)
+            }
+            _ => None,
+        }
+    }
+
+    /// An agent's channel has ended: it comes to none of the sessions that it was told of there.
+    pub fn decline_all(&mut self, channel: ChannelId, reason: &str) -> Vec<E> {
+        let its = self.sessions.values().filter(|entry| entry.is_of(channel) && !entry.is_open());
+        let ids: Vec<String> = its.map(|entry| entry.session.id.clone()).collect();
+        ids.iter().filter_map(|id| self.decline(id, channel, reason)).collect()
+    }
+
+    /// The end that waits has waited long enough. False when the other one has come by now.
+    pub fn give_up(&mut self, id: &str) -> bool {
+        let is_open = self.sessions.get(id).is_some_and(SessionEntry::is_open);
+        if !is_open {
+            self.remove(id);
+        }
+        !is_open
+    }
+
+    /// One direction has ended. After the last one the session is over, and comes back with its ends.
+    pub fn end_direction(&mut self, id: &str) -> Option<(HubSession, E, E)> {
+        let entry = self.sessions.get_mut(id)?;
+        let HubSessionState::Open { running_directions, .. } = &mut entry.state else { return None };
+        *running_directions -= 1;
+        if *running_directions > 0 {
+            return None;
+        }
+        // Its tickets are used up, so the entry is all that is left of it.
+        let entry = self.sessions.remove(id)?;
+        match entry.state {
+            HubSessionState::Open { joiner, agent, .. } => Some((entry.session, joiner, agent)),
+            _ => None,
+        }
+    }
+
+    /// Forgets the sessions that are too old, or whose key or share is no longer good. Returns the ends of such
+    /// sessions that are open, to be cut.
+    pub fn revoke(&mut self, registry: &Registry, now: Time) -> Vec<E> {
+        self.retain(|entry| entry.is_open() || !(entry.is_old(now) || entry.is_revoked(registry, now)));
+        let revoked = self.sessions.values().filter(|entry| entry.is_revoked(registry, now));
+        revoked.filter_map(SessionEntry::ends).flatten().cloned().collect()
+    }
+
+    /// The ends of every open session, the joiner's first.
+    pub fn open_sessions(&self) -> impl Iterator<Item = [&E; 2]> {
+        self.sessions.values().filter_map(SessionEntry::ends)
+    }
+
+    fn remove(&mut self, id: &str) -> Option<SessionEntry<E>> {
+        self.tickets.retain(|_, ticket| ticket.session != id);
+        self.sessions.remove(id)
+    }
+
+    fn retain(&mut self, keeps: impl Fn(&SessionEntry<E>) -> bool) {
+        let before = self.sessions.len();
+        self.sessions.retain(|_, entry| keeps(entry));
+        if self.sessions.len() < before {
+            self.tickets.retain(|_, ticket| self.sessions.contains_key(&ticket.session));
+        }
+    }
+}
+
+impl<E> SessionEntry<E> {
+    fn is_open(&self) -> bool {
+        matches!(self.state, HubSessionState::Open { .. })
+    }
+
+    fn is_old(&self, now: Time) -> bool {
+        now.since(self.granted_at).as_secs() >= TICKET_SECONDS
+    }
+
+    fn is_of(&self, channel: ChannelId) -> bool {
+        matches!(self.session.agent, AgentSide::Here { channel: own, .. } if own == channel)
+    }
+
+    fn is_revoked(&self, registry: &Registry, now: Time) -> bool {
+        let HubSession { caller, share, agent, .. } = &self.session;
+        let agent_is_gone = match agent {
+            AgentSide::Here { key, .. } => !registry.credential_is_live(key, now),
+            AgentSide::Elsewhere(_) => false,
+        };
+        let share_is_gone = share.as_ref().is_some_and(|share| registry.share(share, now).is_none());
+        agent_is_gone || share_is_gone || !registry.credential_is_live(caller, now)
+    }
+
+    fn ends(&self) -> Option<[&E; 2]> {
+        match &self.state {
+            HubSessionState::Open { joiner, agent, .. } => Some([joiner, agent]),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::access::Principal;
+    use crate::model::access::Role;
+    use crate::model::hub_records::Change;
+    use crate::model::hub_records::Key;
+    use crate::model::hub_records::KeyInfo;
+    use crate::model::hub_records::Record;
+    use crate::model::hub_records::Table;
+
+    const CHANNEL: ChannelId = ChannelId(1);
+
+    fn at(second: u64) -> Time {
+        Time::from_unix(1000 + second)
+    }
+
+    fn session(id: &str, caller: &str) -> HubSession {
+        HubSession {
+            id: id.into(),
+            service: "svc".into(),
+            caller: caller.into(),
+            share: None,
+            agent: AgentSide::Here { channel: CHANNEL, key: "key_agent".into() },
+        }
+    }
+
+    /// Tickets are named after the session: `s-joiner`, `s-agent`.
+    fn grant(table: &mut SessionTable<u8>, id: &str, caller: &str, now: Time) -> bool {
+        let (joiner, agent) = (format!("{id}-joiner"), format!("{id}-agent"));
+        let tickets = [(SessionSide::Joiner, joiner.as_str()), (SessionSide::Agent, agent.as_str())];
+        table.grant(session(id, caller), &tickets, now)
+    }
+
+    fn granted(ids: &[&str]) -> SessionTable<u8> {
+        let mut table = SessionTable::default();
+        for id in ids {
+            assert!(grant(&mut table, id, "key_joiner", at(0)));
+        }
+        table
+    }
+
+    fn waiting(id: &str) -> Redemption<u8> {
+        Redemption::Waiting { session: id.into() }
+    }
+
+    fn open(id: &str, joiner: u8, agent: u8) -> Redemption<u8> {
+        Redemption::Open { session: session(id, "key_joiner"), joiner, agent }
+    }
+
+    #[test]
+    fn whichever_side_comes_first_waits_and_the_other_one_opens_the_session() {
+        let mut table = granted(&["s", "t"]);
+        assert_eq!(table.redeem("s-joiner", 1, at(1)), waiting("s"));
+        assert_eq!(table.redeem("s-agent", 2, at(14)), open("s", 1, 2));
+        assert_eq!(table.redeem("t-agent", 2, at(1)), waiting("t"));
+        assert_eq!(table.redeem("t-joiner", 1, at(14)), open("t", 1, 2));
+        assert_eq!(table.open_sessions().count(), 2);
+    }
+
+    #[test]
+    fn a_ticket_works_once_in_every_state() {
+        let mut table = granted(&["s"]);
+        assert_eq!(table.redeem("other", 9, at(0)), Redemption::Unknown);
+        table.redeem("s-joiner", 1, at(0));
+        assert_eq!(table.redeem("s-joiner", 9, at(0)), Redemption::Unknown);
+        assert_eq!(table.redeem("s-agent", 2, at(0)), open("s", 1, 2));
+        for ticket in ["s-joiner", "s-agent"] {
+            assert_eq!(table.redeem(ticket, 9, at(0)), Redemption::Unknown);
+        }
+        assert_eq!(table.open_sessions().collect::<Vec<_>>(), [[&1, &2]]);
+    }
+
+    #[test]
+    fn tickets_of_two_sessions_never_meet() {
+        let mut table = granted(&["s", "t"]);
+        assert_eq!(table.redeem("s-joiner", 1, at(1)), waiting("s"));
+        assert_eq!(table.redeem("t-joiner", 2, at(1)), waiting("t"));
+        assert_eq!(table.redeem("t-agent", 3, at(1)), open("t", 2, 3));
+    }
+
+    #[test]
+    fn after_fifteen_seconds_a_ticket_is_void_and_only_an_open_session_stays() {
+        let mut table = granted(&["never", "half", "whole"]);
+        assert_eq!(table.redeem("half-joiner", 1, at(14)), waiting("half"));
+        table.redeem("whole-joiner", 1, at(14));
+        table.redeem("whole-agent", 2, at(14));
+        assert_eq!(table.redeem("never-joiner", 1, at(15)), Redemption::Unknown);
+        assert_eq!(table.redeem("half-agent", 2, at(15)), Redemption::Unknown);
+        assert!(table.revoke(&live(&["key_joiner", "key_agent"]), at(15)).is_empty());
+        assert_eq!((table.sessions.len(), table.tickets.len()), (1, 0));
+        assert!(table.end_direction("whole").is_none() && table.end_direction("whole").is_some());
+        assert!(table.sessions.is_empty());
+    }
+
+    #[test]
+    fn an_end_that_gave_up_leaves_nothing_to_its_partner() {
+        let mut table = granted(&["s"]);
+        table.redeem("s-joiner", 1, at(0));
+        assert!(table.give_up("s"));
+        assert_eq!(table.redeem("s-agent", 2, at(1)), Redemption::Unknown);
+        assert!(table.sessions.is_empty());
+        // It may have given up at the very moment in which the partner came.
+        let mut table = granted(&["s"]);
+        table.redeem("s-joiner", 1, at(0));
+        table.redeem("s-agent", 2, at(0));
+        assert!(!table.give_up("s"));
+        assert_eq!(table.open_sessions().count(), 1);
+    }
+
+    #[test]
+    fn a_decline_before_the_joiner_has_come_is_kept_for_it_once() {
+        let mut table = granted(&["s"]);
+        assert_eq!(table.decline("s", CHANNEL, "full"), None);
+        assert_eq!(table.redeem("s-agent", 2, at(1)), Redemption::Unknown);
+        assert_eq!(table.redeem("s-joiner", 1, at(1)), Redemption::Declined("full".into()));
+        assert_eq!(table.redeem("s-joiner", 1, at(1)), Redemption::Unknown);
+        assert!(table.sessions.is_empty());
+    }
+
+    #[test]
+    fn a_decline_after_the_joiner_has_come_gives_it_back_to_be_told() {
+        let mut table = granted(&["s"]);
+        table.redeem("s-joiner", 1, at(1));
+        assert_eq!(table.decline("s", CHANNEL, "full"), Some(1));
+        assert_eq!(table.redeem("s-agent", 2, at(1)), Redemption::Unknown);
+        assert!(table.sessions.is_empty());
+        // An agent that declines what it came to is let go, and the joiner reads the reason.
+        let mut table = granted(&["s"]);
+        table.redeem("s-agent", 2, at(1));
+        assert_eq!(table.decline("s", CHANNEL, "full"), Some(2));
+        assert_eq!(table.redeem("s-joiner", 1, at(1)), Redemption::Declined("full".into()));
+    }
+
+    #[test]
+    fn only_the_channel_that_was_told_of_a_session_declines_it_and_never_an_open_one() {
+        let mut table = granted(&["s", "t"]);
+        assert_eq!(table.decline("s", ChannelId(2), "full"), None);
+        assert_eq!(table.redeem("s-joiner", 1, at(1)), waiting("s"));
+        assert_eq!(table.redeem("s-agent", 2, at(1)), open("s", 1, 2));
+        assert_eq!(table.decline("s", CHANNEL, "full"), None);
+        assert_eq!(table.redeem("t-joiner", 3, at(1)), waiting("t"));
+        assert_eq!(table.decline_all(CHANNEL, "it has left"), [3]);
+        assert_eq!(table.open_sessions().count(), 1);
+        assert_eq!(table.redeem("t-agent", 4, at(1)), Redemption::Unknown);
+    }
+
+    #[test]
+    fn a_session_at_another_hub_is_redeemed_once_and_only_as_such() {
+        let remote =
+            RemoteSession { hub: "https://b".into(), relay: "https://b".into(), ticket: "far".into() };
+        let carried = |id: &str| HubSession {
+            agent: AgentSide::Elsewhere(remote.clone()),
+            ..session(id, "key_joiner")
+        };
+        let mut table = granted(&["here"]);
+        for id in ["s", "old"] {
+            assert!(table.grant(carried(id), &[(SessionSide::Joiner, id)], at(0)));
+        }
+        assert_eq!(table.redeem_elsewhere("here-joiner", at(1)), None);
+        assert_eq!(table.redeem("here-joiner", 1, at(1)), waiting("here"));
+        assert_eq!(table.redeem_elsewhere("s", at(14)), Some(remote));
+        assert_eq!(table.redeem_elsewhere("s", at(14)), None);
+        assert_eq!(table.redeem_elsewhere("old", at(15)), None);
+        assert_eq!(table.redeem("old", 1, at(15)), Redemption::Unknown);
+    }
+
+    fn live(keys: &[&str]) -> Registry {
+        let mut registry = Registry::default();
+        for id in keys {
+            registry.apply(Change::Put(Record::Key(Key {
+                info: KeyInfo {
+                    id: (*id).into(),
+                    role: Role::Member,
+                    label: String::new(),
+                    workspace: "default".into(),
+                    created_at: at(0),
+                    expires_at: None,
+                },
+                hash: (*id).into(),
+            })));
+        }
+        registry
+    }
+
+    #[test]
+    fn a_revoked_key_of_either_side_voids_what_waits_and_cuts_what_is_open() {
+        for revoked in ["key_joiner", "key_agent"] {
+            let mut registry = live(&["key_joiner", "key_agent"]);
+            let mut table = granted(&["granted", "waiting", "open"]);
+            grant(&mut table, "local", Principal::Local.id(), at(0));
+            table.redeem("waiting-joiner", 1, at(0));
+            table.redeem("open-joiner", 2, at(0));
+            table.redeem("open-agent", 3, at(0));
+            assert!(table.revoke(&registry, at(1)).is_empty());
+            registry.apply(Change::drop(Table::Key, revoked));
+            assert_eq!(table.revoke(&registry, at(1)), [2, 3]);
+            for ticket in ["granted-joiner", "granted-agent", "waiting-agent"] {
+                assert_eq!(table.redeem(ticket, 9, at(1)), Redemption::Unknown, "{revoked}: {ticket}");
+            }
+            // Its directions end by the cut; until then it is listed.
+            assert_eq!(table.open_sessions().count(), 1);
+            let is_good = revoked == "key_joiner";
+            assert_eq!(table.redeem("local-joiner", 4, at(1)) == waiting("local"), is_good);
+        }
+    }
+
+    #[test]
+    fn a_share_that_ends_takes_its_sessions_along() {
+        let mut table = SessionTable::<u8>::default();
+        let shared = HubSession { share: Some("shr_gone".into()), ..session("s", "key_joiner") };
+        assert!(table.grant(shared, &[(SessionSide::Joiner, "s-joiner")], at(0)));
+        table.revoke(&live(&["key_joiner", "key_agent"]), at(1));
+        assert_eq!(table.redeem("s-joiner", 1, at(1)), Redemption::Unknown);
+    }
+
+    #[test]
+    fn a_caller_that_asks_and_never_comes_leaves_room_for_others() {
+        let mut table = SessionTable::default();
+        let mut asks = |caller: &str, number: usize, now: Time| {
+            grant(&mut table, &format!("{caller}-{number}"), caller, now)
+        };
+        let granted = (0..COMING_SESSIONS_PER_CALLER + 10).filter(|number| asks("link", *number, at(0)));
+        assert_eq!(granted.count(), COMING_SESSIONS_PER_CALLER);
+        assert!(asks("other", 0, at(0)));
+        assert!(!asks("link", COMING_SESSIONS_PER_CALLER, at(14)));
+        assert!(asks("link", COMING_SESSIONS_PER_CALLER, at(15)), "the first ones are too old");
+    }
+
+    #[test]
+    fn all_callers_together_have_a_limit_and_open_sessions_do_not_count() {
+        let mut table = SessionTable::default();
+        grant(&mut table, "open", "caller-0", at(0));
+        table.redeem("open-joiner", 1, at(0));
+        table.redeem("open-agent", 2, at(0));
+        // Put there directly: each grant looks at all before it.
+        for number in 1..COMING_SESSIONS {
+            let id = number.to_string();
+            let session = session(&id, &format!("caller-{}", number % 100));
+            let entry = SessionEntry { session, granted_at: at(0), state: HubSessionState::Granted };
+            table.sessions.insert(id, entry);
+        }
+        assert!(grant(&mut table, "last", "caller-0", at(0)));
+        assert!(!grant(&mut table, "one too many", "caller-0", at(14)));
+        assert!(grant(&mut table, "later", "caller-0", at(15)), "the first ones are too old");
+    }
+}
