@@ -240,6 +240,17 @@ fn what_the_file_exposes_can_be_used_by_others_while_it_runs() {
     assert_eq!((list, running.events("exposed")), (format!("db {}", ports.at(0)), 1));
     let (_reached, port) = common::reach(&team.owner, "my-api");
     assert!(echoes(port, b"offered"));
+    // `status` shows both directions, with the traffic of each.
+    eventually("status has what the project exposes", PATIENCE, || {
+        let open = team.user.run(&["status", "--json"]).ok().json()[0]["open"].clone();
+        let names: Vec<_> = open.as_array().unwrap().iter().map(|one| one["name"].clone()).collect();
+        names == ["db", "my-api"]
+            && (&open[0]["exposed"], &open[1]["exposed"]) == (&Value::from(false), &Value::from(true))
+            && open[1]["up"] == true
+            && open[1]["bytes"] == 14
+    });
+    let status = team.user.run(&["status"]).ok().out;
+    assert!(status.contains(&format!("[ok] my-api → {} (exposed)", target(10))), "{status}");
 
     // Another one beside it; a name that another process has is said, and ends nothing.
     let _taken = team.user.start(&["expose", "taken", "1"]);

@@ -1,14 +1,13 @@
-//! `-d`: the same command in the background. It says its usual words, and returns once it is ready.
+//! The commands that stay, in the background: starting one with `-d`, telling that it is ready, and ending it.
 
 use std::ffi::OsString;
-use std::path::Path;
-use std::path::PathBuf;
 use std::time::Duration;
 use std::time::Instant;
 
 use serde_json::json;
 
 use super::call::Call;
+use super::call::CommandResult;
 use super::say;
 use crate::error::Error;
 use crate::error::Result;
@@ -19,17 +18,18 @@ use crate::os::detach::StartOutcome;
 use crate::os::process;
 use crate::state::runs;
 
-/// Everything of ours ends in under a second; the rest is patience with a busy machine.
+/// Our commands end in under a second; a busy machine may need more.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// With `-d` in the foreground: starts the one in the background, and returns the exit code to end with.
+/// With `-d`: starts this same command in the background and returns the exit code to end with. `None` if the caller is
+/// the one to do the work.
 pub fn detach(call: &Call, kind: &str, name: &str, environment: &[(&str, &str)]) -> Result<Option<u8>> {
     if !call.args.flag("detach") || call.is_background() {
         return Ok(None);
     }
-    let log = log_file(call, kind, name);
-    let begin = BackgroundStart { arguments: detach::own_arguments(), environment, log: &log };
-    Ok(Some(say_begun(call, start(call, &begin, true)?, &log)))
+    let log = call.home.file(&format!("logs/{kind}-{name}.log"));
+    let command = BackgroundStart { arguments: detach::own_arguments(), environment, log: &log };
+    start(call, &command, true).map(Some)
 }
 
 /// Arguments for another of our commands, with the hub and the config file of this one.
@@ -43,28 +43,30 @@ pub fn arguments(call: &Call, words: &[&str]) -> Vec<OsString> {
     arguments
 }
 
-/// Runs ourselves in the background, repeating aloud what is said there.
-pub fn start(call: &Call, begin: &BackgroundStart<'_>, aloud: bool) -> Result<StartOutcome> {
+/// Runs one of our commands in the background and returns once it is ready or has ended. `aloud` repeats what it says.
+pub fn start(call: &Call, command: &BackgroundStart<'_>, aloud: bool) -> CommandResult {
     let mut cut = None;
-    // Until it is ready, Ctrl-C means it, though it has left the terminal.
+    // Until it is ready, Ctrl-C ends it as well. It has left the terminal, so it would not notice.
     let started = |pid| cut = call.stop.on_stop(move || process::terminate(pid));
     let repeat = |stream, line: &str| {
         if aloud {
             say::put(line, stream == OutputStream::Err);
         }
     };
-    detach::start(begin, started, repeat)
-}
-
-/// Tells scripts about it; the exit code to end with.
-pub fn say_begun(call: &Call, started: StartOutcome, log: &Path) -> u8 {
-    if let StartOutcome::Ready { pid } = started {
-        call.say.event(&json!({ "event": "background", "pid": pid, "log": log }));
+    let outcome = detach::start(command, started, repeat)?;
+    call.fail_if_stopped()?;
+    match outcome {
+        StartOutcome::Ready { pid } if aloud => {
+            call.say.event(&json!({ "event": "background", "pid": pid, "log": command.log }));
+            Ok(0)
+        }
+        StartOutcome::Ready { .. } => Ok(0),
+        StartOutcome::Ended { code } => Ok(code),
     }
-    started.code()
 }
 
-/// In the background: ready, so whoever started it may go on.
+/// This command is ready. In the background the process that started it returns now; under a service manager the
+/// unit counts as started.
 pub fn ready(call: &Call) -> Result<()> {
     match &call.background_log {
         Some(log) => {
@@ -78,7 +80,7 @@ pub fn ready(call: &Call) -> Result<()> {
     }
 }
 
-/// How to end it, as the last line for the user.
+/// The last line for the user: how to end the command.
 pub fn how_to_end(call: &Call, name: &str, in_front: &str) {
     call.say.line("");
     match &call.background_log {
@@ -87,11 +89,8 @@ pub fn how_to_end(call: &Call, name: &str, in_front: &str) {
     }
 }
 
-fn log_file(call: &Call, kind: &str, name: &str) -> PathBuf {
-    call.home.file(&format!("logs/{kind}-{name}.log"))
-}
-
-/// Asks it to end, waits until it has, and tidies up behind it. Its lock, not its number, says that it is ours.
+/// Asks a process of ours to end, waits until it has, and removes its entry. That it holds its lock proves that it is
+/// ours; the number alone could be another process by now.
 pub fn end(call: &Call, what: &str, pid: u32) -> Result<()> {
     let deadline = Instant::now() + END_TIMEOUT;
     if runs::is_alive(&call.home, pid) {

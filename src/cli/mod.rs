@@ -10,10 +10,6 @@ mod call;
 mod checkup;
 mod command;
 mod commands;
-#[cfg(feature = "agent")]
-mod daemon_exposures;
-#[cfg(any(feature = "agent", feature = "join"))]
-mod exposures;
 mod help;
 mod hub_checks;
 mod hub_path;
@@ -21,8 +17,6 @@ mod hub_path;
 mod local_ca;
 #[cfg(feature = "hub")]
 mod local_hub;
-#[cfg(feature = "join")]
-mod local_tunnel;
 mod logs;
 mod machine_checks;
 mod man_page;
@@ -42,9 +36,11 @@ mod say;
 mod share_watch;
 #[cfg(feature = "hub")]
 mod store_options;
+#[cfg(any(feature = "agent", feature = "join"))]
+mod supervisor;
 mod table;
-#[cfg(feature = "join")]
-mod tunnels;
+#[cfg(any(feature = "hub", feature = "agent", feature = "join", feature = "proxy"))]
+mod tunnel_access;
 
 use std::ffi::OsString;
 use std::io::Write;

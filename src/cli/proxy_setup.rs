@@ -10,14 +10,14 @@ use serde_json::json;
 use super::call::Call;
 use super::call::not_configured;
 use super::local_ca;
-use crate::api::Hub;
+use super::tunnel_access::TunnelAccess;
+use super::tunnel_access::TunnelObserver;
 use crate::error::Error;
 use crate::error::Result;
 use crate::http::host::parse_host;
 use crate::model::host_port::HostPort;
 use crate::model::name::Name;
 use crate::net::serve::BoundPort;
-use crate::net::stop::Stop;
 use crate::os::lock::locked;
 use crate::proxy::certificates::Certificates;
 use crate::proxy::context::CertificateLoader;
@@ -27,15 +27,9 @@ use crate::proxy::context::TunnelPort;
 use crate::proxy::recent_requests::FinishedRequest;
 use crate::proxy::route_table::Routes;
 use crate::proxy::route_table::ServiceLister;
-use crate::state::agent_pins;
 use crate::state::home::Home;
-use crate::state::identity;
 use crate::state::proxy;
 use crate::tunnel::joiner::Tunnel;
-use crate::tunnel::joiner::any_user;
-use crate::tunnel::pool::SessionOpener;
-use crate::wire::api::AskSession;
-use crate::wire::api::SessionGrant;
 
 pub const LOCAL_PROXY_PORT: u16 = 3456;
 
@@ -134,43 +128,24 @@ pub fn service_lister(call: &Call) -> Option<ServiceLister> {
 
 /// One tunnel for each service of the hub, opened at its first request and kept.
 fn tunnel_port(call: &Call) -> TunnelPort {
-    let opener =
-        call.hub().ok().map(|hub| TunnelMaker { hub, home: call.home.clone(), stop: call.stop.clone() });
+    let access = call.hub().and_then(|hub| TunnelAccess::own(call, hub)).ok();
+    let stop = call.stop.clone();
     let tunnels: Mutex<HashMap<String, Tunnel>> = Mutex::default();
     Box::new(move |service| {
-        let opener = opener.as_ref().ok_or_else(not_configured)?;
+        let access = access.as_ref().ok_or_else(not_configured)?;
         let known = locked(&tunnels).get(service).map(|tunnel| tunnel.port);
         if let Some(port) = known {
             return Ok(port);
         }
         // It listens at once and dials nobody before its first connection, so two requests that come here at
         // the same time cost one port for a moment.
-        let tunnel = opener.tunnel_to(service)?;
+        let name = Name::parse(service).map_err(|_| Error::new("This is not the name of a service"))?;
+        let mut tunnel = access.tunnel_to(service, Some(&name), TunnelObserver::default(), &stop)?;
+        let port = BoundPort::first_free([0]).ok_or_else(|| Error::new("No port is free for a tunnel"))?;
+        tunnel.listen(port)?;
         let mut tunnels = locked(&tunnels);
         Ok(tunnels.entry(service.to_owned()).or_insert(tunnel).port)
     })
-}
-
-struct TunnelMaker {
-    hub: Arc<Hub>,
-    home: Home,
-    stop: Stop,
-}
-
-impl TunnelMaker {
-    fn tunnel_to(&self, service: &str) -> Result<Tunnel> {
-        let name = Name::parse(service).map_err(|_| Error::new("This is not the name of a service"))?;
-        let identity = identity::load_or_make(&self.home)?;
-        let ask = AskSession::of(name.as_str(), identity.fingerprint);
-        let home = self.home.clone();
-        let pinned_as = format!("{}/{name}", self.hub.url);
-        let approve = Box::new(move |granted: &SessionGrant| {
-            agent_pins::check_or_pin(&home, &pinned_as, granted.agent_fingerprint)
-        });
-        let opener = SessionOpener::new(Arc::clone(&self.hub), &identity, ask, approve)?.expected(&name);
-        let bound = BoundPort::first_free([0]).ok_or_else(|| Error::new("No port is free for a tunnel"))?;
-        Tunnel::start(bound, opener, any_user, Box::new(|_| ()), &self.stop)
-    }
 }
 
 /// `200 GET api /path 3.1 ms`

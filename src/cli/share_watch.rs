@@ -1,4 +1,4 @@
-//! Whether a share that `connect share` stays for still stands, and who has joined it.
+//! Watches the share that `connect share` stays for: whether it still exists, and who has joined it.
 
 use std::time::Duration;
 use std::time::Instant;
@@ -7,15 +7,16 @@ use serde_json::json;
 
 use crate::api::Hub;
 use crate::cli::say::Say;
+use crate::cli::supervisor::Stay;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::hub_records::ShareInfo;
 
-/// How often the hub is asked whether the share still stands, and how long it has to answer.
+/// A share that was revoked elsewhere is noticed this late at most.
 const SHARE_POLL: Duration = Duration::from_secs(5);
+/// The loop that keeps the services up waits for the answer, so it is short.
 const SHARE_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Whether a share that was made here is still one, as its hub says from time to time.
 pub struct ShareWatch {
     hub: Hub,
     id: String,
@@ -31,34 +32,34 @@ impl ShareWatch {
         Self { hub, id, until, next: Instant::now() + SHARE_POLL, joins: 0, is_revoked: false }
     }
 
-    /// Its time is over, or somebody has revoked it. Tells of those who have joined.
-    pub fn is_over(&mut self, hub_is_away: bool, say: &Say) -> Result<bool> {
+    /// Asks the hub when it is time to, and says who has joined. An error if somebody has revoked the share.
+    pub fn poll(&mut self, is_hub_away: bool, say: &Say) -> Result<Stay> {
         let now = Instant::now();
-        if now >= self.next && !hub_is_away {
-            // To the hub its time may end a moment before it ends here.
+        if now >= self.next && !is_hub_away {
+            // The hub's clock may end the share a moment before ours: that is its expiry, not a revocation.
             let is_near = self.until.is_some_and(|until| until <= now + SHARE_POLL);
-            self.is_revoked = self.look(say) && !is_near;
+            self.is_revoked = self.is_gone(say) && !is_near;
             self.next = Instant::now() + SHARE_POLL;
         }
         if self.is_revoked {
             return Err(Error::new("The share was revoked from elsewhere")
                 .hint("Nothing is shared any more; make another: connect share"));
         }
-        Ok(self.until.is_some_and(|until| now >= until))
+        let is_expired = self.until.is_some_and(|until| now >= until);
+        Ok(if is_expired { Stay::Over } else { Stay::On })
     }
 
-    /// Tells of those who have joined; true when it is gone.
-    fn look(&mut self, say: &Say) -> bool {
+    fn is_gone(&mut self, say: &Say) -> bool {
         let Ok(shares) = self.hub.shares() else { return false };
         if let Some(share) = shares.iter().find(|share| share.id == self.id) {
-            self.tell_joins(share, say);
+            self.say_joins(share, say);
             return false;
         }
         // A hub without its fleet's store may not have heard of a new share.
         self.hub.health().is_ok_and(|health| health.store.is_none_or(|store| store == "ok"))
     }
 
-    fn tell_joins(&mut self, share: &ShareInfo, say: &Say) {
+    fn say_joins(&mut self, share: &ShareInfo, say: &Say) {
         let new = share.join_count.saturating_sub(std::mem::replace(&mut self.joins, share.join_count));
         let named = share.joins.len().saturating_sub(new as usize);
         for join in &share.joins[named..] {

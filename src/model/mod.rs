@@ -11,8 +11,7 @@ pub mod hub_trust;
 #[cfg(feature = "hub")]
 pub mod limiter;
 pub mod name;
-#[cfg(feature = "hub")]
-#[cfg(feature = "join")]
+#[cfg(any(feature = "agent", feature = "join"))]
 pub mod port_choice;
 #[cfg(feature = "hub")]
 pub mod registry;

@@ -62,16 +62,6 @@ pub enum StartOutcome {
     },
 }
 
-impl StartOutcome {
-    /// For whoever started it to end with.
-    pub fn code(self) -> u8 {
-        match self {
-            Self::Ready { .. } => 0,
-            Self::Ended { code } => code,
-        }
-    }
-}
-
 /// Which of its two streams a line came by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OutputStream {

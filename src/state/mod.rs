@@ -1,11 +1,11 @@
 //! The files under `~/.privateconnect` and their rules.
 
-#[cfg(any(feature = "join", feature = "proxy"))]
+#[cfg(any(feature = "hub", feature = "agent", feature = "join", feature = "proxy"))]
 pub mod agent_pins;
 pub mod config;
 pub mod home;
 pub mod identity;
-#[cfg(feature = "join")]
+#[cfg(any(feature = "agent", feature = "join"))]
 pub mod ports;
 pub mod proxy;
 pub mod routes;

@@ -14,7 +14,6 @@ use super::home::Home;
 use crate::error::Result;
 use crate::model::time::Time;
 use crate::os::clock;
-use crate::os::detach;
 use crate::os::files;
 use crate::os::files::FileLock;
 
@@ -23,7 +22,7 @@ pub const DAEMON_KIND: &str = "daemon";
 const RUN_FOLDER: &str = "run";
 /// Figures change with every packet; the file need not.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
-/// Of those that ended by themselves, so many are remembered.
+/// How many crashed or failed runs are kept for `status`.
 const REMEMBERED_FAILURES: usize = 20;
 
 /// What a process says about itself.
@@ -65,6 +64,9 @@ pub struct OpenService {
     pub name: String,
     /// `localhost:5433`, or the target of what is exposed.
     pub at: String,
+    /// Offered to others, rather than brought here.
+    #[serde(default)]
+    pub exposed: bool,
     pub up: bool,
     /// Why it is not up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -92,21 +94,28 @@ fn file_name(pid: u32) -> String {
     format!("{RUN_FOLDER}/{pid}.json")
 }
 
-pub fn register(home: &Home, kind: &str, names: &[String]) -> Result<OwnRun> {
+/// Lists this process. `log` is its log file if it runs in the background.
+pub fn register(home: &Home, kind: &str, names: &[String], log: Option<PathBuf>) -> Result<OwnRun> {
     files::private_dir(&home.file(RUN_FOLDER))?;
     let pid = std::process::id();
     let lock_path = home.file(&lock_name(pid));
     let lock = files::lock(&lock_path)?;
-    let (kind, names, log) = (kind.to_owned(), names.to_vec(), detach::own_log());
-    // Who begins again takes the place of the one that fell.
+    // A new start takes the place of the entry that an earlier one left when it crashed.
     all(home)
         .iter()
         .filter(|old| {
             !old.is_alive() && old.kind == kind && old.names.iter().any(|name| names.contains(name))
         })
         .for_each(|old| forget(home, old.pid));
-    let (open, state) = Default::default();
-    let run = Run { pid, kind, names, started_at: clock::now(), log, open, state };
+    let run = Run {
+        pid,
+        kind: kind.to_owned(),
+        names: names.to_vec(),
+        started_at: clock::now(),
+        log,
+        open: Vec::new(),
+        state: RunState::Running,
+    };
     home.write(&file_name(pid), &run)?;
     Ok(OwnRun { home: home.clone(), run, lock_path, reported: None, ended_well: false, _lock: lock })
 }
@@ -142,7 +151,7 @@ impl OwnRun {
         }
     }
 
-    pub fn called(&mut self, names: &[String]) {
+    pub fn rename(&mut self, names: &[String]) {
         self.run.names = names.to_vec();
         self.write();
     }
@@ -241,7 +250,7 @@ mod tests {
     #[test]
     fn a_run_is_listed_while_it_lives_and_its_leavings_are_removed() {
         let home = Home::at(std::env::temp_dir().join(secret::id("connect-runs")));
-        let own = register(&home, "test", &["a".into()]).unwrap();
+        let own = register(&home, "test", &["a".into()], None).unwrap();
         assert_eq!(all(&home).len(), 1);
         drop(own);
         assert!(all(&home).is_empty());

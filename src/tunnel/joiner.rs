@@ -83,19 +83,6 @@ struct TunnelInner {
 }
 
 impl Tunnel {
-    /// Listens at once; whether the service answers is seen when somebody connects.
-    pub fn start(
-        bound: BoundPort,
-        opener: SessionOpener,
-        peer_check: PeerCheck,
-        on_event: OnJoinerEvent,
-        stop: &Stop,
-    ) -> Result<Self> {
-        let mut tunnel = Self::new(opener, peer_check, on_event, stop)?;
-        tunnel.listen(bound)?;
-        Ok(tunnel)
-    }
-
     /// Does not listen yet: whether the service answers is checked by `check_target`, or in the background. A port
     /// that were taken before could be the very one that the service has yet to take, on a machine that is
     /// agent and joiner both; the tunnel would lead into itself.

@@ -39,10 +39,8 @@
 #[cfg(any(feature = "agent", feature = "join"))]
 pub mod agent;
 mod frames;
-#[cfg(any(feature = "hub", feature = "join", feature = "proxy"))]
 pub mod joiner;
 mod local_socket;
-#[cfg(any(feature = "hub", feature = "join", feature = "proxy"))]
 pub mod pool;
 mod session;
 pub mod traffic;

@@ -1,5 +1,7 @@
 //! `connect daemon start`, `stop`, `restart`, `status` and `logs`.
 
+use std::ffi::OsString;
+use std::rc::Rc;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -11,14 +13,18 @@ use crate::cli::Call;
 use crate::cli::CommandResult;
 use crate::cli::background;
 use crate::cli::call::not_configured;
-use crate::cli::daemon_exposures::DaemonExposures;
 use crate::cli::logs;
+use crate::cli::supervisor::Stay;
+use crate::cli::supervisor::Supervisor;
+use crate::cli::supervisor::exposures::ExposureSet;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
 use crate::os::detach;
 use crate::os::detach::BackgroundStart;
 use crate::os::files;
+use crate::os::files::FileStamp;
+use crate::state::config;
 use crate::state::config::Config;
 use crate::state::config::SavedExposure;
 use crate::state::runs;
@@ -27,8 +33,10 @@ use crate::state::runs::Run;
 use crate::tunnel::agent::Exposure;
 
 pub const DAEMON_LOG: &str = "agent.log";
-/// How long the daemon has to expose what was just saved.
+/// `expose --keep` reports this late at most; the daemon goes on trying.
 const EXPOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The user who starts the daemon hears within this time what came up and what did not.
+const FIRST_ANSWERS_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub fn start(call: &Call) -> CommandResult {
     if call.args.flag("foreground") || call.is_background() {
@@ -45,14 +53,13 @@ pub fn start(call: &Call) -> CommandResult {
     begin(call, detach::own_arguments(), true)
 }
 
-fn begin(call: &Call, arguments: Vec<std::ffi::OsString>, aloud: bool) -> CommandResult {
+fn begin(call: &Call, arguments: Vec<OsString>, aloud: bool) -> CommandResult {
     let log = call.home.file(DAEMON_LOG);
-    let started =
-        background::start(call, &BackgroundStart { arguments, environment: &[], log: &log }, aloud)?;
-    call.fail_if_stopped()?;
-    Ok(background::say_begun(call, started, &log))
+    background::start(call, &BackgroundStart { arguments, environment: &[], log: &log }, aloud)
 }
 
+/// The daemon itself: keeps the exposures of the config up and follows changes of the config. It never gives up over an
+/// unreachable hub, a name that is taken, or a key that was rejected.
 fn serve(call: &Call) -> CommandResult {
     let config = call.config()?;
     call.api_key()?.ok_or_else(not_configured)?;
@@ -61,23 +68,67 @@ fn serve(call: &Call) -> CommandResult {
         Error::new("The daemon already runs")
             .hint("Look at it: connect daemon status, or: connect daemon restart")
     })?;
-    let mut run = runs::register(&call.home, DAEMON_KIND, &[DAEMON_KIND.to_owned()])?;
-    let mut keeper = DaemonExposures::new(call)?;
+    let mut config_file = ConfigFile { stamp: stamp(call), config: Rc::clone(&config) };
+    let mut supervisor = Supervisor::new(call, DAEMON_KIND, &[DAEMON_KIND.to_owned()]);
+    supervisor.exposures.retries = true;
+    supervisor.exposures.set_desired(exposures(&config));
     call.say.line(&format!("[ok] Daemon started; it keeps {} exposure(s) up", config.exposures.len()));
-    keeper.settle(&mut run);
+    let deadline = Instant::now() + FIRST_ANSWERS_TIMEOUT;
+    supervisor.wait_for_exposures(Some(deadline), ExposureSet::is_settled)?;
     call.fail_if_stopped()?;
     if config.exposures.is_empty() {
         call.say.line("  Nothing is saved yet: connect expose NAME PORT --keep");
     }
     let foreground = !call.is_background();
     call.say.line(if foreground { "  Press Ctrl+C to stop" } else { "  Stop: connect daemon stop" });
-    background::ready(call)?;
-    keeper.keep_up(&mut run);
-    run.ends_well();
+    let code = supervisor.stay(|supervisor| {
+        config_file.follow(call, &mut supervisor.exposures);
+        Ok(Stay::On)
+    })?;
     detach::notify("STOPPING=1");
-    drop(keeper);
+    drop(supervisor);
     call.say.event(&json!({ "event": "stopped" }));
-    Ok(0)
+    Ok(code)
+}
+
+/// The config that the daemon follows, as it was last read.
+struct ConfigFile {
+    stamp: FileStamp,
+    config: Rc<Config>,
+}
+
+impl ConfigFile {
+    fn follow(&mut self, call: &Call, kept: &mut ExposureSet<'_>) {
+        let stamp = stamp(call);
+        if stamp == self.stamp {
+            return;
+        }
+        self.stamp = stamp;
+        match call.reload_config() {
+            Ok(config) => {
+                // Another login is another agent. If only the exposures have changed, the agent keeps its channel.
+                let same_login = Config { exposures: config.exposures.clone(), ..(*self.config).clone() };
+                if same_login != *config {
+                    kept.stop_agent();
+                }
+                kept.set_desired(exposures(&config));
+                self.config = config;
+            }
+            Err(error) => call.say.warn(&format!("{error}; the exposures stay as they are")),
+        }
+    }
+}
+
+fn stamp(call: &Call) -> FileStamp {
+    config::stamp(&call.home, call.config_file())
+}
+
+fn exposures(config: &Config) -> impl Iterator<Item = Exposure> {
+    config.exposures.iter().map(|(name, saved)| Exposure {
+        name: name.clone(),
+        target: saved.target.clone(),
+        protocol: saved.protocol,
+    })
 }
 
 pub fn stop(call: &Call) -> CommandResult {

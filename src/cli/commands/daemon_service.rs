@@ -137,7 +137,7 @@ fn must_be_possible(call: &Call, service: &UnitSpec) -> Result<()> {
             .hint("Run: sudo connect daemon install --system, or leave out --system"));
     }
     if call.args.value("config").is_none() && !service.state.join("config.json").exists() {
-        return Err(Error::new(format!("Nobody is logged in in {}", service.state.display()))
+        return Err(Error::new(format!("No login found in {}", service.state.display()))
             .hint("Run connect up first to authenticate."));
     }
     Ok(())

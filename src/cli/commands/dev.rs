@@ -1,32 +1,31 @@
-//! `connect dev`: everything that a project's `pconnect.yml` asks for, brought here and offered there.
+//! `connect dev`: brings the services here that a project's `pconnect.yml` needs, and exposes those that it offers.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::json;
 
-use crate::api::Hub;
 use crate::cli::Call;
 use crate::cli::CommandResult;
 use crate::cli::background;
-use crate::cli::exposures::ExposureSet;
-use crate::cli::local_tunnel::TunnelAccess;
-use crate::cli::local_tunnel::TunnelSpec;
 use crate::cli::project_file::PROJECT_FILES;
 use crate::cli::project_file::ProjectFile;
 use crate::cli::project_file::find;
 use crate::cli::project_file::project_name;
 use crate::cli::project_file::shown;
 use crate::cli::project_hub::project_hub;
-use crate::cli::tunnels::TunnelSet;
+use crate::cli::supervisor::Stay;
+use crate::cli::supervisor::Supervisor;
+use crate::cli::supervisor::local_tunnel::LocalTunnel;
+use crate::cli::supervisor::local_tunnel::TunnelSpec;
+use crate::cli::supervisor::tunnels::TunnelSet;
+use crate::cli::supervisor::tunnels::wait_for_hub;
+use crate::cli::tunnel_access::TunnelAccess;
 use crate::error::Error;
 use crate::error::Result;
-use crate::model::name::Name;
 use crate::model::service::Protocol;
 use crate::model::suggest;
-use crate::model::target::Target;
 use crate::net::address::HubUrl;
 use crate::os::files;
 use crate::tunnel::agent::Exposure;
@@ -34,14 +33,22 @@ use crate::wire::api::ServiceInfo;
 use crate::wire::pconnect::NeededService;
 use crate::wire::pconnect::Project;
 
+/// For a service that names no port and that the hub does not know yet.
+const FALLBACK_PORT: u16 = 10_000;
+
+/// Exposes what the project's file offers, opens a tunnel for each service that it needs, and follows the file.
+///
+/// The order matters. What the file exposes comes first, since a project may need a service of its own. While the
+/// command starts, a name that cannot be exposed is an error. Once others use the services it is a warning, and the
+/// name is tried again, as the daemon does.
 pub fn run(call: &Call) -> CommandResult {
     if call.args.flag("init") {
         return init(call);
     }
-    let path = find(call)?;
     let wait = call.args.duration("wait")?;
-    let mut file = ProjectFile::open(path)?;
-    if let Some(code) = background::detach(call, "dev", &project_name(&file.path), &[])? {
+    let mut file = ProjectFile::open(find(call)?)?;
+    let name = project_name(&file.path);
+    if let Some(code) = background::detach(call, "dev", &name, &[])? {
         return Ok(code);
     }
     let hub = project_hub(call, file.project.hub.as_deref())?;
@@ -50,57 +57,72 @@ pub fn run(call: &Call) -> CommandResult {
     say.line(&format!("  Config: {}", shown(&file.path)));
     say.line(&format!("  Hub:    {}\n", hub.url));
     say.line("  Connecting to services...\n");
-    let wait = TunnelSet::wait_for_hub(call, &hub, wait)?;
-    let mut exposing = None;
-    offer(call, &hub, &mut exposing, &BTreeMap::new(), &file.project.expose)?;
-    let services = hub.services()?;
-    file.project.services.iter().for_each(|needed| say_if_unknown(call, needed, &services));
-    let right = TunnelAccess::own(call, Arc::clone(&hub))?;
-    let name = project_name(&file.path);
-    let mut party = TunnelSet::new(call, "dev", std::slice::from_ref(&name), right);
-    party.add(file.project.services.iter().map(|needed| wanted(needed, &services)).collect());
-    party.wait_as_asked(wait)?;
-    call.fail_if_stopped()?;
-    party.list();
-    report(call, &party, &name)?;
-    party.settle()?;
-    let code = party.stay(&mut |party| {
-        if let Some(exposing) = &exposing {
-            exposing.tell_news()?;
-        }
-        match file.changed() {
-            Ok(Some(before)) => {
-                take_up(call, &hub, party, &before, &file.project)?;
-                let offered = offer(call, &hub, &mut exposing, &before.expose, &file.project.expose);
-                // What cannot be offered is no reason to end what others use.
-                offered.or_else(|error| call.fail_if_stopped().map(|()| say.warn(&error.to_string())))
-            }
+    let mut supervisor = Supervisor::new(call, "dev", std::slice::from_ref(&name));
+    let wait = wait_for_hub(call, &hub, wait)?;
+    for service in supervisor.expose(&hub, exposures(&file.project))? {
+        let exposure = &service.exposure;
+        say.line(&format!("  [ok] {} exposed from {}", exposure.name, exposure.target));
+        say.event(&json!({ "event": "exposed", "name": exposure.name, "id": service.service }));
+    }
+    supervisor.exposures.retries = true;
+    let access = Arc::new(TunnelAccess::own(call, hub)?);
+    let services = access.hub.services()?;
+    supervisor.tunnels.reconcile(&access, tunnel_specs(call, &file.project, &services))?;
+    supervisor.tunnels.wait_until_up(wait)?;
+    // The routes are listed before the user reads of them; changes are reported only after that.
+    supervisor.tunnels.list_routes();
+    report(call, &supervisor.tunnels, &name)?;
+    supervisor.tunnels.publish()?;
+    let code = supervisor.stay(|supervisor| {
+        let changed = match file.changed() {
+            Ok(Some(before)) => follow(call, &access, supervisor, &before, &file.project),
             Ok(None) => Ok(()),
-            Err(error) => {
-                say.warn(&format!("{error}; the services stay as they are"));
-                Ok(())
-            }
+            Err(error) => Err(Error::new(format!("{error}; the services stay as they are"))),
+        };
+        // A change that fails is no reason to end what others use.
+        if let Err(error) = changed {
+            call.fail_if_stopped()?;
+            say.warn(&error.to_string());
         }
+        Ok(Stay::On)
     })?;
-    drop(exposing);
+    drop(supervisor);
     say.event(&json!({ "event": "closed" }));
     Ok(code)
 }
 
-fn wanted(needed: &NeededService, services: &[ServiceInfo]) -> TunnelSpec {
+fn exposures(project: &Project) -> Vec<Exposure> {
+    let offered = project.expose.iter();
+    let exposure = offered.map(|(name, target)| Exposure {
+        name: name.clone(),
+        target: target.clone(),
+        protocol: Protocol::Tcp,
+    });
+    exposure.collect()
+}
+
+/// One for each service that the project needs. An unknown service may still be exposed, so it is waited for; a
+/// misspelt one never is, so that is said.
+fn tunnel_specs(call: &Call, project: &Project, services: &[ServiceInfo]) -> Vec<TunnelSpec> {
+    for needed in &project.services {
+        say_if_misspelt(call, needed, services);
+    }
+    project.services.iter().map(|needed| tunnel_spec(needed, services)).collect()
+}
+
+fn tunnel_spec(needed: &NeededService, services: &[ServiceInfo]) -> TunnelSpec {
     let own = services.iter().find(|service| service.name == needed.name).map(|service| service.target_port);
     TunnelSpec {
         name: needed.name.clone(),
         service: needed.name.to_string(),
         port: needed.port.or(own).unwrap_or(FALLBACK_PORT),
-        // What the file says comes before the port of last time.
+        // A port in the file comes before the port of last time.
         chosen: needed.port.is_some(),
         strict: false,
     }
 }
 
-/// It may still come, so it is waited for; one that is misspelt never does.
-fn say_if_unknown(call: &Call, needed: &NeededService, services: &[ServiceInfo]) {
+fn say_if_misspelt(call: &Call, needed: &NeededService, services: &[ServiceInfo]) {
     let known = || services.iter().map(|service| service.name.as_str());
     if known().any(|name| name == needed.name.as_str()) {
         return;
@@ -110,106 +132,71 @@ fn say_if_unknown(call: &Call, needed: &NeededService, services: &[ServiceInfo])
     }
 }
 
-/// For a service that names no port and that the hub does not know yet.
-const FALLBACK_PORT: u16 = 10_000;
-
-fn report(call: &Call, party: &TunnelSet<'_>, name: &str) -> Result<()> {
+fn report(call: &Call, tunnels: &TunnelSet<'_>, name: &str) -> Result<()> {
     let say = &call.say;
-    let members = party.members();
-    let up: Vec<_> = members.iter().filter(|member| member.trouble.is_none()).collect();
-    let services: Vec<_> = members
-        .iter()
-        .map(|member| {
-            json!({ "name": member.wanted.name, "localPort": member.port(), "ok": member.trouble.is_none(),
-                "error": member.why() })
-        })
-        .collect();
-    say.event(&json!({ "event": "connected", "services": services }));
-    if !members.is_empty() {
-        let mark = if up.is_empty() { "[!]" } else { "[ok]" };
-        say.result(&format!("  {mark} {} service(s) connected:", up.len()));
+    let services = tunnels.all().iter().map(|tunnel| {
+        json!({ "name": tunnel.spec.name, "localPort": tunnel.port(), "ok": tunnel.trouble.is_none(),
+            "error": tunnel.reason() })
+    });
+    say.event(&json!({ "event": "connected", "services": services.collect::<Vec<_>>() }));
+    if !tunnels.all().is_empty() {
+        let active = tunnels.active().count();
+        let mark = if active == 0 { "[!]" } else { "[ok]" };
+        say.result(&format!("  {mark} {active} service(s) connected:"));
         say.line("");
     }
-    for member in &up {
-        say.result(&format!("    {} {}", member.wanted.name, member.shown()));
+    for tunnel in tunnels.active() {
+        say.result(&format!("    {} {}", tunnel.spec.name, tunnel.shown_address()));
     }
-    for (member, why) in members.iter().filter_map(|member| Some((member, member.why()?))) {
-        say.result(&format!("    [!] {} → failed: {why}", member.wanted.name));
+    for tunnel in tunnels.all() {
+        if let Some(error) = &tunnel.trouble {
+            say.result(&format!("    [!] {} → failed: {error}", tunnel.spec.name));
+        }
     }
-    party.complete_for_command()?;
+    tunnels.require_all_for_command()?;
     if call.args.run.is_none() {
         background::how_to_end(call, name, "Press Ctrl+C to disconnect all services");
     }
     Ok(())
 }
 
-/// The file has changed: new services join, removed ones leave, the others are not touched.
-fn take_up(call: &Call, hub: &Hub, party: &mut TunnelSet<'_>, before: &Project, now: &Project) -> Result<()> {
+/// The file has changed: new services join and others leave; what is the same in both is not touched.
+fn follow(
+    call: &Call,
+    access: &Arc<TunnelAccess>,
+    supervisor: &mut Supervisor<'_>,
+    before: &Project,
+    now: &Project,
+) -> Result<()> {
     if before.hub != now.hub {
         call.say.warn("Another hub is used only after a new start: Ctrl+C, then connect dev");
     }
-    let gone = before.services.iter().filter(|old| !now.services.contains(old));
-    for old in gone {
-        party.remove(&old.name);
-        call.say.line(&format!("[ok] {} left", old.name));
+    supervisor.exposures.set_desired(exposures(now));
+    supervisor.exposures.reconcile()?;
+    // Without the hub the services are as unknown as if they did not exist yet.
+    let services = access.hub.services().unwrap_or_default();
+    let specs = now.services.iter().map(|needed| tunnel_spec(needed, &services)).collect();
+    let changes = supervisor.tunnels.reconcile(access, specs)?;
+    for name in changes.left {
+        call.say.line(&format!("[ok] {name} left"));
     }
-    let new: Vec<&NeededService> =
-        now.services.iter().filter(|needed| !before.services.contains(needed)).collect();
-    if new.is_empty() {
-        return Ok(());
+    for needed in now.services.iter().filter(|needed| changes.joined.contains(&needed.name)) {
+        say_if_misspelt(call, needed, &services);
     }
-    let services = hub.services().unwrap_or_default();
-    new.iter().for_each(|needed| say_if_unknown(call, needed, &services));
-    party.add(new.iter().map(|needed| wanted(needed, &services)).collect());
-    for member in
-        party.members().iter().filter(|member| new.iter().any(|needed| needed.name == member.wanted.name))
+    for tunnel in supervisor.tunnels.all().iter().filter(|tunnel| changes.joined.contains(&tunnel.spec.name))
     {
-        match &member.trouble {
-            None => call.say.line(&format!("[ok] {} {} joined", member.wanted.name, member.shown())),
-            Some(error) => call.say.warn(&format!("{} → failed: {error}", member.wanted.name)),
-        }
-        call.say.event(&json!({ "event": "added", "name": member.wanted.name, "localPort": member.port(), "ok": member.trouble.is_none() }));
+        say_joined(call, tunnel);
     }
-    party.settle()
+    supervisor.tunnels.publish()
 }
 
-/// Exposes what the file offers now and did not before, and takes back what it no longer offers.
-fn offer<'c>(
-    call: &'c Call,
-    hub: &Arc<Hub>,
-    exposing: &mut Option<ExposureSet<'c>>,
-    before: &BTreeMap<Name, Target>,
-    now: &BTreeMap<Name, Target>,
-) -> Result<()> {
-    if let Some(exposing) = exposing.as_mut() {
-        let gone = before.iter().filter(|(name, target)| now.get(*name) != Some(*target));
-        gone.for_each(|(name, _)| exposing.withdraw(name));
+fn say_joined(call: &Call, tunnel: &LocalTunnel) {
+    let name = &tunnel.spec.name;
+    match &tunnel.trouble {
+        None => call.say.line(&format!("[ok] {name} {} joined", tunnel.shown_address())),
+        Some(error) => call.say.warn(&format!("{name} → failed: {error}")),
     }
-    let new = now.iter().filter(|(name, target)| before.get(*name) != Some(*target));
-    let exposure = |(name, target): (&Name, &Target)| Exposure {
-        name: name.clone(),
-        target: target.clone(),
-        protocol: Protocol::Tcp,
-    };
-    let new: Vec<Exposure> = new.map(exposure).collect();
-    if new.is_empty() {
-        return Ok(());
-    }
-    let begun = match exposing.take() {
-        Some(begun) => begun,
-        None => ExposureSet::start(call, Arc::clone(hub), None)?,
-    };
-    let exposing = exposing.insert(begun);
-    let names: Vec<Name> = new.iter().map(|one| one.name.clone()).collect();
-    let exposed = exposing.expose(new);
-    if exposed.is_err() {
-        names.iter().for_each(|name| exposing.withdraw(name));
-    }
-    for one in exposed? {
-        call.say.line(&format!("  [ok] {} exposed from {}", one.exposure.name, one.exposure.target));
-        call.say.event(&json!({ "event": "exposed", "name": one.exposure.name, "id": one.service }));
-    }
-    Ok(())
+    call.say.event(&json!({ "event": "added", "name": name, "localPort": tunnel.port(), "ok": tunnel.trouble.is_none() }));
 }
 
 /// Writes a commented file from what is known; overwrites nothing.
@@ -244,6 +231,6 @@ fn template(hub: &HubUrl, services: &[ServiceInfo]) -> String {
     if services.is_empty() {
         text = text.replace("services:\n", "services: []\n#  - name: staging-db\n#    port: 5432\n");
     }
-    text.push_str("\n# Services beside this machine that others may reach while connect dev runs.\n# expose:\n#   my-api: 3000\n");
+    text.push_str("\n# Services of this machine that others may reach while connect dev runs.\n# expose:\n#   my-api: 3000\n");
     text
 }

@@ -7,17 +7,17 @@ use crate::cli::CommandResult;
 use crate::cli::args::name_of;
 use crate::cli::background;
 use crate::cli::commands::daemon;
-use crate::cli::exposures::ExposureSet;
-use crate::cli::exposures::RegisteredService;
+use crate::cli::supervisor::Stay;
+use crate::cli::supervisor::Supervisor;
+use crate::cli::supervisor::exposures::RegisteredService;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::service::Protocol;
 use crate::model::target::Target;
-use crate::state::runs;
 use crate::tunnel::agent::Exposure;
 
 pub fn run(call: &Call) -> CommandResult {
-    let exposure = wanted(call)?;
+    let exposure = requested(call)?;
     if call.args.flag("keep") {
         return daemon::keep(call, &exposure);
     }
@@ -25,18 +25,18 @@ pub fn run(call: &Call) -> CommandResult {
     if let Some(code) = background::detach(call, "expose", name.as_str(), &[])? {
         return Ok(code);
     }
-    let run = runs::register(&call.home, "expose", &[name.to_string()])?;
-    let mut exposing = ExposureSet::start(call, call.hub()?, Some(run))?;
-    let exposed = exposing.expose(vec![exposure])?;
-    exposed.iter().for_each(|one| announce(call, one));
-    background::ready(call)?;
-    exposing.stay(|_| Ok(false))?;
-    drop(exposing);
+    let mut supervisor = Supervisor::new(call, "expose", &[name.to_string()]);
+    for service in supervisor.expose(&call.hub()?, vec![exposure])? {
+        announce(call, &service);
+    }
+    let code = supervisor.stay(|_| Ok(Stay::On))?;
+    drop(supervisor);
     call.say.event(&json!({ "event": "closed", "name": name }));
-    Ok(0)
+    Ok(code)
 }
 
-fn wanted(call: &Call) -> Result<Exposure> {
+/// `NAME TARGET`, or `TARGET --name NAME`.
+fn requested(call: &Call) -> Result<Exposure> {
     let args = &call.args;
     let (first, second) = (args.positional(0).unwrap_or_default(), args.positional(1));
     let (name, target) = match (second, args.value("name")) {
@@ -63,19 +63,19 @@ fn wanted(call: &Call) -> Result<Exposure> {
 
 pub fn target_of(text: &str) -> Result<Target> {
     Target::parse(text).ok_or_else(|| {
-        Error::misread(text, "is no port and no HOST:PORT")
+        Error::misread(text, "is neither a port nor HOST:PORT")
             .hint("Write it like 5432, 192.168.1.50:8080 or [::1]:3000")
     })
 }
 
-fn announce(call: &Call, exposed: &RegisteredService) {
-    let Exposure { name, target, .. } = &exposed.exposure;
+fn announce(call: &Call, service: &RegisteredService) {
+    let Exposure { name, target, .. } = &service.exposure;
     call.say.event(
-        &json!({ "event": "exposed", "name": name, "target": target.to_string(), "id": exposed.service,
-        "tunnelPort": exposed.tunnel_port, "answers": exposed.answers }),
+        &json!({ "event": "exposed", "name": name, "target": target.to_string(), "id": service.service,
+        "tunnelPort": service.tunnel_port, "answers": service.answers }),
     );
     call.say.result(&format!("[ok] {name} → {target} is exposed"));
-    if !exposed.answers {
+    if !service.answers {
         call.say.warn(&format!("Nothing answers at {target} yet; start the service, {name} stays exposed"));
     }
     call.say.line(&format!("\n  Reach it from any machine: connect reach {name}"));

@@ -16,6 +16,9 @@ use crate::cli::CommandResult;
 use crate::cli::args::range_of;
 use crate::cli::local_hub;
 use crate::cli::store_options::StoreOptions;
+use crate::cli::tunnel_access::AcceptedAgents;
+use crate::cli::tunnel_access::TunnelAccess;
+use crate::cli::tunnel_access::TunnelObserver;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
@@ -29,9 +32,7 @@ use crate::model::hub_trust::HubTrust;
 use crate::net::address::HubUrl;
 use crate::net::serve::BoundPort;
 use crate::state::identity;
-use crate::tunnel::joiner;
-use crate::tunnel::pool::SessionOpener;
-use crate::wire::api::AskSession;
+use crate::tunnel::joiner::same_user;
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:7443";
 const DEFAULT_TUNNEL_PORTS: RangeInclusive<u16> = 45000..=45999;
@@ -167,12 +168,18 @@ fn tunnel_opener(call: &Call, core: &Arc<Core>, port: u16) -> Result<TunnelOpene
     let url = HubUrl { host: "127.0.0.1".to_owned(), port };
     let trust = HubTrust::Pin(core.ca.pin());
     let hub = Arc::new(Hub::new(vec![url], &trust, Some(core.local_token.clone()), &call.stop)?);
+    let access = TunnelAccess {
+        hub,
+        identity,
+        share: None,
+        by_link: false,
+        agents: AcceptedAgents::Any,
+        peer_check: same_user,
+    };
     let stop = call.stop.clone();
     Ok(Box::new(move |service, port| {
-        let ask = AskSession::of(service, identity.fingerprint);
-        let opener = SessionOpener::new(Arc::clone(&hub), &identity, ask, Box::new(|_| Ok(())))?;
-        let bound = BoundPort::bind_v4(port).or_say(|| "The port is taken")?;
-        let tunnel = joiner::Tunnel::start(bound, opener, joiner::same_user, Box::new(|_| ()), &stop)?;
+        let mut tunnel = access.tunnel_to(service, None, TunnelObserver::default(), &stop)?;
+        tunnel.listen(BoundPort::bind_v4(port).or_say(|| "The port is taken")?)?;
         Ok(Box::new(tunnel))
     }))
 }

@@ -1,4 +1,30 @@
 //! `connect join`: a teammate's services on this machine, by a code or a link.
+//!
+//! What happens between `connect join CODE` and the open port:
+//!
+//! 1. `main.rs` hands argv to `cli/mod.rs::main`. `cli/args.rs::parse` reads it by the table of commands, `Call::new`
+//!    (`cli/call.rs`) takes the signals, and `run` below is called.
+//! 2. `invitation` takes the code from the argument, stdin or `CONNECT_JOIN`. `model/code.rs` parses it: a bare code, a
+//!    verified code, which names the agent, or a link, which also names the hub, its pin and a secret.
+//! 3. With `-d`, `background::detach` starts this same command again without a terminal (`os/detach.rs`), repeats what
+//!    that one says until it is ready, and ends. The steps below happen in the new process.
+//! 4. `hub` finds whom to ask: with a code the hub of the config, with this machine's key; with a link the hub that it
+//!    names, with the link's secret as the key and an identity made for this call.
+//! 5. `Hub::join_share` (`api.rs`) posts the code's hash. The hub (`hub/joining.rs`) limits guesses, finds the share,
+//!    counts the join, and answers with the services, the agent's fingerprint and a token.
+//! 6. `access_to` binds all that into a `TunnelAccess` (`cli/tunnel_access.rs`). An agent that the code names must be
+//!    the one that answers; otherwise the first is pinned in `known_agents.json` (`state/agent_pins.rs`).
+//! 7. `Supervisor::new` lists the command for `connect status`. `TunnelSet::reconcile` (`cli/supervisor/tunnels.rs`)
+//!    makes a `LocalTunnel` for each service; `TunnelAccess::tunnel_to` builds the tunnel under it
+//!    (`tunnel/joiner.rs`).
+//! 8. Each tunnel is checked in a thread of its own. `Tunnel::check_target` has `SessionOpener::open`
+//!    (`tunnel/pool.rs`) ask the hub for a session, connect to the relay with the ticket, and make the TLS handshake
+//!    with the agent, whose fingerprint and service name must be the expected ones. Then the agent reaches its target.
+//! 9. A service that answers gets its port, in `LocalTunnel::take_port`: the chosen one, that of last time, the
+//!    service's own, or the next free one (`model/port_choice.rs`). `Tunnel::listen` opens it on the loopback.
+//! 10. `list_routes` writes the ports to `active-routes.json`, and `report` tells the user.
+//! 11. `Supervisor::stay` starts the command after `--`, if there is one, and waits. A connection to the port is now
+//!     carried as the comment of `main.rs` tells.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,10 +41,14 @@ use crate::cli::background;
 use crate::cli::call::not_configured;
 use crate::cli::call::parse_hub_urls;
 use crate::cli::call::variable;
-use crate::cli::local_tunnel::TunnelAccess;
-use crate::cli::local_tunnel::TunnelSpec;
-use crate::cli::local_tunnel::another_agent;
-use crate::cli::tunnels::TunnelSet;
+use crate::cli::supervisor::Stay;
+use crate::cli::supervisor::Supervisor;
+use crate::cli::supervisor::local_tunnel::TunnelSpec;
+use crate::cli::supervisor::tunnels::TunnelSet;
+use crate::cli::supervisor::tunnels::wait_for_hub;
+use crate::cli::tunnel_access::AcceptedAgents;
+use crate::cli::tunnel_access::TunnelAccess;
+use crate::cli::tunnel_access::another_agent;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
@@ -32,6 +62,7 @@ use crate::net::address::HubUrl;
 use crate::os::secret;
 use crate::os::terminal;
 use crate::tls::identity::Identity;
+use crate::tunnel::joiner::any_user;
 use crate::wire::api::BAD_KEY_CODE;
 use crate::wire::api::JoinableService;
 use crate::wire::api::Membership;
@@ -39,7 +70,7 @@ use crate::wire::api::SHARE_NOT_FOUND_CODE;
 use crate::wire::api::SHARED_SERVICES;
 use crate::wire::api::SharePreview;
 
-/// What stdin may hold before its line ends.
+/// A line on stdin is at most this long; the longest link has a few hundred bytes.
 const CODE_LINE_LIMIT: usize = 4096;
 
 pub fn run(call: &Call) -> CommandResult {
@@ -47,7 +78,7 @@ pub fn run(call: &Call) -> CommandResult {
     let ports = chosen_ports(call)?;
     let wait = call.args.duration("wait")?;
     let text = invitation.to_string();
-    // Not by its arguments, which everybody on the machine can read; and stdin has been read already.
+    // The code is handed on in the environment: every user of the machine can read arguments, and stdin is read already.
     if let Some(code) =
         background::detach(call, "join", &secret::hash(&text)[..8], &[("CONNECT_JOIN", &text)])?
     {
@@ -56,8 +87,34 @@ pub fn run(call: &Call) -> CommandResult {
     let say = &call.say;
     say.line(&format!("🔗 Joining environment share: {}\n", invitation.code.as_str()));
     let (hub, identity) = hub(call, &invitation)?;
-    let wait = TunnelSet::wait_for_hub(call, &hub, wait)?;
+    let wait = wait_for_hub(call, &hub, wait)?;
     let share = hub.join_share(&invitation.code).map_err(explain)?;
+    check_share(&invitation, &share)?;
+    // A wrong --port is said before anything is opened.
+    let specs = tunnel_specs(call, &share, ports)?;
+    say.result("[ok] Connected to shared environment!");
+    say.line(&format!("\n  Name: {}", share.name));
+    say.line(&format!("  Expires in {}\n", in_words(Duration::from_secs(share.expires_in_seconds))));
+    say.line("  Establishing tunnels...\n");
+    let access = Arc::new(access_to(call, &invitation, &share, hub, identity));
+    let code = invitation.code.as_str();
+    let mut supervisor = Supervisor::new(call, "join", &[code.to_owned(), share.name.clone()]);
+    let tunnels = &mut supervisor.tunnels;
+    tunnels.reconcile(&access, specs)?;
+    tunnels.wait_until_up(wait)?;
+    // The routes are listed before the user reads of them; changes are reported only after that.
+    tunnels.list_routes();
+    report(call, &share, code, tunnels)?;
+    tunnels.publish()?;
+    let exit_code = supervisor.stay(|_| Ok(Stay::On))?;
+    drop(supervisor);
+    say.event(&json!({ "event": "closed" }));
+    Ok(exit_code)
+}
+
+/// The hub is not trusted with more than it should say: the agent must be the one that the code names, and the services
+/// no more than a share can have.
+fn check_share(invitation: &Invitation, share: &SharePreview) -> Result<()> {
     if invitation.agent.is_some_and(|pin| pin != share.agent_fingerprint.pin()) {
         return Err(another_agent());
     }
@@ -67,35 +124,33 @@ pub fn run(call: &Call) -> CommandResult {
             Error::new(what).hint(format!("There are never more than {SHARED_SERVICES}; ask who runs it"))
         );
     }
-    let wanted = wanted(call, &share, ports)?;
-    say.result("[ok] Connected to shared environment!");
-    say.line(&format!("\n  Name: {}", share.name));
-    say.line(&format!("  Expires in {}\n", in_words(Duration::from_secs(share.expires_in_seconds))));
-    say.line("  Establishing tunnels...\n");
-    let membership = Membership {
-        code: invitation.code.as_str().to_owned(),
-        token: share.token.clone().unwrap_or_default(),
+    Ok(())
+}
+
+/// What the share allows. A link or a verified code names the agent; the agent of a bare code is pinned when it is first
+/// seen.
+fn access_to(
+    call: &Call,
+    invitation: &Invitation,
+    share: &SharePreview,
+    hub: Arc<Hub>,
+    identity: Identity,
+) -> TunnelAccess {
+    let code = invitation.code.as_str();
+    let scope = format!("{}#{}", hub.url, &secret::hash(code)[..16]);
+    let agents = match invitation.agent {
+        Some(_) => AcceptedAgents::Only(share.agent_fingerprint),
+        None => AcceptedAgents::FirstSeen { home: call.home.clone(), scope },
     };
-    let right = TunnelAccess {
-        known_as: format!("{}#{}", hub.url, &secret::hash(invitation.code.as_str())[..16]),
+    let membership = Membership { code: code.to_owned(), token: share.token.clone().unwrap_or_default() };
+    TunnelAccess {
         hub,
         identity,
         share: Some(membership),
         by_link: invitation.link.is_some(),
-        // A link or a verified code names the agent; a bare code's agent is pinned when it is first seen.
-        agent: invitation.agent.map(|_| share.agent_fingerprint),
-    };
-    let names = [invitation.code.as_str().to_owned(), share.name.clone()];
-    let mut party = TunnelSet::new(call, "join", &names, right);
-    party.add(wanted);
-    party.wait_as_asked(wait)?;
-    call.fail_if_stopped()?;
-    party.list();
-    report(call, &share, invitation.code.as_str(), &party)?;
-    party.settle()?;
-    let code = party.stay(&mut |_| Ok(()))?;
-    say.event(&json!({ "event": "closed" }));
-    Ok(code)
+        agents,
+        peer_check: any_user,
+    }
 }
 
 /// From the argument, from stdin for `-`, or from `CONNECT_JOIN`, which keeps it out of the process list.
@@ -122,7 +177,7 @@ fn invitation(call: &Call) -> Result<Invitation> {
     })
 }
 
-/// A link brings everything; a code needs a machine that is logged in.
+/// Whom to ask, and as whom. A link brings everything; a code needs a machine that is logged in.
 fn hub(call: &Call, invitation: &Invitation) -> Result<(Arc<Hub>, Identity)> {
     let Some(link) = &invitation.link else {
         if call.api_key()?.is_none() {
@@ -135,19 +190,19 @@ fn hub(call: &Call, invitation: &Invitation) -> Result<(Arc<Hub>, Identity)> {
         None => call.trust(&*call.config()?, None)?,
     };
     let key = format!("pl_{}", link.secret);
-    // Another one of its fleet, or another way to it: it proves the same pin.
+    // --hub may name another hub of the fleet, or another address: it must prove the same pin.
     let mut urls = parse_hub_urls(call.args.values("hub"))?;
     if urls.is_empty() {
         urls.push(HubUrl::parse(&link.hub)?);
     }
     let hub = Hub::new(urls, &trust, Some(key), &call.stop)?;
-    // A container's state folder may not be there to write to, and nobody knows this identity anyway.
+    // Nobody knows this identity yet, so it need not be kept; in a container the state folder may not be writable.
     let identity = Identity::parse(Identity::generate()?.as_bytes())?;
     Ok((Arc::new(hub), identity))
 }
 
 fn explain(error: Error) -> Error {
-    // A link's secret is the only credential: when the share is gone, so is that.
+    // A link's secret is its only credential. When the share is gone the hub does not know the key either.
     match error.code() {
         SHARE_NOT_FOUND_CODE | BAD_KEY_CODE => not_found(""),
         _ => error,
@@ -168,9 +223,14 @@ fn chosen_ports(call: &Call) -> Result<BTreeMap<Name, u16>> {
     chosen.collect()
 }
 
-fn wanted(call: &Call, share: &SharePreview, mut ports: BTreeMap<Name, u16>) -> Result<Vec<TunnelSpec>> {
+/// One for each service of the share, at its own port unless `--port NAME=PORT` names another.
+fn tunnel_specs(
+    call: &Call,
+    share: &SharePreview,
+    mut ports: BTreeMap<Name, u16>,
+) -> Result<Vec<TunnelSpec>> {
     let strict = call.args.flag("strict-ports");
-    let wanted = share.services.iter().map(|JoinableService { service, .. }| {
+    let specs = share.services.iter().map(|JoinableService { service, .. }| {
         let chosen = ports.remove(&service.name);
         let port = chosen.unwrap_or(service.target_port);
         TunnelSpec {
@@ -181,52 +241,51 @@ fn wanted(call: &Call, share: &SharePreview, mut ports: BTreeMap<Name, u16>) -> 
             strict,
         }
     });
-    let wanted: Vec<TunnelSpec> = wanted.collect();
-    let Some(stray) = ports.into_keys().next() else { return Ok(wanted) };
+    let specs: Vec<TunnelSpec> = specs.collect();
+    let Some(stray) = ports.into_keys().next() else { return Ok(specs) };
+    let names: Vec<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
     let error = Error::usage(format!("There is no {stray} in this share"));
-    Err(match suggest::nearest(stray.as_str(), wanted.iter().map(|one| one.name.as_str())) {
+    Err(match suggest::nearest(stray.as_str(), names.iter().copied()) {
         Some(near) => error.hint(format!("Did you mean: --port {near}=PORT")),
-        None => error.hint(format!(
-            "It has: {}",
-            wanted.iter().map(|one| one.name.as_str()).collect::<Vec<_>>().join(", ")
-        )),
+        None => error.hint(format!("It has: {}", names.join(", "))),
     })
 }
 
 /// Says how each service came out. With a command to run, one that is missing is the end.
-fn report(call: &Call, share: &SharePreview, code: &str, party: &TunnelSet<'_>) -> Result<()> {
+fn report(call: &Call, share: &SharePreview, code: &str, tunnels: &TunnelSet<'_>) -> Result<()> {
     let say = &call.say;
-    for member in party.members() {
-        match &member.trouble {
-            None => say.result(&format!("    [ok] {} → {}", member.wanted.name, member.shown())),
-            Some(error) => say.result(&format!("    [!] {} → failed: {error}", member.wanted.name)),
+    for tunnel in tunnels.all() {
+        match &tunnel.trouble {
+            None => say.result(&format!("    [ok] {} → {}", tunnel.spec.name, tunnel.shown_address())),
+            Some(error) => say.result(&format!("    [!] {} → failed: {error}", tunnel.spec.name)),
         }
     }
-    let (active, all) = (party.active(), party.members().len());
-    let services: Vec<_> = party.members().iter().map(|member| {
-            json!({ "name": member.wanted.name, "localPort": member.port(), "originalPort": member.wanted.port,
-                "ok": member.trouble.is_none(), "error": member.why() })
-        })
-        .collect();
-    say.event(&json!({ "event": "joined", "name": share.name, "expiresAt": share.expires_at, "services": services }));
+    let services = tunnels.all().iter().map(|tunnel| {
+        json!({ "name": tunnel.spec.name, "localPort": tunnel.port(), "originalPort": tunnel.spec.port,
+            "ok": tunnel.trouble.is_none(), "error": tunnel.reason() })
+    });
+    say.event(&json!({ "event": "joined", "name": share.name, "expiresAt": share.expires_at,
+        "services": services.collect::<Vec<_>>() }));
     say.line("");
-    party.complete_for_command()?;
+    tunnels.require_all_for_command()?;
+    let active = tunnels.active().count();
     if active == 0 {
         return Err(Error::new("No tunnels could be established.")
             .hint("The share creator's agent may be offline, no longer exposing services, or behind a restrictive firewall"));
     }
     say.result(&format!("[ok] {active} tunnel(s) active"));
     say.line("");
-    if active < all {
-        say.line(&format!("  [!] {} service(s) could not connect (may be offline)\n", all - active));
+    let missing = tunnels.all().len() - active;
+    if missing > 0 {
+        say.line(&format!("  [!] {missing} service(s) could not connect (may be offline)\n"));
     }
     if call.args.run.is_some() {
         return Ok(());
     }
     say.line("  Example connections:");
-    for member in party.members().iter().filter(|member| member.trouble.is_none()) {
-        let port = member.port().unwrap_or_default();
-        say.line(&format!("    • {}: localhost:{port}", member.wanted.name));
+    for tunnel in tunnels.active() {
+        let port = tunnel.port().unwrap_or_default();
+        say.line(&format!("    • {}: localhost:{port}", tunnel.spec.name));
     }
     background::how_to_end(call, code, "Press Ctrl+C to disconnect all tunnels");
     Ok(())

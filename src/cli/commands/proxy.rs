@@ -37,8 +37,7 @@ pub fn start(call: &Call) -> CommandResult {
     }
     let log = call.home.file(proxy::PROXY_LOG);
     let arguments = detach::own_arguments();
-    let started = background::start(call, &BackgroundStart { arguments, environment: &[], log: &log }, true)?;
-    call.fail_if_stopped().map(|()| started.code())
+    background::start(call, &BackgroundStart { arguments, environment: &[], log: &log }, true)
 }
 
 fn serve(call: &Call, options: &ProxyOptions) -> CommandResult {
@@ -55,7 +54,12 @@ fn serve(call: &Call, options: &ProxyOptions) -> CommandResult {
     // The port comes first: without it nothing else is worth making, and two that start at once cannot both go on.
     let bound = listen(call, options)?;
     let port = bound.port;
-    let _run = runs::register(&call.home, proxy::PROXY_KIND, &[proxy::PROXY_KIND.to_owned()])?;
+    let _run = runs::register(
+        &call.home,
+        proxy::PROXY_KIND,
+        &[proxy::PROXY_KIND.to_owned()],
+        call.background_log.clone(),
+    )?;
     if options.tls {
         say_plan(call, &call.hub_urls()?[0], port);
     }

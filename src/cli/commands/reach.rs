@@ -1,5 +1,6 @@
 //! `connect reach`: one service on a port of this machine.
 
+use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -15,10 +16,11 @@ use crate::cli::background;
 use crate::cli::call::variable;
 use crate::cli::hub_path;
 use crate::cli::hub_path::PathStep;
-use crate::cli::local_tunnel::TunnelAccess;
-use crate::cli::local_tunnel::TunnelSpec;
 use crate::cli::proxy_autostart;
-use crate::cli::tunnels::TunnelSet;
+use crate::cli::supervisor::Stay;
+use crate::cli::supervisor::Supervisor;
+use crate::cli::supervisor::local_tunnel::TunnelSpec;
+use crate::cli::tunnel_access::TunnelAccess;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
@@ -26,51 +28,45 @@ use crate::state::service_cache;
 use crate::wire::api::ServiceInfo;
 use crate::wire::api::Status;
 
+/// Without `--timeout`. A path that works takes well under a second.
 const DEFAULT_REACH_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Walks the path to the hub step by step, finds the service, and proves that its agent reaches the target. Only then
+/// is the port opened, and the drawing of the path shown. `--timeout` covers all of it; whatever is still in progress
+/// when the time is up is cut off.
 pub fn run(call: &Call) -> CommandResult {
     let name = name_of(call.args.positional(0).unwrap_or_default())?;
-    let asked_port = match (call.args.positional(1), call.args.port("port")?) {
-        (Some(_), Some(_)) => {
-            return Err(
-                Error::usage("The port is given twice").hint(format!("Write: connect reach {name} PORT"))
-            );
-        }
-        (Some(text), None) => Some(port_of(text)?),
-        (None, port) => port,
-    };
+    let asked_port = asked_port(call, &name)?;
     if let Some(code) = background::detach(call, "reach", name.as_str(), &[])? {
         return Ok(code);
     }
     let deadline = Instant::now() + call.args.duration("timeout")?.unwrap_or(DEFAULT_REACH_TIMEOUT);
-    // Who gives up waits for nothing that is still on its way.
-    let way = call.stop.child();
-    let hub = call.hub_at(call.hub_urls()?, &way)?;
+    let stop = call.stop.child();
+    let hub = call.hub_at(call.hub_urls()?, &stop)?;
     call.say.line(&format!("🔗 Reaching {name}"));
     let mut report = Diagnosis { steps: hub_path::walk(call, &hub, deadline)?, latency: Duration::ZERO };
     let service = find(call, &hub_path::within(&hub, deadline), &name, &mut report)?;
-    let mut party = TunnelSet::new(call, "reach", &[name.to_string()], TunnelAccess::own(call, hub)?);
-    let began = Instant::now();
     let check = call.args.flag("check");
-    party.patience = deadline.saturating_duration_since(began);
-    party.add(vec![TunnelSpec {
+    let spec = TunnelSpec {
         name: name.clone(),
         service: name.to_string(),
-        // Whoever only looks takes no port but any free one: on the agent's own machine it might be the very
-        // one that the service is missing from, and the tunnel would answer for it.
+        // A check takes any free port. On the agent's own machine the service's port might be the very one where the
+        // service is missing, and the tunnel would answer for it.
         port: if check { 0 } else { asked_port.unwrap_or(service.target_port) },
         chosen: check || asked_port.is_some(),
         strict: check,
-    }]);
-    let Some(member) = party.members().first() else { return Ok(1) };
-    if member.trouble.is_none() {
+    };
+    let mut supervisor = Supervisor::new(call, "reach", &[name.to_string()]);
+    let began = Instant::now();
+    supervisor.tunnels.check_timeout = deadline.saturating_duration_since(began);
+    supervisor.tunnels.reconcile(&Arc::new(TunnelAccess::own(call, hub)?), vec![spec])?;
+    let trouble = supervisor.tunnels.take_trouble(&name);
+    if trouble.is_none() {
         report.add("Agent", format!("{}, end-to-end encrypted", service.agent_label), began.elapsed());
     }
     report.draw(call, &name);
-    let shown = member.shown();
-    let port = member.port();
-    if let Some(error) = party.take_trouble(&name) {
-        way.stop();
+    if let Some(error) = trouble {
+        stop.stop();
         return Err(error);
     }
     if check {
@@ -78,9 +74,11 @@ pub fn run(call: &Call) -> CommandResult {
         call.say.value(&report.as_json(&name, None));
         return Ok(0);
     }
-    party.settle()?;
-    call.say.event(&report.as_json(&name, port));
-    call.say.result(&format!("[ok] {name} → {shown}"));
+    supervisor.tunnels.publish()?;
+    for tunnel in supervisor.tunnels.all() {
+        call.say.event(&report.as_json(&name, tunnel.port()));
+        call.say.result(&format!("[ok] {name} → {}", tunnel.shown_address()));
+    }
     if wants_proxy(call)
         && let Some(line) = proxy_autostart::address_line(call, name.as_str())
     {
@@ -89,9 +87,21 @@ pub fn run(call: &Call) -> CommandResult {
     if call.args.run.is_none() {
         background::how_to_end(call, name.as_str(), "Press Ctrl+C to disconnect");
     }
-    let code = party.stay(&mut |_| Ok(()))?;
+    let code = supervisor.stay(|_| Ok(Stay::On))?;
+    drop(supervisor);
     call.say.event(&json!({ "event": "closed", "name": name }));
     Ok(code)
+}
+
+/// `reach NAME PORT` or `reach NAME --port PORT`.
+fn asked_port(call: &Call, name: &Name) -> Result<Option<u16>> {
+    match (call.args.positional(1), call.args.port("port")?) {
+        (Some(_), Some(_)) => {
+            Err(Error::usage("The port is given twice").hint(format!("Write: connect reach {name} PORT")))
+        }
+        (Some(text), None) => port_of(text).map(Some),
+        (None, port) => Ok(port),
+    }
 }
 
 fn find(call: &Call, hub: &Hub, name: &Name, report: &mut Diagnosis) -> Result<ServiceInfo> {
@@ -115,12 +125,12 @@ fn find(call: &Call, hub: &Hub, name: &Name, report: &mut Diagnosis) -> Result<S
     Ok(service)
 }
 
-/// Scripts get what they asked for and nothing beside it.
+/// Scripts get what they asked for and nothing else.
 fn wants_proxy(call: &Call) -> bool {
     call.args.run.is_none() && !call.say.json && variable("CONNECT_NO_PROXY").is_none_or(|value| value == "0")
 }
 
-/// What was found on the way.
+/// The path to the service, step by step.
 struct Diagnosis {
     steps: Vec<PathStep>,
     latency: Duration,

@@ -19,9 +19,9 @@ use crate::cli::commands::discover::in_json;
 use crate::cli::commands::discover::ports;
 use crate::cli::commands::discover::show;
 use crate::cli::commands::expose::target_of;
-use crate::cli::exposures::ExposureSet;
 use crate::cli::say::columns;
 use crate::cli::share_watch::ShareWatch;
+use crate::cli::supervisor::Supervisor;
 use crate::discover;
 use crate::discover::probe::ServiceKind;
 use crate::error::Error;
@@ -35,7 +35,6 @@ use crate::model::time::in_words;
 use crate::net::stop::Stop;
 use crate::os::secret;
 use crate::os::user;
-use crate::state::runs;
 use crate::tunnel::agent::Exposure;
 use crate::wire::api::MakeShare;
 use crate::wire::api::NewShare;
@@ -44,6 +43,11 @@ const DEFAULT_SHARE_LIFE: Duration = Duration::from_hours(24);
 /// How long a service without a name has to say what it is.
 const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Exposes what was named, makes the share of it, and stays until the share ends.
+///
+/// The order matters. The command line is checked first, so that a mistake is said in the foreground. The services are
+/// exposed before the share is made, since the hub shares only what it knows. At the end the share is revoked before
+/// the services are withdrawn, so that nobody finds a code that opens nothing.
 pub fn run(call: &Call) -> CommandResult {
     let code = call.args.value("code").map(code_of).transpose()?;
     let max_joins = max_joins(call)?;
@@ -51,6 +55,7 @@ pub fn run(call: &Call) -> CommandResult {
     let found = discovered(call)?;
     let exposures = exposures(call, &found)?;
     let name = call.args.value("name").map_or_else(|| format!("{}-env", user::hostname()), str::to_owned);
+    // Without services of its own the command ends at once, so there is nothing to detach.
     if !exposures.is_empty()
         && let Some(code) = background::detach(call, "share", &secret::hash(&name)[..8], &[])?
     {
@@ -63,21 +68,8 @@ pub fn run(call: &Call) -> CommandResult {
         show(call, &found);
     }
     let hub = call.hub()?;
-    let mut exposing = None;
-    if !exposures.is_empty() {
-        let run = runs::register(&call.home, "share", std::slice::from_ref(&name))?;
-        let mut begun = ExposureSet::start(call, Arc::clone(&hub), Some(run))?;
-        for one in begun.expose(exposures.clone())? {
-            if !one.answers {
-                call.say.warn(&format!(
-                    "Nothing answers at {} yet; {} is shared all the same",
-                    one.exposure.target, one.exposure.name
-                ));
-            }
-        }
-        call.fail_if_stopped()?;
-        exposing = Some(begun);
-    }
+    let supervisor =
+        if exposures.is_empty() { None } else { Some(expose_all(call, &hub, &name, &exposures)?) };
     let agent = call.config()?.agent_id.clone().ok_or_else(not_configured)?;
     let services = services(call, &hub, &agent, &exposures)?;
     let until = Instant::now().checked_add(life);
@@ -90,30 +82,51 @@ pub fn run(call: &Call) -> CommandResult {
         code: code.map(|code| code.as_str().to_owned()),
         link: call.args.flag("link"),
     })?;
-    announce(call, &Announced { hub: &hub, name: &name, made: &made, life, exposures: &exposures })?;
-    let Some(mut exposing) = exposing else { return Ok(0) };
-    exposing.called(&[made.code.clone(), name]);
+    let link = link_to(call, &hub, &made)?;
+    announce(call, &name, life, &made, link.as_deref())?;
+    say_services(call, &made, &exposures);
+    say_invitation(call, &made, link.as_deref());
+    let Some(mut supervisor) = supervisor else { return Ok(0) };
+    supervisor.rename(&[made.code.clone(), name]);
     background::how_to_end(call, &made.code, "Press Ctrl+C to stop sharing");
-    background::ready(call)?;
-    let mut standing = ShareWatch::begin(&hub, made.id, until);
-    let stayed = exposing.stay(|exposing| standing.is_over(exposing.is_lost(), &call.say));
-    // Without its services the code would open nothing; nobody should find it and wonder.
-    let revoked = (!standing.is_revoked).then(|| {
-        call.hub_urls()
-            .and_then(|urls| call.hub_at(urls, &Stop::new()))
-            .and_then(|hub| hub.revoke_share(&made.code))
-    });
-    drop(exposing);
-    if standing.is_revoked {
+    let mut watch = ShareWatch::begin(&hub, made.id, until);
+    let stayed = supervisor.stay(|supervisor| watch.poll(supervisor.exposures.is_hub_away(), &call.say));
+    let is_closed = !watch.is_revoked && revoke_after_stop(call, &made.code).is_ok();
+    drop(supervisor);
+    if watch.is_revoked {
         call.say.event(&json!({ "event": "revoked", "code": made.code }));
     }
     call.say.event(&json!({ "event": "closed", "code": made.code }));
     if stayed.is_ok() && !call.stop.is_stopped() {
         call.say.line("[ok] The share has expired; make another: connect share");
-    } else if matches!(revoked, Some(Ok(()))) {
+    } else if is_closed {
         call.say.line("[ok] Share closed");
     }
-    stayed.map(|()| 0)
+    stayed
+}
+
+fn expose_all<'c>(
+    call: &'c Call,
+    hub: &Arc<Hub>,
+    name: &str,
+    exposures: &[Exposure],
+) -> Result<Supervisor<'c>> {
+    let mut supervisor = Supervisor::new(call, "share", &[name.to_owned()]);
+    for service in supervisor.expose(hub, exposures.to_vec())? {
+        if !service.answers {
+            call.say.warn(&format!(
+                "Nothing answers at {} yet; {} is shared all the same",
+                service.exposure.target, service.exposure.name
+            ));
+        }
+    }
+    call.fail_if_stopped()?;
+    Ok(supervisor)
+}
+
+/// Ctrl-C has cut the calls of the hub that we used so far, so this is another one.
+fn revoke_after_stop(call: &Call, code: &str) -> Result<()> {
+    call.hub_at(call.hub_urls()?, &Stop::new())?.revoke_share(code)
 }
 
 fn code_of(text: &str) -> Result<Code> {
@@ -204,54 +217,51 @@ fn services(call: &Call, hub: &Hub, agent: &str, exposures: &[Exposure]) -> Resu
     Ok(names)
 }
 
-/// A share that was made, and what there is to say about it.
-struct Announced<'a> {
-    hub: &'a Hub,
-    name: &'a str,
-    made: &'a NewShare,
-    life: Duration,
-    exposures: &'a [Exposure],
+/// With `--link`, the link that needs no login: the hub's address, its pin, and the secret.
+fn link_to(call: &Call, hub: &Hub, made: &NewShare) -> Result<Option<String>> {
+    let Some(secret) = made.secret.clone() else { return Ok(None) };
+    let hub_pin = match call.trust(&*call.config()?, call.api_key()?.as_deref())? {
+        HubTrust::Pin(pin) => Some(pin),
+        HubTrust::Public | HubTrust::Roots(_) => None,
+    };
+    let link = Link { hub: hub.url.to_string(), secret, hub_pin };
+    let agent = Some(made.agent_fingerprint.pin());
+    Ok(Some(Invitation { code: code_of(&made.code)?, agent, link: Some(link) }.to_string()))
 }
 
-fn announce(call: &Call, announced: &Announced<'_>) -> Result<()> {
-    let Announced { hub, name, made, life, exposures } = announced;
+fn announce(call: &Call, name: &str, life: Duration, made: &NewShare, link: Option<&str>) -> Result<()> {
     let say = &call.say;
     let agent = Some(made.agent_fingerprint.pin());
-    let code = code_of(&made.code)?;
-    let verified = Invitation { code: code.clone(), agent, link: None };
-    let link = made.secret.as_ref().map(|secret| -> Result<Invitation> {
-        let config = call.config()?;
-        let hub_pin = match call.trust(&config, call.api_key()?.as_deref())? {
-            HubTrust::Pin(pin) => Some(pin),
-            HubTrust::Public | HubTrust::Roots(_) => None,
-        };
-        let link = Link { hub: hub.url.to_string(), secret: secret.clone(), hub_pin };
-        Ok(Invitation { code: code.clone(), agent, link: Some(link) })
-    });
-    let link = link.transpose()?.map(|link| link.to_string());
-    say.event(&json!({ "event": "shared", "id": made.id, "name": name, "code": made.code, "verified": verified.to_string(),
-        "link": link, "expiresAt": made.expires_at, "services": made.services }));
+    let verified = Invitation { code: code_of(&made.code)?, agent, link: None }.to_string();
+    say.event(
+        &json!({ "event": "shared", "id": made.id, "name": name, "code": made.code, "verified": verified,
+        "link": link, "expiresAt": made.expires_at, "services": made.services }),
+    );
     say.line(&format!("[ok] Sharing {name}"));
     say.line("");
     say.line(&format!("  Share code: {}", made.code));
     say.line(&format!("  Verified:   {verified}"));
-    say.line(&format!("  Expires in {}", in_words(*life)));
-    say.line("");
-    say.line("  Services:");
-    for service in &made.services {
-        let target = exposures.iter().find(|exposure| exposure.name == service.name);
-        let target = target
-            .map_or_else(|| format!("port {}", service.target_port), |exposure| exposure.target.to_string());
-        say.line(&format!("    • {} → {target}", service.name));
-    }
-    say.line("");
-    say.line("  Your teammate runs:");
-    say.line("");
-    match &link {
-        Some(link) => say.result(&format!("    connect join '{link}'")),
-        None => say.result(&format!("    connect join {}", made.code)),
-    }
+    say.line(&format!("  Expires in {}", in_words(life)));
     Ok(())
+}
+
+fn say_services(call: &Call, made: &NewShare, exposures: &[Exposure]) {
+    call.say.line("\n  Services:");
+    for service in &made.services {
+        let exposure = exposures.iter().find(|exposure| exposure.name == service.name);
+        let target = exposure.map(|exposure| exposure.target.to_string());
+        let target = target.unwrap_or_else(|| format!("port {}", service.target_port));
+        call.say.line(&format!("    • {} → {target}", service.name));
+    }
+}
+
+/// The line to hand on, which `--quiet` prints as well.
+fn say_invitation(call: &Call, made: &NewShare, link: Option<&str>) {
+    call.say.line("\n  Your teammate runs:\n");
+    match link {
+        Some(link) => call.say.result(&format!("    connect join '{link}'")),
+        None => call.say.result(&format!("    connect join {}", made.code)),
+    }
 }
 
 pub fn list(call: &Call) -> CommandResult {

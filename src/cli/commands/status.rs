@@ -63,7 +63,10 @@ pub fn show(call: &Call, run: &Run) {
     if !run.is_alive() {
         let how = if run.state == RunState::Crashed { "crashed" } else { "failed" };
         say.result(&format!("[x] {} {how} (PID {}, begun {since} ago)", run.title(), run.pid));
-        say.result(&format!("    {}", last_words(run).unwrap_or_else(|| "It left no word".to_owned())));
+        say.result(&format!(
+            "    {}",
+            last_words(run).unwrap_or_else(|| "It logged nothing before it ended".to_owned())
+        ));
         if let Some(log) = &run.log {
             say.line(&format!("    See more: tail -n 50 {}", quoted(&paths::shown(log))));
         }
@@ -79,7 +82,9 @@ pub fn show(call: &Call, run: &Run) {
             proxy::PROXY_KIND => String::new(),
             _ => format!("  {} session(s), {}", open.sessions, in_bytes(open.bytes)),
         };
-        say.result(&format!("    {mark} {} → {}{carried}", open.name, open.at));
+        // In a project's list, services brought here and services of this machine look alike otherwise.
+        let kind = if open.exposed && run.kind == "dev" { " (exposed)" } else { "" };
+        say.result(&format!("    {mark} {} → {}{kind}{carried}", open.name, open.at));
         open.trouble.iter().for_each(|why| say.result(&format!("         {why}")));
     }
     if let Some(log) = &run.log {

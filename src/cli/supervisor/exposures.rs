@@ -1,0 +1,337 @@
+//! The services that one command exposes: `expose` has one, `share` and `dev` several, the daemon those of the config.
+//!
+//! The command says which services are desired. `reconcile` withdraws what is not desired any more, starts an agent as
+//! soon as there is something to expose, and offers what is new. The agent's events say how each offer went.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::event::SupervisorEvent;
+use crate::api::Hub;
+use crate::cli::call::Call;
+use crate::cli::call::not_configured;
+use crate::error::Error;
+use crate::error::ErrorKind;
+use crate::error::Result;
+use crate::model::name::Name;
+use crate::net::connect::dial;
+use crate::os::files;
+use crate::state::runs::OpenService;
+use crate::tunnel::agent::AgentEvent;
+use crate::tunnel::agent::AgentProfile;
+use crate::tunnel::agent::Exposure;
+use crate::tunnel::agent::RunningAgent;
+
+/// A target that takes longer to accept a connection is reported as not answering.
+const TARGET_TIMEOUT: Duration = Duration::from_secs(2);
+/// What was refused is tried again after this long. Somebody has to act first, so sooner would only fill the hub's log.
+const REFUSED_RETRY: Duration = Duration::from_secs(20);
+
+pub struct ExposureSet<'c> {
+    call: &'c Call,
+    events: Sender<SupervisorEvent>,
+    /// Where to register. Without one it is the hub of the config, looked up each time that the agent starts: after a
+    /// rejected key another login may follow.
+    pub hub: Option<Arc<Hub>>,
+    /// Whether a refusal is said and tried again later. Otherwise it is the error that ends the command.
+    pub retries: bool,
+    desired: BTreeMap<Name, Exposure>,
+    /// What the agent was told to expose.
+    offers: BTreeMap<Name, Offer>,
+    refused: BTreeMap<Name, RetryLater>,
+    agent: Option<RunningAgent>,
+    /// Counts the agents, to tell their events apart.
+    agent_number: u64,
+    /// Why there is no agent.
+    no_agent: Option<RetryLater>,
+    /// Why the hub cannot be used, while it is away.
+    outage: Option<String>,
+}
+
+struct Offer {
+    exposure: Exposure,
+    /// Once the hub knows the service.
+    registration: Option<Registration>,
+    /// Two processes of this machine would take the name from each other.
+    _lock: files::FileLock,
+}
+
+struct Registration {
+    service: String,
+    tunnel_port: Option<u16>,
+}
+
+struct RetryLater {
+    reason: String,
+    at: Instant,
+}
+
+/// A service that the hub knows.
+pub struct RegisteredService {
+    pub exposure: Exposure,
+    /// The hub's id.
+    pub service: String,
+    pub tunnel_port: Option<u16>,
+    pub answers: bool,
+}
+
+impl RetryLater {
+    fn new(reason: String) -> Self {
+        Self { reason, at: Instant::now() + REFUSED_RETRY }
+    }
+
+    fn is_waiting(&self) -> bool {
+        Instant::now() < self.at
+    }
+}
+
+impl<'c> ExposureSet<'c> {
+    pub fn new(call: &'c Call, events: Sender<SupervisorEvent>) -> Self {
+        Self {
+            call,
+            events,
+            hub: None,
+            retries: false,
+            desired: BTreeMap::new(),
+            offers: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            agent: None,
+            agent_number: 0,
+            no_agent: None,
+            outage: None,
+        }
+    }
+
+    pub fn set_desired(&mut self, exposures: impl IntoIterator<Item = Exposure>) {
+        self.desired = exposures.into_iter().map(|exposure| (exposure.name.clone(), exposure)).collect();
+        self.refused.retain(|name, _| self.desired.contains_key(name));
+        self.no_agent = None;
+    }
+
+    pub fn reconcile(&mut self) -> Result<()> {
+        self.withdraw_undesired();
+        if let Err(error) = self.start_agent() {
+            self.delay_agent(error)?;
+        }
+        self.offer_new()
+    }
+
+    fn withdraw_undesired(&mut self) {
+        let is_undesired = |(name, offer): (&Name, &Offer)| {
+            (self.desired.get(name) != Some(&offer.exposure)).then(|| name.clone())
+        };
+        let undesired: Vec<Name> = self.offers.iter().filter_map(is_undesired).collect();
+        for name in undesired {
+            self.withdraw(&name);
+            self.call.say.line(&format!("[ok] {name} is not exposed any more"));
+            self.call.say.event(&json!({ "event": "withdrawn", "name": name }));
+        }
+    }
+
+    fn withdraw(&mut self, name: &Name) {
+        self.offers.remove(name);
+        if let Some(agent) = &self.agent {
+            agent.withdraw(name);
+        }
+    }
+
+    fn start_agent(&mut self) -> Result<()> {
+        let must_wait = self.no_agent.as_ref().is_some_and(RetryLater::is_waiting);
+        if self.agent.is_some() || self.desired.is_empty() || must_wait {
+            return Ok(());
+        }
+        let hub = self.hub.clone().map_or_else(|| self.call.hub(), Ok)?;
+        let config = self.call.config()?;
+        let profile = AgentProfile {
+            id: config.agent_id.clone().ok_or_else(not_configured)?,
+            label: config.label.clone().unwrap_or_default(),
+            identity: self.call.identity()?,
+        };
+        self.agent_number += 1;
+        let (number, events) = (self.agent_number, self.events.clone());
+        let on_event = Box::new(move |event| _ = events.send(SupervisorEvent::Agent(number, event)));
+        self.agent = Some(RunningAgent::start(hub, &profile, on_event, &self.call.stop)?);
+        self.no_agent = None;
+        Ok(())
+    }
+
+    /// Ends the agent and forgets what it was told, for another login.
+    pub fn stop_agent(&mut self) {
+        self.agent = None;
+        self.agent_number += 1;
+        self.offers.clear();
+        self.refused.clear();
+        self.outage = None;
+    }
+
+    fn delay_agent(&mut self, error: Error) -> Result<()> {
+        if !self.retries {
+            return Err(error);
+        }
+        let reason = error.to_string();
+        if self.no_agent.as_ref().is_none_or(|known| known.reason != reason) {
+            let hint = error.hint.map(|hint| format!(". {hint}")).unwrap_or_default();
+            self.call.say.warn(&format!("{reason}{hint}"));
+        }
+        self.no_agent = Some(RetryLater::new(reason));
+        Ok(())
+    }
+
+    fn offer_new(&mut self) -> Result<()> {
+        let is_new = |exposure: &&Exposure| {
+            let must_wait = self.refused.get(&exposure.name).is_some_and(RetryLater::is_waiting);
+            !must_wait && !self.offers.contains_key(&exposure.name)
+        };
+        let new: Vec<Exposure> = self.desired.values().filter(is_new).cloned().collect();
+        for exposure in new {
+            let Some(agent) = &self.agent else { return Ok(()) };
+            match self.lock(&exposure.name) {
+                Ok(lock) => {
+                    agent.expose(exposure.clone());
+                    let offer = Offer { exposure: exposure.clone(), registration: None, _lock: lock };
+                    self.offers.insert(exposure.name, offer);
+                }
+                Err(error) => self.refuse(&exposure.name, error)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn lock(&self, name: &Name) -> Result<files::FileLock> {
+        let home = &self.call.home;
+        files::private_dir(&home.file("run"))?;
+        files::try_lock(&home.file(&format!("run/expose-{name}.lock")))?.ok_or_else(|| {
+            Error::new(format!("{name} is already exposed by another process of this machine"))
+                .hint("End that one first, or choose another name")
+        })
+    }
+
+    fn refuse(&mut self, name: &Name, error: Error) -> Result<()> {
+        if !self.retries {
+            return Err(error);
+        }
+        self.withdraw(name);
+        let reason = error.to_string();
+        // Each retry is refused again. Only a new reason is worth a line.
+        if self.refused.get(name).is_none_or(|known| known.reason != reason) {
+            self.call.say.warn(&format!("{name} is not exposed: {reason}"));
+            self.call.say.event(&json!({ "event": "refused", "name": name, "reason": reason }));
+        }
+        self.refused.insert(name.clone(), RetryLater::new(reason));
+        Ok(())
+    }
+
+    /// An error ends the command.
+    pub fn on_event(&mut self, agent_number: u64, event: AgentEvent) -> Result<()> {
+        if agent_number != self.agent_number {
+            return Ok(());
+        }
+        match event {
+            AgentEvent::Exposed { name, service, tunnel_port } => {
+                self.register(&name, Registration { service, tunnel_port });
+            }
+            AgentEvent::Refused { name, error } => return self.refuse(&name, error),
+            AgentEvent::Lost(error) => return self.lose_hub(error),
+            AgentEvent::Back => {
+                self.outage = None;
+                self.call.say.back();
+            }
+        }
+        Ok(())
+    }
+
+    fn register(&mut self, name: &Name, registration: Registration) {
+        self.refused.remove(name);
+        let Some(offer) = self.offers.get_mut(name) else { return };
+        // The hub confirms every service again after an outage. And a command that does not retry has its own words for
+        // what it exposes.
+        if offer.registration.is_none() && self.retries {
+            let target = &offer.exposure.target;
+            self.call.say.line(&format!("[ok] {name} exposed from {target}"));
+            self.call.say.event(
+                &json!({ "event": "exposed", "name": name, "target": target, "id": registration.service }),
+            );
+        }
+        offer.registration = Some(registration);
+    }
+
+    fn lose_hub(&mut self, error: Error) -> Result<()> {
+        let is_key_rejected = error.is_status(401) || error.is_status(403);
+        if is_key_rejected && self.hub.is_none() {
+            self.stop_agent();
+            return self.delay_agent(error);
+        }
+        // While the command starts, only an unreachable hub is worth waiting for.
+        let is_starting = !self.retries && !self.is_registered();
+        if is_key_rejected || (is_starting && error.kind != ErrorKind::Unreachable) {
+            return Err(error);
+        }
+        self.outage = Some(if error.may_pass() { "the hub is away".to_owned() } else { error.to_string() });
+        self.call.say.lost(&error);
+        Ok(())
+    }
+
+    pub fn is_hub_away(&self) -> bool {
+        self.outage.is_some()
+    }
+
+    /// The hub knows every desired service.
+    pub fn is_registered(&self) -> bool {
+        self.desired.keys().all(|name| self.registration(name).is_some())
+    }
+
+    /// Every desired service has been confirmed or refused, or the hub cannot be asked.
+    pub fn is_settled(&self) -> bool {
+        let is_answered = |name: &Name| self.registration(name).is_some() || self.refused.contains_key(name);
+        self.no_agent.is_some() || self.is_hub_away() || self.desired.keys().all(is_answered)
+    }
+
+    fn registration(&self, name: &Name) -> Option<&Registration> {
+        self.offers.get(name)?.registration.as_ref()
+    }
+
+    /// What the hub knows now, and whether each target answers.
+    pub fn registered(&self) -> Vec<RegisteredService> {
+        let one = |offer: &Offer| {
+            let registration = offer.registration.as_ref()?;
+            let target = &offer.exposure.target;
+            let deadline = Instant::now() + TARGET_TIMEOUT;
+            Some(RegisteredService {
+                exposure: offer.exposure.clone(),
+                service: registration.service.clone(),
+                tunnel_port: registration.tunnel_port,
+                answers: dial(&target.host, target.port, deadline, &self.call.stop).is_ok(),
+            })
+        };
+        self.offers.values().filter_map(one).collect()
+    }
+
+    /// Every desired service, exposed or not.
+    pub fn open_services(&self) -> Vec<OpenService> {
+        let traffic = self.agent.iter().flat_map(RunningAgent::traffic);
+        let traffic: BTreeMap<Name, _> =
+            traffic.map(|(exposure, counters)| (exposure.name, counters)).collect();
+        let one = |(name, exposure): (&Name, &Exposure)| {
+            let delayed = self.refused.get(name).or(self.no_agent.as_ref());
+            let trouble = delayed.map(|delayed| delayed.reason.clone()).or_else(|| self.outage.clone());
+            let counters = traffic.get(name);
+            let sessions = counters.map_or(0, |counters| counters.sessions.load(Ordering::Relaxed));
+            OpenService {
+                name: name.to_string(),
+                at: exposure.target.to_string(),
+                exposed: true,
+                up: trouble.is_none() && self.registration(name).is_some(),
+                trouble,
+                sessions: usize::try_from(sessions).unwrap_or_default(),
+                bytes: counters.map_or(0, |counters| counters.bytes.load(Ordering::Relaxed)),
+            }
+        };
+        self.desired.iter().map(one).collect()
+    }
+}

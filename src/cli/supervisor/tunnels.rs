@@ -1,0 +1,213 @@
+//! The tunnels of one command: `reach` has one, `join` and `dev` several.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use super::event::SupervisorEvent;
+use super::local_tunnel::LocalTunnel;
+use super::local_tunnel::TunnelSpec;
+use crate::api::Hub;
+use crate::cli::call::Call;
+use crate::cli::tunnel_access::TunnelAccess;
+use crate::error::Error;
+use crate::error::Result;
+use crate::model::name::Name;
+use crate::net::connect::NETWORK_TIMEOUT;
+use crate::os::files;
+use crate::state::runs::OpenService;
+use crate::tunnel::joiner::JoinerEvent;
+
+/// While a command waits for services, it checks the missing ones this often.
+const MISSING_SERVICE_POLL: Duration = Duration::from_millis(500);
+/// `-- CMD` waits this long for its services without `--wait`, since nobody is there to read which one is missing.
+const COMMAND_START_TIMEOUT: Duration = Duration::from_mins(1);
+
+pub struct TunnelSet<'c> {
+    call: &'c Call,
+    events: Sender<SupervisorEvent>,
+    /// In the order in which they were opened.
+    all: Vec<LocalTunnel>,
+    /// How long a service may take to prove that it answers.
+    pub check_timeout: Duration,
+    /// The lines that `--env-file` holds now.
+    env_file: Option<String>,
+}
+
+/// What a reconciliation changed.
+pub struct TunnelChanges {
+    pub left: Vec<Name>,
+    pub joined: Vec<Name>,
+}
+
+impl<'c> TunnelSet<'c> {
+    pub fn new(call: &'c Call, events: Sender<SupervisorEvent>) -> Self {
+        Self { call, events, all: Vec::new(), check_timeout: NETWORK_TIMEOUT, env_file: None }
+    }
+
+    pub fn all(&self) -> &[LocalTunnel] {
+        &self.all
+    }
+
+    /// Those that can be used now.
+    pub fn active(&self) -> impl Iterator<Item = &LocalTunnel> {
+        self.all.iter().filter(|tunnel| tunnel.trouble.is_none())
+    }
+
+    /// Closes the tunnels that are not desired any more, opens those that are new, and checks all that are not up. The
+    /// others are not touched. What is wrong with a service is in its tunnel's `trouble`.
+    pub fn reconcile(
+        &mut self,
+        access: &Arc<TunnelAccess>,
+        desired: Vec<TunnelSpec>,
+    ) -> Result<TunnelChanges> {
+        let is_desired = |tunnel: &LocalTunnel| desired.iter().any(|spec| spec.is_met_by(&tunnel.spec));
+        let gone = self.all.extract_if(.., |tunnel| !is_desired(tunnel));
+        let left = gone.map(|tunnel| tunnel.spec.name.clone()).collect();
+        let mut joined = Vec::new();
+        for spec in desired {
+            if self.all.iter().all(|tunnel| tunnel.spec.name != spec.name) {
+                joined.push(spec.name.clone());
+                self.all.push(LocalTunnel::new(self.call, access, spec, &self.events)?);
+            }
+        }
+        self.check_missing();
+        Ok(TunnelChanges { left, joined })
+    }
+
+    /// Checks at the same time all services that do not answer yet. Each check takes up to `check_timeout`.
+    fn check_missing(&mut self) {
+        let timeout = self.check_timeout;
+        thread::scope(|scope| {
+            for tunnel in self.all.iter_mut().filter(|tunnel| !tunnel.is_up()) {
+                scope.spawn(move || tunnel.check(timeout));
+            }
+        });
+        // In their order: if two services want one port, the first gets it.
+        for tunnel in &mut self.all {
+            tunnel.take_port();
+        }
+    }
+
+    /// Checks until every service answers or the time is up. `asked` is what `--wait` says.
+    pub fn wait_until_up(&mut self, asked: Option<Duration>) -> Result<()> {
+        let default = self.call.args.run.as_ref().map(|_| COMMAND_START_TIMEOUT);
+        let deadline = Instant::now() + asked.or(default).unwrap_or_default();
+        loop {
+            self.call.fail_if_stopped()?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.active().count() == self.all.len() {
+                return Ok(());
+            }
+            if let Some(error) = self.all.iter().find_map(LocalTunnel::final_error) {
+                return Err(error);
+            }
+            if !self.call.stop.wait_for(MISSING_SERVICE_POLL.min(left)) {
+                self.check_missing();
+            }
+        }
+    }
+
+    /// The reason why one service is missing, for a command that ends over it.
+    pub fn take_trouble(&mut self, name: &Name) -> Option<Error> {
+        self.all.iter_mut().find(|tunnel| tunnel.spec.name == *name)?.trouble.take()
+    }
+
+    /// An error if a command is to run and one of its services is missing.
+    pub fn require_all_for_command(&self) -> Result<()> {
+        let missing: Vec<&LocalTunnel> = self.all.iter().filter(|tunnel| tunnel.trouble.is_some()).collect();
+        if self.call.args.run.is_none() || missing.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<&str> = missing.iter().map(|tunnel| tunnel.spec.name.as_str()).collect();
+        let error =
+            Error::new(format!("The command was not started: {} cannot be reached", names.join(", ")));
+        // If retrying cannot help, show that error's own hint instead of `--wait`.
+        let mut troubles = missing.iter().filter_map(|tunnel| tunnel.trouble.as_ref());
+        Err(match troubles.find(|trouble| !trouble.may_pass()) {
+            Some(trouble) => {
+                error.because(trouble.to_string()).hint(trouble.hint.clone().unwrap_or_default())
+            }
+            None => {
+                error.hint("Give it more time with --wait 5m, or look at the agent: connect status there")
+            }
+        })
+    }
+
+    /// Lists the tunnels as routes, in the order of their names. Before the user reads that they are there, so that a
+    /// script which waits for that line finds them.
+    pub fn list_routes(&mut self) {
+        let mut by_name: Vec<&mut LocalTunnel> = self.all.iter_mut().collect();
+        by_name.sort_by(|one, other| one.spec.name.cmp(&other.spec.name));
+        for tunnel in by_name {
+            tunnel.list_route();
+        }
+    }
+
+    /// Lists the routes, writes `--env-file`, and has every tunnel report its changes from now on.
+    pub fn publish(&mut self) -> Result<()> {
+        self.list_routes();
+        if let Some(path) = self.call.args.value("env-file") {
+            let lines: String =
+                self.environment().iter().map(|(name, value)| format!("{name}={value}\n")).collect();
+            if self.env_file.as_ref() != Some(&lines) {
+                files::write(Path::new(path), lines.as_bytes())?;
+                self.env_file = Some(lines);
+            }
+        }
+        for tunnel in &self.all {
+            tunnel.report_changes();
+        }
+        Ok(())
+    }
+
+    /// Services that answer but found no port try again; a port may have become free.
+    pub fn find_ports(&mut self) {
+        for tunnel in self.all.iter_mut().filter(|tunnel| tunnel.port().is_none()) {
+            tunnel.take_port();
+            if tunnel.port().is_some() {
+                tunnel.say_up(&self.call.say, false);
+            }
+        }
+    }
+
+    /// Says each time that a service goes or comes. An error ends the command: there is nothing left to wait for.
+    pub fn on_event(&mut self, name: &Name, event: JoinerEvent) -> Result<()> {
+        let Some(tunnel) = self.all.iter_mut().find(|tunnel| tunnel.spec.name == *name) else {
+            return Ok(());
+        };
+        match event {
+            JoinerEvent::Up => {
+                tunnel.came_up(&self.call.say);
+                self.publish()
+            }
+            JoinerEvent::Down(error) => tunnel.went_down(&self.call.say, error),
+        }
+    }
+
+    /// The variables for the command after `--` and for `--env-file`.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        self.all.iter().flat_map(LocalTunnel::environment).collect()
+    }
+
+    pub fn open_services(&self) -> impl Iterator<Item = OpenService> {
+        self.all.iter().map(LocalTunnel::open_service)
+    }
+}
+
+/// `--wait` covers an unreachable hub as well. Returns the time that is left for the services.
+pub fn wait_for_hub(call: &Call, hub: &Hub, asked: Option<Duration>) -> Result<Option<Duration>> {
+    let Some(timeout) = asked else { return Ok(None) };
+    let deadline = Instant::now() + timeout;
+    while let Err(error) = hub.health() {
+        if !error.may_pass() || Instant::now() >= deadline {
+            return Err(error);
+        }
+        call.stop.wait_for(MISSING_SERVICE_POLL);
+        call.fail_if_stopped()?;
+    }
+    Ok(Some(deadline.saturating_duration_since(Instant::now())))
+}

@@ -1,0 +1,131 @@
+//! By what right this machine opens tunnels: at which hub, as whom, by which share, and which agents may answer.
+//!
+//! Every tunnel is built here: those of `reach`, `join` and `dev`, those that the proxy opens for its requests, and the
+//! hub's own tunnel ports.
+
+use std::sync::Arc;
+
+use super::call::Call;
+use crate::api::Hub;
+use crate::error::Error;
+use crate::error::ErrorKind;
+use crate::error::Result;
+use crate::model::fingerprint::Fingerprint;
+use crate::model::name::Name;
+use crate::model::service::Protocol;
+use crate::net::stop::Stop;
+use crate::state::agent_pins;
+use crate::state::home::Home;
+use crate::tls::identity::Identity;
+use crate::tunnel::joiner::OnJoinerEvent;
+use crate::tunnel::joiner::PeerCheck;
+use crate::tunnel::joiner::Tunnel;
+use crate::tunnel::joiner::any_user;
+use crate::tunnel::pool::SessionOpener;
+use crate::wire::api::AskSession;
+use crate::wire::api::Membership;
+use crate::wire::api::SessionGrant;
+
+pub struct TunnelAccess {
+    pub hub: Arc<Hub>,
+    pub identity: Identity,
+    /// The share that opens the services. Without one, this machine's key does.
+    pub share: Option<Membership>,
+    /// The secret of the share's link is the only credential, so the hub rejects it once the share is gone.
+    pub by_link: bool,
+    pub agents: AcceptedAgents,
+    /// Which local programs may connect to the ports.
+    pub peer_check: PeerCheck,
+}
+
+/// Which agent may answer for a service.
+#[derive(Clone)]
+pub enum AcceptedAgents {
+    /// The one that the hub names. For the hub itself, whose registry says which it is.
+    Any,
+    /// The one that a link or a verified code names.
+    Only(Fingerprint),
+    /// The one that answered first, as `known_agents.json` remembers it under `SCOPE/NAME`.
+    FirstSeen { home: Home, scope: String },
+}
+
+/// What the owner of a tunnel learns about it. By default nothing.
+pub struct TunnelObserver {
+    pub on_event: OnJoinerEvent,
+    /// Called with each session that the hub grants.
+    pub on_protocol: Box<dyn Fn(Protocol) + Send + Sync>,
+}
+
+impl Default for TunnelObserver {
+    fn default() -> Self {
+        Self { on_event: Box::new(|_| ()), on_protocol: Box::new(|_| ()) }
+    }
+}
+
+impl TunnelAccess {
+    /// With this machine's own key.
+    pub fn own(call: &Call, hub: Arc<Hub>) -> Result<Self> {
+        let agents = AcceptedAgents::FirstSeen { home: call.home.clone(), scope: hub.url.to_string() };
+        let identity = call.identity()?;
+        Ok(Self { hub, identity, share: None, by_link: false, agents, peer_check: any_user })
+    }
+
+    /// A tunnel to one service, by its name or its id. It has no port before `listen`, and nothing is sent before its
+    /// first session. With `name` the agent must prove that it serves the service of this name, whatever the hub says.
+    pub fn tunnel_to(
+        &self,
+        service: &str,
+        name: Option<&Name>,
+        observer: TunnelObserver,
+        stop: &Stop,
+    ) -> Result<Tunnel> {
+        let mut ask = AskSession::of(service, self.identity.fingerprint);
+        ask.share.clone_from(&self.share);
+        let TunnelObserver { on_event, on_protocol } = observer;
+        let agents = self.agents.clone();
+        let named = name.cloned();
+        let check = move |granted: &SessionGrant| {
+            on_protocol(granted.protocol);
+            agents.check(named.as_ref().unwrap_or(&granted.name), granted.agent_fingerprint)
+        };
+        let mut opener = SessionOpener::new(Arc::clone(&self.hub), &self.identity, ask, Box::new(check))?;
+        if let Some(name) = name {
+            opener = opener.expected(name);
+        }
+        Tunnel::new(opener, self.peer_check, on_event, stop)
+    }
+
+    /// The error to end with if waiting cannot help. An unknown service may still be exposed; a share does not come
+    /// back, and neither does a key.
+    pub fn final_error(&self, error: &Error) -> Option<Error> {
+        match error.kind {
+            ErrorKind::Refused(401) if !self.by_link => Some(
+                Error::new("The hub no longer accepts this machine's key")
+                    .hint("It was revoked or has expired: connect up --api-key KEY"),
+            ),
+            ErrorKind::Refused(401 | 404) if self.share.is_some() => Some(
+                Error::new("The share was revoked or has expired")
+                    .hint("Ask its owner for a new code: connect share"),
+            ),
+            _ => None,
+        }
+    }
+}
+
+impl AcceptedAgents {
+    fn check(&self, service: &Name, agent: Fingerprint) -> Result<()> {
+        match self {
+            Self::Any => Ok(()),
+            Self::Only(named) if *named == agent => Ok(()),
+            Self::Only(_) => Err(another_agent()),
+            Self::FirstSeen { home, scope } => {
+                agent_pins::check_or_pin(home, &format!("{scope}/{service}"), agent)
+            }
+        }
+    }
+}
+
+pub fn another_agent() -> Error {
+    Error::new("The agent is not the one that this code names")
+        .hint("Somebody may stand in between. Nothing was sent; ask the owner of the share")
+}
