@@ -134,7 +134,7 @@ fn a_faulty_file_is_refused_with_its_line_and_the_reason() {
         ("services:\n  - name: db\n    port: 70000\n", "line 3"),
         ("services:\n  - name: DB one\n", "may only have a-z, 0-9 and - at line 2"),
         ("services:\n  - name: db\n  - name: db\n", "the service db stands there twice, at line 3"),
-        ("expose:\n  web: nonsense\n", "`nonsense` is no port and no HOST:PORT"),
+        ("expose:\n  web: nonsense\n", "`nonsense` is neither a port nor HOST:PORT"),
         ("services: [\n", "line"),
         ("services:\n  - name: db\n    port: web\n", "expected a port from 1 to 65535 at line 3"),
         ("services:\n  - db\n", "expected `name: NAME` at line 2"),

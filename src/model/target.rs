@@ -47,7 +47,7 @@ impl<'de> Deserialize<'de> for Target {
             PortOrText::Text(text) => text,
         };
         Self::parse(&text).ok_or_else(|| {
-            serde::de::Error::custom(format!("`{}` is no port and no HOST:PORT", text.escape_debug()))
+            serde::de::Error::custom(format!("`{}` is neither a port nor HOST:PORT", text.escape_debug()))
         })
     }
 }
