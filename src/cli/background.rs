@@ -29,7 +29,7 @@ pub fn detach(call: &Call, kind: &str, name: &str, environment: &[(&str, &str)])
     }
     let log = call.home.file(&format!("logs/{kind}-{name}.log"));
     let command = BackgroundStart { arguments: detach::own_arguments(), environment, log: &log };
-    start(call, &command, true).map(Some)
+    start(call, &command, ChildOutput::RepeatedWithPid).map(Some)
 }
 
 /// Arguments for another of our commands, with the hub and the config file of this one.
@@ -43,20 +43,29 @@ pub fn arguments(call: &Call, words: &[&str]) -> Vec<OsString> {
     arguments
 }
 
-/// Runs one of our commands in the background and returns once it is ready or has ended. `aloud` repeats what it says.
-pub fn start(call: &Call, command: &BackgroundStart<'_>, aloud: bool) -> CommandResult {
+/// What becomes of the lines that a command in the background prints before it is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChildOutput {
+    Dropped,
+    Repeated,
+    /// Repeated, and with `--json` one more object names the process and its log. The proxy's own object has both.
+    RepeatedWithPid,
+}
+
+/// Runs one of our commands in the background and returns once it is ready or has ended.
+pub fn start(call: &Call, command: &BackgroundStart<'_>, output: ChildOutput) -> CommandResult {
     let mut cut = None;
     // Until it is ready, Ctrl-C ends it as well. It has left the terminal, so it would not notice.
     let started = |pid| cut = call.stop.on_stop(move || process::terminate(pid));
     let repeat = |stream, line: &str| {
-        if aloud {
+        if output != ChildOutput::Dropped {
             say::put(line, stream == OutputStream::Err);
         }
     };
     let outcome = detach::start(command, started, repeat)?;
     call.fail_if_stopped()?;
     match outcome {
-        StartOutcome::Ready { pid } if aloud => {
+        StartOutcome::Ready { pid } if output == ChildOutput::RepeatedWithPid => {
             call.say.event(&json!({ "event": "background", "pid": pid, "log": command.log }));
             Ok(0)
         }

@@ -1,6 +1,7 @@
 //! `reach` makes its service available by name: it starts the local proxy if none runs.
 
 use super::background;
+use super::background::ChildOutput;
 use super::call::Call;
 use super::call::CommandResult;
 use crate::os::detach::BackgroundStart;
@@ -25,5 +26,5 @@ pub fn address_line(call: &Call, name: &str) -> Option<String> {
 fn start(call: &Call) -> CommandResult {
     let arguments = background::arguments(call, &["proxy", "start", "--quiet"]);
     let log = call.home.file(proxy::PROXY_LOG);
-    background::start(call, &BackgroundStart { arguments, environment: &[], log: &log }, false)
+    background::start(call, &BackgroundStart { arguments, environment: &[], log: &log }, ChildOutput::Dropped)
 }

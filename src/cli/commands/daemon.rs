@@ -12,6 +12,7 @@ use super::status::show;
 use crate::cli::Call;
 use crate::cli::CommandResult;
 use crate::cli::background;
+use crate::cli::background::ChildOutput;
 use crate::cli::call::not_configured;
 use crate::cli::logs;
 use crate::cli::supervisor::Stay;
@@ -50,12 +51,12 @@ pub fn start(call: &Call) -> CommandResult {
     if daemon_service::start(call)? {
         return Ok(0);
     }
-    begin(call, detach::own_arguments(), true)
+    begin(call, detach::own_arguments(), ChildOutput::RepeatedWithPid)
 }
 
-fn begin(call: &Call, arguments: Vec<OsString>, aloud: bool) -> CommandResult {
+fn begin(call: &Call, arguments: Vec<OsString>, output: ChildOutput) -> CommandResult {
     let log = call.home.file(DAEMON_LOG);
-    background::start(call, &BackgroundStart { arguments, environment: &[], log: &log }, aloud)
+    background::start(call, &BackgroundStart { arguments, environment: &[], log: &log }, output)
 }
 
 /// The daemon itself: keeps the exposures of the config up and follows changes of the config. It never gives up over an
@@ -151,7 +152,7 @@ pub fn restart(call: &Call) -> CommandResult {
         return Ok(0);
     }
     let words: &[&str] = if call.say.json { &["daemon", "start", "--json"] } else { &["daemon", "start"] };
-    begin(call, background::arguments(call, words), true)
+    begin(call, background::arguments(call, words), ChildOutput::RepeatedWithPid)
 }
 
 pub fn status(call: &Call) -> CommandResult {
@@ -195,7 +196,8 @@ pub fn keep(call: &Call, exposure: &Exposure) -> CommandResult {
     Config::change(&call.home, call.config_file(), |config| config.exposures.insert(name.clone(), kept))?;
     if runs::running(&call.home, DAEMON_KIND).is_none()
         && !daemon_service::start(call)?
-        && begin(call, background::arguments(call, &["daemon", "start", "--quiet"]), false)? != 0
+        && begin(call, background::arguments(call, &["daemon", "start", "--quiet"]), ChildOutput::Dropped)?
+            != 0
     {
         return Err(Error::new(format!("{name} is saved, but the daemon does not start"))
             .hint("See why: connect daemon start"));

@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::cli::Call;
 use crate::cli::CommandResult;
 use crate::cli::background;
+use crate::cli::background::ChildOutput;
 use crate::cli::logs;
 use crate::cli::proxy_setup;
 use crate::cli::proxy_setup::LOCAL_PROXY_PORT;
@@ -37,7 +38,11 @@ pub fn start(call: &Call) -> CommandResult {
     }
     let log = call.home.file(proxy::PROXY_LOG);
     let arguments = detach::own_arguments();
-    background::start(call, &BackgroundStart { arguments, environment: &[], log: &log }, true)
+    background::start(
+        call,
+        &BackgroundStart { arguments, environment: &[], log: &log },
+        ChildOutput::Repeated,
+    )
 }
 
 fn serve(call: &Call, options: &ProxyOptions) -> CommandResult {
