@@ -18,6 +18,7 @@ pub mod registry;
 pub mod route;
 pub mod service;
 pub mod session_protocol;
+#[cfg(feature = "hub")]
 pub mod sessions;
 pub mod suggest;
 pub mod target;

@@ -57,12 +57,12 @@ pub struct ExposureSet<'c> {
 struct Offer {
     exposure: Exposure,
     /// Once the hub knows the service.
-    registration: Option<Registration>,
+    registration: Option<HubRegistration>,
     /// Two processes of this machine would take the name from each other.
     _lock: files::FileLock,
 }
 
-struct Registration {
+struct HubRegistration {
     service: String,
     tunnel_port: Option<u16>,
 }
@@ -234,7 +234,7 @@ impl<'c> ExposureSet<'c> {
         }
         match event {
             AgentEvent::Exposed { name, service, tunnel_port } => {
-                self.register(&name, Registration { service, tunnel_port });
+                self.register(&name, HubRegistration { service, tunnel_port });
             }
             AgentEvent::Refused { name, error } => return self.refuse(&name, error),
             AgentEvent::Lost(error) => return self.lose_hub(error),
@@ -246,7 +246,7 @@ impl<'c> ExposureSet<'c> {
         Ok(())
     }
 
-    fn register(&mut self, name: &Name, registration: Registration) {
+    fn register(&mut self, name: &Name, registration: HubRegistration) {
         self.refused.remove(name);
         let Some(offer) = self.offers.get_mut(name) else { return };
         // The hub confirms every service again after an outage. And a command that does not retry has its own words for
@@ -292,7 +292,7 @@ impl<'c> ExposureSet<'c> {
         self.no_agent.is_some() || self.is_hub_away() || self.desired.keys().all(is_answered)
     }
 
-    fn registration(&self, name: &Name) -> Option<&Registration> {
+    fn registration(&self, name: &Name) -> Option<&HubRegistration> {
         self.offers.get(name)?.registration.as_ref()
     }
 
