@@ -10,6 +10,8 @@ mod call;
 mod checkup;
 mod command;
 mod commands;
+#[cfg(feature = "agent")]
+mod daemon_process;
 mod help;
 mod hub_checks;
 mod hub_path;

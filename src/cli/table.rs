@@ -60,9 +60,9 @@ const FUNCTIONS: &[(&str, CommandFunction)] = &[
     #[cfg(feature = "agent")]
     ("daemon logs", commands::daemon::logs),
     #[cfg(feature = "agent")]
-    ("daemon install", commands::daemon_service::install),
+    ("daemon install", commands::daemon_install::install),
     #[cfg(feature = "agent")]
-    ("daemon uninstall", commands::daemon_service::uninstall),
+    ("daemon uninstall", commands::daemon_install::uninstall),
     ("doctor", commands::doctor::run),
     #[cfg(feature = "proxy")]
     ("proxy", commands::proxy::start),

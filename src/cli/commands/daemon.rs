@@ -7,13 +7,14 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::daemon_service;
 use super::status::show;
 use crate::cli::Call;
 use crate::cli::CommandResult;
 use crate::cli::background;
 use crate::cli::background::ChildOutput;
 use crate::cli::call::not_configured;
+use crate::cli::daemon_process;
+use crate::cli::daemon_process::DAEMON_LOG;
 use crate::cli::logs;
 use crate::cli::supervisor::Stay;
 use crate::cli::supervisor::Supervisor;
@@ -33,7 +34,6 @@ use crate::state::runs::DAEMON_KIND;
 use crate::state::runs::Run;
 use crate::tunnel::agent::Exposure;
 
-pub const DAEMON_LOG: &str = "agent.log";
 /// `expose --keep` reports this late at most; the daemon goes on trying.
 const EXPOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The user who starts the daemon hears within this time what came up and what did not.
@@ -48,7 +48,7 @@ pub fn start(call: &Call) -> CommandResult {
         call.say.event(&json!({ "event": "running", "pid": run.pid }));
         return Ok(0);
     }
-    if daemon_service::start(call)? {
+    if daemon_process::start_unit(call)? {
         return Ok(0);
     }
     begin(call, detach::own_arguments(), ChildOutput::RepeatedWithPid)
@@ -133,22 +133,15 @@ fn exposures(config: &Config) -> impl Iterator<Item = Exposure> {
 }
 
 pub fn stop(call: &Call) -> CommandResult {
-    let run = end(call)?;
+    let run = daemon_process::end(call)?;
     call.say.line(if run.is_some() { "[ok] Daemon stopped." } else { "[ok] No daemon is running." });
     call.say.value(&json!({ "stopped": run.is_some(), "pid": run.map(|run| run.pid) }));
     Ok(0)
 }
 
-/// The one that ran, and does no more.
-pub fn end(call: &Call) -> Result<Option<Run>> {
-    let run = runs::running(&call.home, DAEMON_KIND);
-    run.iter().try_for_each(|run| background::end(call, "The daemon", run.pid))?;
-    Ok(run)
-}
-
 pub fn restart(call: &Call) -> CommandResult {
-    end(call)?;
-    if daemon_service::start(call)? {
+    daemon_process::end(call)?;
+    if daemon_process::start_unit(call)? {
         return Ok(0);
     }
     let words: &[&str] = if call.say.json { &["daemon", "start", "--json"] } else { &["daemon", "start"] };
@@ -159,7 +152,7 @@ pub fn status(call: &Call) -> CommandResult {
     let kept = call.config()?.exposures.clone();
     let run = runs::all(&call.home).into_iter().rev().find(|run| run.kind == DAEMON_KIND);
     let is_running = run.as_ref().is_some_and(Run::is_alive);
-    let installed = daemon_service::installed();
+    let installed = daemon_process::unit_file();
     call.say.value(&json!({ "running": is_running, "daemon": run, "kept": kept, "installed": installed }));
     match &run {
         Some(run) => show(call, run),
@@ -195,7 +188,7 @@ pub fn keep(call: &Call, exposure: &Exposure) -> CommandResult {
     let kept = SavedExposure { target: target.clone(), protocol: exposure.protocol };
     Config::change(&call.home, call.config_file(), |config| config.exposures.insert(name.clone(), kept))?;
     if runs::running(&call.home, DAEMON_KIND).is_none()
-        && !daemon_service::start(call)?
+        && !daemon_process::start_unit(call)?
         && begin(call, background::arguments(call, &["daemon", "start", "--quiet"]), ChildOutput::Dropped)?
             != 0
     {
@@ -209,7 +202,7 @@ pub fn keep(call: &Call, exposure: &Exposure) -> CommandResult {
         Some(why) => call.say.warn(&format!("{name} is saved, and exposed as soon as that can be: {why}")),
     }
     call.say.line(&format!("  Undo it: connect stop {name}"));
-    if daemon_service::installed().is_none() {
+    if daemon_process::unit_file().is_none() {
         call.say.line("  After a reboot too: connect daemon install");
     }
     Ok(0)

@@ -5,7 +5,7 @@ pub mod completions;
 #[cfg(feature = "agent")]
 pub mod daemon;
 #[cfg(feature = "agent")]
-pub mod daemon_service;
+pub mod daemon_install;
 #[cfg(feature = "join")]
 pub mod dev;
 #[cfg(any(feature = "discover", feature = "agent"))]
