@@ -1,4 +1,6 @@
-//! Who is asking. Every wrong key gets the same refusal at the same cost, whatever is wrong with it.
+//! Authentication and roles: whom a key belongs to, and whether its role allows the call.
+//!
+//! Every invalid key gets the same refusal after the same work, so the answer does not reveal why it is invalid.
 
 use std::net::IpAddr;
 
@@ -14,7 +16,7 @@ use crate::model::time::Time;
 use crate::os::lock::locked;
 use crate::os::secret;
 
-/// A share link carries a secret of this kind in place of a key.
+/// Prefix of the secret in a share link, which is sent in the place of an API key.
 const LINK_PREFIX: &str = "pl_";
 const API_KEY_PREFIX: &str = "pc_";
 /// Longer than any key of ours.
@@ -22,7 +24,7 @@ const KEY_LENGTH_LIMIT: usize = 256;
 /// Wrong keys from one network, and tries of one wrong key.
 const LOGINS: RateLimit = RateLimit { name: "too-many-logins", allowed: 20, window: 60 };
 
-/// The principal that the key stands for.
+/// The principal that the key belongs to. A wrong key counts twice: for its sender's network and for itself.
 pub fn authenticate(core: &Core, key: &str, address: IpAddr, now: Time) -> Result<Principal, Refusal> {
     if key.is_empty() {
         return Err(Refusal::NoKey);
@@ -30,8 +32,8 @@ pub fn authenticate(core: &Core, key: &str, address: IpAddr, now: Time) -> Resul
     // What follows the dot is the hub's pin, which is for clients.
     let secret = key.get(..KEY_LENGTH_LIMIT).unwrap_or(key).split('.').next().unwrap_or_default();
     let hash = secret::hash(secret);
-    // A good key always works, whatever others did from its address: a machine that repeats a revoked key must
-    // not lock out its neighbours, and nobody guesses 128 bits within a limit or without one.
+    // The key is looked up before the limit is checked, so a valid key always works: a machine that repeats a revoked
+    // key must not lock out its neighbours. Nobody guesses 128 random bits, with or without a limit.
     if let Some(principal) = principal_of(core, key, &hash, now) {
         return Ok(principal);
     }
@@ -48,6 +50,8 @@ pub fn authenticate(core: &Core, key: &str, address: IpAddr, now: Time) -> Resul
     Err(Refusal::BadKey)
 }
 
+/// The prefix decides where the hash is looked up: among the API keys, or among the share links. The hub's own token
+/// has no prefix.
 fn principal_of(core: &Core, key: &str, hash: &str, now: Time) -> Option<Principal> {
     let registry = core.records.registry();
     if key.starts_with(API_KEY_PREFIX) {
@@ -66,7 +70,7 @@ fn principal_of(core: &Core, key: &str, hash: &str, now: Time) -> Option<Princip
     (secret::hash(&core.local_token) == hash).then_some(Principal::Local)
 }
 
-/// Whether the request comes from the hub's own machine, by somebody who can read its data folder.
+/// Whether the request carries the hub's own token. Only a process that can read the data folder knows it.
 pub fn is_local(core: &Core, request: &Request) -> bool {
     secret::hash(request.key()) == secret::hash(&core.local_token)
 }
@@ -80,11 +84,12 @@ pub fn allow(audit: &Audit, principal: &Principal, action: Action) -> Result<(),
     Err(Refusal::Role(action))
 }
 
-/// What to hash for a new key or link; the prefix is part of it.
+/// A new API key. The prefix is part of what is hashed.
 pub fn new_key() -> String {
     format!("{API_KEY_PREFIX}{}", secret::secret())
 }
 
+/// The key in a share link, as clients send it and as it is hashed.
 pub fn link_key(link_secret: &str) -> String {
     format!("{LINK_PREFIX}{link_secret}")
 }

@@ -13,14 +13,14 @@ use crate::model::version::Version;
 use crate::net::channel::ChannelSender;
 use crate::os::lock::locked;
 
-/// One control channel, for whoever wants something of its agent.
+/// One control channel, as other connections use it to reach its agent.
 #[derive(Clone)]
 pub struct AgentChannel {
     pub outgoing: ChannelSender,
     /// The relay at the address by which this agent reached the hub.
     pub relay: String,
     pub speaks: Version,
-    /// The key it was opened with. When that dies, the channel is cut.
+    /// The key that opened it. When that key expires or is revoked, the channel is cut.
     pub key: String,
     pub socket: Arc<TcpStream>,
 }
@@ -43,14 +43,14 @@ impl AgentChannels {
         locked(&self.by_id).get(&id).cloned()
     }
 
-    /// The sockets of channels whose key is no longer good.
+    /// The sockets of channels whose key is no longer valid.
     pub fn dead(&self, registry: &Registry, now: Time) -> Vec<Arc<TcpStream>> {
         let by_id = locked(&self.by_id);
         let dead = by_id.values().filter(|channel| !registry.credential_is_live(&channel.key, now));
         dead.map(|channel| Arc::clone(&channel.socket)).collect()
     }
 
-    /// Cuts all of them, so that every agent looks for another hub.
+    /// Cuts all channels, so that every agent connects to another hub.
     pub fn cut_all(&self) {
         let channels: Vec<AgentChannel> = locked(&self.by_id).values().cloned().collect();
         for channel in channels {

@@ -14,30 +14,31 @@ use crate::model::time::Time;
 use crate::model::version;
 use crate::model::version::Version;
 
-/// Characters of a name that people know a key, an agent or a share by.
+/// The longest label of a key, an agent or a share, in characters.
 const LABEL_LENGTH: usize = 64;
 
 /// Where a request came from.
 #[derive(Clone, Copy)]
 pub struct Origin {
     pub address: IpAddr,
-    /// Whether it came by TLS that this hub itself ends.
+    /// Whether it came over TLS that this hub terminates itself.
     pub over_tls: bool,
 }
 
+/// A request whose sender may make it.
 pub struct ApiCall<'r> {
     pub request: &'r Request,
     pub principal: Principal,
     pub origin: Origin,
-    /// The parts of the path that the pattern leaves open.
+    /// The path segments that match a `*` of the endpoint's pattern.
     pub parts: Vec<&'r str>,
     pub now: Time,
 }
 
 impl ApiCall<'_> {
-    /// The request's body; an error names the field that does not fit.
+    /// Parses the request's body. An error names the field that is wrong.
     pub fn body<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
-        // serde would read an array as an object whose names are left out.
+        // serde would also accept an array, with its elements as the fields in order.
         if !self.request.body.trim_ascii_start().starts_with(b"{") {
             return Err(Refusal::BadBody { why: "it is not a JSON object".to_owned() });
         }
@@ -45,7 +46,7 @@ impl ApiCall<'_> {
             .map_err(|error| Refusal::BadBody { why: error.to_string() })
     }
 
-    /// The same, where an empty body means the default.
+    /// Like `body`, but an empty body is the default.
     pub fn body_if_any<T: DeserializeOwned + Default>(&self) -> Result<T, Refusal> {
         if self.request.body.is_empty() { Ok(T::default()) } else { self.body() }
     }
@@ -54,9 +55,9 @@ impl ApiCall<'_> {
         self.principal.workspace()
     }
 
-    /// Where the caller reaches the relay: at this same hub, by the address that the caller itself used. A client
-    /// that came by TLS of our own finds it in the clear on the same port; one that came through a proxy that ends
-    /// TLS comes through the proxy again.
+    /// The relay's address for this caller: the host and port that the caller itself used. A client that came over
+    /// our own TLS reaches the relay in the clear on the same port. A client that came through a proxy that
+    /// terminates TLS uses that proxy for the relay as well.
     pub fn relay_address(&self) -> Result<String, Refusal> {
         let host = self.request.field("host").unwrap_or_default();
         let scheme = if self.origin.over_tls { "http" } else { "https" };
@@ -65,6 +66,7 @@ impl ApiCall<'_> {
     }
 }
 
+/// A reply with `value` as its JSON body.
 pub fn ok(status: u16, value: &impl Serialize) -> Result<Reply, Refusal> {
     match serde_json::to_value(value) {
         Ok(value) => Ok(Reply::json(status, value)),
@@ -80,7 +82,7 @@ pub fn spoken_by(request: &Request) -> Version {
     Version::said(request.field(version::FIELD))
 }
 
-/// Labels are shown on other people's terminals: printable, and not long.
+/// Labels are shown on other users' terminals, so control characters are removed and the length is limited.
 pub fn clean_label(label: &str) -> String {
     label.chars().filter(|c| !c.is_control()).take(LABEL_LENGTH).collect::<String>().trim().to_owned()
 }

@@ -1,7 +1,8 @@
 //! The audit log: one JSON line for each security event. Each line carries the SHA-256 of the line before it, so a
-//! line that was changed, removed or inserted shows; and a checksum of its own, since no line vouches for the last.
+//! line that was changed, removed or inserted is detected. Each line also ends with a checksum of its own, because no later
+//! line covers the last one.
 //!
-//! A thread of its own writes, callers only queue. The hub never shortens the log. While the disk is full, events
+//! One thread writes the file; callers only queue events. The hub never shortens the log. While the disk is full, events
 //! wait in memory; if too many wait, the log says later how many are missing.
 
 use std::collections::VecDeque;
@@ -37,17 +38,17 @@ use crate::os::secret;
 
 /// The `prev` of the first line.
 const FIRST_PREV: &str = "0000000000000000000000000000000000000000000000000000000000000000";
-/// Events that may wait for a slow disk; beyond that, the callers wait too.
+/// Events that may wait for a slow disk. When the queue is full, callers wait as well.
 const AUDIT_QUEUE: usize = 4096;
 /// Longer than any line of ours; a longer one was not written by a hub.
 const AUDIT_LINE_LIMIT: u64 = 64 * 1024;
 
-/// How often a log that could not be written is tried again.
+/// How often a failed write is retried.
 const AUDIT_RETRY: Duration = Duration::from_secs(1);
 /// Hexadecimal digits of a line's own checksum.
 const AUDIT_SUM_DIGITS: usize = 16;
 
-/// Refusals that one caller leaves in the log; a loop must not fill the disk.
+/// How many refusals of one caller are logged: a client in a retry loop must not fill the disk.
 const AUDITED_REFUSALS: RateLimit = RateLimit { name: "audited-refusals", allowed: 20, window: 60 };
 
 type AuditEvent = Map<String, Value>;
@@ -62,6 +63,7 @@ pub struct Audit {
 pub type AuditDetails<'a> = &'a [(&'a str, &'a str)];
 
 impl Audit {
+    /// Opens the log, cuts off a last line that a crash left unfinished, and starts the writer.
     pub fn open(folder: &Path) -> Result<Self> {
         let path = log_file(folder);
         let mut file = files::append(&path)?;
@@ -75,13 +77,14 @@ impl Audit {
         Ok(Self { queue: Some(queue), refusals: Mutex::default(), threads })
     }
 
+    /// Queues an event with the time of now. It never fails: a hub without a working log goes on serving.
     pub fn say(&self, event: &str, details: AuditDetails<'_>) {
         if let Some(queue) = &self.queue {
             let _ = queue.send(new_event(event, details));
         }
     }
 
-    /// What a known caller was refused, named first in `details`; not more often than a person would try.
+    /// Queues a refusal unless this caller has had too many lately. The first entry of `details` names the caller.
     pub fn say_refusal(&self, event: &str, details: AuditDetails<'_>) {
         let who = details.first().map_or("", |(_, who)| who);
         if locked(&self.refusals).allows(&AUDITED_REFUSALS, who, clock::now()) {
@@ -90,6 +93,7 @@ impl Audit {
     }
 }
 
+/// Closes the queue and waits until the writer has written what is in it.
 impl Drop for Audit {
     fn drop(&mut self) {
         self.queue = None;
@@ -107,20 +111,21 @@ fn new_event(event: &str, details: AuditDetails<'_>) -> AuditEvent {
     line
 }
 
-/// The file as its thread writes it.
+/// The log file; the writer thread owns it.
 struct AuditFile {
     file: File,
-    /// Bytes of it that are whole lines.
+    /// Total length of the complete lines, in bytes.
     length: u64,
-    /// The hash that the next line carries.
+    /// The hash of the last line, which the next line carries.
     last: String,
     waiting: VecDeque<AuditEvent>,
-    /// Events that could not even wait.
+    /// How many events were dropped because too many were waiting.
     missing: u64,
     is_failing: bool,
 }
 
 impl AuditFile {
+    /// Writes events until the queue is closed. While events wait after a failed write, it also wakes up to retry.
     fn write_all(&mut self, events: &Receiver<AuditEvent>) {
         loop {
             let next = if self.waiting.is_empty() {
@@ -139,6 +144,8 @@ impl AuditFile {
         let _ = self.file.sync_all();
     }
 
+    /// Writes the waiting events in order, up to the first failure. An event is removed only once it is in the file.
+    /// If events were dropped, the next line says how many.
     fn write_waiting(&mut self) {
         while let Some(event) = self.waiting.front() {
             let line = sealed(event.clone(), &self.last);
@@ -161,7 +168,7 @@ impl AuditFile {
         }
     }
 
-    /// A line is in the file whole or not at all.
+    /// Writes one line. It first cuts off what an earlier failed write may have left, so lines are always whole.
     fn write(&mut self, line: &str) -> std::io::Result<()> {
         self.file.set_len(self.length)?;
         self.file.write_all(format!("{line}\n").as_bytes())?;
@@ -171,7 +178,7 @@ impl AuditFile {
     }
 }
 
-/// The event as a line, with the hash of the line before and, at its end, the checksum of all that.
+/// The event as a line: with the hash of the line before it, and at its end a checksum of the rest.
 fn sealed(mut event: AuditEvent, prev: &str) -> String {
     event.insert("prev".into(), Value::String(prev.to_owned()));
     let line = Value::Object(event).to_string();
@@ -208,7 +215,7 @@ fn repair(file: &mut File) -> std::io::Result<String> {
     Ok(last.map_or_else(|| FIRST_PREV.to_owned(), |line| secret::sha256(line).to_string()))
 }
 
-/// Reads the whole log. Returns how many lines hold together, or says where they do not.
+/// Checks the whole log. Returns the number of lines, or an error that names the first line that does not fit.
 pub fn verify(folder: &Path) -> Result<u64> {
     let path = log_file(folder);
     let file = File::open(&path).or_say(|| format!("Cannot read {}", path.display()))?;
@@ -221,7 +228,7 @@ pub fn verify(folder: &Path) -> Result<u64> {
             .read_until(b'\n', &mut line)
             .or_say(|| "Cannot read the audit log")?;
         let Some(line) = line.strip_suffix(b"\n") else {
-            // A line that is being written at this moment has no end yet.
+            // The hub may be writing this line right now, so it has no end yet.
             if (line.len() as u64) < AUDIT_LINE_LIMIT && reader.fill_buf().is_ok_and(<[u8]>::is_empty) {
                 return Ok(count);
             }

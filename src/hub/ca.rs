@@ -1,4 +1,4 @@
-//! The hub's own certificate authority, and the leaf for each name or address by which clients come.
+//! The hub's own certificate authority, and a leaf certificate for each name or address that clients use.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -36,7 +36,7 @@ const HUB_CA_PROFILE: AuthorityProfile = AuthorityProfile {
 
 pub struct Ca {
     authority: Authority,
-    /// Names that every leaf carries, for clients whose address for the hub is one that the hub cannot see.
+    /// Names that are in every leaf, for clients that use an address which the hub cannot see.
     names: Vec<String>,
 }
 
@@ -45,7 +45,7 @@ impl Ca {
         Ok(Self { authority: Authority::load_or_make(folder, HUB_CA_PROFILE)?, names })
     }
 
-    /// The CA of a fleet, which its store keeps, and the certificate as PEM. The first hub makes both.
+    /// The CA that a fleet keeps in etcd, and its certificate as PEM. The first hub of the fleet makes them.
     pub fn shared(gateway: &mut Gateway, names: Vec<String>) -> Result<(Self, String)> {
         let make = || {
             let (key, certificate) = Authority::make(&HUB_CA_PROFILE, None)?;
@@ -57,7 +57,7 @@ impl Ca {
         Ok((Self { authority, names }, pem))
     }
 
-    /// Whether this hub is the first one.
+    /// Whether this start made the CA.
     pub fn is_new(&self) -> bool {
         self.authority.is_new
     }
@@ -71,7 +71,8 @@ impl Ca {
     }
 }
 
-/// Valid for as long as rcgen's default says (to the year 4096): a hub's CA is replaced with its pin, not by the calendar.
+/// The CA's own certificate. It has rcgen's default end, the year 4096: keys carry the CA's pin, so an expiry date would
+/// make every key useless on one day.
 fn root(_: &KeyPair) -> std::result::Result<CertificateParams, rcgen::Error> {
     let mut params = CertificateParams::new(Vec::new())?;
     params.distinguished_name.push(DnType::CommonName, "connect hub CA");
@@ -90,14 +91,15 @@ fn leaf(names: Vec<String>) -> std::result::Result<CertificateParams, rcgen::Err
     Ok(params)
 }
 
-/// The TLS settings for one connection: the leaf is for the name that the client asked for, else for the
-/// address by which it came.
+/// The TLS settings for one connection. The leaf is for the server name that the client asks for, or without one for the
+/// local address that it connected to.
 pub fn server_config(ca: &Arc<Ca>, base: &ServerConfig, local: IpAddr) -> Arc<ServerConfig> {
     let mut config = base.clone();
     config.cert_resolver = leaf_for(ca, local);
     Arc::new(config)
 }
 
+/// The settings that all connections have in common; `server_config` copies them for each connection.
 pub fn base_config(ca: &Arc<Ca>) -> Result<ServerConfig> {
     authority::server_config(leaf_for(ca, IpAddr::from([127, 0, 0, 1])))
 }

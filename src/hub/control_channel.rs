@@ -38,15 +38,18 @@ struct ConnectedAgent<'c> {
     workspace: String,
 }
 
-/// Serves the channel until the agent is gone, silent, or speaks garbage. `call` opened it; `relay` is the relay's
-/// address for this agent.
+/// Serves the channel until the agent leaves, falls silent or sends something invalid. `call` is the request that opened
+/// it; `relay` is the relay's address for this agent.
+///
+/// The order: the hello names the agent, the key must be the one that registered it, the channel is registered, and then
+/// the agent is welcomed and exposes its services. When the channel ends, the services that it still holds go offline.
 pub fn serve(core: &Core, stream: Duplex, call: &ApiCall<'_>, relay: String) {
     let opened =
         MessageChannel::start(stream).inspect_err(|error| log::debug!("no control channel: {error}"));
     let Ok(mut channel) = opened else { return };
     let hello = channel.first::<ToHub>(Instant::now() + NETWORK_TIMEOUT);
     let Ok(ToHub::Hello { agent: agent_id, .. }) = hello else { return };
-    // A key that may expose may still not speak for another key's agent.
+    // The role allows exposing, but an agent belongs to the key that registered it.
     let key = call.principal.id();
     let is_own = core.records.registry().agent(&agent_id).is_some_and(|agent| agent.key == key);
     if !is_own {
@@ -81,7 +84,7 @@ pub fn serve(core: &Core, stream: Duplex, call: &ApiCall<'_>, relay: String) {
 }
 
 impl ConnectedAgent<'_> {
-    /// False when the channel must end, so that the agent connects again.
+    /// Handles one message. False means that the channel must end; the agent then connects again.
     fn handle(&self, message: ToHub) -> bool {
         match message {
             ToHub::Hello { .. } | ToHub::Unknown => true,
@@ -97,6 +100,9 @@ impl ConnectedAgent<'_> {
         }
     }
 
+    /// Exposes a service. The name and the limits are checked inside the change that stores the service and its presence,
+    /// so no two agents get one name. Then the tunnel port is opened, and the agent is told. A refusal is a message to
+    /// the agent; the channel goes on.
     fn expose(&self, name: Name, target_port: u16, protocol: Protocol) -> bool {
         let id = secret::derived_id("svc", &[&self.workspace, &self.agent_id, name.as_str()]);
         let now = clock::now();
@@ -108,7 +114,7 @@ impl ConnectedAgent<'_> {
             channel: self.channel_id,
             since: registry.connected_since(&self.agent_id).unwrap_or(now),
         };
-        // An agent that comes again finds its service known, so only the presence is written.
+        // After a reconnect the service is stored already, so only its presence is written.
         let stored = self.core.records.change(|registry| {
             self.may_expose(registry, &name)?;
             let known = registry.service(&id);
@@ -130,7 +136,8 @@ impl ConnectedAgent<'_> {
         match stored {
             Ok(()) => {}
             Err(Refusal::StoreFailed | Refusal::FleetStoreAway) => {
-                // The agent is connected to this hub, whether the store can be told of it now or later.
+                // The store cannot be written, but the agent is connected. A service that is stored already goes online
+                // in this hub's memory; a new one is not accepted.
                 let mut registry = self.core.records.registry();
                 if registry.service(&id).is_none() || self.may_expose(&registry, &name).is_err() {
                     return false;
@@ -167,7 +174,7 @@ impl ConnectedAgent<'_> {
         Ok(())
     }
 
-    /// Takes a service offline for good: its tunnel port is free again, and it is listed no longer.
+    /// Takes a service offline for good: frees its tunnel port and removes it from the list.
     fn withdraw(&self, service: &str) {
         let held = self.core.records.registry().held_by(self.channel_id);
         if !held.iter().any(|online| online.service == service) {

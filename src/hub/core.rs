@@ -1,6 +1,6 @@
-//! The parts of a running hub, each with what it protects, and the few procedures that need several of them.
+//! The parts of a running hub, and the few procedures that need several of them.
 //!
-//! An endpoint is handed single parts by the table in `endpoints.rs`, not the whole.
+//! The table in `endpoints.rs` gives most endpoints only the parts that they need.
 
 use std::net::Shutdown;
 use std::ops::RangeInclusive;
@@ -34,9 +34,10 @@ use crate::os::secret;
 #[derive(Default)]
 pub struct HubSettings {
     pub data: PathBuf,
-    /// Names and addresses by which clients come, besides those the hub sees itself.
+    /// Names and addresses that clients use for this hub, in addition to those that it sees itself.
     pub names: Vec<String>,
-    /// TLS ends before us: clients use https for the relay too, and the client's address is in a header.
+    /// A proxy in front of the hub terminates TLS. Clients then use https for the relay too, and the client's address is
+    /// in a header.
     pub behind_proxy: bool,
     pub tunnel_ports: Option<RangeInclusive<u16>>,
     /// The etcd that this hub shares with others; `None` for its own disk.
@@ -65,7 +66,8 @@ pub struct Core {
 }
 
 impl Core {
-    /// `None` when a running hub has the data folder.
+    /// Opens the store, the CA and the audit log; `None` if a running hub uses the data folder. The store comes first: its
+    /// lock shows whether another hub runs, and a fleet keeps its CA in it.
     pub fn open(settings: HubSettings, stop: &Stop) -> Result<Option<Self>> {
         let Some(opened) = store::open(&settings.data, settings.store.as_ref(), stop)? else {
             return Ok(None);
@@ -102,12 +104,12 @@ impl Core {
         }))
     }
 
-    /// The pin that a new key carries, unless a proxy's certificate stands before the hub's own.
+    /// The pin that a new key carries. Behind a proxy there is none, since clients see the proxy's certificate.
     pub fn key_pin(&self) -> Option<Pin> {
         (!self.settings.behind_proxy).then(|| self.ca.pin())
     }
 
-    /// An agent's control channel is open.
+    /// Registers the control channel that an agent has opened.
     pub fn agent_up(&self, agent_id: &str, channel: AgentChannel) -> ChannelId {
         let id = ChannelId(u64::from_ne_bytes(secret::bytes()));
         self.records.registry().open_channel(id, agent_id, clock::now());
@@ -127,7 +129,7 @@ impl Core {
         }
     }
 
-    /// Takes those services offline that this channel still holds.
+    /// Takes offline those services of this channel that `which` selects, but none that another channel has taken over.
     pub fn take_offline(&self, channel: ChannelId, which: impl Fn(&str) -> bool) {
         self.records.change_anyway(|registry| {
             let held = registry.held_by(channel).into_iter().filter(|online| which(&online.service));
@@ -135,6 +137,7 @@ impl Core {
         });
     }
 
+    /// Closes the service's tunnel port unless the service is online at this hub.
     pub fn close_tunnel(&self, service: &str, keep_port: bool) {
         self.tunnel_ports.close(service, keep_port, || {
             let registry = self.records.registry();
@@ -142,7 +145,7 @@ impl Core {
         });
     }
 
-    /// Cuts the sessions and control channels whose key or share is no longer good. The sockets are collected under
+    /// Cuts the sessions and control channels whose key or share is no longer valid. The sockets are collected under
     /// the locks and cut after them.
     pub fn cut_dead(&self) {
         let (registry, now) = (self.records.registry(), clock::now());
@@ -154,7 +157,7 @@ impl Core {
         }
     }
 
-    /// Cuts what has expired, and drops expired records.
+    /// Cuts the connections of expired credentials, and drops expired records from the store.
     pub fn sweep(&self) {
         let now = clock::now();
         self.cut_dead();

@@ -23,9 +23,10 @@ use crate::wire::api::Status;
 /// Agents of one workspace; the registry keeps all of them in memory.
 const WORKSPACE_AGENTS: usize = 10_000;
 
+/// Lists the workspace's services by name, or those of the one name that the caller gives.
 pub fn services(call: &ApiCall<'_>, records: &Records, tunnel_ports: &TunnelPorts) -> Result<Reply, Refusal> {
-    // The ports' lock is not held together with the registry's.
     let wanted_name = call.request.parameter("name");
+    // Read before the registry is locked: the two locks are never held together.
     let ports = tunnel_ports.by_service();
     let registry = records.registry();
     let wanted = registry
@@ -73,7 +74,8 @@ fn agent_info(registry: &Registry, agent: &Agent) -> AgentInfo {
     }
 }
 
-/// Enters an agent, or renews its label and key.
+/// Registers an agent, or updates its label and key. All checks are made inside the change, so that two registrations
+/// cannot pass them at the same time.
 pub fn register(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Reply, Refusal> {
     let order: RegisterAgent = call.body()?;
     if !is_agent_id(&order.id) {
@@ -108,14 +110,15 @@ pub fn register(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<
     ok(200, &AgentInfo { hubs: records.registry().hub_urls(), ..info })
 }
 
-/// Agent ids are made by clients and stand in file names, logs and lists of other people.
+/// Clients choose agent IDs, and the IDs appear in file names, logs and other users' lists. So only plain characters
+/// are allowed.
 fn is_agent_id(id: &str) -> bool {
     let is_plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
     (7..=64).contains(&id.len()) && id.starts_with("agent_") && id.bytes().all(is_plain)
 }
 
-/// An agent's id belongs to its identity, its workspace, and, as long as that key lives, to the key that
-/// registered it.
+/// An agent ID belongs to one identity and one workspace. While the key that registered it is valid, no other key may
+/// use it.
 fn may_speak_for(
     registry: &Registry,
     known: &Agent,

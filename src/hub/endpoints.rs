@@ -26,12 +26,12 @@ use crate::os::lock::locked;
 
 /// Wrong share codes by one key and from one address.
 pub const SHARE_CODES: RateLimit = RateLimit { name: "too-many-codes", allowed: 10, window: 60 };
-/// Login codes that one address may ask for while one of them lives; others need room to ask, too.
+/// Login codes that one address may ask for within the lifetime of one. The hub keeps few, and others need some too.
 const LOGIN_CODES: RateLimit = RateLimit { name: "too-many-devices", allowed: 10, window: 15 * 60 };
 
 struct Endpoint {
     method: &'static str,
-    /// `*` stands for one part.
+    /// `*` matches one segment.
     path: &'static str,
     needs: Requirement,
     limit: CallLimit,
@@ -49,15 +49,15 @@ enum Requirement {
     To(Action),
 }
 
-/// What is counted, and when the callers that had too many get a 429.
+/// What counts against a limit. A caller over the limit gets a 429.
 #[derive(Clone, Copy)]
 enum CallLimit {
     None,
     /// Every call counts.
     Calls(&'static RateLimit),
-    /// Wrong codes count. A caller with too many of them is not even told that a code is right.
+    /// Wrong codes count. A caller with too many gets the 429 for a right code as well.
     Codes(&'static RateLimit),
-    /// Wrong codes count, but a caller's right code always works: here it is the caller's own already.
+    /// Wrong codes count, but a right code always works: it is for calls on a share that the caller owns or has joined.
     OnlyWrongCodes(&'static RateLimit),
 }
 
@@ -81,7 +81,7 @@ static TABLE: [Endpoint; 23] = [
     }),
     post("/v1/sessions", To(Action::Join), session_request::open_session)
         .limited(OnlyWrongCodes(&SHARE_CODES)),
-    // That a code is taken says that it exists, so choosing codes is limited like guessing them.
+    // "Taken" reveals that a code exists, so choosing codes is limited like guessing them.
     post("/v1/shares", To(Action::Share), |core, call| shares::make(call, &core.records, &core.audit))
         .limited(Codes(&SHARE_CODES)),
     get("/v1/shares", To(Action::Share), |core, call| shares::list(call, &core.records)),
@@ -110,7 +110,7 @@ static TABLE: [Endpoint; 23] = [
     delete("/v1/keys/*", To(Action::Administer), |core, call| {
         keys::revoke(call, &core.records, &core.audit).inspect(|_| core.cut_dead())
     }),
-    // Their upgrades are taken out before the table is asked; see `listener.rs`.
+    // `listener.rs` handles the upgrades. A request that gets here asks for none.
     get("/v1/agent", To(Action::Expose), |_, _| Err(Refusal::UpgradeMissing)),
     get("/v1/relay", Nothing, |_, _| Err(Refusal::UpgradeMissing)),
     get("/device", Nothing, |_, _| Ok(pages::approval_form())),
@@ -136,12 +136,15 @@ impl Endpoint {
     }
 }
 
+/// Answers one request: finds its row, admits its sender, and runs the endpoint within the row's limit. The first refusal
+/// is the answer.
 pub fn answer(core: &Core, request: &Request, origin: Origin) -> Reply {
     let answered = admit(core, request, origin).and_then(|(endpoint, call)| run(core, endpoint, &call));
     answered.unwrap_or_else(|refusal| core.refusals.reply(refusal))
 }
 
-/// The endpoint that the request is for, and the call, if its sender may make it.
+/// The endpoint that the request is for, and the call, if its sender may make it. The key is checked before the role, so
+/// that a caller without a key learns nothing about roles.
 fn admit<'r>(
     core: &Core,
     request: &'r Request,
@@ -191,11 +194,12 @@ fn run(core: &Core, endpoint: &Endpoint, call: &ApiCall<'_>) -> Result<Reply, Re
     }
 }
 
-/// A code is guessed by a key and from a network; either of them may have tried too often.
+/// Wrong codes count for the caller's key and for its network. Either may be over the limit.
 fn guessers(call: &ApiCall<'_>) -> [String; 2] {
     [call.principal.id().to_owned(), network_of(call.origin.address).to_string()]
 }
 
+/// Refuses if one of `who` is over the limit. Counts nothing.
 fn refuse_if_blocked(
     core: &Core,
     limit: &'static RateLimit,
@@ -224,7 +228,7 @@ fn count_wrong_code(core: &Core, limit: &RateLimit, call: &ApiCall<'_>, refusal:
     }
 }
 
-/// A hub that is ending, or has lost what the others still have, sends everybody to them.
+/// A fleet's hub that is stopping, or that alone has lost the store, refuses all calls, so that clients use another hub.
 fn refuse_if_fenced(core: &Core, request: &Request) -> Result<(), Refusal> {
     let is_fenced = core.fleet.as_ref().is_some_and(|fleet| fleet.is_fenced() || core.stop.is_stopped());
     if is_fenced && request.path != "/health" && !access::is_local(core, request) {
@@ -233,7 +237,8 @@ fn refuse_if_fenced(core: &Core, request: &Request) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// For the hub's own command line when no hub runs: the data folder is the key.
+/// Answers the hub's own command line when no hub runs. Access to the data folder is enough, so neither a key nor a limit
+/// is checked.
 pub fn answer_locally(core: &Core, request: &Request) -> Reply {
     let origin = Origin { address: IpAddr::from([127, 0, 0, 1]), over_tls: true };
     let answered = find(request).and_then(|(endpoint, parts)| {
@@ -243,7 +248,8 @@ pub fn answer_locally(core: &Core, request: &Request) -> Reply {
     answered.unwrap_or_else(|refusal| core.refusals.reply(refusal))
 }
 
-/// The row of this method and path, and the parts of the path that stand for a `*`.
+/// The row for this method and path, and the segments that match a `*`. If only the method is wrong, the refusal lists
+/// the methods that the path has.
 fn find(request: &Request) -> Result<(&'static Endpoint, Vec<&str>), Refusal> {
     let method = if request.method == "HEAD" { "GET" } else { &request.method };
     let mut other_methods = Vec::new();

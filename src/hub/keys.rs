@@ -1,5 +1,5 @@
-//! API keys. An admin's key rules its own workspace: it lists, makes and revokes keys there and nowhere else. The
-//! hub's own machine rules all workspaces.
+//! API keys. An admin's key lists, makes and revokes the keys of its own workspace and of no other. The hub's own
+//! command line manages the keys of all workspaces.
 
 use std::time::Duration;
 
@@ -36,12 +36,12 @@ pub fn list(call: &ApiCall<'_>, records: &Records) -> Result<Reply, Refusal> {
     ok(200, &keys)
 }
 
-/// Whether the caller may give and take keys in this workspace.
+/// Whether the caller may list, make and revoke keys in this workspace.
 fn rules(call: &ApiCall<'_>, workspace: &str) -> bool {
     call.principal == Principal::Local || call.workspace() == workspace
 }
 
-/// The workspace that was named, else the caller's own; refused if the caller does not rule it.
+/// The named workspace, or the caller's own if none is named. Refused if the caller may not manage its keys.
 pub fn ruled_workspace(call: &ApiCall<'_>, named: Option<&str>, audit: &Audit) -> Result<String, Refusal> {
     let workspace = Name::parse(named.unwrap_or(call.workspace())).map_err(Refusal::BadWorkspace)?;
     if rules(call, workspace.as_str()) {
@@ -63,7 +63,7 @@ pub fn make(
     }
     let workspace = ruled_workspace(call, order.workspace.as_deref(), audit)?;
     let (secret, key) = new_key(&order, workspace, call.now);
-    // The secret is in this one answer and nowhere else.
+    // Only this response contains the secret. The hub stores its hash.
     let made = NewKey { key: with_pin(secret, pin), info: key.info.clone() };
     records.change(|registry| {
         if registry.keys().count() >= HUB_KEYS {
@@ -102,7 +102,7 @@ pub fn new_key(order: &MakeKey, workspace: String, now: Time) -> (String, Key) {
     (secret, key)
 }
 
-/// A key as it is handed out: with the pin by which its owner knows the hub.
+/// The key as its owner gets it: with the pin by which clients recognise the hub.
 pub fn with_pin(secret: String, pin: Option<Pin>) -> String {
     match pin {
         Some(pin) => format!("{secret}.{pin}"),

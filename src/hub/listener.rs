@@ -1,5 +1,5 @@
 //! The hub's one port. The first byte of a connection decides: 0x16 is TLS and the API, a letter is the
-//! plain relay upgrade. Behind a proxy that ends TLS, everything comes in the clear.
+//! plain relay upgrade. Behind a proxy that terminates TLS, everything comes in the clear.
 
 use std::io;
 use std::net::IpAddr;
@@ -50,14 +50,15 @@ use crate::wire::tls_record::TLS_HANDSHAKE;
 
 /// Connections at once: each session needs two, each agent one.
 const CONNECTION_LIMIT: usize = 24_000;
-/// File descriptors that are left for files, listeners and the hub's own tunnels, or half of what the system grants
-/// if it grants few. Without one, a connection could be neither accepted nor told that there are too many.
+/// File descriptors kept free for files, listeners and the hub's own tunnels; half of all if the system grants few.
+/// Without a free one, the hub could neither accept a connection nor refuse it.
 const RESERVED_DESCRIPTORS: usize = 64;
 /// How often expired sessions are cut and expired records dropped: a revoked key ends within a second.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 /// The first byte of every HTTP method.
 const METHOD_LETTERS: std::ops::RangeInclusive<u8> = b'A'..=b'Z';
 
+/// A hub that serves until it is dropped.
 pub struct RunningHub {
     core: Arc<Core>,
     server: Option<Server>,
@@ -75,6 +76,9 @@ struct HubListener {
 
 /// Serves until `stop`; in a fleet as the hub at `url`. While it runs, `hub.json` in the data folder says how the
 /// hub's own command line reaches it.
+///
+/// The hub joins its fleet before it accepts connections, so that no agent finds a hub unknown to the others. It writes
+/// `hub.json` last, when it can be reached.
 pub fn start(core: &Arc<Core>, listener: TcpListener, url: &str, stop: &Stop) -> Result<RunningHub> {
     let stop = stop.child();
     let member = membership::join(core, url, &stop)?;
@@ -128,10 +132,12 @@ impl HubListener {
         }
     }
 
+    /// Counts the peer's network, reads the first byte without consuming it, and serves what that byte announces. One
+    /// deadline covers the first byte and the TLS handshake.
     fn try_serve(&self, stream: &Arc<TcpStream>) -> io::Result<()> {
         let deadline = Instant::now() + NETWORK_TIMEOUT;
         let address = stream.peer_addr()?.ip().to_canonical();
-        // Behind a proxy all connections come from the proxy's one address.
+        // Behind a proxy all connections have the proxy's address, so the limit would count everybody together.
         let peer = self.peers.admit(address);
         if peer.is_none() && !self.core.settings.behind_proxy {
             http_server::turn_away(stream, &self.core.refusals.reply(Refusal::TooManyFromOneAddress));
@@ -152,13 +158,17 @@ impl HubListener {
             byte if METHOD_LETTERS.contains(&byte) => {
                 self.converse(plain, Origin { address, over_tls: false }, peer);
             }
-            // Nobody who speaks neither would understand an answer.
+            // A peer that speaks neither TLS nor HTTP would not understand an answer.
             _ => self.core.refusals.count(&Refusal::Garbage),
         }
         Ok(())
     }
 
-    /// Answers one request after another, until one turns the connection into a relay or a control channel.
+    /// Answers one request after another, until one turns the connection into a relay or a control channel. Until then it
+    /// counts as unauthenticated.
+    ///
+    /// The protocol version is checked first. The relay comes before the rest because it is the only request that may
+    /// arrive in the clear without a proxy.
     fn converse(&self, stream: Duplex, origin: Origin, peer: Option<UnauthenticatedPeer<'_>>) {
         let mut conversation = HttpConnection::new(stream);
         let only_relay = !origin.over_tls && !self.core.settings.behind_proxy;
@@ -201,8 +211,8 @@ impl HubListener {
         conversation.answer_and_close(&self.core.refusals.reply(refusal));
     }
 
-    /// A proxy before us says whom it speaks for. Only the last entry of the last such field is the proxy's own;
-    /// all before it may be the client's invention.
+    /// The client's address. Behind a proxy it is in `X-Forwarded-For`, where only the last entry of the last field comes
+    /// from the proxy. The client may have invented all entries before it.
     fn address_of(&self, origin: Origin, request: &Request) -> IpAddr {
         if origin.over_tls || !self.core.settings.behind_proxy {
             return origin.address;
@@ -213,13 +223,14 @@ impl HubListener {
         last.and_then(|last| last.trim().parse().ok()).unwrap_or(origin.address)
     }
 
+    /// Gives the connection to the relay. If its ticket is refused, the connection comes back and gets the refusal.
     fn relay(&self, conversation: HttpConnection, request: &Request, address: IpAddr) {
         let Err((refusal, stream)) = relay::serve(&self.core, conversation.into_stream(), request) else {
             return;
         };
         let mut conversation = HttpConnection::new(stream);
-        // Without a good ticket the peer is unauthenticated again. An orderly end takes a moment, which a peer too
-        // many does not get.
+        // Without a valid ticket the peer counts as unauthenticated again. An orderly close waits a moment for the peer,
+        // so a peer over the limit does not get one.
         let peer = self.peers.admit(address);
         if peer.is_some() || self.core.settings.behind_proxy {
             self.refuse(conversation, refusal);
@@ -228,6 +239,8 @@ impl HubListener {
         }
     }
 
+    /// Opens an agent's control channel: checks the key like that of any call, switches protocols, and serves the channel
+    /// to its end.
     fn agent(
         &self,
         mut conversation: HttpConnection,
@@ -249,7 +262,7 @@ impl HubListener {
     }
 }
 
-/// Refuses a client that this hub would misunderstand, and says which of the two is to be updated.
+/// Refuses a client of an incompatible protocol version, and says which end must be updated.
 fn other_protocol(request: &Request) -> Option<Refusal> {
     let client = End { called: "your connect", at: "your machine", speaks: spoken_by(request) };
     let hub = End { called: "This hub", at: "the hub's machine", speaks: version::OURS };

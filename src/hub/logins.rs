@@ -28,13 +28,14 @@ use crate::wire::api::DeviceCode;
 use crate::wire::api::DeviceState;
 use crate::wire::api::MakeKey;
 
-/// Time to fetch an admin; the limit of codes by one address in `endpoints.rs` has the same window.
+/// Enough time to reach an admin. `LOGIN_CODES` in `endpoints.rs` counts over the same time.
 const LOGIN_CODE_LIFETIME: Duration = Duration::from_mins(15);
 /// How often the waiting machine asks whether its code was approved.
 const POLL_SECONDS: u64 = 2;
-/// Codes that may wait at once; asking for one needs no key.
+/// Codes that may wait at once. Asking for one needs no key, so their number must be bounded.
 const WAITING_LOGINS: usize = 100;
 
+/// Makes a code for a machine without a key. The machine also gets a secret: the code alone does not fetch the key.
 pub fn ask(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Reply, Refusal> {
     let order: AskDevice = call.body()?;
     let letters = Code::make(|| secret::bytes::<1>()[0]).as_str().to_ascii_uppercase();
@@ -66,14 +67,14 @@ pub fn ask(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Reply
     ok(201, &asked)
 }
 
-/// What became of a code, for the machine that asked for it. An approved code is exchanged for a new key.
+/// The state of a code, for the machine that asked for it. An approved code is exchanged for a new key, once.
 pub fn state(
     call: &ApiCall<'_>,
     records: &Records,
     audit: &Audit,
     pin: Option<Pin>,
 ) -> Result<Reply, Refusal> {
-    // The code is read out to an admin, so it alone must not fetch the key.
+    // Others see or hear the code, so it alone must not fetch the key.
     let given = secret::hash(call.request.field("x-device-secret").unwrap_or_default());
     let device = records.registry().device(call.parts[0], call.now).cloned();
     let device = device.filter(|device| device.secret_hash == given).ok_or(Refusal::LoginCodeUnknown)?;
@@ -113,7 +114,7 @@ pub fn approve_code(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Res
     Ok(label)
 }
 
-/// `abcd efgh` and `ABCD-EFGH` are one code.
+/// The one spelling of a code: `abcd efgh` becomes `ABCD-EFGH`.
 fn spelled(code: &str) -> String {
     let letters: String = code.chars().filter(char::is_ascii_alphanumeric).take(16).collect();
     let letters = letters.to_ascii_uppercase();

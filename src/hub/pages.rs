@@ -15,7 +15,7 @@ label{display:block;margin:1rem 0 .2rem}input{font:inherit;width:100%;padding:.5
 button{font:inherit;margin-top:1.5rem;padding:.5rem 1.5rem}code{background:#8882;padding:.1rem .3rem}\
 @media(prefers-color-scheme:dark){body{background:#111;color:#eee}input,button{background:#222;color:#eee;border:1px solid #555}}";
 
-/// No script at all, nothing from elsewhere, in no frame, and forms that go nowhere else.
+/// Allows no scripts, nothing from elsewhere, no framing, and forms only to this hub.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 
 fn page(status: u16, title: &str, body: &str) -> Reply {
@@ -39,7 +39,7 @@ pub fn approval_form() -> Reply {
     page(200, "Approve a login", FORM)
 }
 
-/// The form's answer. The key is typed in each time, so no other site can send it along.
+/// The answer to the form. The user types the key each time; no cookie holds it, so another site cannot send it.
 pub fn approve(call: &ApiCall<'_>, core: &Core) -> Reply {
     match approve_as_admin(call, core) {
         Ok(label) => {
@@ -53,13 +53,13 @@ pub fn approve(call: &ApiCall<'_>, core: &Core) -> Reply {
     }
 }
 
-/// The table of endpoints admits everybody, since the key is in the form and not in the request's header.
+/// Checks the key itself: it is in the form and not in a header, so the table of endpoints requires none.
 fn approve_as_admin(call: &ApiCall<'_>, core: &Core) -> Result<String, Refusal> {
     let code = form_value(&call.request.body, "code").unwrap_or_default();
     let key = form_value(&call.request.body, "key").unwrap_or_default();
     let principal = access::authenticate(core, &key, call.origin.address, call.now)?;
     access::allow(&core.audit, &principal, Action::Administer)?;
-    // The form has been read; the approval itself takes no options.
+    // The form is not JSON. Without a body, the approval uses its defaults.
     let request = Request { body: Vec::new(), ..call.request.clone() };
     let admin_call = ApiCall { request: &request, principal, parts: vec![&code], ..*call };
     logins::approve_code(&admin_call, &core.records, &core.audit)

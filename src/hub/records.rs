@@ -1,7 +1,7 @@
 //! What the hub remembers: the registry in memory, and the store that outlives it.
 //!
-//! A change is decided on the registry as it is, written by the store, and only then visible. Those who change
-//! something queue on the store's lock; readers never wait for a disk or a network.
+//! A change is decided on the current registry, written to the store, and only then visible. Writers queue on the
+//! store's lock; readers never wait for a disk or a network.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -19,9 +19,9 @@ use crate::net::stop::Stop;
 use crate::os::lock::locked;
 use crate::os::secret;
 
-/// A change that other hubs overtake again and again is given up after this long.
+/// A change that other hubs keep overtaking is given up after this long.
 const DECISION_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest pause between two attempts. Each pause is chance, so that no hub is always the slower one.
+/// The longest pause between two attempts. Each pause is random, so that no hub is always the slower one.
 const OVERTAKEN_PAUSE: Duration = Duration::from_millis(5);
 
 pub struct Records {
@@ -32,7 +32,7 @@ pub struct Records {
     stop: Stop,
 }
 
-/// What a decision comes to: the changes to write, and what its maker wants to know about them.
+/// The result of a decision: the changes to write, and a value for the caller.
 pub type ChangeDecision<T> = Result<(Vec<Change>, T), Refusal>;
 
 impl Records {
@@ -40,12 +40,15 @@ impl Records {
         Self { registry, store: Mutex::new(store), is_fleet, stop: stop.clone() }
     }
 
-    /// For reading, and for what is true though no store knows it yet. Held for moments, never over I/O.
+    /// The registry, for reading and for what no store holds. The lock is held only briefly and never across I/O.
     pub fn registry(&self) -> MutexGuard<'_, Registry> {
         locked(&self.registry)
     }
 
-    /// Decides on the registry as it is and writes the changes. If another hub was first, decides again.
+    /// Decides on the current registry and writes the changes. If another hub was first, decides again: `decide` may run
+    /// several times and must have no effect of its own.
+    ///
+    /// The store's lock is held from the decision until the changes are visible, so no two changes of this hub overlap.
     pub fn change<T>(&self, mut decide: impl FnMut(&Registry) -> ChangeDecision<T>) -> Result<T, Refusal> {
         let mut store = locked(&self.store);
         let deadline = Instant::now() + DECISION_TIMEOUT;
@@ -57,7 +60,7 @@ impl Records {
             }
             match store.commit(changes, mark) {
                 Ok(CommitOutcome::Done) => return Ok(value),
-                // What the other hub did may still be on its way to this one.
+                // The other hub's change may not have arrived here yet.
                 Ok(CommitOutcome::Overtaken) => {
                     self.stop.wait_for(OVERTAKEN_PAUSE * (secret::number() % 100) / 100);
                 }
@@ -67,7 +70,7 @@ impl Records {
         Err(self.not_written(&Error::new("other hubs were faster each time")))
     }
 
-    /// Changes what is true at this hub, whether the store can write it or not.
+    /// Like `change`, but if the store cannot be written, the changes apply to this hub's registry all the same.
     pub fn change_anyway(&self, decide: impl Fn(&Registry) -> Vec<Change>) {
         if self.change(|registry| Ok((decide(registry), ()))).is_err() {
             let mut registry = self.registry();

@@ -1,7 +1,7 @@
 //! What the hub refuses, and how: one table of statuses, codes, messages and hints.
 //!
-//! A code is stable: clients act on it, and the metrics count refusals by it. The words of a refusal are read
-//! only through `RefusalCounts`, so that none is answered without being counted.
+//! A code is stable: clients act on it, and the metrics count refusals by it. The text of a refusal is
+//! available only through `RefusalCounts`, so none is answered without being counted.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -84,7 +84,7 @@ pub enum Refusal {
     FleetStoreAway,
     AnswerFailed,
     OtherHubAway { status: u16, what: String },
-    /// What another hub of the fleet refused with, passed on as it is.
+    /// Another hub's refusal, passed on unchanged.
     OtherHub(Reply),
 }
 
@@ -108,7 +108,7 @@ impl RefusalText {
 }
 
 impl Refusal {
-    /// Whether somebody who guesses codes learns something from it.
+    /// Whether it counts as a wrong share code.
     pub fn is_wrong_code(&self) -> bool {
         matches!(self, Self::ShareNotFound | Self::ShareNotJoined | Self::ShareCodeTaken)
     }
@@ -259,18 +259,18 @@ impl RefusalCounts {
         self.text(refusal);
     }
 
-    /// Counts the refusal and gives its words, for answers that are not the API's JSON.
+    /// Counts the refusal and returns its text, for answers that are not the API's JSON.
     pub fn text(&self, refusal: &Refusal) -> RefusalText {
         let text = refusal.text();
         *locked(&self.by_code).entry(text.code).or_default() += 1;
         text
     }
 
-    /// Counts the refusal and gives its answer.
+    /// Counts the refusal and returns its reply.
     pub fn reply(&self, refusal: Refusal) -> Reply {
         let RefusalText { status, code, what, hint } = self.text(&refusal);
         let mut body = ErrorBody { error: what, hint, code: code.to_owned() }.to_json();
-        // By these two a client finds the hub that it should ask.
+        // With these two fields a client finds the hub that it should ask.
         match &refusal {
             Refusal::Fenced => body["elsewhere"] = true.into(),
             Refusal::AgentAtOtherHub { hub, .. } => body["hub"] = hub.as_str().into(),

@@ -1,7 +1,7 @@
 //! Shares as a joiner sees them.
 //!
-//! Unknown, expired and revoked codes get the same answer by the same path. Joining gives a token, and only with a
-//! token sessions are granted, so that nobody opens one without being counted.
+//! Unknown, expired and revoked codes get the same answer on the same path, so an answer does not reveal whether a code
+//! ever existed. Joining gives a token, which sessions require: nobody opens one without being counted.
 
 use super::api_call::ApiCall;
 use super::api_call::ok;
@@ -30,6 +30,7 @@ pub fn preview(call: &ApiCall<'_>, records: &Records) -> Result<Reply, Refusal> 
     ok(200, &describe(call, &registry, share, None)?)
 }
 
+/// Joins a share. One change checks that the share has room and counts the join; then the token is issued.
 pub fn join(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Reply, Refusal> {
     let who = match call.principal.label() {
         "" => call.principal.id(),
@@ -46,13 +47,13 @@ pub fn join(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Repl
     let address = call.origin.address.to_string();
     let details = [("share", share.info.id.as_str()), ("who", call.principal.id()), ("address", &address)];
     audit.say("share.joined", &details);
-    // The number says which join this was; its signature shows that the hub counted it.
+    // The number says which join this was. The signature proves that the hub counted it.
     let number = share.info.join_count.to_string();
     let token = format!("{number}.{}", secret::sign(&share.join_secret, &number));
     ok(200, &describe(call, &records.registry(), &share, Some(token))?)
 }
 
-/// The service that a member asks for, and the share that opens it.
+/// The service that a joiner asks for, by ID or name, and the ID of the share that opens it.
 pub fn service_of(
     core: &Core,
     call: &ApiCall<'_>,
@@ -70,7 +71,7 @@ pub fn service_of(
         core.audit.say_refusal("share.refused", &details);
         return Err(Refusal::NoSuchService);
     };
-    // A service that is gone for now is offline to the share, not unknown.
+    // A service that was withdrawn is offline for the share, not unknown: the share has its own copy of it.
     let stored = registry.service(&shared.id).cloned();
     let service = stored.unwrap_or_else(|| Service {
         id: shared.id.clone(),
@@ -84,9 +85,9 @@ pub fn service_of(
     Ok((service, share.info.id.clone()))
 }
 
-/// The live share of this code, if it is of the caller's workspace or, for a link, the link's own.
+/// The live share with this code. A key finds the shares of its workspace, a link only its own.
 fn find<'r>(call: &ApiCall<'_>, registry: &'r Registry, code: &str) -> Result<&'r Share, Refusal> {
-    // What is not a code is looked up all the same, to take the same time.
+    // Text that cannot be a code is looked up as well, so that it takes the same time.
     let hash = secret::hash(Code::parse(code).as_ref().map_or("", Code::as_str));
     let share = registry.share_by_code(&hash, call.now).filter(|share| match &call.principal {
         Principal::Link { share: own, .. } => share.info.id == *own,
@@ -96,7 +97,7 @@ fn find<'r>(call: &ApiCall<'_>, registry: &'r Registry, code: &str) -> Result<&'
     share.ok_or(Refusal::ShareNotFound)
 }
 
-/// Whether this token was given to somebody who joined.
+/// Whether this hub issued the token for one of the share's joins.
 fn has_joined(share: &Share, token: &str) -> bool {
     let Some((number, signature)) = token.split_once('.') else { return false };
     let is_counted = number.parse::<u32>().is_ok_and(|number| (1..=share.info.join_count).contains(&number));

@@ -33,6 +33,8 @@ use crate::wire::api::SHARED_SERVICES;
 const WORKSPACE_SHARES: usize = 10_000;
 const SHARE_LIFETIME_LIMIT: Duration = Duration::from_hours(24 * 365);
 
+/// Makes a share. First comes what needs only the request: its checks, the code and the secrets. Whether the code is free,
+/// the agent is the caller's and the services are exposed is decided inside the change.
 pub fn make(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Reply, Refusal> {
     let order: MakeShare = call.body()?;
     check(&order)?;
@@ -41,7 +43,7 @@ pub fn make(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Repl
         None => Code::make(|| secret::bytes::<1>()[0]),
     };
     let link_secret = order.link.then(secret::secret);
-    // All of the share that does not depend on what the agent exposes. The code itself is kept nowhere.
+    // Everything but the services, which depend on the registry. The code itself is stored nowhere.
     let draft = Share {
         code_hash: secret::hash(code.as_str()),
         link_hash: link_secret.as_ref().map(|secret| secret::hash(&link_key(secret))),
@@ -60,7 +62,6 @@ pub fn make(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Repl
             joins: Vec::new(),
         },
     };
-    // Whether the code is free and the services are there is decided together with the write.
     let (info, agent_fingerprint) = records.change(|registry| {
         let agent = agent_of(&draft, registry, call)?;
         let mut share = draft.clone();
@@ -80,7 +81,7 @@ pub fn make(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Repl
     ok(201, &made)
 }
 
-/// What can be refused without looking at what there is.
+/// The checks that need only the request.
 fn check(order: &MakeShare) -> Result<(), Refusal> {
     let lifetime = Duration::from_secs(order.expires_in_seconds);
     if order.services.is_empty() || order.services.len() > SHARED_SERVICES {
@@ -106,7 +107,8 @@ fn agent_of<'r>(draft: &Share, registry: &'r Registry, call: &ApiCall<'_>) -> Re
     agent.filter(|agent| may_share_for(call, &agent.key)).ok_or(Refusal::AgentNotYours)
 }
 
-/// A share gives away what the agent of this key exposes: its own key may do that, and an admin of the workspace.
+/// A share gives access to services of the agent that this key registered. That key may do so, and the workspace's
+/// admins.
 fn may_share_for(call: &ApiCall<'_>, key: &str) -> bool {
     match &call.principal {
         Principal::Key { id, role, .. } => id == key || *role == Role::Admin,
@@ -138,7 +140,7 @@ pub fn list(call: &ApiCall<'_>, records: &Records) -> Result<Reply, Refusal> {
     ok(200, &shares)
 }
 
-/// By its code or, since the list does not show codes, by its id.
+/// Revokes a share by its code or, since the list does not show codes, by its ID.
 pub fn revoke(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Reply, Refusal> {
     let name = call.parts[0];
     let id = records.change(|registry| {

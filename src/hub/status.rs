@@ -1,4 +1,4 @@
-//! What the hub says of itself: its health, its metrics, and who it takes a caller for.
+//! What the hub reports: its health, its metrics, and who the caller is.
 
 use std::fmt::Write;
 
@@ -25,7 +25,7 @@ pub fn health(core: &Core) -> Result<Reply, Refusal> {
     ok(200, &health)
 }
 
-/// All counters as Prometheus reads them.
+/// All counters in the text format of Prometheus.
 #[allow(clippy::unnecessary_wraps)] // It is an endpoint like the others.
 pub fn metrics(core: &Core) -> Result<Reply, Refusal> {
     let mut text = String::new();

@@ -1,4 +1,4 @@
-//! The loopback ports of this machine on which services can be reached, each with a tunnel behind it.
+//! The loopback ports of the hub's machine at which services can be reached. Each port has a tunnel to one service.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -22,7 +22,7 @@ pub struct TunnelPorts {
 
 struct PortTunnel {
     service: String,
-    /// Closed by being dropped. A port whose service is away keeps its place without one.
+    /// Dropping it closes the tunnel. `None`: the service is offline, and its port is reserved for it.
     open: Option<Box<dyn Send>>,
 }
 
@@ -36,7 +36,8 @@ impl TunnelPorts {
         let _ = self.opener.set(opener);
     }
 
-    /// Opens the service's port: the one it had before, else the first that is free.
+    /// Opens the service's port: the one it had before, else the first free one. The lock is not held while the tunnel
+    /// opens.
     pub fn open(&self, service: &str) -> Option<u16> {
         let (range, opener) = (self.range.clone()?, self.opener.get()?);
         let (before, taken) = {
@@ -45,7 +46,7 @@ impl TunnelPorts {
             let before = before.map(|(port, tunnel)| (*port, tunnel.open.is_some()));
             (before, by_port.keys().copied().collect::<Vec<_>>())
         };
-        // A reconnecting agent finds its tunnel open.
+        // The agent has reconnected before its tunnel was closed.
         if let Some((port, true)) = before {
             return Some(port);
         }
@@ -56,8 +57,7 @@ impl TunnelPorts {
         Some(port)
     }
 
-    /// Closes the tunnel of a service that is offline here. Its port may stay this service's until the range
-    /// runs out of others.
+    /// Closes the tunnel of a service that is offline at this hub. With `keep_port` the port stays reserved for it.
     pub fn close(&self, service: &str, keep_port: bool, is_offline: impl FnOnce() -> bool) {
         let closing: Vec<_> = {
             let mut by_port = locked(&self.by_port);

@@ -1,5 +1,5 @@
-//! Connections that have shown neither key nor ticket yet, counted by network, so that one address cannot use up
-//! the connections of all.
+//! Connections that have shown neither a key nor a ticket yet. They are counted by network, so that one network cannot use
+//! up the connections of all.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -16,14 +16,14 @@ pub struct UnauthenticatedPeers {
     by_network: Mutex<HashMap<IpAddr, usize>>,
 }
 
-/// Counts until it is dropped.
+/// One counted connection. Dropping it ends the count.
 pub struct UnauthenticatedPeer<'g> {
     among: &'g UnauthenticatedPeers,
     network: IpAddr,
 }
 
 impl UnauthenticatedPeers {
-    /// `None` when this network has too many.
+    /// `None` if this network has too many already.
     pub fn admit(&self, address: IpAddr) -> Option<UnauthenticatedPeer<'_>> {
         let network = network_of(address);
         let mut by_network = locked(&self.by_network);
