@@ -1,7 +1,7 @@
-//! Why a message is refused, and what its sender is told.
+//! The reasons for which a message is refused, each with the status and the text of the answer.
 
-/// Why a message is refused. After any of these the connection has to close: where the next message
-/// begins is a matter of opinion.
+/// Why a head is refused. The connection must close afterwards: two readers may disagree on where the next message
+/// begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadHead {
     Method,
@@ -29,7 +29,7 @@ pub enum BadHead {
 }
 
 impl BadHead {
-    /// What the client is told. An answer's fault is a 502 instead.
+    /// The status of the answer to a client. If a service's response has the fault, the client gets a 502 instead.
     pub fn status(self) -> u16 {
         match self {
             BadHead::TargetTooLong => 414,
@@ -68,7 +68,7 @@ impl BadHead {
     }
 }
 
-/// Why a body is given up. Nothing behind it can be read, so the connection closes.
+/// Why a body is given up. Nothing after it can be read, so the connection must close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadBody {
     ChunkSize,
@@ -80,7 +80,7 @@ pub enum BadBody {
 }
 
 impl BadBody {
-    /// What a client is told, if no answer has begun.
+    /// The status of the answer, if none has begun yet.
     pub fn status(self) -> u16 {
         match self {
             BadBody::TooLarge => 413,

@@ -1,6 +1,6 @@
-//! Where a message's body ends: decided once from its head, then walked in slices of any size.
+//! Where a message's body ends. The head decides that once; then the body is read in slices of any size.
 //!
-//! Every message accepted here has exactly one framing. Two ways to read it are a refusal, never a choice.
+//! Every accepted message has exactly one framing. A message that could be read in two ways is refused.
 
 use super::bad_message::BadBody;
 use super::bad_message::BadHead;
@@ -13,7 +13,7 @@ use super::head::ResponseHead;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Body {
-    /// Nothing follows the head, and no field said so: unlike `Length(0)`.
+    /// Nothing follows the head, and no field says so. `Length(0)` differs: there a field does.
     None,
     Length(u64),
     Chunked,
@@ -23,7 +23,7 @@ pub enum Body {
 pub fn request_body(request: &RequestHead<'_>) -> Result<Body, BadHead> {
     match declared(request.version, &request.fields)? {
         None => Ok(Body::None),
-        // What follows a CONNECT are the tunnel's bytes: a length would make some of them a body.
+        // The bytes after a CONNECT belong to the tunnel; a length would turn some of them into a body.
         Some(_) if request.method == "CONNECT" => Err(BadHead::ConnectWithBody),
         Some(body) => Ok(body),
     }
@@ -32,7 +32,7 @@ pub fn request_body(request: &RequestHead<'_>) -> Result<Body, BadHead> {
 /// The body of an answer to a request with that method.
 pub fn response_body(request_method: &str, response: &ResponseHead<'_>) -> Result<Body, BadHead> {
     let declared = declared(response.version, &response.fields)?;
-    // RFC 9112 6.3: these end with their head, whatever their fields say.
+    // RFC 9112 6.3: these responses have no body, whatever their fields say.
     let bare = match response.status {
         100..=199 | 204 | 304 => true,
         200..=299 => matches!(request_method, "HEAD" | "CONNECT"),
@@ -55,7 +55,7 @@ fn declared(version: HttpVersion, fields: &Fields<'_>) -> Result<Option<Body>, B
     coding(fields).map(Some)
 }
 
-/// Digits and nothing else, and no more than a signed count holds: the next reader may have one.
+/// Digits only, and at most what a signed 64-bit number holds: the next reader may use one.
 fn length(value: &[u8]) -> Result<u64, BadHead> {
     let add = |sum: u64, digit: &u8| sum.checked_mul(10)?.checked_add(u64::from(digit - b'0'));
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
@@ -65,7 +65,7 @@ fn length(value: &[u8]) -> Result<u64, BadHead> {
     number.ok_or(BadHead::Length)
 }
 
-/// `chunked`, once. Without it at the end nobody can tell where a request ends (RFC 9112 6.3).
+/// Accepts `chunked` once and at the end. Otherwise nobody can tell where a request ends (RFC 9112 6.3).
 fn coding(fields: &Fields<'_>) -> Result<Body, BadHead> {
     let (mut chunked, mut others, mut at_the_end) = (0, 0, false);
     for coding in fields.list("transfer-encoding") {
@@ -85,13 +85,13 @@ fn coding(fields: &Fields<'_>) -> Result<Body, BadHead> {
     }
 }
 
-/// One loop for every framing:
+/// Reads a body of any framing. The loop is the same for all:
 ///
 /// ```text
 /// while !walker.ended() { step = walker.step(bytes)?; content = bytes[step.payload]; bytes = bytes[step.used..] }
 /// ```
 ///
-/// with more bytes whenever there are none left, and `end_of_stream()` when no more come.
+/// Read more bytes when none are left, and call `end_of_stream()` when the sender has closed.
 pub struct BodyWalker {
     framing: Framing,
 }
@@ -121,7 +121,7 @@ impl BodyWalker {
         }
     }
 
-    /// Uses at least one byte of a slice that is not empty, until it has ended.
+    /// Uses at least one byte of a non-empty slice, unless the body has ended.
     pub fn step(&mut self, bytes: &[u8]) -> Result<BodyStep, BadBody> {
         let used = match &mut self.framing {
             Framing::Chunked(chunks) => return chunks.step(bytes),
@@ -136,7 +136,7 @@ impl BodyWalker {
         Ok(BodyStep { used, payload: 0..used })
     }
 
-    /// The sender has closed. That is an end for one framing, and a broken message for the others.
+    /// The sender has closed. With `UntilClose` that ends the body; with any other framing the message is broken.
     pub fn end_of_stream(&mut self) -> Result<(), BadBody> {
         if let Framing::UntilClose { closed } = &mut self.framing {
             *closed = true;
@@ -144,7 +144,7 @@ impl BodyWalker {
         if self.ended() { Ok(()) } else { Err(BadBody::CutShort) }
     }
 
-    /// How much content comes next without any framing in between; `None` is all until the sender closes.
+    /// How much content follows without any framing in between. `None`: all until the sender closes.
     pub fn ahead(&self) -> Option<u64> {
         match &self.framing {
             Framing::Length { left } => Some(*left),
@@ -153,7 +153,7 @@ impl BodyWalker {
         }
     }
 
-    /// Notes that `count` bytes of what was `ahead` went from socket to socket, past `step`.
+    /// Counts `count` bytes of what was `ahead` that were moved from socket to socket without `step`.
     pub fn pass(&mut self, count: u64) {
         match &mut self.framing {
             Framing::Length { left } => *left = left.saturating_sub(count),
@@ -162,7 +162,7 @@ impl BodyWalker {
         }
     }
 
-    /// The fields behind the last chunk; there are none before the end and with other framings.
+    /// The fields after the last chunk. Empty before the end and with other framings.
     pub fn trailers(&self) -> Fields<'_> {
         match &self.framing {
             Framing::Chunked(chunks) => chunks.trailers(),
@@ -170,8 +170,8 @@ impl BodyWalker {
         }
     }
 
-    /// Gathers the content of a small body and says how many bytes of the slice belonged to it. A length over
-    /// the limit is refused before its first byte, so call it with what came behind the head, be it nothing.
+    /// Appends a small body's content to `into` and returns how many bytes of the slice belonged to the body. A declared
+    /// length over the limit is refused before the first byte, so call it even if nothing came with the head.
     pub fn collect(&mut self, bytes: &[u8], into: &mut Vec<u8>, limit: usize) -> Result<usize, BadBody> {
         let mut used = 0;
         loop {

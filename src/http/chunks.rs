@@ -1,4 +1,4 @@
-//! The chunked framing (RFC 9112 7.1) as a state machine: the same verdict wherever its input is cut.
+//! The chunked framing (RFC 9112 7.1) as a state machine. The verdict does not depend on how the input is split.
 
 use super::bad_message::BadBody;
 use super::cursor;
@@ -8,25 +8,25 @@ use super::head::parse_trailers;
 use std::io::Write;
 use std::ops::Range;
 
-/// 15 hexadecimal digits stay below every signed 64-bit count, ours or the next reader's.
+/// 15 hexadecimal digits fit a signed 64-bit number, in our program and in the next reader's.
 const SIZE_DIGITS_LIMIT: u8 = 15;
-/// Extensions of one body altogether. Nobody uses them, and in one-byte chunks they would cost a reader
-/// hundreds of bytes for each byte of content.
+/// All chunk extensions of one body together, in bytes. Nobody uses them, and with one-byte chunks a sender could make us
+/// read hundreds of bytes for each byte of content.
 pub const EXTENSIONS_LIMIT: usize = 4 * 1024;
 
-/// What a walker made of a slice.
+/// What one step has read of a slice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BodyStep {
     /// Bytes of the slice that belong to this body. The rest is for the next step, or the next message.
     pub used: usize,
-    /// Those of them that are content. It ends at `used` unless it is empty.
+    /// The part of those bytes that is content. It ends at `used` unless it is empty.
     pub payload: Range<usize>,
 }
 
 pub struct ChunkWalker {
     at: ChunkState,
     extensions: usize,
-    /// The trailer section as far as it has come, unless it came whole and empty.
+    /// The trailer section so far. Not filled if the section is empty and arrives in one piece.
     trailers: Vec<u8>,
 }
 
@@ -49,10 +49,10 @@ impl ChunkWalker {
         ChunkWalker { at: NEXT_SIZE, extensions: 0, trailers: Vec::new() }
     }
 
-    /// Goes up to the end of the next piece of content, of the slice, or of the body, whatever comes first.
+    /// Reads up to the end of the next piece of content, of the slice, or of the body, whichever comes first.
     ///
-    /// Whoever passes the body on takes the payload and, at the end, the trailers, and frames them anew:
-    /// extensions and odd spellings of a size go no further.
+    /// A caller that forwards the body takes the payload and, at the end, the trailers, and writes its own framing. So
+    /// extensions and unusual spellings of a size are not forwarded.
     pub fn step(&mut self, bytes: &[u8]) -> Result<BodyStep, BadBody> {
         let mut used = 0;
         while let Some(&byte) = bytes.get(used) {
@@ -79,7 +79,7 @@ impl ChunkWalker {
         matches!(self.at, ChunkState::End)
     }
 
-    /// What is left of the chunk that is being read.
+    /// How many bytes of the current chunk are left.
     pub fn ahead(&self) -> u64 {
         match self.at {
             ChunkState::Data { left } => left,
@@ -87,7 +87,7 @@ impl ChunkWalker {
         }
     }
 
-    /// Notes that `count` bytes of what was `ahead` are through.
+    /// Counts `count` bytes of what was `ahead` that were moved without `step`.
     pub fn pass(&mut self, count: u64) {
         if let ChunkState::Data { left } = self.at {
             self.at =
@@ -95,7 +95,7 @@ impl ChunkWalker {
         }
     }
 
-    /// The fields behind the last chunk; none before the end.
+    /// The fields after the last chunk. Empty before the end.
     pub fn trailers(&self) -> Fields<'_> {
         match parse_trailers(&self.trailers) {
             Ok(Some((fields, _))) => fields,
@@ -103,7 +103,7 @@ impl ChunkWalker {
         }
     }
 
-    /// One byte of a size line, or of the line end behind a chunk's data.
+    /// Reads one byte of a size line, or of the line end after a chunk's data.
     fn framing(&mut self, at: ChunkState, byte: u8) -> Result<ChunkState, BadBody> {
         match (at, byte) {
             (ChunkState::Size { size, digits }, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
@@ -138,7 +138,7 @@ impl ChunkWalker {
         }
     }
 
-    /// Nearly always two bytes that end an empty section, which are not worth keeping.
+    /// Reads the trailer section. It is nearly always empty: just two bytes, which are not stored.
     fn take_trailers(&mut self, bytes: &[u8]) -> Result<usize, BadBody> {
         if self.trailers.is_empty() && bytes.starts_with(b"\r\n") {
             self.at = ChunkState::End;
@@ -157,7 +157,7 @@ impl ChunkWalker {
     }
 }
 
-/// Appends one chunk. No content makes no chunk: an empty one would end the body.
+/// Appends one chunk. Without content it appends nothing, because an empty chunk would end the body.
 pub fn write_chunk(content: &[u8], out: &mut Vec<u8>) {
     if !content.is_empty() {
         // Writing to a Vec cannot fail.

@@ -1,17 +1,17 @@
-//! Reading bytes from the front, strictly in order: the verdict depends on the first byte that is wrong,
-//! so that an unfinished head is refused as early, and for the same reason, as the finished one.
+//! Reads bytes from the front, strictly in order. The first wrong byte decides, so an incomplete head is refused as early,
+//! and for the same reason, as the complete one.
 
 use super::bad_message::BadHead;
 
 /// A character of a method or of a field's name (RFC 9110 5.6.2).
 pub const TOKEN_CHAR: u8 = 1;
 /// A character of a request target. Browsers send `{}|^"` in queries as they are, so every visible ASCII
-/// character passes but `#`: a fragment never travels, and what follows it is where two readers differ.
+/// character but `#` is accepted. A fragment is never sent, and readers differ on what to do with one.
 pub const TARGET_CHAR: u8 = 2;
-/// A character of a field's value or a reason phrase: HTAB, SP, visible ASCII and everything above it.
+/// A character of a field's value or a reason phrase: HTAB, SP, visible ASCII, and every byte above ASCII.
 pub const VALUE_CHAR: u8 = 4;
 pub const DIGIT_CHAR: u8 = 8;
-/// A character of a label in a host's name. The DNS forbids the underscore there, and developers use it.
+/// A character of a label in a host name. The DNS forbids the underscore, but developers use it.
 pub const LABEL_CHAR: u8 = 16;
 
 static CLASSES: [u8; 256] = classes();
@@ -53,7 +53,7 @@ pub fn run(bytes: &[u8], class: u8) -> usize {
     bytes.iter().position(|&byte| !is(byte, class)).unwrap_or(bytes.len())
 }
 
-/// As `run(bytes, VALUE_CHAR)`, eight bytes at a time: values are nine tenths of a browser's head.
+/// Like `run(bytes, VALUE_CHAR)`, but eight bytes at a time: nine tenths of a browser's head are values.
 pub fn value_run(bytes: &[u8]) -> usize {
     let mut at = 0;
     while let Some(eight) = bytes[at..].first_chunk::<8>() {
@@ -68,7 +68,7 @@ pub fn value_run(bytes: &[u8]) -> usize {
     at + run(&bytes[at..], VALUE_CHAR)
 }
 
-/// Whether any of eight bytes is below 0x20 or is 0x7f; a HTAB says yes too, and the table then decides.
+/// Whether any of eight bytes is below 0x20 or is 0x7f. That includes HTAB, for which the table then decides.
 fn may_hold_a_control(eight: u64) -> bool {
     const ONES: u64 = u64::MAX / 255;
     const TOPS: u64 = ONES * 0x80;
@@ -78,7 +78,7 @@ fn may_hold_a_control(eight: u64) -> bool {
     (below_space | is_delete) & TOPS != 0
 }
 
-/// A value without the blanks around it.
+/// The value without blanks at either end.
 pub fn trim(value: &[u8]) -> &[u8] {
     let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
     let start = value.iter().position(|byte| !blank(byte)).unwrap_or(value.len());
@@ -117,7 +117,7 @@ impl<'b> Cursor<'b> {
         self.bytes.get(self.at).copied().ok_or(ParseStop::NotYet)
     }
 
-    /// The bytes at the front that belong to `class`, as soon as the one behind them is there, too.
+    /// The bytes at the front that belong to `class`, once the byte after them has arrived.
     pub fn take(&mut self, class: u8) -> Result<&'b [u8], ParseStop> {
         let rest = self.rest();
         let length = if class == VALUE_CHAR { value_run(rest) } else { run(rest, class) };
@@ -128,7 +128,7 @@ impl<'b> Cursor<'b> {
         Ok(&rest[..length])
     }
 
-    /// As `take`, but more than `limit` of them are `too_long`, which is seen without waiting for the last.
+    /// Like `take`, but refuses more than `limit` bytes with `too_long`, without waiting for the rest of them.
     pub fn take_text(&mut self, class: u8, limit: usize, too_long: BadHead) -> Result<&'b str, ParseStop> {
         let rest = self.rest();
         let window = &rest[..rest.len().min(limit + 1)];
@@ -162,13 +162,13 @@ impl<'b> Cursor<'b> {
         Ok(byte - b'0')
     }
 
-    /// CR and LF together: either alone is where two readers of one head part ways.
+    /// CR and LF together. A lone CR or LF is refused, because readers disagree on what it means.
     pub fn line_end(&mut self, bad: BadHead) -> Result<(), ParseStop> {
         self.expect(b"\r", bad)?;
         self.expect(b"\n", BadHead::LineEnd)
     }
 
-    /// What to call the byte that stands here.
+    /// The refusal for the byte at this position: `bad`, but a line end in the wrong place is always `LineEnd`.
     pub fn refuse(&self, bad: BadHead) -> ParseStop {
         match self.peek() {
             Ok(b'\r' | b'\n') => ParseStop::Bad(BadHead::LineEnd),

@@ -1,8 +1,7 @@
-//! Heads that pass through: each is written anew from what was parsed, never copied.
+//! The heads of forwarded messages. Each is written from the parsed head, never copied.
 //!
-//! What concerns one connection stays behind (RFC 9110 7.6.1), what a client claims about itself is
-//! replaced by what we know, and the framing is what our own walker will do.
-//! Everything is appended to a `Vec`, to which writing cannot fail.
+//! Fields about one connection are dropped (RFC 9110 7.6.1), a client's claims about itself are replaced by what we know,
+//! and the framing fields say what our own `BodyWalker` has read. Everything is appended to a `Vec`, which cannot fail.
 
 use super::bad_message::BadHead;
 use super::body::Body;
@@ -15,7 +14,7 @@ use super::host::parse_target;
 use std::io::Write;
 use std::net::IpAddr;
 
-/// What every request of a client connection tells the next hop about that client; formatted once.
+/// What the next hop learns about the client. It is the same for all requests of a connection, so it is formatted once.
 pub struct ClientInfo {
     /// The client speaks TLS with us.
     pub https: bool,
@@ -24,7 +23,7 @@ pub struct ClientInfo {
 }
 
 impl ClientInfo {
-    /// `via` is our name in `Via`, as unlike any other as it can be: finding it again means a loop.
+    /// `via` is our name in `Via`. No other proxy has it, so finding it in a request means a loop.
     pub fn new(client: IpAddr, https: bool, via: &str) -> ClientInfo {
         let client = client.to_canonical();
         let scheme = if https { "https" } else { "http" };
@@ -37,13 +36,13 @@ impl ClientInfo {
     }
 }
 
-/// How a request goes on.
+/// How a request is forwarded.
 pub struct RequestForwarding<'a> {
     pub client: &'a ClientInfo,
     pub body: Body,
     /// The text of the host that the request is for.
     pub host: &'a str,
-    /// For a service that insists on its own; the others get the host as the client sent it.
+    /// The host for a service that accepts only its own. `None`: the service gets the host that the client sent.
     pub rewrite_host: Option<&'a str>,
 }
 
@@ -52,13 +51,13 @@ pub fn has_passed(request: &RequestHead<'_>, via: &str) -> bool {
     request.fields.list("via").filter_map(name_in_via).any(|name| name.eq_ignore_ascii_case(via.as_bytes()))
 }
 
-/// An entry is a protocol, a name and perhaps a comment.
+/// The name in one entry of `Via`: a protocol, a name and perhaps a comment.
 fn name_in_via(entry: &[u8]) -> Option<&[u8]> {
     entry.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()).nth(1)
 }
 
-/// Whether a client asks to leave HTTP for another protocol. One to HTTP/2 is not heard: behind it,
-/// requests would pass unseen, and the client just goes on without.
+/// Whether a client asks to leave HTTP for another protocol. An upgrade to HTTP/2 is ignored: requests inside it would
+/// not be checked, and a client whose upgrade is ignored continues with HTTP/1.1.
 pub fn is_upgrade(request: &RequestHead<'_>) -> bool {
     let mut protocols = request.fields.list("upgrade").peekable();
     request.version == HttpVersion::Http11
@@ -67,8 +66,8 @@ pub fn is_upgrade(request: &RequestHead<'_>) -> bool {
         && !protocols.any(|protocol| protocol.eq_ignore_ascii_case(b"h2c"))
 }
 
-/// Whether a client says who it is in a way that a service remembers for the connection, not for the request: NTLM,
-/// and Negotiate where it is NTLM.
+/// Whether a client logs in for the whole connection and not for one request: with NTLM, or with Negotiate where that
+/// is NTLM.
 pub fn is_connection_login(request: &RequestHead<'_>) -> bool {
     let of_connection =
         |scheme: &[u8]| scheme.eq_ignore_ascii_case(b"ntlm") || scheme.eq_ignore_ascii_case(b"negotiate");
@@ -86,7 +85,7 @@ pub fn write_request(
     line(out, "Host", forwarding.rewrite_host.unwrap_or(forwarding.host));
 
     let named = named_in_connection(&request.fields);
-    // RFC 9110 10.1.1: HTTP/1.0 knows no 100, so it must not be provoked.
+    // RFC 9110 10.1.1: an HTTP/1.0 client does not know 100, so the service must not be asked for one.
     let expects = |name: &str| request.version == HttpVersion::Http10 && name.eq_ignore_ascii_case("expect");
     for (name, value) in request.fields.iter() {
         if !concerns_one_hop(name) && !is_claim(name) && !is_named(&named, name) && !expects(name) {
@@ -118,7 +117,7 @@ fn write_request_line(method: &str, target: RequestTarget<'_>, out: &mut Vec<u8>
     }
 }
 
-/// With the empty line behind them.
+/// Appends the fields that are ours, and the empty line after them.
 fn write_our_claims(version: HttpVersion, forwarding: &RequestForwarding<'_>, out: &mut Vec<u8>) {
     let via = if version == HttpVersion::Http10 { "\r\nVia: 1.0 " } else { "\r\nVia: 1.1 " };
     let ClientInfo { claims, via: name, .. } = forwarding.client;
@@ -129,20 +128,21 @@ fn write_our_claims(version: HttpVersion, forwarding: &RequestForwarding<'_>, ou
     }
 }
 
-/// How a client gets a body that was read with that framing. `UntilClose` means that the connection closes.
+/// The framing towards the client of a body that was read with the framing `body`. With `UntilClose` the connection must
+/// close.
 pub fn body_for(client: HttpVersion, body: Body) -> Body {
     match (client, body) {
         (HttpVersion::Http10, Body::Chunked) => Body::UntilClose,
-        // Chunks let the client's connection live on, and show it when the service breaks off.
+        // Chunks keep the client's connection usable, and show the client when the service fails in the middle.
         (HttpVersion::Http11, Body::UntilClose) => Body::Chunked,
         (_, body) => body,
     }
 }
 
-/// How an answer goes home.
+/// How a response is forwarded to the client.
 pub struct ResponseForwarding {
     pub client: HttpVersion,
-    /// As `body_for` says.
+    /// The framing towards the client, from `body_for`.
     pub body: Body,
     pub keep_alive: bool,
 }
@@ -161,7 +161,7 @@ pub fn write_response(response: &ResponseHead<'_>, forwarding: &ResponseForwardi
     }
     match (response.status, forwarding.body) {
         (100..=199 | 204, _) => {}
-        // The length that a HEAD or a 304 speaks of is that of another answer's body.
+        // In the response to a HEAD and in a 304, the length is that of another response's body.
         (_, Body::None) => {
             for length in response.fields.all("content-length") {
                 line(out, "Content-Length", length);
@@ -175,7 +175,7 @@ pub fn write_response(response: &ResponseHead<'_>, forwarding: &ResponseForwardi
     out.extend_from_slice(connection_line(response.status, forwarding));
 }
 
-/// With the empty line behind it.
+/// The `Connection` field, and the empty line that ends the head.
 fn connection_line(status: u16, forwarding: &ResponseForwarding) -> &'static [u8] {
     let stays = forwarding.keep_alive && forwarding.body != Body::UntilClose;
     match (status, stays, forwarding.client) {
@@ -187,8 +187,8 @@ fn connection_line(status: u16, forwarding: &ResponseForwarding) -> &'static [u8
     }
 }
 
-/// Appends the end of a chunked body. Trailers that would frame, route or authenticate after the fact stay
-/// behind (RFC 9110 6.5.1).
+/// Appends the end of a chunked body. Trailers about framing, routing or authentication are dropped, since they must not
+/// come after the body (RFC 9110 6.5.1).
 pub fn write_last_chunk(trailers: &Fields<'_>, out: &mut Vec<u8>) {
     const NOT_BEHIND: [&str; 8] = [
         "authorization",
@@ -233,8 +233,8 @@ fn line(out: &mut Vec<u8>, name: &str, value: impl AsRef<[u8]>) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Fields about the connection or the framing: those of the next connection are written anew. Ordered by
-/// length, which alone dismisses nearly every name: this is asked for each field of each message.
+/// Fields about the connection or the framing; the next connection gets its own. The names are grouped by length, which
+/// rules out nearly every other name at once: this runs for each field of each message.
 fn concerns_one_hop(name: &str) -> bool {
     let names: &[&str] = match name.len() {
         2 => &["te"],
@@ -251,27 +251,27 @@ fn concerns_one_hop(name: &str) -> bool {
     names.iter().any(|other| is_same(name, other))
 }
 
-/// Fields in which a request says who asked for what. Ours take their place.
+/// Fields in which a request says who sent it and for which host. We write our own.
 fn is_claim(name: &str) -> bool {
     const PREFIX: &str = "x-forwarded-";
     let prefix = name.get(..PREFIX.len()).is_some_and(|start| is_same(start, PREFIX));
     prefix || ["host", "forwarded", "x-real-ip"].iter().any(|other| is_same(name, other))
 }
 
-/// In any case, and with underscores for hyphens: services behind CGI, WSGI or Rack cannot tell them apart.
+/// Compares names without regard to case, and takes `_` for `-`: services on CGI, WSGI or Rack cannot tell them apart.
 fn is_same(name: &str, other: &str) -> bool {
     let fold = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
     name.len() == other.len() && name.bytes().map(fold).eq(other.bytes())
 }
 
-/// The other fields that a sender wants to go no further. Nearly always none.
+/// The other fields that the sender has listed in `Connection`, so that they are not forwarded. Nearly always none.
 fn named_in_connection<'b>(fields: &Fields<'b>) -> Vec<&'b [u8]> {
     let known =
         |name: &[u8]| str::from_utf8(name).is_ok_and(|name| name == "close" || concerns_one_hop(name));
     fields.list("connection").filter(|name| !known(name)).collect()
 }
 
-/// Never `Via`: whoever could take it away could send us round in circles.
+/// Whether `Connection` lists the field. `Via` does not count: without it, loops would not be detected.
 fn is_named(named: &[&[u8]], name: &str) -> bool {
     let named = named.iter().any(|other| other.eq_ignore_ascii_case(name.as_bytes()));
     named && !name.eq_ignore_ascii_case("via")

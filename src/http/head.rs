@@ -1,21 +1,20 @@
 //! The head of an HTTP/1.x message: bytes in, a borrowed head out, or "not yet", or why it is refused.
 //!
-//! What is not plainly valid is refused as soon as its first wrong byte is seen. A longer prefix of the same
-//! bytes never changes a verdict. The parser keeps nothing between calls: the caller calls it again with
-//! more bytes, which costs at most `HEAD_LIMIT` a call.
+//! A head that is not plainly valid is refused at its first wrong byte, and more bytes never change that. The parser keeps
+//! nothing between calls. The caller calls it again when more bytes have come; a call reads at most `HEAD_LIMIT` bytes.
 
 use super::bad_message::BadHead;
 use super::cursor;
 use super::cursor::Cursor;
 use super::cursor::ParseStop;
 
-/// Room for many cookies; twice what Node takes by default.
+/// Room for many cookies: four times what Node accepts by default.
 pub const HEAD_LIMIT: usize = 64 * 1024;
-/// Browsers send about 20; each one costs every later look-up.
+/// Browsers send about 20. Every lookup of a field compares with each of them.
 pub const FIELDS_LIMIT: usize = 100;
-/// RFC 9112 3 asks for 8000 at the least, and nginx's default is the same 8 KiB.
+/// RFC 9112 3 asks for at least 8000 bytes; nginx's default is 8 KiB as well.
 pub const TARGET_LIMIT: usize = 8 * 1024;
-/// Trailers hold a checksum or a status, so a head's room would be a gift to whoever fills it.
+/// Trailers hold a checksum or a status, so they need far less room than a head.
 pub const TRAILERS_LIMIT: usize = 8 * 1024;
 /// The longest registered method, UPDATEREDIRECTREF, has 17.
 pub const METHOD_LIMIT: usize = 32;
@@ -32,7 +31,7 @@ pub struct RequestHead<'b> {
     pub target: &'b str,
     pub version: HttpVersion,
     pub fields: Fields<'b>,
-    /// Bytes of the whole head, an ignored empty line before it and the one that ends it included.
+    /// Length of the whole head in bytes, with an ignored empty line before it and the empty line that ends it.
     pub length: usize,
 }
 
@@ -43,34 +42,35 @@ pub struct ResponseHead<'b> {
     /// May be empty, and need not be text.
     pub reason: &'b [u8],
     pub fields: Fields<'b>,
-    /// Bytes of the whole head, the empty line that ends it included.
+    /// Length of the whole head in bytes, with the empty line that ends it.
     pub length: usize,
 }
 
-/// `Ok(None)`: not yet.
+/// Parses a request's head. `Ok(None)`: it is not complete yet.
 pub fn parse_request(bytes: &[u8]) -> Result<Option<RequestHead<'_>>, BadHead> {
     within(bytes, HEAD_LIMIT, request)
 }
 
-/// `Ok(None)`: not yet. Whoever reads answers calls every refusal a 502, whatever its `status()`.
+/// Parses a response's head. `Ok(None)`: it is not complete yet. To a client, every refusal of a response is a 502,
+/// whatever its `status()`.
 pub fn parse_response(bytes: &[u8]) -> Result<Option<ResponseHead<'_>>, BadHead> {
     within(bytes, HEAD_LIMIT, response)
 }
 
-/// The fields behind the last chunk, with the empty line that ends them, and how many bytes those are.
+/// The fields after the last chunk, and their length in bytes with the empty line that ends them.
 pub fn parse_trailers(bytes: &[u8]) -> Result<Option<(Fields<'_>, usize)>, BadHead> {
     within(bytes, TRAILERS_LIMIT, |cursor| Ok((fields(cursor)?, cursor.at)))
 }
 
 impl RequestHead<'_> {
-    /// Whether the client wants to ask again on this connection.
+    /// Whether the client may send another request on this connection.
     pub fn keeps_alive(&self) -> bool {
         keeps_alive(self.version, &self.fields)
     }
 }
 
 impl ResponseHead<'_> {
-    /// Whether the service takes another request on this connection.
+    /// Whether the service accepts another request on this connection.
     pub fn keeps_alive(&self) -> bool {
         keeps_alive(self.version, &self.fields)
     }
@@ -84,7 +84,7 @@ fn keeps_alive(version: HttpVersion, fields: &Fields<'_>) -> bool {
     }
 }
 
-/// Looks at the first `limit` bytes only, so a head that is too large is so however it arrives.
+/// Reads only the first `limit` bytes, so whether a head is too large does not depend on how it arrives.
 fn within<'b, T>(
     bytes: &'b [u8],
     limit: usize,
@@ -100,7 +100,7 @@ fn within<'b, T>(
 }
 
 fn request<'b>(cursor: &mut Cursor<'b>) -> Result<RequestHead<'b>, ParseStop> {
-    // RFC 9112 2.2: old clients end a body with an empty line too many. One is ignored, never a stream of them.
+    // RFC 9112 2.2: some old clients send an extra empty line after a body. One is ignored, but not more.
     if cursor.peek()? == b'\r' {
         cursor.line_end(BadHead::Method)?;
     }
@@ -123,7 +123,7 @@ fn response<'b>(cursor: &mut Cursor<'b>) -> Result<ResponseHead<'b>, ParseStop> 
     let version = version(cursor)?;
     cursor.expect(b" ", BadHead::Status)?;
     let status = status(cursor)?;
-    // The blank before an empty reason is required, and often missing: nothing hangs on it.
+    // The space before an empty reason is required but often missing. Nothing depends on it.
     let reason = if cursor.peek()? == b' ' {
         cursor.at += 1;
         cursor.take(cursor::VALUE_CHAR)?
@@ -145,7 +145,7 @@ fn version(cursor: &mut Cursor<'_>) -> Result<HttpVersion, ParseStop> {
     }
 }
 
-/// Three digits from 100 to 599: no other value has a meaning (RFC 9110 15).
+/// Three digits, from 100 to 599. Other values have no meaning (RFC 9110 15).
 fn status(cursor: &mut Cursor<'_>) -> Result<u16, ParseStop> {
     let class = cursor.peek()?;
     if !(b'1'..=b'5').contains(&class) {
@@ -176,7 +176,7 @@ fn fields<'b>(cursor: &mut Cursor<'b>) -> Result<Fields<'b>, ParseStop> {
     Ok(Fields { lines })
 }
 
-/// What a browser sends, so that the list is seldom moved.
+/// As many as a browser sends, so the list rarely has to grow.
 const FIELDS_EXPECTED: usize = 20;
 
 fn field<'b>(cursor: &mut Cursor<'b>) -> Result<(&'b str, &'b [u8]), ParseStop> {
@@ -190,7 +190,7 @@ fn field<'b>(cursor: &mut Cursor<'b>) -> Result<(&'b str, &'b [u8]), ParseStop> 
     Ok((str::from_utf8(name).map_err(|_| BadHead::FieldName)?, value))
 }
 
-/// The fields as they came: order and spelling kept, blanks around a value gone.
+/// The fields in their order and spelling, with the blanks around each value removed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Fields<'b> {
     lines: Vec<(&'b str, &'b [u8])>,
@@ -201,25 +201,25 @@ impl<'b> Fields<'b> {
         self.lines.iter().copied()
     }
 
-    /// The value of every line of that name.
+    /// The values of all fields with that name.
     pub fn all(&self, name: &str) -> impl Iterator<Item = &'b [u8]> {
         self.iter().filter(move |(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
-    /// The value of a field that may stand once. A second line is refused even when it says the same:
-    /// who repeats a `Host` or a `Content-Length` hopes that two readers choose differently.
+    /// The value of a field that may occur once. A second one is refused even if it is equal: a sender that repeats `Host`
+    /// or `Content-Length` may count on two readers choosing differently.
     pub fn one(&self, name: &str) -> Result<Option<&'b [u8]>, BadHead> {
         let mut values = self.all(name);
         let first = values.next();
         if values.next().is_some() { Err(BadHead::Repeated) } else { Ok(first) }
     }
 
-    /// The elements of a comma list, over all lines of that name.
+    /// The elements of the comma-separated lists in all fields with that name.
     pub fn list(&self, name: &str) -> impl Iterator<Item = &'b [u8]> {
         self.all(name).flat_map(|value| value.split(|&byte| byte == b',')).map(cursor::trim)
     }
 
-    /// Whether a comma list has that element, in whatever case.
+    /// Whether a comma-separated list has that element, without regard to case.
     pub fn has_token(&self, name: &str, token: &str) -> bool {
         self.list(name).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
     }

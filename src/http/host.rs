@@ -1,7 +1,7 @@
-//! Whom a request is for: its target and its Host, read strictly, and which place in this proxy they name.
+//! The host that a request is for: its target and its `Host`, parsed strictly, and what that host is to the proxy.
 //!
-//! A name that two readers could take for different hosts is refused: user parts, percent signs, zones,
-//! empty or signed ports, and numbers that some resolvers take for an address (`127.1`, `0x7f000001`).
+//! A text that two readers could take for different hosts is refused: user parts, percent signs, zones, empty or signed
+//! ports, and numbers that some resolvers take for an address (`127.1`, `0x7f000001`).
 
 use super::bad_message::BadHead;
 use super::cursor;
@@ -17,7 +17,7 @@ const HOST_LABEL_LIMIT: usize = 63;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Host<'b> {
-    /// As it was sent, port included. It holds nothing that would need quoting.
+    /// As it was sent, with the port. It contains no character that would need quoting.
     pub text: &'b str,
     pub name: HostName<'b>,
     pub port: Option<u16>,
@@ -25,7 +25,7 @@ pub struct Host<'b> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostName<'b> {
-    /// In the spelling that was sent, without the dot that may end it.
+    /// As it was sent, without a final dot.
     Dns(&'b str),
     V4(Ipv4Addr),
     V6(Ipv6Addr),
@@ -38,7 +38,7 @@ pub enum HostKind<'b> {
     Page,
     /// The first label of a name under `.localhost`, in lower case.
     Service(Cow<'b, str>),
-    /// Not ours (421): somebody's DNS points here, perhaps on purpose.
+    /// Not ours (421): somebody's DNS name points to this machine, perhaps on purpose.
     Outside,
 }
 
@@ -49,14 +49,14 @@ pub enum RequestTarget<'b> {
     Path(&'b str),
     /// What follows the host is empty or begins with a slash or a question mark.
     Url { host: Host<'b>, path: &'b str },
-    /// Of a CONNECT; the port is always there.
+    /// Of a CONNECT. It always has a port.
     Authority(Host<'b>),
     /// The `*` of OPTIONS.
     Server,
 }
 
-/// The host that a request is for. The target's, if it has one, overrides the field, which has to be
-/// valid all the same (RFC 9112 3.2.2). `None` only where HTTP/1.0 names no host at all.
+/// The host that a request is for. A host in the target overrides the `Host` field, which must be valid all the same
+/// (RFC 9112 3.2.2). `None` only if an HTTP/1.0 request names no host at all.
 pub fn host_of<'b>(request: &RequestHead<'b>) -> Result<Option<Host<'b>>, BadHead> {
     let field = request.fields.one("host")?.map(parse_host).transpose()?;
     if field.is_none() && request.version == HttpVersion::Http11 {
@@ -84,15 +84,15 @@ pub fn parse_target<'b>(method: &str, target: &'b str) -> Result<RequestTarget<'
     Ok(RequestTarget::Url { host: parse_host(host.as_bytes()).map_err(|_| BadHead::Target)?, path })
 }
 
-/// What is behind `http://` or `https://`, in any case. There is no other scheme whose requests come here.
+/// What follows `http://` or `https://`, without regard to case. Requests for other schemes are not ours.
 fn after_scheme(url: &str) -> Option<&str> {
     let (scheme, rest) = url.split_once("://")?;
     let known = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
     known.then_some(rest)
 }
 
-/// Whether a page with that `Origin` lives under `localhost`. An address does not count: whatever listens
-/// on any port of this machine could be behind it.
+/// Whether a page with that `Origin` is under `localhost`. A loopback address does not count: any program that listens on
+/// this machine could have served the page.
 pub fn is_local_origin(origin: &[u8]) -> bool {
     let host = str::from_utf8(origin).ok().and_then(after_scheme).map(|rest| parse_host(rest.as_bytes()));
     matches!(host, Some(Ok(host)) if matches!(host.name, HostName::Dns(_)) && host.kind() != HostKind::Outside)
@@ -117,7 +117,7 @@ fn parse_name(text: &str) -> Result<HostName<'_>, BadHead> {
         return Err(BadHead::Host);
     }
     if is_number(last_label(name)) {
-        // With a dot behind it, some take it for an address and some for a name.
+        // With a final dot, some readers take it for an address and some for a name.
         return text.parse().map(HostName::V4).map_err(|_| BadHead::Host);
     }
     Ok(HostName::Dns(name))
@@ -129,7 +129,7 @@ pub fn is_label(label: &str) -> bool {
         && cursor::run(label.as_bytes(), cursor::LABEL_CHAR) == label.len()
 }
 
-/// A name that ends so is an address to some (the URL standard calls it "ends in a number").
+/// Some readers take a name with such a last label for an address ("ends in a number" in the URL standard).
 fn is_number(label: &str) -> bool {
     match label.as_bytes() {
         [b'0', b'x' | b'X', digits @ ..] => digits.iter().all(u8::is_ascii_hexdigit),
@@ -137,7 +137,7 @@ fn is_number(label: &str) -> bool {
     }
 }
 
-/// A colon and one to five digits. Nobody listens on port 0, so nobody can mean it.
+/// A colon and one to five digits. Port 0 is refused: nothing can listen on it.
 fn parse_port(text: &str) -> Result<u16, BadHead> {
     let digits = text.strip_prefix(':').ok_or(BadHead::Host)?;
     if !(1..=5).contains(&digits.len()) || !digits.bytes().all(|byte| byte.is_ascii_digit()) {

@@ -1,4 +1,4 @@
-//! Whole HTTP messages, owned: what the hub's API and its clients deal in. The proxy does not; it streams.
+//! Whole HTTP messages that own their data, for the hub's API and its clients. The proxy streams and does not use them.
 
 use serde_json::Value;
 
@@ -27,7 +27,7 @@ pub struct Response {
 }
 
 impl Request {
-    /// `None` when the target is not a path in plain characters.
+    /// `None` if the target is not a valid path.
     pub fn from_head(head: &head::RequestHead<'_>) -> Option<Self> {
         let (path, query) = head.target.split_once('?').unwrap_or((head.target, ""));
         let path = decoded(path).filter(|path| path.starts_with('/'))?;
@@ -50,7 +50,7 @@ impl Request {
         find(&self.fields, name)
     }
 
-    /// By which the sender wants to be believed; empty when there is none.
+    /// The API key; empty if there is none.
     pub fn key(&self) -> &str {
         self.field("x-api-key").unwrap_or_default()
     }
@@ -59,7 +59,7 @@ impl Request {
         self.query.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// Whether the client asks to speak `protocol` from here on.
+    /// Whether the client asks to switch to `protocol`.
     pub fn upgrades_to(&self, protocol: &str) -> bool {
         let named = |field: &str, token: &str| {
             self.field(field)
@@ -84,14 +84,14 @@ fn find<'f>(fields: &'f [(String, String)], name: &str) -> Option<&'f str> {
     fields.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
 }
 
-/// Percent-decoding; `None` for a broken escape, and for what is not UTF-8 or holds a control character.
+/// Percent-decodes. `None` if an escape is broken, or if the result is not UTF-8 or contains a control character.
 pub fn decoded(text: &str) -> Option<String> {
     let (bytes, is_whole) = percent_decoded(text);
     let text = String::from_utf8(bytes).ok().filter(|_| is_whole)?;
     Some(text).filter(|text| !text.chars().any(char::is_control))
 }
 
-/// What stands for what, and whether every `%` began an escape; one that does not stands for itself.
+/// Percent-decodes. The flag is false if some `%` did not begin an escape; it is kept as it is.
 pub fn percent_decoded(text: &str) -> (Vec<u8>, bool) {
     let (mut bytes, mut is_whole) = (Vec::with_capacity(text.len()), true);
     let mut rest = text.as_bytes();
@@ -113,12 +113,12 @@ pub fn percent_decoded(text: &str) -> (Vec<u8>, bool) {
     (bytes, is_whole)
 }
 
-/// An error as the hub's API and the proxy write it. What is empty is left out.
+/// An error in the JSON of the hub's API and of the proxy. Empty fields are left out.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ErrorBody {
     pub error: String,
     pub hint: String,
-    /// What a program decides by; the words are for people. Only hubs give one.
+    /// For programs; the other fields are for people. Only hubs set it.
     pub code: String,
 }
 
@@ -133,7 +133,7 @@ impl ErrorBody {
         value
     }
 
-    /// What an answer does not have is empty.
+    /// Reads an error. Fields that the answer lacks are empty.
     pub fn read(body: &[u8]) -> Self {
         let value: Value = serde_json::from_slice(body).unwrap_or_default();
         let text = |name: &str| one_line(value.get(name).and_then(Value::as_str).unwrap_or_default());

@@ -1,4 +1,4 @@
-//! The answers that are our own: status, fields, body, written with exactly one framing.
+//! Our own answers: a status, fields and a body, written with exactly one framing.
 
 use serde_json::Value;
 use std::io::Write;
@@ -26,7 +26,7 @@ impl Reply {
         Reply::typed(status, "application/json", value.to_string())
     }
 
-    /// What the API says when it refuses.
+    /// A refusal of the API, as an `ErrorBody` without a code.
     pub fn error(status: u16, what: &str, hint: &str) -> Reply {
         let body = ErrorBody { error: what.to_owned(), hint: hint.to_owned(), code: String::new() };
         Reply::json(status, body.to_json())
@@ -40,7 +40,7 @@ impl Reply {
         Reply::typed(status, "text/html; charset=utf-8", page.into())
     }
 
-    /// 101: from here on the connection speaks `protocol`.
+    /// A 101: after it, the connection speaks `protocol`.
     pub fn switching(protocol: &str) -> Reply {
         Reply::empty(101).field("Upgrade", protocol)
     }
@@ -54,7 +54,7 @@ impl Reply {
         self
     }
 
-    /// `head_only` answers a HEAD: the length that the body has, and no body.
+    /// Appends the reply. `head_only` is for a HEAD: the body's length, but no body.
     pub fn write_into(&self, out: &mut Vec<u8>, keep_alive: bool, head_only: bool) {
         // Writing to a Vec cannot fail.
         let _ = write!(out, "HTTP/1.1 {} {}\r\n", self.status, reason_phrase(self.status));
@@ -64,12 +64,12 @@ impl Reply {
             out.extend(value.bytes().map(harmless));
             out.extend_from_slice(b"\r\n");
         }
-        // RFC 9110 8.6: a length is forbidden in the first three, and would be that of another answer in a 304.
+        // RFC 9110 8.6: 1xx and 204 must not have a length, and in a 304 it would be that of another answer.
         let bare = matches!(self.status, 100..=199 | 204 | 304);
         if !bare {
             let _ = write!(out, "Content-Length: {}\r\n", self.body.len());
         }
-        // Both are said aloud, so that an HTTP/1.0 client knows as well.
+        // Both cases are explicit, so that an HTTP/1.0 client understands as well.
         out.extend_from_slice(match (self.status, keep_alive) {
             (101, _) => b"Connection: Upgrade\r\n\r\n".as_slice(),
             (_, true) => b"Connection: keep-alive\r\n\r\n",
@@ -81,18 +81,18 @@ impl Reply {
     }
 }
 
-/// Text within a page of HTML, or within a quoted attribute of it.
+/// Escapes text for an HTML page, or for a quoted attribute in it.
 pub fn escaped(text: &str) -> String {
     let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     text.replace('"', "&quot;").replace('\'', "&#39;")
 }
 
-/// A control character in a value could end its line and begin a field of somebody else's making.
+/// A control character in a value could end the line and begin a field that a peer has made up.
 fn harmless(byte: u8) -> u8 {
     if byte.is_ascii_control() { b' ' } else { byte }
 }
 
-/// Of what we say ourselves; nothing hangs on these words.
+/// The reason phrase of our own answers. Nothing depends on it.
 pub fn reason_phrase(status: u16) -> &'static str {
     match status {
         101 => "Switching Protocols",
