@@ -20,14 +20,14 @@ pub struct BufferedReader<R = Reader> {
 }
 
 impl BufferedReader {
-    /// With the unread bytes in front of what comes next.
+    /// The connection itself. The unread bytes are read from it first.
     pub fn into_reader(mut self) -> Reader {
         let unread = self.unread().to_vec();
         self.from.push_back(unread);
         self.from
     }
 
-    /// Whether nothing has been received that was not used, not even inside TLS.
+    /// Whether every received byte has been used, those inside TLS included.
     pub fn is_drained(&self) -> bool {
         self.is_empty() && self.from.is_empty()
     }
@@ -39,7 +39,7 @@ impl BufferedReader {
 }
 
 impl<R: Read> BufferedReader<R> {
-    /// Takes its first memory with the first read.
+    /// Allocates no memory before the first read.
     pub fn new(from: R, first_size: usize) -> Self {
         Self { from, bytes: Vec::new(), start: 0, end: 0, first_size }
     }
@@ -111,7 +111,7 @@ impl<R: Read> BufferedReader<R> {
         }
     }
 
-    /// Moves what is unread of a body to `out`, framed anew, with the last chunk if the body ends within it.
+    /// Moves the unread part of a body to `out`, with new framing, and with the last chunk if the body ends in it.
     pub fn move_body(
         &mut self,
         walker: &mut BodyWalker,

@@ -1,5 +1,5 @@
-//! The proxy's certificates: a CA that can vouch for this machine's own names and nothing else, and a leaf
-//! for each name that a client asks for, since no client takes a wildcard right under `localhost`.
+//! The proxy's certificates: a CA whose constraints allow only this machine's own names, and a leaf for each name that a
+//! client asks for. A wildcard would not do: no client accepts one directly under `localhost`.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -39,11 +39,11 @@ use crate::tls::trust::provider;
 
 const DAY: Duration = Duration::from_hours(24);
 const CA_DAYS: u32 = 3650;
-/// Apple refuses 825 and more; renewed long before, with every start.
+/// Apple refuses leaves that are valid for more than 825 days. Each start makes new ones, long before they expire.
 const LEAF_DAYS: u32 = 397;
-/// What the field for a certificate's shown name takes; clients go by the other names.
+/// The longest common name of a certificate. Clients check the alternative names instead.
 const COMMON_NAME: usize = 64;
-/// Names in `server.crt`; more make a certificate larger than some clients read.
+/// Names in `server.crt`. More would make a certificate that is too large for some clients.
 const NAMES: usize = 100;
 
 const PROXY_CA_PROFILE: AuthorityProfile = AuthorityProfile {
@@ -55,7 +55,7 @@ const PROXY_CA_PROFILE: AuthorityProfile = AuthorityProfile {
 
 pub struct Certificates {
     pub config: Arc<ServerConfig>,
-    /// Of our own making; not with `--cert`.
+    /// Our own CA; none with `--cert`.
     own: Option<LocalAuthority>,
 }
 
@@ -65,7 +65,7 @@ struct LocalAuthority {
 }
 
 impl Certificates {
-    /// From the CA in `folder`, which is made when there is none.
+    /// Loads the CA in `folder`, or makes one.
     pub fn of_folder(folder: &Path) -> Result<Self> {
         let authority = Arc::new(Authority::load_or_make(folder, PROXY_CA_PROFILE)?);
         let own = Arc::clone(&authority);
@@ -97,12 +97,12 @@ impl Certificates {
         Ok(Self { config: config_with(Arc::new(SingleCertAndKey::from(certified)))?, own: None })
     }
 
-    /// Whether the CA was made just now; `None` when there is none.
+    /// Whether this start made the CA; `None` without one.
     pub fn is_new(&self) -> Option<bool> {
         self.own.as_ref().map(|own| own.authority.is_new)
     }
 
-    /// Writes `server.crt` and its key for whoever wants to serve by itself what the proxy serves.
+    /// Writes `server.crt` and its key, for development servers that want to use the proxy's certificate themselves.
     pub fn write_server(&self, names: impl Iterator<Item = String>) -> Result<()> {
         let Some(own) = &self.own else { return Ok(()) };
         let mut all: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
@@ -113,21 +113,22 @@ impl Certificates {
     }
 }
 
-/// Our order of ciphers counts: clients put AES-256 first, which costs more, and what it protects does not leave this
-/// machine.
+/// Our order of ciphers counts, not the client's. Clients put AES-256 first, which costs more, and these bytes do not
+/// leave this machine.
 fn config_with(resolver: Arc<dyn ResolvesServerCert>) -> Result<Arc<ServerConfig>> {
     let mut config = authority::server_config(resolver)?;
     config.ignore_client_order = true;
     Ok(Arc::new(config))
 }
 
-/// A user's file may be a link, unlike ours.
+/// Reads a user's file. Unlike our own files, it may be a symbolic link.
 fn files_read(path: &Path) -> Result<Option<Vec<u8>>> {
     let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     files::read(&real)
 }
 
-/// The CA's name tells one machine's CA from another's; it comes from the key, so it stays the same.
+/// The CA's certificate. Its name distinguishes one machine's CA from another's; it is made from the key, so it never
+/// changes.
 fn root(key: &KeyPair) -> std::result::Result<CertificateParams, rcgen::Error> {
     let mark = secret::sha256(key.der_bytes())
         .to_string()
@@ -141,7 +142,7 @@ fn root(key: &KeyPair) -> std::result::Result<CertificateParams, rcgen::Error> {
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    // Both kinds: a client that sees only names constrained would still take a leaf for an address.
+    // Both names and addresses are constrained: with names alone, a client would accept a leaf for any address.
     params.name_constraints = Some(NameConstraints {
         permitted_subtrees: vec![
             GeneralSubtree::DnsName("localhost".into()),
@@ -166,14 +167,14 @@ fn leaf(names: Vec<String>) -> std::result::Result<CertificateParams, rcgen::Err
     Ok(params)
 }
 
-/// From yesterday on, for clocks that are a little behind.
+/// Valid from yesterday on, for clients whose clock is slow.
 fn valid_for(params: &mut CertificateParams, days: u32) {
     let today = date_time_ymd(1970, 1, 1) + Duration::from_secs(clock::now().unix());
     params.not_before = today - DAY;
     params.not_after = today + DAY * (days - 1);
 }
 
-/// A name outside `localhost` gets none: no client would believe it.
+/// The leaf for a name. A name outside `localhost` gets none, since no client would accept it.
 fn leaf_for(authority: &Authority, asked: Option<&str>) -> Option<Arc<CertifiedKey>> {
     let name = asked.unwrap_or("localhost").trim_end_matches('.').to_ascii_lowercase();
     match name.strip_suffix("localhost") {

@@ -34,7 +34,7 @@ pub struct ProxySettings {
     pub allow_origin: Vec<String>,
     /// Outside hosts that CONNECT may reach, on one port or on all.
     pub connect_allow: Vec<(String, Option<u16>)>,
-    /// Is called after each request.
+    /// Called after each request.
     pub on_request: Option<RequestObserver>,
 }
 
@@ -47,7 +47,7 @@ pub struct ProxyContext {
     /// Our name in `Via`. No other proxy has it, so finding it in a request means a loop.
     pub via: String,
     pub port: u16,
-    /// For services that speak TLS. It takes any certificate: the path to a hub service is encrypted and its agent
+    /// For services that speak TLS. It accepts any certificate: the path to a hub service is encrypted and its agent is
     /// known, and no service has a certificate for a name under `localhost`.
     pub tls: Arc<ClientConfig>,
 }
@@ -69,7 +69,7 @@ impl ProxyContext {
         (self.settings.certificates)()
     }
 
-    /// A new connection to a service. For a hub service it goes through a tunnel. The error is for the client.
+    /// Opens a connection to a service. For a hub service it goes through a tunnel. The error text is for the client.
     pub fn dial(&self, route: &ProxyRoute, by_tls: bool) -> std::result::Result<Upstream, &'static str> {
         let port = if route.is_local() { Ok(route.port) } else { (self.settings.tunnel_port)(&route.name) };
         let port = port.map_err(|error| {

@@ -16,7 +16,7 @@ impl IdleUpstreams {
     pub fn take(&mut self, route: &ProxyRoute) -> Option<Upstream> {
         let at = self.list.iter().position(|idle| idle.service == route.name)?;
         let idle = self.list.swap_remove(at);
-        // The name may lead to another port by now. A tunnel keeps its port.
+        // The route may have a different port by now. A tunnel keeps its port.
         (!route.is_local() || idle.port == route.port).then_some(idle)
     }
 
@@ -29,7 +29,7 @@ impl IdleUpstreams {
     }
 
     /// Drops what the next client must not get. Bytes that have come since the last response were meant for the client
-    /// before. Where that client has logged in for the connection as a whole (NTLM, Negotiate), the next one would be
+    /// before. Where that client has logged in for the whole connection (NTLM, Negotiate), the next one would be
     /// taken for it. And where it sent a body, a careless service may have left a part of it unread, which would become
     /// the beginning of the next client's request.
     pub fn start_client(&mut self) {

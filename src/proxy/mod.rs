@@ -1,6 +1,6 @@
 //! The local proxy: `http(s)://NAME.localhost:PORT` leads to the service of that name.
 //!
-//! The way of a request, from the accepted connection to the answer:
+//! The path of a request, from the accepted connection to the answer:
 //!
 //! 1. `net/serve.rs` accepts on both loopback addresses, never on another. The thread that accepts a connection serves it
 //!    to its end (`new_worker` below). It keeps its idle connections to services from one client to the next
@@ -24,14 +24,15 @@
 //! 9. `response::pass` in `connection/response.rs` reads the response and sends it to the client with a new head and one
 //!    framing. A large body of known length goes from socket to socket inside the kernel.
 //! 10. `conclude` in `connection/forward.rs` decides what is kept: the connection to the service, the connection to the
-//!     client, both or none. A service that fails before its head was sent is a 502 or 504; after that, a cut.
+//!     client, both or neither. A service that fails before the response's head was sent causes a 502 or 504; after that,
+//!     the client's connection is cut.
 //!     `ProxyContext::record` adds the request to the page and to the terminal (`recent_requests.rs`).
 //!
-//! An upgrade (WebSocket) takes the same way. After the service's 101, `forward` ends with `AfterRequest::Relay`, and
+//! An upgrade (WebSocket) takes the same path. After the service's 101, `forward` ends with `AfterRequest::Relay`, and
 //! `ClientConnection::relay` copies bytes in both directions until both have ended (`net/relay.rs`).
 //!
 //! CONNECT turns off at step 5 to `connection/connect.rs`. If the client begins TLS and the service speaks plain HTTP, TLS
-//! ends here (`AfterRequest::StartTls`), and the requests inside take the way from step 4. Anything else is relayed.
+//! ends here (`AfterRequest::StartTls`), and the requests inside continue at step 4. Anything else is relayed.
 //!
 //! `route_table.rs` follows the routes file and the hub in threads of its own, so no request waits for either.
 
@@ -71,7 +72,7 @@ use recent_requests::RecentRequests;
 use route_table::RouteTable;
 
 /// Far above `CLIENT_LIMIT`, at which an idle connection is closed: that one needs a moment to be gone. A connection is
-/// turned away only if none is idle.
+/// refused only if none is idle.
 const THREAD_LIMIT: usize = 2 * CLIENT_LIMIT;
 /// A thread without a client keeps its connections to services for this long.
 const WORKER_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -97,7 +98,7 @@ impl Proxy {
             tls: trust::unverified_client()?,
         });
         if context.settings.https {
-            // A certificate that cannot be made is an error of the start, not of the first request.
+            // If the certificate cannot be made, the start must fail, not the first request.
             context.certificates()?;
         }
         let servers = bound.listeners.into_iter().map(|listener| {

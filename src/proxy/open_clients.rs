@@ -71,7 +71,7 @@ fn close_longest_idle(by_id: &HashMap<u64, Arc<ClientActivity>>) {
     let since = |client: &ClientActivity| client.idle_since.load(Ordering::Relaxed);
     let idle = by_id.values().filter(|client| since(client) > 0);
     if let Some(longest) = idle.min_by_key(|client| since(client)) {
-        // It counts as busy from now on, so that the next one to be closed is another.
+        // It counts as busy now, so that the next call closes a different one.
         longest.idle_since.store(0, Ordering::Relaxed);
         let _ = longest.socket.shutdown(Shutdown::Both);
     }

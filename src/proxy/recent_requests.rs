@@ -26,7 +26,7 @@ pub struct RequestRecord {
     pub service: String,
     pub path: String,
     pub status: u16,
-    /// Until the answer was through, in microseconds.
+    /// Time until the response was complete, in microseconds.
     pub micros: u64,
 }
 
@@ -43,7 +43,7 @@ struct RequestLog {
     watchers: usize,
 }
 
-/// A request that has been answered. Its words are copied into the memory of an old record.
+/// A request that has been answered. Its texts are copied into the memory of an old record.
 pub struct FinishedRequest<'a> {
     pub method: &'a str,
     pub service: &'a str,
@@ -77,7 +77,7 @@ impl RecentRequests {
         }
     }
 
-    /// Those after `number`. If there is none yet, waits up to `timeout` for one.
+    /// The records after `number`. If there is none yet, waits up to `timeout` for one.
     pub fn after(&self, number: u64, timeout: Duration) -> Vec<RequestRecord> {
         let nothing_new = |log: &mut RequestLog| log.records.back().is_none_or(|last| last.number <= number);
         let mut log = locked(&self.log);

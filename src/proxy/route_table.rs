@@ -90,8 +90,8 @@ pub struct Routes {
 
 impl Routes {
     pub fn new(local: &[Route], hub: &[ServiceInfo]) -> Self {
-        // Later routes replace earlier ones of the same name: local ones those of the hub, and of two agents that offer
-        // one name, the one that is online counts.
+        // A later route replaces an earlier one of the same name. So a local route wins over the hub's, and of two agents
+        // with one name, the one that is online wins.
         let mut services: Vec<_> = hub.iter().collect();
         services.sort_by_key(|service| service.status == Status::Online);
         let reachable = local.iter().filter(|route| is_label(&route.service_name) && route.local_port != 0);
@@ -141,8 +141,8 @@ struct RouteSources {
 }
 
 impl RouteTable {
-    /// Returns when the local routes are known, and the hub's unless the hub is slow. Calls `changed` with every new
-    /// state.
+    /// Starts both threads. Returns once the local routes are known, and the hub's unless the hub is slow. Calls `changed`
+    /// with every new state.
     pub fn start(
         home: &Home,
         hub_services: Option<ServiceLister>,
@@ -213,7 +213,7 @@ impl Drop for RouteTable {
 }
 
 impl TableState {
-    /// The file is read even if it is unchanged: it is small, and its writers die without touching it.
+    /// The file is read even if it is unchanged: it is small, and a process that dies leaves its routes in it.
     fn read_file(&self) -> Result<()> {
         let local = routes::listed(&self.home)?;
         self.publish(|sources| sources.local = local);

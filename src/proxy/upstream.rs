@@ -22,19 +22,19 @@ use crate::os::socket;
 use crate::os::socket::Wakeup;
 use crate::tls;
 
-/// On this machine a listener answers at once; a tunnel's listener does too.
+/// A listener on this machine accepts at once, and so does a tunnel's.
 const UPSTREAM_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The first wait for data watches the service alone: most responses come within this time, and cost no extra system
 /// call. After it the client is watched, too.
 const UNWATCHED_READ: Duration = Duration::from_millis(50);
-/// A service that takes no bytes for this long is given up.
+/// A service that accepts no bytes for this long is given up.
 const UPSTREAM_WRITE_TIMEOUT: Duration = Duration::from_mins(2);
-/// A longer wait returns this often, to look at the clock.
+/// A longer wait wakes this often to check its deadline.
 const UPSTREAM_READ_POLL: Duration = Duration::from_secs(10);
-/// Most responses of an API fit.
+/// Large enough for most responses of an API.
 const UPSTREAM_BUFFER: usize = 16 * 1024;
 
-/// What a client is told about a service that gives no answer.
+/// What the client reads if the service does not answer.
 pub const NOT_RESPONDING: &str = "Bad Gateway: the service is not responding.";
 pub const NO_TLS: &str = "Bad Gateway: the service is said to speak https, and does not.";
 
@@ -43,7 +43,7 @@ pub struct Upstream {
     pub writer: Writer,
     pub port: u16,
     pub service: String,
-    /// It has carried a request before, so the service may have closed it since.
+    /// It has carried a request before, so the service may have closed it in the meantime.
     pub used: bool,
     /// No other client may have it: see `IdleUpstreams::start_client`.
     pub personal: bool,
@@ -84,7 +84,7 @@ impl Upstream {
         self.reader.buffer.is_drained() && socket::is_idle_and_open(&self.reader.socket)
     }
 
-    /// For what leaves HTTP, with the bytes put back that were read and not used.
+    /// The connection for another protocol. Bytes that were read and not used are read from it first.
     pub fn into_duplex(self) -> Duplex {
         let UpstreamReader { buffer, socket } = self.reader;
         Duplex { reader: buffer.into_reader(), writer: self.writer, socket }

@@ -19,14 +19,14 @@ use crate::proxy::context::ProxyContext;
 use crate::tls;
 use crate::wire::tls_record::TLS_HANDSHAKE;
 
-/// A read that waits for the client returns this often, to look at the clock.
+/// A read that waits for the client returns this often, to check the deadlines.
 const CLIENT_READ_POLL: Duration = Duration::from_secs(2);
-/// A client that takes no bytes for this long is given up. A paused video is not.
+/// A client that accepts no bytes for this long is given up. Long enough for a paused video.
 const CLIENT_WRITE_TIMEOUT: Duration = Duration::from_mins(10);
-/// After an early answer, at most this much of the request is read away, for at most `DRAIN_TIMEOUT`.
+/// After an early answer, at most this much of the request is read and dropped, for at most `DRAIN_TIMEOUT`.
 pub const DRAIN_LIMIT: usize = 64 * 1024 * 1024;
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// A browser's request fits.
+/// Large enough for a browser's request.
 pub const CLIENT_BUFFER: usize = 8 * 1024;
 
 pub struct ClientStream {
@@ -39,13 +39,13 @@ pub struct ClientStream {
 pub struct ClientWriter {
     pub stream: Writer,
     pub socket: Arc<TcpStream>,
-    /// Memory for what is written next; empty between two answers.
+    /// Buffer for what is written next. Empty between two answers.
     pub out: Vec<u8>,
 }
 
 impl ClientStream {
-    /// On an HTTPS port the first byte tells TLS from a client that forgot it, which will be redirected. `None`: it
-    /// left without a byte.
+    /// On an HTTPS port the first byte tells TLS from plain HTTP, which will be redirected. `None`: the client left without
+    /// sending a byte.
     pub fn accept(context: &ProxyContext, socket: Arc<TcpStream>) -> io::Result<Option<Self>> {
         let mut first = [0];
         if context.settings.https {
@@ -69,7 +69,7 @@ impl ClientStream {
         Ok(Self { reader: BufferedReader::new(reader, CLIENT_BUFFER), writer, info })
     }
 
-    /// With the bytes put back that were read and not used.
+    /// The connection for another protocol. Bytes that were read and not used are read from it first.
     pub fn into_duplex(self) -> Duplex {
         let ClientWriter { stream, socket, .. } = self.writer;
         Duplex { reader: self.reader.into_reader(), writer: stream, socket }

@@ -1,5 +1,5 @@
-//! What stays known of a request after its bytes are gone. One is used for all requests of a connection, so that its
-//! memory is used again.
+//! What is still needed of a request after its bytes have been consumed. All requests of a connection share one, so that
+//! its memory is reused.
 
 use std::time::Instant;
 
@@ -21,7 +21,7 @@ pub struct CurrentRequest {
     /// See `http::forward::is_connection_login`.
     pub connection_login: bool,
     pub began: Instant,
-    /// What is sent to the service first: the rewritten head, and what has come of the body.
+    /// What is sent to the service first: the rewritten head, and the part of the body that has arrived.
     pub outgoing: Vec<u8>,
 }
 
@@ -41,7 +41,7 @@ impl CurrentRequest {
         }
     }
 
-    /// Forgets the request before.
+    /// Replaces the previous request.
     pub fn begin(&mut self, request: &RequestHead<'_>, body: Body) {
         request.method.clone_into(&mut self.method);
         request.target.clone_into(&mut self.target);

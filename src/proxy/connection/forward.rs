@@ -38,7 +38,7 @@ impl ClientConnection<'_> {
     pub fn forward(&mut self, route: &ProxyRoute) -> AfterRequest {
         let mut walker = BodyWalker::new(self.request.body);
         let chunked = self.request.body == Body::Chunked;
-        // What has come of the body goes with the head, and is checked before the service sees a byte.
+        // The part of the body that has arrived goes with the head. It is checked before the service sees a byte.
         let moved = self.client.reader.move_body(&mut walker, chunked, &mut self.request.outgoing);
         if let Err(bad) = moved {
             return self.reject(&refusal::bad_body(bad));
@@ -55,7 +55,7 @@ impl ClientConnection<'_> {
             };
             let (response, upload) = self.exchange(route, &mut upstream, &mut walker);
             if response == Err(ResponseFault::Silent) && upstream.used && repeatable {
-                // It died while it was idle, so nobody has seen the request.
+                // The connection had died while it was idle, so no service has seen the request.
                 continue;
             }
             return self.conclude(route, upstream, response, upload);
@@ -173,7 +173,8 @@ impl ClientConnection<'_> {
     }
 }
 
-/// The client has its answer. The rest of its upload is read away for a while, so that no reset overtakes the answer.
+/// The client has its answer. The rest of its upload is read and dropped for a while, so that no reset overtakes the
+/// answer.
 fn drain_upload(writer: &mut ClientWriter, upload_end: &Receiver<UploadEnd>) {
     let _ = writer.stream.finish();
     if upload_end.recv_timeout(DRAIN_TIMEOUT).is_err() {
@@ -181,7 +182,7 @@ fn drain_upload(writer: &mut ClientWriter, upload_end: &Receiver<UploadEnd>) {
     }
 }
 
-/// What a client is told when its service gave no response that could be passed on.
+/// The answer to the client if the service gave no usable response.
 fn gateway_reply(route: &ProxyRoute, fault: ResponseFault) -> Option<Reply> {
     let (status, error) = match fault {
         ResponseFault::Silent => (502, NOT_RESPONDING.to_owned()),

@@ -54,7 +54,7 @@ pub struct ClientConnection<'p> {
 pub enum AfterRequest {
     KeepAlive,
     Close,
-    /// Close, but read away first what the client still sends: otherwise a reset could overtake our answer.
+    /// Close, but first read and drop what the client still sends: otherwise a reset could overtake our answer.
     Linger,
     /// Go on inside TLS, which the client begins.
     StartTls,
@@ -125,7 +125,7 @@ impl<'p> ClientConnection<'p> {
                     Err(bad) => return Ok(Err(refusal::bad_head(bad))),
                 }
             }
-            // The read returns after a while even without data, so that the clock is looked at.
+            // The read returns after a while even without data, so the deadlines are checked.
             match self.client.reader.fill(HEAD_LIMIT) {
                 Ok(1..) => {}
                 Err(error) if is_timeout(&error) => {}
@@ -146,14 +146,14 @@ impl<'p> ClientConnection<'p> {
         self.reply_unrecorded(reply)
     }
 
-    /// The request's body, if it has one, has not been read: then this was the last request.
+    /// Answers without a record. If the request has a body, it has not been read, so the connection closes.
     fn reply_unrecorded(&mut self, reply: &Reply) -> AfterRequest {
         let keep_alive =
             self.request.keep_alive && !self.request.has_body() && !self.context.stop.is_stopped();
         self.write_reply(reply, keep_alive)
     }
 
-    /// Answers what is not HTTP, or not plainly so: nobody knows where the next request would begin.
+    /// Answers a request that is not valid HTTP, and closes: it is unknown where the next request would begin.
     fn reject(&mut self, reply: &Reply) -> AfterRequest {
         self.context.record(&FinishedRequest {
             method: "-",

@@ -1,7 +1,7 @@
 //! A response on its way back: read from the service, checked, and written for the client with a head of our own.
 //!
-//! What breaks off or is invalid never looks complete: before its head has been sent the client gets a 502, after that
-//! its connection is cut.
+//! A response that is cut short or invalid never looks complete. Before its head has been sent, the client gets a 502;
+//! after that, the client's connection is cut.
 
 use std::io;
 use std::sync::atomic::AtomicBool;
@@ -141,7 +141,7 @@ fn flush(client: &mut ClientWriter) -> Result<(), ResponseFault> {
     client.flush().map_err(|_| ResponseFault::ClientLeft)
 }
 
-/// A body that is being passed on. Its head is in `client.out`, and goes out in one write with what has come of the body.
+/// A body that is being passed on. Its head is in `client.out`, and goes out in one write with the first part of the body.
 struct ResponseBody<'a> {
     service: &'a mut UpstreamReader,
     client: &'a mut ClientWriter,
@@ -173,8 +173,8 @@ impl ResponseBody<'_> {
         Ok(())
     }
 
-    /// Sends what has come of the body, after what waits in `client.out`. Content that needs no framing is written from
-    /// where it was read.
+    /// Sends the part of the body that has arrived, after what waits in `client.out`. Content that needs no framing is
+    /// written from the buffer that it was read into.
     fn send_buffered(&mut self) -> Result<(), ResponseFault> {
         if self.client_body == Body::Chunked {
             let moved = self.service.buffer.move_body(&mut self.walker, true, &mut self.client.out);

@@ -43,7 +43,7 @@ impl ClientConnection<'_> {
         };
         match path {
             "" | "/" => self.reply(&page()),
-            // The page asks for these by itself, so they are not recorded as requests.
+            // The page's own script asks for these, so they are not recorded as requests.
             "/_connect/state" => self.reply_unrecorded(&state(self.context)),
             "/_connect/events" => {
                 if let Err(error) = self.send_events() {
@@ -83,7 +83,7 @@ impl ClientConnection<'_> {
     }
 }
 
-/// Its scripts and styles run by a nonce: no other script can.
+/// Only scripts and styles with the page's nonce run.
 fn page() -> Reply {
     let nonce = secret::secret();
     let policy = format!(

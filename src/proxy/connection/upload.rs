@@ -23,9 +23,9 @@ const UPLOAD_BUFFER: usize = 64 * 1024;
 
 /// What the two threads of an exchange tell each other.
 pub struct ExchangeProgress {
-    /// By the upload: the request's last byte has been read.
+    /// Set by the upload: the request's last byte has been read.
     pub request_read: AtomicBool,
-    /// By the other thread: the response is through, or will not come. The rest of the upload is of no use.
+    /// Set by the other thread: the response is complete, or will not come. The rest of the upload is useless.
     pub response_done: AtomicBool,
 }
 
@@ -41,7 +41,7 @@ pub enum UploadEnd {
     Invalid(BadBody),
     Stalled,
     ClientLeft,
-    /// The response was there first, and the rest of the body was too much to read away.
+    /// The response was complete first, and the rest of the body was too much to read and drop.
     Abandoned,
 }
 
