@@ -6,11 +6,11 @@ use serde::Serialize;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Keys and everything else.
+    /// May do everything, and manage keys.
     Admin,
-    /// Expose, reach, share, join.
+    /// May expose, reach, share and join.
     Member,
-    /// Join shares, nothing else: the right key for CI.
+    /// May only join shares: the right key for CI.
     Join,
 }
 
@@ -61,7 +61,7 @@ pub enum Principal {
         role: Role,
         workspace: String,
     },
-    /// Bearer of one share's link.
+    /// Somebody with the link of one share.
     Link {
         share: String,
         workspace: String,
@@ -88,7 +88,7 @@ impl Principal {
         }
     }
 
-    /// How it is called in the audit log and in the list of joiners.
+    /// Its name in the audit log and in the list of joiners.
     pub fn label(&self) -> &str {
         match self {
             Self::Key { label, .. } => label,
@@ -97,7 +97,7 @@ impl Principal {
         }
     }
 
-    /// What rate limits and running sessions are counted by.
+    /// Its ID. Rate limits count by it, and running sessions are bound to it.
     pub fn id(&self) -> &str {
         match self {
             Self::Key { id, .. } => id,

@@ -1,10 +1,10 @@
-//! How long to wait before the next try: doubling from 0.2 s to a ceiling, with jitter, never giving up.
+//! How long to wait before the next attempt: doubling from 0.2 s to a limit, with jitter, without giving up.
 
 use std::time::Duration;
 
 const FIRST_RETRY_WAIT: Duration = Duration::from_millis(200);
-/// A connection must work within three seconds of a hub's or agent's return, so no try may lie further
-/// ahead than this. A refused dial costs a hub that is gone nothing, and jitter spreads the rest.
+/// A connection must work within three seconds of a hub's or agent's return, so no wait may be longer than this. A hub
+/// that is down is not burdened by attempts, and jitter spreads the others.
 const LONGEST_RETRY_WAIT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Default)]
@@ -13,7 +13,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The wait after one more failure: between half and the whole of the step, as `random` says.
+    /// The wait after one more failure: between half of the step and the whole, chosen by `random`.
     pub fn next(&mut self, random: u32) -> Duration {
         let step = FIRST_RETRY_WAIT.saturating_mul(1 << self.failures.min(8)).min(LONGEST_RETRY_WAIT);
         self.failures = self.failures.saturating_add(1);

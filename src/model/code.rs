@@ -1,4 +1,4 @@
-//! Share codes, and the three forms in which somebody is invited: a code, a verified code, a link.
+//! Share codes, and the three forms of an invitation: a code, a verified code, a link.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ const CODE_ALPHABET: &[u8; 31] = b"23456789abcdefghjkmnpqrstuvwxyz";
 const CODE_LENGTH: usize = 8;
 const CODE_MIN_LENGTH: usize = 6;
 const CODE_MAX_LENGTH: usize = 32;
-/// 128 bits in base32, as `os::secret` makes them.
+/// 128 bits in base32, as `os::secret::secret` makes them.
 const SECRET_LENGTH: usize = 26;
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -36,7 +36,8 @@ impl Code {
         }
     }
 
-    /// Draws from `random` until there are enough letters; bytes that would favour some letters are skipped.
+    /// Draws bytes from `random` until there are enough letters. It skips the highest values, which would favour some
+    /// letters.
     pub fn make(random: impl FnMut() -> u8) -> Self {
         let fair = u8::MAX - u8::MAX % 31;
         let letters = std::iter::repeat_with(random).filter(|byte| *byte < fair);
@@ -59,14 +60,14 @@ impl BadCode {
     }
 }
 
-/// A code must not slip into a log by way of `{:?}`.
+/// Hides the code, so that `{:?}` cannot put it into a log.
 impl fmt::Debug for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Code(…)")
     }
 }
 
-/// What `connect join` was given.
+/// The argument of `connect join`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Invitation {
     pub code: Code,
@@ -75,7 +76,7 @@ pub struct Invitation {
     pub link: Option<Link>,
 }
 
-/// What a link has beyond its code, so that it needs no account.
+/// What a link has in addition to its code, so that it works without an account.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Link {
     pub hub: String,

@@ -1,8 +1,8 @@
 //! Fingerprints of certificates, whole and short.
 //!
-//! A fingerprint is the SHA-256 of a certificate. Its first 128 bits in base32 are a pin: short enough
-//! to stand in an API key, a verified share code or a link, long enough that nobody finds a second
-//! certificate with the same one (2^128 key pairs).
+//! A fingerprint is the SHA-256 of a certificate. Its first 128 bits in base32 are a pin. A pin is short enough for an API
+//! key, a verified share code or a link, and long enough that nobody finds a second certificate with the same one (that
+//! would take 2^128 key pairs).
 
 use std::fmt;
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::Ipv6Addr;
 
-/// The longest name that DNS has.
+/// The longest name in DNS.
 const HOST_LIMIT: usize = 253;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,8 +14,8 @@ pub struct HostPort {
 }
 
 impl HostPort {
-    /// Reads `host`, `host:port`, `[v6]` and `[v6]:port`. `default_port` counts where no port is written; 0 is never
-    /// written, so as a default it says that there was none.
+    /// Reads `host`, `host:port`, `[v6]` and `[v6]:port`. `default_port` is used where no port is written. The text
+    /// cannot contain port 0, so with 0 as the default a caller can tell that there was none.
     pub fn parse(text: &str, default_port: u16) -> Option<Self> {
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
@@ -43,7 +43,7 @@ impl fmt::Display for HostPort {
     }
 }
 
-/// A host as it is written before a port.
+/// A host as it is written before a port: an IPv6 address gets brackets.
 pub fn bracketed(host: &str) -> String {
     if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
 }

@@ -1,5 +1,5 @@
-//! What the hub remembers, and the two changes to it: a record is put, or a record is dropped. Both stores write
-//! exactly these. Most records outlive a restart; presences and the hubs of a fleet last as long as their hub runs.
+//! The hub's records, and the two changes to them: put a record, or drop one. Both stores write exactly these changes.
+//! Most records outlive a restart; presences and the hubs of a fleet last as long as their hub runs.
 //!
 //! A record that holds a secret's hash has its public part as a type of its own (`KeyInfo`, `ShareInfo`). The API
 //! answers with that type, so a hash cannot get into an answer. On the disk both parts are one flat object.
@@ -14,7 +14,7 @@ use super::service::Service;
 use super::service::SharedService;
 use super::time::Time;
 
-/// How many joins a share lists, the newest; its counter counts all.
+/// A share lists this many joins, the newest ones. Its counter counts all.
 pub const JOINS_LISTED: usize = 100;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,8 +65,8 @@ pub struct Share {
     pub info: ShareInfo,
 }
 
-/// The public part of a share, as the API lists it. It keeps its own copy of what it opens, so that it outlives
-/// a service that comes and goes.
+/// The public part of a share, as the API lists it. It keeps its own copy of what it opens, so a
+/// service that comes and goes does not change it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ShareInfo {
@@ -131,9 +131,9 @@ pub fn online_id(workspace: &str, name: &Name) -> String {
 /// A running hub of the fleet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FleetHub {
-    /// How clients come to it: `https://host:port`. No two hubs have the same.
+    /// Its address for clients: `https://host:port`. No two hubs have the same one.
     pub url: String,
-    /// The process, so that a second hub by the same address is noticed.
+    /// Identifies the process, so that a second hub with the same address is noticed.
     pub instance: String,
 }
 
@@ -217,7 +217,7 @@ impl Change {
         Self::Drop { table, id: id.to_owned() }
     }
 
-    /// Of which record.
+    /// The table and the key of the record that this changes.
     pub fn key(&self) -> (Table, &str) {
         match self {
             Self::Put(record) => (record.table(), record.id()),

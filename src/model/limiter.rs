@@ -1,4 +1,4 @@
-//! Counts what a caller does within a window of time, and says when it was too much.
+//! Rate limits: counts what a caller does within a window of time, and says when it is over its limit.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -31,7 +31,7 @@ pub struct Limiter {
 }
 
 impl Limiter {
-    /// Counts one more of `who`.
+    /// Counts one more for `who`.
     pub fn count(&mut self, limit: &RateLimit, who: &str, now: Time) {
         let key = (limit.name, who.to_owned());
         if self.windows.len() >= WINDOWS_REMEMBERED && !self.windows.contains_key(&key) {
@@ -52,7 +52,7 @@ impl Limiter {
         (left > 0 && window.count >= limit.allowed).then_some(left)
     }
 
-    /// Counts one more of `who` if the limit still allows it, and says whether it did.
+    /// Counts one more for `who` if the limit still allows it, and says whether it did.
     pub fn allows(&mut self, limit: &RateLimit, who: &str, now: Time) -> bool {
         let allowed = self.blocked(limit, who, now).is_none();
         if allowed {
@@ -62,7 +62,7 @@ impl Limiter {
     }
 }
 
-/// What an address is counted as: with IPv6 everybody has 2^64 of them, so the network is what counts.
+/// What limits count an address as. With IPv6 everybody has 2^64 addresses, so the /64 network counts as one.
 pub fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),

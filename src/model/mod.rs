@@ -1,5 +1,5 @@
-//! What is true: the domain's types and rules. Pure: no I/O, no clock, no randomness; whoever calls
-//! brings the time and the random bytes.
+//! The domain's types and rules. They are pure: no I/O, no clock, no randomness. The caller passes in the time and the
+//! random bytes.
 
 pub mod access;
 pub mod backoff;

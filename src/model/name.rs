@@ -51,7 +51,7 @@ impl Name {
         &self.0
     }
 
-    /// How environment variables spell it: `staging-db` is `STAGING_DB`.
+    /// Its spelling in environment variables: `staging-db` becomes `STAGING_DB`.
     pub fn for_environment(&self) -> String {
         self.0.to_ascii_uppercase().replace('-', "_")
     }

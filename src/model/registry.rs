@@ -105,7 +105,7 @@ impl Registry {
             }
             Table::Share => {
                 if let Some(share) = self.shares.get(id) {
-                    // The code of a share that has expired may be another's by now.
+                    // If the share had expired, another share may have its code by now.
                     if self.share_by_code.get(&share.code_hash).is_some_and(|owner| owner == id) {
                         self.share_by_code.remove(&share.code_hash);
                     }
@@ -118,7 +118,7 @@ impl Registry {
         }
     }
 
-    /// Every record that lasts, in the order in which a snapshot lists them.
+    /// Every record that outlives the hub, in the order of a snapshot.
     pub fn records(&self) -> impl Iterator<Item = Record> + '_ {
         let keys = self.keys.values().cloned().map(Record::Key);
         let agents = self.agents.values().cloned().map(Record::Agent);
@@ -128,7 +128,7 @@ impl Registry {
         keys.chain(agents).chain(services).chain(shares).chain(devices)
     }
 
-    /// What has outlived its time and may be dropped from the store.
+    /// The changes that drop all expired records.
     pub fn expired(&self, now: Time) -> Vec<Change> {
         let shares = self.shares.values().filter(|share| !self.share_is_live(share, now));
         let devices = self.devices.values().filter(|device| now >= device.expires_at);
@@ -149,7 +149,7 @@ impl Registry {
         self.keys.get(self.key_by_hash.get(hash)?).filter(|key| key.info.is_live(now))
     }
 
-    /// Whether a running session's credential still stands: a key, or the share of a link.
+    /// Whether the credential of a running session is still valid: a key, or the share of a link.
     pub fn credential_is_live(&self, id: &str, now: Time) -> bool {
         id == Principal::Local.id()
             || self.keys.get(id).is_some_and(|key| key.info.is_live(now))
@@ -172,7 +172,7 @@ impl Registry {
         self.services.get(id)
     }
 
-    /// The service of that name; where two agents have had it, the one that is online.
+    /// The service with that name. If two agents have had the name, the one that is online.
     pub fn service_named(&self, workspace: &str, name: &str) -> Option<&Service> {
         let named = self.services(workspace).filter(|service| service.name.as_str() == name);
         named.max_by_key(|service| (self.presence(&service.id).is_some(), service.created_at))
@@ -194,7 +194,7 @@ impl Registry {
         self.shares.get(id).filter(|share| self.share_is_live(share, now))
     }
 
-    /// A share dies with the key that made it, or shares made with a stolen key would outlive its revocation.
+    /// A share ends with the key that made it. Otherwise shares made with a stolen key would survive its revocation.
     pub fn share_is_live(&self, share: &Share, now: Time) -> bool {
         let by_key = || self.keys.get(&share.key).is_some_and(|key| key.info.is_live(now));
         share.info.is_live(now) && (share.key == Principal::Local.id() || by_key())
@@ -204,7 +204,7 @@ impl Registry {
         self.share(self.share_by_code.get(code_hash)?, now)
     }
 
-    /// The share that had this code last, live or not.
+    /// The share that had this code last, expired or not.
     pub fn code_owner(&self, code_hash: &str) -> Option<&str> {
         self.share_by_code.get(code_hash).map(String::as_str)
     }
@@ -225,7 +225,7 @@ impl Registry {
         self.devices.get(code).filter(|device| now < device.expires_at)
     }
 
-    /// Where the hubs of the fleet are reached; none for a hub alone.
+    /// The URLs of the fleet's hubs. Empty for a hub without a fleet.
     pub fn hub_urls(&self) -> Vec<String> {
         self.hubs.values().map(|hub| hub.url.clone()).collect()
     }
@@ -265,13 +265,13 @@ impl Registry {
         online.hub == self.me
     }
 
-    /// What this channel still holds, and nothing that another took over.
+    /// The presences that this channel still holds, without those that another channel has taken over.
     pub fn held_by(&self, channel: ChannelId) -> Vec<Presence> {
         let held = self.online.values().filter(|online| self.is_here(online) && online.channel == channel);
         held.cloned().collect()
     }
 
-    /// When the agent's oldest channel opened; `None` when it has none.
+    /// When the agent's oldest channel was opened. `None` if it has none.
     pub fn connected_since(&self, agent_id: &str) -> Option<Time> {
         let here = self.channels.values().filter(|channel| channel.agent_id == agent_id);
         let online = self.online.values().filter(|online| online.agent_id == agent_id);

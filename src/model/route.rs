@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::service::Protocol;
 use super::time::Time;
 
-/// More than any machine has; a larger file is damaged or hostile.
+/// More routes than any machine has. A file with more is damaged or hostile.
 const ROUTES_LIMIT: usize = 4096;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,7 +16,7 @@ pub struct Route {
     pub local_port: u16,
     pub pid: u32,
     pub started_at: Time,
-    /// Left out where it says nothing.
+    /// Left out of the file if it is TCP.
     #[serde(default, skip_serializing_if = "is_tcp")]
     pub protocol: Protocol,
 }
@@ -26,7 +26,7 @@ fn is_tcp(protocol: &Protocol) -> bool {
     *protocol == Protocol::Tcp
 }
 
-/// The file is a plain list; a later shape wraps it as `{version, routes: […]}`.
+/// Today the file is a plain list. A later format may wrap it as `{version, routes: […]}`.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum RoutesFile {
@@ -34,7 +34,7 @@ enum RoutesFile {
     Wrapped { routes: Vec<Route> },
 }
 
-/// `None` for what is no routes file.
+/// `None` if the text is not a routes file.
 pub fn parse(text: &str) -> Option<Vec<Route>> {
     if text.trim().is_empty() {
         return Some(Vec::new());

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::name::Name;
 use super::time::Time;
 
-/// What is spoken at the port. Everything but the local proxy treats all three alike.
+/// The protocol of the service. Only the local proxy treats the three differently.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
@@ -42,7 +42,7 @@ pub struct Service {
     pub created_at: Time,
 }
 
-/// What a share keeps of a service, and shows to those who may join it.
+/// A share's own copy of a service, which joiners see.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SharedService {

@@ -46,7 +46,7 @@ pub enum SessionAction {
     Discard,
     /// The local connection gets an end of file.
     HalfClose,
-    /// The local connection gets a reset, and whoever waits for it wakes.
+    /// The local connection gets a reset, and threads that wait for it wake up.
     Abort,
 }
 
@@ -112,7 +112,7 @@ impl SessionProtocol {
         self.outgoing == Outgoing::Closed && self.incoming == Incoming::Closed
     }
 
-    /// The session carries nothing any more.
+    /// No frame may be sent or received any more.
     pub fn is_over(&self) -> bool {
         self.over
     }
@@ -205,8 +205,8 @@ impl SessionProtocol {
         }
     }
 
-    /// Reading the local connection has ended, and all it brought was sent. The frame that ends our direction; it
-    /// counts as sent.
+    /// Reading the local connection has ended, and all of its data has been sent. Returns the frame that ends our direction;
+    /// it counts as sent.
     pub fn local_ended(&mut self, end: LocalEnd) -> Option<FrameKind> {
         if self.outgoing != Outgoing::Open {
             return None;
@@ -221,7 +221,7 @@ impl SessionProtocol {
         Some(FrameKind::Eof)
     }
 
-    /// The local connection does not take what was to be delivered.
+    /// Writing to the local connection has failed.
     pub fn local_failed(&mut self) -> SessionAction {
         let has_local = !self.is_idle() && self.outgoing != Outgoing::Dialling;
         if has_local { self.abort() } else { SessionAction::Nothing }

@@ -1,4 +1,4 @@
-//! Finds the known word that a misspelt one most likely means.
+//! Finds the known word that a misspelt word most likely stands for.
 
 /// The closest candidate, if at most a third of the word and at most three letters differ.
 pub fn nearest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {

@@ -1,6 +1,6 @@
-//! A peer's text, made fit to be shown.
+//! Makes a peer's text safe to show.
 
-/// Room for any error message; a peer must not fill the terminal.
+/// Enough for any error message. A peer must not fill the terminal.
 const SHOWN_LIMIT: usize = 500;
 
 /// At most `SHOWN_LIMIT` characters on one line: with line breaks a peer could write lines that look like ours.

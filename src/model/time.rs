@@ -34,8 +34,8 @@ impl Time {
         Duration::from_secs(self.0.saturating_sub(earlier.0))
     }
 
-    /// Reads `2026-03-02T10:30:00Z`, with or without a fraction of a second (which is dropped). RFC 3339 also has
-    /// offsets from UTC and lower-case letters, which nobody here writes.
+    /// Reads `2026-03-02T10:30:00Z`, with or without a fraction of a second (which is dropped). RFC 3339 also
+    /// allows offsets from UTC and lower-case letters, which none of our programs writes.
     pub fn parse(text: &str) -> Option<Self> {
         if text.as_bytes().get(10) != Some(&b'T') || !text.ends_with('Z') {
             return None;
@@ -82,7 +82,7 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     number.checked_mul(seconds).map(Duration::from_secs)
 }
 
-/// One unit, rounded, as people say it: `22 hours`, `1 minute`.
+/// The duration in one rounded unit: `22 hours`, `1 minute`.
 pub fn in_words(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let rounded = |unit: u64| (seconds + unit / 2) / unit;

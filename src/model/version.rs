@@ -1,7 +1,7 @@
-//! Which protocol two ends speak, and which of them is to be updated when they do not understand each other.
+//! The protocol versions of two ends, and which end must be updated if they are incompatible.
 //!
-//! Ends of one major version do, whatever their minor ones: what one of them does not know it ignores. A
-//! field whose neglect would widen a right is a new major version.
+//! Ends with the same major version are compatible: each ignores what it does not know. A field that must not be ignored,
+//! because that would widen a right, needs a new major version.
 
 use std::fmt;
 
@@ -10,10 +10,9 @@ use serde::Deserializer;
 use serde::Serialize;
 use serde::Serializer;
 
-/// What this connect speaks.
+/// The version of this program.
 pub const OURS: Version = Version { major: 1, minor: 0 };
-/// The field of a request in which its sender says what it speaks, and of an answer that says in what it is
-/// spoken.
+/// The header field with the sender's version, in requests and in answers.
 pub const FIELD: &str = "x-connect-protocol";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +21,7 @@ pub struct Version {
     minor: u16,
 }
 
-/// Who says nothing is a `curl`, which speaks what it is told to.
+/// A sender without the field is a tool like `curl`, whose user follows the current version.
 impl Default for Version {
     fn default() -> Self {
         OURS
@@ -30,7 +29,7 @@ impl Default for Version {
 }
 
 impl Version {
-    /// Reads `1.0`; what a later version adds behind that is not looked at.
+    /// Reads `1.0`. Anything that a later version adds after the digits is ignored.
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.trim().splitn(3, '.').map(|part| {
             let digits = part.len() - part.trim_start_matches(|c: char| c.is_ascii_digit()).len();
@@ -39,7 +38,7 @@ impl Version {
         Some(Self { major: parts.next()??, minor: parts.next().unwrap_or(Some(0))? })
     }
 
-    /// From a field that may be missing. One that says nothing we can read is of another protocol.
+    /// From a field that may be missing. A field that we cannot read is an incompatible version.
     pub fn said(text: Option<&str>) -> Self {
         text.map_or(OURS, |text| Self::parse(text).unwrap_or(Self { major: 0, minor: 0 }))
     }
@@ -63,15 +62,15 @@ impl<'de> Deserialize<'de> for Version {
     }
 }
 
-/// One of two ends, as the one who reads about it knows it.
+/// One of the two ends, in the words of the message to the user.
 pub struct End<'e> {
     pub called: &'e str,
-    /// Where connect is to be updated, if this end is the older one.
+    /// Where to update connect if this end is the older one.
     pub at: &'e str,
     pub speaks: Version,
 }
 
-/// What stands between them and what to do about it; `None` when they understand each other.
+/// Why the two ends are incompatible, and what to do about it. `None` if they are compatible.
 pub fn objection(one: &End<'_>, other: &End<'_>) -> Option<(String, String)> {
     if one.speaks.major == other.speaks.major {
         return None;
