@@ -16,7 +16,7 @@ pub struct HubUrl {
 }
 
 impl HubUrl {
-    /// Reads `https://host[:port]`; the scheme may be left out, since there is only one.
+    /// Reads `https://host[:port]`. The scheme may be left out, since it is always https.
     pub fn parse(text: &str) -> Result<Self> {
         let bad = || {
             Error::misread(text, "is not a hub address").hint("Write it like --hub https://hub.example:7443")
@@ -34,7 +34,7 @@ impl HubUrl {
         HostPort { host: self.host.clone(), port: self.port }
     }
 
-    /// As a Host header has it.
+    /// The address as a `Host` field has it.
     pub fn authority(&self) -> String {
         if self.port == HTTPS_PORT {
             bracketed(&self.host)

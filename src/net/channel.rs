@@ -1,7 +1,7 @@
 //! A channel of messages over a connection: JSON lines both ways, kept alive by empty lines.
 //!
-//! Its owner reads. A thread of its own writes what is queued and, when there is nothing, a heartbeat;
-//! so nobody who sends ever waits for the peer.
+//! The owner of the channel reads. A second thread writes the queued messages, and a heartbeat if there are none. So
+//! sending never waits for the peer.
 
 use std::collections::VecDeque;
 use std::io;
@@ -30,22 +30,22 @@ use crate::os::lock::wait_while;
 use crate::wire::control::CONTROL_LINE_LIMIT;
 
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
-/// Two heartbeats missed and a bit.
+/// A little more than two missed heartbeats.
 const SILENCE_LIMIT: Duration = Duration::from_secs(25);
-/// A peer that takes no byte for this long is as good as dead.
+/// A peer that accepts no byte for this long is given up.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Messages that may wait for a slow peer.
+/// Messages that may be queued for a slow peer.
 const SEND_QUEUE_LIMIT: usize = 1024;
 
 pub struct MessageChannel {
     lines: BufReader<Reader>,
     outgoing: ChannelSender,
-    /// Who writes.
+    /// The thread that writes.
     threads: ThreadGroup,
     socket: Arc<TcpStream>,
 }
 
-/// The end that sends; any thread may hold one.
+/// The sending side. Any thread may have a clone.
 #[derive(Clone)]
 pub struct ChannelSender {
     queue: Arc<SendQueue>,
@@ -83,14 +83,14 @@ impl MessageChannel {
         Arc::clone(&self.socket)
     }
 
-    /// The message that must come by `deadline`, whatever heartbeats come before it.
+    /// The first message. It must arrive by `deadline`; heartbeats do not extend that.
     pub fn first<M: DeserializeOwned>(&mut self, deadline: Instant) -> io::Result<M> {
         let message = self.read(Some(deadline));
         self.socket.set_read_timeout(Some(SILENCE_LIMIT))?;
         message
     }
 
-    /// The next message; an error when the peer is gone, silent for too long, or speaks garbage.
+    /// The next message. An error if the peer has left, is silent for too long, or sends something invalid.
     pub fn next<M: DeserializeOwned>(&mut self) -> io::Result<M> {
         self.read(None)
     }
@@ -116,7 +116,7 @@ impl MessageChannel {
     }
 }
 
-/// Sends what is queued, then says farewell and is gone.
+/// Sends the queued messages, ends the stream in order (`close_notify`), and closes.
 impl Drop for MessageChannel {
     fn drop(&mut self) {
         self.outgoing.close();
@@ -126,7 +126,7 @@ impl Drop for MessageChannel {
 }
 
 impl ChannelSender {
-    /// False when the channel is closed or the peer does not take what is sent.
+    /// Queues a message. False if the channel is closed or its queue is full.
     pub fn send(&self, message: &impl Serialize) -> bool {
         let Ok(mut line) = serde_json::to_vec(message) else { return false };
         line.push(b'\n');
@@ -144,8 +144,8 @@ impl ChannelSender {
         self.queue.changed.notify_one();
     }
 
-    /// What there is to write: everything queued in one batch, a heartbeat when nothing came for a while,
-    /// `None` when the channel is closed and all is written.
+    /// What to write next: all queued messages in one batch, or a heartbeat after a while without any. `None` if the
+    /// channel is closed and everything has been written.
     fn next_batch(&self) -> Option<Vec<u8>> {
         let idle = |state: &mut SendQueueState| state.lines.is_empty() && !state.closed;
         let mut state = wait_while(&self.queue.changed, locked(&self.queue.state), HEARTBEAT_INTERVAL, idle);

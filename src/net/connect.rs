@@ -21,12 +21,13 @@ use crate::error::Result;
 use crate::model::host_port::bracketed;
 use crate::os::socket;
 
-/// Every network step ends after this long unless an option says otherwise.
+/// The time limit of a network step, unless an option sets another.
 pub const NETWORK_TIMEOUT: Duration = Duration::from_secs(10);
-/// With several addresses, one that does not answer must leave time for the next.
+/// With several addresses, each attempt gets at most this fraction of the time left, so that an address that does not
+/// answer leaves time for the next.
 const TIME_SHARE_PER_ADDRESS: u32 = 2;
 
-/// A connection by `deadline`; `stop` ends the attempt.
+/// Connects by `deadline`. `stop` ends the attempt.
 pub fn dial(host: &str, port: u16, deadline: Instant, stop: &Stop) -> Result<Arc<TcpStream>> {
     let addresses = resolve(host, port, deadline, stop)?;
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
@@ -46,13 +47,13 @@ pub fn dial(host: &str, port: u16, deadline: Instant, stop: &Stop) -> Result<Arc
     Err(Error::new(what).because(last).kind(ErrorKind::Unreachable))
 }
 
-/// The system's resolver has neither a deadline nor a cut, so it runs in a thread of its own. That thread is left
-/// alone when it takes too long or the caller stops.
+/// The system's resolver has no deadline and cannot be interrupted, so it runs in a thread of its own. If it takes too
+/// long or the caller stops, that thread is abandoned: it ends when the resolver returns.
 pub fn resolve(host: &str, port: u16, deadline: Instant, stop: &Stop) -> Result<Vec<SocketAddr>> {
     if let Ok(ip) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(ip, port)]);
     }
-    // Every new connection of a tunnel resolves its target: both loopbacks are tried without the resolver.
+    // Every new connection of a tunnel resolves its target, so `localhost` must not need the resolver.
     if host.eq_ignore_ascii_case("localhost") {
         return Ok(vec![
             SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
@@ -97,7 +98,7 @@ pub fn clear_deadline(socket: &TcpStream) -> io::Result<()> {
     socket.set_write_timeout(None)
 }
 
-/// What is told of such an error; the system's words for a time that is up are `Resource temporarily unavailable`.
+/// Gives a timeout a clear message. The system's own message is `Resource temporarily unavailable`.
 pub fn timeout_in_words(error: io::Error) -> io::Error {
     if is_timeout(&error) {
         io::Error::new(io::ErrorKind::TimedOut, "it did not answer in time")
@@ -106,7 +107,7 @@ pub fn timeout_in_words(error: io::Error) -> io::Error {
     }
 }
 
-/// Whether a read or write timed out: systems report it in two ways.
+/// Whether a read or write timed out. Systems report that in two ways.
 pub fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
 }

@@ -1,7 +1,7 @@
 //! A connection as two halves that two threads own, and the socket to cut both.
 //!
-//! Each half is the plain socket or a layer above it, as TLS is. A layer is made from the halves below it, so
-//! layers stack: CONNECT through an https proxy is TLS above TLS.
+//! Each half is the plain socket or a layer above it, such as TLS. A layer is made from the halves below it, so layers can
+//! be stacked: CONNECT through an https proxy is TLS above TLS.
 
 use std::io;
 use std::io::IoSlice;
@@ -18,19 +18,19 @@ pub struct Duplex {
     pub socket: Arc<TcpStream>,
 }
 
-/// A trait, so that this room does not name those above it.
+/// The reading half of a layer. It is a trait so that `net` does not import the modules above it.
 pub trait ReadLayer: Read + Send + Sync {
-    /// Whether it holds no bytes that were received and not yet read.
+    /// Whether it has no bytes that were received but not read yet.
     fn is_empty(&self) -> bool;
 }
 
 pub trait WriteLayer: Write + Send + Sync {
-    /// Tells the peer that no more will be written, as the layer does that.
+    /// Tells the peer that no more will be written; TLS sends `close_notify`.
     fn finish(&mut self) -> io::Result<()>;
 }
 
 pub struct Reader {
-    /// Read before anything else: bytes after an HTTP head belong to what follows it.
+    /// Bytes to read before anything else, such as those that came with an HTTP head but belong to what follows it.
     early: Vec<u8>,
     source: ReadSource,
 }
@@ -82,7 +82,7 @@ impl Reader {
         matches!(self.source, ReadSource::Plain(_)) && self.early.is_empty()
     }
 
-    /// Whether no byte was received and not yet read.
+    /// Whether there are no bytes that were received but not read yet.
     pub fn is_empty(&self) -> bool {
         self.early.is_empty()
             && match &self.source {
@@ -91,7 +91,7 @@ impl Reader {
             }
     }
 
-    /// Puts bytes back in front of what is read next.
+    /// Puts bytes back, so that they are read next.
     pub fn push_back(&mut self, bytes: Vec<u8>) {
         self.early.splice(0..0, bytes);
     }
@@ -112,8 +112,8 @@ impl Read for Reader {
     }
 }
 
-/// A signal does not end a connection. With a timeout set, the system lets a read fail with EINTR when the process
-/// was stopped and continued.
+/// Repeats a read or write that a signal has interrupted. With a timeout set, Linux fails a read with EINTR even after the
+/// process was only stopped and continued.
 fn retry(mut attempt: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
     loop {
         match attempt() {
@@ -166,7 +166,7 @@ impl Writer {
         Ok(())
     }
 
-    /// No more will be written: the peer reads the end of the stream, not a cut.
+    /// Ends the writing direction in order: the peer reads an end of stream, not an error.
     pub fn finish(&mut self) -> io::Result<()> {
         match self {
             Self::Plain(socket) => socket.shutdown(Shutdown::Write),

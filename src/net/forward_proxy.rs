@@ -1,4 +1,5 @@
-//! A forward proxy between this machine and a hub: what `HTTPS_PROXY` and `NO_PROXY` say, and CONNECT through it.
+//! A forward proxy between this machine and a hub: which one the environment names (`HTTPS_PROXY`, `NO_PROXY`), and
+//! CONNECT through it.
 
 use std::env;
 use std::net::IpAddr;
@@ -26,11 +27,11 @@ const FORWARD_PROXY_PORT: u16 = 3128;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForwardProxy {
     pub at: HostPort,
-    /// The value of `Proxy-Authorization`, if the address has a user.
+    /// The value of `Proxy-Authorization`, if the proxy's URL contains a user.
     authorization: Option<String>,
 }
 
-/// A connection to `at`, through the proxy that the environment names for it, if any.
+/// Connects to `at`, through the proxy that the environment names for it, if any.
 pub fn dial_by_environment(at: &HostPort, deadline: Instant, stop: &Stop) -> Result<Duplex> {
     let Some(proxy) = proxy_for(at)? else {
         return Ok(Duplex::plain(dial(&at.host, at.port, deadline, stop)?));
@@ -43,7 +44,7 @@ pub fn dial_by_environment(at: &HostPort, deadline: Instant, stop: &Stop) -> Res
     proxy.connect_to(at, Duplex::plain(Arc::clone(&socket)), deadline)
 }
 
-/// What `HTTPS_PROXY` and `NO_PROXY` say about a connection to `at`.
+/// The proxy for a connection to `at`, according to `HTTPS_PROXY` and `NO_PROXY`.
 pub fn proxy_for(at: &HostPort) -> Result<Option<ForwardProxy>> {
     let read =
         |names: [&str; 2]| names.into_iter().find_map(|name| env::var(name).ok().filter(|v| !v.is_empty()));
@@ -59,7 +60,8 @@ pub fn proxy_for(at: &HostPort) -> Result<Option<ForwardProxy>> {
 }
 
 impl ForwardProxy {
-    /// CONNECT. Bytes after the proxy's answer belong to the tunnel and are read from it first.
+    /// Asks the proxy for a tunnel with CONNECT. Bytes after the proxy's answer belong to the tunnel and are read from it
+    /// first.
     fn connect_to(&self, at: &HostPort, stream: Duplex, deadline: Instant) -> Result<Duplex> {
         let authority = at.to_string();
         let authorization = self.authorization.as_deref().map(|value| ("Proxy-Authorization", value));

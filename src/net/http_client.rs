@@ -1,5 +1,5 @@
-//! The client's side of HTTP/1.1 over a connection of ours: one request at a time, an answer that is read line by
-//! line, or an upgrade to another protocol.
+//! The client's side of HTTP/1.1: one request at a time with a whole answer, an answer that is read line by line, or an
+//! upgrade to another protocol.
 
 use std::io;
 use std::time::Instant;
@@ -21,7 +21,7 @@ use crate::http::message::Response;
 use crate::model::version;
 use crate::os::socket;
 
-/// Lists of thousands of services are larger than what a client may send.
+/// A list of thousands of services is larger than any request, so this limit is higher than `BODY_LIMIT`.
 pub const ANSWER_LIMIT: usize = 16 * 1024 * 1024;
 
 pub struct ClientRequest<'a> {
@@ -29,11 +29,11 @@ pub struct ClientRequest<'a> {
     pub path: &'a str,
     pub host: &'a str,
     pub fields: &'a [(&'a str, &'a str)],
-    /// JSON.
+    /// A JSON text.
     pub body: Option<&'a [u8]>,
 }
 
-/// A connection to a server; `cut` ends what blocks on it.
+/// A connection to a server. A stop cuts it as long as it holds `cut`.
 pub struct ClientConnection {
     stream: HttpStream,
     cut: Registration,
@@ -44,7 +44,7 @@ impl ClientConnection {
         Self { stream: HttpStream::new(connection), cut }
     }
 
-    /// Whether it may be used again: still open, and nothing came that nobody asked for.
+    /// Whether it can be used again: it is open, and the server has sent nothing unasked.
     pub fn is_idle(&self) -> bool {
         self.stream.buffer.is_empty() && socket::is_idle_and_open(&self.stream.connection.socket)
     }
@@ -59,7 +59,7 @@ impl ClientConnection {
         Ok(response)
     }
 
-    /// Sends a request whose answer does not end soon. Returns its status and its lines.
+    /// Sends a request whose answer is a long stream of lines. Returns its status and the lines.
     pub fn into_lines(
         mut self,
         request: &ClientRequest<'_>,
@@ -70,7 +70,7 @@ impl ClientConnection {
         Ok((response.status, lines))
     }
 
-    /// Turns the connection into one of `protocol`. A refusal becomes an error with the hub's own words.
+    /// Switches the connection to `protocol`. A refusal becomes an error with the hub's own message.
     pub fn upgrade(
         mut self,
         protocol: &str,
@@ -93,7 +93,7 @@ impl ClientConnection {
     }
 }
 
-/// An answer that goes on and on, read line by line.
+/// An answer that is read line by line while it arrives.
 pub struct ResponseLines {
     stream: HttpStream,
     walker: BodyWalker,
@@ -102,7 +102,7 @@ pub struct ResponseLines {
 }
 
 impl ResponseLines {
-    /// The next line, without its end; `None` when the answer has ended.
+    /// The next line without its line end. `None` after the end of the answer.
     pub fn next(&mut self, deadline: Instant) -> io::Result<Option<Vec<u8>>> {
         let mut searched = 0;
         loop {
@@ -130,7 +130,7 @@ pub fn send_request(
     let ClientRequest { method, path, host, fields, body } = request;
     let mut out = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n");
     for (name, value) in *fields {
-        // Tickets come from the hub and keys from the user: neither may begin a line of its own.
+        // Tickets come from the hub and keys from the user. Neither may begin a new header line.
         if value.bytes().any(|byte| byte.is_ascii_control()) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("the {name} is not plain text")));
         }
@@ -161,7 +161,7 @@ fn invalid(reason: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason)
 }
 
-/// The error that an answer of the hub stands for. Its words come from a peer: whoever prints them escapes them.
+/// The error in an answer of the hub. Its text comes from a peer, so it must be escaped before it is printed.
 pub fn refusal(status: u16, body: &[u8]) -> Error {
     let ErrorBody { error, hint, code } = ErrorBody::read(body);
     let what = if error.is_empty() { format!("The hub answered with status {status}") } else { error };

@@ -1,5 +1,4 @@
-//! The server's side of HTTP/1.1 over a connection of ours, as the hub's API needs it: one message at a time, whole
-//! bodies.
+//! The server's side of HTTP/1.1, as the hub's API needs it: one message at a time, with its whole body.
 
 use std::io;
 use std::io::Read;
@@ -23,7 +22,7 @@ use crate::http::message::Request;
 use crate::http::reply::Reply;
 use crate::model::version;
 
-/// A client that sends nothing, or sends its request too slowly, is answered and cut after this long.
+/// A client that sends nothing, or sends its request too slowly, gets an answer and is cut after this long.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two requests a connection may be idle for longer.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -41,9 +40,9 @@ pub struct HttpConnection {
 
 /// Why there is no request.
 pub enum RequestFailure {
-    /// Nobody waits for an answer.
+    /// The client has left, so no answer is needed.
     ClientGone,
-    /// To be answered with this status; then the connection is closed.
+    /// The client gets this answer; then the connection is closed.
     Refuse { status: u16, what: &'static str, hint: &'static str },
 }
 
@@ -70,7 +69,7 @@ impl HttpConnection {
         Ok(request)
     }
 
-    /// A client that has been answered may leave without a word.
+    /// Waits for the next request. A client that has had an answer may leave without sending anything.
     fn await_first_byte(&mut self) -> Result<(), RequestFailure> {
         let limit = if self.answered { KEEP_ALIVE_TIMEOUT } else { REQUEST_TIMEOUT };
         match self.stream.read_more(Instant::now() + limit) {
@@ -108,7 +107,7 @@ impl HttpConnection {
         self.stream.write_all(&out, Instant::now() + REQUEST_TIMEOUT)
     }
 
-    /// The connection for the protocol that was agreed on.
+    /// The connection itself, after a switch to another protocol.
     pub fn into_stream(self) -> Duplex {
         self.stream.into_duplex()
     }
@@ -118,8 +117,8 @@ impl HttpConnection {
         self.close();
     }
 
-    /// Ends the connection so that the last answer arrives. What the client still sends is read for a moment and
-    /// dropped: closing a socket over unread bytes would reset it, and the answer would be lost.
+    /// Closes so that the last answer arrives. What the client still sends is read and dropped for a moment: closing a
+    /// socket with unread bytes would reset the connection, and the answer could be lost.
     pub fn close(self) {
         let Duplex { mut writer, socket, .. } = self.stream.connection;
         if writer.finish().is_err() {
@@ -163,7 +162,7 @@ impl From<BodyFailure> for RequestFailure {
     }
 }
 
-/// Says in the clear, without waiting for anything, why a connection is not served.
+/// Refuses a connection: sends the reply in the clear, without waiting for anything.
 pub fn turn_away(mut stream: &TcpStream, reply: &Reply) {
     let mut out = Vec::new();
     reply.write_into(&mut out, false, false);

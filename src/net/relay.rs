@@ -1,7 +1,7 @@
 //! A relay: two half-copies between two connections, each owned by its thread.
 //!
-//! The end of one direction half-closes the other side and that direction's copy is done; an error cuts
-//! both. Nothing is buffered beyond one chunk.
+//! When one direction ends, the other side is half-closed and only that copy is done. An error cuts both connections.
+//! Nothing is buffered but the bytes of one read.
 
 use std::io;
 use std::io::Read;
@@ -18,15 +18,15 @@ use super::duplex::Writer;
 use super::threads::THREAD_STACK;
 use crate::os::socket;
 
-/// What a quiet connection waits with.
+/// The buffer of a quiet connection.
 const RELAY_BUFFER_IDLE: usize = 4 * 1024;
-/// What a busy one copies at once. Measured through the whole encrypted path, copies of this size beat
-/// `splice(2)`, which saves the hub's CPU and costs more of it at both ends in smaller segments.
+/// The buffer of a busy connection. Measured over the whole encrypted path, copies of this size are faster than
+/// `splice(2)`: that saves CPU on the hub, but its smaller segments cost more CPU at both ends.
 const RELAY_BUFFER_BUSY: usize = 128 * 1024;
-/// So many short reads in a row, and the large buffer is given back.
+/// After this many short reads in a row, the buffer shrinks again.
 const SHORT_READS_UNTIL_SHRINK: u32 = 64;
 
-/// Copies until the end of the stream or an error.
+/// Copies one direction until the end of the stream or an error.
 pub fn copy(from: &TcpStream, to: &TcpStream, count: &AtomicU64) {
     match copy_all(&mut &*from, &mut &*to, from, count) {
         // The other direction may have cut it already.
@@ -38,7 +38,7 @@ pub fn copy(from: &TcpStream, to: &TcpStream, count: &AtomicU64) {
     }
 }
 
-/// Copies both ways, whatever each side is wrapped in, until both have ended.
+/// Copies in both directions, through whatever layers each side has, until both have ended.
 pub fn both_ways(one: Duplex, other: Duplex) {
     let sockets = [&*one.socket, &*other.socket];
     thread::scope(|scope| {
@@ -52,7 +52,7 @@ pub fn both_ways(one: Duplex, other: Duplex) {
     });
 }
 
-/// `sockets` are below the two, in this order.
+/// `sockets` are the TCP sockets of the source and the destination, in this order.
 fn one_way(mut from: Reader, mut to: Writer, sockets: [&TcpStream; 2]) {
     let copied = copy_all(&mut from, &mut to, sockets[0], &AtomicU64::new(0));
     if copied.and_then(|()| to.finish()).is_err() {
@@ -64,7 +64,7 @@ fn cut(sockets: [&TcpStream; 2]) {
     sockets.into_iter().for_each(|socket| drop(socket.shutdown(Shutdown::Both)));
 }
 
-/// Without what comes at the end; `socket` is below what is read.
+/// Copies without closing anything at the end. `socket` is the TCP socket below `from`.
 fn copy_all(
     from: &mut impl Read,
     to: &mut impl Write,
@@ -86,11 +86,11 @@ fn copy_all(
     }
 }
 
-/// A buffer that is large while reads fill it and small while a connection is quiet, so that thousands
-/// of quiet ones cost little.
+/// A buffer that is large while reads fill it, and small while the connection is quiet, so that thousands of quiet
+/// connections take little memory.
 pub struct AdaptiveBuffer {
     bytes: Vec<u8>,
-    /// Bytes in front of the room that stay the owner's, for a header.
+    /// Bytes before the room that are reserved for the owner's header.
     front: usize,
     idle: usize,
     busy: usize,
@@ -102,17 +102,17 @@ impl AdaptiveBuffer {
         Self { bytes: vec![0; front + idle], front, idle, busy, short_reads: 0 }
     }
 
-    /// Where the next read goes.
+    /// The room for the next read.
     pub fn room(&mut self) -> &mut [u8] {
         &mut self.bytes[self.front..]
     }
 
-    /// The front and what a read of `count` bytes brought.
+    /// The header's bytes and the `count` bytes of the last read.
     pub fn filled(&mut self, count: usize) -> &mut [u8] {
         &mut self.bytes[..self.front + count]
     }
 
-    /// Sizes the buffer for the read after one of `count` bytes.
+    /// Resizes the buffer after a read of `count` bytes.
     pub fn adapt(&mut self, count: usize) {
         let room = self.bytes.len() - self.front;
         if count == room && room < self.busy {

@@ -1,5 +1,5 @@
-//! Accepting connections: the thread that accepts one serves it, after it has made sure that another
-//! thread accepts the next. No connection is handed over, and threads are used again.
+//! Accepting connections. The thread that accepts a connection serves it, after it has made sure that another thread
+//! accepts the next one. No connection moves between threads, and threads are reused.
 
 use std::io;
 use std::net::IpAddr;
@@ -24,17 +24,19 @@ use crate::error::OrSay;
 use crate::error::Result;
 use crate::os::socket;
 
-/// Threads that stay in `accept` after a burst. Each costs the few KiB of stack that it touched; making one for
-/// each of 64 short connections at a time costs the proxy a tenth of its CPU.
+/// Threads that stay in `accept` after a burst. Each keeps the few KiB of stack that it has touched. Without spare
+/// threads, 64 short connections at a time would cost the proxy a tenth of its CPU for making threads.
 const SPARE_THREADS: usize = 64;
-/// When accepting fails (no descriptors left), this long until the next try.
+/// The pause after a failed `accept`, for instance when no descriptors are left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves one connection to its end. Each thread has its own, which may keep something for the next.
+/// Serves one connection to its end. Each thread has its own worker, which may keep state for the thread's next
+/// connection.
 pub type Worker = Box<dyn FnMut(Arc<TcpStream>, &Stop)>;
+/// Makes the worker of one thread.
 pub type NewWorker = Box<dyn Fn() -> Worker + Send + Sync>;
 
-/// For connections of which nothing is kept.
+/// A `NewWorker` whose workers keep no state between connections.
 pub fn each(serve: impl Fn(Arc<TcpStream>, &Stop) + Send + Sync + 'static) -> NewWorker {
     let serve = Arc::new(serve);
     Box::new(move || {
@@ -48,46 +50,46 @@ pub struct ServeOptions {
     /// Connections served at once.
     pub limit: usize,
     pub new_worker: NewWorker,
-    /// A thread to which nobody comes for so long forgets what it kept, and goes if another accepts. Connections
-    /// begin with this as the limit of their reads.
+    /// A thread without a connection for this long drops its worker's state, and ends if another thread accepts. A new
+    /// connection has this as its read timeout.
     pub idle: Option<Duration>,
-    /// Ends a connection when everything stops; must wake whoever blocks on it.
+    /// Ends a connection when the server stops. It must wake every thread that blocks on the connection.
     pub cut: fn(&TcpStream),
-    /// Says in a few bytes that there are too many; must not block.
+    /// Refuses a connection when there are too many. It must not block.
     pub turn_away: Box<dyn Fn(&TcpStream) + Send + Sync>,
 }
 
-/// A port of this machine that is taken, and not served yet.
+/// A port of this machine that is bound but not served yet.
 pub struct BoundPort {
     pub port: u16,
     pub listeners: Vec<TcpListener>,
 }
 
 impl BoundPort {
-    /// On both loopback addresses, so that `localhost` means it either way. Port 0 is any.
+    /// Binds on both loopback addresses, since `localhost` may mean either. Port 0 takes any free port.
     pub fn bind(port: u16) -> io::Result<Self> {
         let first = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
         let port = first.local_addr()?.port();
         match TcpListener::bind((Ipv6Addr::LOCALHOST, port)) {
             Ok(second) => Ok(Self { port, listeners: vec![first, second] }),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(error),
-            // A machine without IPv6 has no second loopback.
+            // A machine without IPv6 has only one loopback address.
             Err(_) => Ok(Self { port, listeners: vec![first] }),
         }
     }
 
-    /// For a port that the hub lists, which stands for 127.0.0.1.
+    /// Binds on 127.0.0.1 only, for the tunnel ports that the hub lists with that address.
     pub fn bind_v4(port: u16) -> io::Result<Self> {
         Ok(Self { port, listeners: vec![TcpListener::bind((Ipv4Addr::LOCALHOST, port))?] })
     }
 
-    /// The first of `ports` that is free. `None` when none is.
+    /// Binds the first free port of `ports`. `None` if none is free.
     pub fn first_free(ports: impl IntoIterator<Item = u16>) -> Option<Self> {
         ports.into_iter().find_map(|port| Self::bind(port).ok())
     }
 }
 
-/// The cut for most: both directions end at once.
+/// The usual cut: both directions end at once.
 pub fn shut(stream: &TcpStream) {
     let _ = stream.shutdown(Shutdown::Both);
 }
@@ -108,7 +110,7 @@ struct ServerShared {
 }
 
 impl Server {
-    /// Serves until `stop`, or until it is dropped. Every connection is cut then.
+    /// Serves until `stop`, or until it is dropped. Then every connection is cut.
     pub fn start(listener: TcpListener, service: ServeOptions, stop: &Stop) -> Result<Self> {
         let address = listener.local_addr().or_say(|| "Cannot tell the listener's address")?;
         let own = stop.child();
@@ -126,7 +128,7 @@ impl Server {
             threads,
         });
         let waker = Arc::clone(&shared);
-        // The cut for `accept`: a connection of our own, after the flag is set.
+        // The cut for `accept`: once the stop flag is set, a connection of our own wakes it.
         let woken = shared.stop.on_stop(move || waker.wake());
         ServerShared::spawn(&shared)?;
         Ok(Self { shared, _woken: woken })
@@ -169,7 +171,10 @@ impl ServerShared {
         spawned
     }
 
-    /// One thread's life. It counts as accepting when this begins.
+    /// What one thread does until it ends. The thread already counts as accepting when this begins.
+    ///
+    /// It accepts a connection, makes sure that another thread accepts the next one, serves its own, and accepts again
+    /// unless enough threads do.
     fn accept_and_serve(self: Arc<Self>) {
         let mut worker = (self.service.new_worker)();
         loop {
@@ -208,8 +213,8 @@ impl ServerShared {
         self.thread_count.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Before this thread serves, another must accept. False when there can be none: then the connection
-    /// is turned away and this thread goes on accepting.
+    /// Before this thread serves a connection, another thread must accept. False if there can be none: then the connection
+    /// is refused, and this thread goes back to accepting.
     fn hand_on_accepting(self: &Arc<Self>, stream: &TcpStream) -> bool {
         if self.accepting.fetch_sub(1, Ordering::SeqCst) > 1 {
             return true;
@@ -224,7 +229,7 @@ impl ServerShared {
         spawned
     }
 
-    /// False when that failed by a fault of ours: nothing that the worker keeps is to be trusted then.
+    /// Serves one connection. False after a panic: the worker's state can no longer be trusted.
     fn serve(&self, worker: &mut Worker, stream: TcpStream, peer: IpAddr) -> bool {
         socket::prepare(&stream, peer);
         let stream = Arc::new(stream);

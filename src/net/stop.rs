@@ -1,7 +1,7 @@
-//! The one way to end things: a flag that sleepers watch, and the cuts that wake whoever blocks.
+//! Stopping: a flag that sleeping threads wait on, and the cuts that wake threads blocked in I/O.
 //!
-//! Whoever is about to block registers its cut first. A stop that comes before the registration is seen
-//! by it, one that comes after finds the cut in the set; there is no moment in between.
+//! A thread registers its cut before it blocks. If the stop comes first, the registration fails; if it comes later, it
+//! finds the cut in the set. Nothing falls between the two, because both happen under one lock.
 
 use crate::os::lock::FOREVER;
 use crate::os::lock::locked;
@@ -26,7 +26,7 @@ pub struct Stop {
 struct StopShared {
     state: Mutex<StopState>,
     wake: Condvar,
-    /// Of a child with its parent, for as long as anybody has the child.
+    /// A child's registration with its parent. It ends with the last clone of the child.
     parent: OnceLock<Registration>,
 }
 
@@ -46,7 +46,7 @@ impl Stop {
         locked(&self.shared.state).stopped
     }
 
-    /// Sets the flag and makes every registered cut. The second call finds nothing left to do.
+    /// Sets the flag and runs every registered cut. A second call has nothing left to do.
     pub fn stop(&self) {
         let cuts = {
             let mut state = locked(&self.shared.state);
@@ -57,7 +57,7 @@ impl Stop {
         cuts.into_values().for_each(|cut| cut());
     }
 
-    /// Sleeps, and says whether it was woken by a stop.
+    /// Sleeps for `duration` at most. True if it has been stopped.
     pub fn wait_for(&self, duration: Duration) -> bool {
         wait_while(&self.shared.wake, locked(&self.shared.state), duration, |state| !state.stopped).stopped
     }
@@ -66,7 +66,7 @@ impl Stop {
         self.wait_for(FOREVER);
     }
 
-    /// `None` when it has stopped already: then there is nothing to begin.
+    /// Registers a cut. If the stop has happened already, returns `None` and the caller must not begin.
     pub fn on_stop(&self, cut: impl FnOnce() + Send + 'static) -> Option<Registration> {
         let mut state = locked(&self.shared.state);
         if state.stopped {
@@ -78,16 +78,16 @@ impl Stop {
         Some(Registration { stop: self.clone(), id })
     }
 
-    /// The socket is cut when this stops.
+    /// Cuts the socket when this stops.
     pub fn attach(&self, socket: &Arc<TcpStream>) -> Option<Registration> {
         let socket = Arc::clone(socket);
         self.on_stop(move || drop(socket.shutdown(Shutdown::Both)))
     }
 
-    /// Stops when this does, or alone.
+    /// A `Stop` that also stops when this one does, but that can be stopped alone.
     pub fn child(&self) -> Self {
         let child = Self::new();
-        // A parent does not keep its children: each takes itself out when nobody has it any more.
+        // The parent keeps only a weak reference: a child that is dropped removes itself from the set.
         let weak = Arc::downgrade(&child.shared);
         match self.on_stop(move || weak.upgrade().into_iter().for_each(|shared| Self { shared }.stop())) {
             Some(registration) => drop(child.shared.parent.set(registration)),
@@ -97,7 +97,7 @@ impl Stop {
     }
 }
 
-/// Takes its cut out of the set when dropped.
+/// A registered cut. Dropping it removes the cut from the set.
 pub struct Registration {
     stop: Stop,
     id: u64,
@@ -105,7 +105,7 @@ pub struct Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        // It may hold the last of a socket, whose closing is not for others to wait for.
+        // The cut may own the last handle of a socket. Closing that must not happen under the lock.
         let cut = locked(&self.stop.shared.state).cuts.remove(&self.id);
         drop(cut);
     }

@@ -1,4 +1,4 @@
-//! Threads with an owner: spawned here, reaped when they have ended, joined when the owner goes.
+//! Threads with an owner. Those that have ended are reaped; the owner joins the others before it goes.
 
 use crate::error::OrSay;
 use crate::error::Result;
@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::thread::JoinHandle;
 
-/// Enough for a TLS handshake and the JSON of the API; only what is touched takes memory.
+/// Enough for a TLS handshake and the JSON of the API. Only the pages that are touched take memory.
 pub const THREAD_STACK: usize = 256 * 1024;
 
 #[derive(Default)]
@@ -18,7 +18,7 @@ pub struct ThreadGroup {
 }
 
 impl ThreadGroup {
-    /// A panic in `work` ends that thread, is logged, and costs nobody else anything.
+    /// Spawns a thread of the group. A panic in `work` is logged and ends only that thread.
     pub fn spawn(&self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
         let handle = spawn(name, work)?;
         let mut handles = locked(&self.handles);
@@ -27,7 +27,8 @@ impl ThreadGroup {
         Ok(())
     }
 
-    /// Waits for every thread; `nudge` is called while one still runs. Its owner must have made the cuts.
+    /// Waits for all threads, and calls `nudge` again and again while one still runs. The owner must have cut what they
+    /// block on.
     pub fn join(&self, nudge: impl Fn()) {
         loop {
             let popped = locked(&self.handles).pop();
