@@ -1,7 +1,7 @@
 //! The JSON bodies of the hub's API, as both ends read and write them.
 //!
-//! Unknown fields are ignored, so that minor versions work together. Where a right is given they are refused:
-//! a limit that is misspelt or too new would otherwise not limit anything.
+//! Unknown fields are ignored, so that minor versions work together. Requests that grant a right refuse them: a limit that
+//! is misspelt or too new would otherwise limit nothing.
 
 use serde::Deserialize;
 use serde::Deserializer;
@@ -17,11 +17,11 @@ use crate::model::text::one_line;
 use crate::model::time::Time;
 use crate::model::version::Version;
 
-/// The codes of refusals by which clients decide what to do. All of them stand in the hub's `refusal.rs`.
+/// The refusal codes that our own clients act on. The hub's `refusal.rs` has all codes.
 pub const BAD_KEY_CODE: &str = "bad-key";
 pub const SHARE_NOT_FOUND_CODE: &str = "share-not-found";
 
-/// A peer's name for itself is printed within our own lines, so it must be short and on one line.
+/// Reads a peer's label. It is printed within our own lines, so it must be short and on one line.
 fn shown<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     String::deserialize(deserializer).map(|text| one_line(&text))
 }
@@ -36,7 +36,7 @@ pub struct Health {
     /// In a fleet: `ok`, or `away` while its store does not answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<String>,
-    /// The hub's clock, with which `connect doctor` compares this machine's.
+    /// The hub's clock, which `connect doctor` compares with this machine's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<Time>,
 }
@@ -115,20 +115,20 @@ pub struct RegisterAgent {
     pub fingerprint: Fingerprint,
 }
 
-/// Asks for a session to a service, by id or name; with a share, by that share's right.
+/// Asks for a session to a service, by ID or name. With `share`, the share gives the right to it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AskSession {
     pub service: String,
     /// The joiner's own identity, which the agent will expect.
     pub fingerprint: Fingerprint,
     pub share: Option<Membership>,
-    /// The hub that has the agent cannot be reached from the joiner: this one shall carry the bytes there.
+    /// The joiner cannot reach the hub that has the agent, so this hub is to carry the bytes to it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub carry: bool,
 }
 
 impl AskSession {
-    /// By the asker's own right.
+    /// A request without a share: the caller's own key gives the right.
     pub fn of(service: &str, fingerprint: Fingerprint) -> Self {
         Self { service: service.to_owned(), fingerprint, share: None, carry: false }
     }
@@ -171,7 +171,7 @@ pub struct MakeKey {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct NewKey {
-    /// The only time that the secret is seen.
+    /// The key with its secret. Only this answer contains it.
     pub key: String,
     #[serde(flatten)]
     pub info: KeyInfo,
@@ -219,7 +219,7 @@ pub struct MakeShare {
     pub expires_in_seconds: u64,
     pub max_joins: Option<u32>,
     pub code: Option<String>,
-    /// Whether to make a link's secret too.
+    /// Whether to make the secret of a link as well.
     #[serde(default)]
     pub link: bool,
 }
@@ -236,7 +236,7 @@ pub struct NewShare {
     pub services: Vec<SharedService>,
 }
 
-/// Services in one share: a joiner has threads for each.
+/// Services in one share. A joiner runs threads for each of them.
 pub const SHARED_SERVICES: usize = 100;
 
 /// A share as a joiner sees it.
@@ -252,7 +252,7 @@ pub struct SharePreview {
     pub agent_label: String,
     pub agent_fingerprint: Fingerprint,
     pub services: Vec<JoinableService>,
-    /// Given by joining: what sessions are asked for with.
+    /// The token that joining gives and that sessions require.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

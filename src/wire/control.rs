@@ -1,5 +1,4 @@
-//! What agent and hub say to each other on the control channel: one JSON object a line, and an empty
-//! line as heartbeat.
+//! The messages of agent and hub on the control channel: one JSON object per line, and an empty line as heartbeat.
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -9,10 +8,10 @@ use crate::model::name::Name;
 use crate::model::service::Protocol;
 use crate::model::version::Version;
 
-/// The protocol's number stands in the upgrade, so that a peer of another one is refused before a word.
+/// The upgrade names the protocol's version, so a peer with another one is refused before the first message.
 pub const CONTROL_UPGRADE: &str = "connect-control/1";
 pub const RELAY_UPGRADE: &str = "connect-relay/1";
-/// A line longer than this is an attack.
+/// Longer than any message of ours. A longer line is an attack.
 pub const CONTROL_LINE_LIMIT: usize = 16 * 1024;
 /// Services that one control channel may expose.
 pub const CHANNEL_SERVICE_LIMIT: usize = 1000;
@@ -20,7 +19,7 @@ pub const CHANNEL_SERVICE_LIMIT: usize = 1000;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum ToHub {
-    /// The first line: who is at this end.
+    /// The first message: which agent this is.
     Hello {
         agent: String,
         version: String,
@@ -30,16 +29,16 @@ pub enum ToHub {
         port: u16,
         protocol: Protocol,
     },
-    /// The service is gone for good, not just away.
+    /// The service is withdrawn for good, not just offline.
     Withdraw {
         service: String,
     },
-    /// The hub asked for something that this agent does not do; the joiner is told why.
+    /// The agent does not open this session. The joiner gets the reason.
     Decline {
         session: String,
         reason: String,
     },
-    /// From a later minor version, which can do without an answer.
+    /// A message of a later minor version. Ignoring it is allowed.
     #[serde(other)]
     Unknown,
 }
@@ -61,14 +60,14 @@ pub enum ToAgent {
         reason: String,
         hint: String,
     },
-    /// Somebody wants a session: dial the relay with this ticket and expect this identity.
+    /// A joiner wants a session: dial the relay with this ticket, and accept only this identity.
     Open {
         session: String,
         service: String,
         peer: Fingerprint,
         ticket: String,
         relay: String,
-        /// What the joiner speaks.
+        /// The joiner's protocol version.
         #[serde(default)]
         speaks: Version,
     },

@@ -38,7 +38,7 @@ impl FrameHeader {
         [byte_of(self.kind), a, b, c]
     }
 
-    /// `None`: the header is not complete yet.
+    /// Parses a header. `None`: it is not complete yet.
     pub fn parse(bytes: &[u8]) -> Result<Option<Self>, BadFrame> {
         let Some(first) = bytes.first() else { return Ok(None) };
         let kind = FRAME_KINDS.into_iter().find(|kind| byte_of(*kind) == *first).ok_or(BadFrame::Kind)?;
@@ -71,7 +71,7 @@ pub fn empty(kind: FrameKind) -> [u8; FRAME_HEADER] {
     FrameHeader { kind, length: 0 }.encode()
 }
 
-/// REFUSED, with as much of the reason as a frame may carry.
+/// A REFUSED frame, with as much of the reason as the limit allows.
 pub fn refused(reason: &str) -> Vec<u8> {
     let end = reason.floor_char_boundary(REASON_LIMIT);
     let mut frame = FrameHeader { kind: FrameKind::Refused, length: end }.encode().to_vec();

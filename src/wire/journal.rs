@@ -1,5 +1,5 @@
-//! The hub's journal and snapshot as bytes: a line an entry, with a checksum and a number. Half a line at the end
-//! is what a crash leaves; anything else that does not check out is damage.
+//! The hub's journal and snapshot as bytes: one line per entry, with a checksum and a number. An incomplete last line is
+//! the trace of a crash; any other line that does not check out is damage.
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::model::hub_records::Change;
 use crate::model::hub_records::Record;
 
-/// Hexadecimal digits at the head of a line, as `ChecksumFn` makes them of the rest.
+/// Hexadecimal digits at the start of a line: the checksum of the rest, from `ChecksumFn`.
 pub const CHECKSUM_DIGITS: usize = 8;
 
 pub type ChecksumFn = fn(&[u8]) -> String;
@@ -21,7 +21,7 @@ pub struct JournalEntry {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     pub version: u32,
-    /// The last journal entry that is in here.
+    /// The number of the last journal entry that the snapshot includes.
     pub n: u64,
     pub records: Vec<Record>,
 }
@@ -31,8 +31,8 @@ pub fn write(entry: &JournalEntry, sum: ChecksumFn) -> serde_json::Result<Vec<u8
     Ok(format!("{} {json}\n", sum(json.as_bytes())).into_bytes())
 }
 
-/// The entries behind number `after`, and the length of the whole lines; or the number of the line that is
-/// damaged. Entries that a snapshot holds already are passed over; one that is in neither is damage.
+/// The entries after number `after`, and the length of the complete lines; or the number of the damaged line. Entries that
+/// the snapshot includes are skipped. A gap in the numbers is damage.
 pub fn read(bytes: &[u8], after: u64, sum: ChecksumFn) -> Result<(Vec<JournalEntry>, u64), usize> {
     let (mut entries, mut whole) = (Vec::new(), 0);
     let mut next = None;

@@ -1,4 +1,4 @@
-//! `pconnect.yml`: the services that a project needs, and those that it offers.
+//! `pconnect.yml`: the services that a project needs, and those that it exposes.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,7 +13,7 @@ use crate::model::name::Name;
 use crate::model::service::Protocol;
 use crate::model::target::Target;
 
-/// A project's file is small; a larger one is something else.
+/// A project file is small. A larger file is something else.
 pub const PROJECT_FILE_LIMIT: usize = 256 * 1024;
 const PROJECT_SERVICES: usize = 200;
 
@@ -24,17 +24,17 @@ pub struct Project {
     pub hub: Option<String>,
     #[serde(default)]
     pub services: Vec<NeededService>,
-    /// Services to be exposed while the project runs: `5432` or `192.168.1.50:8080`.
+    /// Services to expose while the project runs: `5432` or `192.168.1.50:8080`.
     #[serde(default)]
     pub expose: BTreeMap<Name, Target>,
 }
 
-/// A service to be brought here.
+/// A service to reach on a local port.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "`name: NAME`")]
 pub struct NeededService {
     pub name: Name,
-    /// The local port; without one it is the service's own.
+    /// The local port. Without one, it is the service's own port.
     #[serde(default, alias = "localPort", alias = "local_port", deserialize_with = "port")]
     pub port: Option<u16>,
     #[serde(default)]
@@ -45,7 +45,7 @@ fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Er
     deserializer.deserialize_any(Port)
 }
 
-/// Says what a port is where one was written that is none; `u16` is no word for a user.
+/// Reads a port. Its error messages say what a port is; serde's own would name `u16` to the user.
 struct Port;
 
 impl Visitor<'_> for Port {
@@ -60,13 +60,13 @@ impl Visitor<'_> for Port {
         port.map(Some).ok_or_else(|| E::invalid_value(Unexpected::Unsigned(number), &self))
     }
 
-    /// `port:` with nothing behind it.
+    /// `port:` without a value.
     fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
         Ok(None)
     }
 }
 
-/// JSON is YAML, so one parser reads both. An error says the line.
+/// Reads YAML or JSON: JSON is YAML, so one parser reads both. An error names the line.
 pub fn parse(text: &str) -> Result<Project, String> {
     if text.len() > PROJECT_FILE_LIMIT {
         return Err("the file is larger than 256 KiB".into());
@@ -88,14 +88,14 @@ pub fn parse(text: &str) -> Result<Project, String> {
     }
 }
 
-/// Of a tab the parser only says that it is a character.
+/// The parser's error as a message. For a tab, the parser only reports an unexpected character.
 fn in_words(error: &serde_yaml::Error, text: &str) -> String {
     let line = error.location().and_then(|at| text.lines().nth(at.line().saturating_sub(1)));
     let is_tabbed = line.is_some_and(|line| line.trim_start_matches(' ').starts_with('\t'));
     if is_tabbed { format!("{error}: indent with blanks, not with tabs") } else { error.to_string() }
 }
 
-/// Where a name stands for the second time; the parser no longer knows.
+/// The line where a name occurs for the second time, which the parser does not report.
 fn second_line(text: &str, name: &Name) -> String {
     let outside = |c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '_');
     let has = |line: &str| line.split(outside).any(|word| word == name.as_str());

@@ -1,28 +1,28 @@
-//! The headers of TLS records. rustls computes them anew when it checks a record, so that one which was
-//! changed on the way goes unnoticed; it would do no harm, but in a session any change is an end.
+//! The headers of TLS records. rustls checks a record with a header that it computes itself, so it does not notice when the
+//! received header was altered. That would be harmless, but in a session any alteration must end the session.
 
 const RECORD_HEADER: usize = 5;
-/// The first byte of a TLS connection; in HTTP and in our own protocol none begins so.
+/// The first byte of a TLS connection. Neither HTTP nor our own protocol begins with it.
 pub const TLS_HANDSHAKE: u8 = 22;
 const APPLICATION_DATA: u8 = 23;
-/// What every record says, whatever is spoken; the first one may say 3.1.
+/// The version in every record, whatever version is in use. The first record may have 3.1.
 const RECORD_VERSION: [u8; 2] = [3, 3];
 const FIRST_RECORD_VERSION: [u8; 2] = [3, 1];
 
-/// Walks over the bytes of one direction.
+/// Reads the record headers in the bytes of one direction.
 #[derive(Debug, Default)]
 pub struct RecordHeaders {
     header: [u8; RECORD_HEADER],
     have: usize,
-    /// Bytes of the present record that are still to come.
+    /// Bytes of the current record that have not come yet.
     left: usize,
     begun: bool,
     encrypted: bool,
 }
 
 impl RecordHeaders {
-    /// Whether these bytes continue a connection of TLS 1.3: once a record is encrypted, all are, and an
-    /// encrypted record looks like application data.
+    /// Whether these bytes may continue a TLS 1.3 connection. Once a record is encrypted, all later ones are, and an
+    /// encrypted record has the type of application data.
     pub fn fit(&mut self, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
             if self.left > 0 {
