@@ -36,11 +36,11 @@ use crate::os::limits;
 /// Enough for all usual ports at once, so that a host which drops packets costs one wait. Each thread has one
 /// connection at a time.
 const SCAN_THREADS: usize = 128;
-/// Descriptors that are left for everything else: the terminal, signals, the resolver.
+/// Descriptors that are kept free for everything else: the terminal, signals, the resolver.
 const SPARE_DESCRIPTORS: usize = 16;
 /// How long a port has to answer. A service nearby needs a small part of that.
 pub const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
-/// How often the caller is told how far the scan is.
+/// How often the scan reports its progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Asks the ports of one host what they are.
@@ -59,7 +59,7 @@ pub struct ScanReport {
     pub refused: bool,
 }
 
-/// What became of one port.
+/// The result for one port.
 enum PortAnswer {
     Found(FoundService),
     Refused,

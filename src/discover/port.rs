@@ -53,7 +53,7 @@ impl FoundService {
         Self { kind, note: Some(note).filter(|note| !note.is_empty()), page: WebPage::default() }
     }
 
-    /// The most telling thing that it says.
+    /// The most informative text that the service has sent.
     pub fn label(&self) -> Option<&str> {
         let page = &self.page;
         [&self.note, &page.title, &page.framework, &page.server].into_iter().find_map(Option::as_deref)

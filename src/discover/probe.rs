@@ -97,14 +97,14 @@ pub const PROBES: [ProbeSpec; 10] = [
                  \x1f\0\0\0\x10hello\0\x01\0\0\0\x02$db\0\x06\0\0\0admin\0\0",
         ports: &[27017, 27018, 27019],
     },
-    // ApiVersions 0, correlated by the word `conn`.
+    // ApiVersions 0, with the correlation ID `conn`.
     ProbeSpec {
         probe: Probe::ApiVersions,
         bytes: b"\0\0\0\x11\0\x12\0\0conn\0\x07connect",
         ports: &[9092, 9094, 29092],
     },
     ProbeSpec { probe: Probe::Amqp, bytes: b"AMQP\0\0\x09\x01", ports: &[5672] },
-    // CONNECT of 3.1.1 without a name and with nothing to be kept, then DISCONNECT.
+    // CONNECT of version 3.1.1 without a client ID and with a clean session, then DISCONNECT.
     ProbeSpec { probe: Probe::Mqtt, bytes: b"\x10\x0c\0\x04MQTT\x04\x02\0\x0a\0\0\xe0\0", ports: &[1883] },
     ProbeSpec { probe: Probe::Version, bytes: b"version\r\n", ports: &[11211] },
 ];
@@ -180,8 +180,8 @@ impl ServiceKind {
     }
 }
 
-/// The probe that was sent, the kind it shows, and a function that reads the answer. That returns `None` for no or not
-/// yet, else a note about the service, which may be empty.
+/// The probe that was sent, the kind that its answer shows, and a function that reads the answer. The function returns
+/// `None` for no match or not enough bytes, else a note about the service, which may be empty.
 type Signature = (Option<Probe>, ServiceKind, fn(&[u8]) -> Option<String>);
 
 /// The answer means the same whatever was sent.

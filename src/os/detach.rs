@@ -1,8 +1,8 @@
 //! Running in the background: our own program again, with the same arguments, in a session of its own.
 //!
-//! The one who starts it repeats what it says until it is ready or has ended, so the user sees the same
-//! words and the same failures as in the foreground. When it is ready it says so by a line of its own and
-//! turns its output to a log file.
+//! The starting process prints the background process's output until that is ready or has ended, so the user sees the same
+//! messages and failures as in the foreground. When the background process is ready, it sends a special line and then
+//! writes its output to a log file.
 
 use std::env;
 use std::ffi::OsString;
@@ -33,20 +33,21 @@ use crate::error::OrSay;
 use crate::error::Result;
 use crate::os::files;
 
-/// Set in the one that runs in the background: where its log is.
+/// Set for the background process: the path of its log.
 pub const LOG_VARIABLE: &str = "CONNECT_BACKGROUND_LOG";
-/// A log that has grown beyond this becomes `.old`, and the `.old` of before is gone.
+/// A log that grows beyond this is renamed to `.old` and replaces the previous `.old`.
 const LOG_LIMIT: u64 = 1024 * 1024;
 const LOG_SIZE_POLL: Duration = Duration::from_secs(5);
-/// Its last line on the pipe, when it is ready. No line of ours begins with a control character.
+/// The background process's last line on the pipe, when it is ready. No other line of ours begins with a control
+/// character.
 const READY_LINE: &str = "\u{6}ready";
 
-/// Where the log of this process is, when it runs in the background.
+/// The path of this process's log, if it runs in the background.
 pub fn own_log() -> Option<PathBuf> {
     env::var_os(LOG_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
-/// The arguments of this very command.
+/// The arguments of this command.
 pub fn own_arguments() -> Vec<OsString> {
     env::args_os().skip(1).collect()
 }
@@ -56,13 +57,13 @@ pub enum StartOutcome {
     Ready {
         pid: u32,
     },
-    /// It ended before it was ready; it has said why.
+    /// It ended before it was ready, and has printed why.
     Ended {
         code: u8,
     },
 }
 
-/// Which of its two streams a line came by.
+/// The stream that a line came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OutputStream {
     Out,
@@ -76,8 +77,8 @@ pub struct BackgroundStart<'b> {
     pub log: &'b Path,
 }
 
-/// Starts ourselves in the background, and hands on what is said there until it is ready. `started` is told
-/// its number at once.
+/// Starts our own program in the background, and passes on its output until it is ready. `started` receives its process
+/// ID at once.
 pub fn start(
     begin: &BackgroundStart<'_>,
     started: impl FnOnce(u32),
@@ -103,7 +104,7 @@ pub fn start(
     if ready.into_inner() {
         return Ok(StartOutcome::Ready { pid: child.id() });
     }
-    // Its streams have ended, so it is just going.
+    // Its streams have ended, so the process is about to exit.
     let status = child.wait().or_say(|| "Cannot look after the background process")?;
     Ok(StartOutcome::Ended { code: u8::try_from(status.code().unwrap_or(1)).unwrap_or(1) })
 }
@@ -113,23 +114,26 @@ fn hand_on(stream: Option<impl Read>, say: impl Fn(&str)) {
     lines.map_while(std::result::Result::ok).for_each(|line| say(&line));
 }
 
-/// First thing in the background: no terminal's hang-up or Ctrl-C reaches it any more.
+/// The first step in the background: leaves the terminal, so that its hang-up and Ctrl-C no longer reach this process.
 pub fn leave_terminal() {
     if let Err(error) = nix::unistd::setsid() {
         log::debug!("it stays in its session: {error}");
     }
 }
 
-/// Ready: from here on this process writes to its log, which is kept small for as long as it lives.
+/// Reports that this process is ready. From now on it writes to its log, which a thread keeps small.
+///
+/// Ready is reported before the output is redirected: the starting process reads that line from the pipe. If systemd
+/// started us, it is told instead.
 pub fn ready(log: &Path) -> Result<()> {
     if !notify("READY=1") {
         let mut out = io::stdout().lock();
-        // Whoever started it may be gone, and need not know.
+        // The starting process may have ended. Then nobody needs the line.
         let _ = writeln!(out, "{READY_LINE}").and_then(|()| out.flush());
     }
     turn_output_to(log)?;
     let path = log.to_owned();
-    // It ends with the process; there is nothing it could leave behind.
+    // The thread ends with the process. It leaves nothing unfinished.
     let kept = thread::Builder::new().name("log".into()).spawn(move || {
         loop {
             thread::sleep(LOG_SIZE_POLL);
@@ -141,7 +145,7 @@ pub fn ready(log: &Path) -> Result<()> {
     kept.map(drop).or_say(|| "Cannot start a thread")
 }
 
-/// Tells the service manager that started this process, when one did: systemd names a socket for it.
+/// Sends a state to the service manager, if one started this process: systemd passes the socket's path in a variable.
 pub fn notify(state: &str) -> bool {
     let Some(place) = env::var_os("NOTIFY_SOCKET").filter(|place| !place.is_empty()) else { return false };
     let told = UnixDatagram::unbound().and_then(|socket| {

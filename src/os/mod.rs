@@ -1,5 +1,5 @@
-//! The machine: files, clock, randomness, socket options, processes. The only room that knows which operating
-//! system it runs on; what changes the machine's own setup is in `setup`.
+//! The machine: files, clock, randomness, socket options, processes. The only module that knows which operating
+//! system it runs on. Changes to the machine's own setup are in `setup`.
 
 pub mod clock;
 pub mod command;

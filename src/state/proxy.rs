@@ -11,7 +11,7 @@ use crate::os::clock;
 use crate::os::files;
 
 pub const PROXY_STATE_FILE: &str = "proxy-state.json";
-/// Which names it serves; beside the runs, since it is gone when the run is.
+/// The names that it serves. It is in the folder of the runs because it is removed together with the run.
 const PROXY_ROUTES_FILE: &str = "run/proxy-routes.json";
 pub const PROXY_LOG: &str = "proxy.log";
 pub const PROXY_KIND: &str = "proxy";
@@ -26,19 +26,19 @@ pub struct ProxyState {
 }
 
 impl ProxyState {
-    /// Where a service stands by its name.
+    /// The URL of a service by its name.
     pub fn url_of(&self, name: &str) -> String {
         let scheme = if self.tls { "https" } else { "http" };
         format!("{scheme}://{name}.localhost:{}", self.port)
     }
 }
 
-/// The file of this process; gone when dropped.
+/// The state file of this process. Dropping it removes the file.
 pub struct OwnProxyState {
     home: Home,
 }
 
-/// The proxy that runs. What the file says counts only when a live run of ours stands behind it.
+/// The running proxy. The file counts only if the process that it names is alive and ours.
 pub fn running(home: &Home) -> Option<ProxyState> {
     let state: ProxyState = home.read(PROXY_STATE_FILE).ok().flatten()?;
     is_running(home, state.pid).then_some(state)
@@ -69,7 +69,7 @@ pub fn routes(home: &Home) -> Vec<String> {
 impl Drop for OwnProxyState {
     fn drop(&mut self) {
         let own = |state: &ProxyState| state.pid == std::process::id();
-        // A proxy that took over has written its own by now.
+        // Another proxy may have taken over and written its own state by now.
         if self.home.read(PROXY_STATE_FILE).ok().flatten().as_ref().is_some_and(own) {
             let _ = files::remove(&self.home.file(PROXY_STATE_FILE));
             let _ = files::remove(&self.home.file(PROXY_ROUTES_FILE));

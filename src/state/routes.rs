@@ -1,4 +1,4 @@
-//! `active-routes.json`: which service is on which loopback port, for the proxy and for whoever looks.
+//! `active-routes.json`: which service is on which loopback port, for the proxy and for other tools.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::os::paths;
 
 pub const ROUTES_FILE: &str = "active-routes.json";
 
-/// A route of this process; gone from the file when dropped.
+/// A route of this process. Dropping it removes the route from the file.
 pub struct OwnRoute {
     home: Home,
     name: String,
@@ -43,20 +43,20 @@ impl Drop for OwnRoute {
     }
 }
 
-/// How many entries of ours belong to processes that were killed.
+/// How many of our entries belong to processes that were killed.
 pub fn dead(home: &Home) -> usize {
     let routes = read_own(home).ok().flatten().unwrap_or_default();
     routes.iter().filter(|route| runs::is_known_dead(home, route.pid)).count()
 }
 
-/// Drops them.
+/// Removes the entries of processes that were killed.
 pub fn tidy(home: &Home) -> Result<()> {
     rewrite(home, |_| ())
 }
 
 fn rewrite(home: &Home, change: impl FnOnce(&mut Vec<Route>)) -> Result<()> {
     let _lock = home.lock()?;
-    // A damaged file holds nothing that its writers would not write again.
+    // A damaged file is replaced: the processes write their routes again.
     let mut routes = read_own(home).ok().flatten().unwrap_or_default();
     routes.retain(|route| runs::is_alive(home, route.pid));
     change(&mut routes);
@@ -67,8 +67,8 @@ fn read_own(home: &Home) -> Result<Option<Vec<Route>>> {
     Ok(files::read_text(&home.file(ROUTES_FILE))?.and_then(|text| route::parse(&text)))
 }
 
-/// All that the files list, ours first; a damaged one is an error that names it. Entries of ours whose process was killed are left
-/// out. One whose process never held a lock was written by somebody else's tool, which is believed.
+/// The routes in all files, ours first. A damaged file is an error that names it. Entries of our own processes that were
+/// killed are left out. An entry whose process never held a lock comes from another tool, and is kept.
 pub fn listed(home: &Home) -> Result<Vec<Route>> {
     let damaged = |path: &Path| {
         Error::new(format!("{} is damaged", path.display()))

@@ -1,6 +1,6 @@
-//! Which of our processes are alive: each holds a lock on a file of its own for as long as it lives. That,
-//! not a bare pid, is how the others know. Beside the lock lies what the process says of itself; it writes that
-//! anew when something has changed, at most once a second, and whoever wants to know reads the file.
+//! Which of our processes are alive. Each holds a lock on a file of its own for as long as it lives; a process ID alone
+//! proves nothing, since the system reuses it. Next to the lock is the report of the process, which it rewrites after a
+//! change, at most once a second. Other processes read that file.
 
 use std::fs;
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ use crate::os::files::FileLock;
 /// The kind of the daemon's run.
 pub const DAEMON_KIND: &str = "daemon";
 const RUN_FOLDER: &str = "run";
-/// Figures change with every packet; the file need not.
+/// Traffic figures change with every packet. The file is written no more often than this.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// How many crashed or failed runs are kept for `status`.
 const REMEMBERED_FAILURES: usize = 20;
@@ -32,16 +32,16 @@ pub struct Run {
     pub pid: u32,
     /// What it does: `expose`, `reach`, `join`, `hub` …
     pub kind: String,
-    /// What it does it to; names by which `stop` finds it.
+    /// The services that it is for. `stop` finds it by these names.
     pub names: Vec<String>,
     pub started_at: Time,
-    /// Where its log is, when it runs in the background.
+    /// The path of its log, if it runs in the background.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<PathBuf>,
-    /// What it has open, as of a moment ago.
+    /// What it had open at its last report.
     #[serde(default)]
     pub open: Vec<OpenService>,
-    /// Not in the file: as whoever lists it finds it.
+    /// Not in the file: found out when the runs are listed.
     #[serde(default, skip_deserializing)]
     pub state: RunState,
 }
@@ -51,9 +51,9 @@ pub struct Run {
 pub enum RunState {
     #[default]
     Running,
-    /// It ended with an error, and could still say which.
+    /// It ended with an error, and has reported it.
     Failed,
-    /// It was killed, or fell over a fault of ours.
+    /// It was killed, or it panicked.
     Crashed,
 }
 
@@ -62,9 +62,9 @@ pub enum RunState {
 #[serde(rename_all = "camelCase")]
 pub struct OpenService {
     pub name: String,
-    /// `localhost:5433`, or the target of what is exposed.
+    /// `localhost:5433`, or the target of an exposed service.
     pub at: String,
-    /// Offered to others, rather than brought here.
+    /// Whether it is a service that this process exposes, and not one that it reaches.
     #[serde(default)]
     pub exposed: bool,
     pub up: bool,
@@ -75,7 +75,7 @@ pub struct OpenService {
     pub bytes: u64,
 }
 
-/// This process's own entry; gone when dropped, unless it is in the background and ended otherwise than asked.
+/// This process's own entry. Dropping it removes the entry, unless a background process ends without being asked to.
 pub struct OwnRun {
     home: Home,
     run: Run,
@@ -100,7 +100,7 @@ pub fn register(home: &Home, kind: &str, names: &[String], log: Option<PathBuf>)
     let pid = std::process::id();
     let lock_path = home.file(&lock_name(pid));
     let lock = files::lock(&lock_path)?;
-    // A new start takes the place of the entry that an earlier one left when it crashed.
+    // A new run replaces the entry of an earlier one that has failed.
     all(home)
         .iter()
         .filter(|old| {
@@ -125,7 +125,7 @@ impl Run {
         self.state == RunState::Running
     }
 
-    /// `expose db`, as messages call it.
+    /// Its name in messages, such as `expose db`.
     pub fn title(&self) -> String {
         match self.names.first() {
             Some(name) if *name != self.kind => format!("{} {name}", self.kind),
@@ -135,7 +135,7 @@ impl Run {
 }
 
 impl OwnRun {
-    /// Says what is open now: at once what came or went, figures now and then.
+    /// Reports what is open now. A change of the list is written at once, figures at intervals.
     pub fn report(&mut self, open: Vec<OpenService>) {
         let is_due = self.reported.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL);
         let only_figures = |(old, new): (&OpenService, &OpenService)| {
@@ -156,7 +156,7 @@ impl OwnRun {
         self.write();
     }
 
-    /// It ends because it was told to, or because its work is done.
+    /// The process ends because it was asked to, or because its work is done.
     pub fn ends_well(&mut self) {
         self.ended_well = true;
     }
@@ -170,7 +170,7 @@ impl OwnRun {
 
 impl Drop for OwnRun {
     fn drop(&mut self) {
-        // Before its first report somebody was there to hear why it failed.
+        // Before the first report, the starting process was still there and has printed why it failed.
         let is_told = self.run.log.is_none() || self.reported.is_none() || self.ended_well;
         if is_told && !std::thread::panicking() {
             let _ = files::remove(&self.home.file(&file_name(self.run.pid)));
@@ -181,14 +181,14 @@ impl Drop for OwnRun {
     }
 }
 
-/// Removes what a process that is no more has left.
+/// Removes the files of a process that has ended.
 pub fn forget(home: &Home, pid: u32) {
     for name in [file_name(pid), lock_name(pid)] {
         let _ = files::remove(&home.file(&name));
     }
 }
 
-/// Whether that process of ours lives: it holds its lock.
+/// Whether that process of ours is alive, that is, holds its lock.
 pub fn is_alive(home: &Home, pid: u32) -> bool {
     if pid == std::process::id() {
         return true;
@@ -196,7 +196,7 @@ pub fn is_alive(home: &Home, pid: u32) -> bool {
     files::is_locked(&home.file(&lock_name(pid)))
 }
 
-/// Whether that process was ours and ended without tidying up: its lock is there, and free.
+/// Whether that process was ours and ended without cleaning up: its lock file exists, and nobody holds the lock.
 pub fn is_known_dead(home: &Home, pid: u32) -> bool {
     let path = home.file(&lock_name(pid));
     pid != std::process::id() && path.exists() && matches!(files::try_lock(&path), Ok(Some(_)))
@@ -206,15 +206,14 @@ pub fn kind_of(home: &Home, pid: u32) -> Option<String> {
     home.read::<Run>(&file_name(pid)).ok().flatten().map(|run| run.kind)
 }
 
-/// Every live process of ours, and those of the background that ended by themselves. What others left behind
-/// is removed.
+/// All live processes of ours, and the background processes that failed or crashed. The files of all others are removed.
 pub fn all(home: &Home) -> Vec<Run> {
     let mut runs = Vec::new();
     let Ok(entries) = fs::read_dir(home.file(RUN_FOLDER)) else { return runs };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let Some(pid) = name.strip_suffix(".json").and_then(|pid| pid.parse().ok()) else { continue };
-        // In this order: who ends well takes its entry away before its lock.
+        // The lock is checked before the entry is read: a process that ends well removes its entry before its lock.
         let state = match is_alive(home, pid) {
             true => RunState::Running,
             false if home.file(&lock_name(pid)).exists() => RunState::Crashed,
@@ -227,7 +226,7 @@ pub fn all(home: &Home) -> Vec<Run> {
             forget(home, pid);
         }
     }
-    // Of those that began in one second, the later one has the higher number.
+    // Of runs that began in the same second, the later one usually has the higher process ID.
     runs.sort_by_key(|run| (run.started_at, run.pid));
     let dead: Vec<u32> = runs.iter().filter(|run| !run.is_alive()).map(|run| run.pid).collect();
     for pid in dead.iter().rev().skip(REMEMBERED_FAILURES) {
@@ -237,7 +236,7 @@ pub fn all(home: &Home) -> Vec<Run> {
     runs
 }
 
-/// The one of this kind that runs.
+/// The live process of this kind.
 pub fn running(home: &Home, kind: &str) -> Option<Run> {
     all(home).into_iter().find(|run| run.is_alive() && run.kind == kind)
 }
