@@ -115,7 +115,8 @@ impl<'a> Scanner<'a> {
         })
     }
 
-    /// Takes the workers' answers until there is one for each port, or until the stop.
+    /// Takes the workers' answers until there is one for each port, or until the stop. It is an error only if no packet
+    /// reached the host: one refused connection proves that the host is up.
     fn collect(
         &self,
         answers: &Receiver<(u16, PortAnswer)>,

@@ -100,7 +100,7 @@ impl<'a> PortProber<'a> {
     }
 
     /// Sends the probes in this order. Once one is answered, only the probe that tells most about that kind of
-    /// service follows; if it adds nothing, the first answer stands.
+    /// service follows; if it adds nothing, the first answer is the result.
     fn try_probes(&self, mut order: VecDeque<Probe>) -> Option<FoundService> {
         let mut done = vec![Probe::Greeting];
         let mut best = None;

@@ -309,7 +309,7 @@ mod tests {
         forwarded_from(&ClientInfo::new(Ipv4Addr::LOCALHOST.into(), false, "connect-x"), text, None)
     }
 
-    /// What goes on for a request with these fields behind its Host, without the lines that all have.
+    /// What is forwarded of a request with these fields after its Host, without the lines that every request has.
     fn fields_onward(fields: &str) -> String {
         let text = format!("GET /a HTTP/1.1\r\nHost: a.localhost:3456\r\n{fields}\r\n");
         let out = onward(&text).expect("sound");

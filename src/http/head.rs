@@ -396,7 +396,7 @@ mod tests {
         assert_eq!(parse_request(large.as_bytes()), Err(BadHead::TooLarge));
         assert_eq!(parse_request(&large.as_bytes()[..HEAD_LIMIT]), Err(BadHead::TooLarge));
         assert_eq!(parse_request(&large.as_bytes()[..HEAD_LIMIT - 1]), Ok(None));
-        // What is wrong behind the limit is never seen: the verdict stays the one of its first bytes.
+        // Bytes after the limit are never read, so they do not change the verdict.
         assert_eq!(parse_request((large + "\0").as_bytes()), Err(BadHead::TooLarge));
     }
 

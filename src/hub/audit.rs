@@ -77,7 +77,7 @@ impl Audit {
         Ok(Self { queue: Some(queue), refusals: Mutex::default(), threads })
     }
 
-    /// Queues an event with the time of now. It never fails: a hub without a working log goes on serving.
+    /// Queues an event with the current time. It cannot fail: a hub whose log cannot be written still serves.
     pub fn say(&self, event: &str, details: AuditDetails<'_>) {
         if let Some(queue) = &self.queue {
             let _ = queue.send(new_event(event, details));
@@ -186,7 +186,7 @@ fn sealed(mut event: AuditEvent, prev: &str) -> String {
     format!("{},\"sum\":\"{}\"}}", line.trim_end_matches('}'), &sum[..AUDIT_SUM_DIGITS])
 }
 
-/// Whether the line is as it was sealed.
+/// Whether the line's own checksum is right.
 fn is_sealed(line: &[u8]) -> bool {
     let Some(line) = std::str::from_utf8(line).ok().and_then(|line| line.strip_suffix("\"}")) else {
         return false;
@@ -199,7 +199,8 @@ pub fn log_file(folder: &Path) -> PathBuf {
     folder.join("audit.log")
 }
 
-/// The hash that the next line must carry. A last line without its end is what a crash leaves; it is cut off.
+/// Returns the hash that the next line must carry, and cuts off a last line that a crash left unfinished. Only the end of
+/// the file is read, as much as holds the last complete line: the log may be large.
 fn repair(file: &mut File) -> std::io::Result<String> {
     let length = file.metadata()?.len();
     let from = length.saturating_sub(2 * AUDIT_LINE_LIMIT);

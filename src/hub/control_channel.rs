@@ -102,7 +102,7 @@ impl ConnectedAgent<'_> {
 
     /// Exposes a service. The name and the limits are checked inside the change that stores the service and its presence,
     /// so no two agents get one name. Then the tunnel port is opened, and the agent is told. A refusal is a message to
-    /// the agent; the channel goes on.
+    /// the agent and does not end the channel.
     fn expose(&self, name: Name, target_port: u16, protocol: Protocol) -> bool {
         let id = secret::derived_id("svc", &[&self.workspace, &self.agent_id, name.as_str()]);
         let now = clock::now();

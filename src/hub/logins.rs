@@ -93,6 +93,7 @@ pub fn state(
     ok(200, &DeviceState { status: "approved".into(), key: Some(keys::with_pin(secret, pin)) })
 }
 
+/// The API's call to approve a code.
 pub fn approve(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Reply, Refusal> {
     let label = approve_code(call, records, audit)?;
     Ok(Reply::json(200, json!({ "label": label })))

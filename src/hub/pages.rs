@@ -18,6 +18,7 @@ button{font:inherit;margin-top:1.5rem;padding:.5rem 1.5rem}code{background:#8882
 /// Allows no scripts, nothing from elsewhere, no framing, and forms only to this hub.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 
+/// A page in our style, with the fields that protect it.
 fn page(status: u16, title: &str, body: &str) -> Reply {
     let html = format!(
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">\

@@ -23,7 +23,7 @@ use crate::wire::control::RELAY_UPGRADE;
 #[rustfmt::skip]
 #[derive(Debug)]
 pub enum Refusal {
-    // Before it is known who asks.
+    // Before the caller is known.
     Garbage,
     BadRequest { status: u16, what: &'static str, hint: &'static str },
     TooManyConnections,
@@ -34,13 +34,13 @@ pub enum Refusal {
     NoSuchCall,
     OtherMethod { allowed: String },
     Fenced,
-    // Who asks.
+    // Authentication and roles.
     NoKey,
     BadKey,
     Role(Action),
     OtherWorkspace,
     TooManyTries { limit: &'static RateLimit, seconds: u64 },
-    // What the request says.
+    // The content of the request.
     BadBody { why: String },
     BadHost,
     BadWorkspace(BadName),
@@ -50,7 +50,7 @@ pub enum Refusal {
     BadShareServices,
     BadShareLifetime,
     BadShareJoins,
-    // What there is, and what belongs to somebody else.
+    // Missing, taken, or somebody else's.
     NoSuchKey,
     NoSuchService,
     NotExposed(Name),
@@ -64,7 +64,7 @@ pub enum Refusal {
     AgentNotYours,
     AgentIdentity,
     NameTaken { name: Name, by: String },
-    // What there is too much of.
+    // Limits.
     TooManyKeys,
     TooManyAgents,
     TooManyAgentServices { limit: usize },
@@ -118,7 +118,7 @@ impl Refusal {
     #[allow(clippy::too_many_lines)]
     fn text(&self) -> RefusalText {
         match self {
-            // Before it is known who asks.
+            // Before the caller is known.
             Self::Garbage => row(400, "garbage", "This is neither TLS nor HTTP"),
             Self::BadRequest { status, what, hint } => row(*status, "bad-request", *what).hint(*hint),
             Self::TooManyConnections => row(503, "too-many-connections", "The hub has too many connections")
@@ -137,7 +137,7 @@ impl Refusal {
                 .hint(format!("Use {allowed}")),
             Self::Fenced => row(503, "fenced", "This hub is ending or cut off from its fleet")
                 .hint("Use another hub of the fleet"),
-            // Who asks.
+            // Authentication and roles.
             Self::NoKey => row(401, "no-key", "An API key is needed")
                 .hint("Send it as x-api-key; make one with: connect hub key create"),
             Self::BadKey => row(401, BAD_KEY_CODE, "This API key is not valid here")
@@ -150,7 +150,7 @@ impl Refusal {
                 .hint("Make it on the hub's machine: connect hub key create --workspace NAME"),
             Self::TooManyTries { limit, seconds } => row(429, limit.name, "Too many failed tries")
                 .hint(format!("Try again in {seconds} seconds")),
-            // What the request says.
+            // The content of the request.
             Self::BadBody { why } => row(400, "bad-body", format!("The body does not fit this call: {why}"))
                 .hint("Send JSON as the README describes"),
             Self::BadHost => row(400, "bad-host", "The Host header is not an address"),
@@ -170,7 +170,7 @@ impl Refusal {
                 .hint("Try --expires 24h"),
             Self::BadShareJoins => row(400, "bad-share-joins", "A share that nobody may join is of no use")
                 .hint("Leave --max-joins out, or give 1 or more"),
-            // What there is, and what belongs to somebody else.
+            // Missing, taken, or somebody else's.
             Self::NoSuchKey => row(404, "no-such-key", "There is no such key")
                 .hint("Look at the ids: connect hub key list"),
             Self::NoSuchService => row(404, "no-such-service", "There is no such service")
@@ -199,7 +199,7 @@ impl Refusal {
             Self::NameTaken { name, by } =>
                 row(409, "name-taken", format!("{name} is already exposed by {by}"))
                 .hint("Choose another name"),
-            // What there is too much of.
+            // Limits.
             Self::TooManyKeys => row(409, "too-many-keys", "There are too many keys")
                 .hint("Revoke some: connect hub key list"),
             Self::TooManyAgents => row(409, "too-many-agents", "There are too many agents in this workspace"),

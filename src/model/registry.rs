@@ -55,6 +55,8 @@ impl Registry {
         }
     }
 
+    /// Enters a record in place of the one with the same ID. The old record's index entries are dropped first, since a hash
+    /// may have changed.
     fn put(&mut self, record: Record) {
         self.drop_indexes(record.table(), record.id());
         match record {

@@ -39,7 +39,7 @@ impl HttpStream {
         read
     }
 
-    /// The rest of a body that `walker` has begun to read.
+    /// Reads the rest of the body that `walker` is for. A declared length over `limit` is refused before anything is read.
     pub fn read_body(
         &mut self,
         walker: &mut BodyWalker,

@@ -213,8 +213,8 @@ fn draft_of(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.{}", &secret::secret()[..8]))
 }
 
-/// Removes the drafts that a crash during `write` left behind. Only for files with one writer: another one's
-/// draft may be in use.
+/// Removes the drafts that a crash during `write` left behind. Only for files with one writer: another
+/// writer's draft may be in use.
 pub fn remove_drafts(path: &Path) {
     let front = format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy());
     let entries = path.parent().and_then(|folder| fs::read_dir(folder).ok());

@@ -85,6 +85,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
+    /// Starts to serve the routes of `table` on the bound port.
     pub fn start(bound: BoundPort, table: RouteTable, settings: ProxySettings, stop: &Stop) -> Result<Self> {
         let stop = stop.child();
         let context = Arc::new(ProxyContext {

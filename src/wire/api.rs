@@ -146,7 +146,7 @@ pub struct Membership {
 pub struct SessionGrant {
     pub session: String,
     pub ticket: String,
-    /// `http://host:port` for the plain relay, `https://…` behind a proxy that ends TLS.
+    /// `http://host:port` for the plain relay, `https://…` behind a proxy that terminates TLS.
     pub relay: String,
     pub service: String,
     pub name: Name,

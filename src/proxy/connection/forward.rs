@@ -113,6 +113,11 @@ impl ClientConnection<'_> {
         })
     }
 
+    /// Decides what the client gets and which connections are kept.
+    ///
+    /// A complete response counts first, even if the upload was not. Then come the faults after which nobody can be
+    /// answered: the client has left, or it has the response's head already. Next, a fault of the upload explains the
+    /// missing response better than a fault of the service does.
     fn conclude(
         &mut self,
         route: &ProxyRoute,
@@ -166,7 +171,8 @@ impl ClientConnection<'_> {
         }
     }
 
-    /// `request_read`: the next request begins where this one ended, so the connection can go on.
+    /// Answers in the service's place. `request_read`: the request's body has been read to its end, so the connection can
+    /// be kept.
     fn reply_gateway(&mut self, reply: &Reply, request_read: bool) -> AfterRequest {
         self.record(reply.status);
         self.write_reply(reply, self.request.keep_alive && request_read)

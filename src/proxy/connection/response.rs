@@ -61,7 +61,8 @@ pub enum ResponseFault {
     },
 }
 
-/// `request_read` tells whether the request's body has been read to its end; only then both connections can be kept.
+/// Passes the response to the client: first the interim responses, then the head, then the body. `request_read` tells
+/// whether the request's body has been read to its end; only then both connections can be kept.
 pub fn pass(
     service: &mut UpstreamReader,
     request: &CurrentRequest,
@@ -152,6 +153,8 @@ struct ResponseBody<'a> {
 }
 
 impl ResponseBody<'_> {
+    /// Passes the whole body on: first what has arrived with the head, then by `splice` if that is worth it, then the rest
+    /// through the buffer, which is widened for large bodies.
     fn pass(&mut self) -> Result<(), ResponseFault> {
         self.send_buffered()?;
         self.splice()?;

@@ -30,6 +30,7 @@ const HEALTH_CHECK_TIMEOUT: Duration = Duration::from_millis(200);
 const READER_CHECK: Duration = Duration::from_millis(400);
 
 impl ClientConnection<'_> {
+    /// Answers a request for the page, for its state as JSON, or for its stream of events.
     pub fn status_page(&mut self) -> AfterRequest {
         if !matches!(self.request.method.as_str(), "GET" | "HEAD") {
             let reply = Reply::error(405, "This page can only be read", "").field("Allow", "GET, HEAD");

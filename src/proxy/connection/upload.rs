@@ -57,6 +57,7 @@ pub struct Upload<'a> {
 }
 
 impl Upload<'_> {
+    /// Copies the rest of the body, and cuts the service's connection if the body stays incomplete.
     pub fn run(mut self) -> UploadEnd {
         let end = self.copy();
         if !matches!(end, UploadEnd::Complete | UploadEnd::Abandoned) {
@@ -66,6 +67,8 @@ impl Upload<'_> {
         end
     }
 
+    /// Reads from the client until the body has ended, even if the service no longer reads or the response is complete: then
+    /// the bytes are dropped, up to `DRAIN_LIMIT`, so that the client can read its response without a reset.
     fn copy(&mut self) -> UploadEnd {
         let mut out = Vec::new();
         let mut service_closed = false;
