@@ -10,7 +10,7 @@
 //!    that one says until it is ready, and ends. The steps below happen in the new process.
 //! 4. `hub` finds whom to ask: with a code the hub of the config, with this machine's key; with a link the hub that it
 //!    names, with the link's secret as the key and an identity made for this call.
-//! 5. `Hub::join_share` (`api.rs`) posts the code's hash. The hub (`hub/joining.rs`) limits guesses, finds the share,
+//! 5. `Hub::join_share` (`api.rs`) posts the code. The hub (`hub/share_join.rs`) limits guesses, finds the share,
 //!    counts the join, and answers with the services, the agent's fingerprint and a token.
 //! 6. `access_to` binds all that into a `TunnelAccess` (`cli/tunnel_access.rs`). An agent that the code names must be
 //!    the one that answers; otherwise the first is pinned in `known_agents.json` (`state/agent_pins.rs`).
