@@ -2,10 +2,10 @@
 //!
 //! A session is granted with two tickets, one for each side. A ticket works once, for its session, for fifteen
 //! seconds. The side that comes first waits; the second one opens the session, which then lives until both of
-//! its directions have ended. An agent that declines leaves the reason for the joiner, who reads it at once or
-//! on coming. If the agent is at another hub, the joiner's ticket leads there.
+//! its directions have ended. If the agent declines, the joiner gets the reason, at once or as
+//! soon as it comes. If the agent is at another hub, the joiner's ticket leads there.
 //!
-//! `E` is one end: whatever the hub needs to reach the connection that came with a ticket.
+//! `E` is one end of a session: the hub's handle of the connection that came with a ticket.
 
 use std::collections::HashMap;
 
@@ -14,11 +14,11 @@ use super::registry::Registry;
 use super::time::Time;
 
 pub const TICKET_SECONDS: u64 = 15;
-/// Sessions that may be on their way to being open. Each costs about 500 bytes; a caller that asks for more is told
-/// to wait.
+/// Sessions that may be granted or waiting at once. Each takes about 500 bytes. A caller that asks for more must try again
+/// later.
 const COMING_SESSIONS: usize = 10_000;
-/// The same for one key or link. An agent has a thread for each, so a caller that asks and never comes must leave
-/// room for the others.
+/// The same limit for one key or link. An agent has a thread for each such session, so a caller that asks but never
+/// connects must leave room for others.
 const COMING_SESSIONS_PER_CALLER: usize = 1000;
 
 /// A session as it was granted.
@@ -28,7 +28,7 @@ pub struct HubSession {
     pub service: String,
     /// The key or link that asked for it.
     pub caller: String,
-    /// The share by whose right it was asked for.
+    /// The share that gave the right to it, if any.
     pub share: Option<String>,
     pub agent: AgentSide,
 }
@@ -37,9 +37,9 @@ pub struct HubSession {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AgentSide {
     Here {
-        /// The control channel on which it was told of the session.
+        /// The control channel over which the agent was asked to open the session.
         channel: ChannelId,
-        /// The key by which it is here.
+        /// The key that opened this channel.
         key: String,
     },
     /// At another hub, which has granted the session too.
@@ -60,12 +60,12 @@ pub enum SessionSide {
     Agent,
 }
 
-/// What a ticket was good for.
+/// The result of presenting a ticket.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Redemption<E> {
     /// The ticket was never made, is used up, or is too old.
     Unknown,
-    /// The agent does not come, for this reason.
+    /// The agent has declined, for this reason.
     Declined(String),
     /// The other side has not come yet.
     Waiting {
@@ -102,7 +102,7 @@ struct SessionTicket {
 #[derive(Debug)]
 pub struct SessionTable<E> {
     sessions: HashMap<String, SessionEntry<E>>,
-    /// Those that have not been used yet.
+    /// The tickets that have not been used yet.
     tickets: HashMap<String, SessionTicket>,
 }
 
@@ -137,7 +137,7 @@ impl<E: Clone> SessionTable<E> {
         coming < COMING_SESSIONS && own < COMING_SESSIONS_PER_CALLER
     }
 
-    /// Uses up a ticket of a session whose agent is at another hub. Any other ticket stays good.
+    /// Uses up a ticket of a session whose agent is at another hub. Any other ticket stays valid.
     pub fn redeem_elsewhere(&mut self, ticket: &str, now: Time) -> Option<RemoteSession> {
         let entry = self.sessions.get(&self.tickets.get(ticket)?.session)?;
         let AgentSide::Elsewhere(remote) = entry.session.agent.clone() else { return None };
@@ -180,14 +180,15 @@ impl<E: Clone> SessionTable<E> {
         }
     }
 
-    /// The agent that was told of the session on this channel does not come. Returns the end that waits, to be told.
+    /// The agent declines a session that it was asked for over this channel. Returns the end that waits, which must get the
+    /// reason.
     pub fn decline(&mut self, id: &str, channel: ChannelId, reason: &str) -> Option<E> {
         let entry = self.sessions.get_mut(id).filter(|entry| entry.is_of(channel) && !entry.is_open())?;
         let before = std::mem::replace(&mut entry.state, HubSessionState::Declined(reason.to_owned()));
         self.tickets.retain(|_, ticket| ticket.session != id || ticket.side == SessionSide::Joiner);
         match before {
             HubSessionState::Waiting(side, end) => {
-                // A joiner that waits needs no reason left for it.
+                // The waiting end is the joiner: it gets the reason now, so none must be stored.
                 if side == SessionSide::Joiner {
                     self.remove(id);
                 }
@@ -197,14 +198,14 @@ impl<E: Clone> SessionTable<E> {
         }
     }
 
-    /// An agent's channel has ended: it comes to none of the sessions that it was told of there.
+    /// An agent's channel has ended. Declines all sessions that the agent was asked for over it.
     pub fn decline_all(&mut self, channel: ChannelId, reason: &str) -> Vec<E> {
         let its = self.sessions.values().filter(|entry| entry.is_of(channel) && !entry.is_open());
         let ids: Vec<String> = its.map(|entry| entry.session.id.clone()).collect();
         ids.iter().filter_map(|id| self.decline(id, channel, reason)).collect()
     }
 
-    /// The end that waits has waited long enough. False when the other one has come by now.
+    /// Ends the wait for the other side. False if the other side has come in the meantime.
     pub fn give_up(&mut self, id: &str) -> bool {
         let is_open = self.sessions.get(id).is_some_and(SessionEntry::is_open);
         if !is_open {
@@ -229,8 +230,8 @@ impl<E: Clone> SessionTable<E> {
         }
     }
 
-    /// Forgets the sessions that are too old, or whose key or share is no longer good. Returns the ends of such
-    /// sessions that are open, to be cut.
+    /// Forgets the sessions that are too old, or whose key or share is no longer valid. Returns the ends of those
+    /// that were open; the caller must cut them.
     pub fn revoke(&mut self, registry: &Registry, now: Time) -> Vec<E> {
         self.retain(|entry| entry.is_open() || !(entry.is_old(now) || entry.is_revoked(registry, now)));
         let revoked = self.sessions.values().filter(|entry| entry.is_revoked(registry, now));

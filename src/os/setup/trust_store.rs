@@ -14,14 +14,14 @@ use crate::os::command::words;
 use crate::os::setup::step::SetupStep;
 use crate::os::user;
 
-/// What the CA is called in stores that have names.
+/// The CA's name, in stores that have names.
 const CA_NICKNAME: &str = "Private Connect local CA";
 const SYSTEM_COPY: &str = "private-connect-local-ca.crt";
 const SYSTEM_STORE: &str = "system trust store";
 #[cfg(target_os = "macos")]
 const SYSTEM_KEYCHAIN: &str = "/Library/Keychains/System.keychain";
 
-/// Where Linux systems take their roots from, and the command that makes them count: RHEL, Debian, Arch, SUSE.
+/// The folders of the system's roots on RHEL, Debian, Arch and SUSE, each with the command that activates a change.
 const LINUX_STORES: [(&str, &str); 4] = [
     ("etc/pki/ca-trust/source/anchors", "update-ca-trust extract"),
     ("usr/local/share/ca-certificates", "update-ca-certificates"),
@@ -91,6 +91,7 @@ fn is_in_system(_: &MachinePaths, ours: &str) -> bool {
     found.split_inclusive("-----END CERTIFICATE-----").any(|one| is_same(one, ours))
 }
 
+/// Whether a file in one of the system's folders is exactly our CA.
 #[cfg(not(target_os = "macos"))]
 fn is_in_system(machine: &MachinePaths, ours: &str) -> bool {
     let mut copies = LINUX_STORES.iter().map(|(folder, _)| machine.root.join(folder).join(SYSTEM_COPY));
@@ -128,7 +129,7 @@ fn system(machine: &MachinePaths, ca: &Path, change: TrustChange) -> Option<Trus
         TrustChange::Trust => SetupStep::Copy { from: ca.to_owned(), to: copy },
         TrustChange::Untrust => SetupStep::Remove(copy),
     };
-    // Without `--fresh`, dead links stay behind.
+    // Without `--fresh`, the link to the removed CA would remain.
     let fresh = change == TrustChange::Untrust && *update == "update-ca-certificates";
     let line = words(update, if fresh { &["--fresh"] } else { &[] });
     let missing = (!is_installed(&line[0])).then(|| format!("{} (package ca-certificates)", line[0]));
@@ -159,6 +160,7 @@ fn databases(machine: &MachinePaths, change: TrustChange) -> Vec<(&'static str, 
     found
 }
 
+/// The steps for one NSS database. Our CA has a fixed name there.
 fn nss(name: &str, folder: &Path, ca: &Path, change: TrustChange) -> TrustStore {
     let database = database(folder);
     let remove = words("certutil -D -d", &[&database, "-n", CA_NICKNAME]);

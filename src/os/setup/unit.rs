@@ -132,6 +132,7 @@ fn systemd(service: &UnitSpec) -> UnitPlan {
     }
 }
 
+/// The text of the systemd unit.
 fn unit(service: &UnitSpec) -> String {
     let command: Vec<String> =
         service.command.iter().map(|word| unit_word(word).replace('$', "$$")).collect();
@@ -193,6 +194,7 @@ fn launchd(service: &UnitSpec) -> UnitPlan {
     }
 }
 
+/// The text of the launchd property list.
 fn plist(service: &UnitSpec) -> String {
     let command: String =
         service.command.iter().map(|word| format!("    <string>{}</string>\n", xml(word))).collect();
