@@ -258,7 +258,9 @@ fn a_joiner_that_the_hub_did_not_name_is_refused() {
     assert_eq!(hear.recv_timeout(PATIENCE).unwrap(), b"", "the agent said something to a stranger");
     exposed.wait_err(|line| line.contains("is not the one the hub named"));
     assert!(dials.try_recv().is_err(), "the agent dialled its target for a stranger");
-    assert_eq!(reaching.interrupt().0.code(), Some(130));
+    // The joiner may have heard by now that the agent declined.
+    let code = reaching.interrupt().0.code();
+    assert!(matches!(code, Some(1 | 130)), "{code:?}");
 }
 
 #[test]
