@@ -97,7 +97,7 @@ fn what_is_neither_tls_nor_http_is_let_go_and_leaves_the_hub_as_it_was() {
         let _ = stream.read_to_end(&mut Vec::new());
     }
     assert_eq!(hub.ask("GET /health", "", "").status, 200);
-    assert!(!hub.running.err().contains("fault of ours"), "{}", hub.running.err());
+    assert!(!hub.running.err().contains("a bug of connect"), "{}", hub.running.err());
 }
 
 #[test]

@@ -412,5 +412,5 @@ fn garbage_on_a_control_channel_ends_that_channel_only() {
     }
     standing.expose("db");
     assert_eq!(hub.ask("GET /v1/services", &key, "").json()[0]["status"], "online");
-    assert!(!hub.running.err().contains("fault of ours"), "{}", hub.running.err());
+    assert!(!hub.running.err().contains("a bug of connect"), "{}", hub.running.err());
 }

@@ -133,7 +133,11 @@ impl<'c> Supervisor<'c> {
                     return code;
                 }
                 // The signal came just before the command started. The tunnels are already closing.
-                Some(SupervisorEvent::Stopped) => self.command.into_iter().for_each(process::terminate),
+                Some(SupervisorEvent::Stopped) => {
+                    if let Some(pid) = self.command {
+                        process::terminate(pid);
+                    }
+                }
                 Some(event) => self.handle(event)?,
                 None => {
                     self.tunnels.find_ports();

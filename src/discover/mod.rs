@@ -142,7 +142,7 @@ impl<'a> Scanner<'a> {
             }
         }
         if let Some(error) = unreachable.filter(|_| report.found.is_empty() && !report.refused) {
-            return Err(Error::new(format!("There is no way to {}", self.host))
+            return Err(Error::new(format!("Cannot reach {}", self.host))
                 .because(error)
                 .hint("Check the address, and that this machine is in its network")
                 .kind(error::ErrorKind::Unreachable));

@@ -246,7 +246,7 @@ pub fn verify(folder: &Path) -> Result<u64> {
 }
 
 fn changed(path: &Path, line: u64) -> Error {
-    Error::new(format!("The audit log does not hold together at line {line}"))
+    Error::new(format!("The audit log was changed at line {line}"))
         .hint(format!("Somebody changed {} there or just before; compare it with a copy", path.display()))
 }
 

@@ -64,8 +64,12 @@ impl Registry {
                 self.key_by_hash.insert(key.hash.clone(), key.info.id.clone());
                 self.keys.insert(key.info.id.clone(), key);
             }
-            Record::Agent(agent) => drop(self.agents.insert(agent.id.clone(), agent)),
-            Record::Service(service) => drop(self.services.insert(service.id.clone(), service)),
+            Record::Agent(agent) => {
+                self.agents.insert(agent.id.clone(), agent);
+            }
+            Record::Service(service) => {
+                self.services.insert(service.id.clone(), service);
+            }
             Record::Share(share) => {
                 // A store may list two shares with one code, in any order. The code is the later one's; the earlier
                 // share had expired when the code was taken again.
@@ -79,22 +83,42 @@ impl Registry {
                 }
                 self.shares.insert(share.info.id.clone(), share);
             }
-            Record::Device(device) => drop(self.devices.insert(device.code.clone(), device)),
-            Record::Online(online) => drop(self.online.insert(online.id.clone(), online)),
-            Record::Hub(hub) => drop(self.hubs.insert(hub.url.clone(), hub)),
+            Record::Device(device) => {
+                self.devices.insert(device.code.clone(), device);
+            }
+            Record::Online(online) => {
+                self.online.insert(online.id.clone(), online);
+            }
+            Record::Hub(hub) => {
+                self.hubs.insert(hub.url.clone(), hub);
+            }
         }
     }
 
     fn drop_record(&mut self, table: Table, id: &str) {
         self.drop_indexes(table, id);
         match table {
-            Table::Key => drop(self.keys.remove(id)),
-            Table::Agent => drop(self.agents.remove(id)),
-            Table::Service => drop(self.services.remove(id)),
-            Table::Share => drop(self.shares.remove(id)),
-            Table::Device => drop(self.devices.remove(id)),
-            Table::Online => drop(self.online.remove(id)),
-            Table::Hub => drop(self.hubs.remove(id)),
+            Table::Key => {
+                self.keys.remove(id);
+            }
+            Table::Agent => {
+                self.agents.remove(id);
+            }
+            Table::Service => {
+                self.services.remove(id);
+            }
+            Table::Share => {
+                self.shares.remove(id);
+            }
+            Table::Device => {
+                self.devices.remove(id);
+            }
+            Table::Online => {
+                self.online.remove(id);
+            }
+            Table::Hub => {
+                self.hubs.remove(id);
+            }
         }
     }
 

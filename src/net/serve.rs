@@ -237,7 +237,7 @@ impl ServerShared {
         let Some(_attached) = self.stop.on_stop(move || cut(&own)) else { return true };
         let served = panic::catch_unwind(AssertUnwindSafe(|| worker(stream, &self.stop)));
         if served.is_err() {
-            log::error!("{}: a connection ended by a fault of ours; the others go on", self.service.name);
+            log::error!("{}: a bug of connect ended one connection; the others continue", self.service.name);
         }
         served.is_ok()
     }

@@ -89,7 +89,11 @@ impl Stop {
         let child = Self::new();
         // The parent keeps only a weak reference: a child that is dropped removes itself from the set.
         let weak = Arc::downgrade(&child.shared);
-        match self.on_stop(move || weak.upgrade().into_iter().for_each(|shared| Self { shared }.stop())) {
+        match self.on_stop(move || {
+            if let Some(shared) = weak.upgrade() {
+                Self { shared }.stop();
+            }
+        }) {
             Some(registration) => drop(child.shared.parent.set(registration)),
             None => child.stop(),
         }

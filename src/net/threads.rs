@@ -46,7 +46,7 @@ pub fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHan
     let label = name.to_owned();
     let spawned = thread::Builder::new().name(label.clone()).stack_size(THREAD_STACK).spawn(move || {
         if panic::catch_unwind(AssertUnwindSafe(work)).is_err() {
-            log::error!("the thread {label} ended by a fault of ours; the others go on");
+            log::error!("a bug of connect ended the thread {label}; the others continue");
         }
     });
     spawned.or_say(|| "Cannot start a thread")

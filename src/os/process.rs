@@ -100,7 +100,7 @@ impl Signals {
     /// Holds the lock during the start, so a signal comes either before the command exists or when it can be passed
     /// on.
     fn start(&self, command: &[OsString], environment: &[(String, String)]) -> Result<Pid> {
-        let program = command.first().ok_or_else(|| Error::usage("There is no command behind --"))?;
+        let program = command.first().ok_or_else(|| Error::usage("There is no command after --"))?;
         let mut state = locked(&self.state);
         if state.stopped {
             return Err(Error::stopped());
@@ -108,7 +108,7 @@ impl Signals {
         let pid = self.spawn(command, environment).map_err(|error| {
             Error::new(format!("Cannot run {}", program.to_string_lossy()))
                 .because(error.desc())
-                .hint("Check the command behind --")
+                .hint("Check the command after --")
         })?;
         state.child = Some(pid);
         Ok(pid)

@@ -9,7 +9,7 @@
 //!    longest time is closed.
 //! 3. `ClientStream::accept` in `connection/client.rs`: on an HTTPS port the first byte tells TLS from plain HTTP. For TLS,
 //!    `certificates.rs` makes a certificate for the name that the client asks for.
-//! 4. `ClientConnection::serve` in `connection/mod.rs` takes one request after the other. `read_request` reads into a
+//! 4. `ProxyClient::serve` in `connection/mod.rs` takes one request after the other. `read_request` reads into a
 //!    `BufferedReader` (`buffered_reader.rs`) until `http::head::parse_request` has a whole head. A head that is not plainly
 //!    valid gets a 4xx, and the connection is closed.
 //! 5. `check` in `connection/check.rs` decides by the head alone: its framing, the host (`http/host.rs`), the route
@@ -17,7 +17,7 @@
 //!    that names no service gets the proxy's own page (`connection/status_page.rs`).
 //! 6. If the request goes on, `http::forward::write_request` writes a new head for it: fields of one hop are dropped,
 //!    claims about the client are replaced.
-//! 7. `ClientConnection::forward` in `connection/forward.rs` takes an idle connection to the service, or a new one
+//! 7. `ProxyClient::forward` in `connection/forward.rs` takes an idle connection to the service, or a new one
 //!    (`ProxyContext::dial`, `upstream.rs`). A local service is a loopback port. A hub service is the loopback port of a
 //!    tunnel, which `ProxySettings::tunnel_port` opens. Head and first part of the body go in one write.
 //! 8. If more of the body is to come, `Upload::run` in `connection/upload.rs` copies it in a thread of its own.
@@ -29,7 +29,7 @@
 //!     `ProxyContext::record` adds the request to the page and to the terminal (`recent_requests.rs`).
 //!
 //! An upgrade (WebSocket) takes the same path. After the service's 101, `forward` ends with `AfterRequest::Relay`, and
-//! `ClientConnection::relay` copies bytes in both directions until both have ended (`net/relay.rs`).
+//! `ProxyClient::relay` copies bytes in both directions until both have ended (`net/relay.rs`).
 //!
 //! CONNECT turns off at step 5 to `connection/connect.rs`. If the client begins TLS and the service speaks plain HTTP, TLS
 //! ends here (`AfterRequest::StartTls`), and the requests inside continue at step 4. Anything else is relayed.
@@ -61,7 +61,7 @@ use crate::net::serve::shut;
 use crate::net::stop::Stop;
 use crate::os::secret;
 use crate::tls::trust;
-use connection::ClientConnection;
+use connection::ProxyClient;
 use connection::client::ClientStream;
 use context::ProxyContext;
 use context::ProxySettings;
@@ -135,7 +135,7 @@ fn new_worker(context: Arc<ProxyContext>) -> Worker {
         let slot = context.clients.add(&socket);
         idle.start_client();
         let served = match ClientStream::accept(&context, socket) {
-            Ok(Some(client)) => ClientConnection::new(&context, slot, &mut idle, client).serve(),
+            Ok(Some(client)) => ProxyClient::new(&context, slot, &mut idle, client).serve(),
             Ok(None) => Ok(()),
             Err(error) => Err(error),
         };

@@ -63,7 +63,9 @@ impl FileStore {
         if let Some((snapshot, length)) = read_snapshot(&folder.join("registry.json"))? {
             snapshot_length = length;
             last = snapshot.n;
-            snapshot.records.into_iter().for_each(|record| registry.apply(Change::Put(record)));
+            for record in snapshot.records {
+                registry.apply(Change::Put(record));
+            }
         }
         let path = folder.join("journal");
         let bytes = files::read_up_to(&path, STORE_FILE_LIMIT)?.unwrap_or_default();
@@ -74,7 +76,9 @@ impl FileStore {
         })?;
         for entry in entries {
             last = entry.n;
-            entry.changes.into_iter().for_each(|change| registry.apply(change));
+            for change in entry.changes {
+                registry.apply(change);
+            }
         }
         let journal = files::append(&path)?;
         let torn = bytes.len() as u64 - whole;
@@ -176,7 +180,9 @@ impl Store for FileStore {
         self.journal(changes.iter().filter(|change| !change.key().0.is_presence()).cloned().collect())?;
         let records: Option<Vec<Record>> = {
             let mut registry = locked(&self.registry);
-            changes.into_iter().for_each(|change| registry.apply(change));
+            for change in changes {
+                registry.apply(change);
+            }
             self.wants_snapshot().then(|| registry.records().collect())
         };
         if let Some(records) = records

@@ -5,7 +5,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use super::AfterRequest;
-use super::ClientConnection;
+use super::ProxyClient;
 use super::client::CLIENT_BUFFER;
 use crate::http::reply::CONNECTED;
 use crate::net::connect;
@@ -19,7 +19,7 @@ use crate::wire::tls_record::TLS_HANDSHAKE;
 /// the server speaks first wait this long once.
 const CONNECT_FIRST_BYTE_TIMEOUT: Duration = Duration::from_millis(500);
 
-impl ClientConnection<'_> {
+impl ProxyClient<'_> {
     /// What follows CONNECT is for the service's own TLS if it speaks that. Otherwise TLS ends at this proxy, as on an
     /// HTTPS port, and what is not TLS goes to the service as it is.
     pub fn connect(&mut self, route: &ProxyRoute) -> AfterRequest {

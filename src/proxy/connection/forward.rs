@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::AfterRequest;
-use super::ClientConnection;
+use super::ProxyClient;
 use super::client::ClientWriter;
 use super::client::DRAIN_TIMEOUT;
 use super::response;
@@ -32,7 +32,7 @@ use crate::proxy::upstream::Upstream;
 /// An upload that ends within this time of its response is taken to have ended with it.
 const UPLOAD_END_GRACE: Duration = Duration::from_millis(50);
 
-impl ClientConnection<'_> {
+impl ProxyClient<'_> {
     /// Sends the request on an idle connection to the service, or on a new one, and repeats it once at most for each
     /// idle connection that turns out to be dead.
     pub fn forward(&mut self, route: &ProxyRoute) -> AfterRequest {

@@ -1,6 +1,6 @@
 //! A client's connection: one request after the other is read, checked and answered, until one of them ends it.
 //!
-//! The parts of `ClientConnection` are in the files of this folder, in the order in which a request meets them: `client`
+//! The parts of `ProxyClient` are in the files of this folder, in the order in which a request meets them: `client`
 //! (the client's end), `check` (whether and where a request goes), `forward` with `upload` and `response` (an exchange
 //! with a service), `connect` (what leaves HTTP at once) and `status_page` (the proxy's own page).
 
@@ -40,9 +40,9 @@ use current_request::CurrentRequest;
 /// A head must be complete this long after its first byte: a person types faster, and a browser sends it at once.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection without a request is closed after this time. Browsers close theirs after five minutes, too.
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_mins(5);
+const CLIENT_KEEP_ALIVE_TIMEOUT: Duration = Duration::from_mins(5);
 
-pub struct ClientConnection<'p> {
+pub struct ProxyClient<'p> {
     context: &'p ProxyContext,
     slot: OpenClient<'p>,
     idle: &'p mut IdleUpstreams,
@@ -62,7 +62,7 @@ pub enum AfterRequest {
     Relay(Duplex),
 }
 
-impl<'p> ClientConnection<'p> {
+impl<'p> ProxyClient<'p> {
     pub fn new(
         context: &'p ProxyContext,
         slot: OpenClient<'p>,
@@ -134,7 +134,7 @@ impl<'p> ClientConnection<'p> {
             match first_byte {
                 Some(first) if first.elapsed() > HEAD_TIMEOUT => return Ok(Err(refusal::timed_out())),
                 None if !self.client.reader.is_empty() => first_byte = Some(Instant::now()),
-                None if started.elapsed() > KEEP_ALIVE_TIMEOUT => return Err(AfterRequest::Close),
+                None if started.elapsed() > CLIENT_KEEP_ALIVE_TIMEOUT => return Err(AfterRequest::Close),
                 _ => {}
             }
         }

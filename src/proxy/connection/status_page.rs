@@ -12,7 +12,7 @@ use serde_json::Value;
 use serde_json::json;
 
 use super::AfterRequest;
-use super::ClientConnection;
+use super::ProxyClient;
 use crate::http::host::RequestTarget;
 use crate::http::host::parse_target;
 use crate::http::reply::Reply;
@@ -29,7 +29,7 @@ const HEALTH_CHECK_TIMEOUT: Duration = Duration::from_millis(200);
 /// The stream of requests checks this often whether its reader is still there.
 const READER_CHECK: Duration = Duration::from_millis(400);
 
-impl ClientConnection<'_> {
+impl ProxyClient<'_> {
     /// Answers a request for the page, for its state as JSON, or for its stream of events.
     pub fn status_page(&mut self) -> AfterRequest {
         if !matches!(self.request.method.as_str(), "GET" | "HEAD") {
