@@ -1,5 +1,5 @@
-//! The agent's side: keeps a control channel to the hub, exposes services by it, and serves the sessions
-//! that the hub announces. It dials only what it exposes: the hub names a service, never an address.
+//! The agent's side: keeps a control channel to the hub, exposes services through it, and serves the sessions that the
+//! hub offers on it. The agent dials only the targets that it exposes: the hub names a service, never an address.
 
 use std::io;
 use std::net::Shutdown;
@@ -46,9 +46,9 @@ use crate::wire::control::ToHub;
 
 /// Sessions served at once. Each costs two threads and up to three descriptors.
 const AGENT_SESSION_LIMIT: usize = 4096;
-/// A try to come back that meets silence is given up after this long, since the next may meet the hub.
+/// An attempt to reconnect is given up after this long without an answer: the next may find that the hub is back.
 const RECONNECT_TIMEOUT: Duration = Duration::from_millis(2500);
-/// Taking leave of the hub (withdrawing the services) may delay the end by this much.
+/// Withdrawing the services may delay the end of the process by this much.
 const WITHDRAW_TIMEOUT: Duration = Duration::from_millis(300);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,14 +70,15 @@ pub enum AgentEvent {
         name: Name,
         error: Error,
     },
-    /// The control channel is gone; it is tried again until it is back.
+    /// The control channel is gone. The agent keeps reconnecting.
     Lost(Error),
+    /// The agent has reconnected.
     Back,
 }
 
 pub type OnAgentEvent = Box<dyn Fn(AgentEvent) + Send + Sync>;
 
-/// Who this agent is to the hub.
+/// How this agent identifies itself to the hub and to joiners.
 pub struct AgentProfile {
     pub id: String,
     pub label: String,
@@ -102,14 +103,14 @@ struct AgentInner {
 #[derive(Default)]
 struct Exposures {
     all: Vec<ExposedService>,
-    /// The channel, while there is one.
+    /// The control channel, while there is one.
     channel: Option<ChannelSender>,
 }
 
 struct ExposedService {
     exposure: Exposure,
     traffic: Arc<TrafficCounters>,
-    /// The id that the hub gave it, once it has.
+    /// The id from the hub, once it knows the service.
     service: Option<String>,
 }
 
@@ -145,11 +146,13 @@ impl RunningAgent {
         let gone = exposures.all.extract_if(.., |one| one.exposure.name == *name);
         let gone: Vec<String> = gone.filter_map(|one| one.service).collect();
         if let Some(channel) = &exposures.channel {
-            gone.into_iter().for_each(|service| _ = channel.send(&ToHub::Withdraw { service }));
+            for service in gone {
+                channel.send(&ToHub::Withdraw { service });
+            }
         }
     }
 
-    /// With what each has carried.
+    /// All exposed services, with the traffic of each.
     pub fn traffic(&self) -> Vec<(Exposure, Arc<TrafficCounters>)> {
         let exposures = locked(&self.inner.exposures);
         exposures.all.iter().map(|one| (one.exposure.clone(), Arc::clone(&one.traffic))).collect()
@@ -178,6 +181,7 @@ struct SessionOffer {
 }
 
 impl AgentInner {
+    /// The agent's thread: connects, listens until the channel is lost, waits, and begins again.
     fn run(self: &Arc<Self>) {
         let retrying = self.hub.with_timeout(RECONNECT_TIMEOUT);
         let mut backoff = Backoff::default();
@@ -187,7 +191,7 @@ impl AgentInner {
             let began = Instant::now();
             let hub = if reported.is_some() { &retrying } else { &*self.hub };
             let connected = self.connect(hub);
-            // A try that met silence has waited already; the end of a channel that stood has not.
+            // The time of a failed attempt counts as waiting; the time of a channel that was open does not.
             let waited = if connected.is_err() { began.elapsed() } else { Duration::ZERO };
             let ended = connected.and_then(|(mut channel, at)| {
                 backoff.reset();
@@ -201,7 +205,8 @@ impl AgentInner {
                 return;
             }
             let error = ended.err().unwrap_or_else(|| Error::new("The hub ended the control channel"));
-            // In the middle of an outage only what no waiting mends is news: the key was revoked, another hub is there.
+            // One report for each outage. A second one only for an error that retrying cannot help, like a revoked key or
+            // a different hub at that address.
             if reported.is_none() || (!error.may_pass() && reported != Some(error.kind)) {
                 reported = Some(error.kind);
                 (self.on_event)(AgentEvent::Lost(error));
@@ -210,6 +215,8 @@ impl AgentInner {
         }
     }
 
+    /// Registers, opens the control channel, and exposes all services again: after a loss the hub may have forgotten
+    /// them.
     fn connect(&self, hub: &Hub) -> Result<(MessageChannel, HubUrl)> {
         hub.register(&self.registration)?;
         let (stream, at) = hub.control()?;
@@ -232,10 +239,14 @@ impl AgentInner {
         Ok((channel, at))
     }
 
+    /// Handles the hub's messages until the channel is lost. On a stop, withdraws all services.
     fn listen(self: &Arc<Self>, channel: &mut MessageChannel, at: &HubUrl) -> Result<()> {
-        let (socket, outgoing) = (channel.socket(), channel.outgoing());
-        // Reading wakes; writing still works, so that the hub hears that the services are withdrawn.
-        let cut = self.stop.on_stop(move || drop(socket.shutdown(Shutdown::Read)));
+        let outgoing = channel.outgoing();
+        let socket = channel.socket();
+        // Only reading is cut: the services are withdrawn through the same channel below.
+        let cut = self.stop.on_stop(move || {
+            let _ = socket.shutdown(Shutdown::Read);
+        });
         while cut.is_some() && !self.stop.is_stopped() {
             match channel.next::<ToAgent>() {
                 Ok(message) => self.handle_message(message, &outgoing, at),
@@ -246,7 +257,9 @@ impl AgentInner {
         let _ = channel.socket().set_write_timeout(Some(WITHDRAW_TIMEOUT));
         let services: Vec<String> =
             locked(&self.exposures).all.iter().filter_map(|one| one.service.clone()).collect();
-        services.into_iter().for_each(|service| _ = outgoing.send(&ToHub::Withdraw { service }));
+        for service in services {
+            outgoing.send(&ToHub::Withdraw { service });
+        }
         Ok(())
     }
 
@@ -278,7 +291,7 @@ impl AgentInner {
         (self.on_event)(AgentEvent::Exposed { name, service, tunnel_port });
     }
 
-    /// Serves a session in a thread of its own; what is not exposed here is declined, and said.
+    /// Serves a session in a thread of its own. An error is the reason for declining it, for the joiner.
     fn begin_session(
         self: &Arc<Self>,
         service: &str,
@@ -299,11 +312,12 @@ impl AgentInner {
             self.serving.fetch_sub(1, Ordering::SeqCst);
             return Err("the agent serves too many sessions already".into());
         }
-        let (own, outgoing) = (Arc::clone(self), outgoing.clone());
+        let own = Arc::clone(self);
+        let outgoing = outgoing.clone();
         let spawned = self.threads.spawn("session", move || {
             if let Err(error) = own.serve(&exposure, &traffic, &offer) {
-                log::debug!("a session to {} did not come about: {error}", exposure.name);
-                // Nobody need wait for an agent that does not come; where it did, this is no news.
+                log::debug!("a session to {} failed: {error}", exposure.name);
+                // The joiner need not wait any longer. If both ends had met, the hub ignores this.
                 let reason = "it cannot come to the relay".to_owned();
                 outgoing.send(&ToHub::Decline { session: offer.session, reason });
             }
@@ -316,6 +330,7 @@ impl AgentInner {
         })
     }
 
+    /// Meets the joiner at the relay and carries its connections until the session ends.
     fn serve(&self, exposure: &Exposure, traffic: &Arc<TrafficCounters>, offer: &SessionOffer) -> Result<()> {
         let deadline = Instant::now() + NETWORK_TIMEOUT;
         let below = self.hub.relay(&offer.at, &offer.relay, &offer.ticket, deadline)?;
@@ -335,7 +350,7 @@ impl AgentInner {
     }
 }
 
-/// Otherwise why a joiner that speaks this would be misunderstood, in words for the joiner.
+/// An error explains, to the joiner's user, why the two protocol versions do not fit.
 fn understand(speaks: Version) -> std::result::Result<(), String> {
     let joiner = End { called: "your connect", at: "your machine", speaks };
     let agent = End { called: "it", at: "the agent's machine", speaks: version::OURS };
