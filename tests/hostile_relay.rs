@@ -292,7 +292,7 @@ fn a_hub_that_leads_to_another_service_of_the_same_agent_is_found_out() {
     });
     let said = user.run(&["reach", "staging", "--check"]);
     assert_eq!(said.code, Some(1), "{said:#?}");
-    assert!(said.err.contains("[x] The hub has led to another service than staging"), "{said:#?}");
+    assert!(said.err.contains("[x] The hub connected us to a different service than staging"), "{said:#?}");
     assert!(dials.try_recv().is_err(), "the agent dialled the other service");
 }
 

@@ -128,7 +128,7 @@ fn a_service_that_is_not_there_is_named_with_the_true_reason_and_the_rest_go_on(
     let (_, tunnels) = said.out.split_once("Establishing tunnels...\n\n").unwrap();
     let expected = format!(
         "    [!] api → failed: Port {} in use
-    [!] redis → failed: Nothing answers at 127.0.0.2:{} beside its agent
+    [!] redis → failed: Nothing is listening at 127.0.0.2:{} on the agent's machine
     [ok] web → localhost:{web}
     [!] away → failed: away is offline
 
@@ -166,7 +166,7 @@ fn a_share_without_a_living_service_is_the_end() {
     let _shared = team.share(&[&ports.target("redis", 0), "--code", "abc123"]);
     let said = team.user.run(&["join", "abc123"]);
     assert!(said.out.ends_with(&format!(
-        "  Establishing tunnels...\n\n    [!] redis → failed: Nothing answers at 127.0.0.2:{} beside its agent\n",
+        "  Establishing tunnels...\n\n    [!] redis → failed: Nothing is listening at 127.0.0.2:{} on the agent's machine\n",
         ports.at(0)
     )), "{said:#?}");
     assert!(said.err.starts_with("[x] No tunnels could be established.\n  "), "{said:#?}");

@@ -270,6 +270,6 @@ fn agent_and_joiner_on_one_machine_do_not_lead_into_themselves() {
     let target = format!("web={}", ports.at(0));
     let _shared = team.share(&[&target, "--code", "abc123"]);
     let said = team.user.run(&["join", "abc123"]);
-    assert!(said.out.contains("[!] web → failed: Nothing answers at localhost:"), "{said:#?}");
+    assert!(said.out.contains("[!] web → failed: Nothing is listening at localhost:"), "{said:#?}");
     assert!(routes(&team.user).is_empty());
 }

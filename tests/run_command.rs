@@ -90,7 +90,7 @@ fn a_service_that_does_not_come_in_time_is_named_and_nothing_is_started() {
         let said = Said::of(command);
         assert_eq!((said.code, said.out.as_str()), (Some(1), ""), "{said:#?}");
         assert!(said.err.contains("[x] The command was not started: staging-api cannot be reached\n  "));
-        assert!(said.err.contains("    [!] staging-api → failed: Nothing answers at 127.0.0.2:"));
+        assert!(said.err.contains("    [!] staging-api → failed: Nothing is listening at 127.0.0.2:"));
         assert!(began.elapsed() > Duration::from_millis(900), "{:?}", began.elapsed());
         assert!(!team.user.file("started").exists());
     }

@@ -262,7 +262,7 @@ impl TunnelInner {
 }
 
 fn refusal(reason: &str) -> Error {
-    Error::new(format!("{} beside its agent", reason.escape_debug()))
+    Error::new(format!("{} on the agent's machine", reason.escape_debug()))
         .hint("Start the service there; it needs nothing else")
         .kind(ErrorKind::Unreachable)
 }

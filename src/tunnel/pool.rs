@@ -108,7 +108,7 @@ fn is_another_service(error: &io::Error) -> bool {
 }
 
 fn another_service(wanted: &Name) -> Error {
-    Error::new(format!("The hub has led to another service than {wanted}"))
+    Error::new(format!("The hub connected us to a different service than {wanted}"))
         .hint("Nothing was sent to it. Ask whoever runs the hub")
 }
 

@@ -444,7 +444,7 @@ impl IncomingFrames {
         }
         self.shared.update(|state| {
             state.protocol.dialled(local.is_some());
-            state.refusal = local.is_none().then(|| format!("Nothing answers at {target}"));
+            state.refusal = local.is_none().then(|| format!("Nothing is listening at {target}"));
             state.local = local;
         });
     }
