@@ -28,15 +28,15 @@ use crate::os::secret;
 use crate::os::socket;
 use crate::os::user;
 
-/// How long a new connection may wait for a hub or agent that is just coming back.
+/// A new connection is retried for this long, in case the hub or the agent is just coming back.
 const COMEBACK_TIMEOUT: Duration = Duration::from_secs(3);
-/// How often the standing sessions are looked after.
+/// How often the idle sessions are checked, and the service if it is down.
 const POOL_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What its owner is reported, once for each change.
+/// Reported to the tunnel's owner, once for each change.
 #[derive(Debug)]
 pub enum JoinerEvent {
-    /// The service answers: at first, or again.
+    /// The service answers, for the first time or again.
     Up,
     Down(Error),
 }
@@ -77,15 +77,16 @@ struct TunnelInner {
     pool: Arc<Pool>,
     stop: Stop,
     on_event: OnJoinerEvent,
-    /// What the owner was last reported.
+    /// The last state that the owner knows.
     reported: Mutex<ReportedState>,
+    /// Signalled when the owner wants events. Until then the maintenance thread waits.
     watched: Stop,
 }
 
 impl Tunnel {
-    /// Does not listen yet: whether the service answers is checked by `check_target`, or in the background. A port
-    /// that were taken before could be the very one that the service has yet to take, on a machine that is
-    /// agent and joiner both; the tunnel would lead into itself.
+    /// A tunnel that does not listen yet. First `check_target` or the maintenance thread sees whether the service
+    /// answers. On a machine that is both agent and joiner, a port taken earlier could be the one that the service is
+    /// about to take, and the tunnel would lead into itself.
     pub fn new(
         opener: SessionOpener,
         peer_check: PeerCheck,
@@ -102,13 +103,14 @@ impl Tunnel {
             watched: Stop::new(),
         });
         let own = Arc::clone(&inner);
-        let (servers, threads) = (Vec::new(), ThreadGroup::default());
+        let threads = ThreadGroup::default();
         threads.spawn("tunnel-maintain", move || own.maintain())?;
-        Ok(Self { port: 0, peer_check, inner, stop, servers, threads })
+        Ok(Self { port: 0, peer_check, inner, stop, servers: Vec::new(), threads })
     }
 
     pub fn listen(&mut self, bound: BoundPort) -> Result<()> {
-        let (port, peer_check) = (bound.port, self.peer_check);
+        let port = bound.port;
+        let peer_check = self.peer_check;
         let servers = bound.listeners.into_iter().map(|listener| {
             let own = Arc::clone(&self.inner);
             let service = ServeOptions {
@@ -128,8 +130,8 @@ impl Tunnel {
         Ok(())
     }
 
-    /// Opens the first session and has the agent reach its target. An error leaves the tunnel trying in the
-    /// background.
+    /// Opens the first session and has the agent reach its target. Returns how long that took. After an error the
+    /// maintenance thread keeps trying.
     pub fn check_target(&self, patience: Duration) -> Result<Duration> {
         let began = Instant::now();
         let checked = self.inner.check_target(patience);
@@ -138,7 +140,7 @@ impl Tunnel {
         checked.map(|()| began.elapsed())
     }
 
-    /// From here on the background tells of changes: until now only its owner did.
+    /// Starts the maintenance thread's work. From now on it reports changes; until now the owner saw to that.
     pub fn report_changes(&self) {
         self.inner.watched.stop();
     }
@@ -221,7 +223,8 @@ impl TunnelInner {
         }
     }
 
-    /// Keeps one session standing while the tunnel lives, and tells when the service goes and comes.
+    /// The maintenance thread: keeps one session open while the tunnel lives, checks the idle ones, and reports when the
+    /// service goes down and comes back.
     fn maintain(&self) {
         self.watched.wait();
         let mut backoff = Backoff::default();
@@ -245,7 +248,7 @@ impl TunnelInner {
         }
     }
 
-    /// Once for each change, and not at all before the owner wants to hear it.
+    /// Reports each change once, and nothing before the owner asked for events.
     fn report(&self, event: JoinerEvent) {
         if !self.watched.is_stopped() || self.stop.is_stopped() {
             return;

@@ -1,4 +1,4 @@
-//! The sessions of one tunnel that stand ready, and how another one is opened.
+//! The sessions of one tunnel: which are idle, and how another is opened.
 
 use std::collections::VecDeque;
 use std::io;
@@ -37,15 +37,15 @@ use crate::wire::api::SessionGrant;
 pub const TUNNEL_SESSION_LIMIT: usize = 4096;
 /// An idle session beyond the first is dropped after this long.
 const IDLE_SESSION_TIMEOUT: Duration = Duration::from_mins(1);
-/// A session is free again a moment after its client has the last byte: so long a new connection waits for
-/// a busy one before another is opened.
+/// A busy session is idle again a moment after its client has received the last byte, so a new connection waits this
+/// long for one before another is opened.
 const BUSY_SESSION_WAIT: Duration = Duration::from_millis(2);
-/// A session that takes longer to open may never come about, since its agent is gone: nobody waits for it alone.
+/// A session that takes longer to open may never be ready, since its agent may be gone: no caller waits for it alone.
 const SLOW_OPEN: Duration = Duration::from_secs(2);
-/// An idle session is asked this often whether it is still there.
+/// An idle session that has received nothing for this long is pinged.
 const PING_AFTER_SILENCE: Duration = Duration::from_secs(5);
 
-/// Looks at the agent that the hub names, before anything is sent to it.
+/// Decides whether the agent that the hub names is the right one, before anything is sent to it.
 pub type AgentCheck = Box<dyn Fn(&SessionGrant) -> Result<()> + Send + Sync>;
 
 /// Opens sessions to one service.
@@ -53,7 +53,7 @@ pub struct SessionOpener {
     hub: Arc<Hub>,
     tls: Arc<ClientConfig>,
     ask: AskSession,
-    /// What the service is expected here; without it, as the hub calls it.
+    /// The name that the service must have; `None` accepts the name that the hub gives.
     expected: Option<Name>,
     agent_check: AgentCheck,
 }
@@ -63,7 +63,7 @@ impl SessionOpener {
         Ok(Self { hub, tls: trust::session_client(identity)?, ask, expected: None, agent_check })
     }
 
-    /// Whatever the hub says, the agent must serve the service of this name.
+    /// The agent must serve the service of this name, even if the hub names another.
     pub fn expected(self, name: &Name) -> Self {
         Self { expected: Some(name.clone()), ..self }
     }
@@ -80,7 +80,7 @@ impl SessionOpener {
         let meant = application(granted.agent_fingerprint, service);
         let mut tls = ClientConfig::clone(&self.tls);
         tls.alpn_protocols = vec![meant.clone()];
-        // Under this name rustls remembers the agent for resumption; it is not what makes it believed.
+        // rustls stores resumption data under this name. It proves nothing; the fingerprint below does.
         let name = format!("{}.agent", granted.agent_fingerprint.pin());
         let established = tls::client(&Arc::new(tls), &name, below, deadline).map_err(|error| {
             if is_another_service(&error) {
@@ -101,7 +101,7 @@ impl SessionOpener {
     }
 }
 
-/// The agent has said that what it was told to serve is not what is wanted here.
+/// The agent refused the handshake because it serves another service than the one named in it.
 fn is_another_service(error: &io::Error) -> bool {
     let why = error.get_ref().and_then(|why| why.downcast_ref::<rustls::Error>());
     matches!(why, Some(rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)))
@@ -129,14 +129,14 @@ struct PoolState {
     total: usize,
     /// When each that is being opened was begun, the oldest first.
     opening: Vec<Instant>,
-    /// Those who wait for a session; each may have one opened, and takes whichever is ready first.
+    /// Callers that wait for a session. Each may have one opened, and takes the first that is ready.
     wanting: usize,
-    /// Why one could not be opened, for those who wait.
+    /// Failed opens, each for one of the waiting callers.
     failures: Vec<Error>,
 }
 
 impl PoolState {
-    /// Being opened, and likely to come about: when each was begun.
+    /// When each open began that is not overdue (`SLOW_OPEN`).
     fn coming(&self) -> &[Instant] {
         let now = Instant::now();
         let slow = self.opening.partition_point(|begun| now.duration_since(*begun) >= SLOW_OPEN);
@@ -158,8 +158,14 @@ impl PoolState {
 
 impl Pool {
     pub fn new(opener: SessionOpener, stop: Stop) -> Self {
-        let (traffic, state, changed, threads) = Default::default();
-        Self { opener, traffic, state, changed, stop, threads }
+        Self {
+            opener,
+            traffic: Arc::default(),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            stop,
+            threads: ThreadGroup::default(),
+        }
     }
 
     pub fn total(&self) -> usize {
@@ -167,7 +173,7 @@ impl Pool {
         state.total - state.opening.len()
     }
 
-    /// An idle session, else a new one, else one that has become idle while the new one was long in coming.
+    /// An idle session, or a new one, or one that has become idle while the new one was being opened.
     pub fn take(self: &Arc<Self>, deadline: Instant) -> Result<Session> {
         let mut leaving = Vec::new();
         locked(&self.state).wanting += 1;
@@ -218,7 +224,7 @@ impl Pool {
         }
     }
 
-    /// Opens a session in a thread of its own, for whoever waits longest.
+    /// Opens a session in a thread of its own. The caller that takes it may be another one.
     fn open_aside(self: &Arc<Self>, begun: Instant) {
         let own = Arc::clone(self);
         let spawned = self.threads.spawn("session-open", move || {
@@ -240,7 +246,7 @@ impl Pool {
             }
             Err(error) => {
                 state.total -= 1;
-                // Those for whom others are on their way need not hear of it.
+                // A caller needs the error only if no other session is being opened for it.
                 if state.wanting > state.coming().len() {
                     state.failures.push(error);
                 }
@@ -250,7 +256,7 @@ impl Pool {
         self.changed.notify_all();
     }
 
-    /// The session is idle again. After a stop it is dropped instead, or nobody would.
+    /// The session is idle again. After a stop it is dropped, since `drain` may have run already.
     pub fn give_back(&self, session: Session) {
         let mut state = locked(&self.state);
         if session.is_over() || self.stop.is_stopped() {
@@ -263,12 +269,12 @@ impl Pool {
         self.changed.notify_one();
     }
 
-    /// A session that was taken has broken: whatever broke it is about to break those that are idle, too.
+    /// A session that was taken has broken. Whatever broke it is about to break the idle ones, too.
     pub fn lost(&self) {
         self.lost_with(|_| true);
     }
 
-    /// A session did not answer: those that have been as silent are as dead.
+    /// A session that was taken did not answer. Idle ones that have been silent for as long are dead as well.
     pub fn lost_to_silence(&self) {
         self.lost_with(|session| session.silent_for() >= FRESH);
     }
@@ -285,9 +291,10 @@ impl Pool {
         self.changed.notify_all();
     }
 
-    /// Drops what is dead or has been idle for long, and asks the rest whether they are there.
+    /// Drops sessions that are dead or have been idle for long, but keeps one, and pings those that are silent.
     pub fn check_idle(&self) {
-        let (mut leaving, mut doubtful) = (Vec::new(), Vec::new());
+        let mut leaving = Vec::new();
+        let mut doubtful = Vec::new();
         {
             let mut state = locked(&self.state);
             let mut kept = VecDeque::new();
@@ -306,7 +313,7 @@ impl Pool {
             state.idle = kept;
         }
         drop(leaving);
-        // All are asked before the first is waited for: a path that is dead costs one wait, not one each.
+        // All are pinged before the first answer is waited for: a dead path costs one wait, not one for each.
         let asked: Vec<_> = doubtful.into_iter().map(|(mut one, since)| (one.ping(), one, since)).collect();
         for (question, session, since) in asked {
             let alive = question.is_some_and(|question| session.answers(question));
@@ -321,7 +328,7 @@ impl Pool {
         }
     }
 
-    /// Drops every idle session; behind a stop, none is opened any more.
+    /// Drops every idle session. After a stop no more are opened.
     pub fn drain(&self) {
         self.changed.notify_all();
         self.threads.join(|| ());
