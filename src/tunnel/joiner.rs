@@ -74,7 +74,7 @@ pub struct Tunnel {
 }
 
 struct TunnelInner {
-    pool: Arc<Pool>,
+    pool: Pool,
     stop: Stop,
     on_event: OnJoinerEvent,
     /// The last state that the owner knows.
@@ -94,9 +94,8 @@ impl Tunnel {
         stop: &Stop,
     ) -> Result<Self> {
         let stop = stop.child();
-        let pool = Arc::new(Pool::new(opener, stop.clone()));
         let inner = Arc::new(TunnelInner {
-            pool,
+            pool: Pool::new(opener, stop.clone()),
             stop: stop.clone(),
             on_event,
             reported: Mutex::new(ReportedState::Nothing),
@@ -132,9 +131,9 @@ impl Tunnel {
 
     /// Opens the first session and has the agent reach its target. Returns how long that took. After an error the
     /// maintenance thread keeps trying.
-    pub fn check_target(&self, patience: Duration) -> Result<Duration> {
+    pub fn check_target(&self, timeout: Duration) -> Result<Duration> {
         let began = Instant::now();
-        let checked = self.inner.check_target(patience);
+        let checked = self.inner.check_target(timeout);
         *locked(&self.inner.reported) =
             checked.as_ref().map_or_else(|error| ReportedState::Down(error.kind), |()| ReportedState::Up);
         checked.map(|()| began.elapsed())
@@ -164,7 +163,7 @@ impl Drop for Tunnel {
         self.inner.watched.stop();
         self.servers.clear();
         self.threads.join(|| ());
-        self.inner.pool.drain();
+        // No other thread holds `inner` any more: the pool and its idle sessions are dropped with it.
     }
 }
 
@@ -192,10 +191,9 @@ impl TunnelInner {
                     self.report(JoinerEvent::Down(refusal(&reason)));
                     return self.pool.give_back(session);
                 }
-                ConnectionOutcome::SessionLost => return self.pool.lost(),
+                ConnectionOutcome::SessionLost => return self.pool.lost(session),
                 ConnectionOutcome::NotStarted => {
-                    self.pool.lost_to_silence();
-                    drop(session);
+                    self.pool.lost_to_silence(session);
                     if Instant::now() >= deadline {
                         return abort(local);
                     }
@@ -204,8 +202,8 @@ impl TunnelInner {
         }
     }
 
-    fn check_target(&self, patience: Duration) -> Result<()> {
-        let deadline = Instant::now() + patience;
+    fn check_target(&self, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now() + timeout;
         let mut session = self.pool.take(deadline)?;
         match session.check_target(deadline.saturating_duration_since(Instant::now())) {
             Ok(()) => {
@@ -217,7 +215,7 @@ impl TunnelInner {
                 Err(refusal(&reason))
             }
             Err(_) => {
-                self.pool.lost();
+                self.pool.lost(session);
                 Err(Error::new("The session ended before the service answered").kind(ErrorKind::Unreachable))
             }
         }

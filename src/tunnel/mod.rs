@@ -7,8 +7,9 @@
 //! 1. `net/serve.rs` `accept_and_serve`: a thread accepts the connection, makes sure that another thread accepts the
 //!    next one, and serves it itself. Its worker, made in `joiner.rs` `listen`, calls
 //!    `TunnelInner::carry`.
-//! 2. `pool.rs` `take`: an idle session, or a new one. `SessionOpener::open` asks the hub for a session, checks the agent
-//!    that the hub names, dials the relay with the ticket and does the TLS handshake with the agent.
+//! 2. `pool.rs` `take`: an idle session, or a new one that this thread opens. `SessionOpener::open` asks the hub for a
+//!    session, checks the agent that the hub names, dials the relay with the ticket and does the TLS handshake with the
+//!    agent.
 //! 3. `session.rs` `Session::carry`: `open` sends OPEN together with the first bytes of `psql`; `send_all` copies the rest.
 //! 4. `frames.rs` `FrameWriter::copy_from`: each read of the local socket becomes one DATA frame (`wire/frame.rs`).
 //! 5. `tls/mod.rs` `TlsWriter`: encrypts the frame and writes it to the connection to the hub.
@@ -33,8 +34,8 @@
 //! - Reset: when a local connection breaks, `end_direction` sends RESET. The other end aborts its local connection
 //!   (`local_socket.rs` `abort`), which wakes the thread that reads it, and that thread sends a RESET in turn. The session
 //!   survives.
-//! - When the session itself is cut, `SharedSession::close` aborts the local connections at both ends. No one takes a part
-//!   for the whole.
+//! - When the session itself is cut, `SharedSession::close` aborts the local connections at both ends, so that neither client
+//!   nor target takes a part of the data for the whole.
 
 #[cfg(any(feature = "agent", feature = "join"))]
 pub mod agent;

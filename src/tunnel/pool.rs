@@ -1,11 +1,15 @@
 //! The sessions of one tunnel: which are idle, and how another is opened.
+//!
+//! A connection takes an idle session. If there is none, it waits a moment for a busy one, then opens a session in its
+//! own thread. No connection waits for a session that another one is opening, so an agent that does not come holds up
+//! nobody else. The tunnel's maintenance thread pings and drops idle sessions (`check_idle`).
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -23,11 +27,11 @@ use crate::error::ErrorKind;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::name::Name;
-use crate::net::connect::NETWORK_TIMEOUT;
+use crate::net::duplex::Duplex;
 use crate::net::stop::Stop;
-use crate::net::threads::ThreadGroup;
 use crate::os::lock::locked;
 use crate::tls;
+use crate::tls::TlsConnection;
 use crate::tls::identity::Identity;
 use crate::tls::trust;
 use crate::wire::api::AskSession;
@@ -38,10 +42,11 @@ pub const TUNNEL_SESSION_LIMIT: usize = 4096;
 /// An idle session beyond the first is dropped after this long.
 const IDLE_SESSION_TIMEOUT: Duration = Duration::from_mins(1);
 /// A busy session is idle again a moment after its client has received the last byte, so a new connection waits this
-/// long for one before another is opened.
+/// long for one before it opens another.
 const BUSY_SESSION_WAIT: Duration = Duration::from_millis(2);
-/// A session that takes longer to open may never be ready, since its agent may be gone: no caller waits for it alone.
-const SLOW_OPEN: Duration = Duration::from_secs(2);
+/// The first attempt to open a session gets this long. An agent or hub that went away silently costs no more: by then
+/// it may be back, or another session may be idle.
+const FIRST_OPEN_TIMEOUT: Duration = Duration::from_secs(3);
 /// An idle session that has received nothing for this long is pinged.
 const PING_AFTER_SILENCE: Duration = Duration::from_secs(5);
 
@@ -68,21 +73,32 @@ impl SessionOpener {
         Self { expected: Some(name.clone()), ..self }
     }
 
-    pub fn open(&self, traffic: &Arc<TrafficCounters>, stop: &Stop) -> Result<Session> {
-        let deadline = Instant::now() + NETWORK_TIMEOUT;
-        let (granted, at) = self.hub.ask_session(&self.ask)?;
+    /// Asks the hub for a session, meets the agent at the relay and starts the session with it.
+    pub fn open(&self, traffic: &Arc<TrafficCounters>, deadline: Instant, stop: &Stop) -> Result<Session> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let (granted, at) = self.hub.with_timeout(left).ask_session(&self.ask)?;
         let whose = format!("the agent's machine, {}", granted.agent_label);
         understand("The agent", &whose, granted.agent_speaks)?;
         (self.agent_check)(&granted)?;
-        let below = self.hub.relay(&at, &granted.relay, &granted.ticket, deadline)?;
-        let _cut = stop.attach(&below.socket).ok_or_else(Error::stopped)?;
+        // The relay answers when the agent has come to it, too.
+        let relay = self.hub.relay(&at, &granted.relay, &granted.ticket, deadline).map_err(|error| {
+            let is_late = error.kind == ErrorKind::Unreachable && Instant::now() >= deadline;
+            if is_late { agent_did_not_come() } else { error }
+        })?;
+        let _cut = stop.attach(&relay.socket).ok_or_else(Error::stopped)?;
+        let established = self.handshake(&granted, relay, deadline)?;
+        Session::start(established, None, Arc::clone(traffic), stop).or_say(|| "Cannot start a session")
+    }
+
+    /// Succeeds only with the agent that the hub named, and only if that agent serves the service that is meant.
+    fn handshake(&self, granted: &SessionGrant, relay: Duplex, deadline: Instant) -> Result<TlsConnection> {
         let service = self.expected.as_ref().unwrap_or(&granted.name);
         let meant = application(granted.agent_fingerprint, service);
         let mut tls = ClientConfig::clone(&self.tls);
         tls.alpn_protocols = vec![meant.clone()];
         // rustls stores resumption data under this name. It proves nothing; the fingerprint below does.
         let name = format!("{}.agent", granted.agent_fingerprint.pin());
-        let established = tls::client(&Arc::new(tls), &name, below, deadline).map_err(|error| {
+        let established = tls::client(&Arc::new(tls), &name, relay, deadline).map_err(|error| {
             if is_another_service(&error) {
                 return another_service(service);
             }
@@ -97,7 +113,7 @@ impl SessionOpener {
         if established.application != Some(meant) {
             return Err(another_service(service));
         }
-        Session::start(established, None, Arc::clone(traffic), stop).or_say(|| "Cannot start a session")
+        Ok(established)
     }
 }
 
@@ -112,231 +128,240 @@ fn another_service(wanted: &Name) -> Error {
         .hint("Nothing was sent to it. Ask whoever runs the hub")
 }
 
+fn agent_did_not_come() -> Error {
+    Error::new("The agent did not come in time")
+        .hint("Look at it on its machine: connect status")
+        .kind(ErrorKind::Unreachable)
+}
+
 pub struct Pool {
     opener: SessionOpener,
+    /// Its `sessions` counts the busy and the idle ones.
     pub traffic: Arc<TrafficCounters>,
     state: Mutex<PoolState>,
+    /// A session is idle, or there is room for another.
     changed: Condvar,
     stop: Stop,
-    threads: ThreadGroup,
 }
 
 #[derive(Default)]
 struct PoolState {
-    /// Used last, taken first, so that the surplus of a burst grows old at the front.
+    /// With the time since when. The one used last is at the back and is taken first, so that the surplus of a burst
+    /// grows old at the front.
     idle: VecDeque<(Session, Instant)>,
-    /// Idle, busy and being opened.
-    total: usize,
-    /// When each that is being opened was begun, the oldest first.
-    opening: Vec<Instant>,
-    /// Callers that wait for a session. Each may have one opened, and takes the first that is ready.
-    wanting: usize,
-    /// Failed opens, each for one of the waiting callers.
-    failures: Vec<Error>,
+    /// Sessions that their callers are opening now.
+    opening: usize,
 }
 
-impl PoolState {
-    /// When each open began that is not overdue (`SLOW_OPEN`).
-    fn coming(&self) -> &[Instant] {
-        let now = Instant::now();
-        let slow = self.opening.partition_point(|begun| now.duration_since(*begun) >= SLOW_OPEN);
-        &self.opening[slow..]
-    }
+/// What a caller does that found no idle session.
+#[derive(Debug, PartialEq, Eq)]
+enum PoolStep {
+    Open,
+    Wait(Duration),
+    GiveUp,
+}
 
-    /// The session used last that is still good.
-    fn idle_one(&mut self, leaving: &mut Vec<Session>) -> Option<Session> {
-        loop {
-            let (session, _) = self.idle.pop_back()?;
-            if !session.is_over() {
-                return Some(session);
-            }
-            self.total -= 1;
-            leaving.push(session);
+impl PoolStep {
+    fn next(sessions: usize, opening: usize, waited: Duration, left: Duration) -> Self {
+        let grace = if sessions == 0 { Duration::ZERO } else { BUSY_SESSION_WAIT.saturating_sub(waited) };
+        if left.is_zero() {
+            Self::GiveUp
+        } else if sessions + opening >= TUNNEL_SESSION_LIMIT {
+            Self::Wait(left)
+        } else if grace.is_zero() {
+            Self::Open
+        } else {
+            Self::Wait(grace.min(left))
         }
     }
 }
 
 impl Pool {
     pub fn new(opener: SessionOpener, stop: Stop) -> Self {
-        Self {
-            opener,
-            traffic: Arc::default(),
-            state: Mutex::default(),
-            changed: Condvar::new(),
-            stop,
-            threads: ThreadGroup::default(),
-        }
+        Self { opener, traffic: Arc::default(), state: Mutex::default(), changed: Condvar::new(), stop }
     }
 
+    /// Sessions that are open, busy or idle.
     pub fn total(&self) -> usize {
-        let state = locked(&self.state);
-        state.total - state.opening.len()
+        self.traffic.sessions.load(Ordering::Relaxed)
     }
 
-    /// An idle session, or a new one, or one that has become idle while the new one was being opened.
-    pub fn take(self: &Arc<Self>, deadline: Instant) -> Result<Session> {
-        let mut leaving = Vec::new();
-        locked(&self.state).wanting += 1;
-        let taken = self.wait_for_one(deadline, &mut leaving);
-        let mut state = locked(&self.state);
-        state.wanting -= 1;
-        if state.wanting == 0 {
-            state.failures.clear();
+    /// An idle session, or a new one. An attempt that takes too long is followed by one more, which has the rest of
+    /// the time.
+    pub fn take(&self, deadline: Instant) -> Result<Session> {
+        let first_deadline = deadline.min(Instant::now() + FIRST_OPEN_TIMEOUT);
+        match self.take_or_open(first_deadline) {
+            Err(error)
+                if error.may_pass() && first_deadline < deadline && Instant::now() >= first_deadline =>
+            {
+                log::debug!("opening a session took too long and begins again: {error}");
+                self.take_or_open(deadline)
+            }
+            taken => taken,
         }
-        drop(state);
-        taken
     }
 
-    fn wait_for_one(self: &Arc<Self>, deadline: Instant, leaving: &mut Vec<Session>) -> Result<Session> {
-        let moment = Instant::now() + BUSY_SESSION_WAIT;
-        let mut state = locked(&self.state);
-        loop {
-            if self.stop.is_stopped() {
-                return Err(Error::stopped());
-            }
-            if let Some(session) = state.idle_one(leaving) {
-                return Ok(session);
-            }
-            if let Some(error) = state.failures.pop() {
-                return Err(error);
-            }
-            let coming = state.coming();
-            let may_open = coming.len() < state.wanting && state.total < TUNNEL_SESSION_LIMIT;
-            let slow = coming.first().map_or(deadline, |begun| *begun + SLOW_OPEN);
-            let none_is_busy = state.total == state.opening.len();
-            if may_open && (none_is_busy || Instant::now() >= moment) {
-                let now = Instant::now();
-                state.opening.push(now);
-                state.total += 1;
+    fn take_or_open(&self, deadline: Instant) -> Result<Session> {
+        if let Some(session) = self.take_or_reserve(deadline)? {
+            return Ok(session);
+        }
+        let opened = self.opener.open(&self.traffic, deadline, &self.stop);
+        locked(&self.state).opening -= 1;
+        if opened.is_err() {
+            self.changed.notify_all();
+        }
+        opened
+    }
+
+    /// An idle session. `None`: the caller may open one and is counted in `opening`.
+    fn take_or_reserve(&self, deadline: Instant) -> Result<Option<Session>> {
+        let began = Instant::now();
+        while !self.stop.is_stopped() {
+            let mut state = locked(&self.state);
+            if let Some((session, _)) = state.idle.pop_back() {
+                // A dead session is dropped without the lock, since that joins its thread.
                 drop(state);
-                self.open_aside(now);
-                state = locked(&self.state);
-                continue;
+                if session.is_over() {
+                    continue;
+                }
+                return Ok(Some(session));
             }
-            let until = if may_open { moment } else { slow }.min(deadline);
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() && Instant::now() >= deadline {
-                return Err(Error::new("The agent did not come in time")
-                    .hint("Look at it on its machine: connect status")
-                    .kind(ErrorKind::Unreachable));
-            }
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
-    /// Opens a session in a thread of its own. The caller that takes it may be another one.
-    fn open_aside(self: &Arc<Self>, begun: Instant) {
-        let own = Arc::clone(self);
-        let spawned = self.threads.spawn("session-open", move || {
-            own.opened(begun, own.opener.open(&own.traffic, &own.stop));
-        });
-        if let Err(error) = spawned {
-            self.opened(begun, Err(error));
-        }
-    }
-
-    fn opened(&self, begun: Instant, opened: Result<Session>) {
-        let mut state = locked(&self.state);
-        if let Ok(at) = state.opening.binary_search(&begun) {
-            state.opening.remove(at);
-        }
-        match opened {
-            Ok(session) => {
-                state.idle.push_back((session, Instant::now()));
-            }
-            Err(error) => {
-                state.total -= 1;
-                // A caller needs the error only if no other session is being opened for it.
-                if state.wanting > state.coming().len() {
-                    state.failures.push(error);
+            let left = deadline.saturating_duration_since(Instant::now());
+            match PoolStep::next(self.total(), state.opening, began.elapsed(), left) {
+                PoolStep::Open => {
+                    state.opening += 1;
+                    return Ok(None);
+                }
+                PoolStep::Wait(time) => drop(self.changed.wait_timeout(state, time)),
+                PoolStep::GiveUp => {
+                    return Err(Error::new("No session of the tunnel was idle in time")
+                        .hint("Close some of its connections")
+                        .kind(ErrorKind::Unreachable));
                 }
             }
         }
-        drop(state);
-        self.changed.notify_all();
+        Err(Error::stopped())
     }
 
-    /// The session is idle again. After a stop it is dropped, since `drain` may have run already.
+    /// The session is idle again.
     pub fn give_back(&self, session: Session) {
-        let mut state = locked(&self.state);
-        if session.is_over() || self.stop.is_stopped() {
-            state.total -= 1;
-            drop(state);
-            return;
+        if session.is_over() {
+            drop(session);
+        } else {
+            locked(&self.state).idle.push_back((session, Instant::now()));
         }
-        state.idle.push_back((session, Instant::now()));
-        drop(state);
         self.changed.notify_one();
     }
 
-    /// A session that was taken has broken. Whatever broke it is about to break the idle ones, too.
-    pub fn lost(&self) {
-        self.lost_with(|_| true);
+    /// The session that was taken has broken. Whatever broke it is about to break the idle ones, too.
+    pub fn lost(&self, session: Session) {
+        self.lost_with(session, |_| true);
     }
 
-    /// A session that was taken did not answer. Idle ones that have been silent for as long are dead as well.
-    pub fn lost_to_silence(&self) {
-        self.lost_with(|session| session.silent_for() >= FRESH);
+    /// The session that was taken did not answer. Idle ones that have been silent for as long are dead as well.
+    pub fn lost_to_silence(&self, session: Session) {
+        self.lost_with(session, |idle| idle.silent_for() >= FRESH);
     }
 
-    fn lost_with(&self, is_lost: impl Fn(&Session) -> bool) {
+    fn lost_with(&self, session: Session, is_lost: impl Fn(&Session) -> bool) {
+        let mut lost = vec![session];
+        let mut kept = VecDeque::new();
         let mut state = locked(&self.state);
-        state.total -= 1;
-        let (lost, kept) =
-            std::mem::take(&mut state.idle).into_iter().partition(|(session, _)| is_lost(session));
-        let lost: VecDeque<(Session, Instant)> = lost;
-        (state.idle, state.total) = (kept, state.total - lost.len());
+        while let Some((idle, since)) = state.idle.pop_front() {
+            if is_lost(&idle) {
+                lost.push(idle);
+            } else {
+                kept.push_back((idle, since));
+            }
+        }
+        state.idle = kept;
         drop(state);
+        // Without the lock, since each drop joins a thread.
         drop(lost);
         self.changed.notify_all();
     }
 
     /// Drops sessions that are dead or have been idle for long, but keeps one, and pings those that are silent.
     pub fn check_idle(&self) {
-        let mut leaving = Vec::new();
-        let mut doubtful = Vec::new();
-        {
-            let mut state = locked(&self.state);
-            let mut kept = VecDeque::new();
-            let mut standing = state.idle.len();
-            while let Some((session, since)) = state.idle.pop_front() {
-                if session.is_over() || (standing > 1 && since.elapsed() > IDLE_SESSION_TIMEOUT) {
-                    standing -= 1;
-                    state.total -= 1;
-                    leaving.push(session);
-                } else if session.silent_for() > PING_AFTER_SILENCE {
-                    doubtful.push((session, since));
-                } else {
-                    kept.push_back((session, since));
-                }
-            }
-            state.idle = kept;
-        }
-        drop(leaving);
-        // All are pinged before the first answer is waited for: a dead path costs one wait, not one for each.
-        let asked: Vec<_> = doubtful.into_iter().map(|(mut one, since)| (one.ping(), one, since)).collect();
-        for (question, session, since) in asked {
-            let alive = question.is_some_and(|question| session.answers(question));
-            let mut state = locked(&self.state);
-            if alive && !self.stop.is_stopped() {
-                state.idle.push_front((session, since));
+        let mut surplus = Vec::new();
+        let mut silent = Vec::new();
+        let mut kept = VecDeque::new();
+        let mut state = locked(&self.state);
+        let mut remaining = state.idle.len();
+        while let Some((session, since)) = state.idle.pop_front() {
+            if session.is_over() || (remaining > 1 && since.elapsed() > IDLE_SESSION_TIMEOUT) {
+                remaining -= 1;
+                surplus.push(session);
+            } else if session.silent_for() > PING_AFTER_SILENCE {
+                silent.push((session, since));
             } else {
-                state.total -= 1;
-                drop(state);
+                kept.push_back((session, since));
             }
-            self.changed.notify_one();
         }
+        state.idle = kept;
+        drop(state);
+        drop(surplus);
+        self.ping_all(silent);
+        self.changed.notify_all();
     }
 
-    /// Drops every idle session. After a stop no more are opened.
-    pub fn drain(&self) {
-        self.changed.notify_all();
-        self.threads.join(|| ());
-        let idle = {
-            let mut state = locked(&self.state);
-            state.total -= state.idle.len();
-            std::mem::take(&mut state.idle)
-        };
-        drop(idle);
+    /// Keeps the sessions that answer. All are pinged before the first answer is waited for, so a dead path costs one
+    /// wait and not one for each.
+    fn ping_all(&self, silent: Vec<(Session, Instant)>) {
+        let mut pinged = Vec::new();
+        for (mut session, since) in silent {
+            if let Some(asked) = session.ping() {
+                pinged.push((session, since, asked));
+            }
+        }
+        for (session, since, asked) in pinged {
+            if session.answers(asked) {
+                locked(&self.state).idle.push_front((session, since));
+                self.changed.notify_one();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOMENT: Duration = Duration::from_millis(1);
+    const LEFT: Duration = Duration::from_secs(3);
+
+    #[test]
+    fn a_first_session_is_opened_at_once() {
+        assert_eq!(PoolStep::next(0, 0, Duration::ZERO, LEFT), PoolStep::Open);
+    }
+
+    #[test]
+    fn sessions_that_others_open_are_not_waited_for() {
+        assert_eq!(PoolStep::next(0, 5, Duration::ZERO, LEFT), PoolStep::Open);
+    }
+
+    #[test]
+    fn a_busy_session_is_waited_for_a_moment() {
+        let rest = BUSY_SESSION_WAIT.saturating_sub(MOMENT);
+        assert_eq!(PoolStep::next(1, 0, MOMENT, LEFT), PoolStep::Wait(rest));
+        assert_eq!(PoolStep::next(1, 0, Duration::ZERO, MOMENT), PoolStep::Wait(MOMENT));
+        assert_eq!(PoolStep::next(1, 0, BUSY_SESSION_WAIT, LEFT), PoolStep::Open);
+        assert_eq!(PoolStep::next(1, 0, LEFT, LEFT), PoolStep::Open);
+    }
+
+    #[test]
+    fn at_the_limit_none_is_opened() {
+        for sessions in [0, 1, TUNNEL_SESSION_LIMIT - 1, TUNNEL_SESSION_LIMIT, TUNNEL_SESSION_LIMIT + 1] {
+            let opening = TUNNEL_SESSION_LIMIT.saturating_sub(sessions);
+            assert_eq!(PoolStep::next(sessions, opening, LEFT, LEFT), PoolStep::Wait(LEFT));
+        }
+        assert_eq!(PoolStep::next(TUNNEL_SESSION_LIMIT - 1, 0, LEFT, LEFT), PoolStep::Open);
+    }
+
+    #[test]
+    fn nothing_is_opened_when_the_time_is_up() {
+        for sessions in [0, 1, TUNNEL_SESSION_LIMIT] {
+            assert_eq!(PoolStep::next(sessions, 0, LEFT, Duration::ZERO), PoolStep::GiveUp);
+        }
     }
 }

@@ -1,11 +1,12 @@
 //! How much an exposed service carries, for `connect status`.
 
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::AtomicUsize;
 
 #[derive(Debug, Default)]
 pub struct TrafficCounters {
     /// Sessions that are open now.
-    pub sessions: AtomicU64,
+    pub sessions: AtomicUsize,
     /// Bytes carried so far, in both directions.
     pub bytes: AtomicU64,
 }

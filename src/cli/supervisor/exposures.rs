@@ -328,7 +328,7 @@ impl<'c> ExposureSet<'c> {
                 exposed: true,
                 up: trouble.is_none() && self.registration(name).is_some(),
                 trouble,
-                sessions: usize::try_from(sessions).unwrap_or_default(),
+                sessions,
                 bytes: counters.map_or(0, |counters| counters.bytes.load(Ordering::Relaxed)),
             }
         };
