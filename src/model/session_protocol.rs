@@ -112,6 +112,11 @@ impl SessionProtocol {
         self.outgoing == Outgoing::Closed && self.incoming == Incoming::Closed
     }
 
+    /// Agent: `dialled` is the next thing to happen.
+    pub fn is_dialling(&self) -> bool {
+        self.outgoing == Outgoing::Dialling
+    }
+
     /// No frame may be sent or received any more.
     pub fn is_over(&self) -> bool {
         self.over
@@ -145,7 +150,7 @@ impl SessionProtocol {
     /// A frame has arrived.
     pub fn received(&mut self, kind: FrameKind) -> Result<SessionAction, OutOfTurn> {
         // While the agent dials, it reads no frames.
-        if self.over || self.outgoing == Outgoing::Dialling {
+        if self.over || self.is_dialling() {
             return Err(OutOfTurn(kind));
         }
         let awaiting = self.incoming == Incoming::AwaitingAnswer;

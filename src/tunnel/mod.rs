@@ -13,7 +13,7 @@
 //! 3. `session.rs` `Session::carry`: `open` sends OPEN together with the first bytes of `psql`; `send_all` copies the rest.
 //! 4. `frames.rs` `FrameWriter::copy_from`: each read of the local socket becomes one DATA frame (`wire/frame.rs`).
 //! 5. `tls/mod.rs` `TlsWriter`: encrypts the frame and writes it to the connection to the hub.
-//! 6. `hub/relay.rs` `serve`, `pump`: one thread for each direction copies between the two connections of the session
+//! 6. `hub/relay.rs` `serve`, `copy_to_partner`: one thread for each direction copies between the two connections of the session
 //!    (`net/relay.rs` `copy`). The hub sees TLS records only.
 //! 7. `session.rs` `IncomingFrames::receive_all`, at the agent: the session's own thread decrypts, reads the header and
 //!    asks the state machine (`model/session_protocol.rs`) what to do. OPEN: `dial_target`. DATA: `FrameReader::data_into`

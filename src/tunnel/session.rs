@@ -310,8 +310,13 @@ impl SharedSession {
         let mut state = locked(&self.state);
         let result = event(&mut state);
         let local = if state.protocol.is_idle() { state.local.take() } else { state.local.clone() };
+        let is_dialling = state.protocol.is_dialling();
         drop(state);
-        self.changed.notify_all();
+        // While the target is being dialled there is nothing to send, and a thread woken for nothing costs the connection
+        // that it delays.
+        if !is_dialling {
+            self.changed.notify_all();
+        }
         (result, local)
     }
 
