@@ -644,7 +644,6 @@ mod tests {
             assert!(!next.is_empty() || (joiner.is_idle() && agent.is_idle()), "both ends wait");
             left.extend(next.into_iter().filter(|next| seen.insert(next.clone())));
         }
-        eprintln!("{} states of both ends", seen.len());
-        assert!(seen.len() > 5_000);
+        assert!(seen.len() > 5_000, "{} states of both ends", seen.len());
     }
 }

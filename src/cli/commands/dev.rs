@@ -101,8 +101,8 @@ fn exposures(project: &Project) -> Vec<Exposure> {
     exposure.collect()
 }
 
-/// One for each service that the project needs. An unknown service may still be exposed, so it is waited for; a
-/// misspelt one never is, so that is said.
+/// One for each service that the project needs. An unknown service may still be exposed, so dev waits for it;
+/// a misspelt one never will be, so dev warns about it.
 fn tunnel_specs(call: &Call, project: &Project, services: &[ServiceInfo]) -> Vec<TunnelSpec> {
     for needed in &project.services {
         say_if_misspelt(call, needed, services);

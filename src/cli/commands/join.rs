@@ -90,7 +90,7 @@ pub fn run(call: &Call) -> CommandResult {
     let wait = wait_for_hub(call, &hub, wait)?;
     let share = hub.join_share(&invitation.code).map_err(explain)?;
     check_share(&invitation, &share)?;
-    // A wrong --port is said before anything is opened.
+    // A wrong --port ends the command before anything is opened.
     let specs = tunnel_specs(call, &share, ports)?;
     say.result("[ok] Connected to shared environment!");
     say.line(&format!("\n  Name: {}", share.name));

@@ -45,7 +45,7 @@ const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Exposes what was named, makes the share of it, and stays until the share ends.
 ///
-/// The order matters. The command line is checked first, so that a mistake is said in the foreground. The services are
+/// The order matters. The command line is checked first, so that a mistake is reported in the foreground. The services are
 /// exposed before the share is made, since the hub shares only what it knows. At the end the share is revoked before
 /// the services are withdrawn, so that nobody finds a code that opens nothing.
 pub fn run(call: &Call) -> CommandResult {
