@@ -8,6 +8,7 @@ pub mod files;
 pub mod limits;
 pub mod lock;
 pub mod paths;
+pub mod peer_user;
 pub mod process;
 pub mod secret;
 #[cfg(any(feature = "agent", feature = "proxy"))]

@@ -1,11 +1,18 @@
 //! Who runs this process, and on what machine.
 
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use crate::os::command::output_of;
 
 pub fn uid() -> u32 {
     nix::unistd::getuid().as_raw()
+}
+
+/// The user who ran this process by `sudo`.
+pub fn by_sudo() -> Option<u32> {
+    static BY_SUDO: LazyLock<Option<u32>> = LazyLock::new(|| std::env::var("SUDO_UID").ok()?.parse().ok());
+    if is_root() { *BY_SUDO } else { None }
 }
 
 /// The machine's own name, cut to what a label may hold.

@@ -25,8 +25,6 @@ use crate::net::stop::Stop;
 use crate::net::threads::ThreadGroup;
 use crate::os::lock::locked;
 use crate::os::secret;
-use crate::os::socket;
-use crate::os::user;
 
 /// A new connection is retried for this long, in case the hub or the agent is just coming back.
 const COMEBACK_TIMEOUT: Duration = Duration::from_secs(3);
@@ -50,17 +48,11 @@ enum ReportedState {
 
 pub type OnJoinerEvent = Box<dyn Fn(JoinerEvent) + Send + Sync>;
 
-/// Who may connect to a tunnel's port.
+/// Who may connect to a tunnel's port: see `os::peer_user`, too.
 pub type PeerCheck = fn(&TcpStream) -> bool;
 
 pub fn any_user(_: &TcpStream) -> bool {
     true
-}
-
-/// Only the user who runs this process.
-pub fn same_user(local: &TcpStream) -> bool {
-    let ends = local.local_addr().and_then(|own| Ok((own, local.peer_addr()?)));
-    ends.is_ok_and(|(own, peer)| socket::peer_uid(own, peer) == Some(user::uid()))
 }
 
 pub struct Tunnel {

@@ -31,8 +31,8 @@ use crate::model::host_port::HostPort;
 use crate::model::hub_trust::HubTrust;
 use crate::net::address::HubUrl;
 use crate::net::serve::BoundPort;
+use crate::os::peer_user;
 use crate::state::identity;
-use crate::tunnel::joiner::same_user;
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:7443";
 const DEFAULT_TUNNEL_PORTS: RangeInclusive<u16> = 45000..=45999;
@@ -174,7 +174,7 @@ fn tunnel_opener(call: &Call, core: &Arc<Core>, port: u16) -> Result<TunnelOpene
         share: None,
         by_link: false,
         agents: AcceptedAgents::Any,
-        peer_check: same_user,
+        peer_check: peer_user::same_user,
     };
     let stop = call.stop.clone();
     Ok(Box::new(move |service, port| {
