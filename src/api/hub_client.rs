@@ -19,8 +19,6 @@ use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::text::one_line;
 use crate::model::version;
-use crate::model::version::End;
-use crate::model::version::Version;
 use crate::net::address::HubUrl;
 use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::duplex::Duplex;
@@ -58,7 +56,8 @@ pub struct HubRequest<'a> {
 /// A hub's answer, whatever it says.
 pub struct HubAnswer {
     pub status: u16,
-    speaks: Version,
+    /// The number of its protocol, if it said one.
+    protocol: Option<String>,
     pub body: Vec<u8>,
 }
 
@@ -129,7 +128,9 @@ impl HubClient {
         request: &HubRequest<'_>,
     ) -> std::result::Result<HubAnswer, CallFailure> {
         let answer = self.exchange_raw(url, request)?;
-        understand("The hub", "the hub's machine", answer.speaks)?;
+        if let Some((what, hint)) = version::objection(answer.protocol.as_deref(), None) {
+            return Err(Error::new(what).hint(hint).into());
+        }
         let is_elsewhere =
             || serde_json::from_slice::<Value>(&answer.body).is_ok_and(|body| body["elsewhere"] == true);
         if answer.status == 503 && is_elsewhere() {
@@ -146,7 +147,7 @@ impl HubClient {
     ) -> std::result::Result<HubAnswer, CallFailure> {
         let HubRequest { method, path, fields, body } = request;
         let mut head = ureq::http::Request::builder().method(*method).uri(format!("{url}{path}"));
-        head = head.header(version::FIELD, version::OURS.to_string());
+        head = head.header(version::PROTOCOL_FIELD, version::PROTOCOL);
         if let Some(key) = &self.key {
             head = head.header("x-api-key", key);
         }
@@ -160,11 +161,11 @@ impl HubClient {
         };
         let mut answer = answered.map_err(|error| call_failure(url, error))?;
         let status = answer.status().as_u16();
-        let number = answer.headers().get(version::FIELD).map(|number| number.to_str().unwrap_or_default());
-        let speaks = Version::said(number);
+        let number = answer.headers().get(version::PROTOCOL_FIELD);
+        let protocol = number.map(|number| number.to_str().unwrap_or_default().to_owned());
         let read = answer.body_mut().with_config().limit(ANSWER_LIMIT as u64).read_to_vec();
         let body = read.map_err(|error| call_failure(url, error))?;
-        Ok(HubAnswer { status, speaks, body })
+        Ok(HubAnswer { status, protocol, body })
     }
 
     fn run(
@@ -233,13 +234,6 @@ fn explain(status: u16, body: &[u8]) -> Error {
         (401, None) => error.hint("Run: connect up --hub URL --api-key KEY"),
         _ => error,
     }
-}
-
-/// An error when this connect and another end would misunderstand each other.
-pub fn understand(called: &str, at: &str, speaks: Version) -> Result<()> {
-    let own = End { called: "this connect", at: "this machine", speaks: version::OURS };
-    let objection = version::objection(&End { called, at, speaks }, &own);
-    objection.map_or(Ok(()), |(what, hint)| Err(Error::new(what).hint(hint)))
 }
 
 pub fn to_json(body: &impl Serialize) -> Result<Vec<u8>> {

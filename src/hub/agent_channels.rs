@@ -9,7 +9,6 @@ use std::sync::Mutex;
 use crate::model::hub_records::ChannelId;
 use crate::model::registry::Registry;
 use crate::model::time::Time;
-use crate::model::version::Version;
 use crate::net::channel::ChannelSender;
 use crate::os::lock::locked;
 
@@ -19,7 +18,6 @@ pub struct AgentChannel {
     pub outgoing: ChannelSender,
     /// The relay at the address by which this agent reached the hub.
     pub relay: String,
-    pub speaks: Version,
     /// The key that opened it. When that key expires or is revoked, the channel is cut.
     pub key: String,
     pub socket: Arc<TcpStream>,

@@ -11,8 +11,6 @@ use crate::http::reply::Reply;
 use crate::model::access::Principal;
 use crate::model::host_port::HostPort;
 use crate::model::time::Time;
-use crate::model::version;
-use crate::model::version::Version;
 
 /// The longest label of a key, an agent or a share, in characters.
 const LABEL_LENGTH: usize = 64;
@@ -75,11 +73,6 @@ pub fn ok(status: u16, value: &impl Serialize) -> Result<Reply, Refusal> {
             Err(Refusal::AnswerFailed)
         }
     }
-}
-
-/// The protocol version of the request's sender.
-pub fn spoken_by(request: &Request) -> Version {
-    Version::said(request.field(version::FIELD))
 }
 
 /// Labels are shown on other users' terminals, so control characters are removed and the length is limited.

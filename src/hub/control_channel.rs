@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use super::agent_channels::AgentChannel;
 use super::api_call::ApiCall;
-use super::api_call::spoken_by;
 use super::core::Core;
 use super::refusal::Refusal;
 use crate::model::hub_records::Change;
@@ -56,13 +55,8 @@ pub fn serve(core: &Core, stream: Duplex, call: &ApiCall<'_>, relay: String) {
         core.audit.say_refusal("agent.refused", &[("by", key), ("agent", &agent_id)]);
         return;
     }
-    let own = AgentChannel {
-        outgoing: channel.outgoing(),
-        relay,
-        speaks: spoken_by(call.request),
-        key: key.to_owned(),
-        socket: channel.socket(),
-    };
+    let own =
+        AgentChannel { outgoing: channel.outgoing(), relay, key: key.to_owned(), socket: channel.socket() };
     let channel_id = core.agent_up(&agent_id, own.clone());
     core.audit.say("agent.up", &[("agent", &agent_id), ("by", key)]);
     own.outgoing.send(&ToAgent::Welcome { version: env!("CARGO_PKG_VERSION").into() });

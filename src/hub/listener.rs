@@ -14,7 +14,6 @@ use rustls::ServerConfig;
 use serde_json::json;
 
 use super::api_call::Origin;
-use super::api_call::spoken_by;
 use super::ca;
 use super::control_channel;
 use super::core::Core;
@@ -28,7 +27,6 @@ use crate::error::Result;
 use crate::http::message::Request;
 use crate::http::reply::Reply;
 use crate::model::version;
-use crate::model::version::End;
 use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::connect::set_deadline;
 use crate::net::duplex::Duplex;
@@ -167,7 +165,7 @@ impl HubListener {
     /// Answers one request after another, until one turns the connection into a relay or a control channel. Until then it
     /// counts as unauthenticated.
     ///
-    /// The protocol version is checked first. The relay comes before the rest because it is the only request that may
+    /// The protocol's number is checked first. The relay comes before the rest because it is the only request that may
     /// arrive in the clear without a proxy.
     fn converse(&self, stream: Duplex, origin: Origin, peer: Option<UnauthenticatedPeer<'_>>) {
         let mut conversation = HttpConnection::new(stream);
@@ -262,11 +260,10 @@ impl HubListener {
     }
 }
 
-/// Refuses a client of an incompatible protocol version, and says which end must be updated.
+/// Refuses a client of another protocol, and says which end must be updated.
 fn other_protocol(request: &Request) -> Option<Refusal> {
-    let client = End { called: "your connect", at: "your machine", speaks: spoken_by(request) };
-    let hub = End { called: "This hub", at: "the hub's machine", speaks: version::OURS };
-    version::objection(&hub, &client).map(|(what, hint)| Refusal::OtherProtocol { what, hint })
+    let objection = version::objection(None, request.field(version::PROTOCOL_FIELD));
+    objection.map(|(what, hint)| Refusal::OtherProtocol { what, hint })
 }
 
 fn tls_required(request: &Request) -> Refusal {

@@ -4,7 +4,6 @@ use super::access;
 use super::agent_channels::AgentChannel;
 use super::api_call::ApiCall;
 use super::api_call::ok;
-use super::api_call::spoken_by;
 use super::carry;
 use super::core::Core;
 use super::refusal::Refusal;
@@ -69,7 +68,6 @@ fn open_here(
         peer: ask.fingerprint,
         ticket: agents_ticket,
         relay: channel.relay.clone(),
-        speaks: spoken_by(call.request),
     };
     if !channel.outgoing.send(&open) {
         core.sessions.table().give_up(&id);
@@ -88,7 +86,6 @@ fn open_here(
             agent_id: agent.id,
             agent_label: agent.label,
             agent_fingerprint: agent.fingerprint,
-            agent_speaks: channel.speaks,
         },
     )
 }

@@ -18,7 +18,6 @@ use crate::http::body::response_body;
 use crate::http::head;
 use crate::http::message::ErrorBody;
 use crate::http::message::Response;
-use crate::model::version;
 use crate::os::socket;
 
 /// A list of thousands of services is larger than any request, so this limit is higher than `BODY_LIMIT`.
@@ -77,9 +76,7 @@ impl ClientConnection {
         request: &ClientRequest<'_>,
         deadline: Instant,
     ) -> Result<Duplex> {
-        let number = version::OURS.to_string();
-        let mut fields =
-            vec![("Connection", "Upgrade"), ("Upgrade", protocol), (version::FIELD, number.as_str())];
+        let mut fields = vec![("Connection", "Upgrade"), ("Upgrade", protocol)];
         fields.extend_from_slice(request.fields);
         let response = self.exchange(&ClientRequest { fields: &fields, ..*request }, deadline);
         let response = response.map_err(|error| {

@@ -101,7 +101,7 @@ impl HttpConnection {
 
     pub fn answer(&mut self, reply: &Reply, keep_alive: bool, head_only: bool) -> io::Result<()> {
         let mut out = Vec::with_capacity(512 + reply.body.len());
-        let reply = reply.clone().field(version::FIELD, version::OURS.to_string());
+        let reply = reply.clone().field(version::PROTOCOL_FIELD, version::PROTOCOL.to_string());
         reply.write_into(&mut out, keep_alive, head_only);
         self.answered = true;
         self.stream.write_all(&out, Instant::now() + REQUEST_TIMEOUT)

@@ -26,9 +26,6 @@ use crate::model::name::Name;
 use crate::model::service::Protocol;
 use crate::model::target::Target;
 use crate::model::text::one_line;
-use crate::model::version;
-use crate::model::version::End;
-use crate::model::version::Version;
 use crate::net::address::HubUrl;
 use crate::net::channel::ChannelSender;
 use crate::net::channel::MessageChannel;
@@ -273,10 +270,9 @@ impl AgentInner {
                 let error = Error::new(one_line(&reason)).hint(one_line(&hint)).kind(ErrorKind::Refused(409));
                 (self.on_event)(AgentEvent::Refused { name, error });
             }
-            ToAgent::Open { session, service, peer, ticket, relay, speaks } => {
+            ToAgent::Open { session, service, peer, ticket, relay } => {
                 let offer = SessionOffer { session: session.clone(), peer, ticket, relay, at: at.clone() };
-                let begun = understand(speaks).and_then(|()| self.begin_session(&service, offer, outgoing));
-                if let Err(reason) = begun {
+                if let Err(reason) = self.begin_session(&service, offer, outgoing) {
                     outgoing.send(&ToHub::Decline { session, reason });
                 }
             }
@@ -348,13 +344,6 @@ impl AgentInner {
         session.or_say(|| "Cannot start a session")?.serve();
         Ok(())
     }
-}
-
-/// An error explains, to the joiner's user, why the two protocol versions do not fit.
-fn understand(speaks: Version) -> std::result::Result<(), String> {
-    let joiner = End { called: "your connect", at: "your machine", speaks };
-    let agent = End { called: "it", at: "the agent's machine", speaks: version::OURS };
-    version::objection(&agent, &joiner).map_or(Ok(()), |(what, hint)| Err(format!("{what}. {hint}")))
 }
 
 fn connection_lost(error: io::Error) -> Error {

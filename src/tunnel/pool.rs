@@ -21,7 +21,6 @@ use super::session::FRESH;
 use super::session::Session;
 use super::traffic::TrafficCounters;
 use crate::api::Hub;
-use crate::api::hub_client::understand;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::OrSay;
@@ -77,8 +76,6 @@ impl SessionOpener {
     pub fn open(&self, traffic: &Arc<TrafficCounters>, deadline: Instant, stop: &Stop) -> Result<Session> {
         let left = deadline.saturating_duration_since(Instant::now());
         let (granted, at) = self.hub.with_timeout(left).ask_session(&self.ask)?;
-        let whose = format!("the agent's machine, {}", granted.agent_label);
-        understand("The agent", &whose, granted.agent_speaks)?;
         (self.agent_check)(&granted)?;
         // The relay answers when the agent has come to it, too.
         let relay = self.hub.relay(&at, &granted.relay, &granted.ticket, deadline).map_err(|error| {

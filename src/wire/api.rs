@@ -15,7 +15,6 @@ use crate::model::service::Protocol;
 use crate::model::service::SharedService;
 use crate::model::text::one_line;
 use crate::model::time::Time;
-use crate::model::version::Version;
 
 /// The refusal codes that our own clients act on. The hub's `refusal.rs` has all codes.
 pub const BAD_KEY_CODE: &str = "bad-key";
@@ -156,8 +155,6 @@ pub struct SessionGrant {
     #[serde(deserialize_with = "shown")]
     pub agent_label: String,
     pub agent_fingerprint: Fingerprint,
-    #[serde(default)]
-    pub agent_speaks: Version,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

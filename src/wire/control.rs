@@ -6,9 +6,8 @@ use serde::Serialize;
 use crate::model::fingerprint::Fingerprint;
 use crate::model::name::Name;
 use crate::model::service::Protocol;
-use crate::model::version::Version;
 
-/// The upgrade names the protocol's version, so a peer with another one is refused before the first message.
+/// The upgrades end with the protocol's number, so a peer with another one is refused before the first message.
 pub const CONTROL_UPGRADE: &str = "connect-control/1";
 pub const RELAY_UPGRADE: &str = "connect-relay/1";
 /// Longer than any message of ours. A longer line is an attack.
@@ -38,7 +37,7 @@ pub enum ToHub {
         session: String,
         reason: String,
     },
-    /// A message of a later minor version. Ignoring it is allowed.
+    /// A message of a later program. Ignoring it is allowed.
     #[serde(other)]
     Unknown,
 }
@@ -67,9 +66,6 @@ pub enum ToAgent {
         peer: Fingerprint,
         ticket: String,
         relay: String,
-        /// The joiner's protocol version.
-        #[serde(default)]
-        speaks: Version,
     },
     #[serde(other)]
     Unknown,
@@ -93,6 +89,12 @@ mod tests {
         let line = serde_json::to_string(&exposed).unwrap();
         assert_eq!(line, r#"{"type":"exposed","name":"db","service":"svc_1","tunnelPort":45001}"#);
         assert_eq!(serde_json::from_str::<ToAgent>(&line).unwrap(), exposed);
+    }
+
+    #[test]
+    fn the_upgrades_end_with_the_protocols_number() {
+        let end = format!("/{}", crate::model::version::PROTOCOL);
+        assert!(CONTROL_UPGRADE.ends_with(&end) && RELAY_UPGRADE.ends_with(&end));
     }
 
     #[test]
