@@ -5,6 +5,8 @@ mod common;
 use std::fs;
 use std::io::Read;
 use std::io::Write;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -236,7 +238,7 @@ fn what_the_file_exposes_can_be_used_by_others_while_it_runs() {
         "pconnect.yml",
         &format!("expose:\n  my-api: {}\nservices:\n  - name: db\n", target(10)),
     );
-    let (running, list) = connected(dev(&team.user, team.user.path(), &["--json"]));
+    let (running, list) = connected(dev(&team.user, team.user.path(), &["--json", "--yes"]));
     assert_eq!((list, running.events("exposed")), (format!("db {}", ports.at(0)), 1));
     let (_reached, port) = common::reach(&team.owner, "my-api");
     assert!(echoes(port, b"offered"));
@@ -260,12 +262,15 @@ fn what_the_file_exposes_can_be_used_by_others_while_it_runs() {
         "pconnect.yml",
         &format!("expose:\n  my-api: {}\n  taken: 2\nservices:\n  - name: db\n", target(10)),
     );
+    let confirm = || _ = Said::of(dev(&team.user, team.user.path(), &["--confirm", "--yes"])).ok();
+    confirm();
     running.wait_err(|line| line.contains("taken is already exposed"));
     write(
         &team.user,
         "pconnect.yml",
         &format!("expose:\n  other: {}\nservices:\n  - name: db\n", target(10)),
     );
+    confirm();
     eventually("the new one is there and the old one gone", PATIENCE, || {
         let services = team.owner.run(&["services", "--json"]).ok().json();
         let online = |name: &str| {
@@ -293,6 +298,116 @@ fn the_hub_of_the_file_is_used_unless_another_is_asked_for() {
     assert_eq!(list, format!("db {}", ports.at(0)));
     let said = Said::of(with_key(&["--hub", &other.url]));
     assert!(said.err.contains(&format!("{} did not prove", other.url)), "{said:#?}");
+}
+
+/// A listener in the place of somebody's hub, and whether anything came to it.
+fn strangers_hub() -> (String, impl Fn() -> bool) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    (url, move || listener.accept().is_ok())
+}
+
+#[test]
+fn a_hub_that_only_the_file_names_gets_no_key() {
+    let (url, was_called) = strangers_hub();
+    let home = Home::new();
+    write(&home, "pconnect.yml", &format!("hub: {url}\nservices:\n  - name: db\n"));
+    // As in CI: a key without a pin in the environment, and no login.
+    let mut command = dev(&home, home.path(), &[]);
+    command.env("PRIVATECONNECT_TOKEN", "pc_abcdefghijklmnopqrstuvwxyz");
+    let said = Said::of(command);
+    assert!(!was_called(), "{said:#?}");
+    assert_eq!(said.code, Some(1), "{said:#?}");
+    assert!(said.err.contains(&format!("connect dev --hub {url}")), "{said:#?}");
+}
+
+#[test]
+fn what_a_file_exposes_is_confirmed_once_and_other_machines_each_time() {
+    let (team, ports, _shared) = offered(&["db"]);
+    let here = |args: &[&str]| dev(&team.user, team.user.path(), args);
+    let starts = |args: &[&str]| connected(here(&[args, &["--json"]].concat()));
+    let is_refused = |hint: &str| {
+        let said = Said::of(here(&["--", "true"]));
+        assert!(said.err.contains("which nobody has confirmed") && said.err.ends_with(hint), "{said:#?}");
+        assert_eq!(said.code, Some(1));
+    };
+    let local = format!("expose:\n  my-api: 127.0.0.2:{}\nservices:\n  - name: db\n", ports.at(10));
+    write(&team.user, "pconnect.yml", &local);
+    is_refused("connect dev --yes");
+    drop(starts(&["--yes"]));
+    let store = fs::metadata(team.user.file("confirmed.json")).unwrap();
+    assert_eq!(store.permissions().mode() & 0o777, 0o600);
+    drop(starts(&[]));
+    // Another list, and the same list in another place, are others.
+    write(&team.user, "pconnect.yml", &local.replace("my-api", "other"));
+    is_refused("connect dev --yes");
+    write(&team.user, "copy.yml", &local);
+    let said = Said::of(here(&["--file", "copy.yml"]));
+    assert!(said.err.ends_with("connect dev --file copy.yml --yes"), "{said:#?}");
+    // What is not on this machine is asked for each time, in the background too.
+    write(&team.user, "pconnect.yml", "expose:\n  metadata: 169.254.169.254:80\nservices: []\n");
+    is_refused("connect dev --yes");
+    for _ in 0..2 {
+        drop(starts(&["--yes"]));
+        is_refused("connect dev --yes");
+    }
+    Said::of(here(&["--yes", "-d"])).ok();
+    team.user.run(&["stop", "--all"]).ok();
+    is_refused("connect dev --yes");
+}
+
+#[test]
+fn a_change_of_what_is_exposed_waits_for_its_confirmation() {
+    let (team, ports, _shared) = offered(&["db"]);
+    ports.echo(10);
+    let line = |name: &str, offset: u16| format!("  {name}: 127.0.0.2:{}\n", ports.at(offset));
+    let file = |lines: &str| write(&team.user, "pconnect.yml", &format!("expose:\n{lines}"));
+    file(&(line("one", 10) + &line("two", 10)));
+    let (running, _) = connected(dev(&team.user, team.user.path(), &["--json", "--yes"]));
+    let online = || {
+        let services = team.owner.run(&["services", "--json"]).ok().json();
+        let all = services.as_array().unwrap().iter();
+        let own = all.filter(|one| one["status"] == "online" && one["name"] != "db");
+        own.map(|one| one["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(online(), "one two");
+    // What is new waits, and what is gone goes.
+    file(&(line("two", 10) + "  docker: 2375\n"));
+    let said = running.wait_err(|line| line.contains("docker → localhost:2375"));
+    assert!(said.ends_with("is not exposed until you confirm it: connect dev --confirm"), "{said}");
+    eventually("what left the list is gone", PATIENCE, || online() == "two");
+    // The same name at another target is new, too.
+    file(&(line("two", 11) + "  docker: 2375\n"));
+    eventually("the other target waits", PATIENCE, || online().is_empty());
+    let said = Said::of(dev(&team.user, team.user.path(), &["--confirm"]));
+    assert!(said.code == Some(1) && said.err.ends_with("connect dev --confirm --yes"), "{said:#?}");
+    Said::of(dev(&team.user, team.user.path(), &["--confirm", "--yes"])).ok();
+    eventually("the confirmed list is exposed", PATIENCE, || online() == "docker two");
+}
+
+#[test]
+fn a_terminal_is_asked_before_anything_is_exposed() {
+    if !common::is_here("script", "bsdutils") {
+        return;
+    }
+    let (team, ports, _shared) = offered(&["db"]);
+    let target = format!("127.0.0.2:{}", ports.at(10));
+    write(&team.user, "pconnect.yml", &format!("expose:\n  my-api: {target}\n  lan: 192.0.2.1:80\n"));
+    for (answer, shown) in [("n", "Nothing was exposed"), ("y", "my-api exposed from")] {
+        let typed = dev(&team.user, team.user.path(), &["--", "true"]);
+        let line = format!("{} dev -- true", typed.get_program().to_string_lossy());
+        let mut command = typed;
+        let mut script = Command::new("sh");
+        script.arg("-c").arg(format!("echo {answer} | script -q -e -c '{line}' /dev/null"));
+        script.current_dir(team.user.path());
+        script
+            .envs(command.env_remove("NO_COLOR").get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let said = Said::of(script);
+        assert!(said.out.contains(&format!("my-api → {target}")), "{said:#?}");
+        assert!(said.out.contains("lan → 192.0.2.1:80 (another machine)"), "{said:#?}");
+        assert!(said.out.contains("[y/N]") && said.out.contains(shown), "{said:#?}");
+    }
 }
 
 #[test]
@@ -338,7 +453,7 @@ fn a_file_that_another_user_has_put_above_is_not_taken() {
     assert!(said.err.contains(&format!("connect dev --file {}", file.display())), "{said:#?}");
     // Asked for, or in a folder of the same user's, as in a container that has somebody's checkout, it is meant.
     std::os::unix::fs::chown(&below, Some(65_534), None).unwrap();
-    for said in [Said::of(dev(&home, &below, &[])), Said::of(dev(&home, home.path(), &[]))] {
+    for said in [Said::of(dev(&home, &below, &["--yes"])), Said::of(dev(&home, home.path(), &[]))] {
         assert!(said.err.contains("Agent not configured"), "{said:#?}");
     }
 }

@@ -23,6 +23,7 @@ use crate::net::address::HubUrl;
 use crate::net::stop::Stop;
 use crate::os::detach;
 use crate::os::process::Signals;
+use crate::os::terminal;
 use crate::state::config::Config;
 use crate::state::config::DEFAULT_HUB;
 use crate::state::config::trust_of;
@@ -30,6 +31,9 @@ use crate::state::home::Home;
 use crate::state::identity;
 use crate::tls::identity::Identity;
 use crate::tls::trust;
+
+/// A longer answer is not a yes.
+const YES_LIMIT: usize = 16;
 
 /// The exit code of a command, or what went wrong.
 pub type CommandResult = Result<u8>;
@@ -74,6 +78,12 @@ impl Call {
     /// Fails if Ctrl-C interrupted the work.
     pub fn fail_if_stopped(&self) -> Result<()> {
         if self.stop.is_stopped() { Err(Error::stopped()) } else { Ok(()) }
+    }
+
+    /// Whether the user says yes. Anything else, a closed stdin included, is a no.
+    pub fn is_confirmed(&self, question: &str) -> bool {
+        self.say.result(&format!("{question} [y/N]"));
+        terminal::read_line(YES_LIMIT).is_ok_and(|answer| answer.trim().eq_ignore_ascii_case("y"))
     }
 
     pub fn config_file(&self) -> Option<&Path> {

@@ -23,8 +23,9 @@ use crate::state::runs::Run;
 use crate::tls::identity::Identity;
 
 /// Our own files and folders in the state folder.
-const OWN_FILES: [&str; 12] = [
+const OWN_FILES: [&str; 13] = [
     "config.json",
+    "confirmed.json",
     "identity.pem",
     "known_agents.json",
     "active-routes.json",

@@ -11,41 +11,123 @@ use crate::cli::Call;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::model::name::Name;
+use crate::model::target::Target;
 use crate::net::address::HubUrl;
+use crate::os::command::quoted;
 use crate::os::files;
+use crate::os::terminal;
 use crate::os::user;
+use crate::state::confirmed;
+use crate::state::confirmed::ExposeList;
 use crate::wire::pconnect;
 use crate::wire::pconnect::Project;
 
 pub const PROJECT_FILES: [&str; 3] = ["pconnect.yml", "pconnect.yaml", "pconnect.json"];
 
 /// The project's file, and when it was last read.
+///
+/// The file may be somebody else's, and programs can write to it. So what it exposes is exposed only after the user has
+/// confirmed it: once for each list, and at each start if the list names other machines.
 pub struct ProjectFile {
     pub path: PathBuf,
     pub project: Project,
     seen: files::FileStamp,
+    confirmed: ExposeList,
 }
 
 impl ProjectFile {
     pub fn open(path: PathBuf) -> Result<Self> {
         let seen = files::stamp(&path);
-        Ok(Self { project: read(&path)?, path, seen })
+        Ok(Self { project: read(&path)?, path, seen, confirmed: ExposeList::new() })
     }
 
-    /// What it said before, when it says something else now. A faulty file is said once, and kept out.
-    pub fn changed(&mut self) -> Result<Option<Project>> {
+    /// Asks the user, unless the list is known. The process that starts one in the background has asked for it.
+    pub fn confirm(&self, call: &Call) -> Result<()> {
+        let list = &self.project.expose;
+        let is_known = self.is_local() && confirmed::contains(&call.home, &self.path, list);
+        if list.is_empty() || is_known || call.is_background() {
+            return Ok(());
+        }
+        if !call.args.flag("yes") {
+            self.ask(call)?;
+        }
+        confirmed::add(&call.home, &self.path, list)
+    }
+
+    fn ask(&self, call: &Call) -> Result<()> {
+        let names = self.project.expose.iter();
+        if call.say.json || !terminal::is_terminal_in() {
+            let names = names.map(|(name, target)| format!("{name} → {target}")).collect::<Vec<_>>();
+            let what = format!("{} exposes {}", shown(&self.path), names.join(", "));
+            let confirm = if call.args.flag("confirm") { "--confirm --yes" } else { "--yes" };
+            return Err(Error::new(format!("{what}, which nobody has confirmed"))
+                .hint(format!("If that is meant: {}", command(call, confirm))));
+        }
+        call.say.result(&format!("{} exposes while it runs:\n", shown(&self.path)));
+        for (name, target) in names {
+            let place = if target.is_loopback() { "" } else { " (another machine)" };
+            call.say.result(&format!("    {name} → {target}{place}"));
+        }
+        if call.is_confirmed("\nMay others reach that?") {
+            return Ok(());
+        }
+        Err(Error::new("Nothing was exposed").hint(format!("Edit {} first", shown(&self.path))))
+    }
+
+    fn is_local(&self) -> bool {
+        self.project.expose.values().all(Target::is_loopback)
+    }
+
+    /// Whether all that the file exposes now is confirmed. For other machines a confirmation counts once.
+    pub fn is_confirmed(&mut self, call: &Call) -> Result<bool> {
+        if self.exposed().count() == self.project.expose.len() {
+            return Ok(true);
+        }
+        let is_confirmed = confirmed::contains(&call.home, &self.path, &self.project.expose);
+        if is_confirmed {
+            self.confirmed.clone_from(&self.project.expose);
+            if !self.is_local() {
+                confirmed::remove(&call.home, &self.path)?;
+            }
+        }
+        Ok(is_confirmed)
+    }
+
+    /// The confirmed part of what the file exposes.
+    pub fn exposed(&self) -> impl Iterator<Item = (&Name, &Target)> {
+        self.project.expose.iter().filter(|(name, target)| self.confirmed.get(name) == Some(target))
+    }
+
+    /// What it said before, if it says something else now or is confirmed only now. A faulty file is reported once.
+    pub fn changed(&mut self, call: &Call) -> Result<Option<Project>> {
         let now = files::stamp(&self.path);
         // An editor replaces a file in two steps; between them there is none.
         if now == self.seen || now.is_none() {
-            return Ok(None);
+            let waits = self.exposed().count() < self.project.expose.len();
+            return Ok((waits && self.is_confirmed(call)?).then(|| self.project.clone()));
         }
         self.seen = now;
         let project = read(&self.path)?;
         if project == self.project {
             return Ok(None);
         }
-        Ok(Some(std::mem::replace(&mut self.project, project)))
+        let before = std::mem::replace(&mut self.project, project);
+        if !self.is_confirmed(call)? {
+            let new =
+                self.project.expose.iter().filter(|(name, target)| self.confirmed.get(name) != Some(target));
+            let new = new.map(|(name, target)| format!("{name} → {target}")).collect::<Vec<_>>().join(", ");
+            let confirm = command(call, "--confirm");
+            call.say.warn(&format!("{new} is not exposed until you confirm it: {confirm}"));
+        }
+        Ok(Some(before))
     }
+}
+
+/// `connect dev` with this option, for the same file.
+fn command(call: &Call, option: &str) -> String {
+    let file = call.args.value("file").map(|file| format!("--file {} ", quoted(file)));
+    format!("connect dev {}{option}", file.unwrap_or_default())
 }
 
 fn read(path: &Path) -> Result<Project> {

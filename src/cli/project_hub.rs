@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::call::Call;
+use super::call::not_configured;
 use super::call::variable;
 use crate::api::Hub;
 use crate::error::Error;
@@ -10,30 +11,23 @@ use crate::error::Result;
 use crate::model::hub_trust::HubTrust;
 use crate::net::address::HubUrl;
 
-/// The hub that the project names, unless the option or the environment names another.
+/// The hub that the project names, unless the option or the environment names another. It gets our key only if the
+/// key would go there without the file as well, or if it proves the pin: then it is our hub, wherever it is.
 pub fn project_hub(call: &Call, named: Option<&str>) -> Result<Arc<Hub>> {
     let is_overridden = call.args.value("hub").is_some() || variable("CONNECT_HUB_URL").is_some();
     let Some(named) = named.filter(|_| !is_overridden) else { return call.hub() };
-    if call.config()?.hub_url.as_deref() == Some(named) {
-        return call.hub();
+    let named = HubUrl::parse(named)?;
+    let mut known = call.hub_urls()?;
+    if let Some(at) = known.iter().position(|url| *url == named) {
+        known.swap(0, at);
+        return call.hub_at(known, &call.stop);
     }
-    let url = HubUrl::parse(named)?;
-    require_known(call, &url)?;
-    call.hub_at(vec![url], &call.stop)
-}
-
-/// A hub that proves our key's pin is ours, wherever it is. Without a pin any host that the file names would get the
-/// key, so then the address must be one that `connect up` saved.
-fn require_known(call: &Call, named: &HubUrl) -> Result<()> {
-    let config = call.config()?;
-    let Some(own) = &config.hub_url else { return Ok(()) };
-    let trust = call.trust(&config, call.api_key()?.as_deref())?;
-    let mut known = [own].into_iter().chain(&config.hubs).filter_map(|url| HubUrl::parse(url).ok());
-    if known.any(|url| url == *named) || matches!(trust, HubTrust::Pin(_)) {
-        return Ok(());
+    let key = call.api_key()?.ok_or_else(not_configured)?;
+    if !matches!(call.trust(&*call.config()?, Some(&key))?, HubTrust::Pin(_)) {
+        return Err(Error::new(format!(
+            "This project names the hub {named}, which is not known to this machine"
+        ))
+        .hint(format!("It would get this machine's key. If that is meant: connect dev --hub {named}")));
     }
-    let what =
-        format!("This project names another hub, {named}, than {own}, where this machine is logged in");
-    Err(Error::new(what)
-        .hint(format!("It would get this machine's key. If that is meant: connect dev --hub {named}")))
+    call.hub_at(vec![named], &call.stop)
 }

@@ -1,6 +1,7 @@
 //! Where a service listens, as its agent connects to it: `5432`, `localhost:3000`, `192.168.1.50:8080`, `[::1]:3000`.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use serde::Deserialize;
 use serde::Deserializer;
@@ -25,6 +26,11 @@ impl Target {
         }
         let HostPort { host, port } = HostPort::parse(text, 0).filter(|at| at.port != 0)?;
         Some(Self { host, port })
+    }
+
+    /// Whether it is certainly on the agent's own machine.
+    pub fn is_loopback(&self) -> bool {
+        self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
     }
 }
 

@@ -3,6 +3,8 @@
 #[cfg(any(feature = "hub", feature = "agent", feature = "join", feature = "proxy"))]
 pub mod agent_pins;
 pub mod config;
+#[cfg(feature = "join")]
+pub mod confirmed;
 pub mod home;
 pub mod identity;
 #[cfg(any(feature = "agent", feature = "join"))]

@@ -47,11 +47,19 @@ pub fn run(call: &Call) -> CommandResult {
     }
     let wait = call.args.duration("wait")?;
     let mut file = ProjectFile::open(find(call)?)?;
+    file.confirm(call)?;
+    if call.args.flag("confirm") {
+        call.say.line(&format!("[ok] What {} exposes is confirmed", shown(&file.path)));
+        return Ok(0);
+    }
     let name = project_name(&file.path);
     if let Some(code) = background::detach(call, "dev", &name, &[])? {
         return Ok(code);
     }
     let hub = project_hub(call, file.project.hub.as_deref())?;
+    if !file.is_confirmed(call)? {
+        return Err(Error::new(format!("{} has changed meanwhile", shown(&file.path))).hint("Try again"));
+    }
     let say = &call.say;
     say.line("🚀 Private Connect Dev Mode\n");
     say.line(&format!("  Config: {}", shown(&file.path)));
@@ -59,7 +67,7 @@ pub fn run(call: &Call) -> CommandResult {
     say.line("  Connecting to services...\n");
     let mut supervisor = Supervisor::new(call, "dev", std::slice::from_ref(&name));
     let wait = wait_for_hub(call, &hub, wait)?;
-    for service in supervisor.expose(&hub, exposures(&file.project))? {
+    for service in supervisor.expose(&hub, exposures(&file))? {
         let exposure = &service.exposure;
         say.line(&format!("  [ok] {} exposed from {}", exposure.name, exposure.target));
         say.event(&json!({ "event": "exposed", "name": exposure.name, "id": service.service }));
@@ -74,8 +82,8 @@ pub fn run(call: &Call) -> CommandResult {
     report(call, &supervisor.tunnels, &name)?;
     supervisor.tunnels.publish()?;
     let code = supervisor.stay(|supervisor| {
-        let changed = match file.changed() {
-            Ok(Some(before)) => follow(call, &access, supervisor, &before, &file.project),
+        let changed = match file.changed(call) {
+            Ok(Some(before)) => follow(call, &access, supervisor, &before, &file),
             Ok(None) => Ok(()),
             Err(error) => Err(Error::new(format!("{error}; the services stay as they are"))),
         };
@@ -91,9 +99,8 @@ pub fn run(call: &Call) -> CommandResult {
     Ok(code)
 }
 
-fn exposures(project: &Project) -> Vec<Exposure> {
-    let offered = project.expose.iter();
-    let exposure = offered.map(|(name, target)| Exposure {
+fn exposures(file: &ProjectFile) -> Vec<Exposure> {
+    let exposure = file.exposed().map(|(name, target)| Exposure {
         name: name.clone(),
         target: target.clone(),
         protocol: Protocol::Tcp,
@@ -166,12 +173,13 @@ fn follow(
     access: &Arc<TunnelAccess>,
     supervisor: &mut Supervisor<'_>,
     before: &Project,
-    now: &Project,
+    file: &ProjectFile,
 ) -> Result<()> {
+    let now = &file.project;
     if before.hub != now.hub {
         call.say.warn("Another hub is used only after a new start: Ctrl+C, then connect dev");
     }
-    supervisor.exposures.set_desired(exposures(now));
+    supervisor.exposures.set_desired(exposures(file));
     supervisor.exposures.reconcile()?;
     // Without the hub the services are as unknown as if they did not exist yet.
     let services = access.hub.services().unwrap_or_default();
