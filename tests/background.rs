@@ -114,7 +114,7 @@ fn what_it_says_in_the_background_is_what_it_says_in_front() {
     let _shared = team.share(&[&ports.target("db", 0), "--code", "abc123"]);
     let said = team.user.run(&["join", "abc123", "-d"]).ok();
     let log = said.out.lines().last().unwrap().trim().strip_prefix("Log: ").unwrap().to_owned();
-    let mut front = team.user.start(&["join", "abc123", "--port", &format!("db={}", ports.at(0))]);
+    let mut front = team.user.start(&["join", "abc123"]);
     front.wait_out(|line| line.contains("Ctrl+C"));
     front.interrupt();
     let background = said.out.split("  Runs in the background.").next().unwrap();

@@ -127,7 +127,7 @@ fn a_service_that_is_not_there_is_named_with_the_true_reason_and_the_rest_go_on(
         said_until_stopped(&team.user, team.user.connect(&["join", "abc123", "--strict-ports"]), "Ctrl+C");
     let (_, tunnels) = said.out.split_once("Establishing tunnels...\n\n").unwrap();
     let expected = format!(
-        "    [!] api → failed: Port {} in use
+        "    [!] api → failed: Port {} in use ({}, PID {})
     [!] redis → failed: Nothing is listening at 127.0.0.2:{} on the agent's machine
     [ok] web → localhost:{web}
     [!] away → failed: away is offline
@@ -141,6 +141,8 @@ fn a_service_that_is_not_there_is_named_with_the_true_reason_and_the_rest_go_on(
 
   Press Ctrl+C to disconnect all tunnels",
         ports.at(0),
+        std::fs::read_to_string("/proc/self/comm").unwrap().trim_end(),
+        std::process::id(),
         ports.at(1),
         web = ports.at(3)
     );

@@ -50,52 +50,102 @@ fn localhost_means_the_tunnel_over_both_families() {
     }
     joined.interrupt();
     // A port that is taken over one of them only is not free: `localhost` would mean two things.
-    fs::remove_file(team.user.file("ports.json")).unwrap();
     let _other = TcpListener::bind(("::1", ports.at(0))).unwrap();
     let (_joined, services) = team.join(&["abc123"]);
     assert_eq!(port_of(&services, "db"), ports.at(1));
 }
 
+/// The process that holds the ports of this test, as messages name it.
+fn this_process() -> String {
+    let name = fs::read_to_string("/proc/self/comm").unwrap();
+    format!("({}, PID {})", name.trim_end(), std::process::id())
+}
+
 #[test]
-fn a_port_is_the_same_tomorrow_unless_another_is_chosen() {
+fn the_original_port_comes_first_and_an_alternative_is_the_same_tomorrow_while_it_is_needed() {
     let (team, ports) = (Team::new(), Ports::claim());
     ports.echo(0);
-    let _shared = team.share(&[&ports.target("db", 0), "--code", "abc123"]);
+    let shared = team.share(&[&ports.target("db", 0), "--code", "abc123"]);
     let once = |args: &[&str]| {
-        let (mut joined, services) = team.join(&[&["abc123"], args].concat());
+        let (mut joined, services) = team.join(args);
         assert_eq!(joined.interrupt().0.code(), Some(0));
         port_of(&services, "db")
     };
-    let held = ports.hold(0);
-    assert_eq!(once(&[]), ports.at(1));
+    let remembered = || fs::read_to_string(team.user.file("ports.json")).unwrap_or_default();
+    let (held, next) = (ports.hold(0), ports.hold(1));
+    assert_eq!(once(&["abc123"]), ports.at(2));
+    drop(next);
+    assert_eq!(once(&["abc123"]), ports.at(2), "the alternative of last time");
+    assert!(remembered().contains(&format!("/db\": {}", ports.at(2))), "{}", remembered());
+    let reached = team.user.start(&["reach", "db", "--json"]);
+    assert_eq!(
+        reached.wait_event("up")["localPort"],
+        ports.at(1),
+        "another share's alternative is not the hub's"
+    );
+    drop(reached);
     drop(held);
-    assert_eq!(once(&[]), ports.at(1), "remembered, though the first one is free again");
-    let remembered = fs::read_to_string(team.user.file("ports.json")).unwrap();
-    assert!(remembered.contains(&format!("/db\": {}", ports.at(1))), "{remembered}");
-    assert_eq!(once(&["--strict-ports"]), ports.at(0));
+    assert_eq!(once(&["abc123"]), ports.at(0));
+    assert!(!remembered().contains('#'), "it is forgotten: {}", remembered());
+    let _held = ports.hold(0);
+    assert_eq!(once(&["abc123"]), ports.at(1));
+    drop(shared);
+}
+
+#[test]
+fn a_typed_port_is_had_or_the_command_fails_and_is_not_remembered() {
+    let (team, ports) = (Team::new(), Ports::claim());
+    ports.echo(0);
+    let _shared = team.share(&[&ports.target("db", 0), "--code", "abc123"]);
     let chosen = format!("db={}", ports.at(50));
-    assert_eq!(once(&["--port", &chosen]), ports.at(50));
-    let _held = ports.hold(50);
-    assert_eq!(once(&["--port", &chosen]), ports.at(51));
-    let (_joined, services) = {
-        let said = team.user.run(&["join", "abc123", "--strict-ports", "--port", &chosen, "--json"]);
-        assert_eq!(said.code, Some(1), "{said:#?}");
-        let said = team.user.run(&[
-            "join",
-            "abc123",
-            "--strict-ports",
-            "--port",
-            &chosen,
-            "--wait",
-            "1s",
-            "--",
-            "true",
-        ]);
-        let way_out = "Choose another: --port db=PORT, or leave out --strict-ports";
-        assert!(said.code == Some(1) && said.err.contains(way_out), "{said:#?}");
-        common::team::joined(team.user.start(&["join", "abc123", "--json"]))
-    };
-    assert_eq!(port_of(&services, "db"), ports.at(51));
+    let (mut joined, services) = team.join(&["abc123", "--port", &chosen]);
+    joined.interrupt();
+    assert_eq!(port_of(&services, "db"), ports.at(50));
+    assert!(!team.user.file("ports.json").exists());
+    let _held = [ports.hold(0), ports.hold(50)];
+    fs::write(team.user.file("pconnect.yml"), format!("services: [{{name: db, port: {}}}]", ports.at(50)))
+        .unwrap();
+    let (project, free) = (team.user.file("pconnect.yml").display().to_string(), ports.at(50).to_string());
+    for (args, port) in [
+        (&["join", "abc123", "--port", &chosen][..], 50),
+        (&["join", "abc123", "--port", &chosen, "--", "touch", "started"], 50),
+        (&["reach", "db", "--port", &free], 50),
+        (&["reach", "db", "--strict-ports"], 0),
+        (&["reach", "db", &free, "--strict-ports"], 50),
+        (&["dev", "--file", &project, "--strict-ports"], 50),
+    ] {
+        let began = Instant::now();
+        let said = team.user.run(args);
+        let words = format!("[x] Port {} in use {}\n  Stop what holds it", ports.at(port), this_process());
+        assert!(said.err.contains(&words), "{args:?} {said:#?}");
+        assert!(said.code == Some(1) && began.elapsed() < Duration::from_secs(20), "{args:?} {said:#?}");
+    }
+    assert!(routes(&team.user).is_empty());
+}
+
+#[test]
+fn reach_with_a_port_moves_aloud_and_a_second_one_in_the_background_says_where_it_is() {
+    let (team, ports) = (Team::new(), Ports::claim());
+    ports.echo(0);
+    let _shared = team.share(&[&ports.target("web", 0), "--code", "abc123"]);
+    let held = ports.hold(0);
+    let port = ports.at(0).to_string();
+    let reached = team.user.start(&["reach", "web", &port]);
+    let in_use = format!("[!] Port {port} is in use on this machine {}", this_process());
+    reached.wait_err(|line| line == in_use);
+    let moved = format!("[ok] web → localhost:{} (auto-selected)", ports.at(1));
+    reached.wait_out(|line| line == moved);
+    drop((reached, held));
+
+    let reach = |args: &[&str]| team.user.run(&[&["reach", "web", "-d"], args].concat()).ok().out;
+    assert!(reach(&[]).contains(&format!("[ok] web → localhost:{port}\n")));
+    let again = format!("[ok] web is already at localhost:{port} (PID ");
+    assert!(reach(&[]).starts_with(&again) && reach(&[&port]).starts_with(&again));
+    assert_eq!(routes(&team.user), ["web"]);
+    // Another port is another wish.
+    let other = ports.at(30).to_string();
+    assert!(reach(&[&other]).contains(&format!("[ok] web → localhost:{other}\n")));
+    team.user.run(&["stop", "--all"]).ok();
 }
 
 #[test]

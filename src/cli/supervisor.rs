@@ -27,6 +27,7 @@ use super::call::Call;
 use super::call::CommandResult;
 use crate::api::Hub;
 use crate::error::Result;
+use crate::net::address::HubUrl;
 use crate::net::stop::Registration;
 use crate::net::threads;
 use crate::os::process;
@@ -78,6 +79,13 @@ impl<'c> Supervisor<'c> {
     pub fn rename(&mut self, names: &[String]) {
         if let Some(run) = &mut self.run {
             run.rename(names);
+        }
+    }
+
+    /// The hub that the command uses, for other commands that would do the same.
+    pub fn note_hub(&mut self, hub: &HubUrl) {
+        if let Some(run) = &mut self.run {
+            run.note_hub(hub.to_string());
         }
     }
 

@@ -14,6 +14,7 @@ use crate::model::fingerprint::Fingerprint;
 use crate::model::name::Name;
 use crate::model::service::Protocol;
 use crate::net::stop::Stop;
+use crate::os::secret;
 use crate::state::agent_pins;
 use crate::state::home::Home;
 use crate::tls::identity::Identity;
@@ -68,6 +69,12 @@ impl TunnelAccess {
         let agents = AcceptedAgents::FirstSeen { home: call.home.clone(), scope: hub.url.to_string() };
         let identity = call.identity()?;
         Ok(Self { hub, identity, share: None, by_link: false, agents, peer_check: any_user })
+    }
+
+    /// The service with what it belongs to, as in `https://hub/db`. Two shares may have a service of one name each.
+    pub fn scoped(&self, service: &Name) -> String {
+        let share = self.share.as_ref().map(|share| format!("#{}", &secret::hash(&share.code)[..16]));
+        format!("{}{}/{service}", self.hub.url, share.unwrap_or_default())
     }
 
     /// A tunnel to one service, by its name or its id. It has no port before `listen`, and nothing is sent before its

@@ -171,6 +171,11 @@ fn send(pid: u32, signal: Signal) {
     }
 }
 
+/// ` (postgres, PID 812)`, for a message about a port that is taken; empty if the system does not tell.
+pub fn shown_holder(port: u16) -> String {
+    listener_on(port).map_or_else(String::new, |(pid, name)| format!(" ({name}, PID {pid})"))
+}
+
 /// ID and name of the process that listens on this loopback port, where the system lets us see it.
 #[cfg(target_os = "linux")]
 pub fn listener_on(port: u16) -> Option<(u32, String)> {
@@ -195,14 +200,24 @@ pub fn listener_on(_: u16) -> Option<(u32, String)> {
     None
 }
 
-/// The inode of the socket that listens (state 0A) on this port, from one of the kernel's tables.
+/// The inode of the socket that listens (state 0A) on this port at an address that covers the loopback, from one of the
+/// kernel's tables. They have addresses as hexadecimal words in the host's byte order.
 #[cfg(target_os = "linux")]
 fn listening_socket(table: &str, port: u16) -> Option<String> {
-    let wanted = format!(":{port:04X}");
+    let [v4, mapped, v6] = [[127, 0, 0, 1], [0, 0, 0xff, 0xff], [0, 0, 0, 1]].map(u32::from_ne_bytes);
+    let covering = [
+        "0".repeat(8),
+        format!("{v4:08X}"),
+        "0".repeat(32),
+        format!("{:024}{v6:08X}", 0),
+        format!("{:016}{mapped:08X}{v4:08X}", 0),
+    ]
+    .map(|address| format!("{address}:{port:04X}"));
     let table = fs::read_to_string(table).ok()?;
     table.lines().skip(1).find_map(|line| {
         let columns: Vec<&str> = line.split_whitespace().collect();
-        let listens = columns.get(3) == Some(&"0A") && columns.get(1)?.ends_with(&wanted);
+        let listens =
+            columns.get(3) == Some(&"0A") && covering.iter().any(|end| columns.get(1) == Some(&&**end));
         listens.then(|| columns.get(9).map(|socket| (*socket).to_owned()))?
     })
 }

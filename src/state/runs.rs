@@ -34,6 +34,9 @@ pub struct Run {
     pub kind: String,
     /// The services that it is for. `stop` finds it by these names.
     pub names: Vec<String>,
+    /// The hub that it uses, where that matters to others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<String>,
     pub started_at: Time,
     /// The path of its log, if it runs in the background.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -111,6 +114,7 @@ pub fn register(home: &Home, kind: &str, names: &[String], log: Option<PathBuf>)
         pid,
         kind: kind.to_owned(),
         names: names.to_vec(),
+        hub: None,
         started_at: clock::now(),
         log,
         open: Vec::new(),
@@ -149,6 +153,11 @@ impl OwnRun {
                 self.write();
             }
         }
+    }
+
+    pub fn note_hub(&mut self, hub: String) {
+        self.run.hub = Some(hub);
+        self.write();
     }
 
     pub fn rename(&mut self, names: &[String]) {
@@ -257,6 +266,7 @@ mod tests {
             pid: 4_000_000,
             kind: "test".into(),
             names: Vec::new(),
+            hub: None,
             started_at: clock::now(),
             log: None,
             open: Vec::new(),

@@ -75,6 +75,9 @@ pub fn run(call: &Call) -> CommandResult {
     supervisor.exposures.retries = true;
     let access = Arc::new(TunnelAccess::own(call, hub)?);
     let services = access.hub.services()?;
+    for needed in &file.project.services {
+        say_if_misspelt(call, needed, &services);
+    }
     supervisor.tunnels.reconcile(&access, tunnel_specs(call, &file.project, &services))?;
     supervisor.tunnels.wait_until_up(wait)?;
     // The routes are listed before the user reads of them; changes are reported only after that.
@@ -108,27 +111,23 @@ fn exposures(file: &ProjectFile) -> Vec<Exposure> {
     exposure.collect()
 }
 
-/// One for each service that the project needs. An unknown service may still be exposed, so dev waits for it;
-/// a misspelt one never will be, so dev warns about it.
+/// One for each service that the project needs.
 fn tunnel_specs(call: &Call, project: &Project, services: &[ServiceInfo]) -> Vec<TunnelSpec> {
-    for needed in &project.services {
-        say_if_misspelt(call, needed, services);
-    }
-    project.services.iter().map(|needed| tunnel_spec(needed, services)).collect()
+    let spec = |needed: &NeededService| {
+        let own = services.iter().find(|service| service.name == needed.name);
+        let own = own.map(|service| service.target_port);
+        TunnelSpec {
+            name: needed.name.clone(),
+            service: needed.name.to_string(),
+            asked: needed.port,
+            original: needed.port.or(own).unwrap_or(FALLBACK_PORT),
+            strict: call.args.flag("strict-ports"),
+        }
+    };
+    project.services.iter().map(spec).collect()
 }
 
-fn tunnel_spec(needed: &NeededService, services: &[ServiceInfo]) -> TunnelSpec {
-    let own = services.iter().find(|service| service.name == needed.name).map(|service| service.target_port);
-    TunnelSpec {
-        name: needed.name.clone(),
-        service: needed.name.to_string(),
-        port: needed.port.or(own).unwrap_or(FALLBACK_PORT),
-        // A port in the file comes before the port of last time.
-        chosen: needed.port.is_some(),
-        strict: false,
-    }
-}
-
+/// An unknown service may still be exposed, so dev waits for it; a misspelt one never will be, so dev warns about it.
 fn say_if_misspelt(call: &Call, needed: &NeededService, services: &[ServiceInfo]) {
     let known = || services.iter().map(|service| service.name.as_str());
     if known().any(|name| name == needed.name.as_str()) {
@@ -183,8 +182,7 @@ fn follow(
     supervisor.exposures.reconcile()?;
     // Without the hub the services are as unknown as if they did not exist yet.
     let services = access.hub.services().unwrap_or_default();
-    let specs = now.services.iter().map(|needed| tunnel_spec(needed, &services)).collect();
-    let changes = supervisor.tunnels.reconcile(access, specs)?;
+    let changes = supervisor.tunnels.reconcile(access, tunnel_specs(call, now, &services))?;
     for name in changes.left {
         call.say.line(&format!("[ok] {name} left"));
     }

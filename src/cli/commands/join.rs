@@ -20,8 +20,8 @@
 //! 8. Each tunnel is checked in a thread of its own. `Tunnel::check_target` has `SessionOpener::open`
 //!    (`tunnel/pool.rs`) ask the hub for a session, connect to the relay with the ticket, and make the TLS handshake
 //!    with the agent, whose fingerprint and service name must be the expected ones. Then the agent reaches its target.
-//! 9. A service that answers gets its port, in `LocalTunnel::take_port`: the chosen one, that of last time, the
-//!    service's own, or the next free one (`model/port_choice.rs`). `Tunnel::listen` opens it on the loopback.
+//! 9. A service that answers gets its port, in `LocalTunnel::take_port`: the one asked for, the service's own, the
+//!    alternative of last time, or the next free one (`model/port_choice.rs`). `Tunnel::listen` opens it on the loopback.
 //! 10. `list_routes` writes the ports to `active-routes.json`, and `report` tells the user.
 //! 11. `Supervisor::stay` starts the command after `--`, if there is one, and waits. A connection to the port is now
 //!     carried as the comment of `main.rs` tells.
@@ -229,16 +229,14 @@ fn tunnel_specs(
     share: &SharePreview,
     mut ports: BTreeMap<Name, u16>,
 ) -> Result<Vec<TunnelSpec>> {
-    let strict = call.args.flag("strict-ports");
     let specs = share.services.iter().map(|JoinableService { service, .. }| {
-        let chosen = ports.remove(&service.name);
-        let port = chosen.unwrap_or(service.target_port);
+        let asked = ports.remove(&service.name);
         TunnelSpec {
             name: service.name.clone(),
             service: service.id.clone(),
-            port,
-            chosen: chosen.is_some(),
-            strict,
+            asked,
+            original: service.target_port,
+            strict: asked.is_some() || call.args.flag("strict-ports"),
         }
     });
     let specs: Vec<TunnelSpec> = specs.collect();
@@ -261,7 +259,7 @@ fn report(call: &Call, share: &SharePreview, code: &str, tunnels: &TunnelSet<'_>
         }
     }
     let services = tunnels.all().iter().map(|tunnel| {
-        json!({ "name": tunnel.spec.name, "localPort": tunnel.port(), "originalPort": tunnel.spec.port,
+        json!({ "name": tunnel.spec.name, "localPort": tunnel.port(), "originalPort": tunnel.spec.original,
             "ok": tunnel.trouble.is_none(), "error": tunnel.reason() })
     });
     say.event(&json!({ "event": "joined", "name": share.name, "expiresAt": share.expires_at,

@@ -24,6 +24,9 @@ use crate::cli::tunnel_access::TunnelAccess;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
+use crate::os::process;
+use crate::state::runs;
+use crate::state::runs::Run;
 use crate::state::service_cache;
 use crate::wire::api::ServiceInfo;
 use crate::wire::api::Status;
@@ -37,6 +40,9 @@ const DEFAULT_REACH_TIMEOUT: Duration = Duration::from_secs(5);
 pub fn run(call: &Call) -> CommandResult {
     let name = name_of(call.args.positional(0).unwrap_or_default())?;
     let asked_port = asked_port(call, &name)?;
+    if say_already_reached(call, &name, asked_port)? {
+        return Ok(0);
+    }
     if let Some(code) = background::detach(call, "reach", name.as_str(), &[])? {
         return Ok(code);
     }
@@ -52,11 +58,12 @@ pub fn run(call: &Call) -> CommandResult {
         service: name.to_string(),
         // A check takes any free port. On the agent's own machine the service's port might be the very one where the
         // service is missing, and the tunnel would answer for it.
-        port: if check { 0 } else { asked_port.unwrap_or(service.target_port) },
-        chosen: check || asked_port.is_some(),
-        strict: check,
+        asked: if check { Some(0) } else { asked_port },
+        original: service.target_port,
+        strict: check || call.args.value("port").is_some() || call.args.flag("strict-ports"),
     };
     let mut supervisor = Supervisor::new(call, "reach", &[name.to_string()]);
+    supervisor.note_hub(&hub.url);
     let began = Instant::now();
     supervisor.tunnels.check_timeout = deadline.saturating_duration_since(began);
     supervisor.tunnels.reconcile(&Arc::new(TunnelAccess::own(call, hub)?), vec![spec])?;
@@ -77,7 +84,15 @@ pub fn run(call: &Call) -> CommandResult {
     supervisor.tunnels.publish()?;
     for tunnel in supervisor.tunnels.all() {
         call.say.event(&report.as_json(&name, tunnel.port()));
-        call.say.result(&format!("[ok] {name} → {}", tunnel.shown_address()));
+        let address = match (asked_port, tunnel.port()) {
+            (Some(asked), Some(port)) if asked != port => {
+                let holder = process::shown_holder(asked);
+                call.say.warn(&format!("Port {asked} is in use on this machine{holder}"));
+                format!("localhost:{port} (auto-selected)")
+            }
+            _ => tunnel.shown_address(),
+        };
+        call.say.result(&format!("[ok] {name} → {address}"));
     }
     if wants_proxy(call)
         && let Some(line) = proxy_autostart::address_line(call, name.as_str())
@@ -91,6 +106,26 @@ pub fn run(call: &Call) -> CommandResult {
     drop(supervisor);
     call.say.event(&json!({ "event": "closed", "name": name }));
     Ok(code)
+}
+
+/// With `-d`: whether a process in the background has this service of this hub at a port already, and at the port that is
+/// asked for now. Says where.
+fn say_already_reached(call: &Call, name: &Name, asked_port: Option<u16>) -> Result<bool> {
+    let is_plain = call.args.run.is_none() && !call.args.flag("check") && !call.is_background();
+    if !call.args.flag("detach") || !is_plain {
+        return Ok(false);
+    }
+    let hub = call.hub_urls()?.first().map(ToString::to_string);
+    let is_same = |run: &Run| run.is_alive() && run.kind == "reach" && run.log.is_some() && run.hub == hub;
+    for run in runs::all(&call.home).iter().filter(|run| is_same(run)) {
+        let is_asked = |at: &str| asked_port.is_none_or(|port| at == format!("localhost:{port}"));
+        if let Some(open) = run.open.iter().find(|open| open.name == name.as_str() && is_asked(&open.at)) {
+            call.say.result(&format!("[ok] {name} is already at {} (PID {})", open.at, run.pid));
+            call.say.event(&json!({ "event": "background", "pid": run.pid, "log": run.log, "at": open.at }));
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// `reach NAME PORT` or `reach NAME --port PORT`.

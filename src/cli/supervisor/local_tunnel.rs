@@ -18,6 +18,7 @@ use crate::model::name::Name;
 use crate::model::port_choice::candidates;
 use crate::model::service::Protocol;
 use crate::net::serve::BoundPort;
+use crate::os::process;
 use crate::state::home::Home;
 use crate::state::ports;
 use crate::state::routes;
@@ -31,17 +32,22 @@ pub struct TunnelSpec {
     pub name: Name,
     /// What the hub is asked for: the service's id if it is known, else its name.
     pub service: String,
-    pub port: u16,
-    /// The user named the port, so the port of last time does not matter.
-    pub chosen: bool,
-    /// Fail rather than take another port.
+    /// The port that the user names; another one only if this is taken and `strict` is not set.
+    pub asked: Option<u16>,
+    /// The service's own port.
+    pub original: u16,
+    /// Fail rather than take another port than the first choice.
     pub strict: bool,
 }
 
 impl TunnelSpec {
-    /// Whether a tunnel for `other` serves this one too. A port that nobody chose may be any.
+    /// Whether a tunnel for `other` serves this one too. A port that nobody asked for may be any.
     pub fn is_met_by(&self, other: &Self) -> bool {
-        self.name == other.name && self.chosen == other.chosen && (self.port == other.port || !self.chosen)
+        self.name == other.name && self.asked == other.asked
+    }
+
+    pub fn first_choice(&self) -> u16 {
+        self.asked.unwrap_or(self.original)
     }
 }
 
@@ -112,12 +118,14 @@ impl LocalTunnel {
             return;
         }
         let spec = &self.spec;
-        let hub = self.access.hub.url.to_string();
-        let last = if spec.chosen { None } else { ports::last_time(&self.home, &hub, spec.name.as_str()) };
-        self.trouble = match BoundPort::first_free(candidates(spec.port, last, spec.strict)) {
-            Some(bound) => self.tunnel.listen(bound).err(),
-            None => Some(no_port(spec)),
-        };
+        let last = ports::last_alternative(&self.home, &self.access.scoped(&spec.name));
+        let tries = if spec.strict { 1 } else { usize::MAX };
+        match BoundPort::first_free(candidates(spec.asked, spec.original, last).take(tries)) {
+            Some(bound) => self.trouble = self.tunnel.listen(bound).err(),
+            // Once: finding the holder takes a walk through all processes, and every poll tries the port again.
+            None if self.trouble.is_none() => self.trouble = Some(no_port(spec)),
+            None => {}
+        }
         self.has_been_up |= self.trouble.is_none();
     }
 
@@ -127,9 +135,20 @@ impl LocalTunnel {
         let Some(port) = self.port().filter(|_| self.route.is_none()) else { return };
         let name = self.spec.name.as_str();
         let protocol = self.protocol.get().copied().unwrap_or_default();
-        let remembered = ports::remember(&self.home, &self.access.hub.url.to_string(), name, port);
-        let listed = remembered.and_then(|()| routes::add(&self.home, name, port, protocol));
+        let listed = self.remember_port(port).and_then(|()| routes::add(&self.home, name, port, protocol));
         self.route = listed.inspect_err(|error| log::info!("{name} is not listed as a route: {error}")).ok();
+    }
+
+    /// Only a port that nobody asked for is remembered, and only until the service's own is available.
+    fn remember_port(&self, port: u16) -> Result<()> {
+        let service = self.access.scoped(&self.spec.name);
+        if port == self.spec.original {
+            ports::remember(&self.home, &service, None)
+        } else if self.spec.asked == Some(port) {
+            Ok(())
+        } else {
+            ports::remember(&self.home, &service, Some(port))
+        }
     }
 
     /// The service answers again, or for the first time.
@@ -176,8 +195,9 @@ impl LocalTunnel {
 
     /// `localhost:5433 (was 5432)`
     pub fn shown_address(&self) -> String {
+        let first_choice = self.spec.first_choice();
         match self.port() {
-            Some(port) if port != self.spec.port => format!("localhost:{port} (was {})", self.spec.port),
+            Some(port) if port != first_choice => format!("localhost:{port} (was {first_choice})"),
             Some(port) => format!("localhost:{port}"),
             None => "no port".to_owned(),
         }
@@ -209,10 +229,12 @@ impl LocalTunnel {
 }
 
 fn no_port(spec: &TunnelSpec) -> Error {
+    let port = spec.first_choice();
     if spec.strict {
-        let hint = format!("Choose another: --port {}=PORT, or leave out --strict-ports", spec.name);
-        return Error::new(format!("Port {} in use", spec.port)).hint(hint);
+        let lenient = if spec.asked.is_some() { "" } else { ", or leave out --strict-ports" };
+        return Error::new(format!("Port {port} in use{}", process::shown_holder(port)))
+            .hint(format!("Stop what holds it, or choose another port{lenient}"));
     }
-    Error::new(format!("Port {} in use and no alternatives available", spec.port))
-        .hint(format!("Stop what holds it: lsof -ti:{0} | xargs kill, or choose another port", spec.port))
+    Error::new(format!("Port {port} in use and no alternatives available"))
+        .hint(format!("Stop what holds it: lsof -ti:{port} | xargs kill, or choose another port"))
 }

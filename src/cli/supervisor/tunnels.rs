@@ -98,6 +98,7 @@ impl<'c> TunnelSet<'c> {
         let deadline = Instant::now() + asked.or(default).unwrap_or_default();
         loop {
             self.call.fail_if_stopped()?;
+            self.fail_without_typed_port()?;
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || self.active().count() == self.all.len() {
                 return Ok(());
@@ -109,6 +110,15 @@ impl<'c> TunnelSet<'c> {
                 self.check_missing();
             }
         }
+    }
+
+    /// A port that was typed is had, or the command fails.
+    fn fail_without_typed_port(&mut self) -> Result<()> {
+        let is_refused = |tunnel: &&mut LocalTunnel| {
+            tunnel.spec.strict && tunnel.spec.asked.is_some() && tunnel.is_up() && tunnel.port().is_none()
+        };
+        let refused = self.all.iter_mut().find(is_refused).and_then(|tunnel| tunnel.trouble.take());
+        refused.map_or(Ok(()), Err)
     }
 
     /// The reason why one service is missing, for a command that ends over it.
