@@ -8,6 +8,7 @@ use std::fs;
 use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 
 use common::Home;
 use common::Hub;
@@ -352,4 +353,41 @@ fn rcgen_like(name: &str) -> Option<(String, String)> {
         ])
         .output();
     made.ok().filter(|output| output.status.success()).map(|_| (key, certificate))
+}
+
+/// The loopback ports that a process listens on, except one.
+fn other_ports_of(pid: u32, known: u16) -> Vec<u16> {
+    let files = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    let held: Vec<String> =
+        files.filter_map(|file| fs::read_link(file.path()).ok()).map(|to| to.display().to_string()).collect();
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let columns = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    columns
+        .filter(|columns| columns[3] == "0A" && held.contains(&format!("socket:[{}]", columns[9])))
+        .map(|columns| u16::from_str_radix(columns[1].split_once(':').unwrap().1, 16).unwrap())
+        .filter(|port| *port != known)
+        .collect()
+}
+
+#[test]
+fn another_user_does_not_get_around_the_proxy_by_the_port_of_its_tunnel() {
+    if !nix::unistd::getuid().is_root() {
+        return;
+    }
+    let hub = Hub::start();
+    let (owner, user) = (hub.machine("member"), hub.machine("member"));
+    let _exposed = expose(&owner, "billing", answering(OK).0);
+    let proxy = Proxy::start_in(user, &[]);
+    assert!(proxy.get("billing", "/").ends_with("ok"));
+    let ports = other_ports_of(proxy.running.pid(), proxy.port);
+    assert_eq!(ports.len(), 1, "{ports:?}");
+    let said = |uid: u32| {
+        let script = format!(
+            "exec 3<>/dev/tcp/127.0.0.1/{}; printf 'GET / HTTP/1.1\\r\\n\\r\\n' >&3; head -c 15 <&3",
+            ports[0]
+        );
+        let out = std::process::Command::new("bash").args(["-c", &script]).uid(uid).output().unwrap();
+        String::from_utf8(out.stdout).unwrap()
+    };
+    assert_eq!((said(0).as_str(), said(65534).as_str()), ("HTTP/1.1 200 OK", ""));
 }

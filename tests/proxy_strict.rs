@@ -7,6 +7,8 @@ mod proxy;
 use std::io::Read;
 use std::io::Write;
 use std::net::TcpStream;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
@@ -109,6 +111,42 @@ fn a_request_that_comes_back_is_a_loop() {
         // The second time, the same name leads back here, so the answer of the inner round comes out.
         status(&proxy.get("loop", "/")) == 508
     });
+}
+
+/// What a client of user 65534 gets for `request`. Needs root, which may start a process as another user.
+fn asked_by_nobody(port: u16, request: &str) -> String {
+    let script = format!("exec 3<>/dev/tcp/127.0.0.1/{port}; printf '{request}' >&3; cat <&3");
+    let said = Command::new("bash").args(["-c", &script]).uid(65534).output().unwrap();
+    String::from_utf8(said.stdout).unwrap()
+}
+
+#[test]
+fn other_users_of_the_machine_get_nothing_unless_they_may() {
+    if !nix::unistd::getuid().is_root() {
+        return;
+    }
+    let (port, heard) = answering(OK);
+    let get = "GET / HTTP/1.1\r\nHost: api.localhost\r\nConnection: close\r\n\r\n";
+    let proxy = Proxy::start(&[("api", port)]);
+    let state = "GET /_connect/state HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let connect = "CONNECT api.localhost:80 HTTP/1.1\r\nHost: api.localhost\r\nConnection: close\r\n\r\n";
+    for request in [get, state, connect] {
+        let answer = asked_by_nobody(proxy.port, request);
+        assert_eq!(status(&answer), 403, "{request}: {answer}");
+        assert!(answer.contains("connect proxy start --any-user") && !answer.contains("api"), "{answer}");
+    }
+    assert!(heard.lock().unwrap().is_empty());
+    assert!(proxy.get("api", "/").ends_with("ok"));
+    let open = Proxy::start_with(&[("api", port)], &["--any-user"]);
+    assert_eq!(status(&asked_by_nobody(open.port, get)), 200);
+    // What sudo started is for the user who typed it.
+    let home = common::Home::new();
+    proxy::write_routes(&home, &[("api", port)]);
+    let mut command = home.connect(&["proxy", "start", "--foreground", "--json", "--port", "0"]);
+    command.env("SUDO_UID", "65534");
+    let by_sudo = common::Running::start(command);
+    let port = by_sudo.wait_event("listening")["port"].as_u64().unwrap();
+    assert_eq!(status(&asked_by_nobody(port.try_into().unwrap(), get)), 200);
 }
 
 #[test]

@@ -19,6 +19,7 @@ use crate::model::host_port::HostPort;
 use crate::model::name::Name;
 use crate::net::serve::BoundPort;
 use crate::os::lock::locked;
+use crate::os::peer_user;
 use crate::proxy::certificates::Certificates;
 use crate::proxy::context::CertificateLoader;
 use crate::proxy::context::ProxySettings;
@@ -29,6 +30,8 @@ use crate::proxy::route_table::Routes;
 use crate::proxy::route_table::ServiceLister;
 use crate::state::home::Home;
 use crate::state::proxy;
+use crate::tunnel::joiner;
+use crate::tunnel::joiner::PeerCheck;
 use crate::tunnel::joiner::Tunnel;
 
 pub const LOCAL_PROXY_PORT: u16 = 3456;
@@ -58,10 +61,19 @@ pub fn settings(call: &Call, options: &ProxyOptions) -> Result<ProxySettings> {
     let connect_allow = call.args.values("connect-allow").map(outside_host).collect::<Result<_>>()?;
     let allow_origin =
         values("allow-origin").into_iter().map(|it| it.trim_end_matches('/').to_owned()).collect();
+    let mut any_user = call.args.flag("any-user");
+    if !any_user && !peer_user::is_known_here() {
+        any_user = true;
+        call.say.warn(
+            "This system does not tell whose connection it is: the proxy answers every user of this machine",
+        );
+    }
     Ok(ProxySettings {
+        any_user,
         https: options.tls,
         certificates: certificates(call),
-        tunnel_port: tunnel_port(call),
+        // Another user must not get around the proxy by the port of its own tunnel.
+        tunnel_port: tunnel_port(call, if any_user { joiner::any_user } else { peer_user::same_user }),
         rewrite_host: values("rewrite-host"),
         allow_origin,
         connect_allow,
@@ -127,8 +139,9 @@ pub fn service_lister(call: &Call) -> Option<ServiceLister> {
 }
 
 /// One tunnel for each service of the hub, opened at its first request and kept.
-fn tunnel_port(call: &Call) -> TunnelPort {
+fn tunnel_port(call: &Call, peer_check: PeerCheck) -> TunnelPort {
     let access = call.hub().and_then(|hub| TunnelAccess::own(call, hub)).ok();
+    let access = access.map(|access| TunnelAccess { peer_check, ..access });
     let stop = call.stop.clone();
     let tunnels: Mutex<HashMap<String, Tunnel>> = Mutex::default();
     Box::new(move |service| {

@@ -10,7 +10,6 @@ use std::net::TcpStream;
 use super::user;
 
 /// Whether this system tells at all. Tried with a connection of our own: a container may forbid the question.
-#[allow(dead_code)]
 pub fn is_known_here() -> bool {
     let connect = || {
         let listener = TcpListener::bind("127.0.0.1:0")?;
@@ -143,7 +142,8 @@ mod sock_diag {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use super::*;
     use std::io::Read;

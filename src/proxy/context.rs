@@ -24,6 +24,8 @@ pub type CertificateLoader = Box<dyn Fn() -> Result<Arc<Certificates>> + Send + 
 pub type RequestObserver = Box<dyn Fn(&FinishedRequest<'_>) + Send + Sync>;
 
 pub struct ProxySettings {
+    /// Answers every user of this machine, not only its own and root.
+    pub any_user: bool,
     /// HTTPS on the port itself.
     pub https: bool,
     pub certificates: CertificateLoader,

@@ -6,7 +6,8 @@
 //!    to its end (`new_worker` below). It keeps its idle connections to services from one client to the next
 //!    (`idle_upstreams.rs`).
 //! 2. `OpenClients::add` in `open_clients.rs` lists the connection. With 1,024 open, the one that has been idle for the
-//!    longest time is closed.
+//!    longest time is closed. `os/peer_user.rs` says whether it comes from another user of the machine; then each of its
+//!    requests is answered with 403.
 //! 3. `ClientStream::accept` in `connection/client.rs`: on an HTTPS port the first byte tells TLS from plain HTTP. For TLS,
 //!    `certificates.rs` makes a certificate for the name that the client asks for.
 //! 4. `ProxyClient::serve` in `connection/mod.rs` takes one request after the other. `read_request` reads into a
@@ -59,10 +60,12 @@ use crate::net::serve::Server;
 use crate::net::serve::Worker;
 use crate::net::serve::shut;
 use crate::net::stop::Stop;
+use crate::os::peer_user;
 use crate::os::secret;
 use crate::tls::trust;
 use connection::ProxyClient;
 use connection::client::ClientStream;
+use connection::current_request::CurrentRequest;
 use context::ProxyContext;
 use context::ProxySettings;
 use idle_upstreams::IdleUpstreams;
@@ -134,8 +137,18 @@ fn new_worker(context: Arc<ProxyContext>) -> Worker {
     Box::new(move |socket, _| {
         let slot = context.clients.add(&socket);
         idle.start_client();
+        // Asked for each connection, and kept with nothing but the connection.
+        let is_welcome = context.settings.any_user || peer_user::same_user(&socket);
         let served = match ClientStream::accept(&context, socket) {
-            Ok(Some(client)) => ProxyClient::new(&context, slot, &mut idle, client).serve(),
+            Ok(Some(client)) => ProxyClient {
+                context: &context,
+                slot,
+                idle: &mut idle,
+                client,
+                is_welcome,
+                request: CurrentRequest::new(),
+            }
+            .serve(),
             Ok(None) => Ok(()),
             Err(error) => Err(error),
         };

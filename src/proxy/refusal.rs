@@ -87,6 +87,11 @@ pub fn foreign_origin() -> Reply {
     Reply::error(403, "A page of another site may not open this connection", hint)
 }
 
+pub fn other_user() -> Reply {
+    let hint = "Start your own: connect proxy start --port PORT. Its user can open this one to all: connect proxy start --any-user";
+    Reply::error(403, "This proxy answers only the user that it runs for, and root", hint)
+}
+
 pub fn timed_out() -> Reply {
     Reply::error(408, "The request did not arrive in time", "")
 }

@@ -1,4 +1,5 @@
-//! The request check: whether a request goes on, and where to. Every rule about who may ask for what is in this file.
+//! The request check: whether a request goes on, and where to. Every rule about who may ask for what is in this file,
+//! except that only the proxy's own user is answered.
 //! It sees the head only, so no byte of a request that is refused reaches a service.
 
 use std::sync::Arc;

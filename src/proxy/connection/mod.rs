@@ -5,10 +5,10 @@
 //! with a service), `connect` (what leaves HTTP at once) and `status_page` (the proxy's own page).
 
 pub mod client;
+pub mod current_request;
 
 mod check;
 mod connect;
-mod current_request;
 mod forward;
 mod response;
 mod status_page;
@@ -43,11 +43,13 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const CLIENT_KEEP_ALIVE_TIMEOUT: Duration = Duration::from_mins(5);
 
 pub struct ProxyClient<'p> {
-    context: &'p ProxyContext,
-    slot: OpenClient<'p>,
-    idle: &'p mut IdleUpstreams,
-    client: ClientStream,
-    request: CurrentRequest,
+    pub context: &'p ProxyContext,
+    pub slot: OpenClient<'p>,
+    pub idle: &'p mut IdleUpstreams,
+    pub client: ClientStream,
+    /// Not of another user of this machine.
+    pub is_welcome: bool,
+    pub request: CurrentRequest,
 }
 
 /// What happens to the connection after a request.
@@ -62,16 +64,7 @@ pub enum AfterRequest {
     Relay(Duplex),
 }
 
-impl<'p> ProxyClient<'p> {
-    pub fn new(
-        context: &'p ProxyContext,
-        slot: OpenClient<'p>,
-        idle: &'p mut IdleUpstreams,
-        client: ClientStream,
-    ) -> Self {
-        Self { context, slot, idle, client, request: CurrentRequest::new() }
-    }
-
+impl ProxyClient<'_> {
     pub fn serve(mut self) -> io::Result<()> {
         loop {
             match self.serve_request() {
@@ -98,6 +91,7 @@ impl<'p> ProxyClient<'p> {
         };
         self.slot.set_busy();
         match action {
+            _ if !self.is_welcome => self.reply(&refusal::other_user()),
             RequestAction::Answer(reply) => self.reply(&reply),
             RequestAction::StatusPage => self.status_page(),
             RequestAction::Forward(route) => self.forward(&route),
