@@ -6,6 +6,7 @@ mod common;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
@@ -79,6 +80,56 @@ fn the_doctor_finds_what_is_amiss_names_the_cure_and_mends_what_is_safe() {
 }
 
 #[test]
+fn state_that_another_user_could_change_is_refused_with_what_to_type() {
+    let (hub, home) = (Hub::start(), Home::new());
+    let key = hub.key("member");
+    let up = || home.run(&["up", "--hub", &hub.url, "--api-key", &key]);
+    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    let is_refused = |path: &Path, what: &str, hint: &str| {
+        let said = up();
+        let (what, hint) = (format!("[x] {} {what}", path.display()), format!("{hint} {}", path.display()));
+        assert!(said.code == Some(1) && said.err.starts_with(&what) && said.err.contains(&hint), "{said:#?}");
+    };
+    // The folder, and what was put into it when it was open.
+    for open in [0o777, 0o775] {
+        mode(home.path(), open);
+        is_refused(home.path(), "can be changed by other users", "chmod go-w");
+    }
+    let (code, all) = verdicts(&home, &[]);
+    assert_eq!((code, &all["state folder"]["verdict"]), (Some(1), &"fail".into()), "{all}");
+    let (_, all) = verdicts(&home, &["--fix"]);
+    assert_eq!(
+        (&all["file modes"]["fixed"], &all["state folder"]["verdict"]),
+        (&true.into(), &"ok".into()),
+        "{all}"
+    );
+    let identity = home.file("identity.pem");
+    let (owner, planted) = (Home::new(), || fs::write(&identity, "x").unwrap());
+    planted();
+    mode(&identity, 0o666);
+    is_refused(&identity, "can be changed by other users", "chmod go-w");
+    fs::remove_file(&identity).unwrap();
+    up().ok();
+    // A link of one's own is meant, as for a folder on another disk.
+    let link = owner.file("link");
+    std::os::unix::fs::symlink(home.path(), &link).unwrap();
+    let linked = Home::at(link.clone());
+    linked.run(&["whoami"]).ok();
+    if !is_root() {
+        return eprintln!("SKIPPED: only root can give a file to another user; run the tests as root");
+    }
+    std::os::unix::fs::lchown(&link, Some(65_534), None).unwrap();
+    let said = linked.run(&["whoami"]);
+    assert!(said.code == Some(1) && said.err.contains("belongs to another user"), "{said:#?}");
+    for path in [identity.as_path(), home.path()] {
+        std::os::unix::fs::chown(path, Some(65_534), None).unwrap();
+        is_refused(path, "belongs to another user", "chown 0");
+        let (code, all) = verdicts(&home, &["--fix"]);
+        assert_eq!((code, &all["file modes"]["verdict"]), (Some(1), &"fail".into()), "{all}");
+    }
+}
+
+#[test]
 fn the_doctor_tells_one_clock_from_another() {
     let hub = FakeHub::start(|asked, stream| match asked.call.as_str() {
         "GET /health" => common::fake_hub::json(
@@ -102,7 +153,7 @@ fn knowing() -> (Hub, Home, common::Running, String) {
     let home = hub.machine("member");
     let exposed = expose(&home, "staging-db", service(echo));
     home.run(&["services"]).ok();
-    let folder = std::path::Path::new(env!("CARGO_BIN_EXE_connect")).parent().unwrap().display().to_string();
+    let folder = Path::new(env!("CARGO_BIN_EXE_connect")).parent().unwrap().display().to_string();
     let path = format!("{folder}:{}", std::env::var("PATH").unwrap());
     (hub, home, exposed, path)
 }
@@ -243,7 +294,7 @@ fn a_full_disk_and_a_folder_of_somebody_elses_get_a_sentence_that_helps() {
     }
     let hub = Hub::start();
     let key = hub.key("member");
-    let script = "mount -t tmpfs -o size=16k tmpfs \"$PRIVATECONNECT_HOME\" || exit 77; head -c 1M /dev/zero > \"$PRIVATECONNECT_HOME/full\" 2>/dev/null; exec \"$0\" \"$@\"";
+    let script = "mount -t tmpfs -o size=16k,mode=700 tmpfs \"$PRIVATECONNECT_HOME\" || exit 77; head -c 1M /dev/zero > \"$PRIVATECONNECT_HOME/full\" 2>/dev/null; exec \"$0\" \"$@\"";
     let ours = home.connect(&["up", "--hub", &hub.url, "--api-key", &key]);
     let mut command = Command::new("unshare");
     command.args(["-m", "bash", "-c", script]).arg(ours.get_program()).args(ours.get_args());

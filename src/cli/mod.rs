@@ -110,6 +110,10 @@ fn run(args: Args) -> CommandResult {
         table::function(command.path).ok_or_else(|| help::not_in_this_build(args.manual, command))?;
     limits::raise_open_files();
     let call = Call::new(args, say)?;
+    // The doctor reports it together with all else, and can repair it.
+    if command.path != "doctor" {
+        call.home.check()?;
+    }
     let outcome = function(&call);
     // After Ctrl-C everything fails because it was cut; that is not worth a message.
     outcome.map_err(|error| if call.stop.is_stopped() { Error::stopped() } else { error })

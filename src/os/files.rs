@@ -1,4 +1,5 @@
-//! State files: private from birth, replaced whole or not at all, one writer at a time, no symlinks.
+//! State files: private from birth, replaced whole or not at all, one writer at a time, no symlinks, and as with ssh
+//! none that another user could have changed.
 
 use std::fs;
 use std::fs::DirBuilder;
@@ -22,12 +23,28 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::model::time::Time;
 use crate::os::secret;
+use crate::os::user;
 
 /// No state file of ours comes near this size; a larger one is damaged, or not ours.
 const STATE_FILE_LIMIT: u64 = 16 * 1024 * 1024;
 
-/// Makes a folder that only its owner can enter, parents included.
+/// Makes a folder that only its owner can enter, parents included. One that is there must be safe.
 pub fn private_dir(path: &Path) -> Result<()> {
+    check_dir(path)?;
+    make_dir(path)
+}
+
+/// Refuses a folder that another user could change, and a link to it that another user made.
+pub fn check_dir(path: &Path) -> Result<()> {
+    let Ok(entry) = fs::symlink_metadata(path) else { return Ok(()) };
+    if entry.is_symlink() {
+        check_owner(path, &entry)?;
+    }
+    let opened = File::open(path).and_then(|folder| folder.metadata());
+    check_safe(path, &opened.map_err(|error| file_error("read", path, error))?)
+}
+
+fn make_dir(path: &Path) -> Result<()> {
     if path.is_dir() {
         return Ok(());
     }
@@ -51,7 +68,7 @@ pub fn read_up_to(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(file_error("read", path, error)),
     };
-    plain_file(&file).map_err(|error| file_error("read", path, error))?;
+    check_file(path, &file)?;
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes).map_err(|error| file_error("read", path, error))?;
     if bytes.len() as u64 > limit {
@@ -61,9 +78,31 @@ pub fn read_up_to(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// A pipe or a device instead of a state file would block, or never end.
-fn plain_file(file: &File) -> io::Result<()> {
-    if file.metadata()?.is_file() { Ok(()) } else { Err(io::Error::other("it is not a plain file")) }
+/// The open file is looked at, not the path, which may lead to another one by now. A pipe or a device instead of a state
+/// file would block, or never end.
+fn check_file(path: &Path, file: &File) -> Result<()> {
+    let found = file.metadata().map_err(|error| file_error("read", path, error))?;
+    if !found.is_file() {
+        return Err(file_error("read", path, io::Error::other("it is not a plain file")));
+    }
+    check_safe(path, &found)
+}
+
+fn check_safe(path: &Path, found: &fs::Metadata) -> Result<()> {
+    check_owner(path, found)?;
+    if found.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    Err(Error::new(format!("{} can be changed by other users", path.display()))
+        .hint(format!("Look at it; if it is as you left it: chmod go-w {}", path.display())))
+}
+
+fn check_owner(path: &Path, found: &fs::Metadata) -> Result<()> {
+    if user::is_trusted(found.uid()) {
+        return Ok(());
+    }
+    let what = format!("{} belongs to another user (uid {})", path.display(), found.uid());
+    Err(Error::new(what).hint(format!("If it is meant for you: chown {} {}", user::uid(), path.display())))
 }
 
 pub fn read_text(path: &Path) -> Result<Option<String>> {
@@ -88,7 +127,7 @@ fn replace(path: &Path, bytes: &[u8], sync: bool) -> Result<()> {
     // The parent of a bare file name is the empty path, which cannot be opened.
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let folder = parent.unwrap_or(Path::new("."));
-    private_dir(folder)?;
+    make_dir(folder)?;
     let draft = draft_of(path);
     let written = write_draft(&draft, bytes, sync)
         .and_then(|()| fs::rename(&draft, path))
@@ -103,7 +142,7 @@ fn replace(path: &Path, bytes: &[u8], sync: bool) -> Result<()> {
 pub fn append(path: &Path) -> Result<File> {
     let opened = options().read(true).append(true).create(true).mode(0o600).open(path);
     let file = opened.map_err(|error| file_error("write", path, error))?;
-    plain_file(&file).map_err(|error| file_error("write", path, error))?;
+    check_file(path, &file)?;
     Ok(file)
 }
 
@@ -131,9 +170,11 @@ pub fn owner(path: &Path) -> Option<u32> {
     fs::metadata(path).ok().map(|found| found.uid())
 }
 
-/// Whether other users may read or write it.
+/// Whether other users may read or write it, or own it.
 pub fn is_open_to_others(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|found| !found.is_symlink() && found.mode() & 0o077 != 0)
+    fs::symlink_metadata(path).is_ok_and(|found| {
+        !user::is_trusted(found.uid()) || (!found.is_symlink() && found.mode() & 0o077 != 0)
+    })
 }
 
 /// All such files at or below this path; links are not followed.
@@ -146,10 +187,11 @@ pub fn open_to_others_below(path: &Path) -> Vec<PathBuf> {
     all
 }
 
-/// Takes all rights from the group and from others.
+/// Takes all rights from the group and from others. To take a file from its owner is left to the user.
 pub fn make_private(path: &Path) -> Result<()> {
-    let tightened = fs::metadata(path)
-        .and_then(|found| fs::set_permissions(path, fs::Permissions::from_mode(found.mode() & 0o700)));
+    let found = fs::metadata(path).map_err(|error| file_error("read", path, error))?;
+    check_owner(path, &found)?;
+    let tightened = fs::set_permissions(path, fs::Permissions::from_mode(found.mode() & 0o700));
     tightened.map_err(|error| file_error("change", path, error))
 }
 
@@ -192,7 +234,7 @@ pub fn is_locked(path: &Path) -> bool {
 
 fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
-    // Opening a pipe would block before `plain_file` can refuse it.
+    // Opening a pipe would block before `check_file` can refuse it.
     options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
     options
 }

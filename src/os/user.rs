@@ -15,6 +15,11 @@ pub fn by_sudo() -> Option<u32> {
     if is_root() { *BY_SUDO } else { None }
 }
 
+/// Whether a file of this owner is as good as the user's own.
+pub fn is_trusted(owner: u32) -> bool {
+    owner == 0 || owner == uid() || by_sudo() == Some(owner)
+}
+
 /// The machine's own name, cut to what a label may hold.
 pub fn hostname() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();

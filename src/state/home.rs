@@ -63,6 +63,11 @@ impl Home {
         Ok(result)
     }
 
+    /// Refuses a state folder that another user could change.
+    pub fn check(&self) -> Result<()> {
+        files::check_dir(&self.folder)
+    }
+
     pub fn lock(&self) -> Result<files::FileLock> {
         files::private_dir(&self.folder)?;
         files::lock(&self.file(".lock"))

@@ -18,8 +18,8 @@ use crate::cli::proxy_checks;
 
 /// In this order: later checks need what earlier ones found.
 const CHECKS: &[(&str, Check)] = &[
-    ("state folder", machine_checks::state_folder),
     ("file modes", machine_checks::file_modes),
+    ("state folder", machine_checks::state_folder),
     ("config", machine_checks::config),
     ("key", machine_checks::key),
     ("identity", machine_checks::identity),
