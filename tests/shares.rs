@@ -125,8 +125,12 @@ fn a_decline_of_the_agent_reaches_the_joiner_and_only_its_own_sessions() {
     joiner.set_read_timeout(Some(PATIENCE)).unwrap();
     agent.send(&decline);
     let told = Answer::read(&mut joiner);
-    assert_eq!(told.status, 503);
-    assert!(told.text("error").contains("declined"));
+    assert_eq!((told.status, told.body.as_str()), (503, ""), "the reason went in the clear");
+    let state = |granted: &Answer, key: &str| {
+        hub.ask(&format!("GET /v1/sessions/{}", granted.text("session")), key, "").body
+    };
+    assert!(state(&granted, &key).starts_with(r#"{"declined":"no"#));
+    assert_eq!(state(&granted, &other), r#"{"declined":null}"#, "another key was told");
     // So is a joiner who comes to the relay only now, and once.
     let granted = ask_session(&hub, &key, "db", &Value::Null);
     agent.send(&json!({ "type": "decline", "session": granted.text("session"), "reason": "away" }));
@@ -135,7 +139,7 @@ fn a_decline_of_the_agent_reaches_the_joiner_and_only_its_own_sessions() {
     agent.expose("later");
     let mut joiner = hub.relay(&granted.text("ticket"));
     let told = Answer::read(&mut joiner);
-    assert_eq!((told.status, told.text("error").as_str()), (503, "The agent declined: away"));
+    assert_eq!((told.status, state(&granted, &key).as_str()), (503, r#"{"declined":"away"}"#));
     assert_eq!(refused(hub.relay(&granted.text("ticket"))), 403);
 }
 
@@ -147,11 +151,13 @@ fn sessions_of_an_agent_that_has_left_are_not_waited_for() {
     let mut other = RawAgent::up(&hub, &key, "agent_b");
     agent.expose("db");
     other.expose("web");
-    let (waiting, later, others) = (hub.ticket(&key, "db"), hub.ticket(&key, "db"), hub.ticket(&key, "web"));
-    let mut waiting = hub.relay(&waiting);
+    let (granted, later) = (ask_session(&hub, &key, "db", &Value::Null), hub.ticket(&key, "db"));
+    let others = hub.ticket(&key, "web");
+    let waiting = hub.relay(&granted.text("ticket"));
     drop(agent);
-    let told = Answer::read(&mut waiting);
-    assert_eq!((told.status, told.text("error").as_str()), (503, "The agent declined: it has left"));
+    assert_eq!(refused(waiting), 503);
+    let state = hub.ask(&format!("GET /v1/sessions/{}", granted.text("session")), &key, "");
+    assert_eq!(state.text("declined"), "it has left");
     assert_eq!(refused(hub.relay(&later)), 503);
     assert!(passes(&mut meet(&hub, &mut other, &others)));
 }

@@ -190,7 +190,7 @@ impl HubClient {
             fields: &[upgrade.proof],
             body: None,
         };
-        ClientConnection::new(connection, cut).upgrade(upgrade.protocol, &request, deadline)
+        ClientConnection::new(connection, cut).upgrade(upgrade.protocol, &request, upgrade.is_tls, deadline)
     }
 }
 

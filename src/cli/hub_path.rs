@@ -127,7 +127,7 @@ pub fn relay(hub: &Hub) -> Result<PathStep> {
 
 fn relay_with_bad_ticket(hub: &Hub, scheme: &str) -> Result<()> {
     let deadline = Instant::now() + NETWORK_TIMEOUT;
-    hub.relay(&hub.url, &format!("{scheme}://hub"), &secret::secret(), deadline).map(drop)
+    hub.show_ticket(&hub.url, &format!("{scheme}://hub"), &secret::secret(), deadline).map(drop)
 }
 
 fn is_refused_by_hub(answer: &Result<()>) -> bool {

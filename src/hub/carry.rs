@@ -13,7 +13,6 @@ use super::core::Core;
 use super::refusal::Refusal;
 use crate::api::Hub;
 use crate::error::Error;
-use crate::error::ErrorKind;
 use crate::http::reply::Reply;
 use crate::model::access::Principal;
 use crate::model::service::Service;
@@ -69,6 +68,12 @@ pub fn ask_session(
         .map_err(|_| Refusal::OtherHub(Reply::json(answer.status.max(400), value)))
 }
 
+/// Why the agent does not come to a carried session, as its hub knows it.
+pub fn declined(core: &Core, call: &ApiCall<'_>, remote: &RemoteSession, session: &str) -> Option<String> {
+    let other = other_hub(core, &remote.hub, Some(call.request.key().to_owned())).ok()?;
+    other.with_timeout(OTHER_HUB_TIMEOUT).declined(&other.url, session).ok()?
+}
+
 /// The other end of a carried session, when the agent has come there; and what cuts it.
 pub fn dial_relay(core: &Core, remote: &RemoteSession) -> Result<(Duplex, Registration), Refusal> {
     let deadline = Instant::now() + NETWORK_TIMEOUT;
@@ -79,7 +84,7 @@ pub fn dial_relay(core: &Core, remote: &RemoteSession) -> Result<(Duplex, Regist
             Ok((far, cut))
         });
     dialled.map_err(|error| {
-        let status = if let ErrorKind::Refused(status) = error.kind { status } else { 504 };
-        Refusal::OtherHubAway { status, what: error.to_string() }
+        log::debug!("a carried session ends: {error}");
+        Refusal::OtherHubAway
     })
 }

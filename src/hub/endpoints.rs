@@ -68,7 +68,7 @@ use Requirement::AnyKey;
 use Requirement::Nothing;
 use Requirement::To;
 
-static TABLE: [Endpoint; 23] = [
+static TABLE: [Endpoint; 24] = [
     get("/health", Nothing, |core, _| status::health(core)),
     get("/metrics", To(Action::Administer), |core, _| status::metrics(core)),
     get("/v1/whoami", AnyKey, |core, call| status::whoami(call, &core.records)),
@@ -81,6 +81,7 @@ static TABLE: [Endpoint; 23] = [
     }),
     post("/v1/sessions", To(Action::Join), session_request::open_session)
         .limited(OnlyWrongCodes(&SHARE_CODES)),
+    get("/v1/sessions/*", To(Action::Join), session_request::session_state),
     // "Taken" reveals that a code exists, so choosing codes is limited like guessing them.
     post("/v1/shares", To(Action::Share), |core, call| shares::make(call, &core.records, &core.audit))
         .limited(Codes(&SHARE_CODES)),

@@ -227,13 +227,15 @@ impl HubListener {
             return;
         };
         let mut conversation = HttpConnection::new(stream);
+        // Only the status: in the clear, the joiner believes no words, and others could read them.
+        let reply = Reply::empty(self.core.refusals.reply(refusal).status);
         // Without a valid ticket the peer counts as unauthenticated again. An orderly close waits a moment for the peer,
         // so a peer over the limit does not get one.
         let peer = self.peers.admit(address);
         if peer.is_some() || self.core.settings.behind_proxy {
-            self.refuse(conversation, refusal);
+            conversation.answer_and_close(&reply);
         } else {
-            let _ = conversation.answer(&self.core.refusals.reply(refusal), false, false);
+            let _ = conversation.answer(&reply, false, false);
         }
     }
 

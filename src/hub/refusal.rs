@@ -77,13 +77,13 @@ pub enum Refusal {
     AgentAtOtherHub { service: Name, hub: String },
     BadTicket,
     RelayOverTls,
-    Declined { reason: String },
+    Declined,
     PartnerMissing,
     // The hub itself.
     StoreFailed,
     FleetStoreAway,
     AnswerFailed,
-    OtherHubAway { status: u16, what: String },
+    OtherHubAway,
     /// Another hub's refusal, passed on unchanged.
     OtherHub(Reply),
 }
@@ -228,7 +228,7 @@ impl Refusal {
                 .hint("Tickets work once, for 15 seconds"),
             Self::RelayOverTls => row(400, "relay-over-tls", "The relay is not spoken over TLS")
                 .hint("Use the address that the hub named"),
-            Self::Declined { reason } => row(503, "declined", format!("The agent declined: {reason}")),
+            Self::Declined => row(503, "declined", "The agent declined"),
             Self::PartnerMissing => row(504, "partner-missing", "The other end did not come")
                 .hint(IN_A_MOMENT),
             // The hub itself.
@@ -239,7 +239,7 @@ impl Refusal {
                     "The hub cannot reach the store of its fleet, so nothing can be changed now")
                 .hint("Try again in a moment; what runs goes on"),
             Self::AnswerFailed => row(500, "answer-failed", "The hub failed to write its answer"),
-            Self::OtherHubAway { status, what } => row(*status, "other-hub-away", what).hint(IN_A_MOMENT),
+            Self::OtherHubAway => row(504, "other-hub-away", "The agent's hub cannot be reached").hint(IN_A_MOMENT),
             Self::OtherHub(reply) => row(reply.status, "other-hub", ""),
         }
     }

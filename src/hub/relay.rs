@@ -39,8 +39,8 @@ struct MetEnds {
 pub fn serve(core: &Core, stream: Duplex, request: &Request) -> Result<(), (Refusal, Duplex)> {
     let ticket = request.field("x-ticket").unwrap_or_default();
     let remote = core.sessions.table().redeem_elsewhere(ticket, clock::now());
-    if let Some(remote) = remote {
-        return serve_carried(core, stream, &remote);
+    if let Some((session, remote)) = remote {
+        return serve_carried(core, stream, &session, &remote);
     }
     let (socket, early) = stream.into_plain().map_err(|stream| (Refusal::RelayOverTls, stream))?;
     let met = meet(core, &socket, ticket).map_err(|refusal| (refusal, Duplex::plain(Arc::clone(&socket))))?;
@@ -57,7 +57,7 @@ fn meet(core: &Core, socket: &Arc<TcpStream>, ticket: &str) -> Result<MetEnds, R
     let redeemed = core.sessions.table().redeem(ticket, Arc::clone(&own), clock::now());
     match redeemed {
         Redemption::Unknown => Err(Refusal::BadTicket),
-        Redemption::Declined(reason) => Err(Refusal::Declined { reason }),
+        Redemption::Declined => Err(Refusal::Declined),
         Redemption::Open { session, joiner, agent } => {
             begin(core, &session, [&joiner, &agent]);
             let partner = if Arc::ptr_eq(&own, &joiner) { agent } else { joiner };
@@ -73,7 +73,7 @@ fn meet(core: &Core, socket: &Arc<TcpStream>, ticket: &str) -> Result<MetEnds, R
             };
             match told {
                 Some(PartnerNews::Came(partner)) => Ok(MetEnds { session, own, partner }),
-                Some(PartnerNews::Declined(reason)) => Err(Refusal::Declined { reason }),
+                Some(PartnerNews::Declined) => Err(Refusal::Declined),
                 None => Err(Refusal::PartnerMissing),
             }
         }
@@ -81,15 +81,22 @@ fn meet(core: &Core, socket: &Arc<TcpStream>, ticket: &str) -> Result<MetEnds, R
 }
 
 /// Serves a joiner whose agent is at another hub, by a connection to the relay there.
-fn serve_carried(core: &Core, mut near: Duplex, remote: &RemoteSession) -> Result<(), (Refusal, Duplex)> {
+fn serve_carried(
+    core: &Core,
+    mut near: Duplex,
+    session: &str,
+    remote: &RemoteSession,
+) -> Result<(), (Refusal, Duplex)> {
     let (far, _cut) = match carry::dial_relay(core, remote) {
         Ok(dialled) => dialled,
         Err(refusal) => return Err((refusal, near)),
     };
+    core.sessions.table().carried(session);
     let _ = clear_deadline(&near.socket);
     if near.writer.write_all(&switched()).is_ok() {
         relay::both_ways(near, far);
     }
+    core.sessions.table().remove(session);
     Ok(())
 }
 

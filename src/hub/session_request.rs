@@ -17,10 +17,12 @@ use crate::model::service::Service;
 use crate::model::sessions::AgentSide;
 use crate::model::sessions::HubSession;
 use crate::model::sessions::RemoteSession;
+use crate::model::sessions::SessionOutcome;
 use crate::model::sessions::SessionSide;
 use crate::os::secret;
 use crate::wire::api::AskSession;
 use crate::wire::api::SessionGrant;
+use crate::wire::api::SessionState;
 use crate::wire::control::ToAgent;
 
 /// What a caller asks for, after the check of its right.
@@ -40,6 +42,19 @@ pub fn open_session(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
         AgentLocation::At(hub) if request.ask.carry => open_elsewhere(core, call, &request, hub),
         AgentLocation::At(hub) => Err(Refusal::AgentAtOtherHub { service: request.service.name, hub }),
     }
+}
+
+/// Why a session has not come about, for the caller that asked for it. The relay does not say it: in the clear its joiner
+/// believes nothing.
+pub fn session_state(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
+    let id = call.parts[0];
+    let outcome = core.sessions.table().outcome(id, call.principal.id());
+    let declined = match outcome {
+        SessionOutcome::Declined(reason) => Some(reason),
+        SessionOutcome::Elsewhere(remote) => carry::declined(core, call, &remote, id),
+        SessionOutcome::Unknown => None,
+    };
+    ok(200, &SessionState { declined })
 }
 
 /// Tells the agent, and gives the joiner its ticket.

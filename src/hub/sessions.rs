@@ -32,7 +32,7 @@ pub struct RelayEnd {
 /// What a waiting end is told.
 pub enum PartnerNews {
     Came(Arc<RelayEnd>),
-    Declined(String),
+    Declined,
 }
 
 #[derive(Default)]
@@ -66,18 +66,12 @@ impl Sessions {
     /// The agent that was told of the session on this channel does not come.
     pub fn decline(&self, session: &str, channel: ChannelId, reason: &str) {
         let reason: String = reason.chars().take(DECLINE_REASON_LIMIT).collect();
-        let waiting = self.table().decline(session, channel, &reason);
-        if let Some(end) = waiting {
-            let _ = end.partner.try_send(PartnerNews::Declined(reason));
-        }
+        tell_declined(self.table().decline(session, channel, &reason));
     }
 
     /// The agent is gone, and comes to none of the sessions that it was told of on this channel.
     pub fn agent_left(&self, channel: ChannelId) {
-        let waiting = self.table().decline_all(channel, AGENT_LEFT);
-        for end in waiting {
-            let _ = end.partner.try_send(PartnerNews::Declined(AGENT_LEFT.to_owned()));
-        }
+        tell_declined(self.table().decline_all(channel, AGENT_LEFT));
     }
 
     /// The sockets of open sessions whose key or share is no longer good.
@@ -111,5 +105,11 @@ impl Sessions {
             totals.to_joiner += agent.sent();
         }
         totals
+    }
+}
+
+fn tell_declined(waiting: impl IntoIterator<Item = Arc<RelayEnd>>) {
+    for end in waiting {
+        let _ = end.partner.try_send(PartnerNews::Declined);
     }
 }

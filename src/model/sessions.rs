@@ -2,8 +2,8 @@
 //!
 //! A session is granted with two tickets, one for each side. A ticket works once, for its session, for fifteen
 //! seconds. The side that comes first waits; the second one opens the session, which then lives until both of
-//! its directions have ended. If the agent declines, the joiner gets the reason, at once or as
-//! soon as it comes. If the agent is at another hub, the joiner's ticket leads there.
+//! its directions have ended. If the agent declines, the joiner is sent away, at once or as soon as it comes, and may ask
+//! for the reason. If the agent is at another hub, the joiner's ticket leads there.
 //!
 //! `E` is one end of a session: the hub's handle of the connection that came with a ticket.
 
@@ -65,8 +65,8 @@ pub enum SessionSide {
 pub enum Redemption<E> {
     /// The ticket was never made, is used up, or is too old.
     Unknown,
-    /// The agent has declined, for this reason.
-    Declined(String),
+    /// The agent has declined.
+    Declined,
     /// The other side has not come yet.
     Waiting {
         session: String,
@@ -78,11 +78,28 @@ pub enum Redemption<E> {
     },
 }
 
+/// What a session's caller may learn about one that did not come about.
+#[derive(Debug, PartialEq, Eq)]
+pub enum SessionOutcome {
+    /// Nothing is known against it, or it is not the caller's.
+    Unknown,
+    /// The agent has declined, for this reason.
+    Declined(String),
+    /// The other hub knows.
+    Elsewhere(RemoteSession),
+}
+
 #[derive(Debug)]
 enum HubSessionState<E> {
     Granted,
-    Waiting(SessionSide, E),
-    Open { joiner: E, agent: E, running_directions: u8 },
+    Waiting(E),
+    Open {
+        joiner: E,
+        agent: E,
+        running_directions: u8,
+    },
+    /// The agent is at another hub, and both ends are connected through this one.
+    Carried,
     Declined(String),
 }
 
@@ -137,13 +154,32 @@ impl<E: Clone> SessionTable<E> {
         coming < COMING_SESSIONS && own < COMING_SESSIONS_PER_CALLER
     }
 
-    /// Uses up a ticket of a session whose agent is at another hub. Any other ticket stays valid.
-    pub fn redeem_elsewhere(&mut self, ticket: &str, now: Time) -> Option<RemoteSession> {
+    /// Uses up a ticket of a session whose agent is at another hub. Any other ticket stays valid. Returns the session's id,
+    /// for `carried`.
+    pub fn redeem_elsewhere(&mut self, ticket: &str, now: Time) -> Option<(String, RemoteSession)> {
         let entry = self.sessions.get(&self.tickets.get(ticket)?.session)?;
         let AgentSide::Elsewhere(remote) = entry.session.agent.clone() else { return None };
         let (id, is_old) = (entry.session.id.clone(), entry.is_old(now));
-        self.remove(&id);
-        (!is_old).then_some(remote)
+        self.tickets.remove(ticket);
+        (!is_old).then_some((id, remote))
+    }
+
+    /// The session is carried to the other hub from now on, until `remove`. One that cannot be is kept as it is: its joiner
+    /// may ask why.
+    pub fn carried(&mut self, id: &str) {
+        if let Some(entry) = self.sessions.get_mut(id) {
+            entry.state = HubSessionState::Carried;
+        }
+    }
+
+    /// What became of a session, for the caller that asked for it.
+    pub fn outcome(&self, id: &str, caller: &str) -> SessionOutcome {
+        let entry = self.sessions.get(id).filter(|entry| entry.session.caller == caller);
+        match entry.map(|entry| (&entry.state, &entry.session.agent)) {
+            Some((HubSessionState::Declined(reason), _)) => SessionOutcome::Declined(reason.clone()),
+            Some((_, AgentSide::Elsewhere(remote))) => SessionOutcome::Elsewhere(remote.clone()),
+            _ => SessionOutcome::Unknown,
+        }
     }
 
     /// Uses up a ticket for the connection that came with it.
@@ -156,10 +192,10 @@ impl<E: Clone> SessionTable<E> {
         };
         match std::mem::replace(&mut entry.state, HubSessionState::Granted) {
             HubSessionState::Granted => {
-                entry.state = HubSessionState::Waiting(side, end);
+                entry.state = HubSessionState::Waiting(end);
                 Redemption::Waiting { session: id }
             }
-            HubSessionState::Waiting(_, first) => {
+            HubSessionState::Waiting(first) => {
                 let (joiner, agent) = if side == SessionSide::Joiner { (end, first) } else { (first, end) };
                 entry.state = HubSessionState::Open {
                     joiner: joiner.clone(),
@@ -168,32 +204,26 @@ impl<E: Clone> SessionTable<E> {
                 };
                 Redemption::Open { session: entry.session.clone(), joiner, agent }
             }
-            HubSessionState::Declined(reason) => {
-                self.remove(&id);
-                Redemption::Declined(reason)
+            declined @ HubSessionState::Declined(_) => {
+                entry.state = declined;
+                Redemption::Declined
             }
-            // Both tickets of an open session are used up.
-            open @ HubSessionState::Open { .. } => {
+            // All tickets of such a session are used up.
+            open @ (HubSessionState::Open { .. } | HubSessionState::Carried) => {
                 entry.state = open;
                 Redemption::Unknown
             }
         }
     }
 
-    /// The agent declines a session that it was asked for over this channel. Returns the end that waits, which must get the
-    /// reason.
+    /// The agent declines a session that it was asked for over this channel. Returns the end that waits, which must be sent
+    /// away. The reason stays for as long as a ticket lives.
     pub fn decline(&mut self, id: &str, channel: ChannelId, reason: &str) -> Option<E> {
         let entry = self.sessions.get_mut(id).filter(|entry| entry.is_of(channel) && !entry.is_open())?;
         let before = std::mem::replace(&mut entry.state, HubSessionState::Declined(reason.to_owned()));
         self.tickets.retain(|_, ticket| ticket.session != id || ticket.side == SessionSide::Joiner);
         match before {
-            HubSessionState::Waiting(side, end) => {
-                // The waiting end is the joiner: it gets the reason now, so none must be stored.
-                if side == SessionSide::Joiner {
-                    self.remove(id);
-                }
-                Some(end)
-            }
+            HubSessionState::Waiting(end) => Some(end),
             _ => None,
         }
     }
@@ -243,9 +273,9 @@ impl<E: Clone> SessionTable<E> {
         self.sessions.values().filter_map(SessionEntry::ends)
     }
 
-    fn remove(&mut self, id: &str) -> Option<SessionEntry<E>> {
+    pub fn remove(&mut self, id: &str) {
         self.tickets.retain(|_, ticket| ticket.session != id);
-        self.sessions.remove(id)
+        self.sessions.remove(id);
     }
 
     fn retain(&mut self, keeps: impl Fn(&SessionEntry<E>) -> bool) {
@@ -259,7 +289,7 @@ impl<E: Clone> SessionTable<E> {
 
 impl<E> SessionEntry<E> {
     fn is_open(&self) -> bool {
-        matches!(self.state, HubSessionState::Open { .. })
+        matches!(self.state, HubSessionState::Open { .. } | HubSessionState::Carried)
     }
 
     fn is_old(&self, now: Time) -> bool {
@@ -403,23 +433,24 @@ mod tests {
         let mut table = granted(&["s"]);
         assert_eq!(table.decline("s", CHANNEL, "full"), None);
         assert_eq!(table.redeem("s-agent", 2, at(1)), Redemption::Unknown);
-        assert_eq!(table.redeem("s-joiner", 1, at(1)), Redemption::Declined("full".into()));
+        assert_eq!(table.redeem("s-joiner", 1, at(1)), Redemption::Declined);
         assert_eq!(table.redeem("s-joiner", 1, at(1)), Redemption::Unknown);
-        assert!(table.sessions.is_empty());
+        assert_eq!(table.outcome("s", "key_joiner"), SessionOutcome::Declined("full".into()));
+        assert_eq!(table.outcome("s", "key_other"), SessionOutcome::Unknown);
     }
 
     #[test]
-    fn a_decline_after_the_joiner_has_come_gives_it_back_to_be_told() {
+    fn a_decline_after_the_joiner_has_come_gives_it_back_to_be_sent_away() {
         let mut table = granted(&["s"]);
         table.redeem("s-joiner", 1, at(1));
         assert_eq!(table.decline("s", CHANNEL, "full"), Some(1));
         assert_eq!(table.redeem("s-agent", 2, at(1)), Redemption::Unknown);
-        assert!(table.sessions.is_empty());
-        // An agent that declines what it came to is let go, and the joiner reads the reason.
+        assert_eq!(table.outcome("s", "key_joiner"), SessionOutcome::Declined("full".into()));
+        // An agent that declines what it came to is let go, and so is the joiner.
         let mut table = granted(&["s"]);
         table.redeem("s-agent", 2, at(1));
         assert_eq!(table.decline("s", CHANNEL, "full"), Some(2));
-        assert_eq!(table.redeem("s-joiner", 1, at(1)), Redemption::Declined("full".into()));
+        assert_eq!(table.redeem("s-joiner", 1, at(1)), Redemption::Declined);
     }
 
     #[test]
@@ -449,8 +480,14 @@ mod tests {
         }
         assert_eq!(table.redeem_elsewhere("here-joiner", at(1)), None);
         assert_eq!(table.redeem("here-joiner", 1, at(1)), waiting("here"));
-        assert_eq!(table.redeem_elsewhere("s", at(14)), Some(remote));
+        assert_eq!(table.redeem_elsewhere("s", at(14)), Some(("s".to_owned(), remote.clone())));
         assert_eq!(table.redeem_elsewhere("s", at(14)), None);
+        assert_eq!(table.outcome("s", "key_joiner"), SessionOutcome::Elsewhere(remote.clone()));
+        table.carried("s");
+        table.revoke(&live(&["key_joiner", "key_agent"]), at(15));
+        assert_eq!(table.sessions.keys().collect::<Vec<_>>(), ["s"]);
+        table.remove("s");
+        assert!(table.grant(carried("old"), &[(SessionSide::Joiner, "old")], at(0)));
         assert_eq!(table.redeem_elsewhere("old", at(15)), None);
         assert_eq!(table.redeem("old", 1, at(15)), Redemption::Unknown);
     }

@@ -50,12 +50,15 @@ impl ClientConnection {
 
     pub fn exchange(&mut self, request: &ClientRequest<'_>, deadline: Instant) -> io::Result<Response> {
         let (mut response, mut walker) = send_request(&mut self.stream, request, deadline)?;
-        let body = self.stream.read_body(&mut walker, ANSWER_LIMIT, deadline);
-        response.body = body.map_err(|failure| match failure {
+        response.body = self.read_answer(&mut walker, deadline)?;
+        Ok(response)
+    }
+
+    fn read_answer(&mut self, walker: &mut BodyWalker, deadline: Instant) -> io::Result<Vec<u8>> {
+        self.stream.read_body(walker, ANSWER_LIMIT, deadline).map_err(|failure| match failure {
             BodyFailure::Io(error) => error,
             BodyFailure::Bad(_, reason) => invalid(reason),
-        })?;
-        Ok(response)
+        })
     }
 
     /// Sends a request whose answer is a long stream of lines. Returns its status and the lines.
@@ -69,21 +72,25 @@ impl ClientConnection {
         Ok((response.status, lines))
     }
 
-    /// Switches the connection to `protocol`. A refusal becomes an error with the hub's own message.
+    /// Switches the connection to `protocol`. A refusal becomes an error with its status, and with the hub's message if the
+    /// hub `is_proven`. Without TLS anybody on the way may have written it, so its text is not even read.
     pub fn upgrade(
         mut self,
         protocol: &str,
         request: &ClientRequest<'_>,
+        is_proven: bool,
         deadline: Instant,
     ) -> Result<Duplex> {
         let mut fields = vec![("Connection", "Upgrade"), ("Upgrade", protocol)];
         fields.extend_from_slice(request.fields);
-        let response = self.exchange(&ClientRequest { fields: &fields, ..*request }, deadline);
-        let response = response.map_err(|error| {
-            Error::new("The hub does not answer").because(error).kind(ErrorKind::Unreachable)
-        })?;
+        let request = ClientRequest { fields: &fields, ..*request };
+        let silent =
+            |error| Error::new("The hub does not answer").because(error).kind(ErrorKind::Unreachable);
+        let (response, mut walker) = send_request(&mut self.stream, &request, deadline).map_err(silent)?;
         if response.status != 101 {
-            return Err(refusal(response.status, &response.body));
+            let text =
+                if is_proven { self.read_answer(&mut walker, deadline).map_err(silent)? } else { Vec::new() };
+            return Err(refusal(response.status, &text));
         }
         clear_deadline(&self.stream.connection.socket).or_say(|| "Cannot use the connection")?;
         Ok(self.stream.into_duplex())

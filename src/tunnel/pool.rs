@@ -26,6 +26,8 @@ use crate::error::ErrorKind;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::name::Name;
+use crate::model::text::one_line;
+use crate::net::address::HubUrl;
 use crate::net::duplex::Duplex;
 use crate::net::stop::Stop;
 use crate::os::lock::locked;
@@ -78,13 +80,31 @@ impl SessionOpener {
         let (granted, at) = self.hub.with_timeout(left).ask_session(&self.ask)?;
         (self.agent_check)(&granted)?;
         // The relay answers when the agent has come to it, too.
-        let relay = self.hub.relay(&at, &granted.relay, &granted.ticket, deadline).map_err(|error| {
-            let is_late = error.kind == ErrorKind::Unreachable && Instant::now() >= deadline;
-            if is_late { agent_did_not_come() } else { error }
-        })?;
+        let relay = self.hub.relay(&at, &granted.relay, &granted.ticket, deadline);
+        let relay = relay.map_err(|error| self.why_not_met(error, &granted.session, &at, deadline))?;
         let _cut = stop.attach(&relay.socket).ok_or_else(Error::stopped)?;
         let established = self.handshake(&granted, relay, deadline)?;
         Session::start(established, None, Arc::clone(traffic), stop).or_say(|| "Cannot start a session")
+    }
+
+    /// Asks the hub why the relay did not open.
+    fn why_not_met(&self, error: Error, session: &str, at: &HubUrl, deadline: Instant) -> Error {
+        if error.kind != ErrorKind::Unreachable {
+            return error;
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Error::new("The agent did not come in time")
+                .hint("Look at it on its machine: connect status")
+                .kind(ErrorKind::Unreachable);
+        }
+        match self.hub.with_timeout(left).declined(at, session) {
+            Ok(Some(reason)) => Error::new(format!("The agent declined: {}", one_line(&reason)))
+                .kind(ErrorKind::Refused(503))
+                .with_code("declined"),
+            Err(refused) if matches!(refused.kind, ErrorKind::Refused(_)) => refused,
+            _ => error,
+        }
     }
 
     /// Succeeds only with the agent that the hub named, and only if that agent serves the service that is meant.
@@ -123,12 +143,6 @@ fn is_another_service(error: &io::Error) -> bool {
 fn another_service(wanted: &Name) -> Error {
     Error::new(format!("The hub connected us to a different service than {wanted}"))
         .hint("Nothing was sent to it. Ask whoever runs the hub")
-}
-
-fn agent_did_not_come() -> Error {
-    Error::new("The agent did not come in time")
-        .hint("Look at it on its machine: connect status")
-        .kind(ErrorKind::Unreachable)
 }
 
 pub struct Pool {

@@ -201,6 +201,11 @@ impl Path {
         *self.shared.impostor.lock().unwrap() = Some(Arc::new(impostor));
     }
 
+    /// Relay connections reach the hub again.
+    pub fn stop_impersonating(&self) {
+        *self.shared.impostor.lock().unwrap() = None;
+    }
+
     /// The answer to an upgrade and the bytes that follow it arrive in one piece.
     pub fn glue_upgrades(&self) {
         self.shared.glue.store(true, Ordering::SeqCst);
