@@ -92,7 +92,13 @@ impl Args {
     fn unknown_word(&self, text: &str) -> Error {
         let path = self.words.join(" ");
         let before = if path.is_empty() { path } else { format!("{path} ") };
-        let hint = did_you_mean(text, self.next_words(), &format!("connect {before}"), "See: connect --help");
+        let synonym = self.manual.synonym(text).filter(|_| before.is_empty());
+        let hint = match synonym {
+            Some(command) => format!("Did you mean: connect {command}"),
+            None => {
+                did_you_mean(text, self.next_words(), &format!("connect {before}"), "See: connect --help")
+            }
+        };
         Error::unknown("command", &format!("{before}{text}")).hint(hint)
     }
 

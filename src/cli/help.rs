@@ -8,6 +8,8 @@ use super::man_page;
 use super::manual::Manual;
 use super::say;
 use super::say::Say;
+use super::topics;
+use super::topics::Topic;
 use crate::error::Error;
 
 const TITLE: &str = "connect: reach a private service from somewhere else";
@@ -24,42 +26,80 @@ pub const FIRST_STEPS: &str = "connect: reach a private service from somewhere e
 
 /// `connect help`
 pub fn run(call: &Call) -> CommandResult {
+    let words = &call.args.positionals;
     if call.args.flag("man") {
-        say::for_programs(man_page::page(call.args.manual).trim_end());
+        let topic = topics::find(&words.join(" "));
+        let page =
+            topic.map_or_else(|| man_page::page(call.args.manual), |topic| man_page::topic_page(&topic));
+        say::for_programs(page.trim_end());
         return Ok(0);
     }
-    show(&call.say, call.args.manual, &call.args.positionals)
+    show(&call.say, call.args.manual, words)
 }
 
-/// Help for the words given: a command, a group of commands, or everything.
+/// Help for the words given: a command, a group of commands, a topic, or everything.
 pub fn show(say: &Say, manual: &Manual, words: &[String]) -> CommandResult {
     let path = words.join(" ");
     let below: Vec<&Command> = manual.below(&path).collect();
-    match manual.find(&path) {
-        Some(command) if !command.is_built => return Err(not_in_this_build(manual, command)),
-        Some(command) => {
-            let mut text = format!("{}\n\n{}", command.help, manual.everywhere.text);
-            if !below.is_empty() {
-                let more: Vec<&str> = below.iter().map(|command| command.path).collect();
-                text.push_str(&format!("\n\nMore: {}", more.join(", ")));
-            }
-            say.result(&text);
-        }
-        None if below.is_empty() => return Err(no_such_command(manual, &path)),
-        None => say.result(&group_help(manual, &path, &below)),
-    }
+    let text = match (manual.find(&path), topics::find(&path)) {
+        (Some(command), _) if !command.is_built => return Err(not_in_this_build(manual, command)),
+        // `proxy` is both.
+        (Some(command), topic) => command_help(manual, command, &below, topic),
+        (None, Some(topic)) => topic.text.trim_end().to_owned(),
+        (None, None) if below.is_empty() => return Err(no_such_command(manual, &path)),
+        (None, None) => group_help(manual, &path, &below),
+    };
+    say.result(&text);
     Ok(0)
 }
 
+fn command_help(manual: &Manual, command: &Command, below: &[&Command], topic: Option<Topic>) -> String {
+    let mut text = format!("{}\n\n{}", command.help, common_options(manual));
+    if !below.is_empty() {
+        let more: Vec<&str> = below.iter().map(|command| command.path).collect();
+        text.push_str(&format!("\n\nMore: {}", more.join(", ")));
+    }
+    if let Some(topic) = topic {
+        text.push_str(&format!("\n\n{}", topic.text.trim_end()));
+    }
+    text
+}
+
+/// The options of every command in one line: their descriptions stand in `connect help`.
+fn common_options(manual: &Manual) -> String {
+    let names = manual.options_of(None).map(|option| match option.short {
+        Some(short) => format!("-{short}"),
+        None => format!("--{}", option.long),
+    });
+    format!("Every command takes {}: see connect help", names.collect::<Vec<_>>().join(", "))
+}
+
+/// The commands that begin with these words; without words all commands in their groups, and the topics.
 fn group_help(manual: &Manual, path: &str, commands: &[&Command]) -> String {
     let usage = format!("Usage: connect {path}");
-    let mut text = format!("{TITLE}\n\n{} COMMAND [options]\n\nCommands:\n", usage.trim_end());
-    let width = commands.iter().map(|command| command.path.len()).max().unwrap_or(0);
-    for command in commands {
-        text.push_str(&format!("  {:width$}  {}\n", command.path, command.about));
+    let mut text = format!("{TITLE}\n\n{} COMMAND [options]\n", usage.trim_end());
+    if path.is_empty() {
+        for group in &manual.groups.entries {
+            let commands: Vec<&Command> = manual.in_group(group).collect();
+            push_list(&mut text, group.name, commands.iter().map(|command| (command.path, command.about)));
+        }
+        push_list(&mut text, "Topics", topics::all().map(|topic| (topic.name, topic.about)));
+        text.push_str(&format!("\n{}\n", manual.everywhere.text));
+    } else {
+        push_list(&mut text, "Commands", commands.iter().map(|command| (command.path, command.about)));
     }
-    text.push_str(&format!("\n{}\n\nMore on a command: connect help COMMAND", manual.everywhere.text));
-    text
+    format!("{text}\nMore: connect help COMMAND, connect help TOPIC")
+}
+
+fn push_list<'l>(text: &mut String, title: &str, rows: impl Iterator<Item = (&'l str, &'l str)> + Clone) {
+    let width = rows.clone().map(|(name, _)| name.len()).max().unwrap_or(0);
+    // A role's build may hold no command of a group.
+    if width > 0 {
+        text.push_str(&format!("\n{title}:\n"));
+    }
+    for (name, about) in rows {
+        text.push_str(&format!("  {name:width$}  {about}\n"));
+    }
 }
 
 /// These words begin a command and do not name one.
@@ -79,8 +119,9 @@ fn no_such_command(manual: &Manual, path: &str) -> Error {
         return not_in_this_build(manual, command);
     }
     let known = manual.commands.iter().map(|command| command.path);
+    let known = known.chain(topics::all().map(|topic| topic.name));
     let hint = did_you_mean(path, known, "connect help ", "See: connect --help");
-    Error::unknown("command", path).hint(hint)
+    Error::unknown("command or topic", path).hint(hint)
 }
 
 /// The command exists, but this build was made without its role.

@@ -15,8 +15,10 @@ pub const TEXT: &str = include_str!("commands.txt");
 const EVERY_BUILD: &str = "every";
 /// The section whose options every command takes.
 const EVERYWHERE: &str = "Everywhere";
-/// Sections that only the manual page prints.
-const NOTES: [&str; 3] = ["Environment", "Files", "Exit status"];
+/// The section that sorts the commands for the list of all of them.
+const GROUPS: &str = "Groups";
+/// The section of words that other programs use for our commands.
+const SYNONYMS: &str = "Synonyms";
 /// An argument that may be repeated takes at most this many values, far more than anybody types.
 const MOST_REPEATED: usize = 100;
 
@@ -24,7 +26,10 @@ pub struct Manual {
     pub commands: Vec<Command>,
     pub everywhere: Section,
     everywhere_options: Vec<CommandOption>,
-    pub notes: Vec<Section>,
+    /// A title, and the first words of the commands below it.
+    pub groups: Section,
+    /// A command, and what it is called elsewhere.
+    synonyms: Section,
 }
 
 /// A title and lines of two columns.
@@ -57,7 +62,8 @@ impl Manual {
             }
         }
         let everywhere = take_section(&mut sections, EVERYWHERE)?;
-        let notes = NOTES.iter().map(|title| take_section(&mut sections, title)).collect::<Result<_, _>>()?;
+        let groups = take_section(&mut sections, GROUPS)?;
+        let synonyms = take_section(&mut sections, SYNONYMS)?;
         let everywhere_options = parse_options(&everywhere)?;
         let mut commands: Vec<Command> = Vec::new();
         for (role, page) in pages {
@@ -70,7 +76,7 @@ impl Manual {
             }
             commands.push(command);
         }
-        Ok(Self { commands, everywhere, everywhere_options, notes })
+        Ok(Self { commands, everywhere, everywhere_options, groups, synonyms })
     }
 
     pub fn find(&self, path: &str) -> Option<&Command> {
@@ -85,6 +91,19 @@ impl Manual {
     /// The options of a command, then those of every command.
     pub fn options_of<'m>(&'m self, command: Option<&'m Command>) -> impl Iterator<Item = &'m CommandOption> {
         command.into_iter().flat_map(|command| &command.options).chain(&self.everywhere_options)
+    }
+
+    /// The commands of a group that this build holds.
+    pub fn in_group(&self, group: &Entry) -> impl Iterator<Item = &Command> {
+        self.commands.iter().filter(|command| {
+            command.is_built && group.about.split(", ").any(|word| command.begins_with(word))
+        })
+    }
+
+    /// The command that somebody means who knows another program.
+    pub fn synonym(&self, word: &str) -> Option<&'static str> {
+        let is_meant = |entry: &&Entry| entry.about.split(", ").any(|synonym| synonym == word);
+        self.synonyms.entries.iter().find(is_meant).map(|entry| entry.name)
     }
 
     /// The roles whose commands this build holds.
@@ -290,6 +309,23 @@ mod tests {
     }
 
     #[test]
+    fn every_command_is_in_one_group_and_every_synonym_stands_for_a_command() {
+        let manual = manual();
+        for command in &manual.commands {
+            let groups = manual.groups.entries.iter();
+            let count =
+                groups.filter(|group| manual.in_group(group).any(|other| other.path == command.path)).count();
+            assert_eq!(count, 1, "{}", command.path);
+        }
+        for entry in &manual.synonyms.entries {
+            assert!(entry.name == "--version" || manual.find(entry.name).is_some(), "{}", entry.name);
+            for word in entry.about.split(", ") {
+                assert!(manual.commands.iter().all(|command| !command.begins_with(word)), "{word}");
+            }
+        }
+    }
+
+    #[test]
     fn every_option_has_a_description_and_every_command_an_example() {
         let manual = manual();
         for command in &manual.commands {
@@ -346,7 +382,7 @@ mod tests {
     #[test]
     fn a_slip_in_the_text_is_refused() {
         let everywhere = "\n---- every\nEverywhere:\n  -h, --help  Show help\n";
-        let notes = "\n---- every\nEnvironment:\n\n---- every\nFiles:\n\n---- every\nExit status:\n";
+        let notes = "\n---- every\nGroups:\n\n---- every\nSynonyms:\n";
         for (page, fault) in [
             ("Does it\n\nUsage: connect it\n\nOptions:\n  --in DIR\n", "not two columns"),
             ("Does it\n\nUsage: connect it\n\nOptions:\n  -in  Where\n", "not an option"),

@@ -41,6 +41,7 @@ mod store_options;
 #[cfg(any(feature = "agent", feature = "join"))]
 mod supervisor;
 mod table;
+mod topics;
 #[cfg(any(feature = "hub", feature = "agent", feature = "join", feature = "proxy"))]
 mod tunnel_access;
 
