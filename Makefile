@@ -17,6 +17,7 @@ comma    := ,
 BINARY   = target/connect$(if $(ROLE),-$(subst $(comma),-,$(ROLE)))
 FEATURES = $(if $(ROLE),--no-default-features --features $(ROLE))
 PREFIX   ?= /usr/local
+TOPICS   = $(basename $(notdir $(wildcard src/cli/topics/*.txt)))
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 600
 
@@ -108,6 +109,8 @@ reproducible: all vendor
 install: all
 	install -D -m 755 target/connect $(DESTDIR)$(PREFIX)/bin/connect
 	target/connect help --man | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/man/man1/connect.1
+	@for topic in $(TOPICS); do target/connect help $$topic --man | \
+		install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/man/man7/connect-$$topic.7 || exit 1; done
 	target/connect completions bash | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/bash-completion/completions/connect
 	target/connect completions zsh | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_connect
 	target/connect completions fish | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/connect.fish
