@@ -52,6 +52,7 @@ use crate::wire::api::RegisterAgent;
 use crate::wire::api::ServiceInfo;
 use crate::wire::api::SessionGrant;
 use crate::wire::api::SessionState;
+use crate::wire::api::ShareCode;
 use crate::wire::api::SharePreview;
 use crate::wire::api::WhoAmI;
 use crate::wire::control;
@@ -203,14 +204,15 @@ impl Hub {
         self.get("/v1/shares")
     }
 
-    /// By its code or its id, which are plain letters and digits both.
+    /// By its code or its ID.
     pub fn revoke_share(&self, code: &str) -> Result<()> {
-        self.send("DELETE", &format!("/v1/shares/{code}"), None).map(drop)
+        let body = to_json(&ShareCode { code: code.to_owned() })?;
+        self.send("POST", "/v1/shares/revoke", Some(&body)).map(drop)
     }
 
     pub fn join_share(&self, code: &Code) -> Result<SharePreview> {
-        let path = format!("/v1/shares/{}/join", code.as_str());
-        let share: SharePreview = from_json(&self.url, &self.send("POST", &path, None)?)?;
+        let code = ShareCode { code: code.as_str().to_owned() };
+        let share: SharePreview = self.post("/v1/shares/join", &code)?;
         self.learn(&share.hubs);
         Ok(share)
     }

@@ -143,6 +143,7 @@ fn two_hubs_never_disagree_on_a_code_the_last_join_or_a_revocation() {
         // Codes that are taken or unknown count as guesses: each round has a key and an address of its own.
         let (code, key, from) =
             (format!("race{round:03}"), fleet.key("admin"), Ipv4Addr::new(127, 0, 1, round));
+        let by_code = json!({ "code": code }).to_string();
         let at_all = |call: &str, body: &str| -> Vec<u16> {
             let ask = |hub: &Hub| hub.from(from).ask(call, &key, body).status;
             let mut statuses: Vec<u16> = thread::scope(|scope| {
@@ -154,8 +155,8 @@ fn two_hubs_never_disagree_on_a_code_the_last_join_or_a_revocation() {
         };
         assert_eq!(at_all("POST /v1/shares", &share(&code, 2)), [201, 409, 409], "{code}");
         shares_everywhere(&fleet, &key, 1);
-        assert_eq!(at_all(&format!("POST /v1/shares/{code}/join"), ""), [200, 200, 409], "{code}");
-        assert_eq!(at_all(&format!("DELETE /v1/shares/{code}"), ""), [204, 404, 404], "{code}");
+        assert_eq!(at_all("POST /v1/shares/join", &by_code), [200, 200, 409], "{code}");
+        assert_eq!(at_all("POST /v1/shares/revoke", &by_code), [204, 404, 404], "{code}");
     }
 }
 
@@ -164,7 +165,7 @@ fn joins_at_all_hubs_at_once_are_all_counted_and_end_with_the_share() {
     let Some((fleet, key, _agent)) = with_agent() else { return };
     let made = fleet.hubs[0].ask("POST /v1/shares", &key, &share("counted", 1000));
     shares_everywhere(&fleet, &key, 1);
-    let join = |hub: &Hub| hub.ask("POST /v1/shares/counted/join", &key, "").status;
+    let join = |hub: &Hub| hub.share("join", &key, "counted").status;
     thread::scope(|scope| {
         for hub in fleet.hubs.iter().chain(&fleet.hubs) {
             scope.spawn(move || (0..20).for_each(|_| assert_eq!(join(hub), 200)));
@@ -180,8 +181,7 @@ fn joins_at_all_hubs_at_once_are_all_counted_and_end_with_the_share() {
         let until_refused = |hub| (0..200).map(|_| join(hub)).find(|status| *status != 200);
         let joining: Vec<_> =
             fleet.hubs[..2].iter().map(|hub| scope.spawn(move || until_refused(hub))).collect();
-        let call = format!("DELETE /v1/shares/{}", made.text("id"));
-        assert_eq!(fleet.hubs[2].ask(&call, &key, "").status, 204);
+        assert_eq!(fleet.hubs[2].share("revoke", &key, &made.text("id")).status, 204);
         joining.into_iter().for_each(|one| assert_eq!(one.join().unwrap(), Some(404)));
     });
     shares_everywhere(&fleet, &key, 0);
@@ -193,7 +193,7 @@ fn each_hub_counts_wrong_codes_and_keys_by_itself() {
     let key = fleet.key("join");
     let from = Ipv4Addr::new(127, 0, 1, 1);
     for hub in &fleet.hubs {
-        let guess = |n: usize| hub.ask(&format!("GET /v1/shares/wrong{n:02}"), &key, "").status;
+        let guess = |n: usize| hub.share("preview", &key, &format!("wrong{n:02}")).status;
         assert_eq!(tries_until_429(10, guess), 404);
         let login = |n: usize| hub.from(from).ask("GET /v1/whoami", &format!("pc_{n}"), "").status;
         assert_eq!(tries_until_429(20, login), 401);
@@ -278,7 +278,7 @@ fn while_etcd_is_away_what_is_known_works_changes_are_refused_and_all_heals() {
     eventually("changes work again", PATIENCE, || fleet.hubs.iter().all(|hub| make(hub).status == 201));
     fleet.wait_for(2);
     // It is claimed again under a new lease, and known to a hub that starts only now.
-    let late = fleet.etcd[0].hub();
+    let late = fleet.etcd[0].another_hub(&fleet.hubs[0]);
     eventually("the service is online for all", PATIENCE, || {
         late.ask("GET /v1/services", &fleet.admin_key, "").json()[0]["status"] == "online"
     });
@@ -426,7 +426,17 @@ fn a_hub_moves_into_etcd_and_back_and_its_clients_notice_nothing() {
     let listed = home.run(&["hub", "key", "list", "--json"]).ok().json();
     assert!(listed.as_array().unwrap().iter().any(|key| key["id"] == made["id"]), "{listed}");
     let back = format!("file={}", home.file("back").display());
-    home.run(&["hub", "migrate", "--from", &store, "--to", &back]).ok();
+    // The share codes move only with their key, which is in no store.
+    std::fs::rename(home.file("hub/code.key"), home.file("kept.key")).unwrap();
+    let keyless = home.run(&["hub", "migrate", "--from", &store, "--to", &back]).ok();
+    assert!(keyless.err.contains("no share code will work"), "{keyless:#?}");
+    let key = home.file("kept.key").display().to_string();
+    let moved = home
+        .run(&["hub", "migrate", "--from", &store, "--to", &back, "--code-key-file", &key, "--replace"])
+        .ok();
+    assert!(moved.out.contains(&format!("connect hub --data {}", home.file("back").display())), "{moved:#?}");
+    let copied = std::fs::read_to_string(home.file("back/code.key")).unwrap();
+    assert_eq!(copied, std::fs::read_to_string(home.file("kept.key")).unwrap());
     let _alone = start("file", "back");
     machine.run(&["whoami"]).ok();
     home.run(&["up", "--hub", &url, "--api-key", made["key"].as_str().unwrap()]).ok();
@@ -477,16 +487,32 @@ fn two_hubs_by_one_name_are_noticed() {
     let Some(etcd) = Etcd::start() else { return };
     let hub = etcd.hub();
     let port = hub.address.rsplit(':').next().unwrap().to_owned();
-    let said = Home::new().run(&[
-        "hub",
-        "--listen",
-        &format!("127.0.0.2:{port}"),
-        "--name",
-        "127.0.0.1",
-        "--tunnel-ports",
-        "off",
-        "--store",
-        &etcd.store(),
-    ]);
+    let (listen, store) = (format!("127.0.0.2:{port}"), etcd.store());
+    let options = ["--listen", &listen, "--name", "127.0.0.1", "--tunnel-ports", "off", "--store", &store];
+    let code_key = hub.home.file("hub/code.key").display().to_string();
+    let args = [&["hub"][..], &options, &["--code-key-file", &code_key]].concat();
+    let said = Home::new().run(&args);
     assert!(said.code == Some(1) && said.err.contains("Another hub of this fleet is called"), "{said:#?}");
+}
+
+#[test]
+fn a_hub_without_the_code_key_of_its_fleet_does_not_start_and_says_what_it_needs() {
+    let Some(etcd) = Etcd::start() else { return };
+    let hub = etcd.hub();
+    let (other, store) = (Home::new(), etcd.store());
+    let args = ["hub", "--json", "--listen", "127.0.0.1:0", "--tunnel-ports", "off", "--store", &store];
+    let without = other.run(&args);
+    assert!(without.code == Some(1) && without.err.contains("does not have the code key"), "{without:#?}");
+    assert!(without.err.contains("--code-key-file FILE"), "{without:#?}");
+    std::fs::write(other.file("other.key"), "a".repeat(26)).unwrap();
+    let key = other.file("other.key").display().to_string();
+    let wrong = other.run(&[&args[..], &["--code-key-file", &key]].concat());
+    assert!(wrong.code == Some(1) && wrong.err.contains("does not have the code key"), "{wrong:#?}");
+    // A copy in the data folder is found without an option, also by the commands next to a stopped hub.
+    std::fs::create_dir_all(other.file("hub")).unwrap();
+    std::fs::copy(hub.home.file("hub/code.key"), other.file("hub/code.key")).unwrap();
+    other.start(&args).wait_event("listening");
+    let secret = std::fs::read_to_string(other.file("hub/code.key")).unwrap();
+    let all = etcd.ctl(&["get", "--prefix", "/connect/"]).unwrap();
+    assert!(!all.contains(secret.trim()), "{all}");
 }

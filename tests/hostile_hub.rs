@@ -514,7 +514,7 @@ fn a_share_of_more_services_than_there_can_be_is_refused_whole() {
         services.join(",")
     );
     let fake = FakeHub::start(move |asked, stream| match asked.call.as_str() {
-        "POST /v1/shares/abc123/join" => json(stream, 200, &preview),
+        "POST /v1/shares/join" => json(stream, 200, &preview),
         _ => friendly(asked, stream),
     });
     let (home, _outer) = machine(&fake);

@@ -164,7 +164,7 @@ const FALSE: &str = "00000000000000000000000000000001fffffffffffffffffffffffffff
 /// A hub that names these agents: one to who joins, one to who asks for a session.
 fn lying_hub(to_joiners: &'static str, in_sessions: &'static str) -> FakeHub {
     FakeHub::start(move |asked, stream| match asked.call.as_str() {
-        "POST /v1/shares/abc123/join" => {
+        "POST /v1/shares/join" => {
             let text = r#"{"name":"env","expiresAt":"2100-01-01T00:00:00Z","expiresInSeconds":60,"agentId":"agent_a",
                 "agentLabel":"a","agentFingerprint":"AGENT","token":"1.x","services":[{"id":"svc_a","name":"db",
                 "targetPort":15432,"protocol":"tcp","status":"online"}]}"#;

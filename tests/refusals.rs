@@ -64,10 +64,10 @@ const TABLE: [(&str, &str, [u16; 10]); 36] = [
     ("POST /v1/shares", r#"{"name":"x","agent":"$agent","services":["db"],"expiresInSeconds":60}"#, keyed([403, 201, 403, 201, 403, 403])),
     ("POST /v1/shares", r#"{"name":"x","agent":"$agent","services":["other"],"expiresInSeconds":60}"#, keyed([403, 404, 403, 404, 403, 403])),
     ("GET /v1/shares", "", keyed([403, 200, 200, 200, 200, 200])),
-    ("GET /v1/shares/$share", "", keyed([200, 200, 200, 200, 404, 404])),
-    ("POST /v1/shares/$share/join", "", keyed([200, 200, 200, 200, 404, 404])),
-    ("POST /v1/shares/$full/join", "", keyed([409, 409, 409, 409, 404, 404])),
-    ("DELETE /v1/shares/$new-share", "", keyed([403, 204, 404, 204, 404, 404])),
+    ("POST /v1/shares/preview", r#"{"code":"$share"}"#, keyed([200, 200, 200, 200, 404, 404])),
+    ("POST /v1/shares/join", r#"{"code":"$share"}"#, keyed([200, 200, 200, 200, 404, 404])),
+    ("POST /v1/shares/join", r#"{"code":"$full"}"#, keyed([409, 409, 409, 409, 404, 404])),
+    ("POST /v1/shares/revoke", r#"{"code":"$new-share"}"#, keyed([403, 204, 404, 204, 404, 404])),
     ("POST /v1/device/$new-device/approve", "", keyed([403, 403, 403, 200, 403, 200])),
     ("POST /v1/device/$new-device/approve", r#"{"workspace":"default"}"#, keyed([403, 403, 403, 200, 403, 403])),
     ("GET /v1/keys", "", keyed([403, 403, 403, 200, 403, 200])),
@@ -119,7 +119,7 @@ impl Stage {
         ];
         let mut stage = Self { hub, keys, agent, service, share: String::new(), full: String::new() };
         (stage.share, stage.full) = (stage.new_share(None), stage.new_share(Some(1)));
-        let joined = stage.hub.ask(&format!("POST /v1/shares/{}/join", stage.full), &owner, "");
+        let joined = stage.hub.share("join", &owner, &stage.full);
         assert_eq!(joined.status, 200);
         common::eventually("the keys expire", common::PATIENCE, || {
             // The second one was made last. Each look at a dead key counts as a failure of its own.
@@ -228,12 +228,13 @@ fn every_refusal_has_a_code_and_the_metrics_count_it() {
         ("GET /v1/nothing", "", "no-such-call"),
         ("PUT /v1/keys", "", "other-method"),
         ("GET /v1/agent", key.as_str(), "upgrade-missing"),
-        ("GET /v1/shares/wrong1", key.as_str(), "share-not-found"),
+        ("POST /v1/shares/preview", key.as_str(), "share-not-found"),
         ("POST /v1/sessions", key.as_str(), "bad-body"),
         ("DELETE /v1/keys/key_none", hub.admin_key.as_str(), "no-such-key"),
     ];
     for (call, key, code) in refusals {
-        assert_eq!(hub.ask(call, key, "").text("code"), code, "{call}");
+        let body = if code == "share-not-found" { r#"{"code":"wrong1"}"# } else { "" };
+        assert_eq!(hub.ask(call, key, body).text("code"), code, "{call}");
     }
     let metrics = hub.ask("GET /metrics", &hub.admin_key, "").body;
     for (_, _, code) in refusals {

@@ -7,6 +7,7 @@ use std::io::Read;
 use std::io::Write;
 use std::net::Ipv4Addr;
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -171,26 +172,26 @@ fn unknown_expired_and_revoked_codes_get_one_404_and_the_eleventh_guess_a_429() 
     let expiring =
         make_share(&hub, &owner, &json!({ "expiresInSeconds": 1, "code": "expired1" })).text("code");
     let revoked = make_share(&hub, &owner, &json!({ "code": "revoked1" })).text("code");
-    assert_eq!(hub.ask(&format!("DELETE /v1/shares/{revoked}"), &owner, "").status, 204);
+    assert_eq!(hub.share("revoke", &owner, &revoked).status, 204);
     let standing = make_share(&hub, &owner, &json!({})).text("code");
-    let joined = hub.ask(&format!("POST /v1/shares/{standing}/join"), &other, "").text("token");
+    let joined = hub.share("join", &other, &standing).text("token");
     let membership = json!({ "code": standing, "token": joined });
     let elsewhere = Ipv4Addr::new(127, 0, 0, 2);
     eventually("the share expires", PATIENCE, || {
         let key = hub.key("join");
-        hub.from(elsewhere).ask(&format!("GET /v1/shares/{expiring}"), &key, "").status == 404
+        hub.from(elsewhere).share("preview", &key, &expiring).status == 404
     });
     let codes = ["unknown1", &expiring, &revoked, "x", "%20", "a-b"];
-    let answers = codes.map(|code| hub.ask(&format!("GET /v1/shares/{code}"), &join, ""));
+    let answers = codes.map(|code| hub.share("preview", &join, code));
     assert!(answers.iter().all(|answer| *answer == answers[0] && answer.status == 404), "{answers:#?}");
     for guess in 0..4 {
-        assert_eq!(hub.ask(&format!("POST /v1/shares/guess{guess}x/join"), &join, "").status, 404);
+        assert_eq!(hub.share("join", &join, &format!("guess{guess}x")).status, 404);
     }
     // Now even the right code is not told from a wrong one, for this key and for this address.
     let elsewhere = Ipv4Addr::new(127, 0, 0, 3);
     for (source, key) in [(elsewhere, &join), (LOOPBACK, &other)] {
         for code in ["unknown2", &standing] {
-            let answer = hub.from(source).ask(&format!("GET /v1/shares/{code}"), key, "");
+            let answer = hub.from(source).share("preview", key, code);
             assert_eq!(answer.status, 429, "{answer:?}");
             assert!(answer.field("retry-after").is_some());
         }
@@ -205,6 +206,39 @@ fn unknown_expired_and_revoked_codes_get_one_404_and_the_eleventh_guess_a_429() 
     }
     let stored = std::fs::read_to_string(hub.home.file("hub/journal")).unwrap();
     assert!(!stored.contains(&standing) && !stored.contains(&owner[..29]), "a secret is stored in clear");
+}
+
+/// The attack of somebody who reads the journal, a backup or etcd: hash every code, compare.
+#[test]
+fn a_code_cannot_be_tried_against_the_journal_without_the_key_in_another_file() {
+    let hub = Hub::start();
+    let owner = hub.key("member");
+    let mut agent = RawAgent::up(&hub, &owner, "agent_a");
+    agent.expose("db");
+    assert_eq!(make_share(&hub, &owner, &json!({ "code": "pr1234" })).status, 201);
+    let made = make_share(&hub, &owner, &json!({})).text("code");
+    assert!(made.len() >= 10, "{made}");
+    let journal = std::fs::read_to_string(hub.home.file("hub/journal")).unwrap();
+    let guess = ring::digest::digest(&ring::digest::SHA256, b"pr1234");
+    let guess: String = guess.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert!(!journal.contains(&guess), "the code's bare hash is in the journal");
+    let key = std::fs::read_to_string(hub.home.file("hub/code.key")).unwrap();
+    assert!(!journal.contains(key.trim()));
+    let mode = std::fs::metadata(hub.home.file("hub/code.key")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn two_workspaces_may_have_the_same_code_and_each_opens_its_own_share() {
+    let hub = Hub::start();
+    let stranger = hub.new_key(&["--workspace", "strange"]).0;
+    for (key, agent) in [(hub.key("member"), "agent_a"), (stranger, "agent_b")] {
+        let mut raw = RawAgent::up(&hub, &key, agent);
+        raw.expose("db");
+        let made = make_share(&hub, &key, &json!({ "agent": agent, "code": "common1" }));
+        assert_eq!(made.status, 201, "{made:?}");
+        assert_eq!(hub.share("join", &key, "common1").text("agentId"), agent);
+    }
 }
 
 #[test]
@@ -245,23 +279,20 @@ fn a_share_opens_its_services_to_those_who_joined_and_nothing_else() {
         );
     }
     assert_eq!(ask_session(&hub, &join, "db", &Value::Null).status, 403);
-    let token = hub.ask(&format!("POST /v1/shares/{code}/join"), &join, "").text("token");
+    let token = hub.share("join", &join, &code).text("token");
     let membership = json!({ "code": format!(" {} ", code.to_uppercase()), "token": token });
     for (service, status) in [("db", 200), (&db, 200), ("web", 404), (&web, 404), ("none", 404)] {
         assert_eq!(ask_session(&hub, &join, service, &membership).status, status, "{service}");
     }
     // A link needs no key, and opens its own share only.
     let other = make_share(&hub, &owner, &json!({})).text("code");
-    for (call, status) in [
-        (format!("GET /v1/shares/{code}"), 200),
-        (format!("POST /v1/shares/{code}/join"), 200),
-        (format!("GET /v1/shares/{other}"), 404),
-        (format!("DELETE /v1/shares/{code}"), 403),
-        ("GET /v1/services".into(), 403),
-        ("GET /v1/shares".into(), 403),
-        ("POST /v1/keys".into(), 403),
-    ] {
-        assert_eq!(hub.ask(&call, &link, "").status, status, "{call}");
+    for (verb, code, status) in
+        [("preview", &code, 200), ("join", &code, 200), ("preview", &other, 404), ("revoke", &code, 403)]
+    {
+        assert_eq!(hub.share(verb, &link, code).status, status, "{verb}");
+    }
+    for call in ["GET /v1/services", "GET /v1/shares", "POST /v1/keys"] {
+        assert_eq!(hub.ask(call, &link, "").status, 403, "{call}");
     }
     let listed = hub.ask("GET /v1/shares", &owner, "").json();
     let listed = listed.as_array().unwrap().iter().find(|one| one["joinCount"] == 2).unwrap().clone();
@@ -279,7 +310,7 @@ fn concurrent_joiners_never_exceed_the_number_that_may_join() {
     let (joined, full) = (AtomicU32::new(0), AtomicU32::new(0));
     thread::scope(|scope| {
         for _ in 0..20 {
-            scope.spawn(|| match hub.ask(&format!("POST /v1/shares/{code}/join"), &owner, "").status {
+            scope.spawn(|| match hub.share("join", &owner, &code).status {
                 200 => joined.fetch_add(1, Ordering::Relaxed),
                 409 => full.fetch_add(1, Ordering::Relaxed),
                 other => panic!("{other}"),
@@ -316,13 +347,13 @@ fn a_key_or_share_that_dies_takes_its_sessions_along_within_a_second() {
     let join = hub.key("join");
     let mut by_share = |more: Value| {
         let code = make_share(&hub, &owner, &more).text("code");
-        let token = hub.ask(&format!("POST /v1/shares/{code}/join"), &join, "").text("token");
+        let token = hub.share("join", &join, &code).text("token");
         let granted = ask_session(&hub, &join, "db", &json!({ "code": code, "token": token })).text("ticket");
         (code, meet(&hub, &mut agent, &granted))
     };
     let (code, ends) = by_share(json!({}));
     let began = Instant::now();
-    assert_eq!(hub.ask(&format!("DELETE /v1/shares/{code}"), &owner, "").status, 204);
+    assert_eq!(hub.share("revoke", &owner, &code).status, 204);
     assert!(cut_after(ends, began) < Duration::from_secs(1));
 
     let began = Instant::now();
@@ -346,14 +377,14 @@ fn an_agent_whose_key_is_revoked_is_gone_with_its_sessions_and_its_shares() {
     agent.expose("db");
     let share = make_share(&hub, &stolen, &json!({ "link": true }));
     let (code, link) = (share.text("code"), format!("pl_{}", share.text("secret")));
-    assert_eq!(hub.ask(&format!("GET /v1/shares/{code}"), &link, "").status, 200);
+    assert_eq!(hub.share("preview", &link, &code).status, 200);
     let ends = meet(&hub, &mut agent, &hub.ticket(&member, "db"));
     let began = Instant::now();
     hub.home.run(&["hub", "key", "revoke", &id]).ok();
     assert_eq!(agent.next(), None, "the control channel stays");
     assert!(cut_after(ends, began) < Duration::from_millis(1500), "the command itself takes its time too");
-    assert_eq!(hub.ask(&format!("GET /v1/shares/{code}"), &link, "").status, 401);
-    assert_eq!(hub.ask(&format!("GET /v1/shares/{code}"), &member, "").status, 404);
+    assert_eq!(hub.share("preview", &link, &code).status, 401);
+    assert_eq!(hub.share("preview", &member, &code).status, 404);
     // The machine may come back with another key, as the same agent.
     let mut agent = RawAgent::up(&hub, &member, "agent_a");
     agent.expose("db");

@@ -107,7 +107,7 @@ fn the_same_after_a_restart(mut hub: Hub) {
     assert_eq!((share(600, "lasting").status, share(1, "passing").status), (201, 201));
     assert_eq!(share(600, "lasting").status, 409);
     for _ in 0..2 {
-        assert_eq!(hub.ask("POST /v1/shares/lasting/join", &owner, "").status, 200);
+        assert_eq!(hub.share("join", &owner, "lasting").status, 200);
     }
     assert_eq!(hub.ask(&format!("DELETE /v1/keys/{id}"), &hub.admin_key, "").status, 204);
     // A code that is free again may be had at once, and its end leaves the new owner's alone.
@@ -126,9 +126,9 @@ fn the_same_after_a_restart(mut hub: Hub) {
     assert_eq!((&listed[0]["id"], &listed[0]["status"]), (&json!(service), &json!("offline")), "{listed}");
     let mut agent = RawAgent::up(&hub, &owner, "agent_a");
     assert_eq!(agent.expose("db"), service);
-    assert_eq!(hub.ask("POST /v1/shares/lasting/join", &owner, "").status, 200);
-    assert_eq!(hub.ask("POST /v1/shares/lasting/join", &owner, "").status, 409);
-    assert_eq!(hub.ask("GET /v1/shares/passing", &owner, "").status, 200);
+    assert_eq!(hub.share("join", &owner, "lasting").status, 200);
+    assert_eq!(hub.share("join", &owner, "lasting").status, 409);
+    assert_eq!(hub.share("preview", &owner, "passing").status, 200);
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn the_journal_is_folded_into_a_snapshot_and_nothing_is_lost_on_the_way() {
         thread::scope(|scope| {
             let join = || {
                 for _ in 0..25 {
-                    assert_eq!(hub.ask(&format!("POST /v1/shares/{code}/join"), &owner, "").status, 200);
+                    assert_eq!(hub.share("join", &owner, &code).status, 200);
                 }
             };
             (0..4).for_each(|_| drop(scope.spawn(join)));

@@ -20,7 +20,6 @@ use crate::error::Result;
 use crate::http::message::Request;
 use crate::hub;
 use crate::hub::Core;
-use crate::hub::HubSettings;
 use crate::model::fingerprint::Pin;
 use crate::model::hub_trust::HubTrust;
 use crate::net::address::HubUrl;
@@ -50,14 +49,13 @@ impl LocalHub {
             return Ok(Self::Running(hub));
         }
         let data = data_folder(call)?;
-        let store = StoreOptions::of(call, &data)?.read()?;
-        if store.is_none() && !data.join("certs").exists() {
+        let options = StoreOptions::of(call, &data)?;
+        if options.read()?.is_none() && !data.join("certs").exists() {
             return Err(no_hub(&data));
         }
         let deadline = Instant::now() + FOLDER_LOCK_TIMEOUT;
         loop {
-            let settings = HubSettings { data: data.clone(), store: store.clone(), ..HubSettings::default() };
-            if let Some(core) = Core::open(settings, &call.stop)? {
+            if let Some(core) = Core::open(options.settings(&data)?, &call.stop)? {
                 return Ok(Self::Opened(Box::new(core)));
             }
             // A hub that is starting or ending, or another command like this one, has the folder.

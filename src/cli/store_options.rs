@@ -2,6 +2,7 @@
 //! data folder was started with last.
 
 use std::path::Path;
+use std::path::PathBuf;
 use std::path::absolute;
 
 use serde::Deserialize;
@@ -12,6 +13,7 @@ use super::call::variable;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::hub::HubSettings;
 use crate::hub::store::EtcdConfig;
 use crate::hub::store::EtcdEndpoint;
 use crate::model::hub_trust::HubTrust;
@@ -29,6 +31,7 @@ pub struct StoreOptions {
     ca: Option<String>,
     user: Option<String>,
     password_file: Option<String>,
+    code_key_file: Option<String>,
 }
 
 impl StoreOptions {
@@ -40,7 +43,8 @@ impl StoreOptions {
         };
         let user = call.args.value("etcd-user").map(str::to_owned);
         let (ca, password_file) = (file("etcd-ca")?, file("etcd-password-file")?);
-        Ok(Self { store: named.map(str::to_owned), ca, user, password_file })
+        let code_key_file = file("code-key-file")?;
+        Ok(Self { store: named.map(str::to_owned), ca, user, password_file, code_key_file })
     }
 
     /// For the commands beside a hub.
@@ -54,6 +58,13 @@ impl StoreOptions {
     pub fn note(&self, data: &Path) -> Result<()> {
         let text = serde_json::to_string(self).or_say(|| "Cannot note the store")?;
         files::write(&data.join(STORE_NOTE_FILE), text.as_bytes())
+    }
+
+    /// The settings of a hub with this store.
+    pub fn settings(&self, data: &Path) -> Result<HubSettings> {
+        let code_key_file = self.code_key_file.as_ref().map(PathBuf::from);
+        let (data, store) = (data.to_owned(), self.read()?);
+        Ok(HubSettings { data, store, code_key_file, ..HubSettings::default() })
     }
 
     /// `None` for the disk.

@@ -16,9 +16,11 @@ use rustls::ServerConfig;
 use rustls::server::ResolvesServerCert;
 use rustls::sign::CertifiedKey;
 
+use super::code_key::CodeKey;
 use super::store::CaPem;
 use super::store::Gateway;
 use super::store::load_or_put_ca;
+use crate::error::Error;
 use crate::error::Result;
 use crate::model::fingerprint::Pin;
 use crate::os::secret;
@@ -46,12 +48,18 @@ impl Ca {
     }
 
     /// The CA that a fleet keeps in etcd, and its certificate as PEM. The first hub of the fleet makes them.
-    pub fn shared(gateway: &mut Gateway, names: Vec<String>) -> Result<(Self, String)> {
+    /// Etcd says which code key the fleet has, so a hub that was not given it does not start.
+    pub fn shared(gateway: &mut Gateway, names: Vec<String>, code_key: &CodeKey) -> Result<(Self, String)> {
         let make = || {
             let (key, certificate) = Authority::make(&HUB_CA_PROFILE, None)?;
-            Ok(CaPem { key, certificate })
+            Ok(CaPem { key, certificate, code_key_id: code_key.id() })
         };
-        let (CaPem { key, certificate: pem }, is_new) = load_or_put_ca(gateway, make)?;
+        let (CaPem { key, certificate: pem, code_key_id }, is_new) = load_or_put_ca(gateway, make)?;
+        if code_key_id != code_key.id() {
+            return Err(Error::new("This hub does not have the code key of its fleet").hint(
+                "Copy code.key from another hub's data folder into this one's, or name it: --code-key-file FILE",
+            ));
+        }
         let at = [Path::new("The fleet's CA in etcd"); 2];
         let authority = Authority::of(&key, pem.as_bytes(), at, HUB_CA_PROFILE, is_new)?;
         Ok((Self { authority, names }, pem))

@@ -13,6 +13,7 @@ use super::agent_channels::AgentChannel;
 use super::agent_channels::AgentChannels;
 use super::audit::Audit;
 use super::ca::Ca;
+use super::code_key::CodeKey;
 use super::fleet::Fleet;
 use super::records::Records;
 use super::refusal::RefusalCounts;
@@ -42,12 +43,15 @@ pub struct HubSettings {
     pub tunnel_ports: Option<RangeInclusive<u16>>,
     /// The etcd that this hub shares with others; `None` for its own disk.
     pub store: Option<EtcdConfig>,
+    /// The file with the code key; `None` for the one in the data folder.
+    pub code_key_file: Option<PathBuf>,
 }
 
 /// Everything that a running hub shares between its connections.
 pub struct Core {
     pub settings: HubSettings,
     pub ca: Arc<Ca>,
+    pub code_key: CodeKey,
     pub records: Records,
     pub audit: Audit,
     pub refusals: RefusalCounts,
@@ -73,9 +77,10 @@ impl Core {
             return Ok(None);
         };
         let certificates = settings.data.join("certs");
+        let code_key = CodeKey::load_or_make(&settings.data, settings.code_key_file.as_deref())?;
         let (ca, fleet) = match opened.shared {
             Some((replica, mut gateway)) => {
-                let (ca, pem) = Ca::shared(&mut gateway, settings.names.clone())?;
+                let (ca, pem) = Ca::shared(&mut gateway, settings.names.clone(), &code_key)?;
                 // For operators, who hand it to clients with `--ca`.
                 files::write(&settings.data.join("fleet-ca.crt"), pem.as_bytes())?;
                 let fleet = Fleet::new(replica, gateway, &ca, settings.behind_proxy)?;
@@ -86,8 +91,10 @@ impl Core {
                 (Ca::load_or_make(&certificates, settings.names.clone())?, None)
             }
         };
+        code_key.keep(&settings.data)?;
         Ok(Some(Self {
             ca: Arc::new(ca),
+            code_key,
             records: Records::new(opened.registry, opened.store, fleet.is_some(), stop),
             audit: Audit::open(&settings.data)?,
             refusals: RefusalCounts::default(),

@@ -83,19 +83,12 @@ static TABLE: [Endpoint; 24] = [
         .limited(OnlyWrongCodes(&SHARE_CODES)),
     get("/v1/sessions/*", To(Action::Join), session_request::session_state),
     // "Taken" reveals that a code exists, so choosing codes is limited like guessing them.
-    post("/v1/shares", To(Action::Share), |core, call| shares::make(call, &core.records, &core.audit))
-        .limited(Codes(&SHARE_CODES)),
+    post("/v1/shares", To(Action::Share), shares::make).limited(Codes(&SHARE_CODES)),
     get("/v1/shares", To(Action::Share), |core, call| shares::list(call, &core.records)),
-    delete("/v1/shares/*", To(Action::Share), |core, call| {
-        shares::revoke(call, &core.records, &core.audit).inspect(|_| core.cut_dead())
-    })
-    .limited(OnlyWrongCodes(&SHARE_CODES)),
-    get("/v1/shares/*", To(Action::Join), |core, call| share_join::preview(call, &core.records))
-        .limited(Codes(&SHARE_CODES)),
-    post("/v1/shares/*/join", To(Action::Join), |core, call| {
-        share_join::join(call, &core.records, &core.audit)
-    })
-    .limited(Codes(&SHARE_CODES)),
+    // A code is in the body and never in the path, which proxies write into their logs.
+    post("/v1/shares/revoke", To(Action::Share), shares::revoke).limited(OnlyWrongCodes(&SHARE_CODES)),
+    post("/v1/shares/preview", To(Action::Join), share_join::preview).limited(Codes(&SHARE_CODES)),
+    post("/v1/shares/join", To(Action::Join), share_join::join).limited(Codes(&SHARE_CODES)),
     post("/v1/device", Nothing, |core, call| logins::ask(call, &core.records, &core.audit))
         .limited(Calls(&LOGIN_CODES)),
     get("/v1/device/*", Nothing, |core, call| {
@@ -285,12 +278,10 @@ mod tests {
 
     #[test]
     fn paths_match_part_by_part() {
-        assert_eq!(matches("/v1/shares/*", "/v1/shares/abc"), Some(vec!["abc"]));
-        assert_eq!(matches("/v1/shares/*/join", "/v1/shares/abc/join"), Some(vec!["abc"]));
-        for path in
-            ["/v1/shares", "/v1/shares/", "/v1/shares/a/b", "/v1/shares/a/", "//v1/shares/a", "/V1/shares/a"]
-        {
-            assert_eq!(matches("/v1/shares/*", path), None, "{path}");
+        assert_eq!(matches("/v1/keys/*", "/v1/keys/abc"), Some(vec!["abc"]));
+        assert_eq!(matches("/v1/keys/*/x", "/v1/keys/abc/x"), Some(vec!["abc"]));
+        for path in ["/v1/keys", "/v1/keys/", "/v1/keys/a/b", "/v1/keys/a/", "//v1/keys/a", "/V1/keys/a"] {
+            assert_eq!(matches("/v1/keys/*", path), None, "{path}");
         }
     }
 }

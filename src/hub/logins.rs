@@ -39,7 +39,7 @@ const WAITING_LOGINS: usize = 100;
 pub fn ask(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Reply, Refusal> {
     let order: AskDevice = call.body()?;
     let letters = Code::make(|| secret::bytes::<1>()[0]).as_str().to_ascii_uppercase();
-    let code = format!("{}-{}", &letters[..4], &letters[4..]);
+    let code = format!("{}-{}", &letters[..4], &letters[4..8]);
     let secret = secret::secret();
     let device = Device {
         code: code.clone(),

@@ -24,6 +24,7 @@ mod api_call;
 pub mod audit;
 mod ca;
 mod carry;
+pub mod code_key;
 mod control_channel;
 mod core;
 mod directory;

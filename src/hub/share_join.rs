@@ -5,9 +5,7 @@
 
 use super::api_call::ApiCall;
 use super::api_call::ok;
-use super::audit::Audit;
 use super::core::Core;
-use super::records::Records;
 use super::refusal::Refusal;
 use crate::http::reply::Reply;
 use crate::model::access::Principal;
@@ -21,23 +19,26 @@ use crate::model::service::SharedService;
 use crate::os::secret;
 use crate::wire::api::JoinableService;
 use crate::wire::api::Membership;
+use crate::wire::api::ShareCode;
 use crate::wire::api::SharePreview;
 use crate::wire::api::Status;
 
-pub fn preview(call: &ApiCall<'_>, records: &Records) -> Result<Reply, Refusal> {
-    let registry = records.registry();
-    let share = find(call, &registry, call.parts[0])?;
+pub fn preview(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
+    let hash = hash_of(core, call, &call.body::<ShareCode>()?.code);
+    let registry = core.records.registry();
+    let share = find(call, &registry, &hash)?;
     ok(200, &describe(call, &registry, share, None)?)
 }
 
 /// Joins a share. One change checks that the share has room and counts the join; then the token is issued.
-pub fn join(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Reply, Refusal> {
+pub fn join(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
+    let hash = hash_of(core, call, &call.body::<ShareCode>()?.code);
     let who = match call.principal.label() {
         "" => call.principal.id(),
         label => label,
     };
-    let share = records.change(|registry| {
-        let mut share = find(call, registry, call.parts[0])?.clone();
+    let share = core.records.change(|registry| {
+        let mut share = find(call, registry, &hash)?.clone();
         if !share.info.has_room() {
             return Err(Refusal::ShareFull);
         }
@@ -46,11 +47,11 @@ pub fn join(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Repl
     })?;
     let address = call.origin.address.to_string();
     let details = [("share", share.info.id.as_str()), ("who", call.principal.id()), ("address", &address)];
-    audit.say("share.joined", &details);
+    core.audit.say("share.joined", &details);
     // The number says which join this was. The signature proves that the hub counted it.
     let number = share.info.join_count.to_string();
     let token = format!("{number}.{}", secret::sign(&share.join_secret, &number));
-    ok(200, &describe(call, &records.registry(), &share, Some(token))?)
+    ok(200, &describe(call, &core.records.registry(), &share, Some(token))?)
 }
 
 /// The service that a joiner asks for, by ID or name, and the ID of the share that opens it.
@@ -60,8 +61,9 @@ pub fn service_of(
     service: &str,
     membership: &Membership,
 ) -> Result<(Service, String), Refusal> {
+    let hash = hash_of(core, call, &membership.code);
     let registry = core.records.registry();
-    let share = find(call, &registry, &membership.code)?;
+    let share = find(call, &registry, &hash)?;
     if !has_joined(share, &membership.token) {
         return Err(Refusal::ShareNotJoined);
     }
@@ -85,14 +87,17 @@ pub fn service_of(
     Ok((service, share.info.id.clone()))
 }
 
-/// The live share with this code. A key finds the shares of its workspace, a link only its own.
-fn find<'r>(call: &ApiCall<'_>, registry: &'r Registry, code: &str) -> Result<&'r Share, Refusal> {
-    // Text that cannot be a code is looked up as well, so that it takes the same time.
-    let hash = secret::hash(Code::parse(code).as_ref().map_or("", Code::as_str));
-    let share = registry.share_by_code(&hash, call.now).filter(|share| match &call.principal {
+/// The hash of a code in the caller's workspace, so a caller finds only the shares of its own. Text that cannot be a code
+/// is hashed as well, so that it takes the same time.
+fn hash_of(core: &Core, call: &ApiCall<'_>, code: &str) -> String {
+    core.code_key.hash(call.workspace(), Code::parse(code).as_ref().map_or("", Code::as_str))
+}
+
+/// The live share whose code has this hash. A link finds only its own.
+fn find<'r>(call: &ApiCall<'_>, registry: &'r Registry, hash: &str) -> Result<&'r Share, Refusal> {
+    let share = registry.share_by_code(hash, call.now).filter(|share| match &call.principal {
         Principal::Link { share: own, .. } => share.info.id == *own,
-        Principal::Key { workspace, .. } => share.workspace == *workspace,
-        Principal::Local => true,
+        Principal::Key { .. } | Principal::Local => true,
     });
     share.ok_or(Refusal::ShareNotFound)
 }

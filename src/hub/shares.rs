@@ -7,7 +7,7 @@ use super::access::link_key;
 use super::api_call::ApiCall;
 use super::api_call::clean_label;
 use super::api_call::ok;
-use super::audit::Audit;
+use super::core::Core;
 use super::records::Records;
 use super::refusal::Refusal;
 use crate::http::reply::Reply;
@@ -28,6 +28,7 @@ use crate::os::secret;
 use crate::wire::api::MakeShare;
 use crate::wire::api::NewShare;
 use crate::wire::api::SHARED_SERVICES;
+use crate::wire::api::ShareCode;
 
 /// Shares in one workspace; the registry keeps all of them in memory.
 const WORKSPACE_SHARES: usize = 10_000;
@@ -35,7 +36,7 @@ const SHARE_LIFETIME_LIMIT: Duration = Duration::from_hours(24 * 365);
 
 /// Makes a share. First comes what needs only the request: its checks, the code and the secrets. Whether the code is free,
 /// the agent is the caller's and the services are exposed is decided inside the change.
-pub fn make(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Reply, Refusal> {
+pub fn make(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
     let order: MakeShare = call.body()?;
     check(&order)?;
     let code = match &order.code {
@@ -45,7 +46,7 @@ pub fn make(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Repl
     let link_secret = order.link.then(secret::secret);
     // Everything but the services, which depend on the registry. The code itself is stored nowhere.
     let draft = Share {
-        code_hash: secret::hash(code.as_str()),
+        code_hash: core.code_key.hash(call.workspace(), code.as_str()),
         link_hash: link_secret.as_ref().map(|secret| secret::hash(&link_key(secret))),
         join_secret: secret::secret(),
         workspace: call.workspace().to_owned(),
@@ -62,14 +63,14 @@ pub fn make(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Repl
             joins: Vec::new(),
         },
     };
-    let (info, agent_fingerprint) = records.change(|registry| {
+    let (info, agent_fingerprint) = core.records.change(|registry| {
         let agent = agent_of(&draft, registry, call)?;
         let mut share = draft.clone();
         share.info.services = chosen_services(registry, &agent.id, &order.services)?;
         let info = share.info.clone();
         Ok((vec![Change::Put(Record::Share(share))], (info, agent.fingerprint)))
     })?;
-    audit.say("share.made", &[("share", &info.id), ("by", call.principal.id())]);
+    core.audit.say("share.made", &[("share", &info.id), ("by", call.principal.id())]);
     let made = NewShare {
         id: info.id,
         code: code.as_str().to_owned(),
@@ -141,19 +142,18 @@ pub fn list(call: &ApiCall<'_>, records: &Records) -> Result<Reply, Refusal> {
 }
 
 /// Revokes a share by its code or, since the list does not show codes, by its ID.
-pub fn revoke(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Reply, Refusal> {
-    let name = call.parts[0];
-    let id = records.change(|registry| {
-        let by_code = match Code::parse(name) {
-            Ok(code) => registry.share_by_code(&secret::hash(code.as_str()), call.now),
-            Err(_) => None,
-        };
-        let share = by_code.or_else(|| registry.share(name, call.now));
+pub fn revoke(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
+    let name = call.body::<ShareCode>()?.code;
+    let hash = Code::parse(&name).map(|code| core.code_key.hash(call.workspace(), code.as_str()));
+    let id = core.records.change(|registry| {
+        let by_code = hash.as_ref().ok().and_then(|hash| registry.share_by_code(hash, call.now));
+        let share = by_code.or_else(|| registry.share(&name, call.now));
         let own =
             share.filter(|share| share.workspace == call.workspace() && may_share_for(call, &share.key));
         let id = &own.ok_or(Refusal::ShareNotFound)?.info.id;
         Ok((vec![Change::drop(Table::Share, id)], id.clone()))
     })?;
-    audit.say("share.revoked", &[("share", &id), ("by", call.principal.id())]);
+    core.cut_dead();
+    core.audit.say("share.revoked", &[("share", &id), ("by", call.principal.id())]);
     Ok(Reply::empty(204))
 }

@@ -240,6 +240,13 @@ pub struct NewShare {
     pub services: Vec<SharedService>,
 }
 
+/// A share by its code or, for its owner, by its ID.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareCode {
+    pub code: String,
+}
+
 /// Services in one share. A joiner runs threads for each of them.
 pub const SHARED_SERVICES: usize = 100;
 

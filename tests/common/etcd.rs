@@ -131,6 +131,16 @@ impl Etcd {
     pub fn hub(&self) -> Hub {
         Hub::start_with(&["--tunnel-ports", "off", "--store", &self.store()])
     }
+
+    /// Another hub of this one's fleet: it has the fleet's code key.
+    pub fn another_hub(&self, first: &Hub) -> Hub {
+        start_another(&self.store(), first)
+    }
+}
+
+fn start_another(store: &str, first: &Hub) -> Hub {
+    let code_key = first.home.file("hub/code.key").display().to_string();
+    Hub::start_with(&["--tunnel-ports", "off", "--store", store, "--code-key-file", &code_key])
 }
 
 /// As `--initial-cluster` wants it.
@@ -186,8 +196,10 @@ impl Fleet {
     }
 
     fn with(etcd: Vec<Etcd>, paths: Vec<Path>, stores: &[String]) -> Self {
-        let start = |store: &String| Hub::start_with(&["--tunnel-ports", "off", "--store", store]);
-        let mut hubs: Vec<Hub> = stores.iter().map(start).collect();
+        // It makes the fleet's CA and code key.
+        let first = Hub::start_with(&["--tunnel-ports", "off", "--store", &stores[0]]);
+        let others: Vec<Hub> = stores[1..].iter().map(|store| start_another(store, &first)).collect();
+        let mut hubs: Vec<Hub> = [first].into_iter().chain(others).collect();
         let admin_key = hubs[0].admin_key.clone();
         hubs.iter_mut().for_each(|hub| hub.admin_key.clone_from(&admin_key));
         let fleet = Self { hubs, paths, etcd, admin_key };

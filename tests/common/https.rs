@@ -139,6 +139,11 @@ impl Hub {
         self.from(LOOPBACK).ask(call, key, body)
     }
 
+    /// `preview`, `join` or `revoke` by a share's code.
+    pub fn share(&self, verb: &str, key: &str, code: &str) -> Answer {
+        self.from(LOOPBACK).share(verb, key, code)
+    }
+
     pub fn from(&self, source: Ipv4Addr) -> Client<'_> {
         Client { hub: self, source }
     }
@@ -179,6 +184,10 @@ impl Client<'_> {
     pub fn ask(&self, call: &str, key: &str, body: &str) -> Answer {
         let fields = [("x-api-key", key)];
         self.ask_with(call, if key.is_empty() { &[] } else { &fields }, body)
+    }
+
+    pub fn share(&self, verb: &str, key: &str, code: &str) -> Answer {
+        self.ask(&format!("POST /v1/shares/{verb}"), key, &json!({ "code": code }).to_string())
     }
 
     pub fn ask_with(&self, call: &str, fields: &[(&str, &str)], body: &str) -> Answer {

@@ -48,8 +48,7 @@ pub fn run(call: &Call) -> CommandResult {
     let tunnel_ports = tunnel_ports(call)?;
     let has_tunnel_ports = tunnel_ports.is_some();
     let public_name = names.first().cloned();
-    let store = store_options.read()?;
-    let settings = HubSettings { data: data.clone(), names, behind_proxy, tunnel_ports, store };
+    let settings = HubSettings { names, behind_proxy, tunnel_ports, ..store_options.settings(&data)? };
     // Opening locks the data folder, so a second hub fails here before it listens.
     let core = Core::open(settings, &call.stop)?.ok_or_else(|| {
         Error::new("Another hub runs on this data folder")

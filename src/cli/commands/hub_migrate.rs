@@ -1,5 +1,6 @@
 //! `connect hub migrate`: from one store to another, checked by reading it back.
 
+use std::path::Path;
 use std::path::PathBuf;
 
 use serde_json::json;
@@ -10,13 +11,14 @@ use crate::cli::local_hub::data_folder;
 use crate::cli::store_options::StoreOptions;
 use crate::error::Error;
 use crate::error::Result;
+use crate::hub::code_key::CodeKey;
 use crate::hub::store::StoreLocation;
 use crate::hub::store::open_unused;
 
 pub fn run(call: &Call) -> CommandResult {
     let (from, from_name) = location(call, "from")?;
     let (to, to_name) = location(call, "to")?;
-    let contents = open_unused(&from, &call.stop)?.load()?;
+    let mut contents = open_unused(&from, &call.stop)?.load()?;
     if contents.is_empty() {
         return Err(Error::new(format!("There is nothing in {from_name}"))
             .hint("Check --from; a hub that lies elsewhere is named by file=DIR"));
@@ -29,6 +31,9 @@ pub fn run(call: &Call) -> CommandResult {
             there.records.len()
         ))
         .hint("Look at it first. To drop what it holds, add --replace"));
+    }
+    if let (StoreLocation::Folder(folder), Some(ca)) = (&to, &mut contents.ca) {
+        ca.code_key_id = move_code_key(call, &from, folder, &ca.code_key_id)?;
     }
     destination.replace(&contents)?;
     // What counts is what the next one to open it finds.
@@ -43,11 +48,33 @@ pub fn run(call: &Call) -> CommandResult {
         "[ok] Copied {count} record(s) and the CA from {from_name} to {to_name}, and read them back"
     ));
     call.say.line("  Keys, shares and pins are the same. Start the hub on its new store:");
-    call.say.line(&format!(
-        "    connect hub --store {}",
-        if to_name.starts_with("file") { "file" } else { &to_name }
-    ));
+    match &to {
+        StoreLocation::Folder(folder) => {
+            call.say.line(&format!("    connect hub --data {}", folder.display()));
+        }
+        StoreLocation::Etcd(_) => {
+            call.say.line(&format!("    connect hub --store {to_name}"));
+            call.say
+                .line("  Each further hub needs code.key from this one's data folder: --code-key-file FILE");
+        }
+    }
     Ok(0)
+}
+
+/// The key that the share codes are hashed under is in no store. Copies it to the hub's new folder and returns its ID; if it
+/// cannot be found, the hub gets a new one, and the old codes are lost.
+fn move_code_key(call: &Call, from: &StoreLocation, to: &Path, id: &str) -> Result<String> {
+    let folder = match from {
+        StoreLocation::Folder(folder) => folder.clone(),
+        StoreLocation::Etcd(_) => data_folder(call)?,
+    };
+    let key = CodeKey::load_or_make(&folder, call.args.value("code-key-file").map(Path::new))?;
+    if key.id() != id {
+        call.say.warn("The fleet's code.key was not found, so no share code will work any more");
+        call.say.warn("To keep them, name the file of one of its hubs: --replace --code-key-file FILE");
+    }
+    key.write(to)?;
+    Ok(key.id())
 }
 
 /// Where the store of `--from` or `--to` is, and its name for people.

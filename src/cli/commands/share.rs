@@ -132,7 +132,7 @@ fn revoke_after_stop(call: &Call, code: &str) -> Result<()> {
 fn code_of(text: &str) -> Result<Code> {
     Code::parse(text).map_err(|bad| {
         Error::usage(format!("`{}` is no share code: {}", text.escape_debug(), bad.reason()))
-            .hint("Try: --code pr1234")
+            .hint("Leave --code out: a code is made that nobody guesses")
     })
 }
 

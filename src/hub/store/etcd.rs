@@ -192,7 +192,7 @@ pub fn load_or_put_ca(gateway: &mut Gateway, make: impl FnOnce() -> Result<CaPem
         return Ok((read_ca(&stored)?, false));
     }
     let (made, key) = (make()?, encoded(format!("{ETCD_KEYS_FROM}{CA_KEY}")));
-    let value = encoded(json!([made.key, made.certificate]).to_string());
+    let value = encoded(json!([made.key, made.certificate, made.code_key_id]).to_string());
     let body = json!({ "compare": [{ "key": key, "target": "MOD", "result": "EQUAL", "mod_revision": "0" }],
         "success": [{ "request_put": { "key": key, "value": value } }] });
     if gateway.call("/v3/kv/txn", &body)?["succeeded"] == true {
@@ -212,6 +212,7 @@ fn load_ca(gateway: &mut Gateway) -> Result<Option<Vec<u8>>> {
 }
 
 fn read_ca(stored: &[u8]) -> Result<CaPem> {
-    let (key, certificate) = serde_json::from_slice(stored).or_say(|| "The fleet's CA in etcd is damaged")?;
-    Ok(CaPem { key, certificate })
+    let read = serde_json::from_slice(stored);
+    let (key, certificate, code_key_id) = read.or_say(|| "The fleet's CA in etcd is damaged")?;
+    Ok(CaPem { key, certificate, code_key_id })
 }

@@ -20,6 +20,7 @@ use super::interface::StoreContents;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::hub::code_key::CodeKey;
 use crate::model::hub_records::Change;
 use crate::model::hub_records::Record;
 use crate::model::registry::Registry;
@@ -154,7 +155,8 @@ impl Store for FileStore {
         let certificates = self.folder.join("certs");
         let key = files::read_text(&certificates.join("ca.key"))?;
         let certificate = files::read_text(&certificates.join("ca.crt"))?;
-        let ca = key.zip(certificate).map(|(key, certificate)| CaPem { key, certificate });
+        let code_key_id = CodeKey::load_or_make(&self.folder, None)?.id();
+        let ca = key.zip(certificate).map(|(key, certificate)| CaPem { key, certificate, code_key_id });
         Ok(StoreContents { records, ca })
     }
 

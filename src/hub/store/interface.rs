@@ -40,6 +40,8 @@ pub struct StoreContents {
 pub struct CaPem {
     pub key: String,
     pub certificate: String,
+    /// Which code key the share codes are hashed under. The key itself is in no store.
+    pub code_key_id: String,
 }
 
 impl StoreContents {
