@@ -114,7 +114,7 @@ fn a_line_from_stdin_is_not_waited_for_beyond_its_end() {
 fn what_came_by_stdin_or_the_environment_is_in_no_process_list() {
     let (_team, _ports, shared) = linked();
     let (code, secret) = parts(&shared.link);
-    let shown = |pid: u32| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+    let read = |pid: u32, what: &str| fs::read_to_string(format!("/proc/{pid}/{what}")).unwrap();
     let home = Home::new();
     let mut front = home.connect(&["join", "--json"]);
     front.env("CONNECT_JOIN", &shared.link);
@@ -127,11 +127,55 @@ fn what_came_by_stdin_or_the_environment_is_in_no_process_list() {
         let last: serde_json::Value = serde_json::from_str(said.out.lines().last().unwrap()).unwrap();
         u32::try_from(last["pid"].as_u64().unwrap()).unwrap()
     };
-    for pid in [front.pid(), pid_of(&said), pid_of(&by_stdin)] {
-        let line = shown(pid);
+    // Typed, it is in the process list while the command starts, and not for as long as the tunnel lives.
+    let typed = home.run(&["join", &shared.link, "-d", "--json"]).ok();
+    for pid in [front.pid(), pid_of(&said), pid_of(&by_stdin), pid_of(&typed)] {
+        let line = read(pid, "cmdline");
         assert!(line.contains("join") && !line.contains(&secret) && !line.contains(&code), "{line}");
+        let environment = read(pid, "environ");
+        assert!(pid == front.pid() || !environment.contains(&secret), "{environment}");
     }
     home.run(&["stop", "--all"]).ok();
+}
+
+#[test]
+fn a_key_or_a_chosen_code_stays_out_of_the_processes_in_the_background() {
+    let (team, ports, shared) = linked();
+    let (home, key) = (Home::new(), team.hub.key("member"));
+    fs::create_dir(home.file("other")).unwrap();
+    let other = Home::at(home.file("other"));
+    other.run(&["up", "--hub", &team.hub.url, "--api-key", &key]).ok();
+    let with_key = |home: &Home, args: &[&str]| {
+        let mut command = home.connect(args);
+        command
+            .env("CONNECT_TOKEN", &key)
+            .env("CONNECT_HUB_URL", &team.hub.url)
+            .env_remove("CONNECT_NO_PROXY");
+        Said::of(command).ok()
+    };
+    with_key(&home, &["reach", "db", "-d"]);
+    with_key(&home, &["join", &shared.code, "-d"]);
+    with_key(&home, &["proxy", "start", "--port", &ports.at(40).to_string()]);
+    with_key(&other, &["daemon", "start"]);
+    with_key(&other, &["share", &ports.target("web", 0), "--code", "chosen7", "-d"]);
+    let mut seen = Vec::new();
+    for run in [&home, &other]
+        .iter()
+        .flat_map(|home| home.run(&["status", "--json"]).ok().json().as_array().unwrap().clone())
+    {
+        let read = |what: &str| fs::read_to_string(format!("/proc/{}/{what}", run["pid"])).unwrap();
+        let all = format!("{} {}", read("cmdline"), read("environ"));
+        assert!(
+            !all.contains(&key) && !all.contains("chosen7") && !all.contains(&shared.code),
+            "{run} {all}"
+        );
+        seen.push(run["kind"].as_str().unwrap().to_owned());
+    }
+    seen.sort();
+    assert_eq!(seen, ["daemon", "join", "proxy", "reach", "share"]);
+    for home in [&home, &other] {
+        home.run(&["stop", "--all"]).ok();
+    }
 }
 
 /// Code and secret of `…/join#CODE.SECRET.HUBPIN.AGENT`.

@@ -62,6 +62,35 @@ fn the_command_has_its_environment_its_stdin_and_its_stdout_to_itself() {
 }
 
 #[test]
+fn no_variable_of_ours_reaches_the_command() {
+    let (team, _ports, _shared) = two();
+    let key = team.hub.key("member");
+    for command in both(&team, "env; echo services of mine: $CONNECT_BOOTSTRAP") {
+        let mut command = command;
+        let own = ["HUB_URL", "TOKEN", "HOME", "CA", "JOIN", "ETCD_PASSWORD"];
+        for name in own.iter().flat_map(|name| [format!("CONNECT_{name}"), format!("PRIVATECONNECT_{name}")])
+        {
+            match name.rsplit('_').next().unwrap() {
+                "URL" => command.env(name, &team.hub.url),
+                "TOKEN" => command.env(name, &key),
+                "JOIN" | "PASSWORD" => command.env(name, "secret1"),
+                _ => &mut command,
+            };
+        }
+        command.env("CONNECT_BOOTSTRAP", "kept");
+        let said = Said::of(command).ok();
+        assert!(said.out.contains("services of mine: kept"), "{said:#?}");
+        for line in said.out.lines().filter(|line| line.contains("CONNECT_")) {
+            assert!(
+                line.starts_with("CONNECT_BOOTSTRAP=") || line.starts_with("CONNECT_NO_PROXY="),
+                "{line}"
+            );
+        }
+        assert!(!said.out.contains(&key) && !said.out.contains("secret1"), "{said:#?}");
+    }
+}
+
+#[test]
 fn the_command_waits_for_every_service() {
     let (team, ports) = (Team::new(), Ports::claim());
     ports.echo(0);
@@ -208,9 +237,10 @@ fn the_environment_is_written_to_a_file_for_later_steps() {
 #[test]
 fn a_connect_started_by_the_command_is_not_taken_for_the_one_in_the_background() {
     let (team, _ports, _shared) = two();
-    let script = "\"$CONNECT\" reach db -d && \"$CONNECT\" status --json > new; mv new status.json";
+    let script = "export PRIVATECONNECT_HOME=\"$PLACE\"; \"$CONNECT\" reach db -d && \
+                  \"$CONNECT\" status --json > new; mv new status.json";
     let mut command = team.user.connect(&["join", "-d", "abc123", "--", "sh", "-c", script]);
-    command.env("CONNECT", env!("CARGO_BIN_EXE_connect"));
+    command.env("CONNECT", env!("CARGO_BIN_EXE_connect")).env("PLACE", team.user.path());
     command.current_dir(team.user.path());
     assert_eq!(Said::of(command).code, Some(0));
     eventually("it has run", PATIENCE, || team.user.file("status.json").exists());

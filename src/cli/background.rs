@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
+use super::args;
 use super::call::Call;
 use super::call::CommandResult;
 use super::say;
@@ -23,12 +24,12 @@ const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// With `-d`: starts this same command in the background and returns the exit code to end with. `None` if the caller is
 /// the one to do the work.
-pub fn detach(call: &Call, kind: &str, name: &str, environment: &[(&str, &str)]) -> Result<Option<u8>> {
+pub fn detach(call: &Call, kind: &str, name: &str, secret: Option<(&str, &str)>) -> Result<Option<u8>> {
     if !call.args.flag("detach") || call.is_background() {
         return Ok(None);
     }
     let log = call.home.file(&format!("logs/{kind}-{name}.log"));
-    let command = BackgroundStart { arguments: detach::own_arguments(), environment, log: &log };
+    let command = BackgroundStart { arguments: detach::own_arguments(), secret, log: &log };
     start(call, &command, ChildOutput::RepeatedWithPid).map(Some)
 }
 
@@ -62,7 +63,8 @@ pub fn start(call: &Call, command: &BackgroundStart<'_>, output: ChildOutput) ->
             say::put(line, stream == OutputStream::Err);
         }
     };
-    let outcome = detach::start(command, started, repeat)?;
+    let words = args::parse(command.arguments.clone(), call.args.manual)?.words;
+    let outcome = detach::start(command, &words, started, repeat)?;
     call.fail_if_stopped()?;
     match outcome {
         StartOutcome::Ready { pid } if output == ChildOutput::RepeatedWithPid => {

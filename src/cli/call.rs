@@ -3,7 +3,6 @@
 //! The config is read when a command first needs it and kept; only `reload_config` reads it again.
 
 use std::cell::RefCell;
-use std::env;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process;
@@ -22,6 +21,7 @@ use crate::model::hub_trust::HubTrust;
 use crate::net::address::HubUrl;
 use crate::net::stop::Stop;
 use crate::os::detach;
+use crate::os::environment;
 use crate::os::process::Signals;
 use crate::os::terminal;
 use crate::state::config::Config;
@@ -159,9 +159,12 @@ pub fn not_configured() -> Error {
     Error::new("Agent not configured").hint("Run connect up first to authenticate.")
 }
 
+/// `PRIVATECONNECT_TOKEN` may also be called `CONNECT_TOKEN`, and so on with the others.
 pub fn variable(name: &str) -> Option<String> {
+    let short = name.strip_prefix("PRIVATE").unwrap_or(name);
+    let value = environment::value(&format!("PRIVATE{short}")).or_else(|| environment::value(short));
     // A secret that was read from a file often ends in a newline.
-    env::var(name).ok().map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+    value.map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
 }
 
 /// The first signal ends everything in order, the second one at once.

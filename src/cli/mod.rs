@@ -68,6 +68,7 @@ static MANUAL: LazyLock<Manual> = LazyLock::new(|| {
 
 /// Exit codes: 0 done, 1 failed, 2 the command line is wrong, 130 interrupted. With `-- CMD` the code is CMD's.
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
+    let arguments = detach::take_handover().unwrap_or(arguments);
     // An error of the parser is printed before there are parsed options, so --json is looked for by hand.
     let as_json =
         arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json");

@@ -26,5 +26,5 @@ pub fn address_line(call: &Call, name: &str) -> Option<String> {
 fn start(call: &Call) -> CommandResult {
     let arguments = background::arguments(call, &["proxy", "start", "--quiet"]);
     let log = call.home.file(proxy::PROXY_LOG);
-    background::start(call, &BackgroundStart { arguments, environment: &[], log: &log }, ChildOutput::Dropped)
+    background::start(call, &BackgroundStart { arguments, secret: None, log: &log }, ChildOutput::Dropped)
 }

@@ -12,6 +12,7 @@ use std::time::Instant;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::os::environment;
 
 /// A tool that runs longer than this waits for input: `certutil`, for one, asks for a database's password
 /// again and again, though stdin is empty.
@@ -56,7 +57,7 @@ pub fn run(line: &[String]) -> Result<Vec<u8>> {
     let Some((program, arguments)) = line.split_first() else { return Ok(Vec::new()) };
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().or_say(failed)?;
+    let mut child = environment::without_secrets(&mut command).spawn().or_say(failed)?;
     let deadline = Instant::now() + COMMAND_TIMEOUT;
     let status = loop {
         match child.try_wait().or_say(failed)? {

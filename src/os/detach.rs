@@ -1,10 +1,14 @@
 //! Running in the background: our own program again, with the same arguments, in a session of its own.
 //!
+//! Arguments and secrets are handed over by stdin, since other users can read a process's arguments. An argument may be a
+//! share code or a link.
+//!
 //! The starting process prints the background process's output until that is ready or has ended, so the user sees the same
 //! messages and failures as in the foreground. When the background process is ready, it sends a special line and then
 //! writes its output to a log file.
 
 use std::env;
+use std::ffi::OsStr;
 use std::ffi::OsString;
 use std::fs;
 use std::fs::File;
@@ -15,7 +19,6 @@ use std::io::Read;
 use std::io::Write;
 #[cfg(target_os = "linux")]
 use std::os::linux::net::SocketAddrExt;
-#[cfg(target_os = "linux")]
 use std::os::unix::ffi::OsStrExt;
 #[cfg(target_os = "linux")]
 use std::os::unix::net::SocketAddr;
@@ -31,7 +34,9 @@ use std::time::Duration;
 
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::os::environment;
 use crate::os::files;
+use crate::os::terminal;
 
 /// Set for the background process: the path of its log.
 pub const LOG_VARIABLE: &str = "CONNECT_BACKGROUND_LOG";
@@ -73,23 +78,33 @@ pub enum OutputStream {
 /// What is to run in the background.
 pub struct BackgroundStart<'b> {
     pub arguments: Vec<OsString>,
-    pub environment: &'b [(&'b str, &'b str)],
+    /// In addition to those in our own environment.
+    pub secret: Option<(&'b str, &'b str)>,
     pub log: &'b Path,
 }
 
 /// Starts our own program in the background, and passes on its output until it is ready. `started` receives its process
-/// ID at once.
+/// ID at once. The process list shows `words`.
 pub fn start(
     begin: &BackgroundStart<'_>,
+    words: &[String],
     started: impl FnOnce(u32),
     say: impl Fn(OutputStream, &str) + Sync,
 ) -> Result<StartOutcome> {
-    let program = env::current_exe().or_say(|| "Cannot find this program's own file")?;
+    // A log that cannot be written is reported before anything is said to run.
+    drop(open_log(begin.log)?);
+    // Without /proc the system does not tell. Then the name that we were called by leads here again.
+    let called = |error| env::args_os().next().map(PathBuf::from).ok_or(error);
+    let program = env::current_exe().or_else(called).or_say(|| "Cannot find this program's own file")?;
     let mut command = Command::new(program);
-    command.args(&begin.arguments).envs(begin.environment.iter().copied()).env(LOG_VARIABLE, begin.log);
-    let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    environment::without_secrets(&mut command).args(words).env(LOG_VARIABLE, begin.log);
+    let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut child = spawned.or_say(|| "Cannot start in the background")?;
     started(child.id());
+    if let Some(mut stdin) = child.stdin.take() {
+        // If the process has ended, its output says why.
+        let _ = stdin.write_all(&handover(begin));
+    }
     let (out, err) = (child.stdout.take(), child.stderr.take());
     let ready = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -109,6 +124,29 @@ pub fn start(
     Ok(StartOutcome::Ended { code: u8::try_from(status.code().unwrap_or(1)).unwrap_or(1) })
 }
 
+/// The secrets as `NAME=VALUE`, an empty item, and the arguments. A zero ends each item.
+fn handover(begin: &BackgroundStart<'_>) -> Vec<u8> {
+    let mut secrets = environment::secrets();
+    secrets.extend(begin.secret.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    let secrets = secrets.iter().map(|(name, value)| format!("{name}={value}\0").into_bytes());
+    let arguments = begin.arguments.iter().map(|argument| [argument.as_bytes(), b"\0"].concat());
+    secrets.chain([vec![0]]).chain(arguments).flatten().collect()
+}
+
+/// What the process that started this one in the background has handed over: the secrets are kept, the arguments
+/// returned. `None` if a service manager started this process, with arguments and an empty stdin.
+pub fn take_handover() -> Option<Vec<OsString>> {
+    own_log().filter(|_| !terminal::is_terminal_in())?;
+    let mut bytes = Vec::new();
+    io::stdin().read_to_end(&mut bytes).ok()?;
+    let items: Vec<&[u8]> = bytes.strip_suffix(b"\0")?.split(|byte| *byte == 0).collect();
+    let end = items.iter().position(|item| item.is_empty())?;
+    let text = |item: &&[u8]| String::from_utf8_lossy(item).into_owned();
+    let secret = |item| text(item).split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+    environment::set_handed_over(items[..end].iter().filter_map(secret).collect());
+    Some(items[end + 1..].iter().map(|item| OsStr::from_bytes(item).to_owned()).collect())
+}
+
 fn hand_on(stream: Option<impl Read>, say: impl Fn(&str)) {
     let lines = stream.into_iter().flat_map(|stream| BufReader::new(stream).lines());
     lines.map_while(std::result::Result::ok).for_each(|line| say(&line));
@@ -126,19 +164,21 @@ pub fn leave_terminal() {
 /// Ready is reported before the output is redirected: the starting process reads that line from the pipe. If systemd
 /// started us, it is told instead.
 pub fn ready(log: &Path) -> Result<()> {
+    let file = open_log(log)?;
     if !notify("READY=1") {
         let mut out = io::stdout().lock();
         // The starting process may have ended. Then nobody needs the line.
         let _ = writeln!(out, "{READY_LINE}").and_then(|()| out.flush());
     }
-    turn_output_to(log)?;
+    turn_output_to(&file, log)?;
     let path = log.to_owned();
     // The thread ends with the process. It leaves nothing unfinished.
     let kept = thread::Builder::new().name("log".into()).spawn(move || {
         loop {
             thread::sleep(LOG_SIZE_POLL);
             if fs::metadata(&path).is_ok_and(|log| log.len() > LOG_LIMIT) {
-                let _ = fs::rename(&path, path.with_extension("log.old")).map(|()| turn_output_to(&path));
+                let _ = fs::rename(&path, path.with_extension("log.old"))
+                    .map(|()| open_log(&path).and_then(|file| turn_output_to(&file, &path)));
             }
         }
     });
@@ -158,11 +198,14 @@ pub fn notify(state: &str) -> bool {
     told.inspect_err(|error| log::warn!("the service manager does not listen: {error}")).is_ok()
 }
 
-fn turn_output_to(log: &Path) -> Result<()> {
+fn open_log(log: &Path) -> Result<File> {
     if let Some(folder) = log.parent() {
         files::private_dir(folder)?;
     }
-    let file: File = files::append(log)?;
-    let turned = nix::unistd::dup2_stdout(&file).and_then(|()| nix::unistd::dup2_stderr(&file));
+    files::append(log)
+}
+
+fn turn_output_to(file: &File, log: &Path) -> Result<()> {
+    let turned = nix::unistd::dup2_stdout(file).and_then(|()| nix::unistd::dup2_stderr(file));
     turned.or_say(|| format!("Cannot write to {}", log.display()))
 }

@@ -4,6 +4,7 @@
 pub mod clock;
 pub mod command;
 pub mod detach;
+pub mod environment;
 pub mod files;
 pub mod limits;
 pub mod lock;

@@ -13,7 +13,8 @@ const NOWHERE: &str = "/nonexistent/.privateconnect";
 /// `PRIVATECONNECT_HOME`, else `~/.privateconnect`. Containers run as users that have neither a `HOME` nor a line in
 /// `/etc/passwd`. That is not an error yet: a join by link needs no state.
 pub fn home() -> PathBuf {
-    if let Some(moved) = env::var_os("PRIVATECONNECT_HOME").filter(|value| !value.is_empty()) {
+    let moved = ["PRIVATECONNECT_HOME", "CONNECT_HOME"].iter().filter_map(env::var_os);
+    if let Some(moved) = moved.into_iter().find(|value| !value.is_empty()) {
         return PathBuf::from(moved);
     }
     user_home().map_or_else(|| PathBuf::from(NOWHERE), |home| home.join(".privateconnect"))

@@ -28,7 +28,7 @@ use nix::unistd::Pid;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
-use crate::os::detach;
+use crate::os::environment;
 use crate::os::lock::locked;
 use crate::os::terminal;
 
@@ -116,13 +116,12 @@ impl Signals {
 
     /// Not by the standard library: its children inherit the thread's blocked signals, and a command with these
     /// blocked could not be ended. Unblocking them here for a moment would let them hit us instead.
-    fn spawn(&self, command: &[OsString], environment: &[(String, String)]) -> nix::Result<Pid> {
+    fn spawn(&self, command: &[OsString], more: &[(String, String)]) -> nix::Result<Pid> {
         let text = |text: &OsStr| CString::new(text.as_bytes()).map_err(|_| Errno::EINVAL);
         let arguments = command.iter().map(|word| text(word)).collect::<nix::Result<Vec<_>>>()?;
-        // The variable marks this background process. A `connect` that the command starts is not in the background.
         let mut variables: BTreeMap<OsString, OsString> =
-            env::vars_os().filter(|(name, _)| name != detach::LOG_VARIABLE).collect();
-        variables.extend(environment.iter().map(|(name, value)| (name.into(), value.into())));
+            env::vars_os().filter(|(name, _)| !environment::is_own(name)).collect();
+        variables.extend(more.iter().map(|(name, value)| (name.into(), value.into())));
         let line = |(name, value): (&OsString, &OsString)| {
             text(&[name.as_os_str(), value.as_os_str()].join(OsStr::new("=")))
         };

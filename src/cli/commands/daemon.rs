@@ -56,7 +56,7 @@ pub fn start(call: &Call) -> CommandResult {
 
 fn begin(call: &Call, arguments: Vec<OsString>, output: ChildOutput) -> CommandResult {
     let log = call.home.file(DAEMON_LOG);
-    background::start(call, &BackgroundStart { arguments, environment: &[], log: &log }, output)
+    background::start(call, &BackgroundStart { arguments, secret: None, log: &log }, output)
 }
 
 /// The daemon itself: keeps the exposures of the config up and follows changes of the config. It never gives up over an

@@ -53,7 +53,7 @@ pub fn run(call: &Call) -> CommandResult {
         return Ok(0);
     }
     let name = project_name(&file.path);
-    if let Some(code) = background::detach(call, "dev", &name, &[])? {
+    if let Some(code) = background::detach(call, "dev", &name, None)? {
         return Ok(code);
     }
     let hub = project_hub(call, file.project.hub.as_deref())?;

@@ -22,7 +22,7 @@ pub fn run(call: &Call) -> CommandResult {
         return daemon::keep(call, &exposure);
     }
     let name = exposure.name.clone();
-    if let Some(code) = background::detach(call, "expose", name.as_str(), &[])? {
+    if let Some(code) = background::detach(call, "expose", name.as_str(), None)? {
         return Ok(code);
     }
     let mut supervisor = Supervisor::new(call, "expose", &[name.to_string()]);

@@ -78,10 +78,9 @@ pub fn run(call: &Call) -> CommandResult {
     let ports = chosen_ports(call)?;
     let wait = call.args.duration("wait")?;
     let text = invitation.to_string();
-    // The code is handed on in the environment: every user of the machine can read arguments, and stdin is read already.
-    if let Some(code) =
-        background::detach(call, "join", &secret::hash(&text)[..8], &[("CONNECT_JOIN", &text)])?
-    {
+    // The code is handed over, since stdin is read already.
+    let secret = Some(("CONNECT_JOIN", text.as_str()));
+    if let Some(code) = background::detach(call, "join", &secret::hash(&text)[..8], secret)? {
         return Ok(code);
     }
     let say = &call.say;

@@ -38,11 +38,7 @@ pub fn start(call: &Call) -> CommandResult {
     }
     let log = call.home.file(proxy::PROXY_LOG);
     let arguments = detach::own_arguments();
-    background::start(
-        call,
-        &BackgroundStart { arguments, environment: &[], log: &log },
-        ChildOutput::Repeated,
-    )
+    background::start(call, &BackgroundStart { arguments, secret: None, log: &log }, ChildOutput::Repeated)
 }
 
 fn serve(call: &Call, options: &ProxyOptions) -> CommandResult {

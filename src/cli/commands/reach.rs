@@ -43,7 +43,7 @@ pub fn run(call: &Call) -> CommandResult {
     if say_already_reached(call, &name, asked_port)? {
         return Ok(0);
     }
-    if let Some(code) = background::detach(call, "reach", name.as_str(), &[])? {
+    if let Some(code) = background::detach(call, "reach", name.as_str(), None)? {
         return Ok(code);
     }
     let deadline = Instant::now() + call.args.duration("timeout")?.unwrap_or(DEFAULT_REACH_TIMEOUT);

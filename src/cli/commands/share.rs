@@ -57,7 +57,7 @@ pub fn run(call: &Call) -> CommandResult {
     let name = call.args.value("name").map_or_else(|| format!("{}-env", user::hostname()), str::to_owned);
     // Without services of its own the command ends at once, so there is nothing to detach.
     if !exposures.is_empty()
-        && let Some(code) = background::detach(call, "share", &secret::hash(&name)[..8], &[])?
+        && let Some(code) = background::detach(call, "share", &secret::hash(&name)[..8], None)?
     {
         return Ok(code);
     }
