@@ -211,6 +211,8 @@ echo "state: $(systemctl --user is-active connect-daemon) $(systemctl --user is-
 pid=$(systemctl --user show -p MainPID --value connect-daemon)
 grep -E '^(NoNewPrivs|Seccomp):' /proc/$pid/status
 "$0" services
+echo "password in the unit: $(systemctl --user cat connect-daemon | grep -c 'heim@'), in the daemon: $(tr '\0' '\n' < /proc/$pid/environ | grep -c 'ann:ge"heim')"
+stat -c 'its file: %a' "$PRIVATECONNECT_HOME/daemon.env"
 kill -9 $pid
 for _ in $(seq 200); do new=$(systemctl --user show -p MainPID --value connect-daemon); [ "$new" != 0 ] && [ "$new" != $pid ] && systemctl --user is-active --quiet connect-daemon && break; sleep 0.1; done
 echo "after a crash: $(systemctl --user is-active connect-daemon)"
@@ -234,6 +236,7 @@ fn systemd_installs_starts_restarts_and_removes_it() {
     command.args(["-m", "bash", "-c", UNDER_SYSTEMD]).arg(ours.get_program());
     common::team::copy_environment(&ours, &mut command);
     command.env("XDG_RUNTIME_DIR", runtime.path());
+    command.env("HTTPS_PROXY", "http://ann:ge\"heim@127.0.0.1:9").env("NO_PROXY", "127.0.0.1");
     let said = Said::of(command);
     if said.code == Some(77) {
         eprintln!("\n*** SKIPPED: systemd does not run here as a user's manager ***\n");
@@ -245,6 +248,8 @@ fn systemd_installs_starts_restarts_and_removes_it() {
         "NoNewPrivs:\t1",
         "Seccomp:\t2",
         "db ",
+        "password in the unit: 0, in the daemon: 1",
+        "its file: 600",
         "after a crash: active",
         "after a restart: active",
         "[ok] Uninstalled",
@@ -253,4 +258,5 @@ fn systemd_installs_starts_restarts_and_removes_it() {
         assert!(said.out.lines().any(|said| said.starts_with(line)), "{line}: {said:#?}");
     }
     assert!(!machine.home.file(".config/systemd/user/connect-daemon.service").exists());
+    assert!(!machine.home.file("daemon.env").exists());
 }

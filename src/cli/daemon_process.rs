@@ -18,7 +18,7 @@ use crate::state::runs::DAEMON_KIND;
 use crate::state::runs::Run;
 
 pub const DAEMON_LOG: &str = "agent.log";
-/// Variables of this shell that the service manager does not know: the unit sets them.
+/// Variables of this shell that the service manager does not know. The daemon gets them from a file of its own.
 const UNIT_VARIABLES: [&str; 4] = ["CONNECT_HUB_URL", "PRIVATECONNECT_CA", "HTTPS_PROXY", "NO_PROXY"];
 
 /// The unit file, if one is installed; the user's own comes before the system's.
@@ -77,10 +77,12 @@ pub fn unit_spec(call: &Call, system: bool) -> Result<UnitSpec> {
     if let Some(config) = call.args.value("config") {
         command.extend(["--config".to_owned(), absolute(config)]);
     }
-    let mut environment = vec![
+    let environment = vec![
         ("PRIVATECONNECT_HOME".to_owned(), state.display().to_string()),
         (detach::LOG_VARIABLE.to_owned(), state.join(DAEMON_LOG).display().to_string()),
     ];
-    environment.extend(UNIT_VARIABLES.iter().filter_map(|name| Some(((*name).to_owned(), variable(name)?))));
-    Ok(UnitSpec { command, environment, state, system: system.then_some(name) })
+    let private_environment =
+        UNIT_VARIABLES.iter().filter_map(|name| Some(((*name).to_owned(), variable(name)?)));
+    let private_environment = private_environment.collect();
+    Ok(UnitSpec { command, environment, private_environment, state, system: system.then_some(name) })
 }

@@ -23,9 +23,10 @@ use crate::state::runs::Run;
 use crate::tls::identity::Identity;
 
 /// Our own files and folders in the state folder.
-const OWN_FILES: [&str; 13] = [
+const OWN_FILES: [&str; 14] = [
     "config.json",
     "confirmed.json",
+    "daemon.env",
     "identity.pem",
     "known_agents.json",
     "active-routes.json",

@@ -10,6 +10,7 @@ use crate::error::OrSay;
 use crate::error::Result;
 use crate::os::command;
 use crate::os::command::quoted;
+use crate::os::files;
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum SetupStep {
@@ -20,6 +21,11 @@ pub enum SetupStep {
     },
     /// Writes a file that every user can read, and makes its folder if needed.
     Write {
+        path: PathBuf,
+        text: String,
+    },
+    /// Writes a file that only this user can read.
+    WritePrivate {
         path: PathBuf,
         text: String,
     },
@@ -37,7 +43,7 @@ impl SetupStep {
         let shown = |path: &Path| quoted(&path.display().to_string());
         match self {
             Self::Copy { from, to } => format!("install -m 644 {} {}", shown(from), shown(to)),
-            Self::Write { path, .. } => format!("write {}", shown(path)),
+            Self::Write { path, .. } | Self::WritePrivate { path, .. } => format!("write {}", shown(path)),
             Self::Remove(path) => format!("rm -f {}", shown(path)),
             Self::MakeFolder(path) => format!("mkdir -p {}", shown(path)),
             Self::Run(line) | Self::RunUnchecked(line) => {
@@ -57,6 +63,7 @@ impl SetupStep {
                 fs::create_dir_all(path.parent().unwrap_or(path)).or_say(failed)?;
                 write_readable(path, text.as_bytes()).or_say(failed)
             }
+            Self::WritePrivate { path, text } => files::write(path, text.as_bytes()),
             Self::Remove(path) => match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).or_say(failed),
                 _ => Ok(()),

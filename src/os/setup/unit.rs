@@ -11,6 +11,8 @@ use crate::os::setup::step::SetupStep;
 use crate::os::user;
 
 const SYSTEMD_UNIT: &str = "connect-daemon.service";
+/// In the state folder: the variables that do not stand in the unit.
+const ENVIRONMENT_FILE: &str = "daemon.env";
 const LAUNCHD_LABEL: &str = "co.privateconnect.daemon";
 
 /// These filter system calls, so they also work in a user's own manager, which may not make mounts.
@@ -55,6 +57,8 @@ pub struct UnitSpec {
     /// The program and its arguments.
     pub command: Vec<String>,
     pub environment: Vec<(String, String)>,
+    /// Those that may hold a password, as `HTTPS_PROXY` does: everybody can read a unit.
+    pub private_environment: Vec<(String, String)>,
     /// The folder that it writes to.
     pub state: PathBuf,
     /// For the whole machine, as this user; otherwise the user's own.
@@ -115,8 +119,10 @@ fn systemd(service: &UnitSpec) -> UnitPlan {
     let text = unit(service);
     let control = |rest: &[&str]| words(if system { "systemctl" } else { "systemctl --user" }, rest);
     let reload = || SetupStep::Run(control(&["daemon-reload"]));
+    let environment = service.state.join(ENVIRONMENT_FILE);
     UnitPlan {
         install: vec![
+            SetupStep::WritePrivate { path: environment.clone(), text: environment_lines(service) },
             SetupStep::Write { path: file.clone(), text: text.clone() },
             reload(),
             SetupStep::Run(control(&["enable", "--now", SYSTEMD_UNIT])),
@@ -124,12 +130,20 @@ fn systemd(service: &UnitSpec) -> UnitPlan {
         uninstall: vec![
             SetupStep::RunUnchecked(control(&["disable", "--now", SYSTEMD_UNIT])),
             SetupStep::Remove(file.clone()),
+            SetupStep::Remove(environment),
             reload(),
         ],
         start: vec![SetupStep::Run(control(&["start", SYSTEMD_UNIT]))],
         file,
         text,
     }
+}
+
+/// The text of the file with the private environment.
+fn environment_lines(service: &UnitSpec) -> String {
+    let value = |value: &str| value.replace('\\', r"\\").replace('"', "\\\"");
+    let lines = service.private_environment.iter();
+    lines.map(|(name, text)| format!("{name}=\"{}\"\n", value(text))).collect()
 }
 
 /// The text of the systemd unit.
@@ -141,6 +155,9 @@ fn unit(service: &UnitSpec) -> String {
         .iter()
         .map(|(name, value)| format!("Environment={}\n", unit_word(&format!("{name}={value}"))))
         .collect();
+    // This setting takes a path as it is, without quotes.
+    let private = service.state.join(ENVIRONMENT_FILE).display().to_string().replace('%', "%%");
+    let private = private.replace(char::is_control, "");
     let (mut for_whom, mut after, mut hardening) = (String::new(), "", HARDENING.to_owned());
     let mut wanted_by = "default.target";
     if let Some(user) = &service.system {
@@ -152,7 +169,7 @@ fn unit(service: &UnitSpec) -> String {
     }
     format!(
         "[Unit]\nDescription=connect: keeps services of this machine exposed\nDocumentation=man:connect(1)\n{after}
-[Service]\nType=notify\n{for_whom}ExecStart={}\n{environment}Restart=on-failure\nRestartSec=5\n{hardening}
+[Service]\nType=notify\n{for_whom}ExecStart={}\n{environment}EnvironmentFile={private}\nRestart=on-failure\nRestartSec=5\n{hardening}
 [Install]\nWantedBy={wanted_by}\n",
         command.join(" ")
     )
@@ -180,7 +197,7 @@ fn launchd(service: &UnitSpec) -> UnitPlan {
         (plist(service), file.display().to_string(), format!("{domain}/{LAUNCHD_LABEL}"));
     UnitPlan {
         install: vec![
-            SetupStep::Write { path: file.clone(), text: text.clone() },
+            SetupStep::WritePrivate { path: file.clone(), text: text.clone() },
             SetupStep::RunUnchecked(words("launchctl bootout", &[&target])),
             SetupStep::Run(words("launchctl bootstrap", &[&domain, &path])),
         ],
@@ -201,6 +218,7 @@ fn plist(service: &UnitSpec) -> String {
     let environment: String = service
         .environment
         .iter()
+        .chain(&service.private_environment)
         .map(|(name, value)| format!("    <key>{}</key><string>{}</string>\n", xml(name), xml(value)))
         .collect();
     let user = service
@@ -241,6 +259,7 @@ mod tests {
         UnitSpec {
             command: vec!["/opt/my tools/connect".into(), "daemon".into(), "50%$x".into()],
             environment: vec![("PRIVATECONNECT_HOME".into(), "/home/a b\n/\"x\"<&>".into())],
+            private_environment: vec![("HTTPS_PROXY".into(), "http://ann:a\"\\b@p".into())],
             state: "/home/a b".into(),
             system: system.map(str::to_owned),
         }
@@ -256,6 +275,9 @@ mod tests {
         );
         assert!(text.contains("Environment=\"PRIVATECONNECT_HOME=/home/a b\\x0a/\\\"x\\\"<&>\"\n"), "{text}");
         assert!(text.contains("User=ann\n") && text.contains("ReadWritePaths=\"/home/a b\"\n"), "{text}");
+        assert!(text.contains("EnvironmentFile=/home/a b/daemon.env\n") && !text.contains("ann:a"), "{text}");
+        let lines = environment_lines(&service(None));
+        assert_eq!(lines, "HTTPS_PROXY=\"http://ann:a\\\"\\\\b@p\"\n");
         let text = plist(&service(Some("ann")));
         assert!(text.contains("<string>/home/a b/\"x\"&lt;&amp;&gt;</string>"), "{text}");
         assert!(text.contains("<key>UserName</key><string>ann</string>"), "{text}");
