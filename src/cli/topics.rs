@@ -12,6 +12,7 @@ pub struct Topic {
 /// In the order in which a reader needs them.
 const TEXTS: &[&str] = &[
     include_str!("topics/ci.txt"),
+    include_str!("topics/proxy.txt"),
     include_str!("topics/environment.txt"),
     include_str!("topics/files.txt"),
     include_str!("topics/exit-codes.txt"),
