@@ -13,6 +13,7 @@ pub struct Topic {
 const TEXTS: &[&str] = &[
     include_str!("topics/ci.txt"),
     include_str!("topics/proxy.txt"),
+    include_str!("topics/fleet.txt"),
     include_str!("topics/environment.txt"),
     include_str!("topics/files.txt"),
     include_str!("topics/exit-codes.txt"),
