@@ -49,6 +49,7 @@ use crate::wire::api::Health;
 use crate::wire::api::MakeShare;
 use crate::wire::api::NewShare;
 use crate::wire::api::RegisterAgent;
+use crate::wire::api::RemoveService;
 use crate::wire::api::ServiceInfo;
 use crate::wire::api::SessionGrant;
 use crate::wire::api::SessionState;
@@ -144,6 +145,12 @@ impl Hub {
 
     pub fn services(&self) -> Result<Vec<ServiceInfo>> {
         self.get("/v1/services")
+    }
+
+    /// By its name or ID.
+    pub fn remove_service(&self, service: &str, even_online: bool) -> Result<()> {
+        let order = to_json(&RemoveService { even_online })?;
+        self.send("DELETE", &format!("/v1/services/{service}"), Some(&order)).map(drop)
     }
 
     pub fn register(&self, agent: &RegisterAgent) -> Result<AgentInfo> {

@@ -16,7 +16,9 @@ fn main() {
     const AGENTS: usize = 500;
     const EACH: usize = 4;
     let Some(fleet) = Fleet::of(3) else { return };
-    let key = fleet.key("member");
+    // A key is for a hundred agents.
+    let keys: Vec<String> = (0..AGENTS / 100).map(|_| fleet.key("member")).collect();
+    let key = &keys[0];
     let revision = || {
         let status = fleet.etcd[0].ctl(&["endpoint", "status", "--write-out=json"]).expect("etcd answers");
         let status: serde_json::Value = serde_json::from_str(&status).expect("it is JSON");
@@ -27,11 +29,15 @@ fn main() {
     let (before, revision_before, began) = (memory(), revision(), Instant::now());
     let agents: Vec<RawAgent> = thread::scope(|scope| {
         let up = |hub: usize| {
-            let (fleet, key) = (&fleet, &key);
+            let (fleet, keys) = (&fleet, &keys);
             move || {
                 let own = (hub..AGENTS).step_by(3);
                 let up = own.map(|number| {
-                    let mut agent = RawAgent::up(&fleet.hubs[hub], key, &format!("agent_{number}"));
+                    let mut agent = RawAgent::up(
+                        &fleet.hubs[hub],
+                        &keys[number % keys.len()],
+                        &format!("agent_{number}"),
+                    );
                     (0..EACH).for_each(|service| drop(agent.expose(&format!("svc-{number}-{service}"))));
                     agent
                 });
@@ -42,7 +48,7 @@ fn main() {
         started.into_iter().flat_map(|one| one.join().expect("agents come up")).collect()
     });
     let (took, writes) = (began.elapsed(), revision() - revision_before);
-    let known = |hub: &Hub| hub.ask("GET /v1/services", &key, "").json().as_array().map_or(0, Vec::len);
+    let known = |hub: &Hub| hub.ask("GET /v1/services", key, "").json().as_array().map_or(0, Vec::len);
     let spread = common::eventually("all hubs know all services", common::PATIENCE, || {
         fleet.hubs.iter().all(|hub| known(hub) == AGENTS * EACH)
     });

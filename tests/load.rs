@@ -73,9 +73,10 @@ fn main() {
     storm(port, Duration::from_secs(seconds), &path);
 
     let homes: Vec<Home> = (0..AGENTS).map(|_| Home::new()).collect();
-    let key = hub.key("member");
-    let agents: Vec<Running> =
-        homes.iter().enumerate().map(|(at, home)| agent(&hub, home, &key, at)).collect();
+    // A key is for a hundred agents.
+    let keys: Vec<String> = (0..AGENTS / 100).map(|_| hub.key("member")).collect();
+    let up = |(at, home)| agent(&hub, home, &keys[at % keys.len()], at);
+    let agents: Vec<Running> = homes.iter().enumerate().map(up).collect();
     let listed = user.run(&["services", "--json"]).ok().json();
     let online = listed.as_array().into_iter().flatten().filter(|one| one["status"] == "online").count();
     look(&format!("{AGENTS} agents, {online} services"), port, &path[..1]);

@@ -37,7 +37,7 @@ const fn keyed(join_to_strange_admin: [u16; 6]) -> [u16; 10] {
 /// each case. The owner, the neighbour (another member) and the admin are in one workspace, the strangers
 /// in another.
 #[rustfmt::skip]
-const TABLE: [(&str, &str, [u16; 10]); 36] = [
+const TABLE: [(&str, &str, [u16; 10]); 38] = [
     ("GET /health", "", [200; 10]),
     ("HEAD /health", "", [200; 10]),
     ("GET /device", "", [200; 10]),
@@ -49,10 +49,12 @@ const TABLE: [(&str, &str, [u16; 10]); 36] = [
     ("GET /v1/device/$new-device", "", [404; 10]),
     ("POST /device", "code=ABCD-EFGH&key=pc_guess", [401; 10]),
     ("GET /v1/relay", "", [426; 10]),
-    ("GET /metrics", "", keyed([403, 403, 403, 200, 403, 200])),
+    ("GET /metrics", "", keyed([403, 403, 403, 200, 403, 403])),
     ("GET /v1/whoami", "", keyed([200, 200, 200, 200, 200, 200])),
     ("GET /v1/services", "", keyed([403, 200, 200, 200, 200, 200])),
     ("GET /v1/agents", "", keyed([403, 200, 200, 200, 200, 200])),
+    ("DELETE /v1/services/db", "", keyed([403, 409, 403, 409, 404, 404])),
+    ("DELETE /v1/agents/$agent", "", keyed([403, 403, 403, 409, 403, 404])),
     ("GET /v1/agent", "", keyed([403, 426, 426, 426, 426, 426])),
     ("POST /v1/agents/register", r#"{"id":"agent_$new","label":"x","fingerprint":"$fp"}"#, keyed([403, 200, 200, 200, 200, 200])),
     ("POST /v1/agents/register", r#"{"id":"$agent","label":"x","fingerprint":"$fp"}"#, keyed([403, 200, 403, 403, 403, 403])),
@@ -285,6 +287,81 @@ fn unknown_revoked_and_expired_keys_get_one_answer_and_after_twenty_a_429() {
     common::eventually("the failures are audited", common::PATIENCE, || lines() >= 20);
     assert!(lines() <= 45, "{}", lines());
     assert!(!hub.audit().contains("pc_"));
+}
+
+/// Registers an agent and returns the status.
+fn register(hub: &Hub, key: &str, id: &str) -> u16 {
+    let body = json!({ "id": id, "label": id, "fingerprint": FINGERPRINT });
+    hub.ask("POST /v1/agents/register", key, &body.to_string()).status
+}
+
+fn count(hub: &Hub, call: &str, key: &str) -> usize {
+    hub.ask(call, key, "").json().as_array().unwrap().len()
+}
+
+#[test]
+fn what_a_stolen_key_made_is_limited_and_goes_with_the_key() {
+    let hub = Hub::start();
+    let ((stolen, id), honest) = (hub.new_key(&[]), hub.key("member"));
+    // Jobs on machines that exist once need no more room than a hundred of them.
+    assert!((0..120).all(|n| register(&hub, &stolen, &format!("agent_job{n}")) == 200));
+    assert_eq!(count(&hub, "GET /v1/agents", &honest), 100);
+    let mut agents = ["agent_a", "agent_b"].map(|id| RawAgent::up(&hub, &stolen, id));
+    for n in 0..1000 {
+        agents[n % 2].expose(&format!("db{n}"));
+    }
+    let expose = json!({ "type": "expose", "name": "more", "port": 1, "protocol": "tcp" });
+    for agent in &mut agents {
+        agent.send(&expose);
+        let told = agent.next().unwrap();
+        assert_eq!(told["reason"], "Too many services were exposed with this key");
+    }
+    let mut own = RawAgent::up(&hub, &honest, "agent_honest");
+    own.expose("more");
+    drop(agents);
+    hub.home.run(&["hub", "key", "revoke", &id]).ok();
+    common::eventually("all that it made is gone", common::PATIENCE, || {
+        count(&hub, "GET /v1/services", &honest) == 1 && count(&hub, "GET /v1/agents", &honest) == 1
+    });
+    own.expose("db1");
+}
+
+#[test]
+fn what_a_key_made_goes_in_the_moment_of_its_revocation_if_that_is_wanted() {
+    let hub = Hub::start();
+    let ((stolen, id), honest) = (hub.new_key(&[]), hub.key("member"));
+    let mut agent = RawAgent::up(&hub, &stolen, "agent_a");
+    agent.expose("db");
+    let share = json!({ "name": "s", "agent": "agent_a", "services": ["db"], "expiresInSeconds": 600 });
+    assert_eq!(hub.ask("POST /v1/shares", &stolen, &share.to_string()).status, 201);
+    let said = hub.home.run(&["hub", "key", "revoke", &id, "--with-all-it-made"]).ok();
+    assert!(said.out.contains("all that it made is removed"), "{said:?}");
+    assert_eq!(count(&hub, "GET /v1/services", &honest) + count(&hub, "GET /v1/agents", &honest), 0);
+}
+
+#[test]
+fn an_agent_or_service_that_is_gone_is_removed_on_the_hubs_machine_with_or_without_a_hub() {
+    let mut hub = Hub::start();
+    let key = hub.key("member");
+    let mut gone = ["agent_one", "agent_two"].map(|id| RawAgent::up(&hub, &key, id));
+    gone[0].expose("db");
+    gone[1].expose("web");
+    let remove = |hub: &Hub, what: &str, id: &str| hub.home.run(&["hub", what, "remove", id]);
+    assert!(remove(&hub, "agent", "agent_one").err.contains("is connected, so it would be back"));
+    assert!(remove(&hub, "service", "db").err.contains("db is online"));
+    drop(gone);
+    common::eventually("both are offline", common::PATIENCE, || {
+        !hub.ask("GET /v1/services", &key, "").body.contains("online")
+    });
+    remove(&hub, "service", "db").ok();
+    assert_eq!(count(&hub, "GET /v1/services", &key), 1);
+    assert_eq!(hub.ask("DELETE /v1/services/none", &key, "").text("code"), "no-such-service");
+    hub.running.kill();
+    let listed = hub.home.run(&["hub", "agent", "list"]).ok();
+    assert!(listed.out.contains("agent_two"), "{listed:?}");
+    remove(&hub, "agent", "agent_two").ok();
+    hub.restart();
+    assert_eq!((count(&hub, "GET /v1/services", &key), count(&hub, "GET /v1/agents", &key)), (0, 1));
 }
 
 #[test]

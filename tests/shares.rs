@@ -404,11 +404,22 @@ fn a_name_belongs_to_one_agent_at_a_time() {
         (&told["type"], &told["reason"]),
         (&"refused".into(), &"db is already exposed by agent_a".into())
     );
+    // Not even while its owner is away, until somebody who may do so gives it up.
     drop(first);
-    eventually("the name is free", PATIENCE, || {
+    eventually("the owner is away", PATIENCE, || {
         second.send(&json!({ "type": "expose", "name": "db", "port": 1, "protocol": "tcp" }));
-        second.next().unwrap()["type"] == "exposed"
+        second.next().unwrap()["reason"] == "db is offline, but its name belongs to agent_a"
     });
+    let refused = hub.ask("DELETE /v1/services/db", &two, "");
+    assert_eq!((refused.status, refused.text("code")), (403, "service-of-another-key".into()));
+    RawAgent::up(&hub, &one, "agent_a").expose("db");
+    eventually("it is removed", PATIENCE, || hub.ask("DELETE /v1/services/db", &one, "").status == 204);
+    second.expose("db");
+    // Whoever may take it takes it from one that is online, too, and that one is told.
+    let taken = hub.ask("DELETE /v1/services/db", &hub.admin_key, r#"{"evenOnline":true}"#);
+    assert_eq!(taken.status, 204, "{taken:?}");
+    assert_eq!(second.next().unwrap()["reason"], "db was taken over by first admin");
+    RawAgent::up(&hub, &one, "agent_a").expose("db");
 }
 
 #[test]

@@ -20,6 +20,12 @@ const FUNCTIONS: &[(&str, CommandFunction)] = &[
     #[cfg(feature = "hub")]
     ("hub key revoke", commands::hub_key::revoke),
     #[cfg(feature = "hub")]
+    ("hub agent list", commands::hub_records::agents),
+    #[cfg(feature = "hub")]
+    ("hub agent remove", commands::hub_records::remove_agent),
+    #[cfg(feature = "hub")]
+    ("hub service remove", commands::hub_records::remove_service),
+    #[cfg(feature = "hub")]
     ("hub approve", commands::hub_key::approve),
     #[cfg(feature = "hub")]
     ("hub audit verify", commands::hub_audit::verify),
@@ -33,6 +39,7 @@ const FUNCTIONS: &[(&str, CommandFunction)] = &[
     #[cfg(feature = "discover")]
     ("discover", commands::discover::run),
     ("services", commands::services::run),
+    ("services remove", commands::services::remove),
     #[cfg(feature = "agent")]
     ("expose", commands::expose::run),
     #[cfg(feature = "join")]

@@ -9,6 +9,7 @@ use super::refusal::Refusal;
 use crate::http::message::Request;
 use crate::http::reply::Reply;
 use crate::model::access::Principal;
+use crate::model::access::Role;
 use crate::model::host_port::HostPort;
 use crate::model::time::Time;
 
@@ -51,6 +52,21 @@ impl ApiCall<'_> {
 
     pub fn workspace(&self) -> &str {
         self.principal.workspace()
+    }
+
+    /// Whether what is in this workspace is the caller's business. The hub's own command line sees all workspaces.
+    pub fn sees(&self, workspace: &str) -> bool {
+        self.principal == Principal::Local || self.workspace() == workspace
+    }
+
+    /// Whether the caller may share, change and remove what this key made in the caller's workspace: the key itself may, and
+    /// admins.
+    pub fn may_change(&self, key: &str) -> bool {
+        match &self.principal {
+            Principal::Key { id, role, .. } => id == key || *role == Role::Admin,
+            Principal::Link { .. } => false,
+            Principal::Local => true,
+        }
     }
 
     /// The relay's address for this caller: the host and port that the caller itself used. A client that came over

@@ -10,23 +10,25 @@ use crate::model::hub_records::Change;
 use crate::model::hub_records::ChannelId;
 use crate::model::hub_records::Presence;
 use crate::model::hub_records::Record;
+use crate::model::hub_records::SEEN_INTERVAL;
 use crate::model::hub_records::Table;
 use crate::model::hub_records::online_id;
 use crate::model::name::Name;
 use crate::model::registry::Registry;
 use crate::model::service::Protocol;
 use crate::model::service::Service;
+use crate::model::time::Time;
 use crate::net::channel::MessageChannel;
 use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::duplex::Duplex;
 use crate::os::clock;
 use crate::os::secret;
-use crate::wire::control::CHANNEL_SERVICE_LIMIT;
 use crate::wire::control::ToAgent;
 use crate::wire::control::ToHub;
 
-/// Services of one workspace; the registry keeps all of them in memory.
+/// Services of one workspace, and of one key. The registry keeps all of them in memory.
 const WORKSPACE_SERVICES: usize = 10_000;
+const KEY_SERVICES: usize = 1000;
 
 /// An agent while its control channel lasts.
 struct ConnectedAgent<'c> {
@@ -110,8 +112,9 @@ impl ConnectedAgent<'_> {
         };
         // After a reconnect the service is stored already, so only its presence is written.
         let stored = self.core.records.change(|registry| {
-            self.may_expose(registry, &name)?;
+            self.may_expose(registry, &id, &name, now)?;
             let known = registry.service(&id);
+            let is_seen = |known: &&Service| now.since(known.seen_at) < SEEN_INTERVAL;
             let service = Service {
                 id: id.clone(),
                 name: name.clone(),
@@ -119,12 +122,20 @@ impl ConnectedAgent<'_> {
                 protocol,
                 agent_id: self.agent_id.clone(),
                 workspace: self.workspace.clone(),
+                key: self.channel.key.clone(),
                 created_at: known.map_or(now, |known| known.created_at),
+                seen_at: known.filter(is_seen).map_or(now, |known| known.seen_at),
             };
-            let mut changes = vec![Change::Put(Record::Online(presence(registry)))];
+            // Others that had the name count for nothing any more, or the agent would have been refused.
+            let same_name = registry
+                .services()
+                .filter(|other| other.name == name && other.workspace == self.workspace && other.id != id);
+            let mut changes: Vec<Change> =
+                same_name.map(|other| Change::drop(Table::Service, &other.id)).collect();
             if known != Some(&service) {
-                changes.insert(0, Change::Put(Record::Service(service)));
+                changes.push(Change::Put(Record::Service(service)));
             }
+            changes.push(Change::Put(Record::Online(presence(registry))));
             Ok((changes, ()))
         });
         match stored {
@@ -133,7 +144,7 @@ impl ConnectedAgent<'_> {
                 // The store cannot be written, but the agent is connected. A service that is stored already goes online
                 // in this hub's memory; a new one is not accepted.
                 let mut registry = self.core.records.registry();
-                if registry.service(&id).is_none() || self.may_expose(&registry, &name).is_err() {
+                if registry.service(&id).is_none() || self.may_expose(&registry, &id, &name, now).is_err() {
                     return false;
                 }
                 let presence = presence(&registry);
@@ -150,19 +161,27 @@ impl ConnectedAgent<'_> {
     }
 
     /// Whether this agent may have the name, and may expose one more service.
-    fn may_expose(&self, registry: &Registry, name: &Name) -> Result<(), Refusal> {
-        let online = registry.online_by_id(&online_id(&self.workspace, name));
-        if let Some(other) = online.filter(|online| online.agent_id != self.agent_id) {
+    fn may_expose(&self, registry: &Registry, id: &str, name: &Name, now: Time) -> Result<(), Refusal> {
+        let holder = registry.service_named(&self.workspace, name.as_str(), now);
+        if let Some(other) = holder.filter(|holder| holder.agent_id != self.agent_id) {
             let by = registry.agent(&other.agent_id).map(|agent| agent.label.clone()).unwrap_or_default();
-            return Err(Refusal::NameTaken { name: name.clone(), by });
+            let (name, is_online) = (name.clone(), registry.presence(&other.id).is_some());
+            return Err(if is_online {
+                Refusal::NameTaken { name, by }
+            } else {
+                Refusal::NameKept { name, by }
+            });
         }
-        if registry.services_of(&self.agent_id).any(|own| own.name == *name) {
-            return Ok(());
+        if let Some(known) = registry.service(id) {
+            // An ID is a hash of what agents choose.
+            return if known.agent_id == self.agent_id { Ok(()) } else { Err(Refusal::AgentNotYours) };
         }
-        if registry.service_count_of(&self.agent_id) >= CHANNEL_SERVICE_LIMIT {
-            return Err(Refusal::TooManyAgentServices { limit: CHANNEL_SERVICE_LIMIT });
+        let counts = |service: &&Service| registry.service_counts(service, now);
+        if registry.services_of_key(&self.channel.key).filter(counts).count() >= KEY_SERVICES {
+            return Err(Refusal::TooManyServicesOfKey { limit: KEY_SERVICES });
         }
-        if registry.services(&self.workspace).count() >= WORKSPACE_SERVICES {
+        let in_workspace = registry.services().filter(|service| service.workspace == self.workspace);
+        if in_workspace.filter(counts).count() >= WORKSPACE_SERVICES {
             return Err(Refusal::TooManyServices { limit: WORKSPACE_SERVICES });
         }
         Ok(())

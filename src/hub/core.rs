@@ -164,16 +164,16 @@ impl Core {
         }
     }
 
-    /// Cuts the connections of expired credentials, and drops expired records from the store.
+    /// Cuts the connections of expired credentials, and removes records that count for nothing any more.
     pub fn sweep(&self) {
         let now = clock::now();
         self.cut_dead();
-        if self.records.registry().expired(now).is_empty() {
+        if self.records.registry().overdue(now).is_empty() {
             return;
         }
-        let dropped = self.records.change(|registry| Ok((registry.expired(now), ())));
+        let dropped = self.records.change(|registry| Ok((registry.overdue(now), ())));
         if dropped.is_err() {
-            log::debug!("expired records stay until the store can be written");
+            log::debug!("records that are overdue stay until the store can be written");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The lists of a workspace's services and agents, and how an agent enters the list.
+//! The lists of a workspace's services and agents, how an agent enters the list, and how both are removed.
 
 use std::collections::HashMap;
 
@@ -6,6 +6,7 @@ use super::api_call::ApiCall;
 use super::api_call::clean_label;
 use super::api_call::ok;
 use super::audit::Audit;
+use super::core::Core;
 use super::records::Records;
 use super::refusal::Refusal;
 use super::tunnel_ports::TunnelPorts;
@@ -13,15 +14,20 @@ use crate::http::reply::Reply;
 use crate::model::hub_records::Agent;
 use crate::model::hub_records::Change;
 use crate::model::hub_records::Record;
+use crate::model::hub_records::SEEN_INTERVAL;
+use crate::model::hub_records::Table;
 use crate::model::registry::Registry;
 use crate::model::service::Service;
 use crate::wire::api::AgentInfo;
 use crate::wire::api::RegisterAgent;
+use crate::wire::api::RemoveService;
 use crate::wire::api::ServiceInfo;
 use crate::wire::api::Status;
+use crate::wire::control::ToAgent;
 
-/// Agents of one workspace; the registry keeps all of them in memory.
+/// Agents of one workspace, and of one key: more machines than share a key. The registry keeps all of them in memory.
 const WORKSPACE_AGENTS: usize = 10_000;
+const KEY_AGENTS: usize = 100;
 
 /// Lists the workspace's services by name, or those of the one name that the caller gives.
 pub fn services(call: &ApiCall<'_>, records: &Records, tunnel_ports: &TunnelPorts) -> Result<Reply, Refusal> {
@@ -30,7 +36,8 @@ pub fn services(call: &ApiCall<'_>, records: &Records, tunnel_ports: &TunnelPort
     let ports = tunnel_ports.by_service();
     let registry = records.registry();
     let wanted = registry
-        .services(call.workspace())
+        .services()
+        .filter(|service| call.sees(&service.workspace))
         .filter(|service| wanted_name.is_none_or(|name| service.name.as_str() == name));
     let mut services: Vec<ServiceInfo> =
         wanted.map(|service| service_info(&registry, &ports, service)).collect();
@@ -55,8 +62,11 @@ fn service_info(registry: &Registry, ports: &HashMap<String, u16>, service: &Ser
 
 pub fn agents(call: &ApiCall<'_>, records: &Records) -> Result<Reply, Refusal> {
     let registry = records.registry();
-    let agents: Vec<AgentInfo> =
-        registry.agents(call.workspace()).map(|agent| agent_info(&registry, agent)).collect();
+    let agents: Vec<AgentInfo> = registry
+        .agents()
+        .filter(|agent| call.sees(&agent.workspace))
+        .map(|agent| agent_info(&registry, agent))
+        .collect();
     drop(registry);
     ok(200, &agents)
 }
@@ -68,7 +78,10 @@ fn agent_info(registry: &Registry, agent: &Agent) -> AgentInfo {
         label: agent.label.clone(),
         status: Status::of(connected_at.is_some()),
         fingerprint: agent.fingerprint,
-        services: registry.service_count_of(&agent.id),
+        services: registry.services_of(&agent.id).count(),
+        workspace: agent.workspace.clone(),
+        key: agent.key.clone(),
+        seen_at: agent.seen_at,
         connected_at,
         hubs: Vec::new(),
     }
@@ -87,9 +100,9 @@ pub fn register(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<
         if let Some(known) = known {
             may_speak_for(registry, known, &order, call)
                 .inspect_err(|refusal| audit_refused_agent(audit, refusal, known, call))?;
-        } else if registry.agents(call.workspace()).count() >= WORKSPACE_AGENTS {
-            return Err(Refusal::TooManyAgents);
         }
+        let mut changes = if known.is_none() { make_room(registry, call)? } else { Vec::new() };
+        let is_seen = |known: &&Agent| call.now.since(known.seen_at) < SEEN_INTERVAL;
         let agent = Agent {
             id: order.id.clone(),
             label: label.clone(),
@@ -97,10 +110,12 @@ pub fn register(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<
             workspace: call.workspace().to_owned(),
             key: call.principal.id().to_owned(),
             created_at: known.map_or(call.now, |known| known.created_at),
+            seen_at: known.filter(is_seen).map_or(call.now, |known| known.seen_at),
         };
         let info = agent_info(registry, &agent);
-        let is_same = known == Some(&agent);
-        let changes = if is_same { Vec::new() } else { vec![Change::Put(Record::Agent(agent))] };
+        if known != Some(&agent) {
+            changes.push(Change::Put(Record::Agent(agent)));
+        }
         Ok((changes, (info, known.is_none())))
     })?;
     if is_new {
@@ -108,6 +123,84 @@ pub fn register(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<
         audit.say("agent.registered", &details);
     }
     ok(200, &AgentInfo { hubs: records.registry().hub_urls(), ..info })
+}
+
+/// Checks the limits on agents. If the key has too many, the one of them that was away longest and exposes nothing is
+/// removed: a key that is used by jobs, each on a machine that exists once, goes on working.
+fn make_room(registry: &Registry, call: &ApiCall<'_>) -> Result<Vec<Change>, Refusal> {
+    let in_workspace = registry.agents().filter(|agent| agent.workspace == call.workspace());
+    if in_workspace.filter(|agent| registry.agent_counts(agent, call.now)).count() >= WORKSPACE_AGENTS {
+        return Err(Refusal::TooManyAgents);
+    }
+    let own = || registry.agents_of_key(call.principal.id());
+    if own().count() < KEY_AGENTS {
+        return Ok(Vec::new());
+    }
+    let is_idle = |agent: &&Agent| {
+        registry.connected_since(&agent.id).is_none() && registry.services_of(&agent.id).next().is_none()
+    };
+    let oldest = own().filter(is_idle).min_by_key(|agent| agent.seen_at);
+    let oldest = oldest.ok_or(Refusal::TooManyAgentsOfKey { limit: KEY_AGENTS })?;
+    Ok(vec![Change::drop(Table::Agent, &oldest.id)])
+}
+
+/// Removes an agent that is not connected, with the services that it has exposed.
+pub fn remove_agent(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Reply, Refusal> {
+    let id = call.parts[0];
+    records.change(|registry| {
+        let agent = registry.agent(id).filter(|agent| call.sees(&agent.workspace));
+        let agent = agent.ok_or(Refusal::NoSuchAgent)?;
+        if registry.connected_since(id).is_some() {
+            return Err(Refusal::AgentConnected { label: agent.label.clone(), key: agent.key.clone() });
+        }
+        let services = registry.services_of(id).map(|service| Change::drop(Table::Service, &service.id));
+        Ok((services.chain([Change::drop(Table::Agent, id)]).collect(), ()))
+    })?;
+    audit.say("agent.removed", &[("agent", id), ("by", call.principal.id())]);
+    Ok(Reply::empty(204))
+}
+
+/// Removes a service, by its ID or name, so that another agent may have the name. If an agent has it online and the caller
+/// wants it even so, that agent is told.
+pub fn remove_service(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
+    let order: RemoveService = call.body_if_any()?;
+    let (service, online) = core.records.change(|registry| {
+        let service = find(call, registry, call.parts[0])?;
+        if !call.may_change(&service.key) {
+            return Err(Refusal::ServiceOfAnotherKey(service.name.clone()));
+        }
+        let online = registry.presence(&service.id).cloned();
+        if online.is_some() && !order.even_online {
+            return Err(Refusal::StillOnline(service.name.clone()));
+        }
+        let mut changes = vec![Change::drop(Table::Service, &service.id)];
+        changes.extend(online.as_ref().map(|online| Change::drop(Table::Online, &online.id)));
+        Ok((changes, (service.clone(), online)))
+    })?;
+    if let Some(channel) = online.and_then(|online| core.channels.find(online.channel)) {
+        let removed = core
+            .refusals
+            .text(&Refusal::TakenAway { name: service.name.clone(), by: call.principal.label().into() });
+        channel.outgoing.send(&ToAgent::Refused {
+            name: service.name.clone(),
+            reason: removed.what,
+            hint: removed.hint,
+        });
+    }
+    core.close_tunnel(&service.id, false);
+    let details =
+        [("service", service.id.as_str()), ("name", service.name.as_str()), ("by", call.principal.id())];
+    core.audit.say("service.removed", &details);
+    Ok(Reply::empty(204))
+}
+
+/// The service with this ID or, if only one that the caller sees has it, this name.
+fn find<'r>(call: &ApiCall<'_>, registry: &'r Registry, wanted: &str) -> Result<&'r Service, Refusal> {
+    let by_id = registry.service(wanted).filter(|service| call.sees(&service.workspace));
+    let is_named = |service: &&Service| service.name.as_str() == wanted && call.sees(&service.workspace);
+    let mut named = registry.services().filter(is_named);
+    let only = named.next().filter(|_| named.next().is_none());
+    by_id.or(only).ok_or(Refusal::NoSuchService)
 }
 
 /// Clients choose agent IDs, and the IDs appear in file names, logs and other users' lists. So only plain characters

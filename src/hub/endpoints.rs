@@ -68,9 +68,9 @@ use Requirement::AnyKey;
 use Requirement::Nothing;
 use Requirement::To;
 
-static TABLE: [Endpoint; 24] = [
+static TABLE: &[Endpoint] = &[
     get("/health", Nothing, |core, _| status::health(core)),
-    get("/metrics", To(Action::Administer), |core, _| status::metrics(core)),
+    get("/metrics", To(Action::Administer), status::metrics),
     get("/v1/whoami", AnyKey, |core, call| status::whoami(call, &core.records)),
     get("/v1/services", To(Action::Look), |core, call| {
         directory::services(call, &core.records, &core.tunnel_ports)
@@ -78,6 +78,10 @@ static TABLE: [Endpoint; 24] = [
     get("/v1/agents", To(Action::Look), |core, call| directory::agents(call, &core.records)),
     post("/v1/agents/register", To(Action::Expose), |core, call| {
         directory::register(call, &core.records, &core.audit)
+    }),
+    delete("/v1/services/*", To(Action::Expose), directory::remove_service),
+    delete("/v1/agents/*", To(Action::Administer), |core, call| {
+        directory::remove_agent(call, &core.records, &core.audit)
     }),
     post("/v1/sessions", To(Action::Join), session_request::open_session)
         .limited(OnlyWrongCodes(&SHARE_CODES)),
@@ -247,7 +251,7 @@ pub fn answer_locally(core: &Core, request: &Request) -> Reply {
 fn find(request: &Request) -> Result<(&'static Endpoint, Vec<&str>), Refusal> {
     let method = if request.method == "HEAD" { "GET" } else { &request.method };
     let mut other_methods = Vec::new();
-    for endpoint in &TABLE {
+    for endpoint in TABLE {
         let Some(parts) = matches(endpoint.path, &request.path) else { continue };
         if endpoint.method == method {
             return Ok((endpoint, parts));

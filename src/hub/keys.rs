@@ -11,7 +11,6 @@ use super::audit::Audit;
 use super::records::Records;
 use super::refusal::Refusal;
 use crate::http::reply::Reply;
-use crate::model::access::Principal;
 use crate::model::access::Role;
 use crate::model::fingerprint::Pin;
 use crate::model::hub_records::Change;
@@ -24,27 +23,23 @@ use crate::model::time::Time;
 use crate::os::secret;
 use crate::wire::api::MakeKey;
 use crate::wire::api::NewKey;
+use crate::wire::api::RevokeKey;
 
-/// More keys than any team has; the registry keeps all of them in memory.
+/// More valid keys than any team has; the registry keeps all of them in memory.
 const HUB_KEYS: usize = 10_000;
 
 pub fn list(call: &ApiCall<'_>, records: &Records) -> Result<Reply, Refusal> {
     let registry = records.registry();
-    let own = registry.keys().filter(|key| rules(call, &key.info.workspace));
+    let own = registry.keys().filter(|key| call.sees(&key.info.workspace));
     let keys: Vec<KeyInfo> = own.map(|key| key.info.clone()).collect();
     drop(registry);
     ok(200, &keys)
 }
 
-/// Whether the caller may list, make and revoke keys in this workspace.
-fn rules(call: &ApiCall<'_>, workspace: &str) -> bool {
-    call.principal == Principal::Local || call.workspace() == workspace
-}
-
 /// The named workspace, or the caller's own if none is named. Refused if the caller may not manage its keys.
 pub fn ruled_workspace(call: &ApiCall<'_>, named: Option<&str>, audit: &Audit) -> Result<String, Refusal> {
     let workspace = Name::parse(named.unwrap_or(call.workspace())).map_err(Refusal::BadWorkspace)?;
-    if rules(call, workspace.as_str()) {
+    if call.sees(workspace.as_str()) {
         return Ok(workspace.to_string());
     }
     audit.say_refusal("role.refused", &[("who", call.principal.id()), ("action", "OtherWorkspace")]);
@@ -66,7 +61,7 @@ pub fn make(
     // Only this response contains the secret. The hub stores its hash.
     let made = NewKey { key: with_pin(secret, pin), info: key.info.clone() };
     records.change(|registry| {
-        if registry.keys().count() >= HUB_KEYS {
+        if registry.keys().filter(|key| key.info.is_live(call.now)).count() >= HUB_KEYS {
             return Err(Refusal::TooManyKeys);
         }
         Ok((vec![Change::Put(Record::Key(key.clone()))], ()))
@@ -79,11 +74,16 @@ pub fn make(
 
 pub fn revoke(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Reply, Refusal> {
     let id = call.parts[0];
-    records.change(|registry| match registry.key(id).filter(|key| rules(call, &key.info.workspace)) {
-        Some(_) => Ok((vec![Change::drop(Table::Key, id)], ())),
-        None => Err(Refusal::NoSuchKey),
+    let order: RevokeKey = call.body_if_any()?;
+    let removed = records.change(|registry| {
+        registry.key(id).filter(|key| call.sees(&key.info.workspace)).ok_or(Refusal::NoSuchKey)?;
+        // Without the option the next sweeps remove it all: a large hub does so in pieces.
+        let made = if order.with_all_it_made { registry.made_by(id) } else { Vec::new() };
+        let removed = made.len();
+        Ok(([vec![Change::drop(Table::Key, id)], made].concat(), removed))
     })?;
-    audit.say("key.revoked", &[("key", id), ("by", call.principal.id())]);
+    let details = [("key", id), ("by", call.principal.id()), ("removed", &removed.to_string())];
+    audit.say("key.revoked", &details);
     Ok(Reply::empty(204))
 }
 

@@ -39,6 +39,7 @@ pub enum Refusal {
     BadKey,
     Role(Action),
     OtherWorkspace,
+    WholeHub,
     TooManyTries { limit: &'static RateLimit, seconds: u64 },
     // The content of the request.
     BadBody { why: String },
@@ -64,10 +65,17 @@ pub enum Refusal {
     AgentNotYours,
     AgentIdentity,
     NameTaken { name: Name, by: String },
+    NameKept { name: Name, by: String },
+    NoSuchAgent,
+    AgentConnected { label: String, key: String },
+    ServiceOfAnotherKey(Name),
+    StillOnline(Name),
+    TakenAway { name: Name, by: String },
     // Limits.
     TooManyKeys,
     TooManyAgents,
-    TooManyAgentServices { limit: usize },
+    TooManyAgentsOfKey { limit: usize },
+    TooManyServicesOfKey { limit: usize },
     TooManyServices { limit: usize },
     TooManyShares,
     TooManyLoginsWaiting,
@@ -148,6 +156,8 @@ impl Refusal {
                 .hint("Ask for a key with --role member"),
             Self::OtherWorkspace => row(403, "other-workspace", "This key rules another workspace")
                 .hint("Make it on the hub's machine: connect hub key create --workspace NAME"),
+            Self::WholeHub => row(403, "whole-hub", "These are the figures of the whole hub")
+                .hint("Use an admin's key of the workspace `default`, or on its machine: connect hub status"),
             Self::TooManyTries { limit, seconds } => row(429, limit.name, "Too many failed tries")
                 .hint(format!("Try again in {seconds} seconds")),
             // The content of the request.
@@ -197,15 +207,34 @@ impl Refusal {
             Self::AgentIdentity => row(409, "agent-identity", "This agent has another identity")
                 .hint("Its identity.pem was replaced; start again: connect logout, then connect up"),
             Self::NameTaken { name, by } =>
-                row(409, "name-taken", format!("{name} is already exposed by {by}"))
-                .hint("Choose another name"),
+                row(409, "name-taken", format!("{name} is already exposed by {by}")).hint(take_over(name, by)),
+            Self::NameKept { name, by } =>
+                row(409, "name-kept", format!("{name} is offline, but its name belongs to {by}"))
+                .hint(take_over(name, by)),
+            Self::NoSuchAgent => row(404, "no-such-agent", "There is no such agent")
+                .hint("List them on the hub's machine: connect hub agent list"),
+            Self::AgentConnected { label, key } =>
+                row(409, "agent-connected", format!("{label} is connected, so it would be back at once"))
+                .hint(format!("End what it runs, or revoke its key: connect hub key revoke {key}")),
+            Self::ServiceOfAnotherKey(name) =>
+                row(403, "service-of-another-key", format!("{name} belongs to another key"))
+                .hint("Its agent's key may remove it, or an admin's"),
+            Self::StillOnline(name) => row(409, "still-online", format!("{name} is online"))
+                .hint(format!("End it on its machine first: connect stop {name}")),
+            Self::TakenAway { name, by } =>
+                row(409, "taken-away", format!("{name} was taken over by {by}"))
+                .hint("Choose another name, or ask there"),
             // Limits.
             Self::TooManyKeys => row(409, "too-many-keys", "There are too many keys")
                 .hint("Revoke some: connect hub key list"),
-            Self::TooManyAgents => row(409, "too-many-agents", "There are too many agents in this workspace"),
-            Self::TooManyAgentServices { limit } =>
-                row(409, "too-many-agent-services", "This agent exposes too many services")
-                .hint(format!("At most {limit}; expose the rest from another agent")),
+            Self::TooManyAgents => row(409, "too-many-agents", "There are too many agents in this workspace")
+                .hint("Remove some on the hub's machine: connect hub agent list"),
+            Self::TooManyAgentsOfKey { limit } =>
+                row(409, "too-many-agents-of-key", "Too many agents use this key")
+                .hint(format!("At most {limit} that are connected or expose something; use another key")),
+            Self::TooManyServicesOfKey { limit } =>
+                row(409, "too-many-services-of-key", "Too many services were exposed with this key")
+                .hint(format!("At most {limit}; remove some: connect services remove NAME, or use another key")),
             Self::TooManyServices { limit } =>
                 row(409, "too-many-services", "This workspace has too many services")
                 .hint(format!("At most {limit}; a service that is gone for good leaves when its agent ends")),
@@ -243,6 +272,10 @@ impl Refusal {
             Self::OtherHub(reply) => row(reply.status, "other-hub", ""),
         }
     }
+}
+
+fn take_over(name: &Name, by: &str) -> String {
+    format!("Choose another name. With the key of {by} or an admin's: connect expose {name} PORT --take-over")
 }
 
 const IN_A_MOMENT: &str = "Try again in a moment";

@@ -10,7 +10,6 @@ use super::refusal::Refusal;
 use super::share_join;
 use crate::http::reply::Reply;
 use crate::model::access::Action;
-use crate::model::access::Principal;
 use crate::model::hub_records::Agent;
 use crate::model::hub_records::ChannelId;
 use crate::model::service::Service;
@@ -153,8 +152,8 @@ fn asked_for(
     }
     access::allow(&core.audit, &call.principal, Action::Reach)?;
     let registry = core.records.registry();
-    let by_id = registry.service(&asked.service).filter(|service| may_see(call, service));
-    let named = || registry.service_named(call.workspace(), &asked.service);
+    let by_id = registry.service(&asked.service).filter(|service| call.sees(&service.workspace));
+    let named = || registry.service_named(call.workspace(), &asked.service, call.now);
     Ok((by_id.or_else(named).cloned().ok_or(Refusal::NoSuchService)?, None))
 }
 
@@ -186,8 +185,4 @@ fn agent_of(core: &Core, service: &Service) -> Result<AgentLocation, Refusal> {
     let channel = core.channels.find(channel_id).ok_or_else(offline)?;
     let agent = agent.ok_or_else(offline)?;
     Ok(AgentLocation::Here(AgentHere { agent, channel_id, channel }))
-}
-
-fn may_see(call: &ApiCall<'_>, service: &Service) -> bool {
-    call.principal == Principal::Local || service.workspace == call.workspace()
 }

@@ -82,7 +82,9 @@ pub fn service_of(
         protocol: shared.protocol,
         agent_id: share.agent_id.clone(),
         workspace: share.workspace.clone(),
+        key: share.key.clone(),
         created_at: share.info.created_at,
+        seen_at: share.info.created_at,
     });
     Ok((service, share.info.id.clone()))
 }

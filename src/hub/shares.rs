@@ -11,8 +11,6 @@ use super::core::Core;
 use super::records::Records;
 use super::refusal::Refusal;
 use crate::http::reply::Reply;
-use crate::model::access::Principal;
-use crate::model::access::Role;
 use crate::model::code::Code;
 use crate::model::hub_records::Agent;
 use crate::model::hub_records::Change;
@@ -105,17 +103,7 @@ fn agent_of<'r>(draft: &Share, registry: &'r Registry, call: &ApiCall<'_>) -> Re
         return Err(Refusal::TooManyShares);
     }
     let agent = registry.agent(&draft.agent_id).filter(|agent| agent.workspace == call.workspace());
-    agent.filter(|agent| may_share_for(call, &agent.key)).ok_or(Refusal::AgentNotYours)
-}
-
-/// A share gives access to services of the agent that this key registered. That key may do so, and the workspace's
-/// admins.
-fn may_share_for(call: &ApiCall<'_>, key: &str) -> bool {
-    match &call.principal {
-        Principal::Key { id, role, .. } => id == key || *role == Role::Admin,
-        Principal::Link { .. } => false,
-        Principal::Local => true,
-    }
+    agent.filter(|agent| call.may_change(&agent.key)).ok_or(Refusal::AgentNotYours)
 }
 
 fn chosen_services(
@@ -134,7 +122,7 @@ pub fn list(call: &ApiCall<'_>, records: &Records) -> Result<Reply, Refusal> {
     let registry = records.registry();
     let visible = registry
         .shares(call.workspace())
-        .filter(|share| registry.share_is_live(share, call.now) && may_share_for(call, &share.key));
+        .filter(|share| registry.share_is_live(share, call.now) && call.may_change(&share.key));
     let mut shares: Vec<ShareInfo> = visible.map(|share| share.info.clone()).collect();
     drop(registry);
     shares.sort_by_key(|share| share.created_at);
@@ -148,8 +136,7 @@ pub fn revoke(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
     let id = core.records.change(|registry| {
         let by_code = hash.as_ref().ok().and_then(|hash| registry.share_by_code(hash, call.now));
         let share = by_code.or_else(|| registry.share(&name, call.now));
-        let own =
-            share.filter(|share| share.workspace == call.workspace() && may_share_for(call, &share.key));
+        let own = share.filter(|share| share.workspace == call.workspace() && call.may_change(&share.key));
         let id = &own.ok_or(Refusal::ShareNotFound)?.info.id;
         Ok((vec![Change::drop(Table::Share, id)], id.clone()))
     })?;

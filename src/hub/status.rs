@@ -8,6 +8,7 @@ use super::core::Core;
 use super::records::Records;
 use super::refusal::Refusal;
 use crate::http::reply::Reply;
+use crate::model::access::DEFAULT_WORKSPACE;
 use crate::model::access::Principal;
 use crate::os::clock;
 use crate::wire::api::Health;
@@ -25,9 +26,12 @@ pub fn health(core: &Core) -> Result<Reply, Refusal> {
     ok(200, &health)
 }
 
-/// All counters in the text format of Prometheus.
-#[allow(clippy::unnecessary_wraps)] // It is an endpoint like the others.
-pub fn metrics(core: &Core) -> Result<Reply, Refusal> {
+/// All counters in the text format of Prometheus. They are the whole hub's, so only its operator reads them: the admins
+/// of the default workspace, whose first key was made with the hub.
+pub fn metrics(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
+    if call.workspace() != DEFAULT_WORKSPACE {
+        return Err(Refusal::WholeHub);
+    }
     let mut text = String::new();
     let mut line = |name: &str, kind: &str, value: u64| {
         let _ = writeln!(text, "# TYPE connect_{name} {kind}\nconnect_{name} {value}");

@@ -4,6 +4,8 @@
 //! A record that holds a secret's hash has its public part as a type of its own (`KeyInfo`, `ShareInfo`). The API
 //! answers with that type, so a hash cannot get into an answer. On the disk both parts are one flat object.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 use serde::Serialize;
 
@@ -13,6 +15,11 @@ use super::name::Name;
 use super::service::Service;
 use super::service::SharedService;
 use super::time::Time;
+
+/// An agent or service that was not online for this long counts towards no limit, and is removed.
+pub const UNSEEN_LIMIT: Duration = Duration::from_hours(30 * 24);
+/// How exact `seen_at` is. While a record is online, it is written again this often.
+pub const SEEN_INTERVAL: Duration = Duration::from_hours(24);
 
 /// A share lists this many joins, the newest ones. Its counter counts all.
 pub const JOINS_LISTED: usize = 100;
@@ -47,6 +54,7 @@ pub struct Agent {
     /// The key that registered it. As long as that key lives, no other key speaks for this agent.
     pub key: String,
     pub created_at: Time,
+    pub seen_at: Time,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

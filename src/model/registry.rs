@@ -16,11 +16,16 @@ use super::hub_records::FleetHub;
 use super::hub_records::Key;
 use super::hub_records::Presence;
 use super::hub_records::Record;
+use super::hub_records::SEEN_INTERVAL;
 use super::hub_records::Share;
 use super::hub_records::Table;
+use super::hub_records::UNSEEN_LIMIT;
 use super::hub_records::online_id;
 use super::service::Service;
 use super::time::Time;
+
+/// Changes of one sweep. Removing 10,000 records at once would delay the changes of others by seconds.
+const SWEEP_CHANGES: usize = 200;
 
 /// The agent at the other end of a control channel.
 #[derive(Clone, Debug)]
@@ -154,13 +159,58 @@ impl Registry {
         keys.chain(agents).chain(services).chain(shares).chain(devices)
     }
 
-    /// The changes that drop all expired records.
-    pub fn expired(&self, now: Time) -> Vec<Change> {
+    /// The changes that drop records which count for nothing any more, and those that note what is online here as seen. A
+    /// decision that has become old is refused by the store: whoever comes back has changed the record.
+    pub fn overdue(&self, now: Time) -> Vec<Change> {
         let shares = self.shares.values().filter(|share| !self.share_is_live(share, now));
         let devices = self.devices.values().filter(|device| now >= device.expires_at);
+        let services = self.services.values().filter(|service| !self.service_counts(service, now));
+        let agents = self.agents.values().filter(|agent| !self.agent_counts(agent, now));
+        // The list of keys shows an expired key for a while.
+        let is_over = |at: Time| now.since(at) >= UNSEEN_LIMIT;
+        let keys = self.keys.values().filter(|key| key.info.expires_at.is_some_and(is_over));
         let shares = shares.map(|share| Change::drop(Table::Share, &share.info.id));
         let devices = devices.map(|device| Change::drop(Table::Device, &device.code));
-        shares.chain(devices).collect()
+        let services = services.map(|service| Change::drop(Table::Service, &service.id));
+        let agents = agents.map(|agent| Change::drop(Table::Agent, &agent.id));
+        let keys = keys.map(|key| Change::drop(Table::Key, &key.info.id));
+        let all = shares.chain(devices).chain(services).chain(agents).chain(keys);
+        all.chain(self.seen_again(now)).take(SWEEP_CHANGES).collect()
+    }
+
+    fn seen_again(&self, now: Time) -> impl Iterator<Item = Change> + '_ {
+        let is_old = move |seen_at: Time| now.since(seen_at) >= SEEN_INTERVAL;
+        let here = self.channels.values().filter_map(|channel| self.agents.get(&channel.agent_id));
+        let online = self.online.values().filter(|online| self.is_here(online));
+        let online = online.filter_map(|online| self.services.get(&online.service));
+        let agents = here
+            .filter(move |agent| is_old(agent.seen_at))
+            .map(move |agent| Record::Agent(Agent { seen_at: now, ..agent.clone() }));
+        let services = online
+            .filter(move |service| is_old(service.seen_at))
+            .map(move |service| Record::Service(Service { seen_at: now, ..service.clone() }));
+        agents.chain(services).map(Change::Put)
+    }
+
+    /// Whether the agent's key is valid and it was seen lately. Any other agent is as good as removed.
+    pub fn agent_counts(&self, agent: &Agent, now: Time) -> bool {
+        self.credential_is_live(&agent.key, now)
+            && (now.since(agent.seen_at) < UNSEEN_LIMIT || self.connected_since(&agent.id).is_some())
+    }
+
+    /// The same for a service.
+    pub fn service_counts(&self, service: &Service, now: Time) -> bool {
+        self.credential_is_live(&service.key, now)
+            && (now.since(service.seen_at) < UNSEEN_LIMIT || self.presence(&service.id).is_some())
+    }
+
+    /// Everything that was made with this key.
+    pub fn made_by(&self, key: &str) -> Vec<Change> {
+        let shares = self.shares.values().filter(|share| share.key == key);
+        let agents = self.agents_of_key(key).map(|agent| Change::drop(Table::Agent, &agent.id));
+        let services = self.services_of_key(key).map(|service| Change::drop(Table::Service, &service.id));
+        let shares = shares.map(|share| Change::drop(Table::Share, &share.info.id));
+        agents.chain(services).chain(shares).collect()
     }
 
     pub fn keys(&self) -> impl Iterator<Item = &Key> {
@@ -182,34 +232,38 @@ impl Registry {
             || self.share(id, now).is_some()
     }
 
-    pub fn agents(&self, workspace: &str) -> impl Iterator<Item = &Agent> {
-        self.agents.values().filter(move |agent| agent.workspace == workspace)
+    pub fn agents(&self) -> impl Iterator<Item = &Agent> {
+        self.agents.values()
+    }
+
+    pub fn agents_of_key(&self, key: &str) -> impl Iterator<Item = &Agent> {
+        self.agents.values().filter(move |agent| agent.key == key)
     }
 
     pub fn agent(&self, id: &str) -> Option<&Agent> {
         self.agents.get(id)
     }
 
-    pub fn services(&self, workspace: &str) -> impl Iterator<Item = &Service> {
-        self.services.values().filter(move |service| service.workspace == workspace)
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.services.values()
     }
 
     pub fn service(&self, id: &str) -> Option<&Service> {
         self.services.get(id)
     }
 
-    /// The service with that name. If two agents have had the name, the one that is online.
-    pub fn service_named(&self, workspace: &str, name: &str) -> Option<&Service> {
-        let named = self.services(workspace).filter(|service| service.name.as_str() == name);
-        named.max_by_key(|service| (self.presence(&service.id).is_some(), service.created_at))
+    /// The service that has this name, online or not. The name is its agent's as long as the record counts.
+    pub fn service_named(&self, workspace: &str, name: &str, now: Time) -> Option<&Service> {
+        let is_named = |service: &&Service| service.workspace == workspace && service.name.as_str() == name;
+        self.services().filter(is_named).find(|service| self.service_counts(service, now))
     }
 
     pub fn services_of(&self, agent_id: &str) -> impl Iterator<Item = &Service> {
         self.services.values().filter(move |service| service.agent_id == agent_id)
     }
 
-    pub fn service_count_of(&self, agent_id: &str) -> usize {
-        self.services.values().filter(|service| service.agent_id == agent_id).count()
+    pub fn services_of_key(&self, key: &str) -> impl Iterator<Item = &Service> {
+        self.services.values().filter(move |service| service.key == key)
     }
 
     pub fn shares(&self, workspace: &str) -> impl Iterator<Item = &Share> {
@@ -334,7 +388,9 @@ mod tests {
             protocol: Protocol::Tcp,
             agent_id: agent.into(),
             workspace: "default".into(),
+            key: Principal::Local.id().into(),
             created_at: now(),
+            seen_at: now(),
         }))
     }
 
@@ -365,15 +421,51 @@ mod tests {
     }
 
     #[test]
-    fn of_two_services_with_one_name_the_one_online_is_meant() {
+    fn what_a_dead_key_made_or_nobody_saw_for_a_month_is_overdue() {
+        let mut registry = Registry::default();
+        let key = |id: &str, expires_at| {
+            let info = KeyInfo {
+                id: id.into(),
+                role: Role::Member,
+                label: String::new(),
+                workspace: "default".into(),
+                created_at: now(),
+                expires_at,
+            };
+            Change::Put(Record::Key(Key { hash: id.into(), info }))
+        };
+        let made = |service_id: &str, key: &str| {
+            let Change::Put(Record::Service(made)) = service(service_id, "agent_1") else { unreachable!() };
+            Change::Put(Record::Service(Service { key: key.into(), name: Name::parse(key).unwrap(), ..made }))
+        };
+        registry.apply(key("lives", None));
+        registry.apply(key("expires", Some(now().plus(SEEN_INTERVAL))));
+        registry.apply(made("svc_1", "lives"));
+        registry.apply(made("svc_2", "expires"));
+        registry.apply(made("svc_3", "revoked"));
+        let dropped = |time| registry.overdue(time);
+        assert_eq!(dropped(now()), [Change::drop(Table::Service, "svc_3")]);
+        let gone = ["svc_2", "svc_3"].map(|id| Change::drop(Table::Service, id));
+        assert_eq!(dropped(now().plus(SEEN_INTERVAL)), gone);
+        assert!(registry.service_named("default", "expires", now()).is_some());
+        assert!(registry.service_named("default", "expires", now().plus(SEEN_INTERVAL)).is_none());
+        let all = dropped(now().plus(UNSEEN_LIMIT + SEEN_INTERVAL));
+        assert!(all.contains(&Change::drop(Table::Service, "svc_1")), "{all:?}");
+        assert!(all.contains(&Change::drop(Table::Key, "expires")), "{all:?}");
+        assert!(!all.contains(&Change::drop(Table::Key, "lives")), "{all:?}");
+    }
+
+    #[test]
+    fn what_is_online_is_noted_as_seen_and_stays() {
         let mut registry = Registry::default();
         registry.apply(service("svc_1", "agent_1"));
-        registry.apply(service("svc_2", "agent_2"));
-        for (agent, id) in [("agent_1", "svc_1"), ("agent_2", "svc_2")] {
-            registry.apply(online(id, agent, 1));
-            assert_eq!(registry.service_named("default", "db").unwrap().id, id);
+        registry.apply(online("svc_1", "agent_1", 1));
+        assert_eq!(registry.overdue(now()), []);
+        for later in [SEEN_INTERVAL, UNSEEN_LIMIT] {
+            let later = now().plus(later);
+            let [Change::Put(Record::Service(seen))] = &registry.overdue(later)[..] else { panic!() };
+            assert_eq!(seen.seen_at, later);
         }
-        assert!(registry.service_named("other", "db").is_none());
     }
 
     #[test]

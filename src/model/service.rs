@@ -39,7 +39,10 @@ pub struct Service {
     pub protocol: Protocol,
     pub agent_id: String,
     pub workspace: String,
+    /// The key of the agent that exposed it last. The record dies with it.
+    pub key: String,
     pub created_at: Time,
+    pub seen_at: Time,
 }
 
 /// A share's own copy of a service, which joiners see.

@@ -24,15 +24,18 @@ pub fn secret() -> String {
     base32(&bytes::<16>())
 }
 
-/// An identifier like `svc_k3v7…`: 60 random bits, enough that one hub never sees the same one twice.
+/// Characters of an identifier: 100 bits. Whoever chooses the parts of a derived one can try many, but not that many.
+const ID_LENGTH: usize = 20;
+
+/// An identifier like `svc_k3v7…`, which no hub sees twice.
 pub fn id(prefix: &str) -> String {
-    format!("{prefix}_{}", &secret()[..12])
+    format!("{prefix}_{}", &secret()[..ID_LENGTH])
 }
 
 /// An identifier made from the parts, so that a service that comes back has its old one.
 pub fn derived_id(prefix: &str, parts: &[&str]) -> String {
     let hash = digest::digest(&digest::SHA256, parts.join("\n").as_bytes());
-    format!("{prefix}_{}", &base32(hash.as_ref())[..12])
+    format!("{prefix}_{}", &base32(hash.as_ref())[..ID_LENGTH])
 }
 
 pub fn sha256(bytes: &[u8]) -> Fingerprint {

@@ -102,6 +102,10 @@ pub struct AgentInfo {
     pub status: Status,
     pub fingerprint: Fingerprint,
     pub services: usize,
+    pub workspace: String,
+    /// The key that registered it.
+    pub key: String,
+    pub seen_at: Time,
     pub connected_at: Option<Time>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hubs: Vec<String>,
@@ -179,6 +183,20 @@ pub struct NewKey {
     pub key: String,
     #[serde(flatten)]
     pub info: KeyInfo,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RevokeKey {
+    /// Whether the records that were made with it are removed in the same change.
+    pub with_all_it_made: bool,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RemoveService {
+    /// Removes it from an agent that has it online, too.
+    pub even_online: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

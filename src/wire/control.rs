@@ -12,8 +12,6 @@ pub const CONTROL_UPGRADE: &str = "connect-control/1";
 pub const RELAY_UPGRADE: &str = "connect-relay/1";
 /// Longer than any message of ours. A longer line is an attack.
 pub const CONTROL_LINE_LIMIT: usize = 16 * 1024;
-/// Services that one control channel may expose.
-pub const CHANNEL_SERVICE_LIMIT: usize = 1000;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]

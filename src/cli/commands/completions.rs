@@ -145,7 +145,7 @@ fn arguments(call: &Call, command: &Command, before: &[String]) -> Vec<Completio
     match command.path {
         "help" => next_words(call.args.manual, &before[1..].join(" ")),
         _ if !is_first => Vec::new(),
-        "reach" => named(service_cache::names(&call.home), "service"),
+        "reach" | "services remove" => named(service_cache::names(&call.home), "service"),
         "stop" => {
             let kept = call.config().map(|config| config.exposures.clone()).unwrap_or_default();
             let kept = named(kept.keys().map(ToString::to_string), "kept by the daemon");

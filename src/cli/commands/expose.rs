@@ -12,12 +12,17 @@ use crate::cli::supervisor::Supervisor;
 use crate::cli::supervisor::exposures::RegisteredService;
 use crate::error::Error;
 use crate::error::Result;
+use crate::model::name::Name;
 use crate::model::service::Protocol;
 use crate::model::target::Target;
 use crate::tunnel::agent::Exposure;
+use crate::wire::api::ServiceInfo;
 
 pub fn run(call: &Call) -> CommandResult {
     let exposure = requested(call)?;
+    if call.args.flag("take-over") {
+        take_over(call, &exposure.name)?;
+    }
     if call.args.flag("keep") {
         return daemon::keep(call, &exposure);
     }
@@ -33,6 +38,17 @@ pub fn run(call: &Call) -> CommandResult {
     drop(supervisor);
     call.say.event(&json!({ "event": "closed", "name": name }));
     Ok(code)
+}
+
+/// Removes the name's record if another agent has it. The hub allows that to this agent's key and to admins.
+fn take_over(call: &Call, name: &Name) -> Result<()> {
+    let (hub, own) = (call.hub()?, call.config()?.agent_id.clone());
+    let is_others = |service: &&ServiceInfo| service.name == *name && Some(&service.agent_id) != own.as_ref();
+    if let Some(taken) = hub.services()?.iter().find(is_others) {
+        hub.remove_service(&taken.id, true)?;
+        call.say.line(&format!("[ok] {name} was taken over from {}", taken.agent_label));
+    }
+    Ok(())
 }
 
 /// `NAME TARGET`, or `TARGET --name NAME`.

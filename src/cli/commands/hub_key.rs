@@ -60,8 +60,11 @@ pub fn list(call: &Call) -> CommandResult {
 
 pub fn revoke(call: &Call) -> CommandResult {
     let id = call.args.positional(0).unwrap_or_default();
-    LocalHub::find(call)?.call("DELETE", &format!("/v1/keys/{}", path_part(id)?), None)?;
-    call.say.line(&format!("[ok] Revoked {id}; its sessions are cut"));
+    let order = json!({ "withAllItMade": call.args.flag("with-all-it-made") });
+    let path = format!("/v1/keys/{}", path_part(id)?);
+    LocalHub::find(call)?.call("DELETE", &path, Some(&order))?;
+    let more = if call.args.flag("with-all-it-made") { ", and all that it made is removed" } else { "" };
+    call.say.line(&format!("[ok] Revoked {id}; its sessions are cut{more}"));
     call.say.value(&json!({ "revoked": id }));
     Ok(0)
 }
@@ -82,7 +85,7 @@ pub fn approve(call: &Call) -> CommandResult {
 
 /// Letters, digits, `_` and `-` need no escape in a path.
 /// An id or code from the command line becomes a part of a path, so nothing else may be in it.
-fn path_part(text: &str) -> Result<&str> {
+pub fn path_part(text: &str) -> Result<&str> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
     if !text.is_empty() && text.bytes().all(plain) {
         return Ok(text);

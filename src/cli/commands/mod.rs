@@ -22,6 +22,8 @@ pub mod hub_key;
 #[cfg(feature = "fleet")]
 pub mod hub_migrate;
 #[cfg(feature = "hub")]
+pub mod hub_records;
+#[cfg(feature = "hub")]
 pub mod hub_status;
 #[cfg(feature = "join")]
 pub mod join;

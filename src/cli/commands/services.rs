@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::cli::Call;
 use crate::cli::CommandResult;
+use crate::cli::args::name_of;
 use crate::cli::say::columns;
 use crate::os::terminal;
 use crate::state::service_cache;
@@ -29,6 +30,14 @@ pub fn run(call: &Call) -> CommandResult {
     } else {
         call.say.result(&table(&services));
     }
+    Ok(0)
+}
+
+pub fn remove(call: &Call) -> CommandResult {
+    let name = name_of(call.args.positional(0).unwrap_or_default())?;
+    call.hub()?.remove_service(name.as_str(), false)?;
+    call.say.value(&json!({ "removed": name }));
+    call.say.line(&format!("[ok] Removed {name}; its name is free"));
     Ok(0)
 }
 

@@ -1,5 +1,7 @@
 //! `connect status` and `connect stop`: what of ours runs on this machine, and what fell.
 
+use std::time::Duration;
+
 use serde_json::Value;
 use serde_json::json;
 
@@ -21,6 +23,11 @@ use crate::state::runs;
 use crate::state::runs::OpenService;
 use crate::state::runs::Run;
 use crate::state::runs::RunState;
+use crate::wire::api::ServiceInfo;
+use crate::wire::api::Status;
+
+/// How long `stop` waits for the hub to say whether it knows a service that does not run on this machine.
+const HUB_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[allow(clippy::unnecessary_wraps)] // It is a command like the others.
 pub fn status(call: &Call) -> CommandResult {
@@ -119,7 +126,7 @@ pub fn stop(call: &Call) -> CommandResult {
             };
             let named: Vec<&Run> = all.iter().filter(is_named).collect();
             if !no_longer_kept(call, &folded)? && named.is_empty() {
-                return Err(not_running(name, &all));
+                return Err(not_running(call, name, &all));
             }
             named
         }
@@ -150,7 +157,13 @@ fn no_longer_kept(call: &Call, name: &str) -> Result<bool> {
     Ok(true)
 }
 
-fn not_running(name: &str, all: &[Run]) -> Error {
+fn not_running(call: &Call, name: &str, all: &[Run]) -> Error {
+    let is_named = |service: &ServiceInfo| service.name.as_str() == name && service.status == Status::Offline;
+    let listed = call.hub().and_then(|hub| hub.with_timeout(HUB_TIMEOUT).services()).unwrap_or_default();
+    if listed.iter().any(is_named) {
+        return Error::new(format!("Nothing called {name} is running, but the hub lists it as offline"))
+            .hint(format!("If it is gone for good: connect services remove {name}"));
+    }
     let known = all.iter().flat_map(|run| run.names.iter().map(String::as_str));
     let hint = did_you_mean(name, known, "connect stop ", "See what runs: connect status");
     Error::new(format!("Nothing called {} is running", name.escape_debug())).hint(hint)

@@ -1,0 +1,62 @@
+//! `connect hub agent list` and `remove`, `connect hub service remove`: what the hub has recorded, in all workspaces.
+
+use serde_json::json;
+
+use crate::cli::Call;
+use crate::cli::CommandResult;
+use crate::cli::commands::hub_key::path_part;
+use crate::cli::local_hub::LocalHub;
+use crate::cli::say;
+use crate::error::Error;
+use crate::error::Result;
+use crate::wire::api::AgentInfo;
+
+pub fn agents(call: &Call) -> CommandResult {
+    let agents = all_agents(&LocalHub::find(call)?)?;
+    call.say.value(&agents);
+    let rows = agents.iter().map(|agent| {
+        let (id, key) = (agent.id.clone(), agent.key.clone());
+        let seen = if agent.connected_at.is_some() { "now".to_owned() } else { agent.seen_at.to_string() };
+        [id, agent.label.clone(), agent.workspace.clone(), agent.services.to_string(), seen, key]
+    });
+    call.say.result(&say::columns(&["ID", "LABEL", "WORKSPACE", "SERVICES", "SEEN", "KEY"], rows));
+    Ok(0)
+}
+
+fn all_agents(hub: &LocalHub) -> Result<Vec<AgentInfo>> {
+    let agents = hub.call("GET", "/v1/agents", None)?;
+    serde_json::from_value(agents).map_err(|_| Error::new("The hub's answer is no list of agents"))
+}
+
+pub fn remove_agent(call: &Call) -> CommandResult {
+    let wanted = call.args.positional(0).unwrap_or_default();
+    let hub = LocalHub::find(call)?;
+    let agents = all_agents(&hub)?;
+    let is_wanted = |agent: &&AgentInfo| agent.id == wanted || agent.label == wanted;
+    let named: Vec<&str> = agents.iter().filter(is_wanted).map(|agent| agent.id.as_str()).collect();
+    let id = match named[..] {
+        [id] => id,
+        [] => {
+            let shown = wanted.escape_debug();
+            return Err(
+                Error::new(format!("There is no agent {shown}")).hint("List them: connect hub agent list")
+            );
+        }
+        _ => {
+            return Err(Error::new(format!("{} agents are called {}", named.len(), wanted.escape_debug()))
+                .hint(format!("Give the id of one: {}", named.join(" "))));
+        }
+    };
+    hub.call("DELETE", &format!("/v1/agents/{}", path_part(id)?), None)?;
+    call.say.line(&format!("[ok] Removed {wanted} and its services"));
+    call.say.value(&json!({ "removed": id }));
+    Ok(0)
+}
+
+pub fn remove_service(call: &Call) -> CommandResult {
+    let name = call.args.positional(0).unwrap_or_default();
+    LocalHub::find(call)?.call("DELETE", &format!("/v1/services/{}", path_part(name)?), None)?;
+    call.say.line(&format!("[ok] Removed {name}; its name is free"));
+    call.say.value(&json!({ "removed": name }));
+    Ok(0)
+}
