@@ -31,7 +31,7 @@ use common::fake_hub::json;
 use common::https::FINGERPRINT;
 
 /// All that a terminal could take for an order, in JSON's own spelling.
-const NASTY: &str = r"a\u001b[31m\u0007\u0008\r\n[ok] forged\u007f\u009b2J\u202e\u0000../../../../tmp/x";
+const NASTY: &str = r"a\u001b[31m\u0007\u0008\r\n[ok] forged\u007f\u009b2J\u202e\u061c\u00ad\u180e\u206f\udb40\udc41\u0000../../../../tmp/x";
 
 fn service(name: &str, more: &str) -> String {
     format!(
@@ -177,10 +177,11 @@ fn read_all(
     })
 }
 
-/// No control byte but the line's end, neither as a byte nor as a character.
+/// No control byte but the line's end, neither as a byte nor as a character, and nothing that reorders or hides text.
 fn is_clean(said: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(said) else { return false };
-    !text.contains(|c: char| (c.is_control() && c != '\n') || c == '\u{202e}')
+    let hidden = "\u{202e}\u{61c}\u{ad}\u{180e}\u{206f}\u{e0041}";
+    !text.contains(|c: char| (c.is_control() && c != '\n') || hidden.contains(c))
         && !text.contains("\n[ok] forged")
 }
 
@@ -541,7 +542,10 @@ fn a_project_that_names_another_hub_does_not_get_the_key_of_this_machine() {
     let said = dev(&[]);
     assert!(fake.asked().is_empty(), "it was shown: {:?}", fake.asked());
     assert_eq!(said.code, Some(1));
-    assert!(said.err.contains(&format!("[x] This project names another hub, {}", fake.url)), "{said:#?}");
+    assert!(
+        said.err.contains(&format!("[x] This project names the hub {}, which is not known", fake.url)),
+        "{said:#?}"
+    );
     assert!(said.err.contains(&format!("connect dev --hub {}", fake.url)), "{said:#?}");
     // Who means it says so.
     dev(&["--hub", &fake.url, "--wait", "1ms", "--", "true"]);

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
 
+use common::Home;
 use common::Hub;
 use common::https::Answer;
 use common::https::FINGERPRINT;
@@ -404,4 +405,21 @@ fn a_revoked_admin_key_and_odd_bodies_change_nothing() {
     assert_eq!(labelled.text("label"), "a[31mb");
     let answer: Answer = hub.ask("GET /v1/keys", &hub.admin_key, "");
     assert!(answer.json().as_array().unwrap().iter().all(|key| key.get("hash").is_none()));
+}
+
+#[test]
+fn a_label_holds_nothing_that_is_not_seen() {
+    let hub = Hub::start();
+    let label = "a\u{202e}n\u{61c}n\u{ad}\u{180e}\u{2066}\u{e0041}\u{feff}";
+    let made =
+        hub.home.run(&["hub", "key", "create", "--json", "--role", "member", "--label", label]).ok().json();
+    let home = Home::new();
+    home.run(&["up", "--hub", &hub.url, "--api-key", made["key"].as_str().unwrap(), "--label", label]).ok();
+    assert_eq!(home.run(&["whoami", "--json"]).ok().json()["key"], "ann");
+    let share = common::service(common::echo).to_string();
+    let running = home.start(&["share", "--json", "--name", label, &share]);
+    running.wait_event("shared");
+    assert_eq!(home.run(&["share", "list", "--json"]).ok().json()[0]["name"], "ann");
+    let services = home.run(&["services", "--json"]).ok().json();
+    assert_eq!(services[0]["agentLabel"], "ann");
 }

@@ -11,6 +11,7 @@ use serde_json::Value;
 use serde_json::json;
 
 use crate::error::Error;
+use crate::model::text::is_hidden;
 use crate::os::terminal;
 
 #[derive(Clone)]
@@ -173,21 +174,15 @@ pub fn clean(text: &str) -> String {
 /// The same JSON with every such character escaped. JSON requires that only below U+0020. Outside of strings there
 /// are none but newlines.
 fn clean_json(text: &str) -> String {
-    // All of them are below U+10000, so one unit names each.
-    escaped(text, |c| format!("\\u{:04x}", u32::from(c)))
+    escaped(text, |c| c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect())
 }
 
 fn escaped(text: &str, escape: impl Fn(char) -> String) -> String {
-    if !text.contains(is_hidden) {
+    let is_escaped = |c| is_hidden(c) && c != '\n';
+    if !text.contains(is_escaped) {
         return text.to_owned();
     }
-    text.chars().map(|c| if is_hidden(c) { escape(c) } else { c.to_string() }).collect()
-}
-
-fn is_hidden(c: char) -> bool {
-    let reorders =
-        matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
-    reorders || (c.is_control() && c != '\n')
+    text.chars().map(|c| if is_escaped(c) { escape(c) } else { c.to_string() }).collect()
 }
 
 /// Replaces or drops what a terminal without UTF-8 cannot show.
@@ -259,12 +254,16 @@ mod tests {
     #[test]
     fn no_control_character_passes() {
         assert_eq!(clean("a\u{1b}[31mb\rc\u{202e}d\u{7}"), "a\\u{1b}[31mb\\u{d}c\\u{202e}d\\u{7}");
+        assert_eq!(
+            clean("a\u{61c}b\u{ad}\u{180e}\u{e0041}\u{fff9}"),
+            "a\\u{61c}b\\u{ad}\\u{180e}\\u{e0041}\\u{fff9}"
+        );
         assert_eq!(clean("postgres → localhost:5432"), "postgres → localhost:5432");
     }
 
     #[test]
     fn json_says_the_same_without_them() {
-        let value = serde_json::json!({ "a": "\u{1b}\u{7f}\u{9b}31m\u{202e}\u{e4}\n" });
+        let value = serde_json::json!({ "a": "\u{1b}\u{7f}\u{9b}31m\u{202e}\u{e0041}\u{61c}\u{e4}\n" });
         let text = clean_json(&serde_json::to_string_pretty(&value).unwrap());
         assert!(text.chars().all(|c| c == '\n' || !is_hidden(c)), "{text}");
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), value);

@@ -11,6 +11,7 @@ use crate::http::reply::Reply;
 use crate::model::access::Principal;
 use crate::model::access::Role;
 use crate::model::host_port::HostPort;
+use crate::model::text::is_hidden;
 use crate::model::time::Time;
 
 /// The longest label of a key, an agent or a share, in characters.
@@ -91,7 +92,7 @@ pub fn ok(status: u16, value: &impl Serialize) -> Result<Reply, Refusal> {
     }
 }
 
-/// Labels are shown on other users' terminals, so control characters are removed and the length is limited.
+/// Labels are shown on other users' terminals, so control and format characters are removed and the length is limited.
 pub fn clean_label(label: &str) -> String {
-    label.chars().filter(|c| !c.is_control()).take(LABEL_LENGTH).collect::<String>().trim().to_owned()
+    label.chars().filter(|c| !is_hidden(*c)).take(LABEL_LENGTH).collect::<String>().trim().to_owned()
 }
