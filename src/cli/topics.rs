@@ -14,6 +14,7 @@ const TEXTS: &[&str] = &[
     include_str!("topics/ci.txt"),
     include_str!("topics/proxy.txt"),
     include_str!("topics/fleet.txt"),
+    include_str!("topics/operate.txt"),
     include_str!("topics/environment.txt"),
     include_str!("topics/files.txt"),
     include_str!("topics/exit-codes.txt"),
