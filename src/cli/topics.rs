@@ -18,6 +18,7 @@ const TEXTS: &[&str] = &[
     include_str!("topics/environment.txt"),
     include_str!("topics/files.txt"),
     include_str!("topics/exit-codes.txt"),
+    include_str!("topics/performance.txt"),
 ];
 
 pub fn all() -> impl Iterator<Item = Topic> + Clone {
