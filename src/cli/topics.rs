@@ -19,6 +19,7 @@ const TEXTS: &[&str] = &[
     include_str!("topics/files.txt"),
     include_str!("topics/exit-codes.txt"),
     include_str!("topics/performance.txt"),
+    include_str!("topics/design.txt"),
 ];
 
 pub fn all() -> impl Iterator<Item = Topic> + Clone {
