@@ -17,6 +17,7 @@ const TEXTS: &[&str] = &[
     include_str!("topics/operate.txt"),
     include_str!("topics/environment.txt"),
     include_str!("topics/files.txt"),
+    include_str!("topics/json.txt"),
     include_str!("topics/exit-codes.txt"),
     include_str!("topics/performance.txt"),
     include_str!("topics/design.txt"),
