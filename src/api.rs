@@ -65,8 +65,9 @@ const FLEET_LIMIT: usize = 32;
 pub struct Hub {
     /// The one that was asked for. Others of its fleet may stand in for it.
     pub url: HubUrl,
-    /// Whether its certificate is its own, so that others with the same pin or CA are of its fleet.
-    has_own_ca: bool,
+    /// Whether it is recognised by a pin. Only then can others prove that they are of its fleet: a CA may have signed for
+    /// any host of a company.
+    has_pin: bool,
     client: HubClient,
 }
 
@@ -78,13 +79,13 @@ impl Hub {
         let connector =
             Connector { tls: trust::hub_client(trust)?, by_environment: true, stop: stop.clone() };
         let client = HubClient::new(urls, connector, key);
-        Ok(Self { url, has_own_ca: *trust != HubTrust::Public, client })
+        Ok(Self { url, has_pin: matches!(trust, HubTrust::Pin(_)), client })
     }
 
     /// Another hub of the fleet, as a hub calls it: directly, and no other one instead.
     pub fn of_fleet(url: HubUrl, tls: Arc<ClientConfig>, key: Option<String>, stop: &Stop) -> Self {
         let connector = Connector { tls, by_environment: false, stop: stop.clone() };
-        Self { client: HubClient::new(vec![url.clone()], connector, key), url, has_own_ca: true }
+        Self { client: HubClient::new(vec![url.clone()], connector, key), url, has_pin: true }
     }
 
     /// The same hub for a caller with less time, like one that tries again and again: a try that meets silence must not
@@ -114,7 +115,7 @@ impl Hub {
 
     /// A hub says where else its fleet is. Each has to prove the pin before it is believed.
     fn learn(&self, urls: &[String]) {
-        if !self.has_own_ca || urls.is_empty() {
+        if !self.has_pin || urls.is_empty() {
             return;
         }
         let mut hubs = locked(&self.client.connector.hubs);
@@ -166,7 +167,7 @@ impl Hub {
         let (mut answer, mut at) = self.client.at_any_hub(true, |url| self.post_session(url, &body))?;
         if answer.status == 421 {
             let named: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-            let named = named["hub"].as_str().filter(|_| self.has_own_ca);
+            let named = named["hub"].as_str().filter(|_| self.has_pin);
             let there = named.and_then(|url| HubUrl::parse(url).ok());
             let followed = there.and_then(|url| Some((self.post_session(&url, &body).ok()?, url)));
             (answer, at) = match followed.filter(|(answer, _)| answer.status != 421) {

@@ -24,6 +24,7 @@ use common::PATIENCE;
 use common::Running;
 use common::eventually;
 use common::fake_hub::Asked;
+use common::fake_hub::Certificates;
 use common::fake_hub::FakeHub;
 use common::fake_hub::Stream;
 use common::fake_hub::friendly;
@@ -550,4 +551,48 @@ fn a_project_that_names_another_hub_does_not_get_the_key_of_this_machine() {
     // Who means it says so.
     dev(&["--hub", &fake.url, "--wait", "1ms", "--", "true"]);
     assert!(fake.asked().iter().any(|asked| asked.head.contains("x-api-key: pc_secret")));
+}
+
+#[test]
+fn a_host_with_a_certificate_of_the_ca_file_is_not_of_the_fleet() {
+    for is_pinned in [false, true] {
+        let certificates = Certificates::make();
+        let other = FakeHub::with(certificates.clone(), friendly);
+        let named = other.url.clone();
+        let fake = FakeHub::with(certificates, move |asked, stream| match asked.call.as_str() {
+            "GET /v1/services" => json(stream, 200, &format!("[{}]", service("db", ""))),
+            "POST /v1/sessions" => json(stream, 421, &format!(r#"{{"error":"elsewhere","hub":"{named}"}}"#)),
+            "GET /v1/whoami" => {
+                let hubs = format!(r#""hubs":["{named}"]"#);
+                json(stream, 200, &format!(r#"{{"label":"x","role":"member","workspace":"default",{hubs}}}"#))
+            }
+            _ => friendly(asked, stream),
+        });
+        let home = Home::new();
+        fs::write(home.file("ca.pem"), &fake.certificates.ca).unwrap();
+        let ca = home.file("ca.pem").display().to_string();
+        home.run(&["up", "--hub", &fake.url, "--api-key", &fake.key]).ok();
+        if !is_pinned {
+            // What was learnt by the pin does not count for the file either.
+            fs::write(
+                home.file("gone.json"),
+                fs::read_to_string(home.file("config.json"))
+                    .unwrap()
+                    .replace(&fake.url, "https://127.0.0.1:1"),
+            )
+            .unwrap();
+            let mut learnt =
+                home.connect(&["services", "--config", &home.file("gone.json").display().to_string()]);
+            learnt.env("PRIVATECONNECT_CA", &ca);
+            assert!(
+                common::Said::of(learnt).code == Some(1) && other.asked().is_empty(),
+                "{:?}",
+                other.asked()
+            );
+            home.run(&["up", "--hub", &fake.url, "--api-key", "pc_x", "--ca", &ca]).ok();
+        }
+        home.run(&["reach", "db", "--check"]);
+        let hubs = fs::read_to_string(home.file("config.json")).unwrap().contains(&other.url);
+        assert_eq!((hubs, other.asked().is_empty()), (is_pinned, !is_pinned), "{:?}", other.asked());
+    }
 }

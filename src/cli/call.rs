@@ -109,10 +109,13 @@ impl Call {
         Ok(variable("PRIVATECONNECT_TOKEN").or_else(|| config.api_key.clone()))
     }
 
+    fn ca_file(&self) -> Option<String> {
+        self.args.value("ca").map(str::to_owned).or_else(|| variable("PRIVATECONNECT_CA"))
+    }
+
     /// How the hub is recognised: by a CA file that was named, else by what the config and the key say.
     pub fn trust(&self, config: &Config, key: Option<&str>) -> Result<HubTrust> {
-        let file = self.args.value("ca").map(str::to_owned).or_else(|| variable("PRIVATECONNECT_CA"));
-        if let Some(file) = file {
+        if let Some(file) = self.ca_file() {
             return trust::read_roots(Path::new(&file));
         }
         Ok(trust_of(config.ca.as_deref(), key, config.hub_pin.as_deref()))
@@ -134,7 +137,10 @@ impl Call {
         }
         let config = self.config()?;
         let configured = config.hub_url.as_deref().unwrap_or(DEFAULT_HUB);
-        parse_hub_urls([configured].into_iter().chain(config.hubs.iter().map(String::as_str)))
+        // The others have proved a pin, which a CA file given for this call replaces.
+        let is_other_trust = config.ca.is_none() && self.ca_file().is_some();
+        let others = config.hubs.iter().filter(|_| !is_other_trust).map(String::as_str);
+        parse_hub_urls([configured].into_iter().chain(others))
     }
 
     pub fn hub(&self) -> Result<Arc<Hub>> {

@@ -26,6 +26,7 @@ use super::PATIENCE;
 pub type Stream = StreamOwned<ServerConnection, TcpStream>;
 
 /// A CA, and a certificate for 127.0.0.1 and localhost that it signed.
+#[derive(Clone)]
 pub struct Certificates {
     pub ca: String,
     pub leaf: String,
@@ -86,7 +87,14 @@ pub struct FakeHub {
 impl FakeHub {
     /// `answer` writes whatever it likes; the connection ends when it returns.
     pub fn start(answer: impl Fn(&Asked, &mut Stream) -> io::Result<()> + Send + Sync + 'static) -> Self {
-        let certificates = Certificates::make();
+        Self::with(Certificates::make(), answer)
+    }
+
+    /// With a certificate of this CA, as another host of a company has one.
+    pub fn with(
+        certificates: Certificates,
+        answer: impl Fn(&Asked, &mut Stream) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
         let chain = [&certificates.leaf, &certificates.ca]
             .map(|pem| rustls::pki_types::CertificateDer::from_pem_slice(pem.as_bytes()).unwrap());
         let key = PrivateKeyDer::from_pem_slice(certificates.key.as_bytes()).unwrap();
@@ -166,7 +174,7 @@ pub fn json(stream: &mut impl Write, status: u16, body: &str) -> io::Result<()> 
 
 /// Answers what an agreeable hub answers; the rest is 404.
 pub fn friendly(asked: &Asked, stream: &mut impl Write) -> io::Result<()> {
-    let agent = r#"{"id":"agent_x","label":"x","status":"online","fingerprint":"00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff","services":0,"connectedAt":null}"#;
+    let agent = r#"{"id":"agent_x","label":"x","status":"online","fingerprint":"00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff","services":0,"connectedAt":null,"workspace":"default","key":"key_x","seenAt":"2026-01-01T00:00:00Z"}"#;
     match asked.call.as_str() {
         "GET /health" => json(stream, 200, r#"{"status":"ok","version":"1","uptimeSeconds":1}"#),
         "GET /v1/whoami" => json(stream, 200, r#"{"label":"x","role":"member","workspace":"default"}"#),
