@@ -249,6 +249,62 @@ fn nothing_is_lost_of_a_log_that_is_put_aside_while_it_is_followed() {
     assert_eq!(followed.out().matches("0123456789abcde").count(), 3 * 40_000);
 }
 
+/// The body of a 502.
+fn trouble(proxy: &Proxy, name: &str) -> Value {
+    let answer = proxy.get(name, "/");
+    assert_eq!(status(&answer), 502, "{answer}");
+    let body: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    assert_eq!(body["error"], "Bad Gateway: the service is not responding.");
+    assert_eq!(body["service"], name);
+    body
+}
+
+#[test]
+fn why_a_service_of_the_hub_does_not_respond_is_said() {
+    let hub = Hub::start();
+    let (owner, user) = (hub.machine("member"), hub.machine("member"));
+    let down = proxy::unused_port();
+    let _down = expose(&owner, "down", down);
+    let mut exposed = expose(&owner, "billing", answering(OK).0);
+    let proxy = Proxy::start_in(user, &[]);
+    assert!(proxy.get("billing", "/").ends_with("ok"));
+    let reason = format!("Nothing is listening at localhost:{down} on the agent's machine");
+    assert_eq!(trouble(&proxy, "down")["reason"], reason);
+    let mut client = proxy.dial();
+    client.write_all(b"CONNECT down.localhost:80 HTTP/1.1\r\nHost: down.localhost:80\r\n\r\n").unwrap();
+    assert_eq!(status(&read_head(&mut client).unwrap()), 502);
+    exposed.kill();
+    common::eventually("the proxy knows", common::PATIENCE, || {
+        !proxy.get("none", "/").contains("\"billing\"")
+    });
+    let began = std::time::Instant::now();
+    assert!(trouble(&proxy, "billing")["reason"].as_str().unwrap().ends_with("is offline"));
+    assert!(began.elapsed() < std::time::Duration::from_millis(500));
+    assert!(!proxy.home.run(&["proxy", "status"]).ok().out.contains("billing"));
+    assert!(!proxy.home.run(&["status"]).ok().out.contains("billing"));
+}
+
+#[test]
+fn an_agent_that_is_not_the_one_it_was_is_named_in_the_502() {
+    let hub = Hub::start();
+    let (one, other, user) = (hub.machine("member"), hub.machine("member"), hub.machine("member"));
+    let _exposed = [expose(&one, "api", answering(OK).0), expose(&other, "web", answering(OK).0)];
+    let proxy = Proxy::start_in(user, &[]);
+    assert!(proxy.get("api", "/").ends_with("ok") && proxy.get("web", "/").ends_with("ok"));
+    let Proxy { home, mut running, .. } = proxy;
+    assert!(running.interrupt().0.success());
+    let file = home.file("known_agents.json");
+    let mut known: serde_json::Map<String, Value> =
+        serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    let mut pins: Vec<&mut Value> = known.values_mut().collect();
+    let (first, second) = (pins[0].clone(), pins[1].clone());
+    (*pins[0], *pins[1]) = (second, first);
+    fs::write(&file, serde_json::to_string(&known).unwrap()).unwrap();
+    let proxy = Proxy::start_in(home, &[]);
+    let said = trouble(&proxy, "api");
+    assert!(said["reason"].as_str().unwrap().contains("is not the one it was"), "{said}");
+}
+
 #[test]
 fn a_hub_that_is_away_changes_nothing_for_local_routes() {
     let mut hub = Hub::start();

@@ -313,9 +313,38 @@ fn a_service_that_is_down_is_said_to_be_as_the_page_says() {
     let proxy = Proxy::start(&[("postgres", free)]);
     let answer = proxy.get("postgres", "/");
     let body: serde_json::Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
-    let said =
-        serde_json::json!({ "error": "Bad Gateway: the service is not responding.", "service": "postgres" });
+    let reason = format!("Nothing is listening at localhost:{free}");
+    let said = serde_json::json!({ "error": "Bad Gateway: the service is not responding.", "service": "postgres", "reason": reason, "hint": "Start the service; it needs nothing else" });
     assert_eq!((status(&answer), body), (502, said));
+    let page = proxy
+        .raw(b"GET / HTTP/1.1\r\nHost: postgres.localhost\r\nAccept: text/html\r\nConnection: close\r\n\r\n");
+    assert!(
+        page.starts_with("HTTP/1.1 502") && page.contains("<h1>Bad Gateway") && page.contains(&reason),
+        "{page}"
+    );
+}
+
+#[test]
+fn a_service_that_gives_no_response_is_explained() {
+    let says = |bytes: &'static [u8]| {
+        service(move |mut stream| {
+            read_head(&mut stream);
+            let _ = stream.write_all(bytes);
+        })
+    };
+    let cases = [
+        (says(b"-ERR unknown command\r\n"), "api does not speak HTTP"),
+        (says(b"\x15\x03\x01\0\x02\x02\x0a"), "api speaks TLS"),
+        (says(b""), "api closed the connection without an answer"),
+        (says(b"HTTP/1.1 200 OK\r\nA : b\r\n\r\n"), "The answer is not valid"),
+    ];
+    for (port, reason) in cases {
+        let answer = Proxy::start(&[("api", port)]).get("api", "/");
+        let body: serde_json::Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+        assert_eq!(body["error"], "Bad Gateway: the service is not responding.");
+        assert!(body["reason"].as_str().unwrap().starts_with(reason), "{reason}: {body}");
+        assert_ne!(body["hint"], "", "{reason}");
+    }
 }
 
 #[test]

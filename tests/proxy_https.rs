@@ -351,7 +351,7 @@ fn a_service_that_speaks_https_itself_is_spoken_to_so_from_the_hub_and_when_it_i
     let mut client = proxy.dial();
     client.write_all(b"GET / HTTP/1.1\r\nHost: plain.localhost\r\n\r\n").unwrap();
     let (head, body) = read_message(&mut client);
-    assert!(status(&head) == 502 && body.contains("is said to speak https, and does not"), "{head}{body}");
+    assert!(status(&head) == 502 && body.contains("does not speak TLS"), "{head}{body}");
     let _reached = common::reach(&proxy.home, "vault");
     common::eventually("the route is local", common::PATIENCE, || {
         proxy.get_page("/_connect/state").contains("\"source\":\"reach\"")

@@ -162,13 +162,90 @@ fn pages_from_elsewhere_open_no_websocket() {
         stream.write_all(request.as_bytes()).unwrap();
         status(&proxy::read_head(&mut stream).unwrap())
     };
-    for origin in ["https://evil.com", "null", "http://127.0.0.1:8000", "https://localhost.evil.com"] {
+    let elsewhere = [
+        "https://evil.com",
+        "null",
+        "http://127.0.0.1:8000",
+        "https://localhost.evil.com",
+        "http://localhost:3000",
+        "http://web.localhost",
+        "http://api.localhost:3000",
+    ];
+    for origin in elsewhere {
         assert_eq!(ask(origin), 403, "{origin}");
     }
     assert!(heard.lock().unwrap().is_empty());
-    for origin in ["http://localhost:3000", "https://web.localhost", "https://app.example"] {
+    for origin in ["http://api.localhost", "https://api.localhost", "https://app.example"] {
         assert_eq!(ask(origin), 101, "{origin}");
     }
+}
+
+#[test]
+fn pages_of_other_sites_change_and_read_nothing() {
+    let (port, heard) = answering(OK);
+    let proxy = Proxy::start_with(&[("api", port)], &["--allow-origin", "https://app.example"]);
+    let ask = |method: &str, fields: &str| {
+        let request =
+            format!("{method} / HTTP/1.1\r\nHost: api.localhost\r\n{fields}Connection: close\r\n\r\n");
+        status(&proxy.raw(request.as_bytes()))
+    };
+    let site = "Sec-Fetch-Site: cross-site\r\n";
+    let opened = "Sec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: document\r\n";
+    let refused = [
+        ("POST", "Origin: https://evil.example\r\nContent-Length: 0\r\n".to_owned()),
+        ("DELETE", "Origin: null\r\n".to_owned()),
+        ("GET", site.to_owned()),
+        ("GET", format!("{site}Sec-Fetch-Mode: no-cors\r\nSec-Fetch-Dest: image\r\n")),
+        ("GET", format!("{site}Sec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: iframe\r\n")),
+        ("POST", format!("{site}{opened}Content-Length: 0\r\n")),
+        (
+            "POST",
+            format!(
+                "{site}Origin: https://app.example\r\nOrigin: https://evil.example\r\nContent-Length: 0\r\n"
+            ),
+        ),
+    ];
+    for (method, fields) in refused {
+        assert_eq!(ask(method, &fields), 403, "{method} {fields}");
+    }
+    assert!(heard.lock().unwrap().is_empty());
+    let passed = [
+        ("GET", String::new()),
+        ("POST", "Content-Length: 0\r\n".to_owned()),
+        ("GET", format!("{site}{opened}")),
+        ("GET", "Sec-Fetch-Site: same-origin\r\nSec-Fetch-Mode: cors\r\n".to_owned()),
+        ("GET", "Sec-Fetch-Site: none\r\n".to_owned()),
+        (
+            "POST",
+            "Origin: http://api.localhost\r\nSec-Fetch-Site: same-origin\r\nContent-Length: 0\r\n".to_owned(),
+        ),
+        ("POST", format!("{site}Origin: https://app.example\r\nContent-Length: 0\r\n")),
+    ];
+    for (method, fields) in passed {
+        assert_eq!(ask(method, &fields), 200, "{method} {fields}");
+    }
+}
+
+#[test]
+fn a_service_of_another_protocol_gets_no_http_and_its_own_client_is_named() {
+    let (port, heard) = answering("+PONG\r\n");
+    let home = common::Home::new();
+    let entry = |name: &str, port: u16| serde_json::json!({ "serviceName": name, "localPort": port, "pid": std::process::id(), "startedAt": "2026-03-02T10:30:00Z", "protocol": "tcp" });
+    let entries = serde_json::json!([entry("cache", port), entry("postgres", 5432)]);
+    std::fs::write(home.file("active-routes.json"), entries.to_string()).unwrap();
+    let proxy = Proxy::start_in(home, &[]);
+    let answer = proxy.get("cache", "/");
+    assert!(
+        status(&answer) == 502 && answer.contains("\"reason\": \"cache does not speak HTTP\""),
+        "{answer}"
+    );
+    assert!(proxy.get("postgres", "/").contains("psql -h localhost -p 5432"));
+    assert!(heard.lock().unwrap().is_empty());
+    let mut stream = proxy.dial();
+    stream.write_all(b"CONNECT cache.localhost:6379 HTTP/1.1\r\nHost: cache.localhost:6379\r\n\r\n").unwrap();
+    assert_eq!(status(&proxy::read_head(&mut stream).unwrap()), 200);
+    stream.write_all(b"PING\r\n\r\n").unwrap();
+    assert_eq!(proxy::read_exactly(&mut stream, 5), "+PONG");
 }
 
 #[test]

@@ -63,6 +63,8 @@ fn connect_reaches_known_services_and_nothing_else() {
         write!(stream, "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n").unwrap();
         (status(&read_head(&mut stream).unwrap()), stream)
     };
+    proxy::write_routes(&proxy.home, &[("db", service(echo)), ("down", proxy::unused_port())]);
+    common::eventually("the route is there", common::PATIENCE, || connect("down.localhost:5432").0 == 502);
     for target in
         ["unknown.localhost:443", "example.com:443", "127.0.0.1:22", "localhost:22", "169.254.169.254:80"]
     {

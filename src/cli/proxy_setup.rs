@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -18,13 +19,14 @@ use crate::http::host::parse_host;
 use crate::model::host_port::HostPort;
 use crate::model::name::Name;
 use crate::net::serve::BoundPort;
+use crate::net::stop::Stop;
 use crate::os::lock::locked;
 use crate::os::peer_user;
 use crate::proxy::certificates::Certificates;
 use crate::proxy::context::CertificateLoader;
+use crate::proxy::context::HubTunnels;
 use crate::proxy::context::ProxySettings;
 use crate::proxy::context::RequestObserver;
-use crate::proxy::context::TunnelPort;
 use crate::proxy::recent_requests::FinishedRequest;
 use crate::proxy::route_table::Routes;
 use crate::proxy::route_table::ServiceLister;
@@ -35,6 +37,8 @@ use crate::tunnel::joiner::PeerCheck;
 use crate::tunnel::joiner::Tunnel;
 
 pub const LOCAL_PROXY_PORT: u16 = 3456;
+/// The hub and an agent that are there answer far sooner.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub struct ProxyOptions {
     pub port: u16,
@@ -73,7 +77,7 @@ pub fn settings(call: &Call, options: &ProxyOptions) -> Result<ProxySettings> {
         https: options.tls,
         certificates: certificates(call),
         // Another user must not get around the proxy by the port of its own tunnel.
-        tunnel_port: tunnel_port(call, if any_user { joiner::any_user } else { peer_user::same_user }),
+        hub_tunnels: hub_tunnels(call, if any_user { joiner::any_user } else { peer_user::same_user }),
         rewrite_host: values("rewrite-host"),
         allow_origin,
         connect_allow,
@@ -124,7 +128,7 @@ pub fn say_certificates(call: &Call, certificates: &Certificates) -> Result<()> 
 
 /// Lists the routes for `proxy status`, and puts their names into `server.crt` for other servers that use it.
 pub fn write_routes(home: &Home, certificates: Option<&Certificates>, routes: &Routes) {
-    let names: Vec<String> = routes.iter().map(|route| route.name.clone()).collect();
+    let names: Vec<String> = routes.available().map(|route| route.name.clone()).collect();
     let listed = proxy::write_routes(home, &names);
     let written = certificates.map_or(Ok(()), |certificates| certificates.write_server(names.into_iter()));
     if let Err(error) = listed.and(written) {
@@ -139,26 +143,38 @@ pub fn service_lister(call: &Call) -> Option<ServiceLister> {
 }
 
 /// One tunnel for each service of the hub, opened at its first request and kept.
-fn tunnel_port(call: &Call, peer_check: PeerCheck) -> TunnelPort {
-    let access = call.hub().and_then(|hub| TunnelAccess::own(call, hub)).ok();
-    let access = access.map(|access| TunnelAccess { peer_check, ..access });
-    let stop = call.stop.clone();
-    let tunnels: Mutex<HashMap<String, Tunnel>> = Mutex::default();
-    Box::new(move |service| {
-        let access = access.as_ref().ok_or_else(not_configured)?;
-        let known = locked(&tunnels).get(service).map(|tunnel| tunnel.port);
-        if let Some(port) = known {
-            return Ok(port);
+struct TunnelSet {
+    access: Option<TunnelAccess>,
+    stop: Stop,
+    tunnels: Mutex<HashMap<String, Arc<Tunnel>>>,
+}
+
+impl TunnelSet {
+    fn tunnel(&self, service: &str) -> Result<Arc<Tunnel>> {
+        let access = self.access.as_ref().ok_or_else(not_configured)?;
+        if let Some(known) = locked(&self.tunnels).get(service) {
+            return Ok(Arc::clone(known));
         }
         // It listens at once and dials nobody before its first connection, so two requests that come here at
         // the same time cost one port for a moment.
         let name = Name::parse(service).map_err(|_| Error::new("This is not the name of a service"))?;
-        let mut tunnel = access.tunnel_to(service, Some(&name), TunnelObserver::default(), &stop)?;
+        let mut tunnel = access.tunnel_to(service, Some(&name), TunnelObserver::default(), &self.stop)?;
         let port = BoundPort::first_free([0]).ok_or_else(|| Error::new("No port is free for a tunnel"))?;
         tunnel.listen(port)?;
-        let mut tunnels = locked(&tunnels);
-        Ok(tunnels.entry(service.to_owned()).or_insert(tunnel).port)
-    })
+        let mut tunnels = locked(&self.tunnels);
+        Ok(Arc::clone(tunnels.entry(service.to_owned()).or_insert(Arc::new(tunnel))))
+    }
+}
+
+fn hub_tunnels(call: &Call, peer_check: PeerCheck) -> HubTunnels {
+    let access = call.hub().and_then(|hub| TunnelAccess::own(call, hub)).ok();
+    let access = access.map(|access| TunnelAccess { peer_check, ..access });
+    let set = Arc::new(TunnelSet { access, stop: call.stop.clone(), tunnels: Mutex::default() });
+    let own = Arc::clone(&set);
+    HubTunnels {
+        port: Box::new(move |service| Ok(set.tunnel(service)?.port)),
+        check: Box::new(move |service| own.tunnel(service)?.check_target(CHECK_TIMEOUT).map(drop)),
+    }
 }
 
 /// `200 GET api /path 3.1 ms`
@@ -170,12 +186,14 @@ fn line_a_request(call: &Call) -> RequestObserver {
         if say.json {
             say.event(
                 &json!({ "event": "request", "method": note.method, "service": note.service, "path": path,
-                "status": note.status, "micros": took.as_micros() }),
+                "status": note.status, "micros": took.as_micros(), "reason": note.reason }),
             );
             return;
         }
         let service = if note.service.is_empty() { "-" } else { note.service };
+        let reason =
+            if note.reason.is_empty() { String::new() } else { format!(": {}", note.reason.escape_debug()) };
         let millis = took.as_secs_f64() * 1000.0;
-        say.line(&format!("  {} {} {service} {path} {millis:.1} ms", note.status, note.method));
+        say.line(&format!("  {} {} {service} {path} {millis:.1} ms{reason}", note.status, note.method));
     })
 }

@@ -91,13 +91,6 @@ fn after_scheme(url: &str) -> Option<&str> {
     known.then_some(rest)
 }
 
-/// Whether a page with that `Origin` is under `localhost`. A loopback address does not count: any program that listens on
-/// this machine could have served the page.
-pub fn is_local_origin(origin: &[u8]) -> bool {
-    let host = str::from_utf8(origin).ok().and_then(after_scheme).map(|rest| parse_host(rest.as_bytes()));
-    matches!(host, Some(Ok(host)) if matches!(host.name, HostName::Dns(_)) && host.kind() != HostKind::Outside)
-}
-
 pub fn parse_host(text: &[u8]) -> Result<Host<'_>, BadHead> {
     let text = str::from_utf8(text).map_err(|_| BadHead::Host)?;
     let (name, port) = if let Some(rest) = text.strip_prefix('[') {
@@ -332,30 +325,6 @@ mod tests {
         ];
         for (method, target) in cases {
             assert_eq!(parse_target(method, target), Err(BadHead::Target), "{method} {target}");
-        }
-    }
-
-    #[test]
-    fn only_pages_under_localhost_are_local() {
-        for origin in ["http://localhost", "https://api.localhost:3456", "HTTP://A.B.LOCALHOST"] {
-            assert!(is_local_origin(origin.as_bytes()), "{origin}");
-        }
-        let others = [
-            "null",
-            "",
-            "localhost",
-            "http://example.com",
-            "http://localhost.example.com",
-            "http://127.0.0.1",
-            "http://[::1]",
-            "http://localhost/",
-            "http://evil.com http://localhost",
-            "ftp://localhost",
-            "http://localhost@evil.com",
-            "http://evil.com#.localhost",
-        ];
-        for origin in others {
-            assert!(!is_local_origin(origin.as_bytes()), "{origin}");
         }
     }
 }

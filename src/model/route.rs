@@ -16,14 +16,15 @@ pub struct Route {
     pub local_port: u16,
     pub pid: u32,
     pub started_at: Time,
-    /// Left out of the file if it is TCP.
-    #[serde(default, skip_serializing_if = "is_tcp")]
-    pub protocol: Protocol,
+    /// Left out of the file if it is the usual one at this port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref)] // The shape that serde asks for.
-fn is_tcp(protocol: &Protocol) -> bool {
-    *protocol == Protocol::Tcp
+impl Route {
+    pub fn protocol(&self) -> Protocol {
+        self.protocol.unwrap_or_else(|| Protocol::usual_at(self.local_port))
+    }
 }
 
 /// Today the file is a plain list. A later format may wrap it as `{version, routes: […]}`.

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::name::Name;
 use super::time::Time;
 
-/// The protocol of the service. Only the local proxy treats the three differently.
+/// The protocol of the service. Only the local proxy treats the three differently: it routes no HTTP to `Tcp`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
@@ -16,7 +16,40 @@ pub enum Protocol {
     Https,
 }
 
+/// A protocol other than HTTP: where its services usually listen, and the beginning of a client's command line, which
+/// ends with the port.
+struct OtherProtocol {
+    ports: &'static [u16],
+    client: Option<&'static str>,
+}
+
+const OTHER_PROTOCOLS: [OtherProtocol; 6] = [
+    OtherProtocol { ports: &[5432, 5433, 5434, 6432, 26257], client: Some("psql -h localhost -p") },
+    OtherProtocol { ports: &[3306, 3307], client: Some("mysql -h 127.0.0.1 -P") },
+    OtherProtocol { ports: &[6379, 6380, 6381], client: Some("redis-cli -p") },
+    OtherProtocol { ports: &[27017, 27018, 27019], client: Some("mongosh --port") },
+    OtherProtocol { ports: &[22, 2222], client: Some("ssh localhost -p") },
+    OtherProtocol {
+        ports: &[
+            21, 25, 110, 143, 587, 1025, 1433, 1521, 1883, 4222, 5671, 5672, 5900, 8883, 9092, 9094, 11211,
+            29092,
+        ],
+        client: None,
+    },
+];
+
 impl Protocol {
+    /// The protocol of a service if nobody said: most services without a well-known port are web servers.
+    pub fn usual_at(port: u16) -> Self {
+        if OTHER_PROTOCOLS.iter().any(|other| other.ports.contains(&port)) { Self::Tcp } else { Self::Http }
+    }
+
+    /// The command of a client for what usually listens on this port.
+    pub fn client_command(port: u16) -> Option<String> {
+        let other = OTHER_PROTOCOLS.iter().find(|other| other.ports.contains(&port))?;
+        other.client.map(|client| format!("{client} {port}"))
+    }
+
     pub fn parse(text: &str) -> Option<Self> {
         [Self::Tcp, Self::Http, Self::Https].into_iter().find(|protocol| protocol.as_str() == text)
     }

@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::ClientConfig;
 
@@ -10,15 +11,28 @@ use super::open_clients::OpenClients;
 use super::recent_requests::FinishedRequest;
 use super::recent_requests::RecentRequests;
 use super::route_table::ProxyRoute;
+use super::route_table::RouteSource;
 use super::route_table::RouteTable;
-use super::upstream::NO_TLS;
-use super::upstream::NOT_RESPONDING;
+use super::trouble::Trouble;
 use super::upstream::Upstream;
 use crate::error::Result;
+use crate::model::service::Protocol;
+use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::stop::Stop;
+use crate::wire::tls_record::TLS_ALERT;
 
-/// The loopback port of the tunnel to a hub service, which is opened if there is none yet.
-pub type TunnelPort = Box<dyn Fn(&str) -> Result<u16> + Send + Sync>;
+/// A service that speaks TLS answers our hello by then.
+const TLS_PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A question about the service of this name.
+type ByName<T> = Box<dyn Fn(&str) -> Result<T> + Send + Sync>;
+/// The tunnels to services of the hub, by name. Both open one if there is none yet.
+pub struct HubTunnels {
+    /// The loopback port of the tunnel.
+    pub port: ByName<u16>,
+    /// Whether the agent reaches the service.
+    pub check: ByName<()>,
+}
 /// Makes or loads the certificates when they are first needed.
 pub type CertificateLoader = Box<dyn Fn() -> Result<Arc<Certificates>> + Send + Sync>;
 pub type RequestObserver = Box<dyn Fn(&FinishedRequest<'_>) + Send + Sync>;
@@ -29,7 +43,7 @@ pub struct ProxySettings {
     /// HTTPS on the port itself.
     pub https: bool,
     pub certificates: CertificateLoader,
-    pub tunnel_port: TunnelPort,
+    pub hub_tunnels: HubTunnels,
     /// Services that get their own host in place of the one that the client sent.
     pub rewrite_host: Vec<String>,
     /// Foreign origins whose pages may open a `WebSocket`.
@@ -71,17 +85,54 @@ impl ProxyContext {
         (self.settings.certificates)()
     }
 
-    /// Opens a connection to a service. For a hub service it goes through a tunnel. The error text is for the client.
-    pub fn dial(&self, route: &ProxyRoute, by_tls: bool) -> std::result::Result<Upstream, &'static str> {
-        let port = if route.is_local() { Ok(route.port) } else { (self.settings.tunnel_port)(&route.name) };
-        let port = port.map_err(|error| {
-            log::debug!("{error}");
-            NOT_RESPONDING
-        })?;
-        Upstream::dial(route, port, by_tls.then_some(&self.tls)).map_err(|error| {
-            log::debug!("{} does not answer on port {port}: {error}", route.name);
-            if error.kind() == ErrorKind::InvalidData { NO_TLS } else { NOT_RESPONDING }
+    /// The loopback port that leads to the service: its own, or that of a tunnel.
+    pub fn port_of(&self, route: &ProxyRoute) -> std::result::Result<u16, Trouble> {
+        match &route.source {
+            RouteSource::Local => Ok(route.port),
+            RouteSource::Hub { agent, online: false } => Err(Trouble::offline(route, agent)),
+            RouteSource::Hub { .. } => {
+                (self.settings.hub_tunnels.port)(&route.name).map_err(Trouble::of_error)
+            }
+        }
+    }
+
+    /// Opens a connection to a service.
+    pub fn dial(&self, route: &ProxyRoute, by_tls: bool) -> std::result::Result<Upstream, Trouble> {
+        let port = self.port_of(route)?;
+        Upstream::dial(route, port, by_tls.then_some(&self.tls), NETWORK_TIMEOUT).map_err(|error| match self
+            .check(route)
+        {
+            Err(trouble) => trouble,
+            Ok(()) if error.kind() == ErrorKind::InvalidData => Trouble::no_tls(route),
+            Ok(()) => Trouble::not_connected(route, &error),
         })
+    }
+
+    /// Whether something listens at the end of the route, on the agent's machine too.
+    pub fn check(&self, route: &ProxyRoute) -> std::result::Result<(), Trouble> {
+        if route.is_local() {
+            return Ok(());
+        }
+        self.port_of(route)?;
+        (self.settings.hub_tunnels.check)(&route.name).map_err(Trouble::of_error)
+    }
+
+    /// Why a service closed the connection without an answer, or answered something else than HTTP.
+    pub fn why_no_response(&self, route: &ProxyRoute, answered: &[u8]) -> Trouble {
+        if let Err(trouble) = self.check(route) {
+            return trouble;
+        }
+        match answered.first() {
+            Some(&TLS_ALERT) => Trouble::speaks_tls(route),
+            Some(_) => Trouble::not_http(route),
+            None if route.protocol == Protocol::Http && self.accepts_tls(route) => Trouble::speaks_tls(route),
+            None => Trouble::closed(route),
+        }
+    }
+
+    fn accepts_tls(&self, route: &ProxyRoute) -> bool {
+        let port = self.port_of(route);
+        port.is_ok_and(|port| Upstream::dial(route, port, Some(&self.tls), TLS_PROBE_TIMEOUT).is_ok())
     }
 
     pub fn rewritten_host(&self, route: &ProxyRoute) -> Option<String> {

@@ -47,6 +47,7 @@ mod connection;
 mod idle_upstreams;
 mod open_clients;
 mod refusal;
+mod trouble;
 mod upstream;
 
 use std::sync::Arc;

@@ -50,6 +50,8 @@ pub struct FinishedRequest<'a> {
     pub target: &'a str,
     pub status: u16,
     pub began: Instant,
+    /// Why a service gave no response; otherwise empty.
+    pub reason: &'a str,
 }
 
 impl RecentRequests {
@@ -103,6 +105,7 @@ mod tests {
                 target,
                 status,
                 began: Instant::now(),
+                reason: "",
             });
         }
         let records = recent.after(0, Duration::ZERO);

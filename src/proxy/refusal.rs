@@ -3,9 +3,11 @@
 use serde::Serialize;
 
 use super::context::ProxyContext;
+use super::trouble::Trouble;
 use crate::http::bad_message::BadBody;
 use crate::http::bad_message::BadHead;
 use crate::http::head::RequestHead;
+use crate::http::head::parse_request;
 use crate::http::host::Host;
 use crate::http::host::RequestTarget;
 use crate::http::host::parse_target;
@@ -24,6 +26,8 @@ struct NotFoundBody<'a> {
 struct BadGatewayBody<'a> {
     error: &'a str,
     service: &'a str,
+    reason: &'a str,
+    hint: &'a str,
 }
 
 pub fn bad_head(bad: BadHead) -> Reply {
@@ -42,7 +46,7 @@ pub fn outside_host(context: &ProxyContext) -> Reply {
 
 pub fn not_found(context: &ProxyContext, name: &str, request: &RequestHead<'_>) -> Reply {
     let routes = context.table.now();
-    let available: Vec<&str> = routes.iter().map(|route| route.name.as_str()).collect();
+    let available: Vec<&str> = routes.available().map(|route| route.name.as_str()).collect();
     if accepts_html(request) {
         return page(404, &not_found_page(context, name, &available));
     }
@@ -53,8 +57,15 @@ pub fn not_found(context: &ProxyContext, name: &str, request: &RequestHead<'_>) 
     json(404, &NotFoundBody { error: "Service not found", subdomain: name, available, hint })
 }
 
-pub fn bad_gateway(service: &str, error: &str) -> Reply {
-    json(502, &BadGatewayBody { error, service })
+/// A 502 or 504. `head` is the request's own, if there is one.
+pub fn gateway_failed(context: &ProxyContext, service: &str, trouble: &Trouble, head: &[u8]) -> Reply {
+    let Trouble { status, error, reason, hint } = trouble;
+    if matches!(parse_request(head), Ok(Some(request)) if accepts_html(&request)) {
+        let content =
+            format!("<p><b>{}</b>: {}.</p><p>{}</p>", escaped(service), escaped(reason), escaped(hint));
+        return page(*status, &page_with(context, error, &content));
+    }
+    json(*status, &BadGatewayBody { error, service, reason, hint })
 }
 
 pub fn outside_unreachable(host: &str, port: u16) -> Reply {
@@ -83,8 +94,8 @@ pub fn loop_detected() -> Reply {
 }
 
 pub fn foreign_origin() -> Reply {
-    let hint = "If you trust it: connect proxy start --allow-origin ORIGIN";
-    Reply::error(403, "A page of another site may not open this connection", hint)
+    let hint = "If you trust that page: connect proxy start --allow-origin ORIGIN, which is like http://web.localhost:3456";
+    Reply::error(403, "A page of another site sent this request", hint)
 }
 
 pub fn other_user() -> Reply {
@@ -139,13 +150,16 @@ fn not_found_page(context: &ProxyContext, name: &str, available: &[&str]) -> Str
     } else {
         format!("<p>Available:</p><ul>{}</ul>", links.collect::<String>())
     };
+    let content = format!("<p>There is no service called <b>{}</b>.</p>{list}", escaped(name));
+    page_with(context, "Service not found", &content)
+}
+
+fn page_with(context: &ProxyContext, title: &str, content: &str) -> String {
     let home = escaped(&context.url());
     format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
-         <title>Service not found</title><style>:root{{color-scheme:light dark;font:16px/1.5 system-ui,sans-serif}}\
+         <title>{title}</title><style>:root{{color-scheme:light dark;font:16px/1.5 system-ui,sans-serif}}\
          body{{max-width:40rem;margin:3rem auto;padding:0 1rem}}small{{opacity:.7}}</style>\
-         <h1>Service not found</h1><p>There is no service called <b>{}</b>.</p>{list}\
-         <p><a href=\"{home}/\">All routes</a></p></html>\n",
-        escaped(name)
+         <h1>{title}</h1>{content}<p><a href=\"{home}/\">All routes</a></p></html>\n"
     )
 }

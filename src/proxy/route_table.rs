@@ -40,8 +40,7 @@ pub struct ProxyRoute {
     pub name: String,
     /// On this machine for a local route, on its agent's machine for one of the hub.
     pub port: u16,
-    /// Whether the service speaks TLS itself.
-    pub secure: bool,
+    pub protocol: Protocol,
     pub source: RouteSource,
 }
 
@@ -56,7 +55,7 @@ impl ProxyRoute {
         Self {
             name: route.service_name.to_ascii_lowercase(),
             port: route.local_port,
-            secure: route.protocol == Protocol::Https,
+            protocol: route.protocol(),
             source: RouteSource::Local,
         }
     }
@@ -66,7 +65,7 @@ impl ProxyRoute {
         Self {
             name: service.name.to_string(),
             port: service.target_port,
-            secure: service.protocol == Protocol::Https,
+            protocol: service.protocol,
             source: RouteSource::Hub { agent: service.agent_label.clone(), online },
         }
     }
@@ -113,6 +112,12 @@ impl Routes {
         self.list.iter()
     }
 
+    /// Without those whose agent is offline.
+    pub fn available(&self) -> impl Iterator<Item = &Arc<ProxyRoute>> {
+        self.list.iter().filter(|route| !matches!(route.source, RouteSource::Hub { online: false, .. }))
+    }
+
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.list.len()
     }
@@ -250,8 +255,13 @@ mod tests {
     use crate::model::time::Time;
 
     fn local(name: &str, local_port: u16) -> Route {
-        let (service_name, protocol) = (name.to_owned(), Protocol::Tcp);
-        Route { service_name, local_port, pid: 1, started_at: Time::from_unix(0), protocol }
+        Route {
+            service_name: name.to_owned(),
+            local_port,
+            pid: 1,
+            started_at: Time::from_unix(0),
+            protocol: None,
+        }
     }
 
     fn hub(name: &str, target_port: u16, status: Status) -> ServiceInfo {

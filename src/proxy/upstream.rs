@@ -14,7 +14,6 @@ use rustls::ClientConfig;
 
 use super::buffered_reader::BufferedReader;
 use super::route_table::ProxyRoute;
-use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::connect::is_timeout;
 use crate::net::duplex::Duplex;
 use crate::net::duplex::Writer;
@@ -33,10 +32,6 @@ const UPSTREAM_WRITE_TIMEOUT: Duration = Duration::from_mins(2);
 const UPSTREAM_READ_POLL: Duration = Duration::from_secs(10);
 /// Large enough for most responses of an API.
 const UPSTREAM_BUFFER: usize = 16 * 1024;
-
-/// What the client reads if the service does not answer.
-pub const NOT_RESPONDING: &str = "Bad Gateway: the service is not responding.";
-pub const NO_TLS: &str = "Bad Gateway: the service is said to speak https, and does not.";
 
 pub struct Upstream {
     pub reader: UpstreamReader,
@@ -65,12 +60,17 @@ pub enum ReadFault {
 
 impl Upstream {
     /// In the clear, or by TLS if `tls` is given.
-    pub fn dial(route: &ProxyRoute, port: u16, tls: Option<&Arc<ClientConfig>>) -> io::Result<Self> {
+    pub fn dial(
+        route: &ProxyRoute,
+        port: u16,
+        tls: Option<&Arc<ClientConfig>>,
+        tls_timeout: Duration,
+    ) -> io::Result<Self> {
         let plain = Duplex::plain(Arc::new(connect(port)?));
         let Duplex { reader, writer, socket } = match tls {
             Some(config) => {
                 let name = format!("{}.localhost", route.name);
-                tls::client(config, &name, plain, Instant::now() + NETWORK_TIMEOUT)?.into_duplex()
+                tls::client(config, &name, plain, Instant::now() + tls_timeout)?.into_duplex()
             }
             None => plain,
         };

@@ -26,6 +26,7 @@ pub struct OwnRoute {
 /// Adds a route, and drops those whose process is dead.
 pub fn add(home: &Home, name: &str, port: u16, protocol: Protocol) -> Result<OwnRoute> {
     let (pid, service_name, started_at) = (std::process::id(), name.to_owned(), clock::now());
+    let protocol = Some(protocol).filter(|protocol| *protocol != Protocol::usual_at(port));
     let added = Route { service_name, local_port: port, pid, started_at, protocol };
     rewrite(home, |routes| routes.push(added))?;
     Ok(OwnRoute { home: home.clone(), name: name.to_owned(), port })

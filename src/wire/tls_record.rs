@@ -4,6 +4,8 @@
 const RECORD_HEADER: usize = 5;
 /// The first byte of a TLS connection. Neither HTTP nor our own protocol begins with it.
 pub const TLS_HANDSHAKE: u8 = 22;
+/// The first byte of an alert, with which a server answers what is not TLS.
+pub const TLS_ALERT: u8 = 21;
 const APPLICATION_DATA: u8 = 23;
 /// The version in every record, whatever version is in use. The first record may have 3.1.
 const RECORD_VERSION: [u8; 2] = [3, 3];

@@ -64,6 +64,11 @@ impl Proxy {
     }
 }
 
+/// A port that nothing listens on.
+pub fn unused_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 pub fn write_routes(home: &Home, routes: &[(&str, u16)]) {
     let pid = std::process::id();
     let entries: Vec<_> = routes

@@ -106,7 +106,7 @@ fn exposures(file: &ProjectFile) -> Vec<Exposure> {
     let exposure = file.exposed().map(|(name, target)| Exposure {
         name: name.clone(),
         target: target.clone(),
-        protocol: Protocol::Tcp,
+        protocol: Protocol::usual_at(target.port),
     });
     exposure.collect()
 }

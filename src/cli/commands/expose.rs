@@ -71,10 +71,13 @@ fn requested(call: &Call) -> Result<Exposure> {
                 .hint(format!("Write: connect expose NAME {}", first.escape_debug())));
         }
     };
-    let protocol = args.value("protocol").unwrap_or("tcp");
-    let protocol = Protocol::parse(protocol)
-        .ok_or_else(|| Error::unknown("protocol", protocol).hint("Use tcp, http or https"))?;
-    Ok(Exposure { target: target_of(target)?, name: name_of(name)?, protocol })
+    let target = target_of(target)?;
+    let protocol = match args.value("protocol") {
+        Some(text) => Protocol::parse(text)
+            .ok_or_else(|| Error::unknown("protocol", text).hint("Use tcp, http or https"))?,
+        None => Protocol::usual_at(target.port),
+    };
+    Ok(Exposure { target, name: name_of(name)?, protocol })
 }
 
 pub fn target_of(text: &str) -> Result<Target> {

@@ -161,7 +161,8 @@ fn say_plan(call: &Call, hub: &HubUrl, port: u16) {
 /// In the background without TLS two lines are enough; otherwise the routes and their addresses are listed.
 fn announce(call: &Call, serving: &Proxy) {
     let context = &serving.context;
-    let routes = context.table.now();
+    let table = context.table.now();
+    let routes: Vec<_> = table.available().collect();
     let listed: Vec<Value> = routes
         .iter()
         .map(|route| json!({ "name": route.name, "port": route.port, "source": route.source_word(), "url": context.url_of(&route.name) }))
@@ -171,9 +172,9 @@ fn announce(call: &Call, serving: &Proxy) {
     let foreground = !call.is_background();
     let kind = if context.settings.https { "HTTPS" } else { "HTTP" };
     if context.settings.https || foreground {
-        if routes.len() > 0 {
+        if !routes.is_empty() {
             call.say.line(&format!("[ok] Found {} route(s):", routes.len()));
-            for route in routes.iter() {
+            for route in &routes {
                 call.say.line(&format!(
                     "  • {} → 127.0.0.1:{} [{}]",
                     route.name,
@@ -185,10 +186,10 @@ fn announce(call: &Call, serving: &Proxy) {
         }
         call.say.line(&format!("[ok] {kind} proxy running on port {}\n", context.port));
         call.say.line("  Access your services via subdomains:\n");
-        for route in routes.iter() {
+        for route in &routes {
             call.say.line(&format!("    {}", context.url_of(&route.name)));
         }
-        if routes.len() == 0 {
+        if routes.is_empty() {
             call.say.line("    No services yet. Bring one here: connect reach NAME");
         }
         call.say.line("");

@@ -31,6 +31,8 @@ use crate::model::code::Invitation;
 use crate::model::code::Link;
 use crate::model::hub_trust::HubTrust;
 use crate::model::name::Name;
+use crate::model::service::Protocol;
+use crate::model::target::Target;
 use crate::model::time::in_words;
 use crate::net::stop::Stop;
 use crate::os::secret;
@@ -183,16 +185,23 @@ fn exposures(call: &Call, found: &[NamedService]) -> Result<Vec<Exposure>> {
             return Err(Error::usage(format!("Two services are called {name}"))
                 .hint(format!("Name one of them: OTHER={target}")));
         }
-        exposures.push(Exposure { name, target, protocol: kind.protocol() });
+        let protocol = protocol_of(kind, &target);
+        exposures.push(Exposure { name, target, protocol });
     }
     for NamedService { name, target, service, .. } in found {
         let is_given = exposures.iter().any(|exposure: &Exposure| exposure.target == *target);
         if !is_given && taken.insert(name.clone()) {
             let (name, target) = (name.clone(), target.clone());
-            exposures.push(Exposure { name, target, protocol: service.kind.protocol() });
+            let protocol = protocol_of(service.kind, &target);
+            exposures.push(Exposure { name, target, protocol });
         }
     }
     Ok(exposures)
+}
+
+/// A web server may be too slow to be recognised. Then its port counts.
+fn protocol_of(kind: ServiceKind, target: &Target) -> Protocol {
+    if kind == ServiceKind::Tcp { Protocol::usual_at(target.port) } else { kind.protocol() }
 }
 
 /// What is shared: the targets given and `--service`; without either, all that this machine exposes.

@@ -10,22 +10,23 @@ use crate::http::body::request_body;
 use crate::http::forward::ClientInfo;
 use crate::http::forward::RequestForwarding;
 use crate::http::forward::has_passed;
-use crate::http::forward::is_upgrade;
 use crate::http::forward::write_request;
 use crate::http::head::RequestHead;
 use crate::http::host::Host;
 use crate::http::host::HostKind;
 use crate::http::host::HostName;
 use crate::http::host::host_of;
-use crate::http::host::is_local_origin;
 use crate::http::reply::Reply;
+use crate::model::service::Protocol;
 use crate::proxy::context::ProxyContext;
 use crate::proxy::refusal;
 use crate::proxy::route_table::ProxyRoute;
+use crate::proxy::trouble::Trouble;
 
 /// What is done with a request.
 pub enum RequestAction {
     Answer(Reply),
+    Refuse(Trouble),
     StatusPage,
     /// Its new head is in `CurrentRequest::outgoing`.
     Forward(Arc<ProxyRoute>),
@@ -34,7 +35,7 @@ pub enum RequestAction {
 }
 
 /// The rules, in this order: one framing, one valid host, a host of ours, TLS where the port demands it, no loop, no
-/// upgrade from a foreign page, a known service. An error closes the connection.
+/// foreign page, a known service that speaks HTTP. An error closes the connection.
 pub fn check(
     request: &RequestHead<'_>,
     client: &ClientInfo,
@@ -59,7 +60,7 @@ pub fn check(
     if has_passed(request, &context.via) {
         return Ok(RequestAction::Answer(refusal::loop_detected()));
     }
-    if is_upgrade(request) && !may_upgrade(request, context) {
+    if is_from_foreign_page(request, current, host.text, context) {
         return Ok(RequestAction::Answer(refusal::foreign_origin()));
     }
     let Some(route) = context.table.find(&name) else {
@@ -68,14 +69,38 @@ pub fn check(
     let rewritten = context.rewritten_host(&route);
     let forwarding = RequestForwarding { client, body, host: host.text, rewrite_host: rewritten.as_deref() };
     write_request(request, &forwarding, &mut current.outgoing)?;
+    if route.protocol == Protocol::Tcp {
+        return Ok(RequestAction::Refuse(Trouble::not_http(&route)));
+    }
     Ok(RequestAction::Forward(route))
 }
 
-/// The same-origin policy does not cover a `WebSocket`, so a hostile page could open one to any service. Clients other
-/// than browsers send no Origin.
-fn may_upgrade(request: &RequestHead<'_>, context: &ProxyContext) -> bool {
-    let mut origins = request.fields.all("origin");
-    origins.all(|origin| is_local_origin(origin) || context.allows_origin(origin))
+/// Whether a page of another site makes its reader's browser send this: it must change nothing, and read nothing. A
+/// `WebSocket` is not covered by the browser's own same-origin policy. A link that opens the service itself is harmless.
+/// Clients other than browsers send none of these fields.
+fn is_from_foreign_page(
+    request: &RequestHead<'_>,
+    current: &CurrentRequest,
+    host: &str,
+    context: &ProxyContext,
+) -> bool {
+    let origins = || request.fields.all("origin");
+    if origins().next().is_some() && origins().all(|origin| context.allows_origin(origin)) {
+        return false;
+    }
+    let is = |name: &str, value: &[u8]| request.fields.all(name).any(|sent| sent == value);
+    let opens_page =
+        request.method == "GET" && is("sec-fetch-mode", b"navigate") && is("sec-fetch-dest", b"document");
+    if is("sec-fetch-site", b"cross-site") && !opens_page {
+        return true;
+    }
+    (current.upgrade || !current.is_safe()) && !origins().all(|origin| is_origin_of(origin, host))
+}
+
+/// Whether a page with this `Origin` came from `host`, which has a port if it is not the scheme's own.
+fn is_origin_of(origin: &[u8], host: &str) -> bool {
+    let origin = str::from_utf8(origin).ok().and_then(|origin| origin.split_once("://"));
+    origin.is_some_and(|(_, from)| from.eq_ignore_ascii_case(host))
 }
 
 /// CONNECT reaches known services, and outside hosts that `--connect-allow` names. Anything more would make this an

@@ -8,6 +8,7 @@ use super::AfterRequest;
 use super::ProxyClient;
 use super::client::CLIENT_BUFFER;
 use crate::http::reply::CONNECTED;
+use crate::model::service::Protocol;
 use crate::net::connect;
 use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::duplex::Duplex;
@@ -20,33 +21,29 @@ use crate::wire::tls_record::TLS_HANDSHAKE;
 const CONNECT_FIRST_BYTE_TIMEOUT: Duration = Duration::from_millis(500);
 
 impl ProxyClient<'_> {
-    /// What follows CONNECT is for the service's own TLS if it speaks that. Otherwise TLS ends at this proxy, as on an
-    /// HTTPS port, and what is not TLS goes to the service as it is.
+    /// What follows CONNECT goes to the service as it is. Only TLS that a client begins with an HTTP service ends at this
+    /// proxy, as on an HTTPS port.
+    ///
+    /// The service is reached first, so that a client is never told 200 for one that is down.
     pub fn connect(&mut self, route: &ProxyRoute) -> AfterRequest {
-        if route.secure {
-            return match self.context.dial(route, false) {
-                Ok(upstream) => self.grant_connect(upstream.into_duplex()),
-                Err(why) => self.reply(&refusal::bad_gateway(&route.name, why)),
-            };
+        let dialled = self.context.check(route).and_then(|()| self.context.dial(route, false));
+        let service = match dialled {
+            Ok(upstream) => upstream,
+            Err(trouble) => return self.refuse(&trouble, true),
+        };
+        if route.protocol != Protocol::Http {
+            return self.grant_connect(service.into_duplex());
         }
         if self.client.writer.stream.write_all(CONNECTED).is_err() {
             return AfterRequest::Close;
         }
+        self.record(200);
         if self.first_byte() == Some(TLS_HANDSHAKE) {
-            self.record(200);
             // The client takes us for the service's own HTTPS: requests inside are served like any others.
+            self.idle.keep(service);
             return AfterRequest::StartTls;
         }
-        match self.context.dial(route, false) {
-            Ok(upstream) => {
-                self.record(200);
-                AfterRequest::Relay(upstream.into_duplex())
-            }
-            Err(_) => {
-                self.record(502);
-                AfterRequest::Close
-            }
-        }
+        AfterRequest::Relay(service.into_duplex())
     }
 
     /// To a host that `--connect-allow` names.

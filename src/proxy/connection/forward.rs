@@ -13,6 +13,7 @@ use super::AfterRequest;
 use super::ProxyClient;
 use super::client::ClientWriter;
 use super::client::DRAIN_TIMEOUT;
+use super::current_request::CurrentRequest;
 use super::response;
 use super::response::PassedResponse;
 use super::response::ResponseFault;
@@ -21,13 +22,15 @@ use super::upload::Upload;
 use super::upload::UploadEnd;
 use crate::http::body::Body;
 use crate::http::body::BodyWalker;
-use crate::http::reply::Reply;
+use crate::model::service::Protocol;
 use crate::net::threads::THREAD_STACK;
 use crate::os::socket::reset_on_close;
+use crate::proxy::context::ProxyContext;
 use crate::proxy::refusal;
 use crate::proxy::route_table::ProxyRoute;
-use crate::proxy::upstream::NOT_RESPONDING;
+use crate::proxy::trouble::Trouble;
 use crate::proxy::upstream::Upstream;
+use crate::proxy::upstream::UpstreamReader;
 
 /// An upload that ends within this time of its response is taken to have ended with it.
 const UPLOAD_END_GRACE: Duration = Duration::from_millis(50);
@@ -46,12 +49,11 @@ impl ProxyClient<'_> {
         let repeatable = walker.ended() && self.request.is_safe();
         loop {
             let idle = self.idle.take(route).filter(|idle| repeatable || idle.is_idle_and_open());
-            let dialled = idle.map_or_else(|| self.context.dial(route, route.secure), Ok);
+            let dialled =
+                idle.map_or_else(|| self.context.dial(route, route.protocol == Protocol::Https), Ok);
             let mut upstream = match dialled {
                 Ok(upstream) => upstream,
-                Err(why) => {
-                    return self.reply_gateway(&refusal::bad_gateway(&route.name, why), walker.ended());
-                }
+                Err(trouble) => return self.refuse(&trouble, walker.ended()),
             };
             let (response, upload) = self.exchange(route, &mut upstream, &mut walker);
             if response == Err(ResponseFault::Silent) && upstream.used && repeatable {
@@ -105,7 +107,12 @@ impl ProxyClient<'_> {
                 return (passed, upload);
             }
             // The client is still sending. It gets our reply now, if the service gave no response.
-            if let Some(reply) = passed.as_ref().err().and_then(|fault| gateway_reply(route, *fault)) {
+            let fault = passed.as_ref().err();
+            if let Some(trouble) =
+                fault.and_then(|fault| trouble(self.context, route, &upstream.reader, *fault))
+            {
+                let CurrentRequest { service, outgoing, .. } = &self.request;
+                let reply = refusal::gateway_failed(self.context, service, &trouble, outgoing);
                 let _ = writer.write_reply(&reply, false, self.request.is_head());
             }
             drain_upload(writer, &upload_end);
@@ -159,23 +166,20 @@ impl ProxyClient<'_> {
             }
             (Err(fault), UploadEnd::Abandoned) => {
                 // The client has the reply already.
-                self.record(gateway_reply(route, fault).map_or(0, |reply| reply.status));
+                if let Some(trouble) = trouble(self.context, route, &upstream.reader, fault) {
+                    self.record_with(trouble.status, &trouble.reason);
+                }
                 AfterRequest::Close
             }
             (Err(_), UploadEnd::Invalid(bad)) => self.reject(&refusal::bad_body(bad)),
             (Err(_), UploadEnd::Stalled) => self.reject(&refusal::timed_out()),
-            (Err(fault), UploadEnd::Complete) => match gateway_reply(route, fault) {
-                Some(reply) => self.reply_gateway(&reply, true),
-                None => AfterRequest::Close,
-            },
+            (Err(fault), UploadEnd::Complete) => {
+                match trouble(self.context, route, &upstream.reader, fault) {
+                    Some(trouble) => self.refuse(&trouble, true),
+                    None => AfterRequest::Close,
+                }
+            }
         }
-    }
-
-    /// Answers in the service's place. `request_read`: the request's body has been read to its end, so the connection can
-    /// be kept.
-    fn reply_gateway(&mut self, reply: &Reply, request_read: bool) -> AfterRequest {
-        self.record(reply.status);
-        self.write_reply(reply, self.request.keep_alive && request_read)
     }
 }
 
@@ -188,15 +192,21 @@ fn drain_upload(writer: &mut ClientWriter, upload_end: &Receiver<UploadEnd>) {
     }
 }
 
-/// The answer to the client if the service gave no usable response.
-fn gateway_reply(route: &ProxyRoute, fault: ResponseFault) -> Option<Reply> {
-    let (status, error) = match fault {
-        ResponseFault::Silent => (502, NOT_RESPONDING.to_owned()),
-        ResponseFault::TooLate => (504, "Gateway Timeout: the service took too long to answer.".to_owned()),
-        ResponseFault::Invalid(why) => {
-            (502, format!("Bad Gateway: the service's answer is not valid: {why}."))
+/// What the client is told if the service gave no usable response.
+fn trouble(
+    context: &ProxyContext,
+    route: &ProxyRoute,
+    service: &UpstreamReader,
+    fault: ResponseFault,
+) -> Option<Trouble> {
+    let answered = service.buffer.unread();
+    match fault {
+        ResponseFault::Silent => Some(context.why_no_response(route, b"")),
+        ResponseFault::TooLate => Some(Trouble::too_late()),
+        ResponseFault::Invalid(why) if answered.is_empty() || answered.starts_with(b"HTTP/") => {
+            Some(Trouble::invalid(why))
         }
-        ResponseFault::ClientLeft | ResponseFault::Cut { .. } => return None,
-    };
-    Some(Reply { status, ..refusal::bad_gateway(&route.name, &error) })
+        ResponseFault::Invalid(_) => Some(context.why_no_response(route, answered)),
+        ResponseFault::ClientLeft | ResponseFault::Cut { .. } => None,
+    }
 }

@@ -24,6 +24,7 @@ use super::idle_upstreams::IdleUpstreams;
 use super::open_clients::OpenClient;
 use super::recent_requests::FinishedRequest;
 use super::refusal;
+use super::trouble::Trouble;
 use crate::http::head::HEAD_LIMIT;
 use crate::http::head::parse_request;
 use crate::http::reply::Reply;
@@ -93,6 +94,7 @@ impl ProxyClient<'_> {
         match action {
             _ if !self.is_welcome => self.reply(&refusal::other_user()),
             RequestAction::Answer(reply) => self.reply(&reply),
+            RequestAction::Refuse(trouble) => self.refuse(&trouble, !self.request.has_body()),
             RequestAction::StatusPage => self.status_page(),
             RequestAction::Forward(route) => self.forward(&route),
             RequestAction::Connect(route) => self.connect(&route),
@@ -155,6 +157,7 @@ impl ProxyClient<'_> {
             target: "-",
             status: reply.status,
             began: Instant::now(),
+            reason: "",
         });
         self.write_reply(reply, false)
     }
@@ -167,9 +170,22 @@ impl ProxyClient<'_> {
         }
     }
 
+    /// Answers with a 502 or 504. `request_read`: the request's body has been read to its end, so the connection can be
+    /// kept.
+    fn refuse(&mut self, trouble: &Trouble, request_read: bool) -> AfterRequest {
+        let CurrentRequest { service, outgoing, .. } = &self.request;
+        let reply = refusal::gateway_failed(self.context, service, trouble, outgoing);
+        self.record_with(reply.status, &trouble.reason);
+        self.write_reply(&reply, self.request.keep_alive && request_read)
+    }
+
     fn record(&self, status: u16) {
+        self.record_with(status, "");
+    }
+
+    fn record_with(&self, status: u16, reason: &str) {
         let CurrentRequest { method, target, service, began, .. } = &self.request;
-        self.context.record(&FinishedRequest { method, service, target, status, began: *began });
+        self.context.record(&FinishedRequest { method, service, target, status, began: *began, reason });
     }
 
     /// Copies in both directions until both have ended.
