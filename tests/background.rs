@@ -195,7 +195,7 @@ fn what_was_killed_is_not_believed_alive() {
     kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
     eventually("it is not listed", PATIENCE, || kinds(&team.user).is_empty());
     let status = team.user.run(&["status"]).ok().out;
-    assert!(status.starts_with(&format!("[x] join abc123 crashed (PID {pid}, begun ")), "{status}");
+    assert!(status.starts_with(&format!("[x] join abc123 crashed (PID {pid}, started ")), "{status}");
     assert!(
         status.contains("    See more: tail -n 50 ") && status.contains("    Clear it: connect stop abc123")
     );
@@ -284,7 +284,7 @@ fn the_figures_of_both_ends_reach_status() {
         });
     }
     let said = tunnelled.user.run(&["status"]).ok().out;
-    assert!(said.contains("  1 session(s), 100 kB"), "{said}");
+    assert!(said.contains("  1 session, 100 kB"), "{said}");
     // Away is not up, and says why.
     let mut exposed = tunnelled.exposed;
     exposed.interrupt();

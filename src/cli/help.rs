@@ -110,7 +110,7 @@ pub fn unfinished(manual: &Manual, words: &[String]) -> Error {
     if next.is_empty() {
         return no_such_command(manual, &path);
     }
-    Error::usage(format!("`connect {path}` needs one more word")).hint(format!("One of: {}", next.join(", ")))
+    Error::usage(format!("`connect {path}` needs a subcommand")).hint(format!("One of: {}", next.join(", ")))
 }
 
 /// A group of which nothing was built is left out as a whole; anything else is a misspelling.

@@ -136,7 +136,7 @@ fn read(path: &Path) -> Result<Project> {
     let text = read.map_err(|error| error.hint("Look at the path, or write the file: connect dev --init"))?;
     let faulty = |reason: String| {
         Error::new(format!("{}: {reason}", shown(path)))
-            .hint("Mend the file; connect dev --init in an empty folder shows how one looks")
+            .hint("Fix it; connect dev --init in an empty folder writes an example")
     };
     let project = pconnect::parse(&text).map_err(faulty)?;
     project.hub.as_deref().map(HubUrl::parse).transpose().map_err(|error| faulty(format!("hub: {error}")))?;

@@ -95,5 +95,5 @@ impl StoreOptions {
 
 fn no_such_store(text: &str) -> Error {
     Error::unknown("store", text)
-        .hint("Use --store file, or --store etcd=http://127.0.0.1:2379 with more addresses behind commas")
+        .hint("Use --store file, or --store etcd=http://127.0.0.1:2379 with commas between addresses")
 }

@@ -1,5 +1,6 @@
-//! Makes a peer's text safe to show.
+//! Text for people: counts in words, and what makes a peer's text safe to show.
 
+use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 /// Enough for any error message. A peer must not fill the terminal.
@@ -32,6 +33,12 @@ const FORMAT_CHARACTERS: [RangeInclusive<char>; 19] = [
 /// Whether it is not seen itself but changes what is: a control or a format character.
 pub fn is_hidden(c: char) -> bool {
     c.is_control() || FORMAT_CHARACTERS.iter().any(|range| range.contains(&c))
+}
+
+/// `1 line`, `2 lines`.
+pub fn counted<N: Copy + Display + PartialEq + From<u8>>(count: N, noun: &str) -> String {
+    let plural = if count == N::from(1) { "" } else { "s" };
+    format!("{count} {noun}{plural}")
 }
 
 /// At most `SHOWN_LIMIT` characters on one line: with line breaks a peer could write lines that look like ours.

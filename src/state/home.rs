@@ -37,7 +37,7 @@ impl Home {
         serde_json::from_slice(&bytes).map(Some).map_err(|error| {
             Error::new(format!("{} is damaged", path.display()))
                 .because(error)
-                .hint(format!("Mend it, or move it away: mv {0} {0}.old", path.display()))
+                .hint(format!("Fix it, or move it away: mv {0} {0}.old", path.display()))
         })
     }
 

@@ -94,8 +94,8 @@ impl SessionOpener {
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Error::new("The agent did not come in time")
-                .hint("Look at it on its machine: connect status")
+            return Error::new("The machine that offers it does not answer")
+                .hint("Run connect status there")
                 .kind(ErrorKind::Unreachable);
         }
         match self.hub.with_timeout(left).declined(at, session) {

@@ -22,6 +22,7 @@ use crate::cli::supervisor::exposures::ExposureSet;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
+use crate::model::text::counted;
 use crate::os::detach;
 use crate::os::detach::BackgroundStart;
 use crate::os::files;
@@ -73,7 +74,8 @@ fn serve(call: &Call) -> CommandResult {
     let mut supervisor = Supervisor::new(call, DAEMON_KIND, &[DAEMON_KIND.to_owned()]);
     supervisor.exposures.retries = true;
     supervisor.exposures.set_desired(exposures(&config));
-    call.say.line(&format!("[ok] Daemon started; it keeps {} exposure(s) up", config.exposures.len()));
+    let kept = counted(config.exposures.len(), "service");
+    call.say.line(&format!("[ok] Daemon started; it keeps {kept} exposed"));
     let deadline = Instant::now() + FIRST_ANSWERS_TIMEOUT;
     supervisor.wait_for_exposures(Some(deadline), ExposureSet::is_settled)?;
     call.fail_if_stopped()?;
@@ -181,7 +183,8 @@ pub fn logs(call: &Call) -> CommandResult {
 /// `connect expose --keep`: saves it, sees that a daemon runs, and waits for the daemon's word.
 pub fn keep(call: &Call, exposure: &Exposure) -> CommandResult {
     if call.args.flag("detach") {
-        return Err(Error::usage("--keep is in the background already").hint("Leave out -d"));
+        return Err(Error::usage("--keep and -d do not go together")
+            .hint("Leave out -d: the daemon runs in the background"));
     }
     call.api_key()?.ok_or_else(not_configured)?;
     let (name, target) = (&exposure.name, &exposure.target);

@@ -15,6 +15,7 @@ use crate::cli::hub_checks;
 use crate::cli::machine_checks;
 #[cfg(feature = "proxy")]
 use crate::cli::proxy_checks;
+use crate::model::text::counted;
 
 /// In this order: later checks need what earlier ones found.
 const CHECKS: &[(&str, Check)] = &[
@@ -68,8 +69,8 @@ pub fn run(call: &Call) -> CommandResult {
     call.say.line("");
     call.say.result(&match (failed, warned) {
         (0, 0) => "[ok] Everything works".to_owned(),
-        (0, _) => format!("[ok] Everything works, with {warned} warning(s)"),
-        _ => format!("[x] {failed} check(s) failed"),
+        (0, _) => format!("[ok] Everything works, with {}", counted(warned, "warning")),
+        _ => format!("[x] {} failed", counted(failed, "check")),
     });
     Ok(u8::from(failed > 0))
 }

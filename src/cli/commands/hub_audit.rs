@@ -7,6 +7,7 @@ use crate::cli::CommandResult;
 use crate::cli::local_hub::data_folder;
 use crate::cli::local_hub::no_hub;
 use crate::hub::audit;
+use crate::model::text::counted;
 
 pub fn verify(call: &Call) -> CommandResult {
     let data = data_folder(call)?;
@@ -16,6 +17,6 @@ pub fn verify(call: &Call) -> CommandResult {
     }
     let lines = audit::verify(&data)?;
     call.say.value(&json!({ "lines": lines, "whole": true }));
-    call.say.result(&format!("[ok] {lines} line(s), unchanged from the first to the last"));
+    call.say.result(&format!("[ok] {}, unchanged from the first to the last", counted(lines, "line")));
     Ok(0)
 }

@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::hub::code_key::CodeKey;
 use crate::hub::store::StoreLocation;
 use crate::hub::store::open_unused;
+use crate::model::text::counted;
 
 pub fn run(call: &Call) -> CommandResult {
     let (from, from_name) = location(call, "from")?;
@@ -21,16 +22,14 @@ pub fn run(call: &Call) -> CommandResult {
     let mut contents = open_unused(&from, &call.stop)?.load()?;
     if contents.is_empty() {
         return Err(Error::new(format!("There is nothing in {from_name}"))
-            .hint("Check --from; a hub that lies elsewhere is named by file=DIR"));
+            .hint("Check --from; for a hub in another folder: file=DIR"));
     }
     let mut destination = open_unused(&to, &call.stop)?;
     let there = destination.load()?;
     if !there.is_empty() && !call.args.flag("replace") {
-        return Err(Error::new(format!(
-            "{to_name} is not empty: it holds {} record(s)",
-            there.records.len()
-        ))
-        .hint("Look at it first. To drop what it holds, add --replace"));
+        let held = counted(there.records.len(), "record");
+        return Err(Error::new(format!("{to_name} is not empty: it holds {held}"))
+            .hint("Look at it first. To drop what it holds, add --replace"));
     }
     if let (StoreLocation::Folder(folder), Some(ca)) = (&to, &mut contents.ca) {
         ca.code_key_id = move_code_key(call, &from, folder, &ca.code_key_id)?;
@@ -45,7 +44,8 @@ pub fn run(call: &Call) -> CommandResult {
     let count = contents.records.len();
     call.say.value(&json!({ "records": count, "from": from_name, "to": to_name }));
     call.say.result(&format!(
-        "[ok] Copied {count} record(s) and the CA from {from_name} to {to_name}, and read them back"
+        "[ok] Copied {} and the CA from {from_name} to {to_name}, and read them back",
+        counted(count, "record")
     ));
     call.say.line("  Keys, shares and pins are the same. Start the hub on its new store:");
     match &to {

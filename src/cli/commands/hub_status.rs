@@ -42,7 +42,7 @@ pub fn run(call: &Call) -> CommandResult {
     call.say.line(&format!("    Sessions: {open} open, {total} in all"));
     if let Some(store) = store {
         call.say.line(&format!(
-            "    Fleet:    {} hub(s), etcd is {}",
+            "    Fleet:    hubs: {}, etcd is {}",
             figure("connect_hubs"),
             if store == "ok" { "there" } else { "away" }
         ));

@@ -13,7 +13,7 @@ use crate::os::terminal;
 use crate::state::service_cache;
 use crate::wire::api::ServiceInfo;
 
-const NONE: &str = "No services yet. Offer one beside it: connect expose NAME PORT";
+const NONE: &str = "No services yet. Offer one: connect expose NAME PORT";
 /// How often a live table asks the hub, and how long it waits for an answer.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 const WATCH_ANSWER_TIMEOUT: Duration = Duration::from_secs(3);

@@ -12,6 +12,7 @@ use crate::cli::background;
 use crate::cli::logs;
 use crate::error::Error;
 use crate::error::Result;
+use crate::model::text::counted;
 use crate::model::time::in_words;
 use crate::os::clock;
 use crate::os::command::quoted;
@@ -69,7 +70,7 @@ pub fn show(call: &Call, run: &Run) {
     let since = in_words(clock::now().since(run.started_at));
     if !run.is_alive() {
         let how = if run.state == RunState::Crashed { "crashed" } else { "failed" };
-        say.result(&format!("[x] {} {how} (PID {}, begun {since} ago)", run.title(), run.pid));
+        say.result(&format!("[x] {} {how} (PID {}, started {since} ago)", run.title(), run.pid));
         say.result(&format!(
             "    {}",
             last_words(run).unwrap_or_else(|| "It logged nothing before it ended".to_owned())
@@ -87,7 +88,7 @@ pub fn show(call: &Call, run: &Run) {
         let mark = if open.up { "[ok]" } else { "[!]" };
         let carried = match run.kind.as_str() {
             proxy::PROXY_KIND => String::new(),
-            _ => format!("  {} session(s), {}", open.sessions, in_bytes(open.bytes)),
+            _ => format!("  {}, {}", counted(open.sessions, "session"), in_bytes(open.bytes)),
         };
         // In a project's list, services brought here and services of this machine look alike otherwise.
         let kind = if open.exposed && run.kind == "dev" { " (exposed)" } else { "" };
@@ -115,8 +116,9 @@ pub fn stop(call: &Call) -> CommandResult {
                 .hint("Write: connect stop NAME, or connect stop --all"));
         }
         (None, false) => {
-            return Err(Error::usage("What is to be stopped?")
-                .hint("Write: connect stop NAME|CODE, or connect stop --all"));
+            return Err(
+                Error::usage("Say what to stop").hint("Write: connect stop NAME|CODE, or connect stop --all")
+            );
         }
         (None, true) => all.iter().collect(),
         (Some(name), false) => {
