@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::io::Read;
 use std::io::Write;
+use std::net::Ipv4Addr;
 use std::net::TcpListener;
 use std::net::TcpStream;
 use std::process::Command;
@@ -293,6 +294,48 @@ fn behind_an_nginx_that_ends_tls_everything_works() {
     // The hub's own command line works beside it.
     assert_eq!(hub.home.run(&["hub", "status", "--json"]).ok().json()["running"], true);
     drop((exposed, reached));
+}
+
+#[test]
+fn only_a_named_proxy_says_where_a_client_is_and_only_it_may_speak_in_the_clear() {
+    let refused = |options: &[&str]| {
+        let all: Vec<&str> = ["hub", "--listen", "0.0.0.0:0"].iter().chain(options).copied().collect();
+        Home::new().run(&all)
+    };
+    for (options, words) in [
+        (&["--behind-proxy"][..], "--proxy 10.0.0.5"),
+        (&["--proxy", "10.0.0.0/8"], "--behind-proxy"),
+        (&["--behind-proxy", "--proxy", "10.0.0.0/33"], "10.0.0.0/8"),
+    ] {
+        let said = refused(options);
+        assert!(said.code == Some(2) && said.err.contains(words), "{options:?}: {said:#?}");
+    }
+    let hub = Hub::start_with(&["--behind-proxy", "--proxy", "127.0.0.1", "--proxy", "10.0.0.0/8"]);
+    for (named, address) in [
+        ("203.0.113.1:4711", "203.0.113.1"),
+        ("[2001:db8::1]:4711", "2001:db8::"),
+        ("[2001:db8:1::1]", "2001:db8:1::"),
+        ("6.6.6.6, 203.0.113.2", "203.0.113.2"),
+    ] {
+        assert_eq!(hub.ask_plainly(&[("X-Forwarded-For", named), ("x-api-key", "pc_x")]), 401);
+        eventually("it is audited", PATIENCE, || hub.audit().contains(&format!("\"{address}\"")));
+    }
+    // Wrong keys of one client block neither another client of the proxy nor the proxy.
+    let wrong = |n: usize, address: &str| {
+        hub.ask_plainly(&[("X-Forwarded-For", address), ("x-api-key", &format!("pc_{n}"))])
+    };
+    assert_eq!((0..25).map(|n| wrong(n, "198.51.100.1:1")).max(), Some(429));
+    assert_eq!((wrong(30, "198.51.100.2:1"), wrong(31, "198.51.100.1")), (401, 429));
+    // Another address is not believed: no key in the clear, and TLS with the hub's own certificate.
+    let mut stranger = common::https::dial_from(Ipv4Addr::new(127, 0, 0, 2), &hub.address).unwrap();
+    let fields = [("x-api-key", hub.admin_key.as_str()), ("X-Forwarded-For", "6.6.6.6")];
+    stranger.write_all(common::https::request("GET /v1/whoami", "h", &fields, "").as_bytes()).unwrap();
+    assert_eq!(common::https::Answer::read(&mut stranger).status, 426);
+    let by_tls = hub.from(Ipv4Addr::new(127, 0, 0, 2));
+    assert_eq!(by_tls.ask_with("GET /v1/whoami", &fields, "").status, 200);
+    assert_eq!(by_tls.ask_with("GET /v1/whoami", &[("x-api-key", "pc_y"), fields[1]], "").status, 401);
+    eventually("it is audited", PATIENCE, || hub.audit().contains("\"127.0.0.2\""));
+    assert!(!hub.audit().contains("6.6.6.6"));
 }
 
 impl Hub {

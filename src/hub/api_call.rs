@@ -23,6 +23,8 @@ pub struct Origin {
     pub address: IpAddr,
     /// Whether it came over TLS that this hub terminates itself.
     pub over_tls: bool,
+    /// Whether it came from a proxy of ours, which speaks for its clients in the clear.
+    pub by_proxy: bool,
 }
 
 /// A request whose sender may make it.

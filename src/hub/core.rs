@@ -21,7 +21,10 @@ use super::sessions::Sessions;
 use super::store;
 use super::store::EtcdConfig;
 use super::tunnel_ports::TunnelPorts;
+use super::unauthenticated::UnauthenticatedPeers;
+use super::unauthenticated::connection_limit;
 use crate::error::Result;
+use crate::model::address_block::AddressBlock;
 use crate::model::fingerprint::Pin;
 use crate::model::hub_records::Change;
 use crate::model::hub_records::ChannelId;
@@ -37,9 +40,9 @@ pub struct HubSettings {
     pub data: PathBuf,
     /// Names and addresses that clients use for this hub, in addition to those that it sees itself.
     pub names: Vec<String>,
-    /// A proxy in front of the hub terminates TLS. Clients then use https for the relay too, and the client's address is
-    /// in a header.
-    pub behind_proxy: bool,
+    /// Proxies in front of the hub that terminate TLS; none otherwise. Clients then use https for the relay too, and
+    /// the client's address is in a header.
+    pub proxies: Vec<AddressBlock>,
     pub tunnel_ports: Option<RangeInclusive<u16>>,
     /// The etcd that this hub shares with others; `None` for its own disk.
     pub store: Option<EtcdConfig>,
@@ -57,6 +60,7 @@ pub struct Core {
     pub refusals: RefusalCounts,
     /// Failed tries, for the limits in `endpoints.rs` and `access.rs`. Each hub of a fleet counts by itself.
     pub tries: Mutex<Limiter>,
+    pub peers: UnauthenticatedPeers,
     pub channels: AgentChannels,
     pub sessions: Sessions,
     pub tunnel_ports: TunnelPorts,
@@ -83,7 +87,7 @@ impl Core {
                 let (ca, pem) = Ca::shared(&mut gateway, settings.names.clone(), &code_key)?;
                 // For operators, who hand it to clients with `--ca`.
                 files::write(&settings.data.join("fleet-ca.crt"), pem.as_bytes())?;
-                let fleet = Fleet::new(replica, gateway, &ca, settings.behind_proxy)?;
+                let fleet = Fleet::new(replica, gateway, &ca, !settings.proxies.is_empty())?;
                 (ca, Some(Arc::new(fleet)))
             }
             None => {
@@ -99,6 +103,7 @@ impl Core {
             audit: Audit::open(&settings.data)?,
             refusals: RefusalCounts::default(),
             tries: Mutex::default(),
+            peers: UnauthenticatedPeers::new(connection_limit()),
             channels: AgentChannels::default(),
             sessions: Sessions::default(),
             tunnel_ports: TunnelPorts::new(settings.tunnel_ports.clone()),
@@ -113,7 +118,7 @@ impl Core {
 
     /// The pin that a new key carries. Behind a proxy there is none, since clients see the proxy's certificate.
     pub fn key_pin(&self) -> Option<Pin> {
-        (!self.settings.behind_proxy).then(|| self.ca.pin())
+        (self.settings.proxies.is_empty()).then(|| self.ca.pin())
     }
 
     /// Registers the control channel that an agent has opened.

@@ -21,6 +21,7 @@ use crate::model::access::Action;
 use crate::model::access::Principal;
 use crate::model::limiter::RateLimit;
 use crate::model::limiter::network_of;
+use crate::model::time::Time;
 use crate::os::clock;
 use crate::os::lock::locked;
 
@@ -130,38 +131,52 @@ impl Endpoint {
     }
 }
 
-/// Answers one request: finds its row, admits its sender, and runs the endpoint within the row's limit. The first refusal
-/// is the answer.
-pub fn answer(core: &Core, request: &Request, origin: Origin) -> Reply {
-    let answered = admit(core, request, origin).and_then(|(endpoint, call)| run(core, endpoint, &call));
-    answered.unwrap_or_else(|refusal| core.refusals.reply(refusal))
+/// A request that its sender may make, judged by its head.
+pub struct Admission {
+    endpoint: &'static Endpoint,
+    /// `None` if the endpoint needs no key.
+    principal: Option<Principal>,
+    now: Time,
 }
 
-/// The endpoint that the request is for, and the call, if its sender may make it. The key is checked before the role, so
-/// that a caller without a key learns nothing about roles.
-fn admit<'r>(
-    core: &Core,
-    request: &'r Request,
-    origin: Origin,
-) -> Result<(&'static Endpoint, ApiCall<'r>), Refusal> {
-    let (endpoint, parts) = find(request)?;
+impl Admission {
+    /// Whether the sender has shown a valid key.
+    pub fn has_key(&self) -> bool {
+        self.principal.is_some()
+    }
+
+    /// The call, once the request is complete.
+    pub fn call(self, request: &Request, origin: Origin) -> ApiCall<'_> {
+        // Endpoints that need no key do not look at it.
+        let principal = self.principal.unwrap_or(Principal::Local);
+        let parts = matches(self.endpoint.path, &request.path).unwrap_or_default();
+        ApiCall { request, principal, origin, parts, now: self.now }
+    }
+}
+
+/// Finds the endpoint that the request is for, and admits its sender. The key is checked before the role, so that a caller
+/// without a key learns nothing about roles.
+pub fn admit(core: &Core, request: &Request, origin: Origin) -> Result<Admission, Refusal> {
+    let (endpoint, _) = find(request)?;
     refuse_if_fenced(core, request)?;
     let now = clock::now();
     let principal = match endpoint.needs {
-        Nothing => Principal::Local,
-        AnyKey => access::authenticate(core, request.key(), origin.address, now)?,
+        Nothing => None,
+        AnyKey => Some(access::authenticate(core, request.key(), origin.address, now)?),
         To(action) => {
             let principal = access::authenticate(core, request.key(), origin.address, now)?;
             access::allow(&core.audit, &principal, action)?;
-            principal
+            Some(principal)
         }
     };
-    Ok((endpoint, ApiCall { request, principal, origin, parts, now }))
+    Ok(Admission { endpoint, principal, now })
 }
 
-/// The call that opens an agent's control channel, if its sender may make it.
-pub fn admit_agent<'r>(core: &Core, request: &'r Request, origin: Origin) -> Result<ApiCall<'r>, Refusal> {
-    admit(core, request, origin).map(|(_, call)| call)
+/// Answers an admitted request: runs the endpoint within the row's limit.
+pub fn answer(core: &Core, request: &Request, origin: Origin, admission: Admission) -> Reply {
+    let endpoint = admission.endpoint;
+    let answered = run(core, endpoint, &admission.call(request, origin));
+    answered.unwrap_or_else(|refusal| core.refusals.reply(refusal))
 }
 
 /// Runs the endpoint within its limit.
@@ -234,7 +249,7 @@ fn refuse_if_fenced(core: &Core, request: &Request) -> Result<(), Refusal> {
 /// Answers the hub's own command line when no hub runs. Access to the data folder is enough, so neither a key nor a limit
 /// is checked.
 pub fn answer_locally(core: &Core, request: &Request) -> Reply {
-    let origin = Origin { address: IpAddr::from([127, 0, 0, 1]), over_tls: true };
+    let origin = Origin { address: IpAddr::from([127, 0, 0, 1]), over_tls: true, by_proxy: false };
     let answered = find(request).and_then(|(endpoint, parts)| {
         let call = ApiCall { request, principal: Principal::Local, origin, parts, now: clock::now() };
         (endpoint.run)(core, &call)

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::net::TcpStream;
 use std::path::PathBuf;
@@ -13,21 +14,24 @@ use std::time::Instant;
 use rustls::ServerConfig;
 use serde_json::json;
 
+use super::api_call::ApiCall;
 use super::api_call::Origin;
 use super::ca;
 use super::control_channel;
 use super::core::Core;
 use super::endpoints;
+use super::endpoints::Admission;
 use super::membership;
 use super::refusal::Refusal;
 use super::relay;
+use super::unauthenticated::READ_TIMEOUT;
 use super::unauthenticated::UnauthenticatedPeer;
-use super::unauthenticated::UnauthenticatedPeers;
+use super::unauthenticated::connection_limit;
 use crate::error::Result;
+use crate::http::message::BODY_LIMIT;
 use crate::http::message::Request;
 use crate::http::reply::Reply;
 use crate::model::version;
-use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::connect::set_deadline;
 use crate::net::duplex::Duplex;
 use crate::net::http_server;
@@ -38,21 +42,21 @@ use crate::net::serve::Server;
 use crate::net::serve::each;
 use crate::net::serve::shut;
 use crate::net::stop::Stop;
+use crate::net::threads;
 use crate::net::threads::ThreadGroup;
 use crate::os::files;
-use crate::os::limits;
+use crate::os::socket;
 use crate::tls;
 use crate::wire::control::CONTROL_UPGRADE;
 use crate::wire::control::RELAY_UPGRADE;
 use crate::wire::tls_record::TLS_HANDSHAKE;
 
-/// Connections at once: each session needs two, each agent one.
-const CONNECTION_LIMIT: usize = 24_000;
-/// File descriptors kept free for files, listeners and the hub's own tunnels; half of all if the system grants few.
-/// Without a free one, the hub could neither accept a connection nor refuse it.
-const RESERVED_DESCRIPTORS: usize = 64;
+/// How long a thread waits for another connection. What threads hold would keep the memory of a burst from the system.
+const SPARE_THREAD_AGE: Duration = Duration::from_secs(3);
 /// How often expired sessions are cut and expired records dropped: a revoked key ends within a second.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+/// The body of a request without a key: a label, or a code and a key.
+const KEYLESS_BODY_LIMIT: usize = 4 * 1024;
 /// The first byte of every HTTP method.
 const METHOD_LETTERS: std::ops::RangeInclusive<u8> = b'A'..=b'Z';
 
@@ -69,7 +73,6 @@ pub struct RunningHub {
 struct HubListener {
     core: Arc<Core>,
     tls: ServerConfig,
-    peers: UnauthenticatedPeers,
 }
 
 /// Serves until `stop`; in a fleet as the hub at `url`. While it runs, `hub.json` in the data folder says how the
@@ -80,21 +83,23 @@ struct HubListener {
 pub fn start(core: &Arc<Core>, listener: TcpListener, url: &str, stop: &Stop) -> Result<RunningHub> {
     let stop = stop.child();
     let member = membership::join(core, url, &stop)?;
-    let hub_listener = HubListener {
-        tls: ca::base_config(&core.ca)?,
-        core: Arc::clone(core),
-        peers: UnauthenticatedPeers::default(),
-    };
-    let descriptors = limits::open_files();
-    let refusing = Arc::clone(core);
+    let hub_listener = HubListener { tls: ca::base_config(&core.ca)?, core: Arc::clone(core) };
+    let (refusing, crowded) = (Arc::clone(core), Arc::clone(core));
     let options = ServeOptions {
         name: "hub",
-        limit: CONNECTION_LIMIT.min(descriptors - RESERVED_DESCRIPTORS.min(descriptors / 2)).max(1),
+        limit: connection_limit(),
         new_worker: each(move |stream, _| hub_listener.serve(&stream)),
-        idle: None,
+        idle: Some(SPARE_THREAD_AGE),
         cut: shut,
+        make_room: Some(Box::new(move || crowded.peers.shed())),
         turn_away: Box::new(move |stream| {
-            http_server::turn_away(stream, &refusing.refusals.reply(Refusal::TooManyConnections));
+            let reply = refusing.refusals.reply(Refusal::TooManyConnections);
+            let mut first = [0];
+            socket::peek(stream, &mut first);
+            // In the clear a client of TLS would misread it.
+            if METHOD_LETTERS.contains(&first[0]) {
+                http_server::turn_away(stream, &reply);
+            }
         }),
     };
     let server = Server::start(listener, options, &stop)?;
@@ -103,6 +108,11 @@ pub fn start(core: &Arc<Core>, listener: TcpListener, url: &str, stop: &Stop) ->
     threads.spawn("hub-sweep", move || {
         while !sweep_stop.wait_for(SWEEP_INTERVAL) {
             sweeping.sweep();
+            sweeping.peers.sweep();
+            // Sessions and channels need threads too, and the system may not say how many there are.
+            if threads::spawn("hub-spare", || ()).is_err() {
+                sweeping.peers.shed();
+            }
         }
     })?;
     let note = core.settings.data.join("hub.json");
@@ -123,6 +133,14 @@ impl Drop for RunningHub {
     }
 }
 
+/// What comes after a request.
+enum AfterRequest {
+    Next,
+    Close,
+    Relay(Request),
+    ControlChannel(Request, Origin, Admission),
+}
+
 impl HubListener {
     fn serve(&self, stream: &Arc<TcpStream>) {
         if let Err(error) = self.try_serve(stream) {
@@ -131,135 +149,145 @@ impl HubListener {
     }
 
     /// Counts the peer's network, reads the first byte without consuming it, and serves what that byte announces. One
-    /// deadline covers the first byte and the TLS handshake.
+    /// deadline covers everything up to the end of the first request.
     fn try_serve(&self, stream: &Arc<TcpStream>) -> io::Result<()> {
-        let deadline = Instant::now() + NETWORK_TIMEOUT;
         let address = stream.peer_addr()?.ip().to_canonical();
-        // Behind a proxy all connections have the proxy's address, so the limit would count everybody together.
-        let peer = self.peers.admit(address);
-        if peer.is_none() && !self.core.settings.behind_proxy {
-            http_server::turn_away(stream, &self.core.refusals.reply(Refusal::TooManyFromOneAddress));
-            return Ok(());
-        }
+        let by_proxy = self.core.settings.proxies.iter().any(|proxy| proxy.contains(address));
+        let peer = self.core.peers.admit(stream, (!by_proxy).then_some(address));
+        let deadline = peer.since + READ_TIMEOUT;
         let plain = Duplex::plain(Arc::clone(stream));
         set_deadline(stream, deadline)?;
         let mut first = [0];
         if stream.peek(&mut first)? == 0 {
             return Ok(());
         }
+        let origin = Origin { address, over_tls: first[0] == TLS_HANDSHAKE, by_proxy };
         match first[0] {
             TLS_HANDSHAKE => {
                 let config = ca::server_config(&self.core.ca, &self.tls, stream.local_addr()?.ip());
-                let established = tls::server(&config, plain, deadline)?;
-                self.converse(established.into_duplex(), Origin { address, over_tls: true }, peer);
+                let established = tls::server(&config, plain, deadline, tls::BUFFER_UNKNOWN)?;
+                self.converse(established.into_duplex(), origin, peer);
             }
-            byte if METHOD_LETTERS.contains(&byte) => {
-                self.converse(plain, Origin { address, over_tls: false }, peer);
-            }
+            byte if METHOD_LETTERS.contains(&byte) => self.converse(plain, origin, peer),
             // A peer that speaks neither TLS nor HTTP would not understand an answer.
             _ => self.core.refusals.count(&Refusal::Garbage),
         }
         Ok(())
     }
 
-    /// Answers one request after another, until one turns the connection into a relay or a control channel. Until then it
-    /// counts as unauthenticated.
-    ///
-    /// The protocol's number is checked first. The relay comes before the rest because it is the only request that may
-    /// arrive in the clear without a proxy.
-    fn converse(&self, stream: Duplex, origin: Origin, peer: Option<UnauthenticatedPeer<'_>>) {
-        let mut conversation = HttpConnection::new(stream);
-        let only_relay = !origin.over_tls && !self.core.settings.behind_proxy;
+    /// Answers one request after another, until one turns the connection into a relay or a control channel. A peer without
+    /// a valid key gets one answer.
+    fn converse(&self, stream: Duplex, origin: Origin, peer: UnauthenticatedPeer<'_>) {
+        let mut conversation = HttpConnection::new(stream, peer.since + READ_TIMEOUT);
+        let mut peer = Some(peer);
         loop {
-            let request = match conversation.next_request() {
-                Ok(request) => request,
+            match self.exchange(&mut conversation, origin, &mut peer) {
+                Ok(AfterRequest::Next) => {}
+                Ok(AfterRequest::Close) => return conversation.close(),
+                Ok(AfterRequest::Relay(request)) => return self.relay(conversation, &request, peer),
+                Ok(AfterRequest::ControlChannel(request, origin, admission)) => {
+                    return self.control_channel(conversation, &admission.call(&request, origin));
+                }
                 Err(RequestFailure::ClientGone) => return,
                 Err(RequestFailure::Refuse { status, what, hint }) => {
                     return self.refuse(conversation, Refusal::BadRequest { status, what, hint });
                 }
-            };
-            if let Some(refusal) = other_protocol(&request) {
-                return self.refuse(conversation, refusal);
-            }
-            if request.path == "/v1/relay" && request.method == "GET" && request.upgrades_to(RELAY_UPGRADE) {
-                drop(peer);
-                return self.relay(conversation, &request, origin.address);
-            }
-            let origin = Origin { address: self.address_of(origin, &request), ..origin };
-            if request.path == "/v1/agent"
-                && request.method == "GET"
-                && request.upgrades_to(CONTROL_UPGRADE)
-                && !only_relay
-            {
-                return self.agent(conversation, &request, origin, peer);
-            }
-            let reply = if only_relay {
-                self.core.refusals.reply(tls_required(&request))
-            } else {
-                endpoints::answer(&self.core, &request, origin)
-            };
-            let keep_alive = request.keep_alive && !only_relay;
-            if conversation.answer(&reply, keep_alive, request.method == "HEAD").is_err() || !keep_alive {
-                return conversation.close();
             }
         }
+    }
+
+    /// Reads one request and answers it, unless it asks for another protocol. The protocol version is checked first. The
+    /// relay comes before the rest because it is the only request that may arrive in the clear without a proxy. The key
+    /// is checked before the body is read.
+    fn exchange(
+        &self,
+        conversation: &mut HttpConnection,
+        origin: Origin,
+        peer: &mut Option<UnauthenticatedPeer<'_>>,
+    ) -> std::result::Result<AfterRequest, RequestFailure> {
+        let mut request = conversation.next_head()?;
+        let is_get = request.method == "GET";
+        let version = other_protocol(&request);
+        if version.is_none() && is_get && request.path == "/v1/relay" && request.upgrades_to(RELAY_UPGRADE) {
+            return Ok(AfterRequest::Relay(request));
+        }
+        let origin = Origin { address: address_of(origin, &request), ..origin };
+        if let Some(peer) = peer.as_ref().filter(|_| origin.by_proxy) {
+            peer.belongs_to(origin.address);
+        }
+        let admitted = match version {
+            Some(refusal) => Err(refusal),
+            None if !origin.over_tls && !origin.by_proxy => Err(tls_required(&request)),
+            None => endpoints::admit(&self.core, &request, origin),
+        };
+        let has_key = admitted.as_ref().is_ok_and(Admission::has_key);
+        if has_key {
+            *peer = None;
+        }
+        let reply = match admitted {
+            Ok(admission)
+                if is_get && request.path == "/v1/agent" && request.upgrades_to(CONTROL_UPGRADE) =>
+            {
+                return Ok(AfterRequest::ControlChannel(request, origin, admission));
+            }
+            Ok(admission) => {
+                conversation
+                    .read_body(&mut request, if has_key { BODY_LIMIT } else { KEYLESS_BODY_LIMIT })?;
+                endpoints::answer(&self.core, &request, origin, admission)
+            }
+            Err(refusal) => self.core.refusals.reply(refusal),
+        };
+        let keep_alive = has_key && request.keep_alive;
+        let answered = conversation.answer(&reply, keep_alive, request.method == "HEAD");
+        answered.map_err(|_| RequestFailure::ClientGone)?;
+        Ok(if keep_alive { AfterRequest::Next } else { AfterRequest::Close })
     }
 
     fn refuse(&self, conversation: HttpConnection, refusal: Refusal) {
         conversation.answer_and_close(&self.core.refusals.reply(refusal));
     }
 
-    /// The client's address. Behind a proxy it is in `X-Forwarded-For`, where only the last entry of the last field comes
-    /// from the proxy. The client may have invented all entries before it.
-    fn address_of(&self, origin: Origin, request: &Request) -> IpAddr {
-        if origin.over_tls || !self.core.settings.behind_proxy {
-            return origin.address;
-        }
-        let mut named =
-            request.fields.iter().filter(|(name, _)| name.eq_ignore_ascii_case("x-forwarded-for"));
-        let last = named.next_back().and_then(|(_, list)| list.rsplit(',').next());
-        last.and_then(|last| last.trim().parse().ok()).unwrap_or(origin.address)
-    }
-
     /// Gives the connection to the relay. If its ticket is refused, the connection comes back and gets the refusal.
-    fn relay(&self, conversation: HttpConnection, request: &Request, address: IpAddr) {
-        let Err((refusal, stream)) = relay::serve(&self.core, conversation.into_stream(), request) else {
-            return;
-        };
-        let mut conversation = HttpConnection::new(stream);
-        // Only the status: in the clear, the joiner believes no words, and others could read them.
-        let reply = Reply::empty(self.core.refusals.reply(refusal).status);
-        // Without a valid ticket the peer counts as unauthenticated again. An orderly close waits a moment for the peer,
-        // so a peer over the limit does not get one.
-        let peer = self.peers.admit(address);
-        if peer.is_some() || self.core.settings.behind_proxy {
-            conversation.answer_and_close(&reply);
-        } else {
-            let _ = conversation.answer(&reply, false, false);
+    fn relay(
+        &self,
+        conversation: HttpConnection,
+        request: &Request,
+        mut peer: Option<UnauthenticatedPeer<'_>>,
+    ) {
+        let served = relay::serve(&self.core, conversation.into_stream(), request, || peer = None);
+        if let Err((refusal, stream)) = served {
+            // Only the status: in the clear, the joiner believes no words, and others could read them.
+            let reply = Reply::empty(self.core.refusals.reply(refusal).status);
+            HttpConnection::new(stream, Instant::now()).answer_and_close(&reply);
         }
     }
 
-    /// Opens an agent's control channel: checks the key like that of any call, switches protocols, and serves the channel
-    /// to its end.
-    fn agent(
-        &self,
-        mut conversation: HttpConnection,
-        request: &Request,
-        origin: Origin,
-        peer: Option<UnauthenticatedPeer<'_>>,
-    ) {
-        let admitted = endpoints::admit_agent(&self.core, request, origin)
-            .and_then(|call| call.relay_address().map(|relay| (call, relay)));
-        match admitted {
-            Ok((call, relay)) => {
-                drop(peer);
+    /// Switches an agent's connection to its control channel, and serves the channel to its end.
+    fn control_channel(&self, mut conversation: HttpConnection, call: &ApiCall<'_>) {
+        match call.relay_address() {
+            Ok(relay) => {
                 if conversation.answer(&Reply::switching(CONTROL_UPGRADE), true, false).is_ok() {
-                    control_channel::serve(&self.core, conversation.into_stream(), &call, relay);
+                    control_channel::serve(&self.core, conversation.into_stream(), call, relay);
                 }
             }
             Err(refusal) => self.refuse(conversation, refusal),
         }
     }
+}
+
+/// The client's address. A proxy names it in `X-Forwarded-For`, where only the last entry of the last field comes from the
+/// proxy. The client may have invented all entries before it.
+fn address_of(origin: Origin, request: &Request) -> IpAddr {
+    if origin.over_tls || !origin.by_proxy {
+        return origin.address;
+    }
+    let mut named = request.fields.iter().filter(|(name, _)| name.eq_ignore_ascii_case("x-forwarded-for"));
+    let last = named.next_back().and_then(|(_, list)| list.rsplit(',').next()).unwrap_or_default().trim();
+    // Some proxies add the port, and then brackets to an IPv6 address.
+    let with_port = || last.parse::<SocketAddr>().ok().map(|address| address.ip());
+    let bare = last.strip_prefix('[').and_then(|last| last.strip_suffix(']')).unwrap_or(last);
+    let address = bare.parse().ok().or_else(with_port).unwrap_or(origin.address);
+    address.to_canonical()
 }
 
 /// Refuses a client of another protocol, and says which end must be updated.

@@ -27,7 +27,6 @@ pub enum Refusal {
     Garbage,
     BadRequest { status: u16, what: &'static str, hint: &'static str },
     TooManyConnections,
-    TooManyFromOneAddress,
     TlsRequired { url: String },
     OtherProtocol { what: String, hint: String },
     UpgradeMissing,
@@ -129,9 +128,6 @@ impl Refusal {
             Self::Garbage => row(400, "garbage", "This is neither TLS nor HTTP"),
             Self::BadRequest { status, what, hint } => row(*status, "bad-request", *what).hint(*hint),
             Self::TooManyConnections => row(503, "too-many-connections", "The hub has too many connections")
-                .hint(IN_A_MOMENT),
-            Self::TooManyFromOneAddress =>
-                row(503, "too-many-from-one-address", "The hub has too many connections")
                 .hint(IN_A_MOMENT),
             Self::TlsRequired { url } => row(426, "in-the-clear", "This hub speaks https")
                 .hint(format!("Use {url}")),

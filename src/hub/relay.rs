@@ -34,16 +34,23 @@ struct MetEnds {
     partner: Arc<RelayEnd>,
 }
 
-/// Serves one end of a session until it is over. If the hub refuses instead, the refusal and the stream to answer
-/// on come back.
-pub fn serve(core: &Core, stream: Duplex, request: &Request) -> Result<(), (Refusal, Duplex)> {
+/// Serves one end of a session until it is over; `admitted` is called once its ticket has proved valid. If the hub refuses
+/// instead, the refusal and the stream to answer on come back.
+pub fn serve(
+    core: &Core,
+    stream: Duplex,
+    request: &Request,
+    admitted: impl FnOnce(),
+) -> Result<(), (Refusal, Duplex)> {
     let ticket = request.field("x-ticket").unwrap_or_default();
     let remote = core.sessions.table().redeem_elsewhere(ticket, clock::now());
     if let Some((session, remote)) = remote {
+        admitted();
         return serve_carried(core, stream, &session, &remote);
     }
     let (socket, early) = stream.into_plain().map_err(|stream| (Refusal::RelayOverTls, stream))?;
-    let met = meet(core, &socket, ticket).map_err(|refusal| (refusal, Duplex::plain(Arc::clone(&socket))))?;
+    let met = meet(core, &socket, ticket, admitted)
+        .map_err(|refusal| (refusal, Duplex::plain(Arc::clone(&socket))))?;
     log::debug!("relaying {}", met.session);
     let _ = clear_deadline(&socket);
     copy_to_partner(core, &met, &early);
@@ -51,10 +58,18 @@ pub fn serve(core: &Core, stream: Duplex, request: &Request) -> Result<(), (Refu
 }
 
 /// Waits for the other end, unless it waits already.
-fn meet(core: &Core, socket: &Arc<TcpStream>, ticket: &str) -> Result<MetEnds, Refusal> {
+fn meet(
+    core: &Core,
+    socket: &Arc<TcpStream>,
+    ticket: &str,
+    admitted: impl FnOnce(),
+) -> Result<MetEnds, Refusal> {
     let (partner, news) = mpsc::sync_channel(1);
     let own = Arc::new(RelayEnd { socket: Arc::clone(socket), sent: AtomicU64::new(0), partner });
     let redeemed = core.sessions.table().redeem(ticket, Arc::clone(&own), clock::now());
+    if !matches!(redeemed, Redemption::Unknown) {
+        admitted();
+    }
     match redeemed {
         Redemption::Unknown => Err(Refusal::BadTicket),
         Redemption::Declined => Err(Refusal::Declined),

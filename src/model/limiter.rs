@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::net::Ipv6Addr;
 
+use super::address_block::AddressBlock;
 use super::time::Time;
 
 /// How many windows are remembered. When a flood from more callers than this arrives, the oldest windows are
@@ -64,10 +64,7 @@ impl Limiter {
 
 /// What limits count an address as. With IPv6 everybody has 2^64 addresses, so the /64 network counts as one.
 pub fn network_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
-        v4 @ IpAddr::V4(_) => v4,
-    }
+    AddressBlock::around(address, 64).first()
 }
 
 #[cfg(test)]

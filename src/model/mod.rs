@@ -2,6 +2,8 @@
 //! random bytes.
 
 pub mod access;
+#[cfg(feature = "hub")]
+pub mod address_block;
 pub mod backoff;
 pub mod code;
 pub mod fingerprint;

@@ -17,12 +17,13 @@ use crate::http::body::Body;
 use crate::http::body::BodyWalker;
 use crate::http::body::request_body;
 use crate::http::head;
-use crate::http::message::BODY_LIMIT;
 use crate::http::message::Request;
 use crate::http::reply::Reply;
 use crate::model::version;
 
-/// A client that sends nothing, or sends its request too slowly, gets an answer and is cut after this long.
+/// Clients send a key, a few fields and a short path.
+const API_HEAD_LIMIT: usize = 8 * 1024;
+/// A client that sends its request too slowly gets an answer and is cut after this long.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two requests a connection may be idle for longer.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -30,11 +31,15 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(30);
 const LINGER_BYTES: usize = 8 * 1024 * 1024;
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 const WHOLE_REQUEST_HINT: &str =
-    "Send a whole HTTP/1.1 request, with a head and a body of at most 64 KiB each";
+    "Send a whole HTTP/1.1 request; a head has at most 8 KiB, a body 64 KiB, without a key 4 KiB";
 
 /// One client's connection.
 pub struct HttpConnection {
     stream: HttpStream,
+    /// The end of the current request.
+    deadline: Instant,
+    /// What has not been read of it.
+    body: BodyWalker,
     answered: bool,
 }
 
@@ -47,42 +52,51 @@ pub enum RequestFailure {
 }
 
 impl HttpConnection {
-    pub fn new(connection: Duplex) -> Self {
-        Self { stream: HttpStream::new(connection), answered: false }
+    /// The first request must have come by `deadline`.
+    pub fn new(connection: Duplex, deadline: Instant) -> Self {
+        let (stream, body) = (HttpStream::new(connection), BodyWalker::new(Body::None));
+        Self { stream, deadline, body, answered: false }
     }
 
-    pub fn next_request(&mut self) -> Result<Request, RequestFailure> {
-        if self.stream.buffer.is_empty() {
-            self.await_first_byte()?;
+    /// The next request, without its body: who may send one depends on the head.
+    pub fn next_head(&mut self) -> Result<Request, RequestFailure> {
+        if self.answered {
+            if self.stream.buffer.is_empty() {
+                self.await_first_byte()?;
+            }
+            self.deadline = Instant::now() + REQUEST_TIMEOUT;
         }
-        let deadline = Instant::now() + REQUEST_TIMEOUT;
-        let (mut request, body) = self.read_head(deadline)?;
-        let mut walker = BodyWalker::new(body);
+        let (request, body) = self.read_head()?;
+        self.body = BodyWalker::new(body);
+        Ok(request)
+    }
+
+    /// Reads the body of the request.
+    pub fn read_body(&mut self, request: &mut Request, limit: usize) -> Result<(), RequestFailure> {
         // A client that waits for `100 Continue` is not told to send a body that is refused anyway.
-        if walker.ahead().is_none_or(|length| length <= BODY_LIMIT as u64)
-            && !walker.ended()
+        if self.body.ahead().is_none_or(|length| length <= limit as u64)
+            && !self.body.ended()
             && request.field("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue"))
         {
             let _ = self.stream.connection.writer.write_all(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
-        request.body = self.stream.read_body(&mut walker, BODY_LIMIT, deadline)?;
-        Ok(request)
+        request.body = self.stream.read_body(&mut self.body, limit, self.deadline)?;
+        Ok(())
     }
 
     /// Waits for the next request. A client that has had an answer may leave without sending anything.
     fn await_first_byte(&mut self) -> Result<(), RequestFailure> {
-        let limit = if self.answered { KEEP_ALIVE_TIMEOUT } else { REQUEST_TIMEOUT };
-        match self.stream.read_more(Instant::now() + limit) {
-            Ok(0) => Err(RequestFailure::ClientGone),
-            Ok(_) => Ok(()),
-            Err(_) if self.answered => Err(RequestFailure::ClientGone),
-            Err(error) => Err(error.into()),
+        match self.stream.read_more(Instant::now() + KEEP_ALIVE_TIMEOUT) {
+            Ok(1..) => Ok(()),
+            _ => Err(RequestFailure::ClientGone),
         }
     }
 
-    fn read_head(&mut self, deadline: Instant) -> Result<(Request, Body), RequestFailure> {
+    fn read_head(&mut self) -> Result<(Request, Body), RequestFailure> {
         loop {
-            if let Some(head) = head::parse_request(&self.stream.buffer)? {
+            let length = self.stream.buffer.len();
+            // Whether a head is too large does not depend on how it arrives.
+            if let Some(head) = head::parse_request(&self.stream.buffer[..length.min(API_HEAD_LIMIT)])? {
                 let body = request_body(&head)?;
                 let request = Request::from_head(&head).ok_or(RequestFailure::Refuse {
                     status: 400,
@@ -93,7 +107,10 @@ impl HttpConnection {
                 self.stream.buffer.drain(..length);
                 return Ok((request, body));
             }
-            if self.stream.read_more(deadline)? == 0 {
+            if length >= API_HEAD_LIMIT {
+                return Err(BadHead::TooLarge.into());
+            }
+            if self.stream.read_more(self.deadline)? == 0 {
                 return Err(RequestFailure::ClientGone);
             }
         }
@@ -120,7 +137,9 @@ impl HttpConnection {
     /// Closes so that the last answer arrives. What the client still sends is read and dropped for a moment: closing a
     /// socket with unread bytes would reset the connection, and the answer could be lost.
     pub fn close(self) {
-        let Duplex { mut writer, socket, .. } = self.stream.connection;
+        // What was received and not used would be held for as long as this lasts.
+        let Duplex { mut writer, socket, reader } = self.stream.connection;
+        drop((reader, self.stream.buffer));
         if writer.finish().is_err() {
             return;
         }

@@ -29,6 +29,9 @@ use crate::os::socket;
 const SPARE_THREADS: usize = 64;
 /// The pause after a failed `accept`, for instance when no descriptors are left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often a new connection looks for the thread of one that was ended for it.
+const ROOM_POLL: Duration = Duration::from_millis(1);
+const ROOM_POLLS: usize = 500;
 
 /// Serves one connection to its end. Each thread has its own worker, which may keep state for the thread's next
 /// connection.
@@ -55,6 +58,8 @@ pub struct ServeOptions {
     pub idle: Option<Duration>,
     /// Ends a connection when the server stops. It must wake every thread that blocks on the connection.
     pub cut: fn(&TcpStream),
+    /// Ends other connections when there is no thread for a new one. False if there are none to end.
+    pub make_room: Option<Box<dyn Fn() -> bool + Send + Sync>>,
     /// Refuses a connection when there are too many. It must not block.
     pub turn_away: Box<dyn Fn(&TcpStream) + Send + Sync>,
 }
@@ -185,6 +190,7 @@ impl ServerShared {
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) if is_timeout(&error) => {
+                    self.threads.reap();
                     worker = (self.service.new_worker)();
                     if self.accepting.fetch_sub(1, Ordering::SeqCst) > 1 {
                         self.thread_count.fetch_sub(1, Ordering::SeqCst);
@@ -211,6 +217,7 @@ impl ServerShared {
         }
         self.accepting.fetch_sub(1, Ordering::SeqCst);
         self.thread_count.fetch_sub(1, Ordering::SeqCst);
+        self.threads.reap();
     }
 
     /// Before this thread serves a connection, another thread must accept. False if there can be none: then the connection
@@ -222,11 +229,22 @@ impl ServerShared {
         let full = self.thread_count.load(Ordering::SeqCst) > self.service.limit;
         let spawned = !full
             && Self::spawn(self).inspect_err(|error| log::warn!("{}: {error}", self.service.name)).is_ok();
-        if !spawned {
-            self.accepting.fetch_add(1, Ordering::SeqCst);
-            (self.service.turn_away)(stream);
+        if spawned || self.make_room() {
+            return true;
         }
-        spawned
+        self.accepting.fetch_add(1, Ordering::SeqCst);
+        (self.service.turn_away)(stream);
+        false
+    }
+
+    /// Ends other connections, and waits until the thread of one of them accepts.
+    fn make_room(&self) -> bool {
+        let another_accepts = || {
+            self.stop.wait_for(ROOM_POLL);
+            self.accepting.load(Ordering::SeqCst) > 0
+        };
+        self.service.make_room.as_ref().is_some_and(|make_room| make_room())
+            && (0..ROOM_POLLS).any(|_| another_accepts())
     }
 
     /// Serves one connection. False after a panic: the worker's state can no longer be trusted.
@@ -265,7 +283,8 @@ mod tests {
         };
         let turn_away = Box::new(|mut stream: &TcpStream| drop(stream.write_all(b"full")));
         let new_worker = each(serve);
-        let service = ServeOptions { name: "echo", limit, new_worker, idle, cut: shut, turn_away };
+        let service =
+            ServeOptions { name: "echo", limit, new_worker, idle, cut: shut, make_room: None, turn_away };
         Server::start(TcpListener::bind("127.0.0.1:0").unwrap(), service, stop).unwrap()
     }
 

@@ -21,10 +21,14 @@ impl ThreadGroup {
     /// Spawns a thread of the group. A panic in `work` is logged and ends only that thread.
     pub fn spawn(&self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
         let handle = spawn(name, work)?;
-        let mut handles = locked(&self.handles);
-        handles.retain(|handle| !handle.is_finished());
-        handles.push(handle);
+        self.reap();
+        locked(&self.handles).push(handle);
         Ok(())
+    }
+
+    /// Frees the stacks of threads that have ended. Each thread to spawn does so; after a burst, one that ends should.
+    pub fn reap(&self) {
+        locked(&self.handles).retain(|handle| !handle.is_finished());
     }
 
     /// Waits for all threads, and calls `nudge` again and again while one still runs. The owner must have cut what they

@@ -114,6 +114,7 @@ impl Proxy {
                 new_worker: Box::new(move || new_worker(Arc::clone(&own))),
                 idle: Some(WORKER_IDLE_TIMEOUT),
                 cut: shut,
+                make_room: None,
                 turn_away: Box::new(|stream| {
                     http_server::turn_away(stream, &refusal::too_many_connections());
                 }),

@@ -48,12 +48,13 @@ use crate::wire::tls_record::RecordHeaders;
 
 /// The receive buffer of an idle connection, so that thousands of them stay cheap.
 const BUFFER_IDLE: usize = 1024;
-/// The receive buffer of a busy one: several records for one system call.
-const BUFFER_BUSY: usize = 128 * 1024;
+/// The receive buffer of a busy one: several records for one system call. A handshake flight is smaller.
+pub const BUFFER_BUSY: usize = 128 * 1024;
+/// The receive buffer for a peer that is not known: two full records.
+#[cfg(feature = "hub")]
+pub const BUFFER_UNKNOWN: usize = 2 * (16 * 1024 + 256 + 5);
 /// What one write encrypts at once: four full records.
 const WRITE_SIZE: usize = 64 * 1024;
-/// A handshake flight larger than this is an attack.
-const HANDSHAKE_LIMIT: usize = 128 * 1024;
 
 pub struct TlsReader {
     tls: Arc<Mutex<TlsState>>,
@@ -63,6 +64,8 @@ pub struct TlsReader {
     headers: RecordHeaders,
     /// Received records; `start..end` of it is not yet decrypted.
     raw: Vec<u8>,
+    /// The most that `raw` grows to.
+    raw_limit: usize,
     start: usize,
     end: usize,
     /// Decrypted data; the first `used` bytes of it were read.
@@ -102,18 +105,24 @@ pub fn client(
 ) -> io::Result<TlsConnection> {
     let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
     let connection = UnbufferedClientConnection::new(Arc::clone(config), name).map_err(io::Error::other)?;
-    handshake(TlsSide::Client(connection), below, deadline)
+    handshake(TlsSide::Client(connection), below, deadline, BUFFER_BUSY)
 }
 
-pub fn server(config: &Arc<ServerConfig>, below: Duplex, deadline: Instant) -> io::Result<TlsConnection> {
+/// `buffer` is the most that the receive buffer grows to.
+pub fn server(
+    config: &Arc<ServerConfig>,
+    below: Duplex,
+    deadline: Instant,
+    buffer: usize,
+) -> io::Result<TlsConnection> {
     let connection = UnbufferedServerConnection::new(Arc::clone(config)).map_err(io::Error::other)?;
-    handshake(TlsSide::Server(connection), below, deadline)
+    handshake(TlsSide::Server(connection), below, deadline, buffer)
 }
 
-fn handshake(side: TlsSide, below: Duplex, deadline: Instant) -> io::Result<TlsConnection> {
+fn handshake(side: TlsSide, below: Duplex, deadline: Instant, buffer: usize) -> io::Result<TlsConnection> {
     let Duplex { reader: source, writer: sink, socket } = below;
     let tls = Arc::new(Mutex::new(TlsState::new(side)));
-    let mut reader = TlsReader::new(Arc::clone(&tls), source, Arc::clone(&socket));
+    let mut reader = TlsReader::new(Arc::clone(&tls), source, Arc::clone(&socket), buffer);
     let mut writer = TlsWriter { tls: Arc::clone(&tls), sink, out: RecordBuffer::default() };
     loop {
         let done = reader.decrypt();
@@ -125,9 +134,6 @@ fn handshake(side: TlsSide, below: Duplex, deadline: Instant) -> io::Result<TlsC
         }
         sent?;
         set_deadline(&socket, deadline).map_err(timeout_in_words)?;
-        if reader.end - reader.start > HANDSHAKE_LIMIT {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the handshake is too large"));
-        }
         reader.fill_raw().map_err(timeout_in_words)?;
     }
     clear_deadline(&socket)?;
@@ -140,13 +146,14 @@ fn handshake(side: TlsSide, below: Duplex, deadline: Instant) -> io::Result<TlsC
 }
 
 impl TlsReader {
-    fn new(tls: Arc<Mutex<TlsState>>, source: Reader, socket: Arc<TcpStream>) -> Self {
+    fn new(tls: Arc<Mutex<TlsState>>, source: Reader, socket: Arc<TcpStream>, raw_limit: usize) -> Self {
         Self {
             tls,
             source,
             socket,
             headers: RecordHeaders::default(),
             raw: Vec::new(),
+            raw_limit,
             start: 0,
             end: 0,
             plain: Vec::new(),
@@ -216,9 +223,11 @@ impl TlsReader {
         self.end -= self.start;
         self.start = 0;
         if self.end == self.raw.len() {
+            if self.end >= self.raw_limit {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "a handshake message is too large"));
+            }
             // A full buffer means that the peer sends faster than we read.
-            let size = (self.raw.len() * 4).clamp(BUFFER_IDLE, BUFFER_BUSY.max(self.end + BUFFER_IDLE));
-            self.raw.resize(size, 0);
+            self.raw.resize((self.raw.len() * 4).clamp(BUFFER_IDLE, self.raw_limit), 0);
         }
         let count = self.source.read(&mut self.raw[self.end..])?;
         if count == 0 {
@@ -330,7 +339,7 @@ mod tests {
             let config = trust::session_client(&identity).unwrap();
             client(&config, "localhost", Duplex::plain(Arc::new(socket)), deadline).unwrap()
         });
-        let mut it = server(&config, Duplex::plain(Arc::new(accepted)), deadline).unwrap();
+        let mut it = server(&config, Duplex::plain(Arc::new(accepted)), deadline, BUFFER_BUSY).unwrap();
         let dripping = peer.join().unwrap().socket;
         let dripped = thread::spawn(move || {
             let mut record = [&[23, 3, 3, 64, 0][..], &[0; 200]].concat().into_iter();

@@ -333,8 +333,8 @@ impl AgentInner {
         let Some(_cut) = self.stop.attach(&below.socket) else { return Ok(()) };
         let mut tls = ServerConfig::clone(&self.tls);
         tls.alpn_protocols = vec![application(self.registration.fingerprint, &exposure.name)];
-        let established =
-            tls::server(&Arc::new(tls), below, deadline).or_say(|| "The joiner does not answer")?;
+        let established = tls::server(&Arc::new(tls), below, deadline, tls::BUFFER_BUSY)
+            .or_say(|| "The joiner does not answer")?;
         if established.peer != Some(offer.peer) {
             log::warn!("refused: the joiner of a session to {} is not the one the hub named", exposure.name);
             return Err(Error::new("Another joiner answered"));

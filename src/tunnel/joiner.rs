@@ -112,6 +112,7 @@ impl Tunnel {
                 ),
                 idle: None,
                 cut: abort,
+                make_room: None,
                 turn_away: Box::new(abort),
             };
             Server::start(listener, service, &self.stop)

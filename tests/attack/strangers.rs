@@ -71,7 +71,7 @@ pub fn attack(report: &mut Report) {
     thread::scope(|scope| {
         for at in 0..ADDRESSES {
             let (hub, refused, longest) = (&hub, &refused, &longest);
-            scope.spawn(move || hold_all(hub, Ipv4Addr::new(127, 0, 1, at + 1), refused, longest));
+            scope.spawn(move || hold_all(hub, Ipv4Addr::new(127, 0, at + 1, 1), refused, longest));
         }
         scope.spawn(|| {
             while !over.load(Ordering::SeqCst) {

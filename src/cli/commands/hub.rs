@@ -27,6 +27,7 @@ use crate::hub::Core;
 use crate::hub::HubSettings;
 use crate::hub::TunnelOpener;
 use crate::model::access::Role;
+use crate::model::address_block::AddressBlock;
 use crate::model::host_port::HostPort;
 use crate::model::hub_trust::HubTrust;
 use crate::net::address::HubUrl;
@@ -35,6 +36,8 @@ use crate::os::peer_user;
 use crate::state::identity;
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:7443";
+/// The proxies that are believed unless `--proxy` names others.
+const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
 const DEFAULT_TUNNEL_PORTS: RangeInclusive<u16> = 45000..=45999;
 
 pub fn run(call: &Call) -> CommandResult {
@@ -42,13 +45,14 @@ pub fn run(call: &Call) -> CommandResult {
     let listen = args.value("listen").unwrap_or(DEFAULT_LISTEN);
     let (host, port) = split_listen(listen)?;
     let names: Vec<String> = args.values("name").map(name_of_host).collect::<Result<_>>()?;
-    let behind_proxy = args.flag("behind-proxy");
+    let proxies = proxies(call, &host)?;
+    let behind_proxy = !proxies.is_empty();
     let store_options = StoreOptions::given(call, args.value("store"))?;
     let data = local_hub::data_folder(call)?;
     let tunnel_ports = tunnel_ports(call)?;
     let has_tunnel_ports = tunnel_ports.is_some();
     let public_name = names.first().cloned();
-    let settings = HubSettings { names, behind_proxy, tunnel_ports, ..store_options.settings(&data)? };
+    let settings = HubSettings { names, proxies, tunnel_ports, ..store_options.settings(&data)? };
     // Opening locks the data folder, so a second hub fails here before it listens.
     let core = Core::open(settings, &call.stop)?.ok_or_else(|| {
         Error::new("Another hub runs on this data folder")
@@ -89,7 +93,7 @@ fn announce(call: &Call, core: &Core, url: &HubUrl, listening: &str) {
     if core.fleet.is_some() {
         say.line(&format!("  Fleet: {}", others.join(" ")));
     }
-    if !core.settings.behind_proxy {
+    if core.settings.proxies.is_empty() {
         say.line(&format!("  Pin:  {}", core.ca.pin()));
     }
     if let Some(key) = first_key {
@@ -123,6 +127,25 @@ fn split_listen(text: &str) -> Result<(String, u16)> {
         None => Err(Error::misread(text, "is not an address to listen on")
             .hint("Write it like --listen 0.0.0.0:7443")),
     }
+}
+
+/// Who may speak for clients in the clear: with `--behind-proxy`, this machine unless `--proxy` says otherwise.
+fn proxies(call: &Call, listen: &str) -> Result<Vec<AddressBlock>> {
+    let is_local = listen.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback());
+    let given: Vec<&str> = call.args.values("proxy").collect();
+    let proxies = match (call.args.flag("behind-proxy"), given.is_empty()) {
+        (false, true) => return Ok(Vec::new()),
+        (false, false) => return Err(Error::usage("--proxy is for a hub with --behind-proxy")),
+        (true, true) if is_local => LOOPBACK.to_vec(),
+        (true, true) => {
+            return Err(Error::usage("With --behind-proxy, anybody who reaches this address could claim to be any client")
+                .hint("Name the proxy: --proxy 10.0.0.5, or listen where only this machine is: --listen 127.0.0.1:7443"));
+        }
+        (true, false) => given,
+    };
+    let misread =
+        |text| Error::misread(text, "is not a block of addresses").hint("Write it like --proxy 10.0.0.0/8");
+    proxies.into_iter().map(|text| AddressBlock::parse(text).ok_or_else(|| misread(text))).collect()
 }
 
 /// A name or an address without a port, for the hub's certificate.

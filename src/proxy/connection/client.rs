@@ -119,5 +119,6 @@ impl ClientWriter {
 /// The same connection inside TLS, which ends at this proxy.
 pub fn accept_tls(context: &ProxyContext, below: Duplex) -> io::Result<Duplex> {
     let certificates = context.certificates().map_err(io::Error::other)?;
-    Ok(tls::server(&certificates.config, below, Instant::now() + NETWORK_TIMEOUT)?.into_duplex())
+    Ok(tls::server(&certificates.config, below, Instant::now() + NETWORK_TIMEOUT, tls::BUFFER_BUSY)?
+        .into_duplex())
 }
