@@ -42,7 +42,6 @@ use crate::tls::connector::Connector;
 use crate::tls::trust;
 use crate::wire::api::AgentInfo;
 use crate::wire::api::AskDevice;
-use crate::wire::api::AskDeviceState;
 use crate::wire::api::AskSession;
 use crate::wire::api::DeviceCode;
 use crate::wire::api::DeviceState;
@@ -94,6 +93,13 @@ impl Hub {
     pub fn with_timeout(&self, timeout: Duration) -> Self {
         let mut hub = self.clone();
         hub.client.timeout = timeout;
+        hub
+    }
+
+    /// The same hub; a call ends by the deadline, however many hubs of the fleet it tries.
+    pub fn until(&self, deadline: Instant) -> Self {
+        let mut hub = self.with_timeout(deadline.saturating_duration_since(Instant::now()));
+        hub.client.deadline = Some(deadline);
         hub
     }
 
@@ -165,17 +171,18 @@ impl Hub {
     /// machine, the hub that named it carries the session.
     pub fn ask_session(&self, ask: &AskSession) -> Result<(SessionGrant, HubUrl)> {
         let body = to_json(ask)?;
-        let (mut answer, mut at) = self.client.at_any_hub(true, |url| self.post_session(url, &body))?;
+        let (mut answer, mut at) =
+            self.client.at_any_hub(true, |client, url| post_session(client, url, &body))?;
         if answer.status == 421 {
             let named: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
             let named = named["hub"].as_str().filter(|_| self.has_pin);
             let there = named.and_then(|url| HubUrl::parse(url).ok());
-            let followed = there.and_then(|url| Some((self.post_session(&url, &body).ok()?, url)));
+            let followed = there.and_then(|url| Some((post_session(&self.client, &url, &body).ok()?, url)));
             (answer, at) = match followed.filter(|(answer, _)| answer.status != 421) {
                 Some(followed) => followed,
                 None => {
                     let carried = to_json(&AskSession { carry: true, ..ask.clone() })?;
-                    (self.post_session(&at, &carried).map_err(|failure| failure.error)?, at)
+                    (post_session(&self.client, &at, &carried).map_err(|failure| failure.error)?, at)
                 }
             };
         }
@@ -189,18 +196,15 @@ impl Hub {
         self.client.exchange_raw(&self.url, &request).map_err(|failure| failure.error)
     }
 
-    fn post_session(&self, url: &HubUrl, body: &[u8]) -> std::result::Result<HubAnswer, CallFailure> {
-        let request = HubRequest { method: "POST", path: "/v1/sessions", fields: &[], body: Some(body) };
-        self.client.exchange_at(url, &request)
-    }
-
     pub fn ask_device(&self, label: &str) -> Result<DeviceCode> {
         self.post("/v1/device", &AskDevice { label: label.to_owned() })
     }
 
     pub fn device_state(&self, asked: &DeviceCode) -> Result<DeviceState> {
-        let DeviceCode { code, secret, .. } = asked.clone();
-        self.post("/v1/device/state", &AskDeviceState { code, secret })
+        let path = format!("/v1/device/{}", asked.code);
+        let fields = [("x-device-secret", asked.secret.as_str())];
+        let request = HubRequest { method: "GET", path: &path, fields: &fields, body: None };
+        from_json(&self.url, &self.client.exchange(&request)?)
     }
 
     pub fn make_share(&self, share: &MakeShare) -> Result<NewShare> {
@@ -258,8 +262,8 @@ impl Hub {
             proof: ("x-api-key", self.client.key.as_deref().unwrap_or_default()),
             is_tls: true,
         };
-        self.client.at_any_hub(true, |url| {
-            let upgraded = self.client.upgrade(url, &upgrade, Instant::now() + self.client.timeout);
+        self.client.at_any_hub(true, |client, url| {
+            let upgraded = client.upgrade(url, &upgrade, Instant::now() + client.timeout);
             upgraded.map_err(|error| CallFailure { nothing_done: error.may_pass(), error })
         })
     }
@@ -302,6 +306,15 @@ impl Hub {
         };
         self.client.upgrade(at, &upgrade, deadline)
     }
+}
+
+fn post_session(
+    client: &HubClient,
+    url: &HubUrl,
+    body: &[u8],
+) -> std::result::Result<HubAnswer, CallFailure> {
+    let request = HubRequest { method: "POST", path: "/v1/sessions", fields: &[], body: Some(body) };
+    client.exchange_at(url, &request)
 }
 
 /// How long to wait before asking again whether a device code was approved.

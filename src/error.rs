@@ -19,6 +19,8 @@ pub enum ErrorKind {
     Unreachable,
     /// The hub answered with this status.
     Refused(u16),
+    /// The command after `--` could not be started. The exit code is that of a shell.
+    NotStarted(u8),
     /// Ctrl-C cut the work off (exit 130).
     Interrupted,
 }
@@ -77,7 +79,7 @@ impl Error {
     pub fn code(&self) -> &str {
         match self.kind {
             _ if !self.code.is_empty() => &self.code,
-            ErrorKind::Failed => "failed",
+            ErrorKind::Failed | ErrorKind::NotStarted(_) => "failed",
             ErrorKind::Usage => "usage",
             ErrorKind::Unreachable => "unreachable",
             ErrorKind::Refused(_) => "refused",

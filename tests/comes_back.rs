@@ -4,6 +4,7 @@ mod common;
 
 use std::io::Read;
 use std::io::Write;
+use std::net::TcpListener;
 use std::net::TcpStream;
 use std::thread;
 use std::time::Duration;
@@ -382,6 +383,23 @@ fn reaching_ends_when_its_time_is_up_whoever_is_silent() {
         assert!(said.err.contains("in time"), "{said:#?}");
         assert!(took > Duration::from_millis(900) && took < Duration::from_secs(5), "{took:?}");
     }
+}
+
+#[test]
+fn the_time_of_reaching_counts_once_over_all_hubs() {
+    let tunnel = Tunnelled::to(service(echo));
+    let user = tunnel.hub.machine("member");
+    // The system accepts for them, and then they say nothing.
+    let silent = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let urls = silent.each_ref().map(|hub| format!("https://{}", hub.local_addr().unwrap()));
+    let check =
+        |time: &str, hubs: &str| user.run(&["reach", "service", "--check", "--timeout", time, "--hub", hubs]);
+    let began = Instant::now();
+    let said = check("2s", &urls.join(","));
+    assert!(said.code == Some(1) && said.err.contains("in time"), "{said:#?}");
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    // A silent one leaves time for the others.
+    check("8s", &format!("{},{}", urls[0], tunnel.hub.url)).ok();
 }
 
 #[test]

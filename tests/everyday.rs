@@ -76,7 +76,7 @@ fn the_doctor_finds_what_is_amiss_names_the_cure_and_mends_what_is_safe() {
     let (code, all) = verdicts(&home, &[]);
     assert_eq!((code, &all["hub: TCP"]["verdict"]), (Some(1), &"fail".into()), "{all}");
     assert!(all["hub: TLS"].is_null() && all["login"].is_null(), "{all}");
-    assert_eq!(verdicts(&Home::new(), &[]).1["config"]["said"], "Agent not configured");
+    assert_eq!(verdicts(&Home::new(), &[]).1["config"]["verdict"], "warn");
 }
 
 #[test]

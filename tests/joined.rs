@@ -149,6 +149,41 @@ fn reach_with_a_port_moves_aloud_and_a_second_one_in_the_background_says_where_i
 }
 
 #[test]
+fn with_same_user_the_ports_refuse_the_other_users_of_the_machine() {
+    if !common::team::is_root() {
+        return eprintln!("SKIPPED: only root can connect as somebody else; run the tests as root");
+    }
+    let (team, ports) = (Team::new(), Ports::claim());
+    ports.echo(0);
+    let _shared = team.share(&[&ports.target("db", 0), "--code", "abc123"]);
+    fs::write(team.user.file("pconnect.yml"), "services: [{name: db}]").unwrap();
+    let project = team.user.file("pconnect.yml").display().to_string();
+    // As somebody else: whether an echo comes back.
+    let is_served = |port: u16| {
+        let script = format!("exec 3<>/dev/tcp/127.0.0.1/{port} && echo hello >&3 && read -t 20 line <&3");
+        let mut bash = std::process::Command::new("bash");
+        bash.args(["-c", &format!("{script} && test \"$line\" = hello")]);
+        common::team::as_nobody_known(&bash).output().unwrap().status.success()
+    };
+    for (args, by_variable) in [
+        (&["join", "abc123", "--same-user"][..], "0"),
+        (&["reach", "db", "--same-user"], "0"),
+        (&["dev", "--file", &project, "--same-user"], "0"),
+        (&["join", "abc123"], "1"),
+        (&["reach", "db"], "0"),
+    ] {
+        let mut command = team.user.connect(args);
+        command.env("CONNECT_SAME_USER", by_variable);
+        let mut running = Running::start(command);
+        running.wait_out(|line| line.contains("Ctrl+C"));
+        let is_open = args.len() == 2 && by_variable == "0";
+        assert_eq!(is_served(ports.at(0)), is_open, "{args:?}");
+        assert!(echoes(ports.at(0), b"our own"), "{args:?}");
+        running.interrupt();
+    }
+}
+
+#[test]
 fn who_shares_hears_who_joins() {
     let (team, ports) = (Team::new(), Ports::claim());
     ports.echo(0);

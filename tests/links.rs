@@ -85,6 +85,94 @@ fn a_link_needs_no_root_no_known_user_and_no_writable_home() {
 }
 
 #[test]
+fn a_key_and_a_code_need_no_writable_home_and_the_background_says_at_once_that_it_does() {
+    let (team, _ports, shared) = linked();
+    let home = Home::new();
+    let with_key = |args: &[&str]| {
+        let mut command = home.connect(args);
+        command.env("CONNECT_TOKEN", team.hub.key("member")).env("CONNECT_HUB_URL", &team.hub.url);
+        command.env("PRIVATECONNECT_HOME", "/proc/no/such/folder");
+        Said::of(command)
+    };
+    let script = &["--", "sh", "-c", "echo \"db is at $DB_ADDR\"; exit 5"][..];
+    assert_joined(&with_key(&[&["join", &shared.code], script].concat()));
+    assert_joined(&with_key(&[&["reach", "db"], script].concat()));
+    let file = home.file("env").display().to_string();
+    for args in [&["join", &shared.code, "-d", "--env-file", &file][..], &["join", &shared.link, "-d"]] {
+        let said = with_key(args);
+        assert!(said.err.starts_with("[x] Cannot make the folder /proc/no/such/folder/logs"), "{said:#?}");
+        assert_eq!((said.code, said.out.as_str()), (Some(1), ""), "{said:#?}");
+        assert!(!home.file("env").exists());
+    }
+}
+
+#[test]
+fn a_join_in_the_background_works_without_proc() {
+    let (_team, _ports, shared) = linked();
+    if !is_root() {
+        return eprintln!("SKIPPED: only root can mount over /proc; run the tests as root");
+    }
+    let home = Home::new();
+    let join = home.connect(&["join", &shared.link, "-d"]);
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", "mount -t tmpfs none /proc && exec \"$0\" \"$@\""]);
+    command.arg(join.get_program()).args(join.get_args());
+    common::team::copy_environment(&join, &mut command);
+    let said = Said::of(command).ok();
+    assert!(said.out.contains("Runs in the background"), "{said:#?}");
+    assert_eq!(common::team::routes(&home), ["db"]);
+    home.run(&["stop", "--all"]).ok();
+}
+
+#[test]
+fn an_empty_secret_and_forgotten_dashes_are_pointed_out() {
+    let home = Home::new();
+    for args in [&["join"][..], &["join", "-", "--", "true"], &["join", "-d"]] {
+        let mut command = home.connect(args);
+        command.env("CONNECT_JOIN", " ");
+        let said = Said::of(command);
+        let words = "[x] CONNECT_JOIN is empty: the secret is not passed to this job";
+        assert!(said.code == Some(1) && said.err.starts_with(words), "{said:#?}");
+    }
+    for (args, hint) in [
+        (&["join", "-", "sh", "-c", "env"][..], "Put -- before a command to run. Usage: connect join"),
+        (&["reach", "db", "psql", "-h", "localhost"], "Put -- before a command to run. Usage: connect reach"),
+        (&["reach", "db", "psql"], "put -- before a command to run"),
+        (&["dev", "npm", "start"], "Put -- before a command to run. Usage: connect dev"),
+    ] {
+        let said = home.run(args);
+        assert!(said.code == Some(2) && said.err.contains(hint), "{said:#?}");
+    }
+}
+
+#[test]
+fn a_machine_that_only_joins_by_link_is_healthy() {
+    let home = Home::new();
+    fs::set_permissions(home.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    for folder in [home.path().display().to_string(), "/proc/no/such/folder".to_owned()] {
+        let mut command = home.connect(&["doctor"]);
+        command.env("PRIVATECONNECT_HOME", folder);
+        let said = Said::of(command).ok();
+        assert!(said.out.contains("[ok] Everything works, with "), "{said:#?}");
+        assert!(said.out.contains("Agent not configured; enough to join by link"), "{said:#?}");
+    }
+}
+
+#[test]
+fn only_a_share_that_is_unknown_is_not_found() {
+    let (team, _ports, mut shared) = linked();
+    let id = team.hub.home.run(&["hub", "key", "list", "--json"]).ok().json();
+    let member = id.as_array().unwrap().iter().filter(|key| key["label"] == "member");
+    for key in member {
+        team.hub.home.run(&["hub", "key", "revoke", key["id"].as_str().unwrap()]).ok();
+    }
+    let said = team.user.run(&["join", &shared.code]);
+    assert!(said.code == Some(1) && !said.err.contains("Share not found"), "{said:#?}");
+    assert!(said.err.contains("key"), "{said:#?}");
+    shared.running.kill();
+}
+
+#[test]
 fn a_link_from_stdin_leaves_the_rest_of_it_to_the_command() {
     let (_team, _ports, shared) = linked();
     let input = format!("  {}\nfirst line\nsecond line\n", shared.link);

@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 use std::time::Instant;
@@ -192,10 +193,14 @@ fn ctrl_c_on_a_terminal_reaches_the_command_once() {
 #[test]
 fn a_command_that_cannot_be_started_says_so_and_leaves_nothing() {
     let (team, _ports, _shared) = two();
-    let said = team.user.run(&["join", "abc123", "--", "no-such-program-here"]);
-    assert!(said.err.contains("[x] Cannot run no-such-program-here: "), "{said:#?}");
-    assert_eq!(said.code, Some(1));
-    assert!(routes(&team.user).is_empty());
+    let plain = team.user.file("plain").display().to_string();
+    fs::write(&plain, "#!/bin/sh\n").unwrap();
+    for (program, code) in [("no-such-program-here", 127), (&plain, 126)] {
+        let said = team.user.run(&["join", "abc123", "--", program]);
+        assert!(said.err.contains(&format!("[x] Cannot run {program}: ")), "{said:#?}");
+        assert_eq!(said.code, Some(code));
+        assert!(routes(&team.user).is_empty());
+    }
 }
 
 #[test]
@@ -232,6 +237,50 @@ fn the_environment_is_written_to_a_file_for_later_steps() {
     }
     let said = team.user.run(&["join", "abc123", "--env-file", "/proc/no/env", "--", "true"]);
     assert_eq!(said.code, Some(1), "{said:#?}");
+}
+
+#[test]
+fn lines_are_added_to_an_environment_file_that_somebody_else_made() {
+    let (team, ports, _shared) = two();
+    let path = team.user.file("github_env");
+    let file = path.display().to_string();
+    let line = format!("DB_ADDR=127.0.0.1:{}\n", ports.at(0));
+    for (before, mode) in [("", 0o644), ("FOO=bar\n", 0o644), ("FOO=bar", 0o620)] {
+        fs::write(&path, before).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        if common::team::is_root() {
+            std::os::unix::fs::chown(&path, Some(1234), Some(1234)).unwrap();
+        }
+        team.user.run(&["join", "abc123", "--env-file", &file, "--", "true"]).ok();
+        let (text, found) = (fs::read_to_string(&path).unwrap(), fs::metadata(&path).unwrap());
+        assert!(text.starts_with(before) && text.contains(&format!("\n{line}")), "{text:?}");
+        assert_eq!(text.lines().count(), 6 + usize::from(!before.is_empty()), "{text:?}");
+        assert_eq!(found.permissions().mode() & 0o777, mode);
+        assert!(!common::team::is_root() || (found.uid(), found.gid()) == (1234, 1234));
+    }
+}
+
+#[test]
+fn while_it_waits_it_says_for_what() {
+    let (mut team, ports) = (Team::new(), Ports::claim());
+    let _shared = team.share(&[&ports.target("db", 0), "--code", "abc123"]);
+    write_project(&team, "");
+    let mut commands = both(&team, "true").map(Running::start);
+    for command in &commands {
+        let line = command.wait_err(|line| line.starts_with("  Waiting for "));
+        assert!(line.contains("db (Nothing is listening at 127.0.0.2:"), "{line}");
+    }
+    for command in &mut commands {
+        command.interrupt();
+    }
+    team.hub.running.kill();
+    let mut waits = team.user.start(&["join", "abc123", "--wait", "1m"]);
+    let line = waits.wait_out(|line| line.starts_with("  Waiting for "));
+    assert!(
+        line.starts_with(&format!("  Waiting for the hub (Cannot reach the hub {}", team.hub.url)),
+        "{line}"
+    );
+    waits.interrupt();
 }
 
 #[test]

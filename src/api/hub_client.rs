@@ -35,12 +35,23 @@ pub const REGISTER_PATH: &str = "/v1/agents/register";
 /// A connection that was idle for longer is not used again: it may have died unnoticed, as when a laptop slept, and
 /// the call would wait out its deadline.
 const IDLE_CONNECTION_AGE: Duration = Duration::from_secs(2);
+/// A timeout of zero would mean to wait without end.
+const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
+
+/// The time for the next of several hubs. One that is silent must leave some for the others.
+pub fn share_of_time(deadline: Instant, hubs_left: usize) -> Duration {
+    let left = deadline.saturating_duration_since(Instant::now());
+    (left / u32::try_from(hubs_left).unwrap_or(1)).max(SHORTEST_TIMEOUT)
+}
 
 #[derive(Clone)]
 pub struct HubClient {
     pub connector: HubConnector,
     pub key: Option<String>,
+    /// For each hub that is called.
     pub timeout: Duration,
+    /// For all hubs that a call tries, each of which then gets its share of what is left.
+    pub deadline: Option<Instant>,
     agent: ureq::Agent,
 }
 
@@ -81,14 +92,14 @@ impl HubClient {
             .user_agent(concat!("connect/", env!("CARGO_PKG_VERSION")))
             .build();
         let agent = ureq::Agent::with_parts(config, connector.clone(), NoResolver);
-        Self { connector, key, timeout: NETWORK_TIMEOUT, agent }
+        Self { connector, key, timeout: NETWORK_TIMEOUT, deadline: None, agent }
     }
 
     /// Calls the hub used last or, if that one is away, the next one. Returns which one answered.
     pub fn at_any_hub<T>(
         &self,
         may_repeat: bool,
-        call: impl Fn(&HubUrl) -> std::result::Result<T, CallFailure>,
+        call: impl Fn(&Self, &HubUrl) -> std::result::Result<T, CallFailure>,
     ) -> Result<(T, HubUrl)> {
         let hubs = locked(&self.connector.hubs);
         let list = hubs.list.clone();
@@ -97,7 +108,11 @@ impl HubClient {
         let mut first_failure = None;
         for step in 0..list.len() {
             let at = &list[(first + step) % list.len()];
-            match call(at) {
+            let mut client = self.clone();
+            if let Some(deadline) = self.deadline {
+                client.timeout = share_of_time(deadline, list.len() - step);
+            }
+            match call(&client, at) {
                 Ok(done) => {
                     let mut hubs = locked(&self.connector.hubs);
                     hubs.at = hubs.list.iter().position(|url| url == at).unwrap_or(0);
@@ -118,7 +133,7 @@ impl HubClient {
 
     pub fn exchange(&self, request: &HubRequest<'_>) -> Result<Vec<u8>> {
         let may_repeat = request.method == "GET" || request.path == REGISTER_PATH;
-        self.at_any_hub(may_repeat, |url| self.exchange_at(url, request))?.0.content()
+        self.at_any_hub(may_repeat, |client, url| client.exchange_at(url, request))?.0.content()
     }
 
     /// Calls this hub. One that speaks another protocol, or sends us to another hub, is a failure.

@@ -79,8 +79,15 @@ impl Args {
         if !takes_arguments && self.next_words().next().is_some() {
             return Err(self.unknown_word(&text));
         }
+        let command = self.command.filter(|command| command.arguments.runs_command && self.run.is_none());
         self.positionals.push(text);
-        Ok(())
+        // Here, since an option of that command would be taken for one of ours.
+        match (command, self.positionals.last()) {
+            (Some(command), Some(extra)) if self.positionals.len() > command.arguments.most => {
+                Err(command.unexpected(extra))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The words that would continue the path.
@@ -143,7 +150,7 @@ impl Args {
         let wrong = if self.positionals.len() < arguments.least {
             format!("`connect {path}` needs an argument {}", arguments.names[self.positionals.len()])
         } else if let Some(extra) = self.positionals.get(arguments.most) {
-            format!("Unexpected argument `{}`", extra.escape_debug())
+            return Err(command.unexpected(extra));
         } else if self.run.is_some() && !arguments.runs_command {
             format!("`connect {path}` takes no command after --")
         } else if self.run.as_ref().is_some_and(Vec::is_empty) {
@@ -173,6 +180,11 @@ impl Args {
 
     pub fn duration(&self, name: &str) -> Result<Option<Duration>> {
         let Some(text) = self.value(name) else { return Ok(None) };
+        // Is it days, hours, minutes? Whoever means the wrong one notices when the key or share is gone.
+        if name == "expires" && text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(Error::misread(text, "has no unit")
+                .hint(format!("Write: --{name} {text}d, {text}h or {text}m")));
+        }
         parse_duration(text).filter(|duration| !duration.is_zero()).map(Some).ok_or_else(|| {
             Error::misread(text, "is not a time").hint(format!("Write it like --{name} 30s, 5m, 12h or 30d"))
         })
@@ -249,6 +261,7 @@ mod tests {
             ("services --jsno", "--json"),
             ("reach", "connect reach NAME"),
             ("reach a b c", "connect reach NAME"),
+            ("join - sh -c env", "Put -- before a command to run. Usage: connect join"),
             ("services -- ls", "connect services"),
             ("reach db --", "connect reach NAME"),
             ("up --label", "--label LABEL"),
@@ -267,6 +280,9 @@ mod tests {
             ("expose", "`connect expose` needs an argument NAME"),
             ("hub key revoke", "`connect hub key revoke` needs an argument ID"),
             ("reach a b c", "Unexpected argument `c`"),
+            ("join - sh -c env", "Unexpected argument `sh`"),
+            ("dev npm start", "Unexpected argument `npm`"),
+            ("reach db 1 psql --version", "Unexpected argument `psql`"),
             ("whoami x", "Unexpected argument `x`"),
             ("stop a b", "Unexpected argument `b`"),
             ("services -- ls", "`connect services` takes no command after --"),

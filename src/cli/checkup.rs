@@ -53,6 +53,16 @@ impl CheckResult {
         outcome.map_or_else(|error| Self::fail(&error), Self::ok)
     }
 
+    /// A machine that never logged in may join by link, for which it needs neither a login nor a state folder.
+    pub fn unless_by_link_only(mut self, call: &Call) -> Self {
+        let is_new = call.config().is_ok_and(|config| config.hub_url.is_none() && config.api_key.is_none());
+        if self.severity == Severity::Fail && is_new && matches!(call.api_key(), Ok(None)) {
+            self.severity = Severity::Warn;
+            self.found += "; enough to join by link";
+        }
+        self
+    }
+
     pub fn with_fix(self, fix: Fix) -> Self {
         Self { fix: Some(fix), ..self }
     }

@@ -1,5 +1,7 @@
 //! A command and its options, as one page of the manual describes them.
 
+use crate::error::Error;
+
 pub struct Command {
     /// The words that name it: `hub key create`.
     pub path: &'static str,
@@ -42,6 +44,13 @@ impl Command {
     fn rest_after(&self, words: &str) -> Option<&'static str> {
         let rest = self.path.strip_prefix(words)?;
         if words.is_empty() || rest.is_empty() { Some(rest) } else { rest.strip_prefix(' ') }
+    }
+
+    /// For an argument too many. It may begin a command that `--` should stand before.
+    pub fn unexpected(&self, text: &str) -> Error {
+        let dashes = if self.arguments.runs_command { "Put -- before a command to run. " } else { "" };
+        Error::usage(format!("Unexpected argument `{}`", text.escape_debug()))
+            .hint(format!("{dashes}Usage: connect {}", self.usage))
     }
 
     /// Whether these words are the beginning of its path, or all of it.

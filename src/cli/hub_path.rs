@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use super::call::Call;
 use crate::api::Hub;
+use crate::api::hub_client::share_of_time;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
@@ -18,9 +19,6 @@ use crate::net::connect::resolve;
 use crate::net::forward_proxy::dial_by_environment;
 use crate::net::forward_proxy::proxy_for;
 use crate::os::secret;
-
-/// A timeout of zero would mean to wait without end.
-const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
 
 /// A step that succeeded.
 pub struct PathStep {
@@ -40,14 +38,15 @@ pub fn measure(name: &'static str, step: impl FnOnce() -> Result<String>) -> Res
 /// the certificate as well, so it is not dialled a second time only to look at that.
 pub fn walk(call: &Call, hub: &Hub, deadline: Instant) -> Result<Vec<PathStep>> {
     let mut steps = connect_somewhere(call, &hub.known_hubs(), deadline)?;
-    let hub = within(hub, deadline);
+    let hub = hub.until(deadline);
     steps.push(measure("TLS", || hub.whoami().map(|_| "the hub proved who it is".to_owned()))?);
     Ok(steps)
 }
 
 fn connect_somewhere(call: &Call, urls: &[HubUrl], deadline: Instant) -> Result<Vec<PathStep>> {
     let mut failure = Error::new("There is no hub");
-    for url in urls {
+    for (step, url) in urls.iter().enumerate() {
+        let deadline = Instant::now() + share_of_time(deadline, urls.len() - step);
         let steps = dns(call, url, deadline).and_then(|dns| Ok(vec![dns, tcp(call, url, deadline)?]));
         match steps {
             Ok(steps) => return Ok(steps),
@@ -55,11 +54,6 @@ fn connect_somewhere(call: &Call, urls: &[HubUrl], deadline: Instant) -> Result<
         }
     }
     Err(failure)
-}
-
-/// The same hub; its calls end by the deadline.
-pub fn within(hub: &Hub, deadline: Instant) -> Hub {
-    hub.with_timeout(deadline.saturating_duration_since(Instant::now()).max(SHORTEST_TIMEOUT))
 }
 
 /// Looks up the name that we dial: the hub's, or that of the HTTP proxy on the way to it.

@@ -47,7 +47,10 @@ pub fn state_folder(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
     let probe = home.file(".doctor");
     let written =
         home.lock().and_then(|_lock| files::write(&probe, b"x")).and_then(|()| files::remove(&probe));
-    Some(CheckResult::of(written.map(|()| format!("{} can be written", paths::shown(&home.file(""))))))
+    let result =
+        CheckResult::of(written.map(|()| format!("{} can be written", paths::shown(&home.file("")))));
+    // A folder that others could change is refused by every command.
+    Some(if home.check().is_ok() { result.unless_by_link_only(checkup.call) } else { result })
 }
 
 pub fn file_modes(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
@@ -79,7 +82,7 @@ pub fn config(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
         checkup.hub = Some(call.hub()?);
         Ok(format!("hub {url}, this machine is {}", config.label.as_deref().unwrap_or("not registered")))
     });
-    Some(CheckResult::of(read))
+    Some(CheckResult::of(read).unless_by_link_only(call))
 }
 
 pub fn key(checkup: &mut Checkup<'_>) -> Option<CheckResult> {

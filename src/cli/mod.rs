@@ -80,6 +80,7 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         match error.kind {
             ErrorKind::Usage => 2,
             ErrorKind::Interrupted => 130,
+            ErrorKind::NotStarted(code) => code,
             _ => 1,
         }
     });

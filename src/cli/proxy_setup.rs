@@ -167,8 +167,7 @@ impl TunnelSet {
 }
 
 fn hub_tunnels(call: &Call, peer_check: PeerCheck) -> HubTunnels {
-    let access = call.hub().and_then(|hub| TunnelAccess::own(call, hub)).ok();
-    let access = access.map(|access| TunnelAccess { peer_check, ..access });
+    let access = call.hub().and_then(|hub| TunnelAccess::own(call, hub, peer_check)).ok();
     let set = Arc::new(TunnelSet { access, stop: call.stop.clone(), tunnels: Mutex::default() });
     let own = Arc::clone(&set);
     HubTunnels {

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::call::Call;
+use super::call::variable;
 use crate::api::Hub;
 use crate::error::Error;
 use crate::error::ErrorKind;
@@ -14,9 +15,11 @@ use crate::model::fingerprint::Fingerprint;
 use crate::model::name::Name;
 use crate::model::service::Protocol;
 use crate::net::stop::Stop;
+use crate::os::peer_user;
 use crate::os::secret;
 use crate::state::agent_pins;
 use crate::state::home::Home;
+use crate::state::identity;
 use crate::tls::identity::Identity;
 use crate::tunnel::joiner::OnJoinerEvent;
 use crate::tunnel::joiner::PeerCheck;
@@ -65,10 +68,10 @@ impl Default for TunnelObserver {
 
 impl TunnelAccess {
     /// With this machine's own key.
-    pub fn own(call: &Call, hub: Arc<Hub>) -> Result<Self> {
+    pub fn own(call: &Call, hub: Arc<Hub>, peer_check: PeerCheck) -> Result<Self> {
         let agents = AcceptedAgents::FirstSeen { home: call.home.clone(), scope: hub.url.to_string() };
-        let identity = call.identity()?;
-        Ok(Self { hub, identity, share: None, by_link: false, agents, peer_check: any_user })
+        let identity = identity::load_or_temporary(&call.home)?;
+        Ok(Self { hub, identity, share: None, by_link: false, agents, peer_check })
     }
 
     /// The service with what it belongs to, as in `https://hub/db`. Two shares may have a service of one name each.
@@ -117,6 +120,19 @@ impl TunnelAccess {
             _ => None,
         }
     }
+}
+
+/// Like `ssh -L`, a port is open to the machine's users, unless `--same-user` or its variable restricts it.
+pub fn peer_check(call: &Call) -> Result<PeerCheck> {
+    let by_variable = variable("CONNECT_SAME_USER").is_some_and(|value| value != "0");
+    if !by_variable && !call.args.flag("same-user") {
+        return Ok(any_user);
+    }
+    if peer_user::is_known_here() {
+        return Ok(peer_user::same_user);
+    }
+    Err(Error::new("This system does not tell whose connection it is, so --same-user cannot be kept")
+        .hint("Leave it out, or unset CONNECT_SAME_USER: then every user of this machine can use the ports"))
 }
 
 impl AcceptedAgents {

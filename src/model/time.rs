@@ -82,17 +82,22 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     number.checked_mul(seconds).map(Duration::from_secs)
 }
 
-/// The duration in one rounded unit: `22 hours`, `1 minute`.
+/// The duration in two units, rounded down, since what expires must not last shorter than this says: `22 hours`,
+/// `1 hour 30 minutes`.
 pub fn in_words(duration: Duration) -> String {
     let seconds = duration.as_secs();
-    let rounded = |unit: u64| (seconds + unit / 2) / unit;
-    let (count, unit) = match seconds {
-        172_800.. => (rounded(SECONDS_PER_DAY), "day"),
-        3570.. => (rounded(3600), "hour"),
-        60.. => (rounded(60), "minute"),
-        _ => (seconds, "second"),
+    let (large, small) = match seconds {
+        172_800.. => ((SECONDS_PER_DAY, "day"), (3600, "hour")),
+        3600.. => ((3600, "hour"), (60, "minute")),
+        _ => ((60, "minute"), (1, "second")),
     };
-    format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
+    let counted = |seconds: u64, (unit, name): (u64, &str)| match seconds / unit {
+        0 => String::new(),
+        1 => format!("1 {name}"),
+        count => format!("{count} {name}s"),
+    };
+    let words = [counted(seconds, large), counted(seconds % large.0, small)].join(" ");
+    if seconds == 0 { "0 seconds".to_owned() } else { words.trim().to_owned() }
 }
 
 #[cfg(test)]
@@ -148,12 +153,14 @@ mod tests {
     }
 
     #[test]
-    fn a_duration_is_said_in_one_unit() {
+    fn a_duration_is_said_in_two_units_and_never_longer_than_it_is() {
         assert_eq!(in_words(Duration::from_secs(22 * 3600 + 5)), "22 hours");
-        assert_eq!(in_words(Duration::from_secs(22 * 3600 - 5)), "22 hours");
-        assert_eq!(in_words(Duration::from_secs(3599)), "1 hour");
+        assert_eq!(in_words(Duration::from_secs(22 * 3600 - 5)), "21 hours 59 minutes");
+        assert_eq!(in_words(Duration::from_mins(90)), "1 hour 30 minutes");
+        assert_eq!(in_words(Duration::from_secs(3599)), "59 minutes 59 seconds");
         assert_eq!(in_words(Duration::from_hours(24)), "24 hours");
-        assert_eq!(in_words(Duration::from_secs(61)), "1 minute");
+        assert_eq!(in_words(Duration::from_secs(61)), "1 minute 1 second");
+        assert_eq!(in_words(Duration::ZERO), "0 seconds");
         assert_eq!(in_words(Duration::from_secs(30 * SECONDS_PER_DAY)), "30 days");
     }
 }

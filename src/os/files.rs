@@ -34,14 +34,17 @@ pub fn private_dir(path: &Path) -> Result<()> {
     make_dir(path)
 }
 
-/// Refuses a folder that another user could change, and a link to it that another user made.
+/// Refuses a folder that another user could change, and a link to it that another user made. What cannot be opened, or is
+/// no folder, has no state that could be believed; joining by link works without any.
 pub fn check_dir(path: &Path) -> Result<()> {
     let Ok(entry) = fs::symlink_metadata(path) else { return Ok(()) };
     if entry.is_symlink() {
         check_owner(path, &entry)?;
     }
-    let opened = File::open(path).and_then(|folder| folder.metadata());
-    check_safe(path, &opened.map_err(|error| file_error("read", path, error))?)
+    match File::open(path).and_then(|folder| folder.metadata()) {
+        Ok(found) if found.is_dir() => check_safe(path, &found),
+        _ => Ok(()),
+    }
 }
 
 fn make_dir(path: &Path) -> Result<()> {
@@ -136,6 +139,21 @@ fn replace(path: &Path, bytes: &[u8], sync: bool) -> Result<()> {
         let _ = fs::remove_file(&draft);
         file_error("write", path, error)
     })
+}
+
+/// Writes lines to a file that may be somebody else's. If it holds only `last`, which we wrote, they replace that, else they
+/// are added. Mode and owner of a file that exists stay.
+pub fn write_lines(path: &Path, last: &str, lines: &str) -> Result<()> {
+    if !path.is_file() {
+        return write(path, lines.as_bytes());
+    }
+    let written = fs::read(path).and_then(|found| {
+        let is_ours = found == last.as_bytes();
+        let separator = if is_ours || found.ends_with(b"\n") { "" } else { "\n" };
+        let mut file = OpenOptions::new().write(true).append(!is_ours).truncate(is_ours).open(path)?;
+        file.write_all(format!("{separator}{lines}").as_bytes())
+    });
+    written.map_err(|error| file_error("write", path, error))
 }
 
 /// Opens for appending; creates the file if it does not exist.

@@ -26,6 +26,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 use crate::error::Error;
+use crate::error::ErrorKind;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::os::environment;
@@ -35,6 +36,10 @@ use crate::os::terminal;
 /// Signals that are sent to us but meant for the command.
 const FORWARDED_SIGNALS: [Signal; 6] =
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
+
+/// What shells exit with for a command that does not exist, and for one that cannot be executed.
+const NOT_FOUND: u8 = 127;
+const NOT_EXECUTABLE: u8 = 126;
 
 /// Receives the signals of this process. Before the command runs, they stop us; while it runs, they are passed on
 /// to it.
@@ -106,9 +111,11 @@ impl Signals {
             return Err(Error::stopped());
         }
         let pid = self.spawn(command, environment).map_err(|error| {
+            let code = if error == Errno::ENOENT { NOT_FOUND } else { NOT_EXECUTABLE };
             Error::new(format!("Cannot run {}", program.to_string_lossy()))
                 .because(error.desc())
                 .hint("Check the command after --")
+                .kind(ErrorKind::NotStarted(code))
         })?;
         state.child = Some(pid);
         Ok(pid)
@@ -199,24 +206,17 @@ pub fn listener_on(_: u16) -> Option<(u32, String)> {
     None
 }
 
-/// The inode of the socket that listens (state 0A) on this port at an address that covers the loopback, from one of the
-/// kernel's tables. They have addresses as hexadecimal words in the host's byte order.
+/// The inode of the socket that listens (state 0A) on this port, at 127.0.0.1 or an address that begins with zeros, as those
+/// do that cover the loopback. From one of the kernel's tables, which have addresses in hexadecimal.
 #[cfg(target_os = "linux")]
 fn listening_socket(table: &str, port: u16) -> Option<String> {
-    let [v4, mapped, v6] = [[127, 0, 0, 1], [0, 0, 0xff, 0xff], [0, 0, 0, 1]].map(u32::from_ne_bytes);
-    let covering = [
-        "0".repeat(8),
-        format!("{v4:08X}"),
-        "0".repeat(32),
-        format!("{:024}{v6:08X}", 0),
-        format!("{:016}{mapped:08X}{v4:08X}", 0),
-    ]
-    .map(|address| format!("{address}:{port:04X}"));
+    let wanted = format!(":{port:04X}");
+    let covering = [format!("{:08X}", u32::from_ne_bytes([127, 0, 0, 1])), "0".repeat(8)];
     let table = fs::read_to_string(table).ok()?;
     table.lines().skip(1).find_map(|line| {
         let columns: Vec<&str> = line.split_whitespace().collect();
-        let listens =
-            columns.get(3) == Some(&"0A") && covering.iter().any(|end| columns.get(1) == Some(&&**end));
+        let own = columns.get(1)?.strip_suffix(&wanted)?;
+        let listens = columns.get(3) == Some(&"0A") && covering.iter().any(|start| own.starts_with(start));
         listens.then(|| columns.get(9).map(|socket| (*socket).to_owned()))?
     })
 }

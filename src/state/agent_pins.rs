@@ -11,15 +11,20 @@ const AGENT_PINS_FILE: &str = "known_agents.json";
 
 type AgentPins = BTreeMap<String, Fingerprint>;
 
-/// Pins the agent on first use and refuses any other after that. `what` is the service with its hub, as in
+/// Pins the agent on first use, if the folder can be written, and refuses any other after that. `what` is the service with its hub, as in
 /// `https://hub/db`.
 pub fn check_or_pin(home: &Home, what: &str, agent: Fingerprint) -> Result<()> {
     let known: AgentPins = home.read(AGENT_PINS_FILE)?.unwrap_or_default();
     let pinned = match known.get(what) {
         Some(pinned) => *pinned,
-        None => home.update(AGENT_PINS_FILE, |known: &mut AgentPins| {
-            *known.entry(what.to_owned()).or_insert(agent)
-        })?,
+        None => {
+            let pin = |known: &mut AgentPins| *known.entry(what.to_owned()).or_insert(agent);
+            // A folder that cannot be written, as in a container, is no reason to reach nothing.
+            home.update(AGENT_PINS_FILE, pin).unwrap_or_else(|error| {
+                log::info!("the agent of {what} is not remembered: {error}");
+                agent
+            })
+        }
     };
     if pinned == agent {
         return Ok(());

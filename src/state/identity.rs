@@ -9,10 +9,28 @@ use crate::tls::identity::Identity;
 
 const IDENTITY_FILE: &str = "identity.pem";
 
-/// Loads the identity, or makes it. The lock keeps two processes from making two.
+/// Loads the identity, or makes it. The lock keeps two processes from making two; one that is there can be read in a
+/// folder that cannot be written.
 pub fn load_or_make(home: &Home) -> Result<Identity> {
-    let _lock = home.lock()?;
+    let is_there = home.file(IDENTITY_FILE).exists();
+    let _lock = if is_there { None } else { Some(home.lock()?) };
     load_or_make_in(&home.file(""))
+}
+
+/// For a machine that only reaches: nobody needs to know it again, so where no identity can be kept, one for this process
+/// will do.
+pub fn load_or_temporary(home: &Home) -> Result<Identity> {
+    match load_or_make(home) {
+        Err(error) if !home.file(IDENTITY_FILE).exists() => {
+            log::info!("the identity is not kept: {error}");
+            temporary()
+        }
+        loaded => loaded,
+    }
+}
+
+pub fn temporary() -> Result<Identity> {
+    Identity::parse(Identity::generate()?.as_bytes())
 }
 
 /// The same in a folder that only the caller writes to, so no lock is needed.

@@ -22,6 +22,7 @@ use crate::cli::supervisor::local_tunnel::TunnelSpec;
 use crate::cli::supervisor::tunnels::TunnelSet;
 use crate::cli::supervisor::tunnels::wait_for_hub;
 use crate::cli::tunnel_access::TunnelAccess;
+use crate::cli::tunnel_access::peer_check;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::service::Protocol;
@@ -56,6 +57,7 @@ pub fn run(call: &Call) -> CommandResult {
     if let Some(code) = background::detach(call, "dev", &name, None)? {
         return Ok(code);
     }
+    let peer_check = peer_check(call)?;
     let hub = project_hub(call, file.project.hub.as_deref())?;
     if !file.is_confirmed(call)? {
         return Err(Error::new(format!("{} has changed meanwhile", shown(&file.path))).hint("Try again"));
@@ -73,7 +75,7 @@ pub fn run(call: &Call) -> CommandResult {
         say.event(&json!({ "event": "exposed", "name": exposure.name, "id": service.service }));
     }
     supervisor.exposures.retries = true;
-    let access = Arc::new(TunnelAccess::own(call, hub)?);
+    let access = Arc::new(TunnelAccess::own(call, hub, peer_check)?);
     let services = access.hub.services()?;
     for needed in &file.project.services {
         say_if_misspelt(call, needed, &services);

@@ -49,6 +49,7 @@ use crate::cli::supervisor::tunnels::wait_for_hub;
 use crate::cli::tunnel_access::AcceptedAgents;
 use crate::cli::tunnel_access::TunnelAccess;
 use crate::cli::tunnel_access::another_agent;
+use crate::cli::tunnel_access::peer_check;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
@@ -61,8 +62,8 @@ use crate::model::time::in_words;
 use crate::net::address::HubUrl;
 use crate::os::secret;
 use crate::os::terminal;
+use crate::state::identity;
 use crate::tls::identity::Identity;
-use crate::tunnel::joiner::any_user;
 use crate::wire::api::BAD_KEY_CODE;
 use crate::wire::api::JoinableService;
 use crate::wire::api::Membership;
@@ -87,7 +88,8 @@ pub fn run(call: &Call) -> CommandResult {
     say.line(&format!("🔗 Joining environment share: {}\n", invitation.code.as_str()));
     let (hub, identity) = hub(call, &invitation)?;
     let wait = wait_for_hub(call, &hub, wait)?;
-    let share = hub.join_share(&invitation.code).map_err(explain)?;
+    let share =
+        hub.join_share(&invitation.code).map_err(|error| explain(error, invitation.link.is_some()))?;
     check_share(&invitation, &share)?;
     // A wrong --port ends the command before anything is opened.
     let specs = tunnel_specs(call, &share, ports)?;
@@ -95,7 +97,7 @@ pub fn run(call: &Call) -> CommandResult {
     say.line(&format!("\n  Name: {}", share.name));
     say.line(&format!("  Expires in {}\n", in_words(Duration::from_secs(share.expires_in_seconds))));
     say.line("  Establishing tunnels...\n");
-    let access = Arc::new(access_to(call, &invitation, &share, hub, identity));
+    let access = Arc::new(access_to(call, &invitation, &share, hub, identity)?);
     let code = invitation.code.as_str();
     let mut supervisor = Supervisor::new(call, "join", &[code.to_owned(), share.name.clone()]);
     let tunnels = &mut supervisor.tunnels;
@@ -134,7 +136,7 @@ fn access_to(
     share: &SharePreview,
     hub: Arc<Hub>,
     identity: Identity,
-) -> TunnelAccess {
+) -> Result<TunnelAccess> {
     let code = invitation.code.as_str();
     let scope = format!("{}#{}", hub.url, &secret::hash(code)[..16]);
     let agents = match invitation.agent {
@@ -142,19 +144,25 @@ fn access_to(
         None => AcceptedAgents::FirstSeen { home: call.home.clone(), scope },
     };
     let membership = Membership { code: code.to_owned(), token: share.token.clone().unwrap_or_default() };
-    TunnelAccess {
+    Ok(TunnelAccess {
         hub,
         identity,
         share: Some(membership),
         by_link: invitation.link.is_some(),
         agents,
-        peer_check: any_user,
-    }
+        peer_check: peer_check(call)?,
+    })
 }
 
 /// From the argument, from stdin for `-`, or from `CONNECT_JOIN`, which keeps it out of the process list.
 fn invitation(call: &Call) -> Result<Invitation> {
     let given = call.args.positional(0).filter(|given| *given != "-").map(str::to_owned);
+    let is_empty = std::env::var("CONNECT_JOIN").is_ok_and(|text| text.trim().is_empty());
+    if is_empty && given.is_none() {
+        return Err(Error::new("CONNECT_JOIN is empty: the secret is not passed to this job").hint(
+            "Protected branches and forks often get no secrets; look at the job's settings, or unset it",
+        ));
+    }
     let handed_on = variable("CONNECT_JOIN").filter(|_| call.is_background());
     let text = match handed_on.or(given).or_else(|| variable("CONNECT_JOIN")) {
         Some(text) => text,
@@ -182,7 +190,7 @@ fn hub(call: &Call, invitation: &Invitation) -> Result<(Arc<Hub>, Identity)> {
         if call.api_key()?.is_none() {
             return Err(not_configured());
         }
-        return Ok((call.hub()?, call.identity()?));
+        return Ok((call.hub()?, identity::load_or_temporary(&call.home)?));
     };
     let trust = match link.hub_pin {
         Some(pin) => HubTrust::Pin(pin),
@@ -195,15 +203,15 @@ fn hub(call: &Call, invitation: &Invitation) -> Result<(Arc<Hub>, Identity)> {
         urls.push(HubUrl::parse(&link.hub)?);
     }
     let hub = Hub::new(urls, &trust, Some(key), &call.stop)?;
-    // Nobody knows this identity yet, so it need not be kept; in a container the state folder may not be writable.
-    let identity = Identity::parse(Identity::generate()?.as_bytes())?;
-    Ok((Arc::new(hub), identity))
+    Ok((Arc::new(hub), identity::temporary()?))
 }
 
-fn explain(error: Error) -> Error {
-    // A link's secret is its only credential. When the share is gone the hub does not know the key either.
+/// A link's secret is its only credential: when the share is gone, the hub does not know that key either. Any other key that
+/// the hub does not know is this machine's own.
+fn explain(error: Error, by_link: bool) -> Error {
     match error.code() {
-        SHARE_NOT_FOUND_CODE | BAD_KEY_CODE => not_found(""),
+        SHARE_NOT_FOUND_CODE => not_found(""),
+        BAD_KEY_CODE if by_link => not_found(""),
         _ => error,
     }
 }

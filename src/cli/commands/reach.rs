@@ -21,6 +21,7 @@ use crate::cli::supervisor::Stay;
 use crate::cli::supervisor::Supervisor;
 use crate::cli::supervisor::local_tunnel::TunnelSpec;
 use crate::cli::tunnel_access::TunnelAccess;
+use crate::cli::tunnel_access::peer_check;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
@@ -46,12 +47,13 @@ pub fn run(call: &Call) -> CommandResult {
     if let Some(code) = background::detach(call, "reach", name.as_str(), None)? {
         return Ok(code);
     }
+    let peer_check = peer_check(call)?;
     let deadline = Instant::now() + call.args.duration("timeout")?.unwrap_or(DEFAULT_REACH_TIMEOUT);
     let stop = call.stop.child();
     let hub = call.hub_at(call.hub_urls()?, &stop)?;
     call.say.line(&format!("🔗 Reaching {name}"));
     let mut report = Diagnosis { steps: hub_path::walk(call, &hub, deadline)?, latency: Duration::ZERO };
-    let service = find(call, &hub_path::within(&hub, deadline), &name, &mut report)?;
+    let service = find(call, &hub.until(deadline), &name, &mut report)?;
     let check = call.args.flag("check");
     let spec = TunnelSpec {
         name: name.clone(),
@@ -66,7 +68,7 @@ pub fn run(call: &Call) -> CommandResult {
     supervisor.note_hub(&hub.url);
     let began = Instant::now();
     supervisor.tunnels.check_timeout = deadline.saturating_duration_since(began);
-    supervisor.tunnels.reconcile(&Arc::new(TunnelAccess::own(call, hub)?), vec![spec])?;
+    supervisor.tunnels.reconcile(&Arc::new(TunnelAccess::own(call, hub, peer_check)?), vec![spec])?;
     let trouble = supervisor.tunnels.take_trouble(&name);
     if trouble.is_none() {
         report.add("Agent", format!("{}, end-to-end encrypted", service.agent_label), began.elapsed());
@@ -134,7 +136,9 @@ fn asked_port(call: &Call, name: &Name) -> Result<Option<u16>> {
         (Some(_), Some(_)) => {
             Err(Error::usage("The port is given twice").hint(format!("Write: connect reach {name} PORT")))
         }
-        (Some(text), None) => port_of(text).map(Some),
+        (Some(text), None) => port_of(text).map(Some).map_err(|error| {
+            error.hint("A port is a number from 1 to 65535; put -- before a command to run")
+        }),
         (None, port) => Ok(port),
     }
 }

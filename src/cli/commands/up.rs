@@ -3,6 +3,8 @@
 //! In this order: find the key, recognise the hub, ask it who the key belongs to, register this machine, save. The
 //! config is written last, so a login that fails leaves the old one as it was.
 
+use std::io;
+use std::io::BufRead;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
@@ -18,6 +20,7 @@ use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::model::hub_trust::HubTrust;
+use crate::model::time::in_words;
 use crate::net::address::HubUrl;
 use crate::os::secret;
 use crate::os::terminal;
@@ -104,8 +107,12 @@ fn ask_for_key(call: &Call, config: &mut Config, url: &HubUrl) -> Result<String>
     call.say.line(&format!("    Code:  {}", asked.code));
     call.say.line(&format!("    On the hub:       connect hub approve {}", asked.code));
     call.say.line(&format!("    Or in a browser:  {}\n", asked.page));
-    call.say.line("  Waiting for the approval; Ctrl+C gives up");
-    let deadline = Instant::now() + Duration::from_secs(asked.expires_in_seconds.min(3600));
+    let life = Duration::from_secs(asked.expires_in_seconds.min(3600));
+    call.say.line(&format!(
+        "  Waiting for the approval; the code expires in {}; Ctrl+C gives up",
+        in_words(life)
+    ));
+    let deadline = Instant::now() + life;
     while Instant::now() < deadline {
         if call.stop.wait_for(poll_interval(&asked)) {
             call.fail_if_stopped()?;
@@ -137,7 +144,11 @@ fn recognised(call: &Call, config: &mut Config, url: &HubUrl) -> Result<Hub> {
         return Err(error.hint(format!("Give --api-key (a key tells how to recognise its hub) or --ca FILE. The hub at {url} shows the pin {pin}")));
     }
     call.say.result(&format!("{url} has a certificate of its own. Its pin is\n\n    {pin}\n"));
-    if !call.is_confirmed("Compare it with what `connect hub status` shows on the hub. Is it the same?") {
+    call.say.result("Compare it with what `connect hub status` shows on the hub. Is it the same? [y/N]");
+    // Anything but a clear yes, a closed stdin included, is a no.
+    let mut answer = String::new();
+    let _ = io::stdin().lock().read_line(&mut answer);
+    if !answer.trim().eq_ignore_ascii_case("y") {
         return Err(Error::new("Not connected: the hub was not recognised")
             .hint("Ask its owner for a key, which carries the pin"));
     }

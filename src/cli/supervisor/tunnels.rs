@@ -7,11 +7,14 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use serde_json::json;
+
 use super::event::SupervisorEvent;
 use super::local_tunnel::LocalTunnel;
 use super::local_tunnel::TunnelSpec;
 use crate::api::Hub;
 use crate::cli::call::Call;
+use crate::cli::say::Say;
 use crate::cli::tunnel_access::TunnelAccess;
 use crate::error::Error;
 use crate::error::Result;
@@ -26,6 +29,9 @@ const MISSING_SERVICE_POLL: Duration = Duration::from_millis(500);
 /// `-- CMD` waits this long for its services without `--wait`, since nobody is there to read which one is missing.
 const COMMAND_START_TIMEOUT: Duration = Duration::from_mins(1);
 
+/// Somebody who reads a job's log sees this often that it is not stuck, and where it waits.
+const WAIT_NOTICE_INTERVAL: Duration = Duration::from_secs(10);
+
 pub struct TunnelSet<'c> {
     call: &'c Call,
     events: Sender<SupervisorEvent>,
@@ -33,8 +39,8 @@ pub struct TunnelSet<'c> {
     all: Vec<LocalTunnel>,
     /// How long a service may take to prove that it answers.
     pub check_timeout: Duration,
-    /// The lines that `--env-file` holds now.
-    env_file: Option<String>,
+    /// The lines that `--env-file` got last.
+    env_file: String,
 }
 
 /// What a reconciliation changed.
@@ -45,7 +51,7 @@ pub struct TunnelChanges {
 
 impl<'c> TunnelSet<'c> {
     pub fn new(call: &'c Call, events: Sender<SupervisorEvent>) -> Self {
-        Self { call, events, all: Vec::new(), check_timeout: NETWORK_TIMEOUT, env_file: None }
+        Self { call, events, all: Vec::new(), check_timeout: NETWORK_TIMEOUT, env_file: String::new() }
     }
 
     pub fn all(&self) -> &[LocalTunnel] {
@@ -92,10 +98,17 @@ impl<'c> TunnelSet<'c> {
         }
     }
 
+    /// The services that are missing, with the reasons.
+    fn missing(&self) -> String {
+        let missing = self.all.iter().filter_map(|tunnel| Some((&tunnel.spec.name, tunnel.reason()?)));
+        missing.map(|(name, why)| format!("{name} ({why})")).collect::<Vec<_>>().join(", ")
+    }
+
     /// Checks until every service answers or the time is up. `asked` is what `--wait` says.
     pub fn wait_until_up(&mut self, asked: Option<Duration>) -> Result<()> {
         let default = self.call.args.run.as_ref().map(|_| COMMAND_START_TIMEOUT);
         let deadline = Instant::now() + asked.or(default).unwrap_or_default();
+        let mut next_notice = Instant::now() + WAIT_NOTICE_INTERVAL;
         loop {
             self.call.fail_if_stopped()?;
             self.fail_without_typed_port()?;
@@ -106,6 +119,7 @@ impl<'c> TunnelSet<'c> {
             if let Some(error) = self.all.iter().find_map(LocalTunnel::final_error) {
                 return Err(error);
             }
+            say_waiting(&self.call.say, &mut next_notice, || self.missing());
             if !self.call.stop.wait_for(MISSING_SERVICE_POLL.min(left)) {
                 self.check_missing();
             }
@@ -160,16 +174,20 @@ impl<'c> TunnelSet<'c> {
     /// Lists the routes, writes `--env-file`, and has every tunnel report its changes from now on.
     pub fn publish(&mut self) -> Result<()> {
         self.list_routes();
-        if let Some(path) = self.call.args.value("env-file") {
-            let lines: String =
-                self.environment().iter().map(|(name, value)| format!("{name}={value}\n")).collect();
-            if self.env_file.as_ref() != Some(&lines) {
-                files::write(Path::new(path), lines.as_bytes())?;
-                self.env_file = Some(lines);
-            }
-        }
+        self.write_env_file()?;
         for tunnel in &self.all {
             tunnel.report_changes();
+        }
+        Ok(())
+    }
+
+    fn write_env_file(&mut self) -> Result<()> {
+        let Some(path) = self.call.args.value("env-file") else { return Ok(()) };
+        let lines: String =
+            self.environment().iter().map(|(name, value)| format!("{name}={value}\n")).collect();
+        if self.env_file != lines {
+            files::write_lines(Path::new(path), &self.env_file, &lines)?;
+            self.env_file = lines;
         }
         Ok(())
     }
@@ -212,7 +230,9 @@ impl<'c> TunnelSet<'c> {
 pub fn wait_for_hub(call: &Call, hub: &Hub, asked: Option<Duration>) -> Result<Option<Duration>> {
     let Some(timeout) = asked else { return Ok(None) };
     let deadline = Instant::now() + timeout;
+    let mut next_notice = Instant::now() + WAIT_NOTICE_INTERVAL;
     while let Err(error) = hub.health() {
+        say_waiting(&call.say, &mut next_notice, || format!("the hub ({error})"));
         if !error.may_pass() || Instant::now() >= deadline {
             return Err(error);
         }
@@ -220,4 +240,14 @@ pub fn wait_for_hub(call: &Call, hub: &Hub, asked: Option<Duration>) -> Result<O
         call.fail_if_stopped()?;
     }
     Ok(Some(deadline.saturating_duration_since(Instant::now())))
+}
+
+/// Says at intervals what a command waits for.
+fn say_waiting(say: &Say, next: &mut Instant, what: impl FnOnce() -> String) {
+    if Instant::now() >= *next {
+        *next += WAIT_NOTICE_INTERVAL;
+        let what = what();
+        say.event(&json!({ "event": "waiting", "for": what }));
+        say.line(&format!("  Waiting for {what}"));
+    }
 }

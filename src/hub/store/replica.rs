@@ -312,10 +312,8 @@ mod tests {
 
     fn device(code: &str, label: &str) -> Record {
         Record::Device(Device {
-            code_hash: code.into(),
+            code: code.into(),
             secret_hash: String::new(),
-            address: std::net::IpAddr::from([192, 0, 2, 1]),
-            asked_at: Time::from_unix(1),
             label: label.into(),
             expires_at: Time::from_unix(5000),
             approved: None,
