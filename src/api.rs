@@ -42,6 +42,7 @@ use crate::tls::connector::Connector;
 use crate::tls::trust;
 use crate::wire::api::AgentInfo;
 use crate::wire::api::AskDevice;
+use crate::wire::api::AskDeviceState;
 use crate::wire::api::AskSession;
 use crate::wire::api::DeviceCode;
 use crate::wire::api::DeviceState;
@@ -201,10 +202,8 @@ impl Hub {
     }
 
     pub fn device_state(&self, asked: &DeviceCode) -> Result<DeviceState> {
-        let path = format!("/v1/device/{}", asked.code);
-        let fields = [("x-device-secret", asked.secret.as_str())];
-        let request = HubRequest { method: "GET", path: &path, fields: &fields, body: None };
-        from_json(&self.url, &self.client.exchange(&request)?)
+        let DeviceCode { code, secret, .. } = asked.clone();
+        self.post("/v1/device/state", &AskDeviceState { code, secret })
     }
 
     pub fn make_share(&self, share: &MakeShare) -> Result<NewShare> {

@@ -38,7 +38,7 @@ const fn keyed(join_to_strange_admin: [u16; 6]) -> [u16; 10] {
 /// each case. The owner, the neighbour (another member) and the admin are in one workspace, the strangers
 /// in another.
 #[rustfmt::skip]
-const TABLE: [(&str, &str, [u16; 10]); 38] = [
+const TABLE: [(&str, &str, [u16; 10]); 39] = [
     ("GET /health", "", [200; 10]),
     ("HEAD /health", "", [200; 10]),
     ("GET /device", "", [200; 10]),
@@ -47,7 +47,7 @@ const TABLE: [(&str, &str, [u16; 10]); 38] = [
     ("GET /v1/keys/", "", [404; 10]),
     ("PUT /v1/keys", "", [405; 10]),
     ("POST /v1/device", r#"{"label":"x"}"#, [201; 10]),
-    ("GET /v1/device/$new-device", "", [404; 10]),
+    ("POST /v1/device/state", r#"{"code":"$new-device","secret":"x"}"#, [404; 10]),
     ("POST /device", "code=ABCD-EFGH&key=pc_guess", [401; 10]),
     ("GET /v1/relay", "", [426; 10]),
     ("GET /metrics", "", keyed([403, 403, 403, 200, 403, 403])),
@@ -71,8 +71,9 @@ const TABLE: [(&str, &str, [u16; 10]); 38] = [
     ("POST /v1/shares/join", r#"{"code":"$share"}"#, keyed([200, 200, 200, 200, 404, 404])),
     ("POST /v1/shares/join", r#"{"code":"$full"}"#, keyed([409, 409, 409, 409, 404, 404])),
     ("POST /v1/shares/revoke", r#"{"code":"$new-share"}"#, keyed([403, 204, 404, 204, 404, 404])),
-    ("POST /v1/device/$new-device/approve", "", keyed([403, 403, 403, 200, 403, 200])),
-    ("POST /v1/device/$new-device/approve", r#"{"workspace":"default"}"#, keyed([403, 403, 403, 200, 403, 403])),
+    ("POST /v1/device/preview", r#"{"code":"$new-device"}"#, keyed([403, 403, 403, 200, 403, 200])),
+    ("POST /v1/device/approve", r#"{"code":"$new-device"}"#, keyed([403, 403, 403, 200, 403, 200])),
+    ("POST /v1/device/approve", r#"{"code":"$new-device","workspace":"default"}"#, keyed([403, 403, 403, 200, 403, 403])),
     ("GET /v1/keys", "", keyed([403, 403, 403, 200, 403, 200])),
     ("POST /v1/keys", r#"{"role":"join"}"#, keyed([403, 403, 403, 201, 403, 201])),
     ("POST /v1/keys", r#"{"workspace":"default"}"#, keyed([403, 403, 403, 201, 403, 403])),
@@ -366,6 +367,49 @@ fn an_agent_or_service_that_is_gone_is_removed_on_the_hubs_machine_with_or_witho
 }
 
 #[test]
+fn strangers_who_ask_for_many_login_codes_keep_nobody_from_logging_in() {
+    let hub = Hub::start();
+    let ask = |source: Ipv4Addr| hub.from(source).ask("POST /v1/device", "", r#"{"label":"x"}"#);
+    let honest = ask(Ipv4Addr::new(127, 0, 2, 1)).text("code");
+    let flood: Vec<_> = (0..120).map(|n| ask(Ipv4Addr::new(127, 0, 3, 1 + n / 10)).status).collect();
+    assert!(flood.iter().all(|status| *status == 201), "{flood:?}");
+    // Both who asked before the flood and who asks after it can be approved.
+    let later = ask(Ipv4Addr::new(127, 0, 2, 2)).text("code");
+    for code in [&honest, &later] {
+        let body = json!({ "code": code }).to_string();
+        let seen = hub.ask("POST /v1/device/preview", &hub.admin_key, &body);
+        assert!(seen.text("address").starts_with("127.0.2."), "{seen:?}");
+        assert_eq!(hub.ask("POST /v1/device/approve", &hub.admin_key, &body).status, 200);
+    }
+    common::eventually("it is audited", common::PATIENCE, || hub.audit().contains("device.approved"));
+    let journal = std::fs::read_to_string(hub.home.file("hub/journal")).unwrap();
+    for text in [&hub.audit(), &journal] {
+        assert!(!text.contains(&honest) && !text.contains(&later), "a login code is written in clear");
+    }
+}
+
+#[test]
+fn on_a_terminal_an_approval_is_asked_for_and_only_a_yes_approves() {
+    if !common::is_here("script", "bsdutils") {
+        return;
+    }
+    let hub = Hub::start();
+    let asked = hub.ask("POST /v1/device", "", r#"{"label":"laptop"}"#);
+    let state = json!({ "code": asked.text("code"), "secret": asked.text("secret") }).to_string();
+    for (answer, code, status) in [("n", 1, "pending"), ("y", 0, "approved")] {
+        let typed = hub.home.connect(&[]);
+        let line = format!("{} hub approve {}", typed.get_program().to_string_lossy(), asked.text("code"));
+        let mut script = std::process::Command::new("sh");
+        script.arg("-c").arg(format!("echo {answer} | script -q -e -c '{line}' /dev/null"));
+        common::team::copy_environment(&typed, &mut script);
+        let said = common::Said::of(script);
+        assert!(said.out.contains("calls itself laptop asked from 127.0.0.1"), "{said:#?}");
+        assert_eq!(said.code, Some(code), "{said:#?}");
+        assert_eq!(hub.ask("POST /v1/device/state", "", &state).text("status"), status);
+    }
+}
+
+#[test]
 fn a_caller_who_is_refused_in_a_loop_does_not_fill_the_audit_log() {
     let hub = Hub::start();
     let join = hub.key("join");
@@ -401,7 +445,11 @@ fn a_revoked_admin_key_and_odd_bodies_change_nothing() {
         assert!(answer.text("error").len() < 300);
     }
     assert_eq!(hub.ask("GET /v1/keys", &hub.admin_key, "").body, before);
-    let labelled = hub.ask("POST /v1/keys", &hub.admin_key, "{\"label\":\"a\\u001b[31m\\u009bb\\n\"}");
+    let labelled = hub.ask(
+        "POST /v1/keys",
+        &hub.admin_key,
+        "{\"label\":\"a\\u001b[31m\\u009b\\u202e\\u200b\\u061cb\\n\"}",
+    );
     assert_eq!(labelled.text("label"), "a[31mb");
     let answer: Answer = hub.ask("GET /v1/keys", &hub.admin_key, "");
     assert!(answer.json().as_array().unwrap().iter().all(|key| key.get("hash").is_none()));

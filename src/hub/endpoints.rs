@@ -94,14 +94,10 @@ static TABLE: &[Endpoint] = &[
     post("/v1/shares/revoke", To(Action::Share), shares::revoke).limited(OnlyWrongCodes(&SHARE_CODES)),
     post("/v1/shares/preview", To(Action::Join), share_join::preview).limited(Codes(&SHARE_CODES)),
     post("/v1/shares/join", To(Action::Join), share_join::join).limited(Codes(&SHARE_CODES)),
-    post("/v1/device", Nothing, |core, call| logins::ask(call, &core.records, &core.audit))
-        .limited(Calls(&LOGIN_CODES)),
-    get("/v1/device/*", Nothing, |core, call| {
-        logins::state(call, &core.records, &core.audit, core.key_pin())
-    }),
-    post("/v1/device/*/approve", To(Action::Administer), |core, call| {
-        logins::approve(call, &core.records, &core.audit)
-    }),
+    post("/v1/device", Nothing, logins::ask).limited(Calls(&LOGIN_CODES)),
+    post("/v1/device/state", Nothing, logins::state),
+    post("/v1/device/preview", To(Action::Administer), logins::preview),
+    post("/v1/device/approve", To(Action::Administer), logins::approve),
     get("/v1/keys", To(Action::Administer), |core, call| keys::list(call, &core.records)),
     post("/v1/keys", To(Action::Administer), |core, call| {
         keys::make(call, &core.records, &core.audit, core.key_pin())

@@ -1,14 +1,18 @@
 //! The hub's two small pages: approving a login, and what a share link is for.
 
+use std::time::Duration;
+
 use super::access;
 use super::api_call::ApiCall;
 use super::core::Core;
 use super::logins;
 use super::refusal::Refusal;
-use crate::http::message::Request;
 use crate::http::reply::Reply;
 use crate::http::reply::escaped;
 use crate::model::access::Action;
+use crate::model::time::in_words;
+use crate::wire::api::ApproveDevice;
+use crate::wire::api::WaitingLogin;
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:32rem;margin:4rem auto;padding:0 1rem}\
 label{display:block;margin:1rem 0 .2rem}input{font:inherit;width:100%;padding:.5rem;box-sizing:border-box}\
@@ -34,7 +38,7 @@ fn page(status: u16, title: &str, body: &str) -> Reply {
 const FORM: &str = "<form method=post action=/device><label for=code>Code on the waiting machine</label>\
 <input id=code name=code required autofocus autocomplete=off placeholder=ABCD-EFGH>\
 <label for=key>Your admin key</label><input id=key name=key type=password required autocomplete=off placeholder=pc_…>\
-<button>Approve</button></form><p>Or on the hub's machine: <code>connect hub approve CODE</code></p>";
+<button>Continue</button></form><p>Or on the hub's machine: <code>connect hub approve CODE</code></p>";
 
 pub fn approval_form() -> Reply {
     page(200, "Approve a login", FORM)
@@ -43,10 +47,7 @@ pub fn approval_form() -> Reply {
 /// The answer to the form. The user types the key each time; no cookie holds it, so another site cannot send it.
 pub fn approve(call: &ApiCall<'_>, core: &Core) -> Reply {
     match approve_as_admin(call, core) {
-        Ok(label) => {
-            let text = format!("<p><b>{}</b> is logged in. You may close this page.</p>", escaped(&label));
-            page(200, "Approved", &text)
-        }
+        Ok(page) => page,
         Err(refusal) => {
             let refusal = core.refusals.text(&refusal);
             page(refusal.status, "Not approved", &format!("<p>{}</p>{FORM}", escaped(&refusal.what)))
@@ -55,15 +56,34 @@ pub fn approve(call: &ApiCall<'_>, core: &Core) -> Reply {
 }
 
 /// Checks the key itself: it is in the form and not in a header, so the table of endpoints requires none.
-fn approve_as_admin(call: &ApiCall<'_>, core: &Core) -> Result<String, Refusal> {
-    let code = form_value(&call.request.body, "code").unwrap_or_default();
-    let key = form_value(&call.request.body, "key").unwrap_or_default();
+fn approve_as_admin(call: &ApiCall<'_>, core: &Core) -> Result<Reply, Refusal> {
+    let field = |name| form_value(&call.request.body, name).unwrap_or_default();
+    let (code, key) = (field("code"), field("key"));
     let principal = access::authenticate(core, &key, call.origin.address, call.now)?;
     access::allow(&core.audit, &principal, Action::Administer)?;
-    // The form is not JSON. Without a body, the approval uses its defaults.
-    let request = Request { body: Vec::new(), ..call.request.clone() };
-    let admin_call = ApiCall { request: &request, principal, parts: vec![&code], ..*call };
-    logins::approve_code(&admin_call, &core.records, &core.audit)
+    let admin_call = ApiCall { request: call.request, principal, parts: Vec::new(), ..*call };
+    if field("confirmed") == "yes" {
+        let order = ApproveDevice { code, ..ApproveDevice::default() };
+        let label = escaped(&logins::approve_code(core, &admin_call, &order)?.label);
+        let text = format!("<p><b>{label}</b> is logged in. You may close this page.</p>");
+        return Ok(page(200, "Approved", &text));
+    }
+    let login = logins::waiting(core, &admin_call, &code)?;
+    Ok(confirmation(&login, &escaped(&code), &escaped(&key)))
+}
+
+/// The second step. A code that somebody was talked into typing shows here which machine it would let in.
+fn confirmation(login: &WaitingLogin, code: &str, key: &str) -> Reply {
+    let WaitingLogin { label, address, .. } = login;
+    let (label, age) = (escaped(label), in_words(Duration::from_secs(login.age_seconds)));
+    let body = format!(
+        "<p>A machine that calls itself <b>{label}</b> asked from <b>{address}</b>, {age} ago. \
+         Approve it only if you know it and started this login.</p>\
+         <form method=post action=/device><input type=hidden name=confirmed value=yes>\
+         <input type=hidden name=code value=\"{code}\"><input type=hidden name=key value=\"{key}\">\
+         <button>Approve</button></form>"
+    );
+    page(200, "Approve this login?", &body)
 }
 
 pub fn share_link() -> Reply {

@@ -77,7 +77,6 @@ pub enum Refusal {
     TooManyServicesOfKey { limit: usize },
     TooManyServices { limit: usize },
     TooManyShares,
-    TooManyLoginsWaiting,
     TooManySessionsWaiting,
     // Sessions.
     Offline(Box<Service>),
@@ -236,9 +235,6 @@ impl Refusal {
                 .hint(format!("At most {limit}; a service that is gone for good leaves when its agent ends")),
             Self::TooManyShares => row(409, "too-many-shares", "There are too many shares in this workspace")
                 .hint("Revoke some: connect share list"),
-            Self::TooManyLoginsWaiting =>
-                row(503, "too-many-logins-waiting", "Too many logins wait for approval")
-                .hint("Try again in a quarter of an hour"),
             Self::TooManySessionsWaiting =>
                 row(503, "too-many-tickets", "The hub has too many sessions waiting")
                 .hint(IN_A_MOMENT),

@@ -4,6 +4,7 @@
 //! A record that holds a secret's hash has its public part as a type of its own (`KeyInfo`, `ShareInfo`). The API
 //! answers with that type, so a hash cannot get into an answer. On the disk both parts are one flat object.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -100,10 +101,14 @@ pub struct JoinEntry {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Device {
-    pub code: String,
+    /// Made under the hub's code key, like the hash of a share's code.
+    pub code_hash: String,
     /// SHA-256 of a secret that only the waiting machine has, so that the code alone fetches no key.
     pub secret_hash: String,
     pub label: String,
+    /// Where the machine asked from.
+    pub address: IpAddr,
+    pub asked_at: Time,
     pub expires_at: Time,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approved: Option<Approval>,
@@ -213,7 +218,7 @@ impl Record {
             Self::Agent(agent) => &agent.id,
             Self::Service(service) => &service.id,
             Self::Share(share) => &share.info.id,
-            Self::Device(device) => &device.code,
+            Self::Device(device) => &device.code_hash,
             Self::Online(online) => &online.id,
             Self::Hub(hub) => &hub.url,
         }
@@ -264,7 +269,9 @@ mod tests {
     #[test]
     fn a_change_is_read_back_from_the_line_it_was_written_as() {
         let device = Device {
-            code: "ABCD-EFGH".into(),
+            code_hash: "00".into(),
+            address: IpAddr::from([192, 0, 2, 1]),
+            asked_at: Time::from_unix(1),
             secret_hash: "00".into(),
             label: "laptop".into(),
             expires_at: Time::from_unix(5),

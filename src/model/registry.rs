@@ -89,7 +89,7 @@ impl Registry {
                 self.shares.insert(share.info.id.clone(), share);
             }
             Record::Device(device) => {
-                self.devices.insert(device.code.clone(), device);
+                self.devices.insert(device.code_hash.clone(), device);
             }
             Record::Online(online) => {
                 self.online.insert(online.id.clone(), online);
@@ -170,7 +170,7 @@ impl Registry {
         let is_over = |at: Time| now.since(at) >= UNSEEN_LIMIT;
         let keys = self.keys.values().filter(|key| key.info.expires_at.is_some_and(is_over));
         let shares = shares.map(|share| Change::drop(Table::Share, &share.info.id));
-        let devices = devices.map(|device| Change::drop(Table::Device, &device.code));
+        let devices = devices.map(|device| Change::drop(Table::Device, &device.code_hash));
         let services = services.map(|service| Change::drop(Table::Service, &service.id));
         let agents = agents.map(|agent| Change::drop(Table::Agent, &agent.id));
         let keys = keys.map(|key| Change::drop(Table::Key, &key.info.id));
@@ -301,8 +301,8 @@ impl Registry {
         self.devices.values()
     }
 
-    pub fn device(&self, code: &str, now: Time) -> Option<&Device> {
-        self.devices.get(code).filter(|device| now < device.expires_at)
+    pub fn device(&self, code_hash: &str, now: Time) -> Option<&Device> {
+        self.devices.get(code_hash).filter(|device| now < device.expires_at)
     }
 
     /// The URLs of the fleet's hubs. Empty for a hub without a fleet.

@@ -3,6 +3,8 @@
 //! Unknown fields are ignored, so that minor versions work together. Requests that grant a right refuse them: a limit that
 //! is misspelt or too new would otherwise limit nothing.
 
+use std::net::IpAddr;
+
 use serde::Deserialize;
 use serde::Deserializer;
 use serde::Serialize;
@@ -204,6 +206,23 @@ pub struct AskDevice {
     pub label: String,
 }
 
+/// A waiting machine asks what became of its code.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AskDeviceState {
+    pub code: String,
+    pub secret: String,
+}
+
+/// A waiting machine as an admin sees it before approving.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WaitingLogin {
+    #[serde(deserialize_with = "shown")]
+    pub label: String,
+    pub address: IpAddr,
+    pub age_seconds: u64,
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeviceCode {
@@ -227,6 +246,7 @@ pub struct DeviceState {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ApproveDevice {
+    pub code: String,
     pub role: Option<Role>,
     pub workspace: Option<String>,
 }

@@ -1,6 +1,7 @@
 //! `connect hub key create`, `list` and `revoke`, and `connect hub approve`: who may use the hub.
 
-use serde_json::Value;
+use std::time::Duration;
+
 use serde_json::json;
 
 use crate::cli::Call;
@@ -8,12 +9,16 @@ use crate::cli::CommandResult;
 use crate::cli::local_hub::LocalHub;
 use crate::cli::say;
 use crate::error::Error;
+use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::access::Role;
 use crate::model::hub_records::KeyInfo;
 use crate::model::time::in_words;
 use crate::os::clock;
+use crate::os::terminal;
+use crate::wire::api::ApproveDevice;
 use crate::wire::api::NewKey;
+use crate::wire::api::WaitingLogin;
 
 /// The key is printed alone on its line, so that `-q` gives it to a script.
 pub fn create(call: &Call) -> CommandResult {
@@ -76,19 +81,38 @@ pub fn revoke(call: &Call) -> CommandResult {
 
 pub fn approve(call: &Call) -> CommandResult {
     let code = call.args.positional(0).unwrap_or_default();
-    let body = json!({ "role": role(call)?.map(Role::as_str), "workspace": call.args.value("workspace") });
-    let approved = LocalHub::find(call)?.call(
-        "POST",
-        &format!("/v1/device/{}/approve", path_part(code)?),
-        Some(&body),
-    )?;
-    let label = approved.get("label").and_then(Value::as_str).unwrap_or_default();
-    call.say.line(&format!("[ok] Approved {label}"));
+    let order = ApproveDevice {
+        code: code.to_owned(),
+        role: role(call)?,
+        workspace: call.args.value("workspace").map(str::to_owned),
+    };
+    let order = serde_json::to_value(order).or_say(|| "Cannot write the request")?;
+    let hub = LocalHub::find(call)?;
+    let waiting = hub.call("POST", "/v1/device/preview", Some(&order))?;
+    let login: WaitingLogin = serde_json::from_value(waiting).or_say(|| "The hub did not say who waits")?;
+    if !call.args.flag("yes") {
+        confirm(call, &login)?;
+    }
+    let approved = hub.call("POST", "/v1/device/approve", Some(&order))?;
+    call.say.line(&format!("[ok] Approved {}", login.label));
     call.say.value(&approved);
     Ok(0)
 }
 
-/// Letters, digits, `_` and `-` need no escape in a path.
+/// A code may come from somebody who talks the admin into approving a machine of theirs. They chose its label, but not its
+/// address.
+fn confirm(call: &Call, login: &WaitingLogin) -> Result<()> {
+    let (label, age) = (&login.label, in_words(Duration::from_secs(login.age_seconds)));
+    let what = format!("A machine that calls itself {label} asked from {}, {age} ago", login.address);
+    if call.say.json || !terminal::is_terminal_in() {
+        return Err(Error::new(what).hint("If it is the one you mean, add --yes"));
+    }
+    if call.is_confirmed(&format!("{what}. Approve it?")) {
+        return Ok(());
+    }
+    Err(Error::new("Not approved").hint("Nothing was changed; the code expires by itself"))
+}
+
 /// An id or code from the command line becomes a part of a path, so nothing else may be in it.
 pub fn path_part(text: &str) -> Result<&str> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';

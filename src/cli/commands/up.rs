@@ -3,8 +3,6 @@
 //! In this order: find the key, recognise the hub, ask it who the key belongs to, register this machine, save. The
 //! config is written last, so a login that fails leaves the old one as it was.
 
-use std::io;
-use std::io::BufRead;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
@@ -144,11 +142,7 @@ fn recognised(call: &Call, config: &mut Config, url: &HubUrl) -> Result<Hub> {
         return Err(error.hint(format!("Give --api-key (a key tells how to recognise its hub) or --ca FILE. The hub at {url} shows the pin {pin}")));
     }
     call.say.result(&format!("{url} has a certificate of its own. Its pin is\n\n    {pin}\n"));
-    call.say.result("Compare it with what `connect hub status` shows on the hub. Is it the same? [y/N]");
-    // Anything but a clear yes, a closed stdin included, is a no.
-    let mut answer = String::new();
-    let _ = io::stdin().lock().read_line(&mut answer);
-    if !answer.trim().eq_ignore_ascii_case("y") {
+    if !call.is_confirmed("Compare it with what `connect hub status` shows on the hub. Is it the same?") {
         return Err(Error::new("Not connected: the hub was not recognised")
             .hint("Ask its owner for a key, which carries the pin"));
     }

@@ -230,7 +230,9 @@ mod tests {
         let ((mut store, _), registry) = open();
         for n in 0..20_u64 {
             let device = crate::model::hub_records::Device {
-                code: format!("C{n}"),
+                code_hash: format!("C{n}"),
+                address: std::net::IpAddr::from([192, 0, 2, 1]),
+                asked_at: crate::model::time::Time::from_unix(n),
                 secret_hash: String::new(),
                 label: String::new(),
                 expires_at: crate::model::time::Time::from_unix(n),

@@ -312,8 +312,10 @@ mod tests {
 
     fn device(code: &str, label: &str) -> Record {
         Record::Device(Device {
-            code: code.into(),
+            code_hash: code.into(),
             secret_hash: String::new(),
+            address: std::net::IpAddr::from([192, 0, 2, 1]),
+            asked_at: Time::from_unix(1),
             label: label.into(),
             expires_at: Time::from_unix(5000),
             approved: None,
