@@ -139,6 +139,48 @@ fn what_is_found_is_shown_as_users_know_it_and_cleaned() {
 }
 
 #[test]
+fn a_service_has_one_name_and_one_protocol_however_it_is_found() {
+    let team = Team::new();
+    let Some((_server, plain, secure)) = servers::nginx(&team.owner) else { return };
+    let base = answering(postgres);
+    let ports = list([plain, secure, base]);
+    let names = format!("postgres-{base} tcp, web-{plain} http, web-{secure} https");
+    let of = |list: &Value| {
+        let one =
+            |one: &Value| format!("{} {}", one["name"].as_str().unwrap(), one["protocol"].as_str().unwrap());
+        let mut all: Vec<_> = list.as_array().unwrap().iter().map(one).collect();
+        all.sort();
+        all.join(", ")
+    };
+    let discover = ["discover", "--timeout", "2s", "--ports"];
+    let found = team.owner.run(&[&discover[..], &[&ports, "--json"]].concat()).ok().json();
+    assert_eq!(of(&found), names);
+    let said = team.owner.run(&[&discover[..], &[&secure.to_string()]].concat()).ok().out;
+    assert!(said.contains(&format!("connect expose web-{secure} {secure} --protocol https")), "{said}");
+    let targets = [plain, secure, base].map(|port| port.to_string());
+    let named = targets.each_ref().map(String::as_str);
+    for args in [&named[..], &["--discovered", "--ports", &ports]] {
+        let mut shared = team.share(args);
+        let services = team.owner.run(&["services", "--json"]).ok().json();
+        assert_eq!(of(&services), names, "{args:?}");
+        shared.running.interrupt();
+        team.owner.run(&["stop", "--all"]);
+    }
+    // `expose` looks too, unless it is told, and in the background as well.
+    for (options, protocol) in [(&[][..], "https"), (&["-d"], "https"), (&["--protocol", "tcp"], "tcp")] {
+        let line = ["expose", "--json", "site", &targets[1]];
+        let running = team.owner.start(&[&line[..], options].concat());
+        assert_eq!(running.wait_event("exposed")["protocol"], protocol, "{options:?}");
+        drop(running);
+        team.owner.run(&["stop", "--all"]);
+        eventually("it is gone", PATIENCE, || {
+            let all = team.owner.run(&["services", "--json"]).ok().json();
+            !all.as_array().unwrap().iter().any(|one| one["name"] == "site" && one["status"] == "online")
+        });
+    }
+}
+
+#[test]
 fn a_service_on_the_other_loopback_is_found_too() {
     let Ok(listener) = TcpListener::bind("[::1]:0") else { return };
     let port = listener.local_addr().unwrap().port();

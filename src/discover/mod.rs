@@ -21,11 +21,13 @@ use std::time::Instant;
 use port::PortProber;
 
 pub use crate::discover::port::FoundService;
+use crate::discover::probe::ServiceKind;
 pub use crate::discover::probe::usual_ports;
 use crate::error;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::model::service::Protocol;
 use crate::model::target::Target;
 use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::connect::resolve;
@@ -40,6 +42,8 @@ const SCAN_THREADS: usize = 128;
 const SPARE_DESCRIPTORS: usize = 16;
 /// How long a port has to answer. A service nearby needs a small part of that.
 pub const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+/// The same for a service that is about to be exposed. Its user waits, and a service that says nothing costs several.
+pub const IDENTIFY_TIMEOUT: Duration = Duration::from_millis(250);
 /// How often the scan reports its progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -69,10 +73,21 @@ enum PortAnswer {
 }
 
 /// What a single port is; `None` if nothing answers.
-pub fn identify(target: &Target, timeout: Duration, stop: &Stop) -> Option<FoundService> {
-    match Scanner::new(&target.host, timeout, stop).ok()?.ask(target.port) {
+pub fn identify(target: &Target, stop: &Stop) -> Option<FoundService> {
+    match Scanner::new(&target.host, IDENTIFY_TIMEOUT, stop).ok()?.ask(target.port) {
         PortAnswer::Found(service) => Some(service),
         _ => None,
+    }
+}
+
+/// What a service at this port speaks. A web server may be too slow to be recognised, or not run yet; then its port counts.
+pub fn protocol_of(service: Option<&FoundService>, port: u16) -> Protocol {
+    let Some(service) = service.filter(|service| service.kind != ServiceKind::Tcp) else {
+        return Protocol::usual_at(port);
+    };
+    match service.kind.protocol() {
+        Protocol::Http if service.in_tls => Protocol::Https,
+        protocol => protocol,
     }
 }
 

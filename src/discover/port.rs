@@ -41,6 +41,8 @@ const SHORT_FRACTION: u32 = 4;
 #[derive(Debug, PartialEq)]
 pub struct FoundService {
     pub kind: ServiceKind,
+    /// Whether it speaks TLS, and the kind is what is inside.
+    pub in_tls: bool,
     /// A version, or what keeps us from learning more.
     pub note: Option<String>,
     /// What a web server shows.
@@ -50,7 +52,12 @@ pub struct FoundService {
 impl FoundService {
     fn new(kind: ServiceKind, note: String) -> Self {
         let note = if kind == ServiceKind::Tls { "TLS".to_owned() } else { note };
-        Self { kind, note: Some(note).filter(|note| !note.is_empty()), page: WebPage::default() }
+        Self {
+            kind,
+            in_tls: kind == ServiceKind::Tls,
+            note: Some(note).filter(|note| !note.is_empty()),
+            page: WebPage::default(),
+        }
     }
 
     /// The most informative text that the service has sent.
@@ -152,7 +159,7 @@ impl<'a> PortProber<'a> {
             page = next.or(page);
         }
         let kind = page.kind.unwrap_or(ServiceKind::Http);
-        Some(FoundService { kind, note: page.version.take(), page })
+        Some(FoundService { kind, in_tls: false, note: page.version.take(), page })
     }
 
     fn fetch(&self, path: &str) -> io::Result<Vec<u8>> {
@@ -182,10 +189,10 @@ impl<'a> PortProber<'a> {
             return Some(FoundService::new(ServiceKind::Tls, String::new()));
         };
         if found.kind == ServiceKind::Http {
-            return Some(FoundService { kind: ServiceKind::Https, ..found });
+            return Some(FoundService { kind: ServiceKind::Https, in_tls: true, ..found });
         }
         let note = format!("TLS {}", found.note.unwrap_or_default());
-        Some(FoundService { note: Some(note.trim_end().to_owned()), ..found })
+        Some(FoundService { in_tls: true, note: Some(note.trim_end().to_owned()), ..found })
     }
 
     /// Sends `request` on a new connection and reads the answer until `is_whole`.

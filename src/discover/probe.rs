@@ -122,52 +122,56 @@ pub fn usual_ports() -> Vec<u16> {
     ports
 }
 
-/// The name of each kind, and the probe that reveals most about it.
-const KIND_NAMES: [(ServiceKind, &str, Probe); 17] = [
-    (Http, "http", Probe::WebPage),
-    (ServiceKind::Https, "https", Probe::Tls),
-    (Grpc, "grpc", Probe::Greeting),
-    (Postgres, "postgres", Probe::SslRequest),
-    (Mysql, "mysql", Probe::Greeting),
-    (Redis, "redis", Probe::Ping),
-    (Memcached, "memcached", Probe::Version),
-    (Mongodb, "mongodb", Probe::Hello),
-    (ServiceKind::Elasticsearch, "elasticsearch", Probe::WebPage),
-    (ServiceKind::Opensearch, "opensearch", Probe::WebPage),
-    (ServiceKind::Etcd, "etcd", Probe::WebPage),
-    (Kafka, "kafka", Probe::ApiVersions),
-    (Amqp, "amqp", Probe::Amqp),
-    (Mqtt, "mqtt", Probe::Mqtt),
-    (Nats, "nats", Probe::Greeting),
-    (Ssh, "ssh", Probe::Greeting),
-    (Tls, "tcp", Probe::Tls),
+/// What is known of a kind: its name, the probe that reveals most about it, and the port where it usually is the only
+/// one on a machine. Of web sites there are several, so they have no such port.
+struct KindSpec {
+    kind: ServiceKind,
+    name: &'static str,
+    probe: Probe,
+    port: u16,
+}
+
+const KINDS: [KindSpec; 18] = [
+    KindSpec { kind: Http, name: "http", probe: Probe::WebPage, port: 0 },
+    KindSpec { kind: ServiceKind::Https, name: "https", probe: Probe::Tls, port: 0 },
+    KindSpec { kind: Grpc, name: "grpc", probe: Probe::Greeting, port: 50051 },
+    KindSpec { kind: Postgres, name: "postgres", probe: Probe::SslRequest, port: 5432 },
+    KindSpec { kind: Mysql, name: "mysql", probe: Probe::Greeting, port: 3306 },
+    KindSpec { kind: Redis, name: "redis", probe: Probe::Ping, port: 6379 },
+    KindSpec { kind: Memcached, name: "memcached", probe: Probe::Version, port: 11211 },
+    KindSpec { kind: Mongodb, name: "mongodb", probe: Probe::Hello, port: 27017 },
+    KindSpec { kind: ServiceKind::Elasticsearch, name: "elasticsearch", probe: Probe::WebPage, port: 9200 },
+    KindSpec { kind: ServiceKind::Opensearch, name: "opensearch", probe: Probe::WebPage, port: 9200 },
+    KindSpec { kind: ServiceKind::Etcd, name: "etcd", probe: Probe::WebPage, port: 2379 },
+    KindSpec { kind: Kafka, name: "kafka", probe: Probe::ApiVersions, port: 9092 },
+    KindSpec { kind: Amqp, name: "amqp", probe: Probe::Amqp, port: 5672 },
+    KindSpec { kind: Mqtt, name: "mqtt", probe: Probe::Mqtt, port: 1883 },
+    KindSpec { kind: Nats, name: "nats", probe: Probe::Greeting, port: 4222 },
+    KindSpec { kind: Ssh, name: "ssh", probe: Probe::Greeting, port: 22 },
+    KindSpec { kind: Tls, name: "tcp", probe: Probe::Tls, port: 0 },
+    KindSpec { kind: ServiceKind::Tcp, name: "tcp", probe: Probe::Greeting, port: 0 },
 ];
 
 impl ServiceKind {
-    fn row(self) -> (&'static str, Probe) {
-        let row = KIND_NAMES.iter().find(|(kind, ..)| *kind == self);
-        row.map_or(("tcp", Probe::Greeting), |(_, name, probe)| (*name, *probe))
+    fn spec(self) -> &'static KindSpec {
+        KINDS.iter().find(|spec| spec.kind == self).expect("every kind has a row, as a unit test checks")
     }
 
     pub fn as_str(self) -> &'static str {
-        self.row().0
+        self.spec().name
     }
 
     /// The probe that reveals most about a service of this kind.
     pub fn most_telling_probe(self) -> Probe {
-        self.row().1
+        self.spec().probe
     }
 
-    /// The name of a service among others of its kind on one machine.
+    /// The name for a service that has none: `postgres`, `postgres-5433`, `web-3000`. The same wherever it is named.
     pub fn name_at(self, port: u16) -> String {
-        format!("{}-{port}", if matches!(self, Http | Self::Https) { "web" } else { self.as_str() })
-    }
-
-    /// The name where it is likely to be the only one of its kind. Of web sites there are always several.
-    pub fn name_alone(self, port: u16) -> String {
         match self {
-            Http | Self::Https | Tls | Self::Tcp => self.name_at(port),
-            _ => self.as_str().to_owned(),
+            Http | Self::Https => format!("web-{port}"),
+            _ if self.spec().port == port => self.as_str().to_owned(),
+            _ => format!("{}-{port}", self.as_str()),
         }
     }
 
@@ -413,7 +417,16 @@ mod tests {
 
     #[test]
     fn names_are_those_that_users_know() {
-        assert_eq!([Http, Postgres, Redis].map(|kind| kind.name_at(1)), ["web-1", "postgres-1", "redis-1"]);
-        assert_eq!([Http, Postgres, Tls].map(|kind| kind.name_alone(1)), ["web-1", "postgres", "tcp-1"]);
+        assert_eq!([Http, ServiceKind::Https].map(|kind| kind.name_at(443)), ["web-443", "web-443"]);
+        assert_eq!([5432, 5433].map(|port| Postgres.name_at(port)), ["postgres", "postgres-5433"]);
+        assert_eq!([Tls, ServiceKind::Tcp].map(|kind| kind.name_at(1)), ["tcp-1", "tcp-1"]);
+    }
+
+    #[test]
+    fn every_kind_has_a_row() {
+        // The enum's last kind is `Tcp`, and each row has another kind.
+        let mut kinds: Vec<_> = KINDS.iter().map(|spec| spec.kind as usize).collect();
+        kinds.sort_unstable();
+        assert_eq!(kinds, (0..=ServiceKind::Tcp as usize).collect::<Vec<_>>());
     }
 }

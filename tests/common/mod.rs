@@ -343,7 +343,7 @@ impl Hub {
 
 /// Exposes `port` as `name` from `home`, and waits until the hub knows.
 pub fn expose(home: &Home, name: &str, port: u16) -> Running {
-    let running = home.start(&["expose", "--json", name, &port.to_string()]);
+    let running = home.start(&["expose", "--json", name, &port.to_string(), "--protocol", "tcp"]);
     running.wait_event("exposed");
     running
 }

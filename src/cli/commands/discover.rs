@@ -18,6 +18,7 @@ use crate::discover::probe::ServiceKind;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
+use crate::model::service::Protocol;
 use crate::model::target::Target;
 use crate::os::process;
 use crate::state::proxy;
@@ -48,7 +49,11 @@ pub fn run(call: &Call) -> CommandResult {
     if let Some(first) = found.iter().find(|found| !found.is_ours) {
         let target =
             if host == THIS_MACHINE { first.target.port.to_string() } else { first.target.to_string() };
-        call.say.line(&format!("  Make one reachable:  connect expose {} {target}", first.name));
+        let protocol = match discover::protocol_of(Some(&first.service), first.target.port) {
+            Protocol::Https => " --protocol https",
+            Protocol::Http | Protocol::Tcp => "",
+        };
+        call.say.line(&format!("  Make one reachable:  connect expose {} {target}{protocol}", first.name));
         if host == THIS_MACHINE {
             call.say.line(&format!("  Share all by a code: connect share --discovered{}", asked_ports(call)));
         }
@@ -146,7 +151,7 @@ pub fn show(call: &Call, found: &[NamedService]) {
 pub fn in_json(found: &NamedService) -> Value {
     let FoundService { kind, page, .. } = &found.service;
     json!({ "name": found.name, "host": found.target.host, "port": found.target.port, "type": kind.as_str(),
-        "protocol": kind.protocol(), "label": label(found), "title": page.title, "server": page.server,
+        "protocol": discover::protocol_of(Some(&found.service), found.target.port), "label": label(found), "title": page.title, "server": page.server,
         "framework": page.framework, "own": found.is_ours })
 }
 

@@ -10,6 +10,7 @@ use crate::cli::commands::daemon;
 use crate::cli::supervisor::Stay;
 use crate::cli::supervisor::Supervisor;
 use crate::cli::supervisor::exposures::RegisteredService;
+use crate::discover;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
@@ -71,13 +72,13 @@ fn requested(call: &Call) -> Result<Exposure> {
                 .hint(format!("Write: connect expose NAME {}", first.escape_debug())));
         }
     };
-    let target = target_of(target)?;
+    let (target, name) = (target_of(target)?, name_of(name)?);
     let protocol = match args.value("protocol") {
         Some(text) => Protocol::parse(text)
             .ok_or_else(|| Error::unknown("protocol", text).hint("Use tcp, http or https"))?,
-        None => Protocol::usual_at(target.port),
+        None => discover::protocol_of(discover::identify(&target, &call.stop).as_ref(), target.port),
     };
-    Ok(Exposure { target, name: name_of(name)?, protocol })
+    Ok(Exposure { name, target, protocol })
 }
 
 pub fn target_of(text: &str) -> Result<Target> {
@@ -88,10 +89,10 @@ pub fn target_of(text: &str) -> Result<Target> {
 }
 
 fn announce(call: &Call, service: &RegisteredService) {
-    let Exposure { name, target, .. } = &service.exposure;
+    let Exposure { name, target, protocol } = &service.exposure;
     call.say.event(
         &json!({ "event": "exposed", "name": name, "target": target.to_string(), "id": service.service,
-        "tunnelPort": service.tunnel_port, "answers": service.answers }),
+        "protocol": protocol, "tunnelPort": service.tunnel_port, "answers": service.answers }),
     );
     call.say.result(&format!("[ok] {name} → {target} is exposed"));
     if !service.answers {

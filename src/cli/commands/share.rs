@@ -31,8 +31,6 @@ use crate::model::code::Invitation;
 use crate::model::code::Link;
 use crate::model::hub_trust::HubTrust;
 use crate::model::name::Name;
-use crate::model::service::Protocol;
-use crate::model::target::Target;
 use crate::model::time::in_words;
 use crate::net::stop::Stop;
 use crate::os::secret;
@@ -42,8 +40,6 @@ use crate::wire::api::MakeShare;
 use crate::wire::api::NewShare;
 
 const DEFAULT_SHARE_LIFE: Duration = Duration::from_hours(24);
-/// How long a service without a name has to say what it is.
-const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Exposes what was named, makes the share of it, and stays until the share ends.
 ///
@@ -173,35 +169,26 @@ fn exposures(call: &Call, found: &[NamedService]) -> Result<Vec<Exposure>> {
             Some((name, target)) => (Some(name_of(name)?), target_of(target)?),
             None => (None, target_of(text)?),
         };
-        let service =
-            if name.is_some() { None } else { discover::identify(&target, IDENTIFY_TIMEOUT, &call.stop) };
-        let kind = service.map_or(ServiceKind::Tcp, |service| service.kind);
-        let name = match name {
-            Some(name) => name,
-            None => name_of(&kind.name_alone(target.port))?,
-        };
+        let service = discover::identify(&target, &call.stop);
+        let kind = service.as_ref().map_or(ServiceKind::Tcp, |service| service.kind);
+        let protocol = discover::protocol_of(service.as_ref(), target.port);
+        let name = name.map_or_else(|| name_of(&kind.name_at(target.port)), Ok)?;
         let name = if taken.contains(&name) { name_of(&format!("{name}-{}", target.port))? } else { name };
         if !taken.insert(name.clone()) {
             return Err(Error::usage(format!("Two services are called {name}"))
                 .hint(format!("Name one of them: OTHER={target}")));
         }
-        let protocol = protocol_of(kind, &target);
         exposures.push(Exposure { name, target, protocol });
     }
     for NamedService { name, target, service, .. } in found {
         let is_given = exposures.iter().any(|exposure: &Exposure| exposure.target == *target);
         if !is_given && taken.insert(name.clone()) {
             let (name, target) = (name.clone(), target.clone());
-            let protocol = protocol_of(service.kind, &target);
+            let protocol = discover::protocol_of(Some(service), target.port);
             exposures.push(Exposure { name, target, protocol });
         }
     }
     Ok(exposures)
-}
-
-/// A web server may be too slow to be recognised. Then its port counts.
-fn protocol_of(kind: ServiceKind, target: &Target) -> Protocol {
-    if kind == ServiceKind::Tcp { Protocol::usual_at(target.port) } else { kind.protocol() }
 }
 
 /// What is shared: the targets given and `--service`; without either, all that this machine exposes.
