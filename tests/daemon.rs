@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 
@@ -115,6 +116,38 @@ fn a_hub_that_is_away_and_a_name_that_is_taken_are_waited_for() {
     other.kill();
     machine.hub.restart();
     eventually("all are there", PATIENCE * 2, || machine.online() == ["db", "web"]);
+    let log = machine.home.run(&["daemon", "logs"]).ok().out;
+    for line in ["; trying again until it is back", "[ok] The hub is back", "[ok] db exposed from localhost:"]
+    {
+        assert!(log.contains(line), "{line}: {log}");
+    }
+}
+
+#[test]
+fn its_log_has_whatever_this_machine_exposes() {
+    let mut machine = Machine::new();
+    let port = service(echo);
+    let logs = || machine.home.run(&["daemon", "logs"]).ok().out;
+    let mut front = common::expose(&machine.home, "front", port);
+    machine.home.run(&["expose", "behind", &port.to_string(), "-d"]).ok();
+    machine.home.run(&["share", &format!("shared={port}"), "-d"]).ok();
+    for (name, command) in [("front", "expose"), ("behind", "expose"), ("shared", "share")] {
+        let line = format!(" INFO  {name} exposed from localhost:{port} (connect {command}, PID ");
+        assert!(logs().contains(&line), "{line}: {}", logs());
+    }
+    machine.hub.running.kill();
+    eventually("the loss is logged", PATIENCE, || logs().matches(" WARN  The hub is lost: ").count() == 3);
+    machine.hub.restart();
+    eventually("the return is logged", PATIENCE * 2, || {
+        logs().matches(" INFO  The hub is back ").count() == 3
+    });
+    front.interrupt();
+    machine.home.run(&["stop", "behind"]).ok();
+    for name in ["front", "behind"] {
+        assert!(logs().contains(&format!("{name} is not exposed any more")), "{}", logs());
+    }
+    let mode = fs::metadata(machine.home.file("agent.log")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
 }
 
 #[test]
@@ -127,7 +160,7 @@ fn a_daemon_needs_a_login_and_keep_needs_no_d() {
         assert_eq!(said.err, "[x] Agent not configured\n  Run connect up first to authenticate.", "{args:?}");
     }
     assert_eq!(home.run(&["expose", "db", "1", "--keep", "-d"]).code, Some(2));
-    assert!(home.run(&["daemon", "logs"]).err.contains("Start the daemon: connect daemon start"));
+    assert!(home.run(&["daemon", "logs"]).err.contains("or start the daemon: connect daemon start"));
 }
 
 #[test]

@@ -15,9 +15,9 @@ use crate::os::setup::unit::ServiceManager;
 use crate::os::setup::unit::UnitSpec;
 use crate::state::runs;
 use crate::state::runs::DAEMON_KIND;
+use crate::state::runs::DAEMON_LOG;
 use crate::state::runs::Run;
 
-pub const DAEMON_LOG: &str = "agent.log";
 /// Variables of this shell that the service manager does not know. The daemon gets them from a file of its own.
 const UNIT_VARIABLES: [&str; 4] = ["CONNECT_HUB_URL", "PRIVATECONNECT_CA", "HTTPS_PROXY", "NO_PROXY"];
 

@@ -6,16 +6,21 @@ use std::io::Seek;
 use std::io::SeekFrom;
 use std::path::Path;
 use std::path::PathBuf;
+use std::process;
 use std::time::Duration;
 
 use serde_json::json;
 
 use super::CommandResult;
 use super::call::Call;
+use super::say;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::os::clock;
+use crate::os::detach;
 use crate::os::files;
+use crate::state::runs::DAEMON_LOG;
 
 /// How often a log that is followed is looked at.
 const FOLLOW_POLL: Duration = Duration::from_millis(200);
@@ -51,6 +56,19 @@ pub fn last_words(path: &Path) -> Option<String> {
     text.lines().rev().find(|line| line.starts_with(|c: char| !c.is_whitespace())).map(str::to_owned)
 }
 
+/// Puts into the daemon's log what happens to a service that this process exposes. The daemon itself prints it there.
+pub fn note_exposure(call: &Call, level: &str, message: &str) {
+    let log = call.home.file(DAEMON_LOG);
+    if call.background_log.as_ref() == Some(&log) {
+        return;
+    }
+    let command = call.args.command.map_or("?", |command| command.path);
+    let line = format!("{} {level:5} {message} (connect {command}, PID {})", clock::now(), process::id());
+    if let Err(error) = detach::add_line(&log, &say::clean(&line.replace('\n', " "))) {
+        log::debug!("{error}");
+    }
+}
+
 fn print(call: &Call, bytes: &[u8]) {
     String::from_utf8_lossy(bytes).lines().for_each(|line| {
         call.say.result(line);
@@ -66,9 +84,9 @@ struct LogReader {
 }
 
 impl LogReader {
-    /// From its beginning; `None` when there is none.
+    /// From its beginning; `None` if nothing was logged yet.
     fn open(path: &Path) -> Result<Option<Self>> {
-        if !path.exists() {
+        if !path.metadata().is_ok_and(|log| log.len() > 0) {
             return Ok(None);
         }
         Ok(Some(Self { file: files::append(path)?, path: path.to_owned(), at: 0 }))

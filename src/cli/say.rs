@@ -98,7 +98,10 @@ impl Say {
 
     pub fn back(&self) {
         self.event(&json!({ "event": "back" }));
-        self.line("[ok] The hub is back");
+        // `--quiet` keeps the loss, so it keeps the return, at the same place.
+        if !self.json {
+            self.write("[ok] The hub is back", self.only_stderr || self.quiet);
+        }
     }
 
     /// Progress, on a terminal only. The next call replaces the line; an empty one clears it.

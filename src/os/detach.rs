@@ -185,6 +185,16 @@ pub fn ready(log: &Path) -> Result<()> {
     kept.map(drop).or_say(|| "Cannot start a thread")
 }
 
+/// Adds a line to the log of another process, or of none.
+pub fn add_line(log: &Path, line: &str) -> Result<()> {
+    // The process whose log it is renames it sooner. If that does not run, nobody else does.
+    if fs::metadata(log).is_ok_and(|log| log.len() > 2 * LOG_LIMIT) {
+        let _ = fs::rename(log, log.with_extension("log.old"));
+    }
+    let written = files::append(log)?.write_all(format!("{line}\n").as_bytes());
+    written.or_say(|| format!("Cannot write to {}", log.display()))
+}
+
 /// Sends a state to the service manager, if one started this process: systemd passes the socket's path in a variable.
 pub fn notify(state: &str) -> bool {
     let Some(place) = env::var_os("NOTIFY_SOCKET").filter(|place| !place.is_empty()) else { return false };

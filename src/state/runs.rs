@@ -19,6 +19,8 @@ use crate::os::files::FileLock;
 
 /// The kind of the daemon's run.
 pub const DAEMON_KIND: &str = "daemon";
+/// What the daemon prints, and what others that expose something say of it.
+pub const DAEMON_LOG: &str = "agent.log";
 const RUN_FOLDER: &str = "run";
 /// Traffic figures change with every packet. The file is written no more often than this.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);

@@ -14,7 +14,6 @@ use crate::cli::background;
 use crate::cli::background::ChildOutput;
 use crate::cli::call::not_configured;
 use crate::cli::daemon_process;
-use crate::cli::daemon_process::DAEMON_LOG;
 use crate::cli::logs;
 use crate::cli::supervisor::Stay;
 use crate::cli::supervisor::Supervisor;
@@ -32,6 +31,7 @@ use crate::state::config::Config;
 use crate::state::config::SavedExposure;
 use crate::state::runs;
 use crate::state::runs::DAEMON_KIND;
+use crate::state::runs::DAEMON_LOG;
 use crate::state::runs::Run;
 use crate::tunnel::agent::Exposure;
 
@@ -177,7 +177,9 @@ pub fn status(call: &Call) -> CommandResult {
 }
 
 pub fn logs(call: &Call) -> CommandResult {
-    logs::show(call, &call.home.file(DAEMON_LOG), "Start the daemon: connect daemon start")
+    let how_to_begin =
+        "Expose something: connect expose NAME PORT, or start the daemon: connect daemon start";
+    logs::show(call, &call.home.file(DAEMON_LOG), how_to_begin)
 }
 
 /// `connect expose --keep`: saves it, sees that a daemon runs, and waits for the daemon's word.
@@ -192,8 +194,7 @@ pub fn keep(call: &Call, exposure: &Exposure) -> CommandResult {
     Config::change(&call.home, call.config_file(), |config| config.exposures.insert(name.clone(), kept))?;
     if runs::running(&call.home, DAEMON_KIND).is_none()
         && !daemon_process::start_unit(call)?
-        && begin(call, background::arguments(call, &["daemon", "start", "--quiet"]), ChildOutput::Dropped)?
-            != 0
+        && begin(call, background::arguments(call, &["daemon", "start"]), ChildOutput::Dropped)? != 0
     {
         return Err(Error::new(format!("{name} is saved, but the daemon does not start"))
             .hint("See why: connect daemon start"));

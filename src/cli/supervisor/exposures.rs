@@ -16,6 +16,7 @@ use super::event::SupervisorEvent;
 use crate::api::Hub;
 use crate::cli::call::Call;
 use crate::cli::call::not_configured;
+use crate::cli::logs;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
@@ -130,6 +131,7 @@ impl<'c> ExposureSet<'c> {
         for name in undesired {
             self.withdraw(&name);
             self.call.say.line(&format!("[ok] {name} is not exposed any more"));
+            logs::note_exposure(self.call, "INFO", &format!("{name} is not exposed any more"));
             self.call.say.event(&json!({ "event": "withdrawn", "name": name }));
         }
     }
@@ -221,6 +223,7 @@ impl<'c> ExposureSet<'c> {
         // Each retry is refused again. Only a new reason is worth a line.
         if self.refused.get(name).is_none_or(|known| known.reason != reason) {
             self.call.say.warn(&format!("{name} is not exposed: {reason}"));
+            logs::note_exposure(self.call, "WARN", &format!("{name} is not exposed: {reason}"));
             self.call.say.event(&json!({ "event": "refused", "name": name, "reason": reason }));
         }
         self.refused.insert(name.clone(), RetryLater::new(reason));
@@ -241,6 +244,7 @@ impl<'c> ExposureSet<'c> {
             AgentEvent::Back => {
                 self.outage = None;
                 self.call.say.back();
+                logs::note_exposure(self.call, "INFO", "The hub is back");
             }
         }
         Ok(())
@@ -249,14 +253,17 @@ impl<'c> ExposureSet<'c> {
     fn register(&mut self, name: &Name, registration: HubRegistration) {
         self.refused.remove(name);
         let Some(offer) = self.offers.get_mut(name) else { return };
-        // The hub confirms every service again after an outage. And a command that does not retry has its own words for
-        // what it exposes.
-        if offer.registration.is_none() && self.retries {
+        // The hub confirms every service again after an outage.
+        if offer.registration.is_none() {
             let target = &offer.exposure.target;
-            self.call.say.line(&format!("[ok] {name} exposed from {target}"));
-            self.call.say.event(
-                &json!({ "event": "exposed", "name": name, "target": target, "id": registration.service }),
-            );
+            logs::note_exposure(self.call, "INFO", &format!("{name} exposed from {target}"));
+            // A command that does not retry has its own words for what it exposes.
+            if self.retries {
+                self.call.say.line(&format!("[ok] {name} exposed from {target}"));
+                self.call.say.event(
+                    &json!({ "event": "exposed", "name": name, "target": target, "id": registration.service }),
+                );
+            }
         }
         offer.registration = Some(registration);
     }
@@ -274,6 +281,7 @@ impl<'c> ExposureSet<'c> {
         }
         self.outage = Some(if error.may_pass() { "the hub is away".to_owned() } else { error.to_string() });
         self.call.say.lost(&error);
+        logs::note_exposure(self.call, "WARN", &format!("The hub is lost: {error}"));
         Ok(())
     }
 
@@ -333,5 +341,13 @@ impl<'c> ExposureSet<'c> {
             }
         };
         self.desired.iter().map(one).collect()
+    }
+}
+
+impl Drop for ExposureSet<'_> {
+    fn drop(&mut self) {
+        for (name, _) in self.offers.iter().filter(|(_, offer)| offer.registration.is_some()) {
+            logs::note_exposure(self.call, "INFO", &format!("{name} is not exposed any more"));
+        }
     }
 }
