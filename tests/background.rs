@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use common::Home;
+use common::Hub;
 use common::PATIENCE;
 use common::Running;
 use common::Said;
@@ -125,7 +126,8 @@ fn what_it_says_in_the_background_is_what_it_says_in_front() {
     assert!(said.out.contains("  Runs in the background. Stop it: connect stop abc123\n"), "{said:#?}");
 
     let status = team.user.run(&["status"]).ok().out;
-    assert!(status.starts_with("● join abc123 (PID ") && status.contains("in the background)"), "{status}");
+    let login = format!("Logged in at {}, as member\n\n● join abc123 (PID ", team.hub.url);
+    assert!(status.starts_with(&login) && status.contains("in the background)"), "{status}");
     assert!(status.contains(&format!("    [ok] db → localhost:{}", ports.at(0))), "{status}");
     assert!(status.contains(&format!("    Log: {log}")), "{status}");
 
@@ -195,7 +197,7 @@ fn what_was_killed_is_not_believed_alive() {
     kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
     eventually("it is not listed", PATIENCE, || kinds(&team.user).is_empty());
     let status = team.user.run(&["status"]).ok().out;
-    assert!(status.starts_with(&format!("[x] join abc123 crashed (PID {pid}, started ")), "{status}");
+    assert!(status.contains(&format!("\n[x] join abc123 crashed (PID {pid}, started ")), "{status}");
     assert!(
         status.contains("    See more: tail -n 50 ") && status.contains("    Clear it: connect stop abc123")
     );
@@ -292,4 +294,18 @@ fn the_figures_of_both_ends_reach_status() {
         let open = tunnelled.user.run(&["status", "--json"]).ok().json()[0]["open"][0].clone();
         open["up"] == false && open["trouble"].is_string()
     });
+}
+
+#[test]
+fn a_hub_is_listed_and_is_stopped_only_by_its_name() {
+    let mut hub = Hub::start();
+    let status = hub.home.run(&["status"]).ok().out;
+    let listed =
+        format!("Not logged in. Log in: connect up\n\n● hub {} (PID {}, ", hub.url, hub.running.pid());
+    assert!(status.starts_with(&listed), "{status}");
+    assert_eq!(hub.home.run(&["stop", "--all"]).ok().out, "Nothing was running");
+    assert!(hub.running.is_running());
+    hub.home.run(&["stop", "hub"]).ok();
+    assert_eq!(hub.running.wait().code(), Some(0));
+    assert!(hub.home.run(&["status"]).ok().out.contains("\n\nNothing is running."));
 }

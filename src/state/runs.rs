@@ -19,6 +19,7 @@ use crate::os::files::FileLock;
 
 /// The kind of the daemon's run.
 pub const DAEMON_KIND: &str = "daemon";
+pub const HUB_KIND: &str = "hub";
 /// What the daemon prints, and what others that expose something say of it.
 pub const DAEMON_LOG: &str = "agent.log";
 const RUN_FOLDER: &str = "run";

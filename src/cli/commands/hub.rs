@@ -34,6 +34,8 @@ use crate::net::address::HubUrl;
 use crate::net::serve::BoundPort;
 use crate::os::peer_user;
 use crate::state::identity;
+use crate::state::runs;
+use crate::state::runs::HUB_KIND;
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:7443";
 /// The proxies that are believed unless `--proxy` names others.
@@ -76,9 +78,12 @@ pub fn run(call: &Call) -> CommandResult {
     let running = hub::start(&core, listener, &url.to_string(), &call.stop)?;
     // For `hub key` and the like, which mean the same store without being told.
     store_options.note(&data)?;
+    let run = runs::register(&call.home, HUB_KIND, &[url.to_string()], None);
+    let run = run.inspect_err(|error| log::info!("connect status does not list this hub: {error}"));
     announce(call, &core, &url, &address.to_string());
     call.stop.wait();
     drop(running);
+    drop(run);
     Ok(0)
 }
 

@@ -21,6 +21,7 @@ use crate::os::paths;
 use crate::state::config::Config;
 use crate::state::proxy;
 use crate::state::runs;
+use crate::state::runs::HUB_KIND;
 use crate::state::runs::OpenService;
 use crate::state::runs::Run;
 use crate::state::runs::RunState;
@@ -34,11 +35,24 @@ const HUB_TIMEOUT: Duration = Duration::from_secs(2);
 pub fn status(call: &Call) -> CommandResult {
     let all: Vec<Run> = runs::all(&call.home).into_iter().map(|run| with_routes(call, run)).collect();
     call.say.value(&all.iter().map(with_last_words).collect::<Vec<_>>());
+    match login(call) {
+        Ok(login) => call.say.line(&format!("{login}\n")),
+        Err(error) => call.say.warn(&error.to_string()),
+    }
     if all.is_empty() {
         call.say.line("Nothing is running. Start with: connect reach NAME, or connect expose NAME PORT");
     }
     all.iter().for_each(|run| show(call, run));
     Ok(0)
+}
+
+fn login(call: &Call) -> Result<String> {
+    let config = call.config()?;
+    if call.api_key()?.is_none() {
+        return Ok("Not logged in. Log in: connect up".to_owned());
+    }
+    let label = config.label.as_ref().map(|label| format!(", as {label}"));
+    Ok(format!("Logged in at {}{}", call.hub_urls()?[0], label.unwrap_or_default()))
 }
 
 /// The proxy's routes are its own list.
@@ -120,7 +134,8 @@ pub fn stop(call: &Call) -> CommandResult {
                 Error::usage("Say what to stop").hint("Write: connect stop NAME|CODE, or connect stop --all")
             );
         }
-        (None, true) => all.iter().collect(),
+        // Others depend on a hub, so it has to be named.
+        (None, true) => all.iter().filter(|run| run.kind != HUB_KIND).collect(),
         (Some(name), false) => {
             let folded = name.trim().to_ascii_lowercase();
             let is_named = |run: &&Run| {
