@@ -200,6 +200,27 @@ fn each_hub_counts_wrong_codes_and_keys_by_itself() {
     }
 }
 
+#[test]
+fn a_burst_of_guesses_gets_no_more_answers_than_the_limit_while_the_store_is_busy() {
+    let Some(fleet) = Fleet::of(2) else { return };
+    let (key, hub) = (fleet.key("join"), &fleet.hubs[0]);
+    let busy = AtomicBool::new(true);
+    let answers = thread::scope(|scope| {
+        scope.spawn(|| {
+            while busy.load(Ordering::SeqCst) {
+                hub.ask("POST /v1/keys", &fleet.hubs[0].admin_key, "{}");
+            }
+        });
+        let guess = |n: usize| hub.share("join", &key, &format!("guess{n:03}")).status;
+        let guessing: Vec<_> = (0..200).map(|n| scope.spawn(move || guess(n))).collect();
+        let answers: Vec<u16> = guessing.into_iter().map(|one| one.join().unwrap()).collect();
+        busy.store(false, Ordering::SeqCst);
+        answers
+    });
+    let count = |status: u16| answers.iter().filter(|answer| **answer == status).count();
+    assert_eq!((count(404), count(429)), (10, 190));
+}
+
 /// What every try is answered before the limit is reached.
 fn tries_until_429(allowed: usize, answer: impl Fn(usize) -> u16) -> u16 {
     let statuses: Vec<u16> = (0..2 * allowed).map(answer).take_while(|status| *status != 429).collect();

@@ -264,7 +264,7 @@ fn the_leaf_is_for_the_name_or_address_by_which_the_client_came() {
         "-servername HUB.Example -verify_hostname hub.example",
         "-noservername -verify_hostname hub.example",
         "-noservername -verify_ip 192.0.2.7",
-        "-tls1_2 -servername localhost -verify_hostname localhost",
+        "-tls1_3 -servername localhost -verify_hostname localhost",
     ] {
         let said = show(arguments);
         assert!(said.out.contains("Verify return code: 0 (ok)"), "{arguments}: {said:#?}");
@@ -274,6 +274,7 @@ fn the_leaf_is_for_the_name_or_address_by_which_the_client_came() {
     {
         assert!(!show(arguments).out.contains("Verify return code: 0 (ok)"), "{arguments}");
     }
+    assert!(show("-tls1_2").err.contains("alert protocol version"));
     // The leaf that was shown is signed by the CA on disk, and is no CA itself.
     let leaf = hub.home.file("leaf.pem");
     let shown = show("-servername localhost -showcerts").out;

@@ -56,6 +56,7 @@ fn curl_believes_every_name_once_it_has_the_ca() {
     let (proxy, ca) = secure();
     for name in ["api.localhost", "API.localhost", "v2.api.localhost"] {
         for version in ["1.2", "1.3"] {
+            let is_spoken = version == "1.3";
             let url = format!("https://{name}:{}/", proxy.port);
             let resolve = format!("{name}:{}:127.0.0.1", proxy.port);
             let answer = said(
@@ -64,7 +65,7 @@ fn curl_believes_every_name_once_it_has_the_ca() {
                     .arg(&ca),
             );
             let wanted = if name.starts_with("v2") { "Service not found" } else { "ok" };
-            assert!(answer.contains(wanted), "{name} {version}: {answer}");
+            assert_eq!(answer.contains(wanted), is_spoken, "{name} {version}: {answer}");
         }
     }
     for host in ["localhost", "127.0.0.1", "[::1]"] {

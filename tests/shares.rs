@@ -174,6 +174,7 @@ fn unknown_expired_and_revoked_codes_get_one_404_and_the_eleventh_guess_a_429() 
     let revoked = make_share(&hub, &owner, &json!({ "code": "revoked1" })).text("code");
     assert_eq!(hub.share("revoke", &owner, &revoked).status, 204);
     let standing = make_share(&hub, &owner, &json!({})).text("code");
+    let linked = make_share(&hub, &owner, &json!({ "link": true }));
     let joined = hub.share("join", &other, &standing).text("token");
     let membership = json!({ "code": standing, "token": joined });
     let elsewhere = Ipv4Addr::new(127, 0, 0, 2);
@@ -187,14 +188,20 @@ fn unknown_expired_and_revoked_codes_get_one_404_and_the_eleventh_guess_a_429() 
     for guess in 0..4 {
         assert_eq!(hub.share("join", &join, &format!("guess{guess}x")).status, 404);
     }
-    // Now even the right code is not told from a wrong one, for this key and for this address.
+    // Now even the right code is not told from a wrong one for this key, wherever it is used. At this address the guesses
+    // of others are refused, but neither a right code nor a link is.
     let elsewhere = Ipv4Addr::new(127, 0, 0, 3);
-    for (source, key) in [(elsewhere, &join), (LOOPBACK, &other)] {
-        for code in ["unknown2", &standing] {
-            let answer = hub.from(source).share("preview", key, code);
-            assert_eq!(answer.status, 429, "{answer:?}");
-            assert!(answer.field("retry-after").is_some());
-        }
+    let link = format!("pl_{}", linked.text("secret"));
+    for (source, key, code, status) in [
+        (elsewhere, &join, "unknown2", 429),
+        (elsewhere, &join, &standing, 429),
+        (LOOPBACK, &other, "unknown3", 429),
+        (LOOPBACK, &other, &standing, 200),
+        (LOOPBACK, &link, &linked.text("code"), 200),
+    ] {
+        let answer = hub.from(source).share("join", key, code);
+        assert_eq!(answer.status, status, "{answer:?}");
+        assert_eq!(answer.field("retry-after").is_some(), status == 429);
     }
     // Whoever has joined is not kept from what is theirs by a neighbour's guesses.
     assert_eq!(ask_session(&hub, &other, "db", &membership).status, 200);

@@ -1,6 +1,7 @@
 //! The table of the API's calls: who may make each, how often, and what its endpoint may touch.
 
 use std::net::IpAddr;
+use std::slice;
 
 use super::access;
 use super::api_call::ApiCall;
@@ -56,7 +57,8 @@ enum CallLimit {
     None,
     /// Every call counts.
     Calls(&'static RateLimit),
-    /// Wrong codes count. A caller with too many gets the 429 for a right code as well.
+    /// Wrong codes count. A key with too many gets the 429 for a right code as well; a network with too many only for wrong
+    /// ones, so that nobody's guesses stop a neighbour.
     Codes(&'static RateLimit),
     /// Wrong codes count, but a right code always works: it is for calls on a share that the caller owns or has joined.
     OnlyWrongCodes(&'static RateLimit),
@@ -184,28 +186,22 @@ fn run(core: &Core, endpoint: &Endpoint, call: &ApiCall<'_>) -> Result<Reply, Re
     match endpoint.limit {
         CallLimit::None => (endpoint.run)(core, call),
         Calls(limit) => {
-            let who = [network_of(call.origin.address).to_string()];
-            refuse_if_blocked(core, limit, &who, call)?;
-            count_try(core, limit, &who, call);
+            let who = network_of(call.origin.address).to_string();
+            refuse_if_blocked(core, limit, slice::from_ref(&who), call)?;
+            locked(&core.tries).count(limit, &who, call.now);
             (endpoint.run)(core, call)
         }
         Codes(limit) => {
-            refuse_if_blocked(core, limit, &guessers(call), call)?;
-            (endpoint.run)(core, call).inspect_err(|refusal| count_wrong_code(core, limit, call, refusal))
+            // A link opens one share, so there is nothing to guess. A key has only its own wrong codes to answer for.
+            if let Principal::Key { id, .. } = &call.principal {
+                refuse_if_blocked(core, limit, slice::from_ref(id), call)?;
+            }
+            (endpoint.run)(core, call).map_err(|refusal| limit_wrong_code(core, limit, call, refusal))
         }
         OnlyWrongCodes(limit) => {
-            let result = (endpoint.run)(core, call);
-            if result.as_ref().is_err_and(Refusal::is_wrong_code) {
-                refuse_if_blocked(core, limit, &guessers(call), call)?;
-            }
-            result.inspect_err(|refusal| count_wrong_code(core, limit, call, refusal))
+            (endpoint.run)(core, call).map_err(|refusal| limit_wrong_code(core, limit, call, refusal))
         }
     }
-}
-
-/// Wrong codes count for the caller's key and for its network. Either may be over the limit.
-fn guessers(call: &ApiCall<'_>) -> [String; 2] {
-    [call.principal.id().to_owned(), network_of(call.origin.address).to_string()]
 }
 
 /// Refuses if one of `who` is over the limit. Counts nothing.
@@ -222,19 +218,22 @@ fn refuse_if_blocked(
     }
 }
 
-fn count_try(core: &Core, limit: &RateLimit, who: &[String], call: &ApiCall<'_>) {
+/// Counts a wrong code for the caller's key and for its network. If either is over the limit, the answer does not say that
+/// the code was wrong. Both happen under one lock, so a burst gets no more answers than the limit allows.
+fn limit_wrong_code(core: &Core, limit: &'static RateLimit, call: &ApiCall<'_>, refusal: Refusal) -> Refusal {
+    if !refusal.is_wrong_code() {
+        return refusal;
+    }
+    let guessers = [call.principal.id().to_owned(), network_of(call.origin.address).to_string()];
     let mut tries = locked(&core.tries);
-    for who in who {
-        tries.count(limit, who, call.now);
+    if let Some(seconds) = guessers.iter().filter_map(|who| tries.blocked(limit, who, call.now)).max() {
+        return Refusal::TooManyTries { limit, seconds };
     }
-}
-
-fn count_wrong_code(core: &Core, limit: &RateLimit, call: &ApiCall<'_>, refusal: &Refusal) {
-    if refusal.is_wrong_code() {
-        count_try(core, limit, &guessers(call), call);
-        let address = call.origin.address.to_string();
-        core.audit.say("share.refused", &[("who", call.principal.id()), ("address", &address)]);
-    }
+    guessers.iter().for_each(|who| tries.count(limit, who, call.now));
+    drop(tries);
+    let address = call.origin.address.to_string();
+    core.audit.say("share.refused", &[("who", call.principal.id()), ("address", &address)]);
+    refusal
 }
 
 /// A fleet's hub that is stopping, or that alone has lost the store, refuses all calls, so that clients use another hub.
@@ -258,7 +257,7 @@ pub fn answer_locally(core: &Core, request: &Request) -> Reply {
 }
 
 /// The row for this method and path, and the segments that match a `*`. If only the method is wrong, the refusal lists
-/// the methods that the path has.
+/// the methods that the path has. A HEAD runs its GET: no GET may have an effect.
 fn find(request: &Request) -> Result<(&'static Endpoint, Vec<&str>), Refusal> {
     let method = if request.method == "HEAD" { "GET" } else { &request.method };
     let mut other_methods = Vec::new();

@@ -33,6 +33,8 @@ pub fn preview(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
 /// Joins a share. One change checks that the share has room and counts the join; then the token is issued.
 pub fn join(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
     let hash = hash_of(core, call, &call.body::<ShareCode>()?.code);
+    // A wrong code counts at once, however long the store's lock is held.
+    find(call, &core.records.registry(), &hash)?;
     let who = match call.principal.label() {
         "" => call.principal.id(),
         label => label,

@@ -168,7 +168,7 @@ impl<F: Fn(Option<&str>) -> Option<Arc<CertifiedKey>> + Send + Sync> ResolvesSer
     }
 }
 
-/// TLS 1.2 and 1.3, no client certificates, HTTP/1.1.
+/// TLS 1.3, no client certificates, HTTP/1.1.
 pub fn server_config(resolver: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig> {
     let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
     let mut config =

@@ -23,7 +23,6 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use rustls::ClientConfig;
-use rustls::ProtocolVersion;
 use rustls::ServerConfig;
 use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::ServerName;
@@ -235,9 +234,8 @@ impl TlsReader {
         }
         let fits = self.headers.fit(&self.raw[self.end..self.end + count]);
         self.end += count;
-        // TLS 1.2 shows the types of its records, which the check for 1.3 would refuse.
-        let is_1_3 = || locked(&self.tls).common().protocol_version() == Some(ProtocolVersion::TLSv1_3);
-        if !fits && is_1_3() {
+        // Before both have agreed on TLS, rustls says best what is wrong.
+        if !fits && locked(&self.tls).common().protocol_version().is_some() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a record's header was changed"));
         }
         Ok(())

@@ -168,7 +168,7 @@ pub fn ssh(home: &Home) -> Option<(Server, u16)> {
     server(home, ("sshd", "openssh-server"), words)
 }
 
-/// In the clear, and by TLS 1.2 at the second port.
+/// In the clear, and by TLS at the second port.
 pub fn nginx(home: &Home) -> Option<(Server, u16, u16)> {
     if !(is_here("nginx", "nginx-light") && is_here("openssl", "openssl")) {
         return None;
@@ -186,7 +186,7 @@ pub fn nginx(home: &Home) -> Option<(Server, u16, u16)> {
         let both = format!(
             "master_process off; daemon off; pid {place}/nginx.pid; error_log {place}/nginx.log; {} events {{}} http {{ access_log off; root {place};
              server {{ listen 127.0.0.1:{port}; }}
-             server {{ listen 127.0.0.1:{secure} ssl; ssl_protocols TLSv1.2;
+             server {{ listen 127.0.0.1:{secure} ssl; ssl_protocols TLSv1.3;
                        ssl_certificate {}; ssl_certificate_key {}; }} }}",
             if is_root() { "user root;" } else { "" },
             certificate.display(),
