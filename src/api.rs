@@ -30,7 +30,6 @@ use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::model::code::Code;
 use crate::model::fingerprint::Pin;
-use crate::model::hub_records::ShareInfo;
 use crate::model::hub_trust::HubTrust;
 use crate::net::address::HubUrl;
 use crate::net::connect::NETWORK_TIMEOUT;
@@ -49,6 +48,7 @@ use crate::wire::api::DeviceState;
 use crate::wire::api::Health;
 use crate::wire::api::MakeShare;
 use crate::wire::api::NewShare;
+use crate::wire::api::OwnShare;
 use crate::wire::api::RegisterAgent;
 use crate::wire::api::RemoveService;
 use crate::wire::api::ServiceInfo;
@@ -59,6 +59,8 @@ use crate::wire::api::SharePreview;
 use crate::wire::api::WhoAmI;
 use crate::wire::control;
 
+/// No list of a hub is longer; only a hostile one goes on.
+const LIST_LIMIT: usize = 100_000;
 /// A fleet has no more hubs than this; a longer list is cut.
 const FLEET_LIMIT: usize = 32;
 
@@ -113,7 +115,7 @@ impl Hub {
     }
 
     fn send(&self, method: &str, path: &str, body: Option<&[u8]>) -> Result<Vec<u8>> {
-        self.client.exchange(&HubRequest { method, path, fields: &[], body })
+        self.client.exchange(&HubRequest { method, path, fields: &[], body })?.content()
     }
 
     /// The hubs of the fleet, as far as they are known, the one that is meant first.
@@ -152,8 +154,27 @@ impl Hub {
         Ok(whoami)
     }
 
+    /// A list, page by page to its end.
+    pub fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>> {
+        let (mut all, mut after) = (Vec::new(), String::new());
+        loop {
+            let query = if after.is_empty() { String::new() } else { format!("?after={after}") };
+            let page = format!("{path}{query}");
+            let answer =
+                self.client.exchange(&HubRequest { method: "GET", path: &page, fields: &[], body: None })?;
+            let next = answer.next.clone();
+            all.extend(from_json::<Vec<T>>(&self.url, &answer.content()?)?);
+            match next {
+                Some(id) if id > after && all.len() < LIST_LIMIT => after = id,
+                _ => return Ok(all),
+            }
+        }
+    }
+
     pub fn services(&self) -> Result<Vec<ServiceInfo>> {
-        self.get("/v1/services")
+        let mut services: Vec<ServiceInfo> = self.list("/v1/services")?;
+        services.sort_by(|a, b| a.name.cmp(&b.name).then(a.created_at.cmp(&b.created_at)));
+        Ok(services)
     }
 
     /// By its name or ID.
@@ -210,8 +231,10 @@ impl Hub {
         self.post("/v1/shares", share)
     }
 
-    pub fn shares(&self) -> Result<Vec<ShareInfo>> {
-        self.get("/v1/shares")
+    pub fn shares(&self) -> Result<Vec<OwnShare>> {
+        let mut shares: Vec<OwnShare> = self.list("/v1/shares")?;
+        shares.sort_by_key(|share| share.info.created_at);
+        Ok(shares)
     }
 
     /// By its code or its ID.

@@ -48,7 +48,17 @@ fn main() {
         started.into_iter().flat_map(|one| one.join().expect("agents come up")).collect()
     });
     let (took, writes) = (began.elapsed(), revision() - revision_before);
-    let known = |hub: &Hub| hub.ask("GET /v1/services", key, "").json().as_array().map_or(0, Vec::len);
+    let known = |hub: &Hub| {
+        let (mut count, mut after) = (0, String::new());
+        loop {
+            let page = hub.ask(&format!("GET /v1/services?after={after}"), key, "");
+            count += page.json().as_array().map_or(0, Vec::len);
+            match page.field("x-next-after") {
+                Some(id) => after = id.to_owned(),
+                None => return count,
+            }
+        }
+    };
     let spread = common::eventually("all hubs know all services", common::PATIENCE, || {
         fleet.hubs.iter().all(|hub| known(hub) == AGENTS * EACH)
     });

@@ -320,10 +320,18 @@ fn what_a_stolen_key_made_is_limited_and_goes_with_the_key() {
     }
     let mut own = RawAgent::up(&hub, &honest, "agent_honest");
     own.expose("more");
+    // Nobody waits for a long list at once, and our own client reads it to its end.
+    let page = hub.ask("GET /v1/services", &honest, "");
+    assert_eq!(page.json().as_array().unwrap().len(), 500);
+    let rest = format!("GET /v1/services?after={}&limit=499", page.field("x-next-after").unwrap());
+    assert_eq!(count(&hub, &rest, &honest), 499);
+    assert_eq!(hub.ask("GET /v1/services?limit=x", &honest, "").text("code"), "bad-page");
+    let user = hub.machine("member");
+    assert_eq!(user.run(&["services", "--json"]).ok().json().as_array().unwrap().len(), 1001);
     drop(agents);
     hub.home.run(&["hub", "key", "revoke", &id]).ok();
     common::eventually("all that it made is gone", common::PATIENCE, || {
-        count(&hub, "GET /v1/services", &honest) == 1 && count(&hub, "GET /v1/agents", &honest) == 1
+        count(&hub, "GET /v1/services", &honest) == 1 && count(&hub, "GET /v1/agents", &honest) == 2
     });
     own.expose("db1");
 }

@@ -28,6 +28,7 @@ use crate::net::http_client::ClientRequest;
 use crate::net::http_client::refusal;
 use crate::os::lock::locked;
 use crate::tls::connector::Connector;
+use crate::wire::api::NEXT_PAGE_FIELD;
 
 /// It may go to several hubs: it says who the agent is.
 pub const REGISTER_PATH: &str = "/v1/agents/register";
@@ -70,6 +71,8 @@ pub struct HubAnswer {
     /// The number of its protocol, if it said one.
     protocol: Option<String>,
     pub body: Vec<u8>,
+    /// Of a list that goes on: the ID after which its next page begins.
+    pub next: Option<String>,
 }
 
 /// A hub that did not answer.
@@ -131,9 +134,9 @@ impl HubClient {
         Err(first_failure.unwrap_or_else(|| Error::new("There is no hub")))
     }
 
-    pub fn exchange(&self, request: &HubRequest<'_>) -> Result<Vec<u8>> {
+    pub fn exchange(&self, request: &HubRequest<'_>) -> Result<HubAnswer> {
         let may_repeat = request.method == "GET" || request.path == REGISTER_PATH;
-        self.at_any_hub(may_repeat, |client, url| client.exchange_at(url, request))?.0.content()
+        Ok(self.at_any_hub(may_repeat, |client, url| client.exchange_at(url, request))?.0)
     }
 
     /// Calls this hub. One that speaks another protocol, or sends us to another hub, is a failure.
@@ -176,11 +179,12 @@ impl HubClient {
         };
         let mut answer = answered.map_err(|error| call_failure(url, error))?;
         let status = answer.status().as_u16();
-        let number = answer.headers().get(version::PROTOCOL_FIELD);
-        let protocol = number.map(|number| number.to_str().unwrap_or_default().to_owned());
+        let field =
+            |name| answer.headers().get(name).map(|text| text.to_str().unwrap_or_default().to_owned());
+        let (protocol, next) = (field(version::PROTOCOL_FIELD), field(NEXT_PAGE_FIELD));
         let read = answer.body_mut().with_config().limit(ANSWER_LIMIT as u64).read_to_vec();
         let body = read.map_err(|error| call_failure(url, error))?;
-        Ok(HubAnswer { status, protocol, body })
+        Ok(HubAnswer { status, protocol, body, next })
     }
 
     fn run(

@@ -9,6 +9,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::call::Call;
@@ -25,6 +26,7 @@ use crate::model::hub_trust::HubTrust;
 use crate::net::address::HubUrl;
 use crate::net::http_client;
 use crate::os::files;
+use crate::wire::api::NEXT_PAGE_FIELD;
 
 /// A hub that starts or ends holds its data folder for less than this.
 const FOLDER_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -69,6 +71,25 @@ impl LocalHub {
                 return Ok(Self::Running(hub));
             }
         }
+    }
+
+    /// A list of the API, to its end.
+    pub fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>> {
+        let core = match self {
+            Self::Running(hub) => return hub.list(path),
+            Self::Opened(core) => core,
+        };
+        let (mut all, mut after) = (Vec::new(), Some(String::new()));
+        while let Some(id) = after {
+            let query = vec![("after".to_owned(), id)];
+            let request =
+                Request { method: "GET".to_owned(), path: path.to_owned(), query, ..Request::default() };
+            let reply = hub::answer_locally(core, &request);
+            let page = serde_json::from_slice::<Vec<T>>(&reply.body);
+            all.extend(page.map_err(|_| http_client::refusal(reply.status, &reply.body))?);
+            after = reply.fields.into_iter().find(|(name, _)| *name == NEXT_PAGE_FIELD).map(|(_, id)| id);
+        }
+        Ok(all)
     }
 
     /// Calls the API. An opened hub answers as a running one would.

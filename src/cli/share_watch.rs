@@ -51,7 +51,7 @@ impl ShareWatch {
 
     fn is_gone(&mut self, say: &Say) -> bool {
         let Ok(shares) = self.hub.shares() else { return false };
-        if let Some(share) = shares.iter().find(|share| share.id == self.id) {
+        if let Some(share) = shares.iter().map(|share| &share.info).find(|share| share.id == self.id) {
             self.say_joins(share, say);
             return false;
         }

@@ -45,8 +45,8 @@ impl Reply {
         Reply::empty(101).field("Upgrade", protocol)
     }
 
-    fn typed(status: u16, kind: &str, body: String) -> Reply {
-        Reply { body: body.into_bytes(), ..Reply::empty(status).field("Content-Type", kind) }
+    pub fn typed(status: u16, kind: &str, body: impl Into<Vec<u8>>) -> Reply {
+        Reply { body: body.into(), ..Reply::empty(status).field("Content-Type", kind) }
     }
 
     pub fn field(mut self, name: &'static str, value: impl Into<String>) -> Reply {

@@ -13,7 +13,11 @@ use crate::model::access::Role;
 use crate::model::host_port::HostPort;
 use crate::model::text::is_hidden;
 use crate::model::time::Time;
+use crate::wire::api::NEXT_PAGE_FIELD;
 
+/// Records and bytes of one page of a list, so that one answer takes little of the hub's memory and of its time.
+const PAGE_RECORDS: usize = 500;
+const PAGE_BYTES: usize = 256 * 1024;
 /// The longest label of a key, an agent or a share, in characters.
 const LABEL_LENGTH: usize = 64;
 
@@ -85,13 +89,48 @@ impl ApiCall<'_> {
 
 /// A reply with `value` as its JSON body.
 pub fn ok(status: u16, value: &impl Serialize) -> Result<Reply, Refusal> {
-    match serde_json::to_value(value) {
-        Ok(value) => Ok(Reply::json(status, value)),
-        Err(error) => {
-            log::error!("an answer cannot be written: {error}");
-            Err(Refusal::AnswerFailed)
+    Ok(Reply::typed(
+        status,
+        "application/json",
+        serde_json::to_vec(value).map_err(|error| not_written(&error))?,
+    ))
+}
+
+fn not_written(error: &serde_json::Error) -> Refusal {
+    log::error!("an answer cannot be written: {error}");
+    Refusal::AnswerFailed
+}
+
+/// One page of a list: the records after `?after=ID`, up to `?limit=N` and to the bounds above. If more follow, a field
+/// says after which ID. `records` are in the order of their IDs.
+pub fn page<'r, R: 'r, T: Serialize>(
+    call: &ApiCall<'_>,
+    records: impl Iterator<Item = &'r R>,
+    id: impl Fn(&R) -> &str,
+    shown: impl Fn(&'r R) -> T,
+) -> Result<Reply, Refusal> {
+    let after = call.request.parameter("after").unwrap_or_default();
+    let wanted =
+        call.request.parameter("limit").map(|text| text.parse::<u16>().map_err(|_| Refusal::BadPage));
+    let limit = wanted.transpose()?.map_or(PAGE_RECORDS, usize::from).clamp(1, PAGE_RECORDS);
+    let (mut body, mut last, mut next) = (b"[".to_vec(), "", None);
+    for (number, record) in records.filter(|record| id(record) > after).enumerate() {
+        if number == limit || body.len() > PAGE_BYTES {
+            next = Some(last);
+            break;
         }
+        if number > 0 {
+            body.push(b',');
+        }
+        serde_json::to_writer(&mut body, &shown(record)).map_err(|error| not_written(&error))?;
+        last = id(record);
     }
+    body.push(b']');
+    let reply = Reply::typed(200, "application/json", body);
+    Ok(match next {
+        Some(id) => reply.field(NEXT_PAGE_FIELD, id),
+        None => reply,
+    })
 }
 
 /// Labels are shown on other users' terminals, so control and format characters are removed and the length is limited.

@@ -123,12 +123,13 @@ impl ConnectedAgent<'_> {
                 agent_id: self.agent_id.clone(),
                 workspace: self.workspace.clone(),
                 key: self.channel.key.clone(),
+                withdrawn: false,
                 created_at: known.map_or(now, |known| known.created_at),
                 seen_at: known.filter(is_seen).map_or(now, |known| known.seen_at),
             };
             // Others that had the name count for nothing any more, or the agent would have been refused.
             let same_name = registry
-                .services()
+                .exposed()
                 .filter(|other| other.name == name && other.workspace == self.workspace && other.id != id);
             let mut changes: Vec<Change> =
                 same_name.map(|other| Change::drop(Table::Service, &other.id)).collect();
@@ -197,8 +198,16 @@ impl ConnectedAgent<'_> {
         self.core.close_tunnel(service, false);
         let dropped = self.core.records.change(|registry| {
             // Another process of this agent may have exposed it in the meantime.
-            let is_gone = registry.presence(service).is_none() && registry.service(service).is_some();
-            Ok((if is_gone { vec![Change::drop(Table::Service, service)] } else { Vec::new() }, ()))
+            let gone = registry.service(service).filter(|_| registry.presence(service).is_none());
+            let is_open = registry.open_services(clock::now()).any(|open| open == service);
+            let change = |gone: &Service| {
+                if is_open {
+                    Change::Put(Record::Service(Service { withdrawn: true, ..gone.clone() }))
+                } else {
+                    Change::drop(Table::Service, service)
+                }
+            };
+            Ok((gone.map(change).into_iter().collect(), ()))
         });
         if dropped.is_err() {
             log::debug!("{service} stays listed as offline until the store can be written");

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::api_call::ApiCall;
 use super::api_call::clean_label;
 use super::api_call::ok;
+use super::api_call::page;
 use super::audit::Audit;
 use super::core::Core;
 use super::records::Records;
@@ -29,21 +30,16 @@ use crate::wire::control::ToAgent;
 const WORKSPACE_AGENTS: usize = 10_000;
 const KEY_AGENTS: usize = 100;
 
-/// Lists the workspace's services by name, or those of the one name that the caller gives.
+/// Lists the workspace's services, or those of the one name that the caller gives.
 pub fn services(call: &ApiCall<'_>, records: &Records, tunnel_ports: &TunnelPorts) -> Result<Reply, Refusal> {
     let wanted_name = call.request.parameter("name");
     // Read before the registry is locked: the two locks are never held together.
     let ports = tunnel_ports.by_service();
     let registry = records.registry();
-    let wanted = registry
-        .services()
-        .filter(|service| call.sees(&service.workspace))
-        .filter(|service| wanted_name.is_none_or(|name| service.name.as_str() == name));
-    let mut services: Vec<ServiceInfo> =
-        wanted.map(|service| service_info(&registry, &ports, service)).collect();
-    drop(registry);
-    services.sort_by(|a, b| a.name.cmp(&b.name).then(a.created_at.cmp(&b.created_at)));
-    ok(200, &services)
+    let wanted = registry.exposed().filter(|service| {
+        call.sees(&service.workspace) && wanted_name.is_none_or(|name| service.name.as_str() == name)
+    });
+    page(call, wanted, |service| &service.id, |service| service_info(&registry, &ports, service))
 }
 
 fn service_info(registry: &Registry, ports: &HashMap<String, u16>, service: &Service) -> ServiceInfo {
@@ -62,13 +58,8 @@ fn service_info(registry: &Registry, ports: &HashMap<String, u16>, service: &Ser
 
 pub fn agents(call: &ApiCall<'_>, records: &Records) -> Result<Reply, Refusal> {
     let registry = records.registry();
-    let agents: Vec<AgentInfo> = registry
-        .agents()
-        .filter(|agent| call.sees(&agent.workspace))
-        .map(|agent| agent_info(&registry, agent))
-        .collect();
-    drop(registry);
-    ok(200, &agents)
+    let visible = registry.agents().filter(|agent| call.sees(&agent.workspace));
+    page(call, visible, |agent| &agent.id, |agent| agent_info(&registry, agent))
 }
 
 fn agent_info(registry: &Registry, agent: &Agent) -> AgentInfo {
@@ -198,7 +189,7 @@ pub fn remove_service(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal>
 fn find<'r>(call: &ApiCall<'_>, registry: &'r Registry, wanted: &str) -> Result<&'r Service, Refusal> {
     let by_id = registry.service(wanted).filter(|service| call.sees(&service.workspace));
     let is_named = |service: &&Service| service.name.as_str() == wanted && call.sees(&service.workspace);
-    let mut named = registry.services().filter(is_named);
+    let mut named = registry.exposed().filter(is_named);
     let only = named.next().filter(|_| named.next().is_none());
     by_id.or(only).ok_or(Refusal::NoSuchService)
 }

@@ -7,6 +7,7 @@ use super::access;
 use super::api_call::ApiCall;
 use super::api_call::clean_label;
 use super::api_call::ok;
+use super::api_call::page;
 use super::audit::Audit;
 use super::records::Records;
 use super::refusal::Refusal;
@@ -31,9 +32,7 @@ const HUB_KEYS: usize = 10_000;
 pub fn list(call: &ApiCall<'_>, records: &Records) -> Result<Reply, Refusal> {
     let registry = records.registry();
     let own = registry.keys().filter(|key| call.sees(&key.info.workspace));
-    let keys: Vec<KeyInfo> = own.map(|key| key.info.clone()).collect();
-    drop(registry);
-    ok(200, &keys)
+    page(call, own, |key| &key.info.id, |key| &key.info)
 }
 
 /// The named workspace, or the caller's own if none is named. Refused if the caller may not manage its keys.

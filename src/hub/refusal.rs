@@ -43,6 +43,7 @@ pub enum Refusal {
     // The content of the request.
     BadBody { why: String },
     BadHost,
+    BadPage,
     BadWorkspace(BadName),
     BadAgentId,
     BadKeyLifetime,
@@ -76,7 +77,7 @@ pub enum Refusal {
     TooManyAgentsOfKey { limit: usize },
     TooManyServicesOfKey { limit: usize },
     TooManyServices { limit: usize },
-    TooManyShares,
+    TooManyShares { of: &'static str },
     TooManySessionsWaiting,
     // Sessions.
     Offline(Box<Service>),
@@ -159,6 +160,7 @@ impl Refusal {
             Self::BadBody { why } => row(400, "bad-body", format!("The body does not fit this call: {why}"))
                 .hint("Send JSON as the README describes"),
             Self::BadHost => row(400, "bad-host", "The Host header is not an address"),
+            Self::BadPage => row(400, "bad-page", "The limit of a page is not a number").hint("Try ?limit=100"),
             Self::BadWorkspace(bad) =>
                 row(400, "bad-workspace", format!("The workspace's name {}", bad.reason()))
                 .hint("Use a-z, 0-9 and -"),
@@ -233,7 +235,8 @@ impl Refusal {
             Self::TooManyServices { limit } =>
                 row(409, "too-many-services", "This workspace has too many services")
                 .hint(format!("At most {limit}; a service that is gone for good leaves when its agent ends")),
-            Self::TooManyShares => row(409, "too-many-shares", "There are too many shares in this workspace")
+            Self::TooManyShares { of } =>
+                row(409, "too-many-shares", format!("There are too many shares of {of}"))
                 .hint("Revoke some: connect share list"),
             Self::TooManySessionsWaiting =>
                 row(503, "too-many-tickets", "The hub has too many sessions waiting")

@@ -15,7 +15,6 @@ use crate::model::hub_records::Record;
 use crate::model::hub_records::Share;
 use crate::model::registry::Registry;
 use crate::model::service::Service;
-use crate::model::service::SharedService;
 use crate::os::secret;
 use crate::wire::api::JoinableService;
 use crate::wire::api::Membership;
@@ -69,26 +68,13 @@ pub fn service_of(
     if !has_joined(share, &membership.token) {
         return Err(Refusal::ShareNotJoined);
     }
-    let is_meant = |shared: &&SharedService| shared.id == service || shared.name.as_str() == service;
-    let Some(shared) = share.info.services.iter().find(is_meant) else {
+    let is_meant = |shared: &&Service| shared.id == service || shared.name.as_str() == service;
+    let Some(service) = registry.services_in(share).find(is_meant) else {
         let details = [("who", call.principal.id()), ("share", &share.info.id), ("why", "service")];
         core.audit.say_refusal("share.refused", &details);
         return Err(Refusal::NoSuchService);
     };
-    // A service that was withdrawn is offline for the share, not unknown: the share has its own copy of it.
-    let stored = registry.service(&shared.id).cloned();
-    let service = stored.unwrap_or_else(|| Service {
-        id: shared.id.clone(),
-        name: shared.name.clone(),
-        target_port: shared.target_port,
-        protocol: shared.protocol,
-        agent_id: share.agent_id.clone(),
-        workspace: share.workspace.clone(),
-        key: share.key.clone(),
-        created_at: share.info.created_at,
-        seen_at: share.info.created_at,
-    });
-    Ok((service, share.info.id.clone()))
+    Ok((service.clone(), share.info.id.clone()))
 }
 
 /// The hash of a code in the caller's workspace, so a caller finds only the shares of its own. Text that cannot be a code
@@ -120,8 +106,8 @@ fn describe(
     token: Option<String>,
 ) -> Result<SharePreview, Refusal> {
     let agent = registry.agent(&share.agent_id).ok_or(Refusal::ShareNotFound)?;
-    let services = share.info.services.iter().map(|service| JoinableService {
-        service: service.clone(),
+    let services = registry.services_in(share).map(|service| JoinableService {
+        service: service.shared(),
         status: Status::of(registry.presence(&service.id).is_some()),
     });
     Ok(SharePreview {

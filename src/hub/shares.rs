@@ -7,6 +7,7 @@ use super::access::link_key;
 use super::api_call::ApiCall;
 use super::api_call::clean_label;
 use super::api_call::ok;
+use super::api_call::page;
 use super::core::Core;
 use super::records::Records;
 use super::refusal::Refusal;
@@ -25,11 +26,14 @@ use crate::model::service::SharedService;
 use crate::os::secret;
 use crate::wire::api::MakeShare;
 use crate::wire::api::NewShare;
+use crate::wire::api::OwnShare;
 use crate::wire::api::SHARED_SERVICES;
 use crate::wire::api::ShareCode;
 
-/// Shares in one workspace; the registry keeps all of them in memory.
-const WORKSPACE_SHARES: usize = 10_000;
+/// Shares of one workspace and of one key, in bytes; the registry keeps all of them in memory. A key has room for 1900
+/// shares of one service, or for 280 of a hundred.
+const WORKSPACE_SHARES: usize = 16 * 1024 * 1024;
+const KEY_SHARES: usize = 1024 * 1024;
 const SHARE_LIFETIME_LIMIT: Duration = Duration::from_hours(24 * 365);
 
 /// Makes a share. First comes what needs only the request: its checks, the code and the secrets. Whether the code is free,
@@ -50,10 +54,10 @@ pub fn make(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
         workspace: call.workspace().to_owned(),
         key: call.principal.id().to_owned(),
         agent_id: order.agent,
+        services: Vec::new(),
         info: ShareInfo {
             id: secret::id("shr"),
             name: clean_label(&order.name),
-            services: Vec::new(),
             created_at: call.now,
             expires_at: call.now.plus(Duration::from_secs(order.expires_in_seconds)),
             max_joins: order.max_joins,
@@ -61,22 +65,23 @@ pub fn make(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
             joins: Vec::new(),
         },
     };
-    let (info, agent_fingerprint) = core.records.change(|registry| {
+    let made = core.records.change(|registry| {
         let agent = agent_of(&draft, registry, call)?;
-        let mut share = draft.clone();
-        share.info.services = chosen_services(registry, &agent.id, &order.services)?;
-        let info = share.info.clone();
-        Ok((vec![Change::Put(Record::Share(share))], (info, agent.fingerprint)))
+        let chosen = chosen_services(registry, &agent.id, &order.services)?;
+        let services = chosen.iter().map(|service| service.id.clone()).collect();
+        let share = Share { services, ..draft.clone() };
+        check_room(registry, &share)?;
+        let made = NewShare {
+            id: share.info.id.clone(),
+            code: code.as_str().to_owned(),
+            secret: link_secret.clone(),
+            expires_at: share.info.expires_at,
+            agent_fingerprint: agent.fingerprint,
+            services: chosen,
+        };
+        Ok((vec![Change::Put(Record::Share(share))], made))
     })?;
-    core.audit.say("share.made", &[("share", &info.id), ("by", call.principal.id())]);
-    let made = NewShare {
-        id: info.id,
-        code: code.as_str().to_owned(),
-        secret: link_secret,
-        expires_at: info.expires_at,
-        agent_fingerprint,
-        services: info.services,
-    };
+    core.audit.say("share.made", &[("share", &made.id), ("by", call.principal.id())]);
     ok(201, &made)
 }
 
@@ -94,16 +99,26 @@ fn check(order: &MakeShare) -> Result<(), Refusal> {
     }
 }
 
-/// The agent whose services the new share opens, if the caller may share them and there is room for the share.
+/// The agent whose services the new share opens, if the caller may share them.
 fn agent_of<'r>(draft: &Share, registry: &'r Registry, call: &ApiCall<'_>) -> Result<&'r Agent, Refusal> {
     if registry.share_by_code(&draft.code_hash, call.now).is_some() {
         return Err(Refusal::ShareCodeTaken);
     }
-    if registry.shares(call.workspace()).count() >= WORKSPACE_SHARES {
-        return Err(Refusal::TooManyShares);
-    }
     let agent = registry.agent(&draft.agent_id).filter(|agent| agent.workspace == call.workspace());
     agent.filter(|agent| call.may_change(&agent.key)).ok_or(Refusal::AgentNotYours)
+}
+
+fn check_room(registry: &Registry, share: &Share) -> Result<(), Refusal> {
+    let bytes = |is_counted: &dyn Fn(&Share) -> bool| {
+        registry.shares().filter(|other| is_counted(other)).map(Share::bytes).sum::<usize>() + share.bytes()
+    };
+    if bytes(&|other| other.key == share.key) > KEY_SHARES {
+        Err(Refusal::TooManyShares { of: "this key" })
+    } else if bytes(&|other| other.workspace == share.workspace) > WORKSPACE_SHARES {
+        Err(Refusal::TooManyShares { of: "this workspace" })
+    } else {
+        Ok(())
+    }
 }
 
 fn chosen_services(
@@ -112,7 +127,8 @@ fn chosen_services(
     names: &[Name],
 ) -> Result<Vec<SharedService>, Refusal> {
     let chosen = names.iter().map(|name| {
-        let service = registry.services_of(agent_id).find(|service| service.name == *name);
+        let service =
+            registry.exposed().find(|service| service.agent_id == agent_id && service.name == *name);
         service.map(Service::shared).ok_or_else(|| Refusal::NotExposed(name.clone()))
     });
     chosen.collect()
@@ -120,13 +136,16 @@ fn chosen_services(
 
 pub fn list(call: &ApiCall<'_>, records: &Records) -> Result<Reply, Refusal> {
     let registry = records.registry();
-    let visible = registry
-        .shares(call.workspace())
-        .filter(|share| registry.share_is_live(share, call.now) && call.may_change(&share.key));
-    let mut shares: Vec<ShareInfo> = visible.map(|share| share.info.clone()).collect();
-    drop(registry);
-    shares.sort_by_key(|share| share.created_at);
-    ok(200, &shares)
+    let own = registry.shares().filter(|share| {
+        share.workspace == call.workspace()
+            && call.may_change(&share.key)
+            && registry.share_is_live(share, call.now)
+    });
+    let shown = |share| {
+        let services = registry.services_in(share).map(Service::shared).collect();
+        OwnShare { info: share.info.clone(), services }
+    };
+    page(call, own, |share| &share.info.id, shown)
 }
 
 /// Revokes a share by its code or, since the list does not show codes, by its ID.

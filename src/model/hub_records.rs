@@ -14,7 +14,6 @@ use super::access::Role;
 use super::fingerprint::Fingerprint;
 use super::name::Name;
 use super::service::Service;
-use super::service::SharedService;
 use super::time::Time;
 
 /// An agent or service that was not online for this long counts towards no limit, and is removed.
@@ -23,7 +22,10 @@ pub const UNSEEN_LIMIT: Duration = Duration::from_hours(30 * 24);
 pub const SEEN_INTERVAL: Duration = Duration::from_hours(24);
 
 /// A share lists this many joins, the newest ones. Its counter counts all.
-pub const JOINS_LISTED: usize = 100;
+pub const JOINS_LISTED: usize = 20;
+/// What a share and each of its services count for in the limits in bytes: about what they take on the disk.
+const SHARE_BYTES: usize = 512;
+const SHARED_SERVICE_BYTES: usize = 32;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Key {
@@ -70,18 +72,18 @@ pub struct Share {
     /// The key that made it.
     pub key: String,
     pub agent_id: String,
+    /// The IDs of what it opens. A service that its agent withdraws stays, offline, until no share opens it any more.
+    pub services: Vec<String>,
     #[serde(flatten)]
     pub info: ShareInfo,
 }
 
-/// The public part of a share, as the API lists it. It keeps its own copy of what it opens, so a
-/// service that comes and goes does not change it.
+/// The public part of a share, as the API lists it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ShareInfo {
     pub id: String,
     pub name: String,
-    pub services: Vec<SharedService>,
     pub created_at: Time,
     pub expires_at: Time,
     pub max_joins: Option<u32>,
@@ -242,6 +244,12 @@ impl Change {
 impl KeyInfo {
     pub fn is_live(&self, now: Time) -> bool {
         self.expires_at.is_none_or(|at| now < at)
+    }
+}
+
+impl Share {
+    pub fn bytes(&self) -> usize {
+        SHARE_BYTES + self.info.name.len() + self.services.len() * SHARED_SERVICE_BYTES
     }
 }
 

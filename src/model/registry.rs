@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
+use std::collections::HashSet;
 
 use super::access::Principal;
 use super::hub_records::Agent;
@@ -164,7 +165,10 @@ impl Registry {
     pub fn overdue(&self, now: Time) -> Vec<Change> {
         let shares = self.shares.values().filter(|share| !self.share_is_live(share, now));
         let devices = self.devices.values().filter(|device| now >= device.expires_at);
-        let services = self.services.values().filter(|service| !self.service_counts(service, now));
+        let open: HashSet<&str> = self.open_services(now).collect();
+        let services = self.services.values().filter(|service| {
+            !self.service_counts(service, now) || (service.withdrawn && !open.contains(service.id.as_str()))
+        });
         let agents = self.agents.values().filter(|agent| !self.agent_counts(agent, now));
         // The list of keys shows an expired key for a while.
         let is_over = |at: Time| now.since(at) >= UNSEEN_LIMIT;
@@ -176,6 +180,12 @@ impl Registry {
         let keys = keys.map(|key| Change::drop(Table::Key, &key.info.id));
         let all = shares.chain(devices).chain(services).chain(agents).chain(keys);
         all.chain(self.seen_again(now)).take(SWEEP_CHANGES).collect()
+    }
+
+    /// The IDs of the services that shares open.
+    pub fn open_services(&self, now: Time) -> impl Iterator<Item = &str> {
+        let live = self.shares.values().filter(move |share| self.share_is_live(share, now));
+        live.flat_map(|share| share.services.iter().map(String::as_str))
     }
 
     fn seen_again(&self, now: Time) -> impl Iterator<Item = Change> + '_ {
@@ -248,6 +258,16 @@ impl Registry {
         self.services.values()
     }
 
+    /// Without what was withdrawn.
+    pub fn exposed(&self) -> impl Iterator<Item = &Service> {
+        self.services().filter(|service| !service.withdrawn)
+    }
+
+    /// What the share opens.
+    pub fn services_in(&self, share: &Share) -> impl Iterator<Item = &Service> {
+        share.services.iter().filter_map(|id| self.services.get(id))
+    }
+
     pub fn service(&self, id: &str) -> Option<&Service> {
         self.services.get(id)
     }
@@ -255,7 +275,7 @@ impl Registry {
     /// The service that has this name, online or not. The name is its agent's as long as the record counts.
     pub fn service_named(&self, workspace: &str, name: &str, now: Time) -> Option<&Service> {
         let is_named = |service: &&Service| service.workspace == workspace && service.name.as_str() == name;
-        self.services().filter(is_named).find(|service| self.service_counts(service, now))
+        self.exposed().filter(is_named).find(|service| self.service_counts(service, now))
     }
 
     pub fn services_of(&self, agent_id: &str) -> impl Iterator<Item = &Service> {
@@ -266,8 +286,8 @@ impl Registry {
         self.services.values().filter(move |service| service.key == key)
     }
 
-    pub fn shares(&self, workspace: &str) -> impl Iterator<Item = &Share> {
-        self.shares.values().filter(move |share| share.workspace == workspace)
+    pub fn shares(&self) -> impl Iterator<Item = &Share> {
+        self.shares.values()
     }
 
     pub fn share(&self, id: &str, now: Time) -> Option<&Share> {
@@ -389,6 +409,7 @@ mod tests {
             agent_id: agent.into(),
             workspace: "default".into(),
             key: Principal::Local.id().into(),
+            withdrawn: false,
             created_at: now(),
             seen_at: now(),
         }))
@@ -487,10 +508,10 @@ mod tests {
             workspace: "default".into(),
             key: Principal::Local.id().into(),
             agent_id: "agent_1".into(),
+            services: Vec::new(),
             info: ShareInfo {
                 id: id.into(),
                 name: String::new(),
-                services: Vec::new(),
                 created_at: now(),
                 expires_at: Time::from_unix(until),
                 max_joins: None,

@@ -74,11 +74,14 @@ pub struct Service {
     pub workspace: String,
     /// The key of the agent that exposed it last. The record dies with it.
     pub key: String,
+    /// Its agent gave it up, but a share still opens it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub withdrawn: bool,
     pub created_at: Time,
     pub seen_at: Time,
 }
 
-/// A share's own copy of a service, which joiners see.
+/// A service as a share's owner and joiners see it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SharedService {

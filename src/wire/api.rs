@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::model::access::Role;
 use crate::model::fingerprint::Fingerprint;
 use crate::model::hub_records::KeyInfo;
+use crate::model::hub_records::ShareInfo;
 use crate::model::name::Name;
 use crate::model::service::Protocol;
 use crate::model::service::SharedService;
@@ -21,6 +22,8 @@ use crate::model::time::Time;
 /// The refusal codes that our own clients act on. The hub's `refusal.rs` has all codes.
 pub const BAD_KEY_CODE: &str = "bad-key";
 pub const SHARE_NOT_FOUND_CODE: &str = "share-not-found";
+/// In the answer to a list, if more follows: the ID for `?after=`.
+pub const NEXT_PAGE_FIELD: &str = "x-next-after";
 
 /// Reads a peer's label. It is printed within our own lines, so it must be short and on one line.
 fn shown<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
@@ -283,6 +286,14 @@ pub struct NewShare {
 #[serde(deny_unknown_fields)]
 pub struct ShareCode {
     pub code: String,
+}
+
+/// A share as its owner sees it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OwnShare {
+    #[serde(flatten)]
+    pub info: ShareInfo,
+    pub services: Vec<SharedService>,
 }
 
 /// Services in one share. A joiner runs threads for each of them.

@@ -56,9 +56,8 @@ fn role(call: &Call) -> Result<Option<Role>> {
 }
 
 pub fn list(call: &Call) -> CommandResult {
-    let list = LocalHub::find(call)?.call("GET", "/v1/keys", None)?;
-    call.say.value(&list);
-    let keys: Vec<KeyInfo> = serde_json::from_value(list).unwrap_or_default();
+    let keys: Vec<KeyInfo> = LocalHub::find(call)?.list("/v1/keys")?;
+    call.say.value(&keys);
     let rows = keys.iter().map(|key| {
         let expires = key.expires_at.map_or("never".to_owned(), |at| at.to_string());
         [key.id.clone(), key.role.as_str().to_owned(), key.label.clone(), key.workspace.clone(), expires]

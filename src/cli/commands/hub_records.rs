@@ -8,11 +8,10 @@ use crate::cli::commands::hub_key::path_part;
 use crate::cli::local_hub::LocalHub;
 use crate::cli::say;
 use crate::error::Error;
-use crate::error::Result;
 use crate::wire::api::AgentInfo;
 
 pub fn agents(call: &Call) -> CommandResult {
-    let agents = all_agents(&LocalHub::find(call)?)?;
+    let agents: Vec<AgentInfo> = LocalHub::find(call)?.list("/v1/agents")?;
     call.say.value(&agents);
     let rows = agents.iter().map(|agent| {
         let (id, key) = (agent.id.clone(), agent.key.clone());
@@ -23,15 +22,10 @@ pub fn agents(call: &Call) -> CommandResult {
     Ok(0)
 }
 
-fn all_agents(hub: &LocalHub) -> Result<Vec<AgentInfo>> {
-    let agents = hub.call("GET", "/v1/agents", None)?;
-    serde_json::from_value(agents).map_err(|_| Error::new("The hub's answer is no list of agents"))
-}
-
 pub fn remove_agent(call: &Call) -> CommandResult {
     let wanted = call.args.positional(0).unwrap_or_default();
     let hub = LocalHub::find(call)?;
-    let agents = all_agents(&hub)?;
+    let agents: Vec<AgentInfo> = hub.list("/v1/agents")?;
     let is_wanted = |agent: &&AgentInfo| agent.id == wanted || agent.label == wanted;
     let named: Vec<&str> = agents.iter().filter(is_wanted).map(|agent| agent.id.as_str()).collect();
     let id = match named[..] {

@@ -269,6 +269,7 @@ pub fn list(call: &Call) -> CommandResult {
     }
     let rows = shares.iter().map(|share| {
         let services: Vec<&str> = share.services.iter().map(|service| service.name.as_str()).collect();
+        let share = &share.info;
         let joins = share
             .max_joins
             .map_or_else(|| share.join_count.to_string(), |max| format!("{}/{max}", share.join_count));
