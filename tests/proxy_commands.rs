@@ -285,6 +285,54 @@ fn why_a_service_of_the_hub_does_not_respond_is_said() {
 }
 
 #[test]
+fn the_log_has_every_request_every_reason_and_the_hubs_loss_and_return() {
+    for format in ["text", "json"] {
+        let mut hub = Hub::start();
+        let it = Background(hub.machine("member"));
+        let down = proxy::unused_port();
+        write_routes(&it.0, &[("api", answering(OK).0), ("down", down)]);
+        let port = it.start(&["--log-format", format])["port"].as_u64().unwrap();
+        let log = || fs::read_to_string(it.0.file("proxy.log")).unwrap();
+        assert_eq!(get(port, "api"), "200 ok");
+        assert!(get(port, "none").starts_with("404") && get(port, "down").starts_with("502"));
+        if format == "text" {
+            hub.running.kill();
+            common::eventually("the loss is logged", common::PATIENCE, || {
+                log().contains("The routes stay as they were")
+            });
+            hub.restart();
+            common::eventually("the return is logged", common::PATIENCE, || {
+                log().contains("The hub is back")
+            });
+        }
+        common::eventually("the last request is logged", common::PATIENCE, || {
+            log().contains("Nothing is listening")
+        });
+        let log = log();
+        let wanted = match format {
+            "text" => {
+                ["INFO  200 GET api / ", "INFO  404 GET none / ", "WARN  502 GET down / ", "WARN  Cannot"]
+            }
+            _ => [
+                "\"status\":200",
+                "\"status\":404",
+                "Nothing is listening at localhost:",
+                "\"level\":\"WARN\"",
+            ],
+        };
+        assert!(wanted.iter().all(|wanted| log.contains(wanted)), "{log}");
+        assert!(log.contains(&format!("Nothing is listening at localhost:{down}")), "{log}");
+        for line in log.lines() {
+            let time = match format {
+                "text" => line.split(' ').next().unwrap().to_owned(),
+                _ => serde_json::from_str::<Value>(line).unwrap()["time"].as_str().unwrap().to_owned(),
+            };
+            assert!(time.len() == 24 && time.ends_with('Z') && time.contains('T'), "{line}");
+        }
+    }
+}
+
+#[test]
 fn an_agent_that_is_not_the_one_it_was_is_named_in_the_502() {
     let hub = Hub::start();
     let (one, other, user) = (hub.machine("member"), hub.machine("member"), hub.machine("member"));

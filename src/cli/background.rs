@@ -36,7 +36,7 @@ pub fn detach(call: &Call, kind: &str, name: &str, secret: Option<(&str, &str)>)
 /// Arguments for another of our commands, with the hub and the config file of this one.
 pub fn arguments(call: &Call, words: &[&str]) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = words.iter().map(OsString::from).collect();
-    for option in ["hub", "config"] {
+    for option in ["hub", "config", "log-format"] {
         if let Some(value) = call.args.value(option) {
             arguments.extend([format!("--{option}").into(), value.into()]);
         }

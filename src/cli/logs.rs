@@ -13,11 +13,11 @@ use serde_json::json;
 
 use super::CommandResult;
 use super::call::Call;
+use super::log_lines;
 use super::say;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
-use crate::os::clock;
 use crate::os::detach;
 use crate::os::files;
 use crate::state::runs::DAEMON_LOG;
@@ -53,7 +53,8 @@ pub fn show(call: &Call, path: &Path, how_to_begin: &str) -> CommandResult {
 pub fn last_words(path: &Path) -> Option<String> {
     let tail = LogReader::open(path).ok()??.tail().ok()?;
     let text = String::from_utf8_lossy(&tail).into_owned();
-    text.lines().rev().find(|line| line.starts_with(|c: char| !c.is_whitespace())).map(str::to_owned)
+    let mut messages = text.lines().rev().map(log_lines::message_of);
+    messages.find(|message| message.starts_with(|c: char| !c.is_whitespace()))
 }
 
 /// Puts into the daemon's log what happens to a service that this process exposes. The daemon itself prints it there.
@@ -63,8 +64,9 @@ pub fn note_exposure(call: &Call, level: &str, message: &str) {
         return;
     }
     let command = call.args.command.map_or("?", |command| command.path);
-    let line = format!("{} {level:5} {message} (connect {command}, PID {})", clock::now(), process::id());
-    if let Err(error) = detach::add_line(&log, &say::clean(&line.replace('\n', " "))) {
+    let message = format!("{message} (connect {command}, PID {})", process::id()).replace('\n', " ");
+    let line = log_lines::of_files().line(level, &say::clean(&message));
+    if let Err(error) = detach::add_line(&log, &line) {
         log::debug!("{error}");
     }
 }

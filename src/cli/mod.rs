@@ -19,6 +19,7 @@ mod hub_path;
 mod local_ca;
 #[cfg(feature = "hub")]
 mod local_hub;
+mod log_lines;
 mod logs;
 mod machine_checks;
 mod man_page;
@@ -33,6 +34,8 @@ mod proxy_autostart;
 mod proxy_checks;
 #[cfg(feature = "proxy")]
 mod proxy_setup;
+#[cfg(feature = "proxy")]
+mod request_log;
 mod say;
 #[cfg(feature = "agent")]
 mod share_watch;
@@ -91,6 +94,10 @@ fn run(args: Args) -> CommandResult {
     if detach::own_log().is_some() {
         detach::leave_terminal();
     }
+    let log_format = args.value("log-format").map(str::to_owned);
+    if let Some(format) = log_format.or_else(|| call::variable("CONNECT_LOG_FORMAT")) {
+        log_lines::choose(&format)?;
+    }
     start_log(args.flag("verbose"));
     let say = Say::new(args.flag("json"), args.flag("quiet"), args.run.is_some());
     // Help and version need neither a state folder nor signals, so they come before the call.
@@ -122,15 +129,20 @@ fn run(args: Args) -> CommandResult {
     outcome.map_err(|error| if call.stop.is_stopped() { Error::stopped() } else { error })
 }
 
-/// What happens underneath goes to stderr: trouble always, everything with `-v` or as `RUST_LOG` says.
+/// What happens underneath goes to stderr: trouble always, everything with `-v` or as `RUST_LOG` says. The proxy tells of a
+/// hub that is back as well.
 fn start_log(verbose: bool) {
-    let default = if verbose { "debug" } else { "warn" };
+    let default = if verbose { "debug" } else { "warn,connect::proxy=info" };
     let environment = env_logger::Env::default()
         .default_filter_or(format!("{default},ureq=warn,ureq_proto=warn,rustls=warn"));
     let mut builder = env_logger::Builder::from_env(environment);
     builder.format(|out, record| {
-        let mark = if record.level() <= log::Level::Warn { "[!]" } else { "   " };
-        writeln!(out, "{mark} {}", say::clean(&record.args().to_string().replace('\n', " ")))
+        let message = say::clean(&record.args().to_string().replace('\n', " "));
+        match log_lines::of_records() {
+            Some(format) => writeln!(out, "{}", format.line(record.level().as_str(), &message)),
+            None if record.level() <= log::Level::Warn => writeln!(out, "[!] {message}"),
+            None => writeln!(out, "    {message}"),
+        }
     });
     let _ = builder.try_init();
 }

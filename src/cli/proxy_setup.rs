@@ -6,11 +6,10 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use serde_json::json;
-
 use super::call::Call;
 use super::call::not_configured;
 use super::local_ca;
+use super::request_log::RequestLog;
 use super::tunnel_access::TunnelAccess;
 use super::tunnel_access::TunnelObserver;
 use crate::error::Error;
@@ -26,7 +25,6 @@ use crate::proxy::certificates::Certificates;
 use crate::proxy::context::CertificateLoader;
 use crate::proxy::context::HubTunnels;
 use crate::proxy::context::ProxySettings;
-use crate::proxy::context::RequestObserver;
 use crate::proxy::recent_requests::FinishedRequest;
 use crate::proxy::route_table::Routes;
 use crate::proxy::route_table::ServiceLister;
@@ -60,7 +58,8 @@ impl ProxyOptions {
     }
 }
 
-pub fn settings(call: &Call, options: &ProxyOptions) -> Result<ProxySettings> {
+pub fn settings(call: &Call, options: &ProxyOptions, log: &Arc<RequestLog>) -> Result<ProxySettings> {
+    let log = Arc::clone(log);
     let values = |name: &str| call.args.values(name).map(str::to_owned).collect::<Vec<_>>();
     let connect_allow = call.args.values("connect-allow").map(outside_host).collect::<Result<_>>()?;
     let allow_origin =
@@ -81,7 +80,7 @@ pub fn settings(call: &Call, options: &ProxyOptions) -> Result<ProxySettings> {
         rewrite_host: values("rewrite-host"),
         allow_origin,
         connect_allow,
-        on_request: (!call.is_background()).then(|| line_a_request(call)),
+        on_request: Box::new(move |request: &FinishedRequest<'_>| log.add(request)),
     })
 }
 
@@ -174,25 +173,4 @@ fn hub_tunnels(call: &Call, peer_check: PeerCheck) -> HubTunnels {
         port: Box::new(move |service| Ok(set.tunnel(service)?.port)),
         check: Box::new(move |service| own.tunnel(service)?.check_target(CHECK_TIMEOUT).map(drop)),
     }
-}
-
-/// `200 GET api /path 3.1 ms`
-fn line_a_request(call: &Call) -> RequestObserver {
-    let say = call.say.clone();
-    Box::new(move |note: &FinishedRequest<'_>| {
-        let took = note.began.elapsed();
-        let path = note.target.split('?').next().unwrap_or_default();
-        if say.json {
-            say.event(
-                &json!({ "event": "request", "method": note.method, "service": note.service, "path": path,
-                "status": note.status, "micros": took.as_micros(), "reason": note.reason }),
-            );
-            return;
-        }
-        let service = if note.service.is_empty() { "-" } else { note.service };
-        let reason =
-            if note.reason.is_empty() { String::new() } else { format!(": {}", note.reason.escape_debug()) };
-        let millis = took.as_secs_f64() * 1000.0;
-        say.line(&format!("  {} {} {service} {path} {millis:.1} ms{reason}", note.status, note.method));
-    })
 }

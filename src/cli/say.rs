@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::Value;
 use serde_json::json;
 
+use super::log_lines;
 use crate::error::Error;
 use crate::model::text::is_hidden;
 use crate::os::terminal;
@@ -156,6 +157,13 @@ impl Say {
 
 /// Prints text that needs no more treatment, like a line of our own process in the background.
 pub fn put(text: &str, to_stderr: bool) {
+    match log_lines::of_output() {
+        Some(format) => put_unchanged(&format.lines(text, to_stderr), to_stderr),
+        None => put_unchanged(text, to_stderr),
+    }
+}
+
+pub fn put_unchanged(text: &str, to_stderr: bool) {
     // A reader that went away is not an error.
     let _ = if to_stderr {
         writeln!(io::stderr().lock(), "{text}")

@@ -42,7 +42,7 @@ use crate::os::terminal;
 pub const LOG_VARIABLE: &str = "CONNECT_BACKGROUND_LOG";
 /// A log that grows beyond this is renamed to `.old` and replaces the previous `.old`.
 const LOG_LIMIT: u64 = 1024 * 1024;
-const LOG_SIZE_POLL: Duration = Duration::from_secs(5);
+const LOG_SIZE_POLL: Duration = Duration::from_secs(1);
 /// The background process's last line on the pipe, when it is ready. No other line of ours begins with a control
 /// character.
 const READY_LINE: &str = "\u{6}ready";
@@ -50,6 +50,13 @@ const READY_LINE: &str = "\u{6}ready";
 /// The path of this process's log, if it runs in the background.
 pub fn own_log() -> Option<PathBuf> {
     env::var_os(LOG_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+static WRITES_LOG: AtomicBool = AtomicBool::new(false);
+
+/// Whether all that this process prints goes to its log.
+pub fn writes_log() -> bool {
+    WRITES_LOG.load(Ordering::Relaxed)
 }
 
 /// The arguments of this command.
@@ -171,6 +178,7 @@ pub fn ready(log: &Path) -> Result<()> {
         let _ = writeln!(out, "{READY_LINE}").and_then(|()| out.flush());
     }
     turn_output_to(&file, log)?;
+    WRITES_LOG.store(true, Ordering::Relaxed);
     let path = log.to_owned();
     // The thread ends with the process. It leaves nothing unfinished.
     let kept = thread::Builder::new().name("log".into()).spawn(move || {

@@ -51,7 +51,7 @@ pub struct ProxySettings {
     /// Outside hosts that CONNECT may reach, on one port or on all.
     pub connect_allow: Vec<(String, Option<u16>)>,
     /// Called after each request.
-    pub on_request: Option<RequestObserver>,
+    pub on_request: RequestObserver,
 }
 
 pub struct ProxyContext {
@@ -154,8 +154,6 @@ impl ProxyContext {
 
     pub fn record(&self, request: &FinishedRequest<'_>) {
         self.recent.add(request);
-        if let Some(observe) = &self.settings.on_request {
-            observe(request);
-        }
+        (self.settings.on_request)(request);
     }
 }

@@ -162,34 +162,35 @@ impl RouteTable {
             sources: Mutex::default(),
         });
         let table = Self { state, stop: stop.child(), pollers: ThreadGroup::default() };
-        let local = table.poll("proxy-routes", ROUTES_FILE_POLL, TableState::read_file)?;
+        let local =
+            table.poll("The routes file can be read again", ROUTES_FILE_POLL, TableState::read_file)?;
         let _ = local.recv_timeout(HUB_SERVICES_POLL);
         if table.state.hub_services.is_some() {
-            let hub = table.poll("proxy-hub", HUB_SERVICES_POLL, TableState::ask_hub)?;
+            let hub = table.poll("The hub is back", HUB_SERVICES_POLL, TableState::ask_hub)?;
             let _ = hub.recv_timeout(HUB_START_WAIT);
         }
         Ok(table)
     }
 
-    /// Calls `read` at once and then at each interval. The receiver tells when the first call is done.
+    /// Calls `read` at once and then at each interval. `back` is logged when it succeeds after a failure. The receiver tells when the first call is done.
     fn poll(
         &self,
-        name: &str,
+        back: &'static str,
         interval: Duration,
         read: fn(&TableState) -> Result<()>,
     ) -> Result<Receiver<()>> {
         let state = Arc::clone(&self.state);
         let stop = self.stop.clone();
         let (done, first_done) = mpsc::sync_channel(1);
-        self.pollers.spawn(name, move || {
+        self.pollers.spawn("proxy-routes", move || {
             let mut failing = false;
             loop {
                 let result = read(&state);
                 // A failure is logged when it begins, not as long as it lasts.
-                if let Err(error) = &result
-                    && !failing
-                {
-                    log::warn!("{error}. The routes stay as they were");
+                match &result {
+                    Err(error) if !failing => log::warn!("{error}. The routes stay as they were"),
+                    Ok(()) if failing => log::info!("{back}"),
+                    _ => {}
                 }
                 failing = result.is_err();
                 let _ = done.try_send(());

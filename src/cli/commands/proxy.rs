@@ -16,6 +16,7 @@ use crate::cli::logs;
 use crate::cli::proxy_setup;
 use crate::cli::proxy_setup::LOCAL_PROXY_PORT;
 use crate::cli::proxy_setup::ProxyOptions;
+use crate::cli::request_log::RequestLogWriter;
 use crate::error::Error;
 use crate::error::Result;
 use crate::net::address::HubUrl;
@@ -65,7 +66,8 @@ fn serve(call: &Call, options: &ProxyOptions) -> CommandResult {
         say_plan(call, &call.hub_urls()?[0], port);
     }
     // The certificates are made before the first request, so that a failure ends the command.
-    let settings = proxy_setup::settings(call, options)?;
+    let requests = RequestLogWriter::start(&call.say)?;
+    let settings = proxy_setup::settings(call, options, &requests.log)?;
     let certificates = if options.tls { Some((settings.certificates)()?) } else { None };
     if let Some(certificates) = &certificates {
         proxy_setup::say_certificates(call, certificates)?;
@@ -85,6 +87,7 @@ fn serve(call: &Call, options: &ProxyOptions) -> CommandResult {
     }
     call.stop.wait();
     drop(serving);
+    drop(requests);
     call.say.event(&json!({ "event": "stopped" }));
     Ok(0)
 }
