@@ -9,7 +9,6 @@ use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::os::detach;
-use crate::os::setup::step::SetupStep;
 use crate::os::setup::unit;
 use crate::os::setup::unit::ServiceManager;
 use crate::os::setup::unit::UnitSpec;
@@ -33,7 +32,7 @@ pub fn start_unit(call: &Call) -> Result<bool> {
         return Ok(false);
     };
     let plan = unit::plan(manager, &unit_spec(call, false)?);
-    let started = plan.start.iter().try_for_each(SetupStep::carry_out);
+    let started = plan.start.carry_out();
     match started {
         Ok(()) => {
             call.say.line(&format!("[ok] Daemon started, as {} says", plan.file.display()));

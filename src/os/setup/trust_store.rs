@@ -68,10 +68,12 @@ pub enum TrustChange {
 
 /// Every store of this machine that `ca` is to be added to or removed from.
 pub fn plan(machine: &MachinePaths, ca: &Path, change: TrustChange) -> Vec<TrustStore> {
-    let mut stores: Vec<TrustStore> = system(machine, ca, change).into_iter().collect();
-    stores
-        .extend(databases(machine, change).into_iter().map(|(name, folder)| nss(name, &folder, ca, change)));
-    stores
+    let ca = ca.display().to_string();
+    let databases = databases(machine, change).into_iter();
+    system(machine, &ca, change)
+        .into_iter()
+        .chain(databases.map(|(name, folder)| nss(name, &folder, &ca, change)))
+        .collect()
 }
 
 /// The stores that browsers and other programs use and that do not hold exactly this CA.
@@ -111,23 +113,23 @@ fn is_same(one: &str, other: &str) -> bool {
 }
 
 #[cfg(target_os = "macos")]
-fn system(_: &MachinePaths, ca: &Path, change: TrustChange) -> Option<TrustStore> {
-    let ca = ca.display().to_string();
-    let line = match change {
-        TrustChange::Trust => words("security add-trusted-cert -d -r trustRoot -k", &[SYSTEM_KEYCHAIN, &ca]),
-        TrustChange::Untrust => words("security remove-trusted-cert -d", &[&ca]),
+fn system(_: &MachinePaths, ca: &str, change: TrustChange) -> Option<TrustStore> {
+    let step = match change {
+        TrustChange::Trust => {
+            SetupStep::run("security add-trusted-cert -d -r trustRoot -k", &[SYSTEM_KEYCHAIN, ca])
+        }
+        TrustChange::Untrust => SetupStep::run("security remove-trusted-cert -d", &[ca]),
     };
-    let steps = vec![SetupStep::Run(line)];
-    Some(TrustStore { name: "system keychain".into(), steps, needs_root: true, missing: None })
+    Some(TrustStore { name: "system keychain".into(), steps: vec![step], needs_root: true, missing: None })
 }
 
 #[cfg(not(target_os = "macos"))]
-fn system(machine: &MachinePaths, ca: &Path, change: TrustChange) -> Option<TrustStore> {
+fn system(machine: &MachinePaths, ca: &str, change: TrustChange) -> Option<TrustStore> {
     let (folder, update) = LINUX_STORES.iter().find(|(folder, _)| machine.root.join(folder).is_dir())?;
-    let copy = machine.root.join(folder).join(SYSTEM_COPY);
+    let copy = machine.root.join(folder).join(SYSTEM_COPY).display().to_string();
     let file = match change {
-        TrustChange::Trust => SetupStep::Copy { from: ca.to_owned(), to: copy },
-        TrustChange::Untrust => SetupStep::Remove(copy),
+        TrustChange::Trust => SetupStep::run("install -m 644", &[ca, &copy]),
+        TrustChange::Untrust => SetupStep::run("rm -f", &[&copy]),
     };
     // Without `--fresh`, the link to the removed CA would remain.
     let fresh = change == TrustChange::Untrust && *update == "update-ca-certificates";
@@ -139,44 +141,33 @@ fn system(machine: &MachinePaths, ca: &Path, change: TrustChange) -> Option<Trus
 
 /// The NSS databases that exist, and Chromium's if it is installed and has none yet.
 fn databases(machine: &MachinePaths, change: TrustChange) -> Vec<(&'static str, PathBuf)> {
-    let mut found: Vec<(&'static str, PathBuf)> = CHROMIUM_DATABASES
-        .iter()
-        .map(|place| ("Chromium's store", machine.home.join(place)))
-        .filter(|(_, folder)| folder.join("cert9.db").exists())
-        .collect();
-    if found.is_empty()
-        && change == TrustChange::Trust
-        && CHROMIUM_PROGRAMS.iter().any(|name| is_installed(name))
-    {
-        found.extend(
-            CHROMIUM_DATABASES[..2].iter().map(|place| ("Chromium's store", machine.home.join(place))),
-        );
+    let of_chromium = CHROMIUM_DATABASES.map(|place| ("Chromium's store", machine.home.join(place)));
+    let exists = |(_, folder): &(&str, PathBuf)| folder.join("cert9.db").exists();
+    let mut found: Vec<_> = of_chromium.iter().filter(|database| exists(database)).cloned().collect();
+    let is_installed = || CHROMIUM_PROGRAMS.iter().any(|name| is_installed(name));
+    if found.is_empty() && change == TrustChange::Trust && is_installed() {
+        found.extend_from_slice(&of_chromium[..2]);
     }
     for place in FIREFOX_PROFILES {
         let profiles = fs::read_dir(machine.home.join(place)).into_iter().flatten().flatten();
-        let used = profiles.map(|profile| profile.path()).filter(|folder| folder.join("cert9.db").exists());
-        found.extend(used.map(|folder| ("Firefox's store", folder)));
+        found.extend(profiles.map(|profile| ("Firefox's store", profile.path())).filter(exists));
     }
     found
 }
 
 /// The steps for one NSS database. Our CA has a fixed name there.
-fn nss(name: &str, folder: &Path, ca: &Path, change: TrustChange) -> TrustStore {
+fn nss(name: &str, folder: &Path, ca: &str, change: TrustChange) -> TrustStore {
     let database = database(folder);
-    let remove = words("certutil -D -d", &[&database, "-n", CA_NICKNAME]);
-    let mut steps = Vec::new();
-    if change == TrustChange::Trust {
-        if !folder.join("cert9.db").exists() {
-            steps.push(SetupStep::MakeFolder(folder.to_owned()));
-            steps.push(SetupStep::Run(words("certutil -N -d", &[&database, "--empty-password"])));
-        }
-        let ca = ca.display().to_string();
+    let mut steps = if folder.join("cert9.db").exists() {
         // An older CA of ours with the same name would be found first.
-        steps.push(SetupStep::RunUnchecked(remove));
-        let add = ["-d", &database, "-t", "C,,", "-n", CA_NICKNAME, "-i", &ca];
-        steps.push(SetupStep::Run(words("certutil -A", &add)));
+        vec![SetupStep::RunUnchecked(words("certutil -D -d", &[&database, "-n", CA_NICKNAME]))]
     } else {
-        steps.push(SetupStep::RunUnchecked(remove));
+        let folder = folder.display().to_string();
+        let create = SetupStep::run("certutil -N -d", &[&database, "--empty-password"]);
+        vec![SetupStep::run("mkdir -p", &[&folder]), create]
+    };
+    if change == TrustChange::Trust {
+        steps.push(SetupStep::run("certutil -A -d", &[&database, "-t", "C,,", "-n", CA_NICKNAME, "-i", ca]));
     }
     let missing = (!is_installed("certutil")).then(|| format!("certutil, from {CERTUTIL_PACKAGE}"));
     TrustStore { name: shown(name, folder), steps, needs_root: false, missing }
@@ -226,8 +217,9 @@ mod tests {
             let plan = plan(&machine, &ca, TrustChange::Trust);
             let system = plan.iter().find(|store| store.name == "system trust store").unwrap();
             let copy = machine.root.join(folder).join(SYSTEM_COPY);
-            assert_eq!(system.steps[0], SetupStep::Copy { from: ca, to: copy.clone() });
-            assert_eq!(system.steps[1], SetupStep::Run(words(update, &[])));
+            let [ca, copy] = [&ca, &copy].map(|path| path.display().to_string());
+            assert_eq!(system.steps[0], SetupStep::run("install -m 644", &[&ca, &copy]));
+            assert_eq!(system.steps[1], SetupStep::run(update, &[]));
             assert!(system.needs_root && system.commands()[0].contains("install -m 644 "));
         }
     }
@@ -284,14 +276,14 @@ mod tests {
         fs::create_dir_all(&machine.home).unwrap();
         fs::write(&ca, params.self_signed(&key).unwrap().pem()).unwrap();
         for _ in 0..2 {
-            nss("Chromium", &folder, &ca, TrustChange::Trust).carry_out().unwrap();
+            nss("Chromium", &folder, ca.to_str().unwrap(), TrustChange::Trust).carry_out().unwrap();
             assert!(listed());
         }
         // A CA of the same name that is another one is not ours.
         let other = machine.home.join("other.crt");
         fs::write(&other, params.self_signed(&key).unwrap().pem().replace('A', "B")).unwrap();
         assert_eq!(stores_without(&machine, &other).len(), 2);
-        nss("Chromium", &folder, &ca, TrustChange::Untrust).carry_out().unwrap();
+        nss("Chromium", &folder, ca.to_str().unwrap(), TrustChange::Untrust).carry_out().unwrap();
         assert!(!listed());
     }
 }

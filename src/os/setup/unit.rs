@@ -14,6 +14,7 @@ const SYSTEMD_UNIT: &str = "connect-daemon.service";
 /// In the state folder: the variables that do not stand in the unit.
 const ENVIRONMENT_FILE: &str = "daemon.env";
 const LAUNCHD_LABEL: &str = "co.privateconnect.daemon";
+const LAUNCHD_FILE: &str = "co.privateconnect.daemon.plist";
 
 /// These filter system calls, so they also work in a user's own manager, which may not make mounts.
 const HARDENING: &str = "NoNewPrivileges=yes
@@ -71,7 +72,7 @@ pub struct UnitPlan {
     pub text: String,
     pub install: Vec<SetupStep>,
     pub uninstall: Vec<SetupStep>,
-    pub start: Vec<SetupStep>,
+    pub start: SetupStep,
 }
 
 /// The service manager that started this machine.
@@ -104,12 +105,8 @@ pub fn file(manager: ServiceManager, system: bool) -> PathBuf {
             let moved = env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
             moved.unwrap_or_else(|| home.join(".config")).join("systemd/user").join(SYSTEMD_UNIT)
         }
-        (ServiceManager::Launchd, true) => {
-            Path::new("/Library/LaunchDaemons").join(format!("{LAUNCHD_LABEL}.plist"))
-        }
-        (ServiceManager::Launchd, false) => {
-            home.join("Library/LaunchAgents").join(format!("{LAUNCHD_LABEL}.plist"))
-        }
+        (ServiceManager::Launchd, true) => Path::new("/Library/LaunchDaemons").join(LAUNCHD_FILE),
+        (ServiceManager::Launchd, false) => home.join("Library/LaunchAgents").join(LAUNCHD_FILE),
     }
 }
 
@@ -120,20 +117,20 @@ fn systemd(service: &UnitSpec) -> UnitPlan {
     let control = |rest: &[&str]| words(if system { "systemctl" } else { "systemctl --user" }, rest);
     let reload = || SetupStep::Run(control(&["daemon-reload"]));
     let environment = service.state.join(ENVIRONMENT_FILE);
+    let (unit_path, environment_path) = (file.display().to_string(), environment.display().to_string());
     UnitPlan {
         install: vec![
-            SetupStep::WritePrivate { path: environment.clone(), text: environment_lines(service) },
-            SetupStep::Write { path: file.clone(), text: text.clone() },
+            SetupStep::Write { path: environment, text: environment_lines(service), is_private: true },
+            SetupStep::Write { path: file.clone(), text: text.clone(), is_private: false },
             reload(),
             SetupStep::Run(control(&["enable", "--now", SYSTEMD_UNIT])),
         ],
         uninstall: vec![
             SetupStep::RunUnchecked(control(&["disable", "--now", SYSTEMD_UNIT])),
-            SetupStep::Remove(file.clone()),
-            SetupStep::Remove(environment),
+            SetupStep::run("rm -f", &[&unit_path, &environment_path]),
             reload(),
         ],
-        start: vec![SetupStep::Run(control(&["start", SYSTEMD_UNIT]))],
+        start: SetupStep::Run(control(&["start", SYSTEMD_UNIT])),
         file,
         text,
     }
@@ -193,19 +190,17 @@ fn unit_word(word: &str) -> String {
 fn launchd(service: &UnitSpec) -> UnitPlan {
     let file = file(ServiceManager::Launchd, service.system.is_some());
     let domain = if service.system.is_some() { "system".to_owned() } else { format!("gui/{}", user::uid()) };
-    let (text, path, target) =
-        (plist(service), file.display().to_string(), format!("{domain}/{LAUNCHD_LABEL}"));
+    let (text, path) = (plist(service), file.display().to_string());
+    let target = format!("{domain}/{LAUNCHD_LABEL}");
+    let end = || SetupStep::RunUnchecked(words("launchctl bootout", &[&target]));
     UnitPlan {
         install: vec![
-            SetupStep::WritePrivate { path: file.clone(), text: text.clone() },
-            SetupStep::RunUnchecked(words("launchctl bootout", &[&target])),
-            SetupStep::Run(words("launchctl bootstrap", &[&domain, &path])),
+            SetupStep::Write { path: file.clone(), text: text.clone(), is_private: true },
+            end(),
+            SetupStep::run("launchctl bootstrap", &[&domain, &path]),
         ],
-        uninstall: vec![
-            SetupStep::RunUnchecked(words("launchctl bootout", &[&target])),
-            SetupStep::Remove(file.clone()),
-        ],
-        start: vec![SetupStep::Run(words("launchctl kickstart", &[&target]))],
+        uninstall: vec![end(), SetupStep::run("rm -f", &[&path])],
+        start: SetupStep::run("launchctl kickstart", &[&target]),
         file,
         text,
     }
