@@ -120,7 +120,7 @@ impl<'a> PortProber<'a> {
             }
             done.push(probe);
             if let Some(service) = self.try_probe(probe) {
-                let telling = service.kind.most_telling_probe();
+                let telling = service.kind.spec().probe;
                 if probe == Probe::Tls || done.contains(&telling) {
                     return Some(service);
                 }

@@ -1,18 +1,6 @@
 //! How services are recognised: a table of harmless probes, and a table of the signatures of their answers.
 
-use ServiceKind::Amqp;
-use ServiceKind::Grpc;
-use ServiceKind::Http;
-use ServiceKind::Kafka;
-use ServiceKind::Memcached;
-use ServiceKind::Mongodb;
-use ServiceKind::Mqtt;
-use ServiceKind::Mysql;
-use ServiceKind::Nats;
-use ServiceKind::Postgres;
-use ServiceKind::Redis;
-use ServiceKind::Ssh;
-use ServiceKind::Tls;
+use ServiceKind as Kind;
 
 use crate::model::service::Protocol;
 
@@ -122,62 +110,62 @@ pub fn usual_ports() -> Vec<u16> {
     ports
 }
 
-/// What is known of a kind: its name, the probe that reveals most about it, and the port where it usually is the only
-/// one on a machine. Of web sites there are several, so they have no such port.
-struct KindSpec {
-    kind: ServiceKind,
-    name: &'static str,
-    probe: Probe,
+/// What is known of a kind.
+pub struct KindSpec {
+    kind: Kind,
+    pub name: &'static str,
+    pub icon: &'static str,
+    /// The probe that reveals most about a service of this kind.
+    pub probe: Probe,
+    /// The port where it usually is the only one on a machine. Of web sites there are several, so they have none.
     port: u16,
 }
 
 const KINDS: [KindSpec; 18] = [
-    KindSpec { kind: Http, name: "http", probe: Probe::WebPage, port: 0 },
-    KindSpec { kind: ServiceKind::Https, name: "https", probe: Probe::Tls, port: 0 },
-    KindSpec { kind: Grpc, name: "grpc", probe: Probe::Greeting, port: 50051 },
-    KindSpec { kind: Postgres, name: "postgres", probe: Probe::SslRequest, port: 5432 },
-    KindSpec { kind: Mysql, name: "mysql", probe: Probe::Greeting, port: 3306 },
-    KindSpec { kind: Redis, name: "redis", probe: Probe::Ping, port: 6379 },
-    KindSpec { kind: Memcached, name: "memcached", probe: Probe::Version, port: 11211 },
-    KindSpec { kind: Mongodb, name: "mongodb", probe: Probe::Hello, port: 27017 },
-    KindSpec { kind: ServiceKind::Elasticsearch, name: "elasticsearch", probe: Probe::WebPage, port: 9200 },
-    KindSpec { kind: ServiceKind::Opensearch, name: "opensearch", probe: Probe::WebPage, port: 9200 },
-    KindSpec { kind: ServiceKind::Etcd, name: "etcd", probe: Probe::WebPage, port: 2379 },
-    KindSpec { kind: Kafka, name: "kafka", probe: Probe::ApiVersions, port: 9092 },
-    KindSpec { kind: Amqp, name: "amqp", probe: Probe::Amqp, port: 5672 },
-    KindSpec { kind: Mqtt, name: "mqtt", probe: Probe::Mqtt, port: 1883 },
-    KindSpec { kind: Nats, name: "nats", probe: Probe::Greeting, port: 4222 },
-    KindSpec { kind: Ssh, name: "ssh", probe: Probe::Greeting, port: 22 },
-    KindSpec { kind: Tls, name: "tcp", probe: Probe::Tls, port: 0 },
-    KindSpec { kind: ServiceKind::Tcp, name: "tcp", probe: Probe::Greeting, port: 0 },
+    KindSpec { kind: Kind::Http, name: "http", icon: "🌐", probe: Probe::WebPage, port: 0 },
+    KindSpec { kind: Kind::Https, name: "https", icon: "🌐", probe: Probe::Tls, port: 0 },
+    KindSpec { kind: Kind::Grpc, name: "grpc", icon: "🧩", probe: Probe::Greeting, port: 50051 },
+    KindSpec { kind: Kind::Postgres, name: "postgres", icon: "🐘", probe: Probe::SslRequest, port: 5432 },
+    KindSpec { kind: Kind::Mysql, name: "mysql", icon: "🐬", probe: Probe::Greeting, port: 3306 },
+    KindSpec { kind: Kind::Redis, name: "redis", icon: "📦", probe: Probe::Ping, port: 6379 },
+    KindSpec { kind: Kind::Memcached, name: "memcached", icon: "🧠", probe: Probe::Version, port: 11211 },
+    KindSpec { kind: Kind::Mongodb, name: "mongodb", icon: "🍃", probe: Probe::Hello, port: 27017 },
+    KindSpec {
+        kind: Kind::Elasticsearch,
+        name: "elasticsearch",
+        icon: "🔎",
+        probe: Probe::WebPage,
+        port: 9200,
+    },
+    KindSpec { kind: Kind::Opensearch, name: "opensearch", icon: "🔎", probe: Probe::WebPage, port: 9200 },
+    KindSpec { kind: Kind::Etcd, name: "etcd", icon: "🧩", probe: Probe::WebPage, port: 2379 },
+    KindSpec { kind: Kind::Kafka, name: "kafka", icon: "📨", probe: Probe::ApiVersions, port: 9092 },
+    KindSpec { kind: Kind::Amqp, name: "amqp", icon: "📨", probe: Probe::Amqp, port: 5672 },
+    KindSpec { kind: Kind::Mqtt, name: "mqtt", icon: "📨", probe: Probe::Mqtt, port: 1883 },
+    KindSpec { kind: Kind::Nats, name: "nats", icon: "📨", probe: Probe::Greeting, port: 4222 },
+    KindSpec { kind: Kind::Ssh, name: "ssh", icon: "🔑", probe: Probe::Greeting, port: 22 },
+    KindSpec { kind: Kind::Tls, name: "tcp", icon: "🔌", probe: Probe::Tls, port: 0 },
+    KindSpec { kind: Kind::Tcp, name: "tcp", icon: "🔌", probe: Probe::Greeting, port: 0 },
 ];
 
 impl ServiceKind {
-    fn spec(self) -> &'static KindSpec {
+    pub fn spec(self) -> &'static KindSpec {
         KINDS.iter().find(|spec| spec.kind == self).expect("every kind has a row, as a unit test checks")
-    }
-
-    pub fn as_str(self) -> &'static str {
-        self.spec().name
-    }
-
-    /// The probe that reveals most about a service of this kind.
-    pub fn most_telling_probe(self) -> Probe {
-        self.spec().probe
     }
 
     /// The name for a service that has none: `postgres`, `postgres-5433`, `web-3000`. The same wherever it is named.
     pub fn name_at(self, port: u16) -> String {
+        let KindSpec { name, port: usual, .. } = self.spec();
         match self {
-            Http | Self::Https => format!("web-{port}"),
-            _ if self.spec().port == port => self.as_str().to_owned(),
-            _ => format!("{}-{port}", self.as_str()),
+            Self::Http | Self::Https => format!("web-{port}"),
+            _ if *usual == port => (*name).to_owned(),
+            _ => format!("{name}-{port}"),
         }
     }
 
     pub fn protocol(self) -> Protocol {
         match self {
-            Http | Self::Elasticsearch | Self::Opensearch | Self::Etcd => Protocol::Http,
+            Self::Http | Self::Elasticsearch | Self::Opensearch | Self::Etcd => Protocol::Http,
             Self::Https => Protocol::Https,
             _ => Protocol::Tcp,
         }
@@ -193,33 +181,37 @@ const ANY_PROBE: Option<Probe> = None;
 
 const SIGNATURES: [Signature; 19] = [
     // CONNACK, accepted or refused. First, because it may look like MySQL's greeting, which needs no probe.
-    (Some(Probe::Mqtt), Mqtt, |said| matches!(said, [0x20, 2..=127, 0 | 1, _, ..]).then(String::new)),
-    (ANY_PROBE, Http, |said| begins(said, b"HTTP/")),
-    (ANY_PROBE, Tls, |said| begins(said, b"\x15\x03")),
-    (ANY_PROBE, Grpc, http2_frame),
-    (ANY_PROBE, Ssh, |said| line(said, "SSH-").map(|line| word(line.split_once('-').unwrap_or_default().1))),
-    (ANY_PROBE, Mysql, mysql_greeting),
-    (ANY_PROBE, Nats, |said| line(said, "INFO {").map(|json| json_text(json, "version").unwrap_or_default())),
-    (ANY_PROBE, Redis, |said| line(said, "-DENIED Redis").map(|_| "protected mode".to_owned())),
-    (ANY_PROBE, Redis, |said| {
+    (Some(Probe::Mqtt), Kind::Mqtt, |said| matches!(said, [0x20, 2..=127, 0 | 1, _, ..]).then(String::new)),
+    (ANY_PROBE, Kind::Http, |said| begins(said, b"HTTP/")),
+    (ANY_PROBE, Kind::Tls, |said| begins(said, b"\x15\x03")),
+    (ANY_PROBE, Kind::Grpc, http2_frame),
+    (ANY_PROBE, Kind::Ssh, |said| {
+        line(said, "SSH-").map(|line| word(line.split_once('-').unwrap_or_default().1))
+    }),
+    (ANY_PROBE, Kind::Mysql, mysql_greeting),
+    (ANY_PROBE, Kind::Nats, |said| {
+        line(said, "INFO {").map(|json| json_text(json, "version").unwrap_or_default())
+    }),
+    (ANY_PROBE, Kind::Redis, |said| line(said, "-DENIED Redis").map(|_| "protected mode".to_owned())),
+    (ANY_PROBE, Kind::Redis, |said| {
         line(said, "-ERR max number of clients").map(|_| "too many clients".to_owned())
     }),
     // To a wrong protocol header it answers with the right one and hangs up.
-    (ANY_PROBE, Amqp, |said| begins(said, b"AMQP")),
-    (Some(Probe::Amqp), Amqp, amqp_start),
-    (Some(Probe::Ping), Redis, |said| line(said, "+PONG").map(|_| String::new())),
-    (Some(Probe::Ping), Redis, |said| line(said, "-NOAUTH").map(|_| "needs a password".to_owned())),
-    (Some(Probe::Ping), Redis, |said| line(said, "-LOADING").map(|_| "loading".to_owned())),
-    (Some(Probe::Ping), Memcached, |said| line(said, "ERROR").map(|_| String::new())),
-    (Some(Probe::Version), Memcached, |said| line(said, "VERSION ").map(word)),
+    (ANY_PROBE, Kind::Amqp, |said| begins(said, b"AMQP")),
+    (Some(Probe::Amqp), Kind::Amqp, amqp_start),
+    (Some(Probe::Ping), Kind::Redis, |said| line(said, "+PONG").map(|_| String::new())),
+    (Some(Probe::Ping), Kind::Redis, |said| line(said, "-NOAUTH").map(|_| "needs a password".to_owned())),
+    (Some(Probe::Ping), Kind::Redis, |said| line(said, "-LOADING").map(|_| "loading".to_owned())),
+    (Some(Probe::Ping), Kind::Memcached, |said| line(said, "ERROR").map(|_| String::new())),
+    (Some(Probe::Version), Kind::Memcached, |said| line(said, "VERSION ").map(word)),
     // Exactly one byte: a longer answer that begins with it comes from another service.
-    (Some(Probe::SslRequest), Postgres, |said| matches!(said, b"S" | b"N").then(String::new)),
-    (Some(Probe::Hello), Mongodb, |said| {
+    (Some(Probe::SslRequest), Kind::Postgres, |said| matches!(said, b"S" | b"N").then(String::new)),
+    (Some(Probe::Hello), Kind::Mongodb, |said| {
         // It answers number 1, by OP_MSG or by the older OP_REPLY.
         let (number, code) = (said.get(8..12)?, said.get(12..16)?);
         (number == [1, 0, 0, 0] && matches!(code, [0xdd, 7, 0, 0] | [1, 0, 0, 0])).then(String::new)
     }),
-    (Some(Probe::ApiVersions), Kafka, |said| {
+    (Some(Probe::ApiVersions), Kind::Kafka, |said| {
         (said.get(4..8)? == b"conn" && said.starts_with(&[0, 0])).then(String::new)
     }),
 ];
@@ -306,6 +298,19 @@ pub fn shown(said: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ServiceKind::Amqp;
+    use ServiceKind::Grpc;
+    use ServiceKind::Http;
+    use ServiceKind::Kafka;
+    use ServiceKind::Memcached;
+    use ServiceKind::Mongodb;
+    use ServiceKind::Mqtt;
+    use ServiceKind::Mysql;
+    use ServiceKind::Nats;
+    use ServiceKind::Postgres;
+    use ServiceKind::Redis;
+    use ServiceKind::Ssh;
+    use ServiceKind::Tls;
 
     const MARIADB: &[u8] = b"d\0\0\0\n5.5.5-10.11.19-MariaDB-0+deb12u1\0\x03\0\0\0;pFI{Rg/\0\xfe\xf7";
     const RABBITMQ: &[u8] = b"\x01\0\0\0\0\0\x42\0\x0a\0\x0a\0\x09\0\0\0\x22\x07productS\0\0\0\x08RabbitMQ\

@@ -14,7 +14,6 @@ use crate::cli::args::range_of;
 use crate::discover;
 use crate::discover::FoundService;
 use crate::discover::Scanner;
-use crate::discover::probe::ServiceKind;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
@@ -141,34 +140,18 @@ pub fn show(call: &Call, found: &[NamedService]) {
     call.say.line(&format!("🔍 Discovered {} service(s):\n", found.len()));
     for one in found {
         let more = label(one).map_or(String::new(), |label| format!(" ({label})"));
-        let kind = one.service.kind;
-        call.say.result(&format!("  {} {}", picture(kind), one.name));
-        call.say.result(&format!("     {} {}{more}", one.target, kind.as_str()));
+        let kind = one.service.kind.spec();
+        call.say.result(&format!("  {} {}", kind.icon, one.name));
+        call.say.result(&format!("     {} {}{more}", one.target, kind.name));
         call.say.line("");
     }
 }
 
 pub fn in_json(found: &NamedService) -> Value {
     let FoundService { kind, page, .. } = &found.service;
-    json!({ "name": found.name, "host": found.target.host, "port": found.target.port, "type": kind.as_str(),
+    json!({ "name": found.name, "host": found.target.host, "port": found.target.port, "type": kind.spec().name,
         "protocol": discover::protocol_of(Some(&found.service), found.target.port), "label": label(found), "title": page.title, "server": page.server,
         "framework": page.framework, "own": found.is_ours })
-}
-
-fn picture(kind: ServiceKind) -> &'static str {
-    match kind {
-        ServiceKind::Http | ServiceKind::Https => "🌐",
-        ServiceKind::Postgres => "🐘",
-        ServiceKind::Redis => "📦",
-        ServiceKind::Mysql => "🐬",
-        ServiceKind::Mongodb => "🍃",
-        ServiceKind::Memcached => "🧠",
-        ServiceKind::Elasticsearch | ServiceKind::Opensearch => "🔎",
-        ServiceKind::Kafka | ServiceKind::Amqp | ServiceKind::Mqtt | ServiceKind::Nats => "📨",
-        ServiceKind::Etcd | ServiceKind::Grpc => "🧩",
-        ServiceKind::Ssh => "🔑",
-        ServiceKind::Tls | ServiceKind::Tcp => "🔌",
-    }
 }
 
 fn nothing(call: &Call, host: &str, count: usize, is_up: bool) {
