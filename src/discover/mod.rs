@@ -63,21 +63,9 @@ pub struct ScanReport {
     pub refused: bool,
 }
 
-/// The result for one port.
-enum PortAnswer {
-    Found(FoundService),
-    Refused,
-    /// No packet gets to the host at all.
-    Unreachable(io::Error),
-    Silent,
-}
-
 /// What a single port is; `None` if nothing answers.
 pub fn identify(target: &Target, stop: &Stop) -> Option<FoundService> {
-    match Scanner::new(&target.host, IDENTIFY_TIMEOUT, stop).ok()?.ask(target.port) {
-        PortAnswer::Found(service) => Some(service),
-        _ => None,
-    }
+    Scanner::new(&target.host, IDENTIFY_TIMEOUT, stop).ok()?.ask(target.port).ok()
 }
 
 /// What a service at this port speaks. A web server may be too slow to be recognised, or not run yet; then its port counts.
@@ -134,7 +122,7 @@ impl<'a> Scanner<'a> {
     /// reached the host: one refused connection proves that the host is up.
     fn collect(
         &self,
-        answers: &Receiver<(u16, PortAnswer)>,
+        answers: &Receiver<(u16, io::Result<FoundService>)>,
         ports: usize,
         mut progress: impl FnMut(usize),
     ) -> Result<ScanReport> {
@@ -144,10 +132,12 @@ impl<'a> Scanner<'a> {
         let mut next_progress = Instant::now() + PROGRESS_INTERVAL;
         while done < ports && !self.stop.is_stopped() {
             match answers.recv_timeout(PROGRESS_INTERVAL) {
-                Ok((port, PortAnswer::Found(service))) => report.found.push((port, service)),
-                Ok((_, PortAnswer::Refused)) => report.refused = true,
-                Ok((_, PortAnswer::Unreachable(error))) => unreachable = Some(error),
-                Ok((_, PortAnswer::Silent)) => {}
+                Ok((port, Ok(service))) => report.found.push((port, service)),
+                Ok((_, Err(error))) => match error.kind() {
+                    ErrorKind::ConnectionRefused => report.refused = true,
+                    ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable => unreachable = Some(error),
+                    _ => {}
+                },
                 Err(_) => continue,
             }
             done += 1;
@@ -167,21 +157,17 @@ impl<'a> Scanner<'a> {
     }
 
     /// Asks one port, on each address until a service answers.
-    fn ask(&self, port: u16) -> PortAnswer {
-        let mut answer = PortAnswer::Silent;
+    fn ask(&self, port: u16) -> io::Result<FoundService> {
+        let mut failure = io::Error::from(ErrorKind::TimedOut);
         for address in &self.addresses {
             let prober = PortProber::new(self.host, SocketAddr::new(*address, port), self.timeout, self.stop);
             match prober.identify() {
-                Ok(service) => return PortAnswer::Found(service),
-                Err(error) => match error.kind() {
-                    ErrorKind::ConnectionRefused => answer = PortAnswer::Refused,
-                    ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable => {
-                        answer = PortAnswer::Unreachable(error);
-                    }
-                    _ => {}
-                },
+                Ok(service) => return Ok(service),
+                // Silence says less than what another address answered.
+                Err(error) if error.kind() == ErrorKind::TimedOut => {}
+                Err(error) => failure = error,
             }
         }
-        answer
+        Err(failure)
     }
 }
