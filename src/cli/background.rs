@@ -1,6 +1,7 @@
 //! The commands that stay, in the background: starting one with `-d`, telling that it is ready, and ending it.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -38,7 +39,10 @@ pub fn arguments(call: &Call, words: &[&str]) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = words.iter().map(OsString::from).collect();
     for option in ["hub", "config", "log-format"] {
         if let Some(value) = call.args.value(option) {
-            arguments.extend([format!("--{option}").into(), value.into()]);
+            // A service manager starts it in another folder.
+            let file = std::path::absolute(value).ok().filter(|_| option == "config");
+            arguments
+                .extend([format!("--{option}").into(), file.map_or(value.into(), PathBuf::into_os_string)]);
         }
     }
     arguments

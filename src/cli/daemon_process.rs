@@ -66,16 +66,8 @@ pub fn unit_spec(call: &Call, system: bool) -> Result<UnitSpec> {
         .components()
         .collect::<PathBuf>();
     let mut command = vec![program.display().to_string()];
-    let absolute = |text: &str| {
-        std::path::absolute(text).map_or_else(|_| text.to_owned(), |path| path.display().to_string())
-    };
-    command.extend(["daemon", "start"].map(str::to_owned));
-    if let Some(hub) = call.args.value("hub") {
-        command.extend(["--hub".to_owned(), hub.to_owned()]);
-    }
-    if let Some(config) = call.args.value("config") {
-        command.extend(["--config".to_owned(), absolute(config)]);
-    }
+    let arguments = background::arguments(call, &["daemon", "start"]);
+    command.extend(arguments.iter().map(|argument| argument.to_string_lossy().into_owned()));
     let environment = vec![
         ("PRIVATECONNECT_HOME".to_owned(), state.display().to_string()),
         (detach::LOG_VARIABLE.to_owned(), state.join(DAEMON_LOG).display().to_string()),

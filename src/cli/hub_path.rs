@@ -1,5 +1,5 @@
-//! The path to the hub, one step at a time: its name, a connection, its certificate, its API, the login, the control
-//! channel and the relay. `reach` shows the first steps and `doctor` all of them.
+//! The path to the hub, one step at a time: its name, a connection, its certificate, the relay. `reach` shows the first
+//! steps and `doctor` all of them.
 //!
 //! A step that fails says why, and the steps after it would fail for the same reason. Nothing here prints.
 
@@ -47,7 +47,8 @@ fn connect_somewhere(call: &Call, urls: &[HubUrl], deadline: Instant) -> Result<
     let mut failure = Error::new("There is no hub");
     for (step, url) in urls.iter().enumerate() {
         let deadline = Instant::now() + share_of_time(deadline, urls.len() - step);
-        let steps = dns(call, url, deadline).and_then(|dns| Ok(vec![dns, tcp(call, url, deadline)?]));
+        let steps = measure("DNS", || dns(call, url, deadline))
+            .and_then(|dns| Ok(vec![dns, measure("TCP", || tcp(call, url, deadline))?]));
         match steps {
             Ok(steps) => return Ok(steps),
             Err(error) => failure = error,
@@ -57,44 +58,20 @@ fn connect_somewhere(call: &Call, urls: &[HubUrl], deadline: Instant) -> Result<
 }
 
 /// Looks up the name that we dial: the hub's, or that of the HTTP proxy on the way to it.
-pub fn dns(call: &Call, url: &HubUrl, deadline: Instant) -> Result<PathStep> {
-    measure("DNS", || {
-        let proxy = proxy_for(&url.host_port())?;
-        let by = if proxy.is_some() { ", which HTTPS_PROXY names" } else { "" };
-        let HostPort { host, port } = proxy.map_or(url.host_port(), |proxy| proxy.at);
-        let addresses = resolve(&host, port, deadline, &call.stop)?;
-        let first = addresses.first().map(|address| address.ip().to_string()).unwrap_or_default();
-        Ok(format!("{host}{by} → {first}"))
-    })
+pub fn dns(call: &Call, url: &HubUrl, deadline: Instant) -> Result<String> {
+    let proxy = proxy_for(&url.host_port())?;
+    let by = if proxy.is_some() { ", which HTTPS_PROXY names" } else { "" };
+    let HostPort { host, port } = proxy.map_or(url.host_port(), |proxy| proxy.at);
+    let addresses = resolve(&host, port, deadline, &call.stop)?;
+    let first = addresses.first().map(|address| address.ip().to_string()).unwrap_or_default();
+    Ok(format!("{host}{by} → {first}"))
 }
 
-pub fn tcp(call: &Call, url: &HubUrl, deadline: Instant) -> Result<PathStep> {
-    measure("TCP", || {
-        let connection = dial_by_environment(&url.host_port(), deadline, &call.stop)?;
-        drop(connection);
-        let proxy = proxy_for(&url.host_port())?;
-        let through = proxy.map(|proxy| format!(" through {}", proxy.at));
-        Ok(format!("port {}{}", url.port, through.unwrap_or_default()))
-    })
-}
-
-pub fn tls(hub: &Hub) -> Result<PathStep> {
-    measure("TLS", || hub.check_identity().map(|()| "the hub proved who it is".to_owned()))
-}
-
-pub fn http(hub: &Hub) -> Result<PathStep> {
-    measure("HTTP", || hub.health().map(|health| format!("connect {}", health.version)))
-}
-
-pub fn login(hub: &Hub) -> Result<PathStep> {
-    measure("login", || {
-        let whoami = hub.whoami()?;
-        Ok(format!("{}, workspace {}", whoami.role_word(), whoami.workspace))
-    })
-}
-
-pub fn control_channel(hub: &Hub) -> Result<PathStep> {
-    measure("control channel", || hub.control().map(|_| "an agent can connect".to_owned()))
+pub fn tcp(call: &Call, url: &HubUrl, deadline: Instant) -> Result<String> {
+    drop(dial_by_environment(&url.host_port(), deadline, &call.stop)?);
+    let proxy = proxy_for(&url.host_port())?;
+    let through = proxy.map(|proxy| format!(" through {}", proxy.at));
+    Ok(format!("port {}{}", url.port, through.unwrap_or_default()))
 }
 
 /// Shows the relay a ticket that nobody made. The hub itself must refuse it: a box in between that does not
