@@ -144,7 +144,10 @@ fn a_service_has_one_name_and_one_protocol_however_it_is_found() {
     let Some((_server, plain, secure)) = servers::nginx(&team.owner) else { return };
     let base = answering(postgres);
     let ports = list([plain, secure, base]);
-    let names = format!("postgres-{base} tcp, web-{plain} http, web-{secure} https");
+    let mut names =
+        [format!("postgres-{base} tcp"), format!("web-{plain} http"), format!("web-{secure} https")];
+    names.sort();
+    let names = names.join(", ");
     let of = |list: &Value| {
         let one =
             |one: &Value| format!("{} {}", one["name"].as_str().unwrap(), one["protocol"].as_str().unwrap());
