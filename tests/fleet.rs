@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::fs;
 use std::net::Ipv4Addr;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicUsize;
@@ -22,6 +23,7 @@ use common::etcd::Etcd;
 use common::etcd::Fleet;
 use common::eventually;
 use common::expose;
+use common::fake_hub::FakeHub;
 use common::https::RawAgent;
 use common::reach;
 use common::service;
@@ -38,7 +40,7 @@ fn status(hub: &Hub, what: &str) -> u64 {
 }
 
 fn config(home: &Home) -> Value {
-    serde_json::from_str(&std::fs::read_to_string(home.file("config.json")).unwrap()).unwrap()
+    serde_json::from_str(&fs::read_to_string(home.file("config.json")).unwrap()).unwrap()
 }
 
 #[test]
@@ -87,6 +89,47 @@ fn where_the_agents_hub_cannot_be_reached_the_asked_one_carries() {
     let began = Instant::now();
     assert_ne!(common::ends::read_out(&held).1, Ending::Hung);
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+}
+
+#[test]
+fn hubs_behind_proxies_know_each_other_by_the_pin_and_a_false_one_in_etcd_gets_no_key() {
+    let Some(etcd) = Etcd::start() else { return };
+    // A host that every browser would believe.
+    let impostor = FakeHub::start(common::fake_hub::friendly);
+    let shared = Home::new();
+    let code_key = shared.file("code.key");
+    let start = |name: &str| {
+        let home = Home::new();
+        fs::write(home.file("public.pem"), &impostor.certificates.ca).unwrap();
+        let (store, code_key) = (etcd.store(), code_key.display().to_string());
+        let mut command =
+            home.connect(&["hub", "--json", "--listen", "127.0.0.1:0", "--tunnel-ports", "off"]);
+        command.args(["--behind-proxy", "--name", name, "--store", &store, "--code-key-file", &code_key]);
+        command.env("SSL_CERT_FILE", home.file("public.pem"));
+        Hub::start_by(home, command, &[])
+    };
+    fs::write(&code_key, "k".repeat(64)).unwrap();
+    let (first, second) = (start("hub-a.invalid"), start("hub-b.invalid"));
+    let key = first.key("member");
+    let mut agent = RawAgent::up(&first, &key, "agent_a");
+    agent.expose("db");
+    let ask = json!({ "service": "db", "fingerprint": "a".repeat(64), "carry": true }).to_string();
+    eventually("the other hub carries", PATIENCE, || {
+        second.ask("POST /v1/sessions", &key, &ask).status == 200
+    });
+    // Somebody who may write to etcd, but has no key of the fleet's CA, puts himself in the place of the agent's hub.
+    let stored = etcd.ctl(&["get", "--prefix", "", "--print-value-only=false"]).unwrap();
+    let lines: Vec<&str> = stored.lines().collect();
+    let entry =
+        lines.windows(2).find(|pair| pair[1].contains("\"direct\"") && pair[1].contains("hub-a.invalid"));
+    let [name, value] = entry.expect("the hub's entry") else { unreachable!() };
+    let direct = format!("https://{}", first.address);
+    assert!(value.contains(&direct), "{value}");
+    etcd.ctl(&["put", name, &value.replace(&direct, &impostor.url)]).unwrap();
+    eventually("the false hub is not asked", PATIENCE, || {
+        second.ask("POST /v1/sessions", &key, &ask).status == 503
+    });
+    assert!(impostor.asked().is_empty(), "{:?}", impostor.asked());
 }
 
 #[test]
@@ -448,7 +491,7 @@ fn a_hub_moves_into_etcd_and_back_and_its_clients_notice_nothing() {
     assert!(listed.as_array().unwrap().iter().any(|key| key["id"] == made["id"]), "{listed}");
     let back = format!("file={}", home.file("back").display());
     // The share codes move only with their key, which is in no store.
-    std::fs::rename(home.file("hub/code.key"), home.file("kept.key")).unwrap();
+    fs::rename(home.file("hub/code.key"), home.file("kept.key")).unwrap();
     let keyless = home.run(&["hub", "migrate", "--from", &store, "--to", &back]).ok();
     assert!(keyless.err.contains("no share code will work"), "{keyless:#?}");
     let key = home.file("kept.key").display().to_string();
@@ -456,8 +499,8 @@ fn a_hub_moves_into_etcd_and_back_and_its_clients_notice_nothing() {
         .run(&["hub", "migrate", "--from", &store, "--to", &back, "--code-key-file", &key, "--replace"])
         .ok();
     assert!(moved.out.contains(&format!("connect hub --data {}", home.file("back").display())), "{moved:#?}");
-    let copied = std::fs::read_to_string(home.file("back/code.key")).unwrap();
-    assert_eq!(copied, std::fs::read_to_string(home.file("kept.key")).unwrap());
+    let copied = fs::read_to_string(home.file("back/code.key")).unwrap();
+    assert_eq!(copied, fs::read_to_string(home.file("kept.key")).unwrap());
     let _alone = start("file", "back");
     machine.run(&["whoami"]).ok();
     home.run(&["up", "--hub", &url, "--api-key", made["key"].as_str().unwrap()]).ok();
@@ -525,15 +568,15 @@ fn a_hub_without_the_code_key_of_its_fleet_does_not_start_and_says_what_it_needs
     let without = other.run(&args);
     assert!(without.code == Some(1) && without.err.contains("does not have the code key"), "{without:#?}");
     assert!(without.err.contains("--code-key-file FILE"), "{without:#?}");
-    std::fs::write(other.file("other.key"), "a".repeat(26)).unwrap();
+    fs::write(other.file("other.key"), "a".repeat(26)).unwrap();
     let key = other.file("other.key").display().to_string();
     let wrong = other.run(&[&args[..], &["--code-key-file", &key]].concat());
     assert!(wrong.code == Some(1) && wrong.err.contains("does not have the code key"), "{wrong:#?}");
     // A copy in the data folder is found without an option, also by the commands next to a stopped hub.
-    std::fs::create_dir_all(other.file("hub")).unwrap();
-    std::fs::copy(hub.home.file("hub/code.key"), other.file("hub/code.key")).unwrap();
+    fs::create_dir_all(other.file("hub")).unwrap();
+    fs::copy(hub.home.file("hub/code.key"), other.file("hub/code.key")).unwrap();
     other.start(&args).wait_event("listening");
-    let secret = std::fs::read_to_string(other.file("hub/code.key")).unwrap();
+    let secret = fs::read_to_string(other.file("hub/code.key")).unwrap();
     let all = etcd.ctl(&["get", "--prefix", "/connect/"]).unwrap();
     assert!(!all.contains(secret.trim()), "{all}");
 }

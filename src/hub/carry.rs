@@ -30,7 +30,10 @@ const OTHER_HUB_TIMEOUT: Duration = Duration::from_secs(3);
 /// The other hub as we call it, in the name of the owner of `key`.
 fn other_hub(core: &Core, hub: &str, key: Option<String>) -> crate::error::Result<Hub> {
     let fleet = core.fleet.as_ref().ok_or_else(|| Error::new("This hub is alone"))?;
-    Ok(Hub::of_fleet(HubUrl::parse(hub)?, Arc::clone(&fleet.tls), key, &core.stop))
+    let direct =
+        core.records.registry().hubs().find(|known| known.url == hub).map(|known| known.direct.clone());
+    let direct = direct.ok_or_else(|| Error::new(format!("{hub} has left the fleet")))?;
+    Ok(Hub::of_fleet(HubUrl::parse(&direct)?, Arc::clone(&fleet.tls), key, &core.stop))
 }
 
 /// Whether the other hub still reaches the store that this one has lost.
@@ -56,7 +59,7 @@ pub fn ask_session(
     let answered = other_hub(core, hub, Some(call.request.key().to_owned()))
         .and_then(|other| other.with_timeout(OTHER_HUB_TIMEOUT).ask_session_here(&asked));
     let answer = answered.map_err(|error| {
-        log::debug!("a session cannot be carried: {error}");
+        log::warn!("a session cannot be carried: {error}");
         offline()
     })?;
     // The agent has moved on in the meantime.

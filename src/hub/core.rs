@@ -87,7 +87,7 @@ impl Core {
                 let (ca, pem) = Ca::shared(&mut gateway, settings.names.clone(), &code_key)?;
                 // For operators, who hand it to clients with `--ca`.
                 files::write(&settings.data.join("fleet-ca.crt"), pem.as_bytes())?;
-                let fleet = Fleet::new(replica, gateway, &ca, !settings.proxies.is_empty())?;
+                let fleet = Fleet::new(replica, gateway, &ca)?;
                 (ca, Some(Arc::new(fleet)))
             }
             None => {

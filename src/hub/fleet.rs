@@ -23,9 +23,9 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    pub fn new(replica: Arc<Replica>, gateway: Gateway, ca: &Ca, behind_proxy: bool) -> Result<Self> {
-        let trust = if behind_proxy { HubTrust::Public } else { HubTrust::Pin(ca.pin()) };
-        let tls = trust::hub_client(&trust)?;
+    pub fn new(replica: Arc<Replica>, gateway: Gateway, ca: &Ca) -> Result<Self> {
+        // Never by public names: a hub that somebody wrote into etcd would be sent the joiners' keys.
+        let tls = trust::hub_client(&HubTrust::Pin(ca.pin()))?;
         Ok(Self { replica, gateway, tls, is_fenced: AtomicBool::new(false) })
     }
 

@@ -27,11 +27,13 @@ use super::relay;
 use super::unauthenticated::READ_TIMEOUT;
 use super::unauthenticated::UnauthenticatedPeer;
 use super::unauthenticated::connection_limit;
+use crate::error::OrSay;
 use crate::error::Result;
 use crate::http::message::BODY_LIMIT;
 use crate::http::message::Request;
 use crate::http::reply::Reply;
 use crate::model::version;
+use crate::net::address::HubUrl;
 use crate::net::connect::set_deadline;
 use crate::net::duplex::Duplex;
 use crate::net::http_server;
@@ -46,6 +48,7 @@ use crate::net::threads;
 use crate::net::threads::ThreadGroup;
 use crate::os::files;
 use crate::os::socket;
+use crate::os::user;
 use crate::tls;
 use crate::wire::control::CONTROL_UPGRADE;
 use crate::wire::control::RELAY_UPGRADE;
@@ -82,7 +85,9 @@ struct HubListener {
 /// `hub.json` last, when it can be reached.
 pub fn start(core: &Arc<Core>, listener: TcpListener, url: &str, stop: &Stop) -> Result<RunningHub> {
     let stop = stop.child();
-    let member = membership::join(core, url, &stop)?;
+    let listening = listener.local_addr().or_say(|| "Cannot tell the listening address")?;
+    let direct = if core.settings.proxies.is_empty() { url.to_owned() } else { without_proxy(listening) };
+    let member = membership::join(core, url, &direct, &stop)?;
     let hub_listener = HubListener { tls: ca::base_config(&core.ca)?, core: Arc::clone(core) };
     let (refusing, crowded) = (Arc::clone(core), Arc::clone(core));
     let options = ServeOptions {
@@ -119,6 +124,13 @@ pub fn start(core: &Arc<Core>, listener: TcpListener, url: &str, stop: &Stop) ->
     let how = json!({ "address": server.address().to_string(), "pin": core.ca.pin().to_string(), "token": core.local_token });
     files::write(&note, how.to_string().as_bytes())?;
     Ok(RunningHub { core: Arc::clone(core), server: Some(server), threads, member, stop, note })
+}
+
+/// Where the other hubs reach this one past the proxy in front of it.
+fn without_proxy(listening: SocketAddr) -> String {
+    let ip = listening.ip();
+    let host = if ip.is_unspecified() { user::hostname() } else { ip.to_string() };
+    HubUrl { host, port: listening.port() }.to_string()
 }
 
 /// The hub leaves its fleet first, so that others take its agents over while it closes its connections.

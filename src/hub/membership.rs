@@ -50,8 +50,9 @@ impl Drop for FleetMembership {
     }
 }
 
-/// Joins the fleet as the hub at `url`. A hub with a store of its own has nothing to join.
-pub fn join(core: &Arc<Core>, url: &str, stop: &Stop) -> Result<Option<FleetMembership>> {
+/// Joins the fleet as the hub at `url`, which other hubs reach at `direct`. A hub with a store of its own has nothing to
+/// join.
+pub fn join(core: &Arc<Core>, url: &str, direct: &str, stop: &Stop) -> Result<Option<FleetMembership>> {
     let Some(fleet) = &core.fleet else { return Ok(None) };
     let data = core.settings.data.to_string_lossy();
     let instance = secret::derived_id("hub", &[&user::hostname(), &data]);
@@ -68,7 +69,7 @@ pub fn join(core: &Arc<Core>, url: &str, stop: &Stop) -> Result<Option<FleetMemb
         core: Arc::clone(core),
         fleet: Arc::clone(fleet),
         gateway: fleet.gateway.another(),
-        this_hub: FleetHub { url: url.to_owned(), instance },
+        this_hub: FleetHub { url: url.to_owned(), direct: direct.to_owned(), instance },
         renewed: Instant::now(),
     };
     // A hub that cannot get a lease does not start.

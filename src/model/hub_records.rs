@@ -148,6 +148,8 @@ pub fn online_id(workspace: &str, name: &Name) -> String {
 pub struct FleetHub {
     /// Its address for clients: `https://host:port`. No two hubs have the same one.
     pub url: String,
+    /// Its address for the other hubs, where it shows its own certificate: not that of a proxy.
+    pub direct: String,
     /// Identifies the process, so that a second hub with the same address is noticed.
     pub instance: String,
 }
