@@ -195,6 +195,12 @@ fn a_command_that_cannot_be_started_says_so_and_leaves_nothing() {
     let (team, _ports, _shared) = two();
     let plain = team.user.file("plain").display().to_string();
     fs::write(&plain, "#!/bin/sh\n").unwrap();
+    let said = team.user.run(&["join", "abc123", "-d", "--env-file", "env", "--", "no-such-program-here"]);
+    assert!(
+        said.err.starts_with("[x] Cannot run no-such-program-here: ") && said.out.is_empty(),
+        "{said:#?}"
+    );
+    assert_eq!(said.code, Some(127));
     for (program, code) in [("no-such-program-here", 127), (&plain, 126)] {
         let said = team.user.run(&["join", "abc123", "--", program]);
         assert!(said.err.contains(&format!("[x] Cannot run {program}: ")), "{said:#?}");

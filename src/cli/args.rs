@@ -79,15 +79,13 @@ impl Args {
         if !takes_arguments && self.next_words().next().is_some() {
             return Err(self.unknown_word(&text));
         }
-        let command = self.command.filter(|command| command.arguments.runs_command && self.run.is_none());
         self.positionals.push(text);
-        // Here, since an option of that command would be taken for one of ours.
-        match (command, self.positionals.last()) {
-            (Some(command), Some(extra)) if self.positionals.len() > command.arguments.most => {
-                Err(command.unexpected(extra))
-            }
-            _ => Ok(()),
-        }
+        let Some(command) = self.command.filter(|command| command.arguments.runs_command) else {
+            return Ok(());
+        };
+        // Before more is read: an option of a command without `--` would be taken for one of ours.
+        let extra = self.positionals.get(command.arguments.most).filter(|_| self.run.is_none());
+        extra.map_or(Ok(()), |extra| Err(command.unexpected(extra)))
     }
 
     /// The words that would continue the path.

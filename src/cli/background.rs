@@ -29,6 +29,7 @@ pub fn detach(call: &Call, kind: &str, name: &str, secret: Option<(&str, &str)>)
     if !call.args.flag("detach") || call.is_background() {
         return Ok(None);
     }
+    call.args.run.as_deref().map_or(Ok(()), process::find_command)?;
     let log = call.home.file(&format!("logs/{kind}-{name}.log"));
     let command = BackgroundStart { arguments: detach::own_arguments(), secret, log: &log };
     start(call, &command, ChildOutput::RepeatedWithPid).map(Some)

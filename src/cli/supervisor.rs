@@ -27,7 +27,6 @@ use super::call::Call;
 use super::call::CommandResult;
 use crate::api::Hub;
 use crate::error::Result;
-use crate::net::address::HubUrl;
 use crate::net::stop::Registration;
 use crate::net::threads;
 use crate::os::process;
@@ -46,7 +45,7 @@ pub struct Supervisor<'c> {
     pub tunnels: TunnelSet<'c>,
     pub exposures: ExposureSet<'c>,
     /// `None` if the state folder cannot be written: then the command works, and is not listed.
-    run: Option<OwnRun>,
+    pub run: Option<OwnRun>,
     /// The running command after `--`.
     command: Option<u32>,
     sender: Sender<SupervisorEvent>,
@@ -79,13 +78,6 @@ impl<'c> Supervisor<'c> {
     pub fn rename(&mut self, names: &[String]) {
         if let Some(run) = &mut self.run {
             run.rename(names);
-        }
-    }
-
-    /// The hub that the command uses, for other commands that would do the same.
-    pub fn note_hub(&mut self, hub: &HubUrl) {
-        if let Some(run) = &mut self.run {
-            run.note_hub(hub.to_string());
         }
     }
 

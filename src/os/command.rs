@@ -2,6 +2,7 @@
 
 use std::env;
 use std::io::Read;
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
 use std::process::Stdio;
@@ -27,7 +28,11 @@ pub fn words(line: &str, more: &[&str]) -> Vec<String> {
     line.split(' ').chain(more.iter().copied()).map(str::to_owned).collect()
 }
 
+/// Whether a file of this name is on the path, or at this path.
 pub fn is_installed(program: &str) -> bool {
+    if program.contains('/') {
+        return Path::new(program).exists();
+    }
     let path = env::var_os("PATH").unwrap_or_default();
     // The administrator's tools are not on every user's path.
     let folders = env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));

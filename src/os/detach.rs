@@ -7,8 +7,8 @@
 //! messages and failures as in the foreground. When the background process is ready, it sends a special line and then
 //! writes its output to a log file.
 
+use std::collections::BTreeMap;
 use std::env;
-use std::ffi::OsStr;
 use std::ffi::OsString;
 use std::fs;
 use std::fs::File;
@@ -19,6 +19,7 @@ use std::io::Read;
 use std::io::Write;
 #[cfg(target_os = "linux")]
 use std::os::linux::net::SocketAddrExt;
+#[cfg(target_os = "linux")]
 use std::os::unix::ffi::OsStrExt;
 #[cfg(target_os = "linux")]
 use std::os::unix::net::SocketAddr;
@@ -31,6 +32,9 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
+
+use serde::Deserialize;
+use serde::Serialize;
 
 use crate::error::OrSay;
 use crate::error::Result;
@@ -90,6 +94,13 @@ pub struct BackgroundStart<'b> {
     pub log: &'b Path,
 }
 
+/// What the background process reads from its stdin.
+#[derive(Serialize, Deserialize)]
+struct Handover {
+    arguments: Vec<OsString>,
+    secrets: BTreeMap<String, String>,
+}
+
 /// Starts our own program in the background, and passes on its output until it is ready. `started` receives its process
 /// ID at once. The process list shows `words`.
 pub fn start(
@@ -108,10 +119,11 @@ pub fn start(
     let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut child = spawned.or_say(|| "Cannot start in the background")?;
     started(child.id());
-    if let Some(mut stdin) = child.stdin.take() {
-        // If the process has ended, its output says why.
-        let _ = stdin.write_all(&handover(begin));
-    }
+    let mut secrets = environment::secrets();
+    secrets.extend(begin.secret.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    let handover = Handover { arguments: begin.arguments.clone(), secrets };
+    // If the process has ended, its output says why.
+    let _ = child.stdin.take().map(|stdin| serde_json::to_writer(stdin, &handover));
     let (out, err) = (child.stdout.take(), child.stderr.take());
     let ready = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -131,27 +143,13 @@ pub fn start(
     Ok(StartOutcome::Ended { code: u8::try_from(status.code().unwrap_or(1)).unwrap_or(1) })
 }
 
-/// The secrets as `NAME=VALUE`, an empty item, and the arguments. A zero ends each item.
-fn handover(begin: &BackgroundStart<'_>) -> Vec<u8> {
-    let mut secrets = environment::secrets();
-    secrets.extend(begin.secret.map(|(name, value)| (name.to_owned(), value.to_owned())));
-    let secrets = secrets.iter().map(|(name, value)| format!("{name}={value}\0").into_bytes());
-    let arguments = begin.arguments.iter().map(|argument| [argument.as_bytes(), b"\0"].concat());
-    secrets.chain([vec![0]]).chain(arguments).flatten().collect()
-}
-
 /// What the process that started this one in the background has handed over: the secrets are kept, the arguments
 /// returned. `None` if a service manager started this process, with arguments and an empty stdin.
 pub fn take_handover() -> Option<Vec<OsString>> {
     own_log().filter(|_| !terminal::is_terminal_in())?;
-    let mut bytes = Vec::new();
-    io::stdin().read_to_end(&mut bytes).ok()?;
-    let items: Vec<&[u8]> = bytes.strip_suffix(b"\0")?.split(|byte| *byte == 0).collect();
-    let end = items.iter().position(|item| item.is_empty())?;
-    let text = |item: &&[u8]| String::from_utf8_lossy(item).into_owned();
-    let secret = |item| text(item).split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
-    environment::set_handed_over(items[..end].iter().filter_map(secret).collect());
-    Some(items[end + 1..].iter().map(|item| OsStr::from_bytes(item).to_owned()).collect())
+    let Handover { arguments, secrets } = serde_json::from_reader(io::stdin().lock()).ok()?;
+    environment::set_handed_over(secrets);
+    Some(arguments)
 }
 
 fn hand_on(stream: Option<impl Read>, say: impl Fn(&str)) {

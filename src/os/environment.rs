@@ -9,10 +9,9 @@ use std::ffi::OsStr;
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// Each name may follow either.
-const PREFIXES: [&str; 2] = ["CONNECT_", "PRIVATECONNECT_"];
-const SECRETS: [&str; 3] = ["TOKEN", "JOIN", "ETCD_PASSWORD"];
-const SETTINGS: [&str; 4] = ["HUB_URL", "HOME", "CA", "BACKGROUND_LOG"];
+/// Each also with `PRIVATE` before it.
+const SECRETS: [&str; 3] = ["CONNECT_TOKEN", "CONNECT_JOIN", "CONNECT_ETCD_PASSWORD"];
+const SETTINGS: [&str; 4] = ["CONNECT_HUB_URL", "CONNECT_HOME", "CONNECT_CA", "CONNECT_BACKGROUND_LOG"];
 
 /// The secrets that came by stdin.
 static HANDED_OVER: OnceLock<BTreeMap<String, String>> = OnceLock::new();
@@ -31,7 +30,7 @@ pub fn secrets() -> BTreeMap<String, String> {
 }
 
 fn secret_names() -> impl Iterator<Item = String> {
-    PREFIXES.iter().flat_map(|prefix| SECRETS.iter().map(move |name| format!("{prefix}{name}")))
+    SECRETS.iter().flat_map(|name| [(*name).to_owned(), format!("PRIVATE{name}")])
 }
 
 pub fn without_secrets(command: &mut Command) -> &mut Command {
@@ -39,6 +38,6 @@ pub fn without_secrets(command: &mut Command) -> &mut Command {
 }
 
 pub fn is_own(name: &OsStr) -> bool {
-    let rests = PREFIXES.iter().filter_map(|prefix| name.to_str()?.strip_prefix(prefix));
-    rests.into_iter().any(|rest| SECRETS.iter().chain(&SETTINGS).any(|own| *own == rest))
+    let short = name.to_str().map(|name| name.strip_prefix("PRIVATE").unwrap_or(name));
+    short.is_some_and(|name| SECRETS.contains(&name) || SETTINGS.contains(&name))
 }

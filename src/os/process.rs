@@ -29,6 +29,7 @@ use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::os::command;
 use crate::os::environment;
 use crate::os::lock::locked;
 use crate::os::terminal;
@@ -110,13 +111,7 @@ impl Signals {
         if state.stopped {
             return Err(Error::stopped());
         }
-        let pid = self.spawn(command, environment).map_err(|error| {
-            let code = if error == Errno::ENOENT { NOT_FOUND } else { NOT_EXECUTABLE };
-            Error::new(format!("Cannot run {}", program.to_string_lossy()))
-                .because(error.desc())
-                .hint("Check the command after --")
-                .kind(ErrorKind::NotStarted(code))
-        })?;
+        let pid = self.spawn(command, environment).map_err(|error| cannot_run(program, error))?;
         state.child = Some(pid);
         Ok(pid)
     }
@@ -140,6 +135,24 @@ impl Signals {
         attributes
             .set_flags(PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF)?;
         posix_spawnp(&arguments[0], &PosixSpawnFileActions::init()?, &attributes, &arguments, &variables)
+    }
+}
+
+fn cannot_run(program: &OsStr, error: Errno) -> Error {
+    let code = if error == Errno::ENOENT { NOT_FOUND } else { NOT_EXECUTABLE };
+    Error::new(format!("Cannot run {}", program.to_string_lossy()))
+        .because(error.desc())
+        .hint("Check the command after --")
+        .kind(ErrorKind::NotStarted(code))
+}
+
+/// For a command that will be run in the background, where nobody sees that it does not exist.
+pub fn find_command(command: &[OsString]) -> Result<()> {
+    let program = command.first().map(OsString::as_os_str).unwrap_or_default();
+    if command::is_installed(&program.to_string_lossy()) {
+        Ok(())
+    } else {
+        Err(cannot_run(program, Errno::ENOENT))
     }
 }
 

@@ -20,13 +20,8 @@ pub fn load_or_make(home: &Home) -> Result<Identity> {
 /// For a machine that only reaches: nobody needs to know it again, so where no identity can be kept, one for this process
 /// will do.
 pub fn load_or_temporary(home: &Home) -> Result<Identity> {
-    match load_or_make(home) {
-        Err(error) if !home.file(IDENTITY_FILE).exists() => {
-            log::info!("the identity is not kept: {error}");
-            temporary()
-        }
-        loaded => loaded,
-    }
+    let is_there = || home.file(IDENTITY_FILE).exists();
+    load_or_make(home).or_else(|error| if is_there() { Err(error) } else { temporary() })
 }
 
 pub fn temporary() -> Result<Identity> {

@@ -65,7 +65,7 @@ pub fn run(call: &Call) -> CommandResult {
         strict: check || call.args.value("port").is_some() || call.args.flag("strict-ports"),
     };
     let mut supervisor = Supervisor::new(call, "reach", &[name.to_string()]);
-    supervisor.note_hub(&hub.url);
+    supervisor.run.iter_mut().for_each(|run| run.note_hub(hub.url.to_string()));
     let began = Instant::now();
     supervisor.tunnels.check_timeout = deadline.saturating_duration_since(began);
     supervisor.tunnels.reconcile(&Arc::new(TunnelAccess::own(call, hub, peer_check)?), vec![spec])?;

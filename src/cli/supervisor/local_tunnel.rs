@@ -135,20 +135,13 @@ impl LocalTunnel {
         let Some(port) = self.port().filter(|_| self.route.is_none()) else { return };
         let name = self.spec.name.as_str();
         let protocol = self.protocol.get().copied().unwrap_or_default();
-        let listed = self.remember_port(port).and_then(|()| routes::add(&self.home, name, port, protocol));
-        self.route = listed.inspect_err(|error| log::info!("{name} is not listed as a route: {error}")).ok();
-    }
-
-    /// Only a port that nobody asked for is remembered, and only until the service's own is available.
-    fn remember_port(&self, port: u16) -> Result<()> {
+        // Only a port that nobody asked for is remembered, and only until the service's own is available.
+        let alternative = (port != self.spec.original).then_some(port);
+        let is_typed = alternative.is_some() && alternative == self.spec.asked;
         let service = self.access.scoped(&self.spec.name);
-        if port == self.spec.original {
-            ports::remember(&self.home, &service, None)
-        } else if self.spec.asked == Some(port) {
-            Ok(())
-        } else {
-            ports::remember(&self.home, &service, Some(port))
-        }
+        let remembered = if is_typed { Ok(()) } else { ports::remember(&self.home, &service, alternative) };
+        let listed = remembered.and_then(|()| routes::add(&self.home, name, port, protocol));
+        self.route = listed.inspect_err(|error| log::info!("{name} is not listed as a route: {error}")).ok();
     }
 
     /// The service answers again, or for the first time.
