@@ -24,11 +24,16 @@ fn main() {
     typed("connect hub");
     let home = Home::new();
     let hub = home.start(&["hub", "--listen", "127.0.0.1:0", "--tunnel-ports", "off"]);
-    let up = hub.wait_out(|line| line.contains("connect up --hub"));
+    let listening = hub.wait_out(|line| line.contains("Hub listening on"));
+    let url = format!("https://{}", listening.rsplit(' ').next().unwrap());
     show(&hub);
 
-    step("2. Machines A and B log in with the line that the hub printed.");
-    let login: Vec<&str> = up.split_whitespace().skip(1).collect();
+    step(
+        "2. Machines A and B log in with a key that is made on machine H; on a terminal the hub prints a first one.",
+    );
+    typed("connect hub key create --role admin --label demo");
+    let key = home.run(&["hub", "key", "create", "--role", "admin", "--label", "demo", "-q"]).ok().out;
+    let login = ["up", "--hub", &url, "--api-key", key.trim()];
     let (a, b) = (Home::new(), Home::new());
     for (machine, label) in [(&a, "machine-a"), (&b, "machine-b")] {
         typed("connect up --hub https://… --api-key pc_…");

@@ -281,7 +281,8 @@ fn a_hub_or_an_agent_of_another_version_is_named_with_the_side_to_update() {
 fn a_full_disk_and_a_folder_of_somebody_elses_get_a_sentence_that_helps() {
     let home = Home::new();
     fs::write(home.file("file"), "").unwrap();
-    let mut command = home.connect(&["up", "--hub", "https://127.0.0.1:1", "--api-key", "pc_x"]);
+    let mut command =
+        home.connect(&["up", "--hub", "https://127.0.0.1:1", "--api-key", &format!("pc_{}", "a".repeat(26))]);
     command.env("PRIVATECONNECT_HOME", home.file("file/below"));
     let said = Said::of(command);
     assert_eq!(said.code, Some(1));
@@ -327,4 +328,78 @@ fn a_certificate_of_another_time_is_a_matter_of_the_clock() {
         said.err.contains("  If that is not the time, set the clock: timedatectl set-ntp true."),
         "{said:#?}"
     );
+}
+
+#[test]
+fn the_first_key_goes_to_a_file_or_a_terminal_and_never_into_a_log() {
+    let home = Home::new();
+    let args = ["hub", "--listen", "127.0.0.1:0", "--tunnel-ports", "off"];
+    // As under systemd or docker: no terminal, so no key, but the command that makes one.
+    let mut hub = home.start(&args);
+    hub.wait_out(|line| line.contains("There is no key yet"));
+    hub.interrupt();
+    assert!(hub.out().contains("connect hub key create --role admin --label NAME"), "{}", hub.out());
+    assert!(!hub.out().contains("pc_") && !hub.err().contains("pc_"));
+    let file = home.file("first.key");
+    let mut hub = home.start(&[&args[..], &["--first-key-file", file.to_str().unwrap()]].concat());
+    hub.wait_out(|line| line.contains("Press Ctrl+C"));
+    let key = fs::read_to_string(&file).unwrap();
+    assert!(key.starts_with("pc_") && !hub.out().contains("pc_"), "{}", hub.out());
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    hub.interrupt();
+    // On a terminal it is shown.
+    if is_here("script", "bsdutils") {
+        let other = Home::new();
+        let shown = common::Running::start(common::team::on_terminal(&other.connect(&args)));
+        shown.wait_out(|line| line.contains("connect up --hub") && line.contains("pc_"));
+        shown.wait_out(|line| line.contains("hub key create --role member --label NAME"));
+    }
+}
+
+#[test]
+fn a_key_can_be_made_before_the_first_start_of_the_hub() {
+    let home = Home::new();
+    let made = home.run(&["hub", "key", "create", "--role", "admin", "--label", "ann", "--json"]).ok().json();
+    let hub = home.start(&["hub", "--json", "--listen", "127.0.0.1:0", "--tunnel-ports", "off"]);
+    let url = hub.wait_event("listening")["url"].as_str().unwrap().to_owned();
+    let user = Home::new();
+    fs::write(user.file("key"), format!("{}\n", made["key"].as_str().unwrap())).unwrap();
+    let file = user.file("key").display().to_string();
+    user.run(&["up", "--hub", &url, "--api-key-file", &file]).ok();
+    common::eventually("the use of the key is noted", common::PATIENCE, || {
+        home.run(&["hub", "key", "list", "--json"]).ok().json()[0]["lastUsedAt"].is_string()
+    });
+    let mut piped = Command::new("sh");
+    let typed = user.connect(&[]);
+    let line = format!("{} up --hub {url} --api-key - < {file}", typed.get_program().to_string_lossy());
+    piped.arg("-c").arg(line);
+    common::team::copy_environment(&typed, &mut piped);
+    Said::of(piped).ok();
+    home.run(&["hub", "key", "revoke", "ann"]).ok();
+    let listed = home.run(&["hub", "key", "list", "--json"]).ok().json();
+    assert!(listed[0]["revokedAt"].is_string(), "{listed}");
+    assert_eq!(user.run(&["whoami"]).code, Some(1));
+}
+
+#[test]
+fn the_form_of_a_key_is_checked_before_any_hub_is_asked() {
+    let home = Home::new();
+    let half = "a".repeat(26);
+    let whole = format!("pc_{half}.{half}");
+    for (key, flaw) in [
+        (&whole[..40], "its end is missing"),
+        (&whole[..20], "its end is missing"),
+        (&whole[..30], "its end is missing"),
+        (&format!("{whole}{whole}"), "pasted twice"),
+        (&format!("pc_{} {}", &half[..10], &half[11..]), "spaces inside"),
+        ("https://hub", "does not begin with pc_"),
+    ] {
+        // Nobody listens there, and nobody is asked.
+        let said = home.run(&["up", "--hub", "https://127.0.0.1:1", "--api-key", key]);
+        assert!(said.code == Some(2) && said.err.contains(flaw), "{key}: {said:#?}");
+        let mut command = home.connect(&["services", "--hub", "https://127.0.0.1:1"]);
+        command.env("PRIVATECONNECT_TOKEN", key);
+        let said = Said::of(command);
+        assert!(said.code == Some(2) && said.err.contains(flaw), "{key}: {said:#?}");
+    }
 }

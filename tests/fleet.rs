@@ -523,7 +523,7 @@ fn etcd_with_tls_and_passwords_is_logged_in_to_and_what_is_wrong_is_named() {
     let (home, store) = (Home::new(), etcd.store());
     let args = ["hub", "--json", "--listen", "127.0.0.1:0", "--tunnel-ports", "off", "--store", &store];
     let with = |password: &str, more: &[&str]| {
-        let mut command = home.connect(&[&args[..], more].concat());
+        let mut command = home.hub(&[&args[..], more].concat());
         command.env("CONNECT_ETCD_PASSWORD", password);
         command
     };

@@ -202,7 +202,7 @@ fn a_head_or_a_body_that_is_too_large_is_told_so_while_its_sender_still_sends() 
 #[test]
 fn a_crowd_without_keys_displaces_itself_and_a_key_always_finds_room() {
     let home = Home::new();
-    let command = home.connect(&["hub", "--json", "--listen", "127.0.0.1:0", "--tunnel-ports", "off"]);
+    let command = home.hub(&["hub", "--json", "--listen", "127.0.0.1:0", "--tunnel-ports", "off"]);
     let command = under("ulimit -n 100", &command);
     let hub = Hub::start_by(home, command, &[]);
     let crowd: Vec<TcpStream> = (0..100).map(|_| dial_from(LOOPBACK, &hub.address).unwrap()).collect();

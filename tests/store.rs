@@ -228,8 +228,9 @@ fn files_are_0600_and_folders_0700_whatever_the_umask() {
         let hub =
             Running::start(open(&["hub", "--json", "--listen", "127.0.0.1:0", "--tunnel-ports", "off"]));
         let said = hub.wait_event("listening");
-        let (url, key) = (said["url"].as_str().unwrap(), said["firstKey"].as_str().unwrap());
-        Said::of(open(&["up", "--hub", url, "--api-key", key])).ok();
+        let url = said["url"].as_str().unwrap();
+        let key = Said::of(open(&["hub", "key", "create", "-q"])).ok().out;
+        Said::of(open(&["up", "--hub", url, "--api-key", key.trim()])).ok();
         let exposed = Running::start(open(&["expose", "--json", "web", "1"]));
         exposed.wait_event("exposed");
         Said::of(open(&["hub", "key", "create"])).ok();
@@ -319,7 +320,7 @@ fn commands_beside(hub: Hub) {
 fn a_full_disk_refuses_changes_with_a_reason_loses_nothing_and_recovers() {
     let home = Home::new();
     let Some(disk) = Disk::mount(&home.file("hub")) else { return };
-    let command = home.connect(&["hub", "--json", "--listen", "127.0.0.1:0", "--tunnel-ports", "off"]);
+    let command = home.hub(&["hub", "--json", "--listen", "127.0.0.1:0", "--tunnel-ports", "off"]);
     let mut hub = Hub::start_by(home, command, &["--tunnel-ports", "off"]);
     let kept = make_key(&hub).unwrap();
     disk.fill();

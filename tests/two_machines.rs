@@ -97,8 +97,7 @@ fn a_reader_may_pause_and_a_pulled_cable_is_noticed() {
 #[ignore = "run by the other test, on a machine that it made"]
 fn between_two_machines() {
     let home = Home::new();
-    let hub_command =
-        home.connect(&["hub", "--json", "--listen", &format!("{NEAR}:0"), "--tunnel-ports", "off"]);
+    let hub_command = home.hub(&["hub", "--json", "--listen", &format!("{NEAR}:0"), "--tunnel-ports", "off"]);
     let hub = Hub::start_by(home, hub_command, &[]);
     let (owner, user) = (hub.machine("member"), Home::new());
     let key = hub.key("member");

@@ -276,7 +276,7 @@ mod tests {
         for (line, what) in [
             ("reach", "`connect reach` needs an argument NAME"),
             ("expose", "`connect expose` needs an argument NAME"),
-            ("hub key revoke", "`connect hub key revoke` needs an argument ID"),
+            ("hub key revoke", "`connect hub key revoke` needs an argument ID|LABEL"),
             ("reach a b c", "Unexpected argument `c`"),
             ("join - sh -c env", "Unexpected argument `sh`"),
             ("dev npm start", "Unexpected argument `npm`"),

@@ -17,6 +17,7 @@ use crate::api::Hub;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::model::access::key_flaw;
 use crate::model::hub_trust::HubTrust;
 use crate::net::address::HubUrl;
 use crate::net::stop::Stop;
@@ -106,7 +107,7 @@ impl Call {
     /// From the environment, else the one that `connect up` saved.
     pub fn api_key(&self) -> Result<Option<String>> {
         let config = self.config()?;
-        Ok(variable("PRIVATECONNECT_TOKEN").or_else(|| config.api_key.clone()))
+        Ok(given_key("PRIVATECONNECT_TOKEN")?.or_else(|| config.api_key.clone()))
     }
 
     fn ca_file(&self) -> Option<String> {
@@ -166,6 +167,18 @@ pub fn not_configured() -> Error {
 }
 
 /// `PRIVATECONNECT_TOKEN` may also be called `CONNECT_TOKEN`, and so on with the others.
+/// An API key as somebody typed or pasted it. Its form is checked before any hub is asked.
+pub fn checked_key(key: &str) -> Result<String> {
+    let key = key.trim();
+    let flaw = key_flaw(key).map(|flaw| Error::usage(format!("This is not a whole API key: {flaw}")));
+    flaw.map_or_else(|| Ok(key.to_owned()), |error| Err(error.hint("Copy it again, from pc_ to its end")))
+}
+
+/// The API key in this variable.
+pub fn given_key(name: &str) -> Result<Option<String>> {
+    variable(name).as_deref().map(checked_key).transpose()
+}
+
 pub fn variable(name: &str) -> Option<String> {
     let short = name.strip_prefix("PRIVATE").unwrap_or(name);
     let value = environment::value(&format!("PRIVATE{short}")).or_else(|| environment::value(short));

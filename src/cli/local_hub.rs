@@ -47,14 +47,20 @@ pub enum LocalHub {
 
 impl LocalHub {
     pub fn find(call: &Call) -> Result<Self> {
+        let data = data_folder(call)?;
+        if StoreOptions::of(call, &data)?.read()?.is_none() && !data.join("certs").exists() {
+            return Err(no_hub(&data));
+        }
+        Self::find_or_begin(call)
+    }
+
+    /// Also a hub that has never started: its data folder is made here.
+    pub fn find_or_begin(call: &Call) -> Result<Self> {
         if let Some((hub, _)) = running(call)? {
             return Ok(Self::Running(hub));
         }
         let data = data_folder(call)?;
         let options = StoreOptions::of(call, &data)?;
-        if options.read()?.is_none() && !data.join("certs").exists() {
-            return Err(no_hub(&data));
-        }
         let deadline = Instant::now() + FOLDER_LOCK_TIMEOUT;
         loop {
             if let Some(core) = Core::open(options.settings(&data)?, &call.stop)? {

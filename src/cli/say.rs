@@ -248,7 +248,11 @@ fn columns_within<const N: usize>(
         widths[width] = widths[width].max(cell.chars().count());
     }
     while widths.iter().sum::<usize>() + COLUMN_GAP * (N - 1) > limit {
-        let Some(widest) = widths.iter_mut().max().filter(|widest| **widest > NARROWEST_COLUMN) else {
+        // An ID that is cut is of no use to other commands.
+        let cuttable = widths.iter_mut().zip(headings).filter(|(_, heading)| **heading != "ID");
+        let Some(widest) =
+            cuttable.map(|(width, _)| width).max().filter(|widest| **widest > NARROWEST_COLUMN)
+        else {
             break;
         };
         *widest -= 1;

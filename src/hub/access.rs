@@ -53,14 +53,15 @@ pub fn authenticate(core: &Core, key: &str, address: IpAddr, now: Time) -> Resul
 /// The prefix decides where the hash is looked up: among the API keys, or among the share links. The hub's own token
 /// has no prefix.
 fn principal_of(core: &Core, key: &str, hash: &str, now: Time) -> Option<Principal> {
-    let registry = core.records.registry();
+    let mut registry = core.records.registry();
     if key.starts_with(API_KEY_PREFIX) {
-        let key = &registry.key_by_hash(hash, now)?.info;
+        let key = registry.key_by_hash(hash, now)?.info.clone();
+        registry.note_key_use(&key.id, now);
         return Some(Principal::Key {
-            id: key.id.clone(),
-            label: key.label.clone(),
+            id: key.id,
+            label: key.label,
             role: key.role,
-            workspace: key.workspace.clone(),
+            workspace: key.workspace,
         });
     }
     if key.starts_with(LINK_PREFIX) {

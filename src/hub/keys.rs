@@ -28,6 +28,8 @@ use crate::wire::api::RevokeKey;
 
 /// More valid keys than any team has; the registry keeps all of them in memory.
 const HUB_KEYS: usize = 10_000;
+/// Expired and revoked keys that the list still shows. A loop that makes and revokes keys must not fill the memory.
+const DEAD_KEYS: usize = 1000;
 
 pub fn list(call: &ApiCall<'_>, records: &Records) -> Result<Reply, Refusal> {
     let registry = records.registry();
@@ -63,7 +65,10 @@ pub fn make(
         if registry.keys().filter(|key| key.info.is_live(call.now)).count() >= HUB_KEYS {
             return Err(Refusal::TooManyKeys);
         }
-        Ok((vec![Change::Put(Record::Key(key.clone()))], ()))
+        let dead = || registry.keys().filter(|key| !key.info.is_live(call.now));
+        let surplus = dead().min_by_key(|key| key.info.created_at).filter(|_| dead().count() >= DEAD_KEYS);
+        let surplus = surplus.map(|key| Change::drop(Table::Key, &key.info.id));
+        Ok((surplus.into_iter().chain([Change::Put(Record::Key(key.clone()))]).collect(), ()))
     })?;
     let details =
         [("key", made.info.id.as_str()), ("role", made.info.role.as_str()), ("by", call.principal.id())];
@@ -75,11 +80,13 @@ pub fn revoke(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Re
     let id = call.parts[0];
     let order: RevokeKey = call.body_if_any()?;
     let removed = records.change(|registry| {
-        registry.key(id).filter(|key| call.sees(&key.info.workspace)).ok_or(Refusal::NoSuchKey)?;
+        let key = registry.key(id).filter(|key| call.sees(&key.info.workspace));
+        let mut key = key.filter(|key| key.info.revoked_at.is_none()).ok_or(Refusal::NoSuchKey)?.clone();
+        key.info.revoked_at = Some(call.now);
         // Without the option the next sweeps remove it all: a large hub does so in pieces.
         let made = if order.with_all_it_made { registry.made_by(id) } else { Vec::new() };
         let removed = made.len();
-        Ok(([vec![Change::drop(Table::Key, id)], made].concat(), removed))
+        Ok(([vec![Change::Put(Record::Key(key))], made].concat(), removed))
     })?;
     let details = [("key", id), ("by", call.principal.id()), ("removed", &removed.to_string())];
     audit.say("key.revoked", &details);
@@ -95,6 +102,8 @@ pub fn new_key(order: &MakeKey, workspace: String, now: Time) -> (String, Key) {
         label: clean_label(order.label.as_deref().unwrap_or_default()),
         workspace,
         created_at: now,
+        last_used_at: None,
+        revoked_at: None,
         expires_at: order.expires_in_seconds.map(|seconds| now.plus(Duration::from_secs(seconds))),
     };
     let key = Key { hash: secret::hash(&secret), info };

@@ -143,7 +143,7 @@ impl Refusal {
                 .hint("Use another hub of the fleet"),
             // Authentication and roles.
             Self::NoKey => row(401, "no-key", "An API key is needed")
-                .hint("Send it as x-api-key; make one with: connect hub key create"),
+                .hint("Send it as x-api-key; make one with: connect hub key create --label NAME"),
             Self::BadKey => row(401, BAD_KEY_CODE, "This API key is not valid here")
                 .hint("It may be revoked or expired; ask for a new one: connect hub key create"),
             Self::Role(Action::Administer) => row(403, "role", "This key may not do that")

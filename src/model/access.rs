@@ -52,6 +52,25 @@ impl Role {
     }
 }
 
+/// A secret of an API key, or the hub's pin in it, in base32.
+const KEY_PART_LENGTH: usize = 26;
+
+/// What is wrong with the form of an API key, which is `pc_SECRET` or `pc_SECRET.PIN`.
+pub fn key_flaw(key: &str) -> Option<&'static str> {
+    let parts = key.strip_prefix("pc_").map(|key| key.split_once('.').unwrap_or((key, "")));
+    let Some((secret, pin)) = parts else { return Some("it does not begin with pc_") };
+    let is_plain = |part: &str| part.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'));
+    if secret.len().max(pin.len()) > KEY_PART_LENGTH {
+        Some("it is too long, as if it was pasted twice or has spaces inside")
+    } else if !is_plain(secret) || !is_plain(pin) {
+        Some("it has spaces inside, or characters that no key has")
+    } else {
+        let is_whole =
+            secret.len() == KEY_PART_LENGTH && (pin.len() == KEY_PART_LENGTH || !key.contains('.'));
+        (!is_whole).then_some("its end is missing")
+    }
+}
+
 /// The sender of a request, after the hub has checked its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Principal {

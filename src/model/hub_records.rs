@@ -20,6 +20,8 @@ use super::time::Time;
 pub const UNSEEN_LIMIT: Duration = Duration::from_hours(30 * 24);
 /// How exact `seen_at` is. While a record is online, it is written again this often.
 pub const SEEN_INTERVAL: Duration = Duration::from_hours(24);
+/// How often a key in use is written again, to show when it was used last.
+pub const KEY_USE_INTERVAL: Duration = Duration::from_hours(1);
 
 /// A share lists this many joins, the newest ones. Its counter counts all.
 pub const JOINS_LISTED: usize = 20;
@@ -45,6 +47,12 @@ pub struct KeyInfo {
     pub workspace: String,
     pub created_at: Time,
     pub expires_at: Option<Time>,
+    /// As exact as `KEY_USE_INTERVAL`.
+    #[serde(default)]
+    pub last_used_at: Option<Time>,
+    /// A revoked key stays in the list for a while.
+    #[serde(default)]
+    pub revoked_at: Option<Time>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -245,7 +253,7 @@ impl Change {
 
 impl KeyInfo {
     pub fn is_live(&self, now: Time) -> bool {
-        self.expires_at.is_none_or(|at| now < at)
+        self.revoked_at.is_none() && self.expires_at.is_none_or(|at| now < at)
     }
 }
 

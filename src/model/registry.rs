@@ -14,7 +14,9 @@ use super::hub_records::Change;
 use super::hub_records::ChannelId;
 use super::hub_records::Device;
 use super::hub_records::FleetHub;
+use super::hub_records::KEY_USE_INTERVAL;
 use super::hub_records::Key;
+use super::hub_records::KeyInfo;
 use super::hub_records::Presence;
 use super::hub_records::Record;
 use super::hub_records::SEEN_INTERVAL;
@@ -47,6 +49,8 @@ pub struct Registry {
     share_by_link: HashMap<String, String>,
     online: HashMap<String, Presence>,
     hubs: BTreeMap<String, FleetHub>,
+    /// When keys were used at this hub.
+    key_uses: HashMap<String, Time>,
     /// This hub's own control channels.
     channels: BTreeMap<ChannelId, ChannelOwner>,
     /// The URL by which the fleet knows this hub; empty for a hub without a fleet.
@@ -106,6 +110,7 @@ impl Registry {
         match table {
             Table::Key => {
                 self.keys.remove(id);
+                self.key_uses.remove(id);
             }
             Table::Agent => {
                 self.agents.remove(id);
@@ -170,9 +175,10 @@ impl Registry {
             !self.service_counts(service, now) || (service.withdrawn && !open.contains(service.id.as_str()))
         });
         let agents = self.agents.values().filter(|agent| !self.agent_counts(agent, now));
-        // The list of keys shows an expired key for a while.
-        let is_over = |at: Time| now.since(at) >= UNSEEN_LIMIT;
-        let keys = self.keys.values().filter(|key| key.info.expires_at.is_some_and(is_over));
+        // The list of keys shows a dead key for a while.
+        let is_over = |at: &Time| now.since(*at) >= UNSEEN_LIMIT;
+        let ends = |info: &KeyInfo| [info.expires_at, info.revoked_at].into_iter().flatten();
+        let keys = self.keys.values().filter(|key| ends(&key.info).any(|at| is_over(&at)));
         let shares = shares.map(|share| Change::drop(Table::Share, &share.info.id));
         let devices = devices.map(|device| Change::drop(Table::Device, &device.code_hash));
         let services = services.map(|service| Change::drop(Table::Service, &service.id));
@@ -199,7 +205,21 @@ impl Registry {
         let services = online
             .filter(move |service| is_old(service.seen_at))
             .map(move |service| Record::Service(Service { seen_at: now, ..service.clone() }));
-        agents.chain(services).map(Change::Put)
+        agents.chain(services).chain(self.keys_used_again()).map(Change::Put)
+    }
+
+    fn keys_used_again(&self) -> impl Iterator<Item = Record> + '_ {
+        self.key_uses.iter().filter_map(|(id, used)| {
+            let mut key = self.keys.get(id)?.clone();
+            let is_new = key.info.last_used_at.is_none_or(|at| used.since(at) >= KEY_USE_INTERVAL);
+            key.info.last_used_at = Some(*used);
+            is_new.then_some(Record::Key(key))
+        })
+    }
+
+    /// Notes in memory that a key was used; the next sweep writes it down if the last time is long ago.
+    pub fn note_key_use(&mut self, id: &str, now: Time) {
+        self.key_uses.insert(id.to_owned(), now);
     }
 
     /// Whether the agent's key is valid and it was seen lately. Any other agent is as good as removed.
@@ -391,7 +411,6 @@ impl Registry {
 mod tests {
     use super::*;
     use crate::model::access::Role;
-    use crate::model::hub_records::KeyInfo;
     use crate::model::hub_records::ShareInfo;
     use crate::model::name::Name;
     use crate::model::service::Protocol;
@@ -452,6 +471,8 @@ mod tests {
                 workspace: "default".into(),
                 created_at: now(),
                 expires_at,
+                last_used_at: None,
+                revoked_at: None,
             };
             Change::Put(Record::Key(Key { hash: id.into(), info }))
         };
@@ -540,6 +561,8 @@ mod tests {
                 workspace: "default".into(),
                 created_at: now(),
                 expires_at: Some(Time::from_unix(2000)),
+                last_used_at: None,
+                revoked_at: None,
             },
         };
         registry.apply(Change::Put(Record::Key(key("old"))));

@@ -503,6 +503,8 @@ mod tests {
                     workspace: "default".into(),
                     created_at: at(0),
                     expires_at: None,
+                    last_used_at: None,
+                    revoked_at: None,
                 },
                 hash: (*id).into(),
             })));

@@ -110,6 +110,8 @@ impl World {
         let hub_machine = Machine::new(first);
         let command =
             hub_machine.connect(&["hub", "--json", "--listen", "127.0.0.1:0", "--tunnel-ports", "off"]);
+        let mut command = command;
+        command.arg("--first-key-file").arg(hub_machine.home.file("disk/first.key"));
         let hub = Hub::start_by(Home::at(hub_machine.home.file("disk")), command, &[]);
         let (up, down) = (fault::Path::to(&hub.address), fault::Path::to(&hub.address));
         let (owner, user) = (Machine::of(&hub, &up, first), Machine::of(&hub, &down, first));

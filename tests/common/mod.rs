@@ -306,12 +306,8 @@ impl Hub {
         let home = Home::new();
         let mut args = vec!["hub", "--json", "--listen", "127.0.0.1:0"];
         args.extend_from_slice(options);
-        let running = home.start(&args);
-        let said = running.wait_event("listening");
-        let text = |name: &str| said[name].as_str().unwrap_or_default().to_owned();
-        let admin_key = text("firstKey");
-        let options = options.iter().map(|option| (*option).to_owned()).collect();
-        Self { home, running, url: text("url"), address: text("address"), admin_key, options }
+        let command = home.hub(&args);
+        Self::start_by(home, command, options)
     }
 
     /// Starts again on the same port with the same data, after a `kill`.
@@ -539,13 +535,29 @@ impl Hub {
         let running = Running::start(command);
         let said = running.wait_event("listening");
         let text = |name: &str| said[name].as_str().unwrap_or_default().to_owned();
-        let (url, address, admin_key) = (text("url"), text("address"), text("firstKey"));
+        let (url, address) = (text("url"), text("address"));
+        // A build of before has no such file, and says the key.
+        let key = fs::read_to_string(home.first_key_file());
+        let admin_key = key.map_or_else(|_| text("firstKey"), |key| key.trim().to_owned());
         let options = options.iter().map(|option| (*option).to_owned()).collect();
         Self { home, running, url, address, admin_key, options }
     }
 }
 
 impl Home {
+    /// The command of a hub, which writes its first key into a file.
+    pub fn hub(&self, args: &[&str]) -> Command {
+        let mut command = self.connect(args);
+        if self.program.as_os_str() == env!("CARGO_BIN_EXE_connect") {
+            command.arg("--first-key-file").arg(self.first_key_file());
+        }
+        command
+    }
+
+    fn first_key_file(&self) -> PathBuf {
+        self.file("first.key")
+    }
+
     /// A folder that somebody else made and removes.
     pub fn at(path: PathBuf) -> Self {
         Self { path, program: program() }

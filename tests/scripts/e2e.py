@@ -93,10 +93,12 @@ class Path:
         hub_home = FOLDER / "hub"
         for home in (hub_home, self.owner, self.user):
             home.mkdir()
-        hub = background(BINARY, "hub", "--json", "--listen", "127.0.0.1:0", "--tunnel-ports", "off", home=hub_home)
+        hub = background(BINARY, "hub", "--json", "--listen", "127.0.0.1:0", "--tunnel-ports", "off",
+                         "--first-key-file", str(hub_home / "first.key"), home=hub_home)
         said = event(hub, "listening")
+        key = (hub_home / "first.key").read_text().strip()
         for home in (self.owner, self.user):
-            run(BINARY, "up", "--hub", said["url"], "--api-key", said["firstKey"], home=home)
+            run(BINARY, "up", "--hub", said["url"], "--api-key", key, home=home)
         # What the proxy leads to without any tunnel is listed by somebody else.
         self.routes = {}
         proxy = background(BINARY, "proxy", "start", "--foreground", "--json", "--port", "0", home=self.user)

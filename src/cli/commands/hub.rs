@@ -5,9 +5,9 @@
 use std::net::IpAddr;
 use std::net::TcpListener;
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::sync::Arc;
 
-use serde_json::Value;
 use serde_json::json;
 
 use crate::api::Hub;
@@ -32,7 +32,9 @@ use crate::model::host_port::HostPort;
 use crate::model::hub_trust::HubTrust;
 use crate::net::address::HubUrl;
 use crate::net::serve::BoundPort;
+use crate::os::files;
 use crate::os::peer_user;
+use crate::os::terminal;
 use crate::state::identity;
 use crate::state::runs;
 use crate::state::runs::HUB_KIND;
@@ -80,18 +82,26 @@ pub fn run(call: &Call) -> CommandResult {
     store_options.note(&data)?;
     let run = runs::register(&call.home, HUB_KIND, &[url.to_string()], None);
     let run = run.inspect_err(|error| log::info!("connect status does not list this hub: {error}"));
-    announce(call, &core, &url, &address.to_string());
+    announce(call, &core, &url, &address.to_string())?;
     call.stop.wait();
     drop(running);
     drop(run);
     Ok(0)
 }
 
-fn announce(call: &Call, core: &Core, url: &HubUrl, listening: &str) {
+fn announce(call: &Call, core: &Core, url: &HubUrl, listening: &str) -> Result<()> {
     let say = &call.say;
-    let first_key = first_key(core);
+    let key_file = call.args.value("first-key-file");
+    // What goes to anything but a terminal is often kept: in a journal, or in a container's log.
+    let is_shown = key_file.is_none() && terminal::is_terminal_out();
+    let needs_key = !is_begun(core);
+    let first_key =
+        (needs_key && (is_shown || key_file.is_some())).then(|| make_first_key(core)).transpose()?;
+    if let (Some(file), Some(key)) = (key_file, &first_key) {
+        files::write(Path::new(file), format!("{key}\n").as_bytes())?;
+    }
     say.event(&json!({ "event": "listening", "address": listening, "url": url.to_string(),
-        "pin": core.ca.pin().to_string(), "data": core.settings.data, "firstKey": first_key }));
+        "pin": core.ca.pin().to_string(), "data": core.settings.data, "firstKey": first_key.as_ref().filter(|_| is_shown) }));
     say.line(&format!("[ok] Hub listening on {listening}"));
     say.line(&format!("  Data: {}", core.settings.data.display()));
     let others = core.records.registry().hub_urls();
@@ -101,23 +111,33 @@ fn announce(call: &Call, core: &Core, url: &HubUrl, listening: &str) {
     if core.settings.proxies.is_empty() {
         say.line(&format!("  Pin:  {}", core.ca.pin()));
     }
-    if let Some(key) = first_key {
-        say.line("\n  This is the first start. Here is an admin key; it is shown only this once:\n");
-        say.result(&format!("    connect up --hub {url} --api-key {key}"));
-        say.line("\n  Keys for others: connect hub key create --role member|join");
+    let data = call.args.value("data").map(|data| format!(" --data {data}")).unwrap_or_default();
+    let make_key = |role: &str| format!("connect hub key create --role {role} --label NAME{data}");
+    match first_key.filter(|_| is_shown) {
+        Some(key) => {
+            say.line("\n  This is the first start. Here is an admin key; it is shown only this once:\n");
+            say.result(&format!("    connect up --hub {url} --api-key {key}"));
+            say.line(&format!("\n  Keys for others: {}", make_key("member")));
+        }
+        None if needs_key && key_file.is_none() => {
+            say.line(&format!("  There is no key yet. Make one: {}", make_key("admin")));
+        }
+        None => {}
     }
     say.line("\n  Press Ctrl+C to stop");
+    Ok(())
 }
 
-/// A new hub has no keys, so nobody could use it. Makes the first one.
-fn first_key(core: &Core) -> Option<String> {
-    // In a fleet only the hub that begins it makes a key, or two hubs that start at once would make two.
-    if core.records.registry().keys().next().is_some() || (core.fleet.is_some() && !core.ca.is_new()) {
-        return None;
-    }
+/// Whether the hub has a key. In a fleet only the hub that begins it makes one, or two hubs that start at once would make
+/// two.
+fn is_begun(core: &Core) -> bool {
+    core.records.registry().keys().next().is_some() || (core.fleet.is_some() && !core.ca.is_new())
+}
+
+fn make_first_key(core: &Core) -> Result<String> {
     let body = json!({ "role": Role::Admin.as_str(), "label": "first admin" });
-    let made = local_hub::call_core(core, "POST", "/v1/keys", Some(&body)).ok()?;
-    made.get("key").and_then(Value::as_str).map(str::to_owned)
+    let made = local_hub::call_core(core, "POST", "/v1/keys", Some(&body))?;
+    Ok(made["key"].as_str().unwrap_or_default().to_owned())
 }
 
 /// `0.0.0.0:7443`, `[::]:7443`

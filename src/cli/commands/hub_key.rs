@@ -13,6 +13,7 @@ use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::access::Role;
 use crate::model::hub_records::KeyInfo;
+use crate::model::time::Time;
 use crate::model::time::in_words;
 use crate::os::clock;
 use crate::os::terminal;
@@ -23,13 +24,17 @@ use crate::wire::api::WaitingLogin;
 /// The key is printed alone on its line, so that `-q` gives it to a script.
 pub fn create(call: &Call) -> CommandResult {
     let args = &call.args;
+    // As it stands in the lines that we print. Such a line that is pasted as it is should make no key.
+    if args.value("label") == Some("NAME") {
+        return Err(Error::usage("NAME stands for whose key it is").hint("Write it like --label ann"));
+    }
     let body = json!({
         "role": role(call)?.map(Role::as_str),
         "label": args.value("label"),
         "workspace": args.value("workspace"),
         "expiresInSeconds": args.duration("expires")?.map(|life| life.as_secs()),
     });
-    let made = LocalHub::find(call)?.call("POST", "/v1/keys", Some(&body))?;
+    let made = LocalHub::find_or_begin(call)?.call("POST", "/v1/keys", Some(&body))?;
     call.say.value(&made);
     let Ok(made) = serde_json::from_value::<NewKey>(made) else {
         return Err(Error::new("The hub's answer does not hold a key"));
@@ -58,20 +63,26 @@ fn role(call: &Call) -> Result<Option<Role>> {
 pub fn list(call: &Call) -> CommandResult {
     let keys: Vec<KeyInfo> = LocalHub::find(call)?.list("/v1/keys")?;
     call.say.value(&keys);
-    let rows = keys.iter().map(|key| {
-        let expires = key.expires_at.map_or("never".to_owned(), |at| at.to_string());
-        [key.id.clone(), key.role.as_str().to_owned(), key.label.clone(), key.workspace.clone(), expires]
+    let day = |at: Option<Time>| at.map_or("-".to_owned(), |at| at.to_string()[..10].to_owned());
+    let rows = keys.into_iter().map(|key| {
+        let KeyInfo { id, role, label, workspace, .. } = key;
+        let [created, used] = [Some(key.created_at), key.last_used_at].map(day);
+        let [expires, revoked] = [key.expires_at, key.revoked_at].map(day);
+        [id, role.as_str().to_owned(), label, workspace, created, used, expires, revoked]
     });
-    let table = say::columns(&["ID", "ROLE", "LABEL", "WORKSPACE", "EXPIRES"], rows);
-    call.say.result(&table);
+    let headings = ["ID", "ROLE", "LABEL", "WORKSPACE", "CREATED", "LAST USED", "EXPIRES", "REVOKED"];
+    call.say.result(&say::columns(&headings, rows));
     Ok(0)
 }
 
 pub fn revoke(call: &Call) -> CommandResult {
-    let id = call.args.positional(0).unwrap_or_default();
+    let hub = LocalHub::find(call)?;
+    let keys: Vec<KeyInfo> = hub.list("/v1/keys")?;
+    let live = keys.iter().filter(|key| key.revoked_at.is_none());
+    let known = live.map(|key| (key.id.as_str(), key.label.as_str()));
+    let id = meant_id("key", known, call.args.positional(0).unwrap_or_default())?;
     let order = json!({ "withAllItMade": call.args.flag("with-all-it-made") });
-    let path = format!("/v1/keys/{}", path_part(id)?);
-    LocalHub::find(call)?.call("DELETE", &path, Some(&order))?;
+    hub.call("DELETE", &format!("/v1/keys/{id}"), Some(&order))?;
     let more = if call.args.flag("with-all-it-made") { ", and all that it made is removed" } else { "" };
     call.say.line(&format!("[ok] Revoked {id}; its sessions are cut{more}"));
     call.say.value(&json!({ "revoked": id }));
@@ -110,6 +121,26 @@ fn confirm(call: &Call, login: &WaitingLogin) -> Result<()> {
         return Ok(());
     }
     Err(Error::new("Not approved").hint("Nothing was changed; the code expires by itself"))
+}
+
+/// The id that is meant: it has this label, or is the only one that begins so, with or without what all ids begin with.
+pub fn meant_id<'k>(
+    what: &str,
+    known: impl Iterator<Item = (&'k str, &'k str)>,
+    given: &str,
+) -> Result<&'k str> {
+    let begins =
+        |id: &str| id.starts_with(given) || id.split_once('_').is_some_and(|(_, id)| id.starts_with(given));
+    let is_meant = |(id, label): &(&str, &str)| !given.is_empty() && (*label == given || begins(id));
+    let ids: Vec<&str> = known.filter(is_meant).map(|(id, _)| id).collect();
+    let shown = given.escape_debug();
+    match ids[..] {
+        [id] => Ok(id),
+        [] => Err(Error::new(format!("There is no {what} {shown}"))
+            .hint(format!("Look at the ids: connect hub {what} list"))),
+        _ => Err(Error::new(format!("{shown} means {} of them", ids.len()))
+            .hint(format!("Give the id of one: {}", ids.join(" ")))),
+    }
 }
 
 /// An id or code from the command line becomes a part of a path, so nothing else may be in it.

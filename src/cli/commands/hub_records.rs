@@ -4,10 +4,10 @@ use serde_json::json;
 
 use crate::cli::Call;
 use crate::cli::CommandResult;
+use crate::cli::commands::hub_key::meant_id;
 use crate::cli::commands::hub_key::path_part;
 use crate::cli::local_hub::LocalHub;
 use crate::cli::say;
-use crate::error::Error;
 use crate::wire::api::AgentInfo;
 
 pub fn agents(call: &Call) -> CommandResult {
@@ -26,22 +26,9 @@ pub fn remove_agent(call: &Call) -> CommandResult {
     let wanted = call.args.positional(0).unwrap_or_default();
     let hub = LocalHub::find(call)?;
     let agents: Vec<AgentInfo> = hub.list("/v1/agents")?;
-    let is_wanted = |agent: &&AgentInfo| agent.id == wanted || agent.label == wanted;
-    let named: Vec<&str> = agents.iter().filter(is_wanted).map(|agent| agent.id.as_str()).collect();
-    let id = match named[..] {
-        [id] => id,
-        [] => {
-            let shown = wanted.escape_debug();
-            return Err(
-                Error::new(format!("There is no agent {shown}")).hint("List them: connect hub agent list")
-            );
-        }
-        _ => {
-            return Err(Error::new(format!("{} agents are called {}", named.len(), wanted.escape_debug()))
-                .hint(format!("Give the id of one: {}", named.join(" "))));
-        }
-    };
-    hub.call("DELETE", &format!("/v1/agents/{}", path_part(id)?), None)?;
+    let known = agents.iter().map(|agent| (agent.id.as_str(), agent.label.as_str()));
+    let id = meant_id("agent", known, wanted)?;
+    hub.call("DELETE", &format!("/v1/agents/{id}"), None)?;
     call.say.line(&format!("[ok] Removed {wanted} and its services"));
     call.say.value(&json!({ "removed": id }));
     Ok(0)

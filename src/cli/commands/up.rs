@@ -3,6 +3,7 @@
 //! In this order: find the key, recognise the hub, ask it who the key belongs to, register this machine, save. The
 //! config is written last, so a login that fails leaves the old one as it was.
 
+use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
@@ -13,9 +14,11 @@ use crate::api::Hub;
 use crate::api::poll_interval;
 use crate::cli::Call;
 use crate::cli::CommandResult;
-use crate::cli::call::variable;
+use crate::cli::call::checked_key;
+use crate::cli::call::given_key;
 use crate::error::Error;
 use crate::error::ErrorKind;
+use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::hub_trust::HubTrust;
 use crate::model::time::in_words;
@@ -26,11 +29,14 @@ use crate::os::user;
 use crate::state::config::Config;
 use crate::wire::api::RegisterAgent;
 
+/// Longer than any key.
+const KEY_LINE_LIMIT: usize = 256;
+
 pub fn run(call: &Call) -> CommandResult {
     let mut config = Config::clone(&*call.config()?);
     let urls = call.hub_urls()?;
     let url = urls[0].clone();
-    let given = call.args.value("api-key").or_else(|| call.args.value("token")).map(str::to_owned);
+    let given = typed_key(call)?;
     let moved = config.hub_url.as_ref().is_some_and(|known| *known != url.to_string());
     if moved {
         // The machine keeps its name and what it exposes, but neither key nor trust goes along.
@@ -44,7 +50,10 @@ pub fn run(call: &Call) -> CommandResult {
         config.hub_pin = None;
     }
     // The key that was typed, then the environment, then the saved one; without any, a code is to be approved.
-    let key = match given.or_else(|| variable("PRIVATECONNECT_TOKEN")).or_else(|| config.api_key.clone()) {
+    let key = match given
+        .map_or_else(|| given_key("PRIVATECONNECT_TOKEN"), |key| Ok(Some(key)))?
+        .or_else(|| config.api_key.clone())
+    {
         Some(key) => key,
         None => ask_for_key(call, &mut config, &url)?,
     };
@@ -93,6 +102,21 @@ pub fn run(call: &Call) -> CommandResult {
         "  Next: connect join CODE"
     });
     Ok(0)
+}
+
+/// The key on the command line: itself, in a file, or with `-` from stdin, so that the process list does not show it.
+fn typed_key(call: &Call) -> Result<Option<String>> {
+    if let Some(file) = call.args.value("api-key-file") {
+        let text = fs::read_to_string(file).or_say(|| format!("Cannot read {file}"))?;
+        return checked_key(&text).map(Some);
+    }
+    match call.args.value("api-key").or_else(|| call.args.value("token")) {
+        Some("-") => {
+            let line = terminal::read_line(KEY_LINE_LIMIT).or_say(|| "Cannot read the key from stdin")?;
+            checked_key(&line).map(Some)
+        }
+        typed => typed.map(checked_key).transpose(),
+    }
 }
 
 /// Shows a code and waits until it is approved. The hub then sends a key that only this machine gets.
