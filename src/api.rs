@@ -53,7 +53,6 @@ use crate::wire::api::RegisterAgent;
 use crate::wire::api::RemoveService;
 use crate::wire::api::ServiceInfo;
 use crate::wire::api::SessionGrant;
-use crate::wire::api::SessionState;
 use crate::wire::api::ShareCode;
 use crate::wire::api::SharePreview;
 use crate::wire::api::WhoAmI;
@@ -181,6 +180,10 @@ impl Hub {
     pub fn remove_service(&self, service: &str, even_online: bool) -> Result<()> {
         let order = to_json(&RemoveService { even_online })?;
         self.send("DELETE", &format!("/v1/services/{service}"), Some(&order)).map(drop)
+    }
+
+    pub fn agents(&self) -> Result<Vec<AgentInfo>> {
+        self.get("/v1/agents")
     }
 
     pub fn register(&self, agent: &RegisterAgent) -> Result<AgentInfo> {
@@ -314,7 +317,8 @@ impl Hub {
         let path = format!("/v1/sessions/{session}");
         let request = HubRequest { method: "GET", path: &path, fields: &[], body: None };
         let answer = self.client.exchange_at(at, &request).map_err(|failure| failure.error)?;
-        from_json::<SessionState>(at, &answer.content()?).map(|state| state.declined)
+        let state: Value = from_json(at, &answer.content()?)?;
+        Ok(state["declined"].as_str().map(str::to_owned))
     }
 
     /// The relay's own answer to a ticket, for whoever does not act on it.

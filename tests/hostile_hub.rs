@@ -314,7 +314,7 @@ const EXPOSED: &str = r#"{"type":"exposed","name":"db","service":"svc_1","tunnel
 #[test]
 fn a_service_that_is_not_exposed_is_declined_and_a_warning_says_so() {
     let open = format!(
-        r#"{{"type":"open","session":"ses_9","service":"{NASTY}","peer":"{FINGERPRINT}","ticket":"t","relay":"http://127.0.0.1:1"}}"#
+        r#"{{"type":"open","session":"ses_9","service":"{NASTY}","principal":"who_1","peer":"{FINGERPRINT}","ticket":"t","relay":"http://127.0.0.1:1"}}"#
     );
     let (fake, running, heard, _homes) = agent_of(vec![WELCOME.into(), EXPOSED.into(), open]);
     running.wait_err(|line| {
@@ -333,7 +333,7 @@ fn a_hub_cannot_make_an_agent_dial_or_say_what_it_likes_elsewhere() {
     victim.set_nonblocking(true).unwrap();
     let open = |ticket: &str, relay: &str| {
         format!(
-            r#"{{"type":"open","session":"s","service":"svc_1","peer":"{FINGERPRINT}","ticket":"{ticket}","relay":"{relay}"}}"#
+            r#"{{"type":"open","session":"s","service":"svc_1","principal":"who_1","peer":"{FINGERPRINT}","ticket":"{ticket}","relay":"{relay}"}}"#
         )
     };
     let elsewhere = format!("http://{}", victim.local_addr().unwrap());
@@ -370,7 +370,7 @@ fn no_message_on_the_control_channel_ends_the_agent() {
     let after = |line: &str| vec![WELCOME.to_owned(), EXPOSED.to_owned(), line.to_owned()];
     let ids: Vec<String> = (0..20_000).map(|n| EXPOSED.replace("svc_1", &format!("svc_{n}"))).collect();
     let opens: Vec<String> = (0..300)
-        .map(|n| format!(r#"{{"type":"open","session":"s{n}","service":"svc_1","peer":"{FINGERPRINT}","ticket":"t","relay":"http://h:1"}}"#))
+        .map(|n| format!(r#"{{"type":"open","session":"s{n}","service":"svc_1","principal":"who_1","peer":"{FINGERPRINT}","ticket":"t","relay":"http://h:1"}}"#))
         .collect();
     let cases: Vec<Vec<String>> = vec![
         first(""),

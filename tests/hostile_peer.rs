@@ -12,10 +12,12 @@ use std::time::Duration;
 use common::Hub;
 use common::PATIENCE;
 use common::expose;
+use common::fault::read_head;
 use common::raw::Stranger;
 use common::raw::call;
 use common::raw::relay_request;
 use common::service;
+use serde_json::Value;
 
 /// What the README lets one address have without a key or a ticket.
 const GUESTS: usize = 500;
@@ -56,6 +58,39 @@ fn threads(status: &str) -> Option<usize> {
 /// More than fits into the sockets between a joiner and an agent.
 const ENOUGH: usize = 32 * 1024 * 1024;
 
+/// The stream on which the agent of `service` has come to meet a joiner, and what the hub granted that joiner.
+fn met(hub: &Hub, stranger: &Stranger) -> (TcpStream, Value) {
+    let ask = format!(r#"{{"service":"service","fingerprint":"{}"}}"#, stranger.fingerprint());
+    let (status, granted) = call(hub, &hub.key("member"), "POST /v1/sessions", &ask);
+    assert_eq!(status, 200, "{granted}");
+    let mut socket = TcpStream::connect(&hub.address).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.write_all(relay_request(hub, granted["ticket"].as_str().unwrap()).as_bytes()).unwrap();
+    assert!(read_head(&socket).starts_with("HTTP/1.1 101 "));
+    (socket, granted)
+}
+
+#[test]
+fn a_joiner_that_names_no_service_is_not_served() {
+    let hub = Hub::start();
+    let owner = hub.machine("member");
+    let _exposed = expose(&owner, "service", service(common::echo));
+    let stranger = Stranger::new();
+    let answer = |application: Option<Vec<Vec<u8>>>| {
+        let (socket, granted) = met(&hub, &stranger);
+        let mut session = match application {
+            Some(application) => stranger.as_joiner_of(socket, application),
+            None => stranger.as_joiner(socket, &granted),
+        };
+        let mut pong = [0];
+        // A ping is answered by an agent that serves the session.
+        session.write_all(b"p\0\0\0").is_ok() && session.read_exact(&mut pong).is_ok()
+    };
+    assert!(answer(None));
+    assert!(!answer(Some(Vec::new())));
+    assert!(!answer(Some(vec![b"another".to_vec()])));
+}
+
 #[test]
 fn a_joiner_that_does_not_listen_is_not_heard_any_further() {
     let hub = Hub::start();
@@ -69,18 +104,8 @@ fn a_joiner_that_does_not_listen_is_not_heard_any_further() {
     };
     let _exposed = expose(&owner, "service", service(endless));
     let stranger = Stranger::new();
-    let ask = format!(r#"{{"service":"service","fingerprint":"{}"}}"#, stranger.fingerprint());
-    let (status, granted) = call(&hub, &hub.key("member"), "POST /v1/sessions", &ask);
-    assert_eq!(status, 200, "{granted}");
-    let mut socket = TcpStream::connect(&hub.address).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket.write_all(relay_request(&hub, granted["ticket"].as_str().unwrap()).as_bytes()).unwrap();
-    let (mut head, mut byte) = (Vec::new(), [0]);
-    while !head.ends_with(b"\r\n\r\n") {
-        socket.read_exact(&mut byte).unwrap();
-        head.push(byte[0]);
-    }
-    let mut session = stranger.as_joiner(socket);
+    let (socket, granted) = met(&hub, &stranger);
+    let mut session = stranger.as_joiner(socket, &granted);
     session.write_all(b"o\0\0\0").unwrap();
     // From here on the agent cannot get rid of a word.
     stuck.recv_timeout(PATIENCE).unwrap();

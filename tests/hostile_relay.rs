@@ -303,7 +303,7 @@ fn a_joiner_that_the_hub_did_not_name_is_refused() {
         let hello =
             "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: connect-relay/1\r\n\r\n";
         socket.write_all(hello.as_bytes()).unwrap();
-        let mut middle = Stranger::new().as_joiner(socket);
+        let mut middle = Stranger::new().as_joiner_of(socket, Vec::new());
         // OPEN, and some data.
         let _ = middle.write_all(&[0; 64]);
         let mut said = Vec::new();
@@ -364,9 +364,35 @@ fn a_changed_agent_is_refused_loudly() {
     for _ in 0..2 {
         let said = user.run(&["reach", "db", "--check"]);
         assert_eq!(said.code, Some(1), "{said:#?}");
-        assert!(said.err.contains("is not the one it was"), "{said:#?}");
-        assert!(said.err.contains("known_agents.json"), "{said:#?}");
+        assert!(said.err.contains("is not the one it was: its identity was "), "{said:#?}");
+        assert!(said.err.ends_with("connect forget db"), "{said:#?}");
     }
+    let said = user.run(&["reach", "db", "--check", "--json"]);
+    assert!(format!("{}{}", said.out, said.err).contains(r#""code":"agent-changed""#), "{said:#?}");
+    user.run(&["forget", "db"]).ok();
+    user.run(&["reach", "db", "--check"]).ok();
+}
+
+#[test]
+fn an_agent_is_remembered_when_it_has_proved_itself_and_not_because_a_hub_says_so() {
+    let hub = Hub::start();
+    let path = Path::to(&hub.address);
+    let (owner, user) = (hub.machine("member"), hub.machine_by(&path.url(), "member"));
+    let _exposed = expose(&owner, "db", service(echo));
+    // Somebody else answers: nothing is proved.
+    path.impersonate(|mut socket, _| {
+        let hello =
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: connect-relay/1\r\n\r\n";
+        socket.write_all(hello.as_bytes()).unwrap();
+        let _ = Stranger::new().as_agent(socket).read(&mut [0]);
+    });
+    assert_eq!(user.run(&["reach", "db", "--check"]).code, Some(1));
+    assert!(!user.file("known_agents.json").exists(), "remembered without a proof");
+    path.stop_impersonating();
+    user.run(&["reach", "db", "--check"]).ok();
+    let known = std::fs::read_to_string(user.file("known_agents.json")).unwrap();
+    // By the hub's pin and the workspace, at whatever address the hub is.
+    assert!(known.contains("/default/db\"") && !known.contains("https:"), "{known}");
 }
 
 #[test]

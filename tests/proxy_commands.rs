@@ -351,6 +351,19 @@ fn an_agent_that_is_not_the_one_it_was_is_named_in_the_502() {
     let proxy = Proxy::start_in(home, &[]);
     let said = trouble(&proxy, "api");
     assert!(said["reason"].as_str().unwrap().contains("is not the one it was"), "{said}");
+    assert!(said["hint"].as_str().unwrap().ends_with("connect forget api"), "{said}");
+    // The doctor sees it without a request.
+    let checked = proxy.home.run(&["doctor", "--hub", &hub.url]);
+    assert_eq!(checked.code, Some(1), "{checked:#?}");
+    assert!(checked.out.contains("[x]  known agents"), "{checked:#?}");
+    assert!(checked.out.contains("connect forget api"), "{checked:#?}");
+    assert_eq!(proxy.home.run(&["forget", "nothing"]).code, Some(1));
+    for name in ["api", "web"] {
+        proxy.home.run(&["forget", name]).ok();
+    }
+    assert!(proxy.get("api", "/").ends_with("ok"));
+    let checked = proxy.home.run(&["doctor"]);
+    assert!(checked.out.contains("1 known, none has changed"), "{checked:#?}");
 }
 
 #[test]

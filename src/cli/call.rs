@@ -24,7 +24,9 @@ use crate::net::stop::Stop;
 use crate::os::detach;
 use crate::os::environment;
 use crate::os::process::Signals;
+use crate::os::secret;
 use crate::os::terminal;
+use crate::state::agent_pins::AgentPins;
 use crate::state::config::Config;
 use crate::state::config::DEFAULT_HUB;
 use crate::state::config::trust_of;
@@ -146,6 +148,18 @@ impl Call {
 
     pub fn hub(&self) -> Result<Arc<Hub>> {
         self.hub_at(self.hub_urls()?, &self.stop)
+    }
+
+    /// The agents that are known in the workspace of our key: as the login says, since a hub could name another one later.
+    pub fn agent_pins(&self) -> Result<AgentPins> {
+        let (config, key) = (self.config()?, self.api_key()?.ok_or_else(not_configured)?);
+        let hub = match self.trust(&config, Some(&key))? {
+            HubTrust::Pin(pin) => pin.to_string(),
+            _ => self.hub_urls()?.remove(0).to_string(),
+        };
+        let saved = config.workspace.clone().filter(|_| config.api_key.as_ref() == Some(&key));
+        let workspace = saved.unwrap_or_else(|| secret::hash(&key)[..16].to_owned());
+        Ok(AgentPins::new(&self.home, &hub, &workspace))
     }
 
     /// The hub at these addresses, with our key. `stop` cuts its calls.

@@ -13,6 +13,7 @@ use crate::model::access::Action;
 use crate::model::time::in_words;
 use crate::net::connect::NETWORK_TIMEOUT;
 use crate::os::clock;
+use crate::state::agent_pins::agent_changed;
 
 /// A larger difference makes times in lists and logs misleading.
 const MOST_CLOCK_SKEW: Duration = Duration::from_secs(30);
@@ -85,6 +86,24 @@ pub fn control_channel(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
         return Some(CheckResult::ok("not for this key: it may not expose"));
     }
     Some(CheckResult::of(hub.control().map(|_| "an agent can connect".to_owned())))
+}
+
+/// Compares the agents that answered before with those that the hub names now.
+pub fn agents(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
+    let hub = checkup.hub.as_ref()?;
+    let known = checkup.call.agent_pins().and_then(|pins| pins.all()).ok()?;
+    let (services, agents) = (hub.services().ok()?, hub.agents().ok()?);
+    let now = |name: &str| {
+        let service = services.iter().find(|service| service.name.as_str() == name);
+        let id = service.map_or(name, |service| &service.agent_id);
+        agents.iter().find(|agent| agent.id == id).map(|agent| agent.fingerprint)
+    };
+    let changed = known.iter().find_map(|(name, pinned)| {
+        let agent = now(name).filter(|agent| agent != pinned)?;
+        Some(CheckResult::fail(&agent_changed(name, *pinned, agent)))
+    });
+    let unchanged = || CheckResult::ok(format!("{} known, none has changed", known.len()));
+    Some(changed.unwrap_or_else(unchanged))
 }
 
 pub fn relay(checkup: &mut Checkup<'_>) -> Option<CheckResult> {

@@ -78,29 +78,18 @@ pub fn tcp(call: &Call, url: &HubUrl, deadline: Instant) -> Result<String> {
 /// understand the upgrade answers something else.
 pub fn relay(hub: &Hub) -> Result<PathStep> {
     measure("relay", || {
-        let plain = relay_with_bad_ticket(hub, "http");
-        if is_refused_by_hub(&plain) {
-            return Ok("usable".to_owned());
-        }
-        if is_refused_by_hub(&relay_with_bad_ticket(hub, "https")) {
-            return Ok("usable, by https".to_owned());
-        }
-        let why = match plain {
-            Ok(()) => "the relay accepted an invalid ticket".to_owned(),
-            Err(error) => error.to_string(),
-        };
-        Err(Error::new("Sessions cannot be relayed").because(why).hint(format!(
+        let mut failure = Error::new("Sessions cannot be relayed").hint(format!(
             "Something between here and the hub alters non-TLS traffic on port {}; use another network, or put the hub behind TLS: connect hub --behind-proxy",
             hub.url.port
-        )))
+        ));
+        for (relay, found) in [("https://hub", "usable, by https"), ("http://hub", "usable")] {
+            let deadline = Instant::now() + NETWORK_TIMEOUT;
+            failure = match hub.show_ticket(&hub.url, relay, &secret::secret(), deadline) {
+                Err(error) if error.kind == ErrorKind::Refused(403) => return Ok(found.to_owned()),
+                Err(error) => failure.because(error),
+                Ok(_) => failure.because("the relay accepted an invalid ticket"),
+            };
+        }
+        Err(failure)
     })
-}
-
-fn relay_with_bad_ticket(hub: &Hub, scheme: &str) -> Result<()> {
-    let deadline = Instant::now() + NETWORK_TIMEOUT;
-    hub.show_ticket(&hub.url, &format!("{scheme}://hub"), &secret::secret(), deadline).map(drop)
-}
-
-fn is_refused_by_hub(answer: &Result<()>) -> bool {
-    answer.as_ref().is_err_and(|error| error.kind == ErrorKind::Refused(403))
 }

@@ -36,6 +36,7 @@ const FUNCTIONS: &[(&str, CommandFunction)] = &[
     ("up", commands::up::run),
     ("whoami", commands::whoami::run),
     ("logout", commands::logout::run),
+    ("forget", commands::forget::run),
     #[cfg(feature = "discover")]
     ("discover", commands::discover::run),
     ("services", commands::services::run),

@@ -17,8 +17,7 @@ use crate::model::service::Protocol;
 use crate::net::stop::Stop;
 use crate::os::peer_user;
 use crate::os::secret;
-use crate::state::agent_pins;
-use crate::state::home::Home;
+use crate::state::agent_pins::AgentPins;
 use crate::state::identity;
 use crate::tls::identity::Identity;
 use crate::tunnel::joiner::OnJoinerEvent;
@@ -49,8 +48,8 @@ pub enum AcceptedAgents {
     Any,
     /// The one that a link or a verified code names.
     Only(Fingerprint),
-    /// The one that answered first, as `known_agents.json` remembers it under `SCOPE/NAME`.
-    FirstSeen { home: Home, scope: String },
+    /// The one that answered first, as `known_agents.json` remembers it.
+    FirstSeen(AgentPins),
 }
 
 /// What the owner of a tunnel learns about it. By default nothing.
@@ -69,7 +68,7 @@ impl Default for TunnelObserver {
 impl TunnelAccess {
     /// With this machine's own key.
     pub fn own(call: &Call, hub: Arc<Hub>, peer_check: PeerCheck) -> Result<Self> {
-        let agents = AcceptedAgents::FirstSeen { home: call.home.clone(), scope: hub.url.to_string() };
+        let agents = AcceptedAgents::FirstSeen(call.agent_pins()?);
         let identity = identity::load_or_temporary(&call.home)?;
         Ok(Self { hub, identity, share: None, by_link: false, agents, peer_check })
     }
@@ -93,10 +92,16 @@ impl TunnelAccess {
         ask.share.clone_from(&self.share);
         let TunnelObserver { on_event, on_protocol } = observer;
         let agents = self.agents.clone();
-        let named = name.cloned();
-        let check = move |granted: &SessionGrant| {
+        let (named, is_shared) = (name.cloned(), self.share.is_some());
+        let check = move |granted: &SessionGrant, is_proven: bool| {
             on_protocol(granted.protocol);
-            agents.check(named.as_ref().unwrap_or(&granted.name), granted.agent_fingerprint)
+            // Two shares may both have a `db`.
+            let service = named.as_ref().unwrap_or(&granted.name).as_str();
+            agents.check(
+                if is_shared { &granted.agent_id } else { service },
+                granted.agent_fingerprint,
+                is_proven,
+            )
         };
         let mut opener = SessionOpener::new(Arc::clone(&self.hub), &self.identity, ask, Box::new(check))?;
         if let Some(name) = name {
@@ -136,14 +141,14 @@ pub fn peer_check(call: &Call) -> Result<PeerCheck> {
 }
 
 impl AcceptedAgents {
-    fn check(&self, service: &Name, agent: Fingerprint) -> Result<()> {
+    /// The first agent is remembered once it `is_proven`: what a hub merely says must not stand in the way of the true one.
+    fn check(&self, name: &str, agent: Fingerprint, is_proven: bool) -> Result<()> {
         match self {
             Self::Any => Ok(()),
             Self::Only(named) if *named == agent => Ok(()),
             Self::Only(_) => Err(another_agent()),
-            Self::FirstSeen { home, scope } => {
-                agent_pins::check_or_pin(home, &format!("{scope}/{service}"), agent)
-            }
+            Self::FirstSeen(pins) if is_proven => pins.pin(name, agent),
+            Self::FirstSeen(pins) => pins.check(name, agent),
         }
     }
 }

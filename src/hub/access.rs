@@ -66,7 +66,11 @@ fn principal_of(core: &Core, key: &str, hash: &str, now: Time) -> Option<Princip
     }
     if key.starts_with(LINK_PREFIX) {
         let share = registry.share_by_link(hash, now)?;
-        return Some(Principal::Link { share: share.info.id.clone(), workspace: share.workspace.clone() });
+        return Some(Principal::Link {
+            share: share.info.id.clone(),
+            key: share.key.clone(),
+            workspace: share.workspace.clone(),
+        });
     }
     (secret::hash(&core.local_token) == hash).then_some(Principal::Local)
 }

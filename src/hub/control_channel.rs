@@ -49,7 +49,7 @@ pub fn serve(core: &Core, stream: Duplex, call: &ApiCall<'_>, relay: String) {
         MessageChannel::start(stream).inspect_err(|error| log::debug!("no control channel: {error}"));
     let Ok(mut channel) = opened else { return };
     let hello = channel.first::<ToHub>(Instant::now() + NETWORK_TIMEOUT);
-    let Ok(ToHub::Hello { agent: agent_id, .. }) = hello else { return };
+    let Ok(ToHub::Hello { agent: agent_id }) = hello else { return };
     // The role allows exposing, but an agent belongs to the key that registered it.
     let key = call.principal.id();
     let is_own = core.records.registry().agent(&agent_id).is_some_and(|agent| agent.key == key);
@@ -61,7 +61,7 @@ pub fn serve(core: &Core, stream: Duplex, call: &ApiCall<'_>, relay: String) {
         AgentChannel { outgoing: channel.outgoing(), relay, key: key.to_owned(), socket: channel.socket() };
     let channel_id = core.agent_up(&agent_id, own.clone());
     core.audit.say("agent.up", &[("agent", &agent_id), ("by", key)]);
-    own.outgoing.send(&ToAgent::Welcome { version: env!("CARGO_PKG_VERSION").into() });
+    own.outgoing.send(&ToAgent::Welcome);
     let workspace = call.workspace().to_owned();
     let agent = ConnectedAgent { core, channel: own, channel_id, agent_id, workspace };
     let end = loop {

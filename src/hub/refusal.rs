@@ -78,7 +78,7 @@ pub enum Refusal {
     TooManyServicesOfKey { limit: usize },
     TooManyServices { limit: usize },
     TooManyShares { of: &'static str },
-    TooManySessionsWaiting,
+    TooManySessions { whose: &'static str },
     // Sessions.
     Offline(Box<Service>),
     AgentAtOtherHub { service: Name, hub: String },
@@ -238,9 +238,9 @@ impl Refusal {
             Self::TooManyShares { of } =>
                 row(409, "too-many-shares", format!("There are too many shares of {of}"))
                 .hint("Revoke some: connect share list"),
-            Self::TooManySessionsWaiting =>
-                row(503, "too-many-tickets", "The hub has too many sessions waiting")
-                .hint(IN_A_MOMENT),
+            Self::TooManySessions { whose } =>
+                row(503, "too-many-sessions", format!("This {whose} has too many sessions open"))
+                .hint("Close some of its connections, or try again in a moment"),
             // Sessions.
             Self::Offline(service) => row(503, "offline", format!("{} is offline", service.name))
                 .hint(format!("Its agent is not connected; start it there: connect expose {} {}",

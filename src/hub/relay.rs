@@ -11,7 +11,6 @@ use std::time::Duration;
 use super::carry;
 use super::core::Core;
 use super::refusal::Refusal;
-use super::sessions::PartnerNews;
 use super::sessions::RelayEnd;
 use crate::http::message::Request;
 use crate::http::reply::Reply;
@@ -72,11 +71,10 @@ fn meet(
     }
     match redeemed {
         Redemption::Unknown => Err(Refusal::BadTicket),
-        Redemption::Declined => Err(Refusal::Declined),
         Redemption::Open { session, joiner, agent } => {
             begin(core, &session, [&joiner, &agent]);
             let partner = if Arc::ptr_eq(&own, &joiner) { agent } else { joiner };
-            let _ = partner.partner.try_send(PartnerNews::Came(Arc::clone(&own)));
+            let _ = partner.partner.try_send(Some(Arc::clone(&own)));
             Ok(MetEnds { session: session.id, own, partner })
         }
         Redemption::Waiting { session } => {
@@ -87,8 +85,8 @@ fn meet(
                 Ok(told) => Some(told),
             };
             match told {
-                Some(PartnerNews::Came(partner)) => Ok(MetEnds { session, own, partner }),
-                Some(PartnerNews::Declined) => Err(Refusal::Declined),
+                Some(Some(partner)) => Ok(MetEnds { session, own, partner }),
+                Some(None) => Err(Refusal::Declined),
                 None => Err(Refusal::PartnerMissing),
             }
         }
@@ -126,7 +124,7 @@ fn begin(core: &Core, session: &HubSession, ends: [&RelayEnd; 2]) {
     let details = [
         ("session", session.id.as_str()),
         ("service", &session.service),
-        ("who", &session.caller),
+        ("who", session.caller.id()),
         ("share", session.share.as_deref().unwrap_or_default()),
     ];
     core.audit.say("session.opened", &details);

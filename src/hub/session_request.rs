@@ -1,5 +1,7 @@
 //! `POST /v1/sessions`: by what right a session is asked for, where its agent is, and what both sides are told.
 
+use serde_json::json;
+
 use super::access;
 use super::agent_channels::AgentChannel;
 use super::api_call::ApiCall;
@@ -21,7 +23,7 @@ use crate::model::sessions::SessionSide;
 use crate::os::secret;
 use crate::wire::api::AskSession;
 use crate::wire::api::SessionGrant;
-use crate::wire::api::SessionState;
+use crate::wire::control::SessionOffer;
 use crate::wire::control::ToAgent;
 
 /// What a caller asks for, after the check of its right.
@@ -53,7 +55,7 @@ pub fn session_state(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> 
         SessionOutcome::Elsewhere(remote) => carry::declined(core, call, &remote, id),
         SessionOutcome::Unknown => None,
     };
-    ok(200, &SessionState { declined })
+    ok(200, &json!({ "declined": declined }))
 }
 
 /// Tells the agent, and gives the joiner its ticket.
@@ -70,19 +72,20 @@ fn open_here(
     let session = HubSession {
         id: id.clone(),
         service: service.id.clone(),
-        caller: call.principal.id().to_owned(),
+        caller: call.principal.clone(),
         share,
         agent: AgentSide::Here { channel: channel_id, key: channel.key.clone() },
     };
     let tickets = [(SessionSide::Joiner, ticket.as_str()), (SessionSide::Agent, agents_ticket.as_str())];
     grant(core, call, session, &tickets)?;
-    let open = ToAgent::Open {
+    let open = ToAgent::Open(SessionOffer {
         session: id.clone(),
         service: service.id.clone(),
+        principal: secret::derived_id("who", &[&agent.id, call.principal.liable_key()]),
         peer: ask.fingerprint,
         ticket: agents_ticket,
         relay: channel.relay.clone(),
-    };
+    });
     if !channel.outgoing.send(&open) {
         core.sessions.table().give_up(&id);
         return Err(Refusal::Offline(Box::new(service)));
@@ -119,7 +122,7 @@ fn open_elsewhere(
     let session = HubSession {
         id: granted.session.clone(),
         service: granted.service.clone(),
-        caller: call.principal.id().to_owned(),
+        caller: call.principal.clone(),
         // The other hub ends the session with its share.
         share: None,
         agent: AgentSide::Elsewhere(RemoteSession { hub, relay: granted.relay, ticket: granted.ticket }),
@@ -134,10 +137,8 @@ fn grant(
     session: HubSession,
     tickets: &[(SessionSide, &str)],
 ) -> Result<(), Refusal> {
-    if core.sessions.table().grant(session, tickets, call.now) {
-        return Ok(());
-    }
-    Err(Refusal::TooManySessionsWaiting)
+    let granted = core.sessions.table().grant(session, tickets, call.now);
+    granted.map_err(|whose| Refusal::TooManySessions { whose })
 }
 
 /// The service that is meant, and the share by whose right it is asked for.

@@ -25,14 +25,8 @@ pub struct RelayEnd {
     pub socket: Arc<TcpStream>,
     /// Bytes that it has sent to the other end.
     pub sent: AtomicU64,
-    /// Wakes the thread that waits for the other end.
-    pub partner: SyncSender<PartnerNews>,
-}
-
-/// What a waiting end is told.
-pub enum PartnerNews {
-    Came(Arc<RelayEnd>),
-    Declined,
+    /// Wakes the thread that waits for the other end: with that end, or with nothing if the agent has declined.
+    pub partner: SyncSender<Option<Arc<RelayEnd>>>,
 }
 
 #[derive(Default)]
@@ -110,6 +104,6 @@ impl Sessions {
 
 fn tell_declined(waiting: impl IntoIterator<Item = Arc<RelayEnd>>) {
     for end in waiting {
-        let _ = end.partner.try_send(PartnerNews::Declined);
+        let _ = end.partner.try_send(None);
     }
 }

@@ -83,6 +83,8 @@ pub enum Principal {
     /// Somebody with the link of one share.
     Link {
         share: String,
+        /// The key that made the share.
+        key: String,
         workspace: String,
     },
     /// The hub itself, or a command on its machine that can read its data folder.
@@ -113,6 +115,14 @@ impl Principal {
             Self::Key { label, .. } => label,
             Self::Link { .. } => "link",
             Self::Local => "local",
+        }
+    }
+
+    /// The key that what it holds counts on: its own, or the one that made the link.
+    pub fn liable_key(&self) -> &str {
+        match self {
+            Self::Link { key, .. } => key,
+            own => own.id(),
         }
     }
 

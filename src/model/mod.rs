@@ -6,6 +6,8 @@ pub mod access;
 pub mod address_block;
 pub mod backoff;
 pub mod code;
+#[cfg(any(feature = "agent", feature = "join"))]
+pub mod fair_share;
 pub mod fingerprint;
 pub mod host_port;
 pub mod hub_records;

@@ -9,25 +9,30 @@
 
 use std::collections::HashMap;
 
+use super::access::Principal;
 use super::hub_records::ChannelId;
 use super::registry::Registry;
 use super::time::Time;
 
 pub const TICKET_SECONDS: u64 = 15;
-/// Sessions that may be granted or waiting at once. Each takes about 500 bytes. A caller that asks for more must try again
-/// later.
-const COMING_SESSIONS: usize = 10_000;
-/// The same limit for one key or link. An agent has a thread for each such session, so a caller that asks but never
-/// connects must leave room for others.
-const COMING_SESSIONS_PER_CALLER: usize = 1000;
+/// Sessions of a hub at once, open or coming; a session takes two connections and two threads. A workspace gets at most
+/// half of what the others leave, so that there is always room for another one.
+const HUB_SESSIONS: usize = 10_000;
+/// Sessions of one key and all links that were made with it: as many as one tunnel may have.
+const KEY_SESSIONS: usize = 4096;
+/// Of them, those that are granted or waiting. An agent has a thread for each, so a caller that asks but never connects
+/// must leave room for others.
+const KEY_COMING_SESSIONS: usize = 1000;
+/// Sessions of one link. It may have leaked, so it gets what a job needs.
+const LINK_SESSIONS: usize = 256;
 
 /// A session as it was granted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HubSession {
     pub id: String,
     pub service: String,
-    /// The key or link that asked for it.
-    pub caller: String,
+    /// Who asked for it.
+    pub caller: Principal,
     /// The share that gave the right to it, if any.
     pub share: Option<String>,
     pub agent: AgentSide,
@@ -63,10 +68,8 @@ pub enum SessionSide {
 /// The result of presenting a ticket.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Redemption<E> {
-    /// The ticket was never made, is used up, or is too old.
+    /// The ticket was never made, is used up, or is too old, or the agent has declined.
     Unknown,
-    /// The agent has declined.
-    Declined,
     /// The other side has not come yet.
     Waiting {
         session: String,
@@ -130,28 +133,41 @@ impl<E> Default for SessionTable<E> {
 }
 
 impl<E: Clone> SessionTable<E> {
-    /// Adds a session and its tickets. False when too many sessions are coming.
-    pub fn grant(&mut self, session: HubSession, tickets: &[(SessionSide, &str)], now: Time) -> bool {
-        if !self.has_room(&session.caller, now) {
-            return false;
-        }
+    /// Adds a session and its tickets. An error says who has too many sessions.
+    pub fn grant(
+        &mut self,
+        session: HubSession,
+        tickets: &[(SessionSide, &str)],
+        now: Time,
+    ) -> Result<(), &'static str> {
+        self.check_room(&session.caller, now)?;
         for (side, ticket) in tickets {
             let session = session.id.clone();
             self.tickets.insert((*ticket).to_owned(), SessionTicket { session, side: *side });
         }
         let state = HubSessionState::Granted;
         self.sessions.insert(session.id.clone(), SessionEntry { session, granted_at: now, state });
-        true
+        Ok(())
     }
 
     /// Every limit on the sessions that a caller may ask for is checked here.
-    fn has_room(&self, caller: &str, now: Time) -> bool {
-        let (mut coming, mut own) = (0, 0);
-        for entry in self.sessions.values().filter(|entry| !entry.is_open() && !entry.is_old(now)) {
-            coming += 1;
-            own += usize::from(entry.session.caller == caller);
+    fn check_room(&self, new: &Principal, now: Time) -> Result<(), &'static str> {
+        let (mut all, mut workspace, mut key, mut key_coming, mut link) = (0, 0, 0, 0, 0);
+        for entry in self.sessions.values().filter(|entry| entry.is_open() || !entry.is_old(now)) {
+            let caller = &entry.session.caller;
+            let is_same_key = caller.liable_key() == new.liable_key();
+            all += 1;
+            workspace += usize::from(caller.workspace() == new.workspace());
+            key += usize::from(is_same_key);
+            key_coming += usize::from(is_same_key && !entry.is_open());
+            link += usize::from(caller.id() == new.id());
         }
-        coming < COMING_SESSIONS && own < COMING_SESSIONS_PER_CALLER
+        match new {
+            Principal::Link { .. } if link >= LINK_SESSIONS => Err("link"),
+            _ if key >= KEY_SESSIONS || key_coming >= KEY_COMING_SESSIONS => Err("key"),
+            _ if workspace + all >= HUB_SESSIONS => Err("workspace"),
+            _ => Ok(()),
+        }
     }
 
     /// Uses up a ticket of a session whose agent is at another hub. Any other ticket stays valid. Returns the session's id,
@@ -174,7 +190,7 @@ impl<E: Clone> SessionTable<E> {
 
     /// What became of a session, for the caller that asked for it.
     pub fn outcome(&self, id: &str, caller: &str) -> SessionOutcome {
-        let entry = self.sessions.get(id).filter(|entry| entry.session.caller == caller);
+        let entry = self.sessions.get(id).filter(|entry| entry.session.caller.id() == caller);
         match entry.map(|entry| (&entry.state, &entry.session.agent)) {
             Some((HubSessionState::Declined(reason), _)) => SessionOutcome::Declined(reason.clone()),
             Some((_, AgentSide::Elsewhere(remote))) => SessionOutcome::Elsewhere(remote.clone()),
@@ -204,13 +220,9 @@ impl<E: Clone> SessionTable<E> {
                 };
                 Redemption::Open { session: entry.session.clone(), joiner, agent }
             }
-            declined @ HubSessionState::Declined(_) => {
-                entry.state = declined;
-                Redemption::Declined
-            }
             // All tickets of such a session are used up.
-            open @ (HubSessionState::Open { .. } | HubSessionState::Carried) => {
-                entry.state = open;
+            other => {
+                entry.state = other;
                 Redemption::Unknown
             }
         }
@@ -221,7 +233,7 @@ impl<E: Clone> SessionTable<E> {
     pub fn decline(&mut self, id: &str, channel: ChannelId, reason: &str) -> Option<E> {
         let entry = self.sessions.get_mut(id).filter(|entry| entry.is_of(channel) && !entry.is_open())?;
         let before = std::mem::replace(&mut entry.state, HubSessionState::Declined(reason.to_owned()));
-        self.tickets.retain(|_, ticket| ticket.session != id || ticket.side == SessionSide::Joiner);
+        self.tickets.retain(|_, ticket| ticket.session != id);
         match before {
             HubSessionState::Waiting(end) => Some(end),
             _ => None,
@@ -307,7 +319,7 @@ impl<E> SessionEntry<E> {
             AgentSide::Elsewhere(_) => false,
         };
         let share_is_gone = share.as_ref().is_some_and(|share| registry.share(share, now).is_none());
-        agent_is_gone || share_is_gone || !registry.credential_is_live(caller, now)
+        agent_is_gone || share_is_gone || !registry.credential_is_live(caller.id(), now)
     }
 
     fn ends(&self) -> Option<[&E; 2]> {
@@ -321,7 +333,6 @@ impl<E> SessionEntry<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::access::Principal;
     use crate::model::access::Role;
     use crate::model::hub_records::Change;
     use crate::model::hub_records::Key;
@@ -335,11 +346,16 @@ mod tests {
         Time::from_unix(1000 + second)
     }
 
+    fn key(id: &str, workspace: &str) -> Principal {
+        let (role, workspace) = (Role::Member, workspace.into());
+        Principal::Key { id: id.into(), label: String::new(), role, workspace }
+    }
+
     fn session(id: &str, caller: &str) -> HubSession {
         HubSession {
             id: id.into(),
             service: "svc".into(),
-            caller: caller.into(),
+            caller: key(caller, "w"),
             share: None,
             agent: AgentSide::Here { channel: CHANNEL, key: "key_agent".into() },
         }
@@ -349,7 +365,7 @@ mod tests {
     fn grant(table: &mut SessionTable<u8>, id: &str, caller: &str, now: Time) -> bool {
         let (joiner, agent) = (format!("{id}-joiner"), format!("{id}-agent"));
         let tickets = [(SessionSide::Joiner, joiner.as_str()), (SessionSide::Agent, agent.as_str())];
-        table.grant(session(id, caller), &tickets, now)
+        table.grant(session(id, caller), &tickets, now).is_ok()
     }
 
     fn granted(ids: &[&str]) -> SessionTable<u8> {
@@ -433,7 +449,6 @@ mod tests {
         let mut table = granted(&["s"]);
         assert_eq!(table.decline("s", CHANNEL, "full"), None);
         assert_eq!(table.redeem("s-agent", 2, at(1)), Redemption::Unknown);
-        assert_eq!(table.redeem("s-joiner", 1, at(1)), Redemption::Declined);
         assert_eq!(table.redeem("s-joiner", 1, at(1)), Redemption::Unknown);
         assert_eq!(table.outcome("s", "key_joiner"), SessionOutcome::Declined("full".into()));
         assert_eq!(table.outcome("s", "key_other"), SessionOutcome::Unknown);
@@ -450,7 +465,7 @@ mod tests {
         let mut table = granted(&["s"]);
         table.redeem("s-agent", 2, at(1));
         assert_eq!(table.decline("s", CHANNEL, "full"), Some(2));
-        assert_eq!(table.redeem("s-joiner", 1, at(1)), Redemption::Declined);
+        assert_eq!(table.redeem("s-joiner", 1, at(1)), Redemption::Unknown);
     }
 
     #[test]
@@ -476,7 +491,7 @@ mod tests {
         };
         let mut table = granted(&["here"]);
         for id in ["s", "old"] {
-            assert!(table.grant(carried(id), &[(SessionSide::Joiner, id)], at(0)));
+            table.grant(carried(id), &[(SessionSide::Joiner, id)], at(0)).unwrap();
         }
         assert_eq!(table.redeem_elsewhere("here-joiner", at(1)), None);
         assert_eq!(table.redeem("here-joiner", 1, at(1)), waiting("here"));
@@ -487,7 +502,7 @@ mod tests {
         table.revoke(&live(&["key_joiner", "key_agent"]), at(15));
         assert_eq!(table.sessions.keys().collect::<Vec<_>>(), ["s"]);
         table.remove("s");
-        assert!(table.grant(carried("old"), &[(SessionSide::Joiner, "old")], at(0)));
+        table.grant(carried("old"), &[(SessionSide::Joiner, "old")], at(0)).unwrap();
         assert_eq!(table.redeem_elsewhere("old", at(15)), None);
         assert_eq!(table.redeem("old", 1, at(15)), Redemption::Unknown);
     }
@@ -538,39 +553,65 @@ mod tests {
     fn a_share_that_ends_takes_its_sessions_along() {
         let mut table = SessionTable::<u8>::default();
         let shared = HubSession { share: Some("shr_gone".into()), ..session("s", "key_joiner") };
-        assert!(table.grant(shared, &[(SessionSide::Joiner, "s-joiner")], at(0)));
+        table.grant(shared, &[(SessionSide::Joiner, "s-joiner")], at(0)).unwrap();
         table.revoke(&live(&["key_joiner", "key_agent"]), at(1));
         assert_eq!(table.redeem("s-joiner", 1, at(1)), Redemption::Unknown);
     }
 
-    #[test]
-    fn a_caller_that_asks_and_never_comes_leaves_room_for_others() {
-        let mut table = SessionTable::default();
-        let mut asks = |caller: &str, number: usize, now: Time| {
-            grant(&mut table, &format!("{caller}-{number}"), caller, now)
-        };
-        let granted = (0..COMING_SESSIONS_PER_CALLER + 10).filter(|number| asks("link", *number, at(0)));
-        assert_eq!(granted.count(), COMING_SESSIONS_PER_CALLER);
-        assert!(asks("other", 0, at(0)));
-        assert!(!asks("link", COMING_SESSIONS_PER_CALLER, at(14)));
-        assert!(asks("link", COMING_SESSIONS_PER_CALLER, at(15)), "the first ones are too old");
+    /// A table with `open` open sessions of a caller in a workspace, put there directly: each grant looks at all before it.
+    fn fill(table: &mut SessionTable<u8>, open: usize, like: &HubSession) {
+        for number in 0..open {
+            let session = HubSession { id: format!("{}-{number}", like.caller.id()), ..like.clone() };
+            let state = HubSessionState::Open { joiner: 1, agent: 2, running_directions: 2 };
+            table.sessions.insert(session.id.clone(), SessionEntry { session, granted_at: at(0), state });
+        }
+    }
+
+    /// Whose limit stands against one more session.
+    fn refused(table: &mut SessionTable<u8>, like: &HubSession, now: Time) -> Option<&'static str> {
+        table.grant(HubSession { id: "new".into(), ..like.clone() }, &[], now).err()
     }
 
     #[test]
-    fn all_callers_together_have_a_limit_and_open_sessions_do_not_count() {
+    fn a_key_that_asks_and_never_comes_leaves_room_for_others() {
         let mut table = SessionTable::default();
-        grant(&mut table, "open", "caller-0", at(0));
-        table.redeem("open-joiner", 1, at(0));
-        table.redeem("open-agent", 2, at(0));
-        // Put there directly: each grant looks at all before it.
-        for number in 1..COMING_SESSIONS {
-            let id = number.to_string();
-            let session = session(&id, &format!("caller-{}", number % 100));
-            let entry = SessionEntry { session, granted_at: at(0), state: HubSessionState::Granted };
-            table.sessions.insert(id, entry);
+        let mut asks =
+            |caller: &str, number: usize, now| grant(&mut table, &format!("{caller}{number}"), caller, now);
+        assert!((0..KEY_COMING_SESSIONS).all(|number| asks("key", number, at(0))));
+        assert!(!asks("key", KEY_COMING_SESSIONS, at(14)));
+        assert!(asks("other", 0, at(14)));
+        assert!(asks("key", KEY_COMING_SESSIONS, at(15)), "the first ones are too old");
+    }
+
+    #[test]
+    fn a_link_has_its_own_limit_and_counts_on_the_key_that_made_it() {
+        let mut table = SessionTable::default();
+        let link = |share: &str| HubSession {
+            caller: Principal::Link { share: share.into(), key: "key".into(), workspace: "w".into() },
+            ..session("", "")
+        };
+        for number in 0..KEY_SESSIONS / LINK_SESSIONS {
+            let link = link(&format!("link{number}"));
+            fill(&mut table, LINK_SESSIONS - 1, &link);
+            assert_eq!(refused(&mut table, &link, at(1)), None);
+            table.remove("new");
+            fill(&mut table, LINK_SESSIONS, &link);
+            assert_eq!(refused(&mut table, &link, at(1)), Some("link"));
         }
-        assert!(grant(&mut table, "last", "caller-0", at(0)));
-        assert!(!grant(&mut table, "one too many", "caller-0", at(14)));
-        assert!(grant(&mut table, "later", "caller-0", at(15)), "the first ones are too old");
+        assert_eq!(refused(&mut table, &link("another"), at(1)), Some("key"));
+        assert_eq!(refused(&mut table, &session("", "key"), at(1)), Some("key"));
+        assert_eq!(refused(&mut table, &session("", "another key"), at(1)), None);
+    }
+
+    #[test]
+    fn a_workspace_gets_at_most_half_of_what_the_others_leave() {
+        let mut table = SessionTable::default();
+        let of =
+            |workspace: &str, key: &str| HubSession { caller: self::key(key, workspace), ..session("", "") };
+        fill(&mut table, KEY_SESSIONS, &of("w", "one"));
+        fill(&mut table, HUB_SESSIONS / 2 - KEY_SESSIONS - 1, &of("w", "two"));
+        assert_eq!(refused(&mut table, &of("w", "three"), at(1)), None);
+        assert_eq!(refused(&mut table, &of("w", "three"), at(1)), Some("workspace"));
+        assert_eq!(refused(&mut table, &of("x", "four"), at(1)), None);
     }
 }

@@ -5,8 +5,6 @@ use std::io;
 use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -21,7 +19,8 @@ use crate::error::ErrorKind;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::backoff::Backoff;
-use crate::model::fingerprint::Fingerprint;
+use crate::model::fair_share::FairShare;
+use crate::model::fair_share::ServedSession;
 use crate::model::name::Name;
 use crate::model::service::Protocol;
 use crate::model::target::Target;
@@ -38,11 +37,15 @@ use crate::tls;
 use crate::tls::identity::Identity;
 use crate::tls::trust;
 use crate::wire::api::RegisterAgent;
+use crate::wire::control::SessionOffer;
 use crate::wire::control::ToAgent;
 use crate::wire::control::ToHub;
 
 /// Sessions served at once. Each costs two threads and up to three descriptors.
 const AGENT_SESSION_LIMIT: usize = 4096;
+/// A session that carries nothing and is not even pinged for this long has been left by its joiner, who pings every
+/// five seconds.
+const IDLE_TIMEOUT: Duration = Duration::from_mins(2);
 /// An attempt to reconnect is given up after this long without an answer: the next may find that the hub is back.
 const RECONNECT_TIMEOUT: Duration = Duration::from_millis(2500);
 /// Withdrawing the services may delay the end of the process by this much.
@@ -93,7 +96,7 @@ struct AgentInner {
     exposures: Mutex<Exposures>,
     on_event: OnAgentEvent,
     threads: ThreadGroup,
-    serving: AtomicUsize,
+    serving: Mutex<FairShare<Stop>>,
     stop: Stop,
 }
 
@@ -104,6 +107,7 @@ struct Exposures {
     channel: Option<ChannelSender>,
 }
 
+#[derive(Clone)]
 struct ExposedService {
     exposure: Exposure,
     traffic: Arc<TrafficCounters>,
@@ -122,7 +126,7 @@ impl RunningAgent {
             exposures: Mutex::default(),
             on_event,
             threads: ThreadGroup::default(),
-            serving: AtomicUsize::new(0),
+            serving: Mutex::new(FairShare::new(AGENT_SESSION_LIMIT)),
             stop,
         });
         let own = Arc::clone(&inner);
@@ -167,16 +171,6 @@ fn expose_message(exposure: &Exposure) -> ToHub {
     ToHub::Expose { name: exposure.name.clone(), port: exposure.target.port, protocol: exposure.protocol }
 }
 
-/// A session that the hub offers: a joiner is waiting at its relay.
-struct SessionOffer {
-    session: String,
-    peer: Fingerprint,
-    ticket: String,
-    relay: String,
-    /// The hub that sent the offer. It also relays the session.
-    at: HubUrl,
-}
-
 impl AgentInner {
     /// The agent's thread: connects, listens until the channel is lost, waits, and begins again.
     fn run(self: &Arc<Self>) {
@@ -219,11 +213,10 @@ impl AgentInner {
         let (stream, at) = hub.control()?;
         let mut channel = MessageChannel::start(stream).or_say(|| "Cannot use the control channel")?;
         let _cut = self.stop.attach(&channel.socket()).ok_or_else(Error::stopped)?;
-        let version = env!("CARGO_PKG_VERSION").to_owned();
         let outgoing = channel.outgoing();
-        outgoing.send(&ToHub::Hello { agent: self.registration.id.clone(), version });
+        outgoing.send(&ToHub::Hello { agent: self.registration.id.clone() });
         match channel.first::<ToAgent>(Instant::now() + NETWORK_TIMEOUT) {
-            Ok(ToAgent::Welcome { .. }) => {}
+            Ok(ToAgent::Welcome) => {}
             Ok(_) => return Err(Error::new("The hub does not speak the control protocol")),
             Err(error) => return Err(connection_lost(error)),
         }
@@ -262,7 +255,7 @@ impl AgentInner {
 
     fn handle_message(self: &Arc<Self>, message: ToAgent, outgoing: &ChannelSender, at: &HubUrl) {
         match message {
-            ToAgent::Welcome { .. } | ToAgent::Unknown => {}
+            ToAgent::Welcome | ToAgent::Unknown => {}
             ToAgent::Exposed { name, service, tunnel_port } => {
                 self.service_exposed(name, service, tunnel_port);
             }
@@ -270,10 +263,9 @@ impl AgentInner {
                 let error = Error::new(one_line(&reason)).hint(one_line(&hint)).kind(ErrorKind::Refused(409));
                 (self.on_event)(AgentEvent::Refused { name, error });
             }
-            ToAgent::Open { session, service, peer, ticket, relay } => {
-                let offer = SessionOffer { session: session.clone(), peer, ticket, relay, at: at.clone() };
-                if let Err(reason) = self.begin_session(&service, offer, outgoing) {
-                    outgoing.send(&ToHub::Decline { session, reason });
+            ToAgent::Open(offer) => {
+                if let Err(reason) = self.begin_session(&offer, outgoing, at) {
+                    outgoing.send(&ToHub::Decline { session: offer.session, reason });
                 }
             }
         }
@@ -290,47 +282,56 @@ impl AgentInner {
     /// Serves a session in a thread of its own. An error is the reason for declining it, for the joiner.
     fn begin_session(
         self: &Arc<Self>,
-        service: &str,
-        offer: SessionOffer,
+        offer: &SessionOffer,
         outgoing: &ChannelSender,
+        at: &HubUrl,
     ) -> std::result::Result<(), String> {
-        let meant = |one: &&ExposedService| one.service.as_deref() == Some(service);
-        let found = locked(&self.exposures)
-            .all
-            .iter()
-            .find(meant)
-            .map(|one| (one.exposure.clone(), Arc::clone(&one.traffic)));
-        let Some((exposure, traffic)) = found else {
-            log::warn!("refused: the hub asked for {}, which is not exposed here", service.escape_debug());
+        let meant = |one: &&ExposedService| one.service.as_ref() == Some(&offer.service);
+        let found = locked(&self.exposures).all.iter().find(meant).cloned();
+        let Some(exposed) = found else {
+            log::warn!(
+                "refused: the hub asked for {}, which is not exposed here",
+                offer.service.escape_debug()
+            );
             return Err("the agent does not expose this service".into());
         };
-        if self.serving.fetch_add(1, Ordering::SeqCst) >= AGENT_SESSION_LIMIT {
-            self.serving.fetch_sub(1, Ordering::SeqCst);
-            return Err("the agent serves too many sessions already".into());
+        let stop = self.stop.child();
+        let new = ServedSession {
+            id: offer.session.clone(),
+            principal: offer.principal.clone(),
+            end: stop.clone(),
+        };
+        let admitted = locked(&self.serving).admit(new);
+        if let Some(ended) = admitted.map_err(|()| "it serves too many sessions already")? {
+            ended.stop();
         }
         let own = Arc::clone(self);
         let outgoing = outgoing.clone();
+        let at = at.clone();
+        let accepted = offer.clone();
         let spawned = self.threads.spawn("session", move || {
-            if let Err(error) = own.serve(&exposure, &traffic, &offer) {
-                log::debug!("a session to {} failed: {error}", exposure.name);
+            let served = own.serve(&exposed, &accepted, &at, &stop);
+            locked(&own.serving).remove(&accepted.session);
+            if let Err(error) = served {
+                log::debug!("a session to {} failed: {error}", exposed.exposure.name);
                 // The joiner need not wait any longer. If both ends had met, the hub ignores this.
                 let reason = "it cannot come to the relay".to_owned();
-                outgoing.send(&ToHub::Decline { session: offer.session, reason });
+                outgoing.send(&ToHub::Decline { session: accepted.session, reason });
             }
-            own.serving.fetch_sub(1, Ordering::SeqCst);
         });
         spawned.map_err(|error| {
-            self.serving.fetch_sub(1, Ordering::SeqCst);
+            locked(&self.serving).remove(&offer.session);
             log::warn!("cannot serve a session: {error}");
             "the agent has no thread left".into()
         })
     }
 
-    /// Meets the joiner at the relay and carries its connections until the session ends.
-    fn serve(&self, exposure: &Exposure, traffic: &Arc<TrafficCounters>, offer: &SessionOffer) -> Result<()> {
+    /// Meets the joiner at the relay and carries its connections until the session ends, or `stop` ends it.
+    fn serve(&self, exposed: &ExposedService, offer: &SessionOffer, at: &HubUrl, stop: &Stop) -> Result<()> {
+        let ExposedService { exposure, traffic, .. } = exposed;
         let deadline = Instant::now() + NETWORK_TIMEOUT;
-        let below = self.hub.relay(&offer.at, &offer.relay, &offer.ticket, deadline)?;
-        let Some(_cut) = self.stop.attach(&below.socket) else { return Ok(()) };
+        let below = self.hub.relay(at, &offer.relay, &offer.ticket, deadline)?;
+        let Some(_cut) = stop.attach(&below.socket) else { return Ok(()) };
         let mut tls = ServerConfig::clone(&self.tls);
         tls.alpn_protocols = vec![application(self.registration.fingerprint, &exposure.name)];
         let established = tls::server(&Arc::new(tls), below, deadline, tls::BUFFER_BUSY)
@@ -339,9 +340,13 @@ impl AgentInner {
             log::warn!("refused: the joiner of a session to {} is not the one the hub named", exposure.name);
             return Err(Error::new("Another joiner answered"));
         }
+        // The TLS library lets a joiner pass that names no service.
+        if established.application.is_none() {
+            return Err(Error::new("The joiner names no service"));
+        }
         let target = Some(exposure.target.clone());
-        let session = Session::start(established, target, Arc::clone(traffic), &self.stop);
-        session.or_say(|| "Cannot start a session")?.serve();
+        let session = Session::start(established, target, Arc::clone(traffic), stop);
+        session.or_say(|| "Cannot start a session")?.serve(IDLE_TIMEOUT);
         Ok(())
     }
 }

@@ -51,8 +51,9 @@ const FIRST_OPEN_TIMEOUT: Duration = Duration::from_secs(3);
 /// An idle session that has received nothing for this long is pinged.
 const PING_AFTER_SILENCE: Duration = Duration::from_secs(5);
 
-/// Decides whether the agent that the hub names is the right one, before anything is sent to it.
-pub type AgentCheck = Box<dyn Fn(&SessionGrant) -> Result<()> + Send + Sync>;
+/// Decides whether the agent that the hub names is the right one: before anything is sent to it, and again with `true` when
+/// it has proved to be that agent.
+pub type AgentCheck = Box<dyn Fn(&SessionGrant, bool) -> Result<()> + Send + Sync>;
 
 /// Opens sessions to one service.
 pub struct SessionOpener {
@@ -78,12 +79,13 @@ impl SessionOpener {
     pub fn open(&self, traffic: &Arc<TrafficCounters>, deadline: Instant, stop: &Stop) -> Result<Session> {
         let left = deadline.saturating_duration_since(Instant::now());
         let (granted, at) = self.hub.with_timeout(left).ask_session(&self.ask)?;
-        (self.agent_check)(&granted)?;
+        (self.agent_check)(&granted, false)?;
         // The relay answers when the agent has come to it, too.
         let relay = self.hub.relay(&at, &granted.relay, &granted.ticket, deadline);
         let relay = relay.map_err(|error| self.why_not_met(error, &granted.session, &at, deadline))?;
         let _cut = stop.attach(&relay.socket).ok_or_else(Error::stopped)?;
         let established = self.handshake(&granted, relay, deadline)?;
+        (self.agent_check)(&granted, true)?;
         Session::start(established, None, Arc::clone(traffic), stop).or_say(|| "Cannot start a session")
     }
 

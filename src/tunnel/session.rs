@@ -193,31 +193,32 @@ impl Session {
         refusal.map_or(Ok(()), |reason| Err(ConnectionOutcome::Refused(reason)))
     }
 
-    /// Agent: answers what the joiner asks, until the session is over.
-    pub fn serve(mut self) {
-        if let Err(error) = self.send_answers() {
+    /// Agent: answers what the joiner asks, until the session is over or has been idle and silent for `idle_timeout`.
+    pub fn serve(mut self, idle_timeout: Duration) {
+        if let Err(error) = self.send_answers(idle_timeout) {
             log::debug!("a session cannot be written to: {error}");
             self.shared.close();
         }
     }
 
-    fn send_answers(&mut self) -> io::Result<()> {
-        while let Some(kind) = self.shared.wait_for_frame(FOREVER, |_| false) {
-            match kind {
-                FrameKind::Opened => {
+    fn send_answers(&mut self, idle_timeout: Duration) -> io::Result<()> {
+        loop {
+            match self.shared.wait_for_frame(idle_timeout, |_| false) {
+                None if self.shared.is_left(idle_timeout) => return Ok(()),
+                None => {}
+                Some(FrameKind::Opened) => {
                     let Some(target) = locked(&self.shared.state).local.clone() else { continue };
                     let _ = socket::wait_for_data(&target, &target, FIRST_BYTES_WAIT);
                     let sent = self.writer.begin(FrameKind::Opened, &target)?;
                     self.shared.count(sent);
                     self.send_all(&target)?;
                 }
-                FrameKind::Refused => {
+                Some(FrameKind::Refused) => {
                     self.writer.refuse(&self.shared.take_refusal().unwrap_or_default())?;
                 }
-                kind => self.writer.send(&[kind])?,
+                Some(kind) => self.writer.send(&[kind])?,
             }
         }
-        Ok(())
     }
 
     /// Sends OPEN, with the client's first data if there is some. Returns the length of that data. If the other end has
@@ -373,6 +374,13 @@ impl SharedSession {
         !state.protocol.is_over()
     }
 
+    /// Agent: whether nothing more will be sent. A connection that only the target has ended goes on for as long as the joiner
+    /// wants.
+    fn is_left(&self, idle_timeout: Duration) -> bool {
+        let state = locked(&self.state);
+        state.protocol.is_over() || (state.protocol.is_idle() && state.heard.elapsed() >= idle_timeout)
+    }
+
     /// Waits for a frame that is due. `None` if `until` holds, the session is over, or the time is up.
     fn wait_for_frame(&self, limit: Duration, until: impl Fn(&SessionProtocol) -> bool) -> Option<FrameKind> {
         let mut due = None;
@@ -457,4 +465,49 @@ impl IncomingFrames {
 
 fn out_of_turn(bad: OutOfTurn) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{:?} out of turn", bad.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::duplex::Duplex;
+    use crate::tls;
+    use crate::tls::identity::Identity;
+    use crate::tls::trust;
+    use std::net::TcpListener;
+    use std::thread;
+
+    /// The joiner's and the agent's end of one session. Nothing listens at the agent's target.
+    fn session() -> (Session, Session) {
+        let identity = Identity::parse(Identity::generate().unwrap().as_bytes()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = Arc::new(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+        let far = Arc::new(listener.accept().unwrap().0);
+        let deadline = Instant::now() + NETWORK_TIMEOUT;
+        let config = trust::session_server(&identity).unwrap();
+        let serving = thread::spawn(move || {
+            tls::server(&config, Duplex::plain(far), deadline, tls::BUFFER_BUSY).unwrap()
+        });
+        let config = trust::session_client(&identity).unwrap();
+        let joiner = tls::client(&config, "any.agent", Duplex::plain(near), deadline).unwrap();
+        let start = |end, target| Session::start(end, target, Arc::default(), &Stop::new()).unwrap();
+        (start(joiner, None), start(serving.join().unwrap(), Target::parse("127.0.0.1:1")))
+    }
+
+    #[test]
+    fn an_agent_ends_a_session_that_is_idle_and_silent_but_none_that_is_pinged() {
+        const IDLE: Duration = Duration::from_millis(400);
+        let (mut joiner, agent) = session();
+        let began = Instant::now();
+        let serving = thread::spawn(move || agent.serve(IDLE));
+        while began.elapsed() < 3 * IDLE {
+            let asked = joiner.ping().unwrap();
+            assert!(joiner.answers(asked));
+            thread::sleep(IDLE / 8);
+        }
+        assert!(!joiner.is_over());
+        serving.join().unwrap();
+        assert!(joiner.shared.wait(FOREVER, |_| false) || joiner.is_over());
+        assert!(began.elapsed() >= 3 * IDLE + IDLE / 2, "{:?}", began.elapsed());
+    }
 }

@@ -166,13 +166,6 @@ pub struct SessionGrant {
     pub agent_fingerprint: Fingerprint,
 }
 
-/// What the caller of a session learns about it after it was granted.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub struct SessionState {
-    /// Why the agent does not come.
-    pub declined: Option<String>,
-}
-
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MakeKey {

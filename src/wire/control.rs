@@ -19,7 +19,6 @@ pub enum ToHub {
     /// The first message: which agent this is.
     Hello {
         agent: String,
-        version: String,
     },
     Expose {
         name: Name,
@@ -43,9 +42,7 @@ pub enum ToHub {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum ToAgent {
-    Welcome {
-        version: String,
-    },
+    Welcome,
     #[serde(rename_all = "camelCase")]
     Exposed {
         name: Name,
@@ -57,16 +54,21 @@ pub enum ToAgent {
         reason: String,
         hint: String,
     },
-    /// A joiner wants a session: dial the relay with this ticket, and accept only this identity.
-    Open {
-        session: String,
-        service: String,
-        peer: Fingerprint,
-        ticket: String,
-        relay: String,
-    },
+    Open(SessionOffer),
     #[serde(other)]
     Unknown,
+}
+
+/// A joiner wants a session: dial the relay with this ticket, and accept only this identity.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionOffer {
+    pub session: String,
+    pub service: String,
+    /// Who the joiner is, for fair shares only: it is the same for all of one key, and says nothing more.
+    pub principal: String,
+    pub peer: Fingerprint,
+    pub ticket: String,
+    pub relay: String,
 }
 
 #[cfg(test)]
@@ -98,7 +100,7 @@ mod tests {
     #[test]
     fn what_a_later_version_adds_is_ignored() {
         let line = r#"{"type":"welcome","version":"9","more":[1]}"#;
-        assert_eq!(serde_json::from_str::<ToAgent>(line).unwrap(), ToAgent::Welcome { version: "9".into() });
+        assert_eq!(serde_json::from_str::<ToAgent>(line).unwrap(), ToAgent::Welcome);
         let line = r#"{"type":"fly","to":{"the":"moon"}}"#;
         assert_eq!(serde_json::from_str::<ToHub>(line).unwrap(), ToHub::Unknown);
         assert_eq!(serde_json::from_str::<ToAgent>(line).unwrap(), ToAgent::Unknown);

@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod links;
 mod strangers;
 
 use std::process::ExitCode;
@@ -13,7 +14,7 @@ use std::time::Instant;
 use common::measure::quantile;
 
 /// Every attack, by the name that selects it on the command line.
-const ATTACKS: [(&str, fn(&mut Report)); 1] = [("strangers", strangers::attack)];
+const ATTACKS: [(&str, fn(&mut Report)); 2] = [("strangers", strangers::attack), ("links", links::attack)];
 
 /// What the attacks achieved, a line each.
 #[derive(Default)]

@@ -104,13 +104,28 @@ impl Stranger {
         StreamOwned::new(ServerConnection::new(Arc::new(config)).unwrap(), socket)
     }
 
-    /// Plays the joiner towards an agent.
-    pub fn as_joiner(&self, socket: TcpStream) -> StreamOwned<ClientConnection, TcpStream> {
+    /// Plays the joiner of a session that the hub granted, towards its agent.
+    pub fn as_joiner(&self, socket: TcpStream, granted: &Value) -> StreamOwned<ClientConnection, TcpStream> {
+        let [agent, name] = ["agentFingerprint", "name"].map(|field| granted[field].as_str().unwrap());
+        let meant = format!("connect-service {agent} {name}");
+        let meant = ::ring::digest::digest(&::ring::digest::SHA256, meant.as_bytes());
+        let meant: String = meant.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        self.as_joiner_of(socket, vec![meant.into_bytes()])
+    }
+
+    /// Plays a joiner that names this application, or none.
+    pub fn as_joiner_of(
+        &self,
+        socket: TcpStream,
+        application: Vec<Vec<u8>>,
+    ) -> StreamOwned<ClientConnection, TcpStream> {
         let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
         let builder = builder.unwrap().dangerous().with_custom_certificate_verifier(Arc::new(Anybody));
         let config = builder.with_client_auth_cert(vec![self.certificate.clone()], self.key.clone_key());
+        let mut config = config.unwrap();
+        config.alpn_protocols = application;
         let name = ServerName::try_from("any.agent").unwrap();
-        StreamOwned::new(ClientConnection::new(Arc::new(config.unwrap()), name).unwrap(), socket)
+        StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), socket)
     }
 }
 

@@ -35,6 +35,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("login", hub_checks::login),
     ("control channel", hub_checks::control_channel),
     ("relay", hub_checks::relay),
+    ("known agents", hub_checks::agents),
     #[cfg(feature = "proxy")]
     (".localhost", proxy_checks::dot_localhost),
     #[cfg(feature = "proxy")]

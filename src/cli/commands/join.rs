@@ -138,10 +138,9 @@ fn access_to(
     identity: Identity,
 ) -> Result<TunnelAccess> {
     let code = invitation.code.as_str();
-    let scope = format!("{}#{}", hub.url, &secret::hash(code)[..16]);
     let agents = match invitation.agent {
         Some(_) => AcceptedAgents::Only(share.agent_fingerprint),
-        None => AcceptedAgents::FirstSeen { home: call.home.clone(), scope },
+        None => AcceptedAgents::FirstSeen(call.agent_pins()?),
     };
     let membership = Membership { code: code.to_owned(), token: share.token.clone().unwrap_or_default() };
     Ok(TunnelAccess {

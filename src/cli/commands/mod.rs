@@ -13,6 +13,7 @@ pub mod discover;
 pub mod doctor;
 #[cfg(feature = "agent")]
 pub mod expose;
+pub mod forget;
 #[cfg(feature = "hub")]
 pub mod hub;
 #[cfg(feature = "hub")]

@@ -83,6 +83,7 @@ pub fn run(call: &Call) -> CommandResult {
     config.hub_url = Some(url.to_string());
     config.hubs = hub.known_hubs().iter().skip(1).map(ToString::to_string).collect();
     config.api_key = Some(key);
+    config.workspace = Some(whoami.workspace.clone());
     config.agent_id = Some(id.clone());
     config.label = Some(label.clone());
     Config::change(&call.home, call.config_file(), |saved| saved.clone_from(&config))?;
