@@ -136,7 +136,7 @@ impl Refusal {
             Self::UpgradeMissing => row(426, "upgrade-missing", "This path is for connect's own channels")
                 .hint("Update connect: it did not ask for a protocol that this hub speaks"),
             Self::NoSuchCall => row(404, "no-such-call", "There is no such call")
-                .hint("The README lists the hub's API"),
+                .hint("See: connect help protocol"),
             Self::OtherMethod { allowed } => row(405, "other-method", "This call has another method")
                 .hint(format!("Use {allowed}")),
             Self::Fenced => row(503, "fenced", "This hub is ending or cut off from its fleet")
@@ -158,7 +158,7 @@ impl Refusal {
                 .hint(format!("Try again in {seconds} seconds")),
             // The content of the request.
             Self::BadBody { why } => row(400, "bad-body", format!("The body does not fit this call: {why}"))
-                .hint("Send JSON as the README describes"),
+                .hint("Send JSON: connect help protocol"),
             Self::BadHost => row(400, "bad-host", "The Host header is not an address"),
             Self::BadPage => row(400, "bad-page", "The limit of a page is not a number").hint("Try ?limit=100"),
             Self::BadWorkspace(bad) =>
