@@ -1,5 +1,6 @@
 # `make` alone builds the static binary at target/connect. `make ROLE=join` builds target/connect-join with only what a
 # joiner needs; the roles are hub, fleet, agent, join, proxy, discover, or a list of them like ROLE=hub,fleet.
+# `make DEFAULT_HUB=URL` builds in the hub that `connect up` means without --hub; DEFAULT_HUB=none builds in none.
 
 HOST     := $(shell rustc -vV | sed -n 's/^host: //p')
 MUSL     := $(subst -gnu,-musl,$(HOST))

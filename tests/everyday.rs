@@ -403,3 +403,40 @@ fn the_form_of_a_key_is_checked_before_any_hub_is_asked() {
         assert!(said.code == Some(2) && said.err.contains(flaw), "{key}: {said:#?}");
     }
 }
+
+#[test]
+fn a_login_at_another_hub_is_kept_and_used_with_its_address() {
+    let (first, second) = (Hub::start(), Hub::start());
+    let home = first.machine("member");
+    let key = second.key("member");
+    let up = home.run(&["up", "--hub", &second.url, "--api-key", &key]).ok();
+    assert!(up.out.contains(&format!("Instead of {}; that login is kept", first.url)), "{up:#?}");
+    let hub_of = |args: &[&str]| home.run(&[args, &["--json"]].concat()).ok().json()["hub"].clone();
+    assert_eq!(hub_of(&["whoami"]), second.url.as_str());
+    assert_eq!(hub_of(&["whoami", "--hub", &first.url]), first.url.as_str());
+    let all = home.run(&["whoami", "--all"]).ok().out;
+    assert_eq!(all, format!("{}\n{}", second.url, first.url));
+    // Back without a key, and the agent is the same machine's.
+    home.run(&["up", "--hub", &first.url]).ok();
+    assert_eq!(hub_of(&["whoami"]), first.url.as_str());
+    let exposed = expose(&home, "web", service(echo));
+    let whoami = home.run(&["whoami"]).ok().out;
+    assert!(whoami.contains(", online") && whoami.contains("Exposes:     web"), "{whoami}");
+    drop(exposed);
+    home.run(&["logout", "--hub", &first.url]).ok();
+    assert_eq!(home.run(&["whoami", "--all"]).ok().out, second.url);
+    let unknown = home.run(&["logout", "--hub", "https://other.example"]);
+    assert!(unknown.code == Some(1) && unknown.err.contains("whoami --all"), "{unknown:#?}");
+    home.run(&["logout", "--hub", &second.url]).ok();
+    assert_eq!(home.run(&["whoami"]).code, Some(1));
+}
+
+#[test]
+fn up_names_the_default_hub_and_what_to_do_when_it_is_away() {
+    let mut command = Home::new().connect(&["up", "--api-key", &format!("pc_{}", "a".repeat(26))]);
+    // Nothing leaves this machine: the way to the hub ends at a port that nobody has.
+    command.env("HTTPS_PROXY", "http://127.0.0.1:1");
+    let said = Said::of(command);
+    assert!(said.out.starts_with("Hub: https://hub.privateconnect.co, the default"), "{said:#?}");
+    assert!(said.err.contains("connect up --hub URL") && said.err.contains("connect hub"), "{said:#?}");
+}

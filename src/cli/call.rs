@@ -29,6 +29,7 @@ use crate::os::terminal;
 use crate::state::agent_pins::AgentPins;
 use crate::state::config::Config;
 use crate::state::config::DEFAULT_HUB;
+use crate::state::config::NO_HUB;
 use crate::state::config::trust_of;
 use crate::state::home::Home;
 use crate::state::identity;
@@ -101,7 +102,13 @@ impl Call {
 
     /// Reads the config again, for commands that follow its changes. On failure the old one stays.
     pub fn reload_config(&self) -> Result<Rc<Config>> {
-        let config = Rc::new(Config::load(&self.home, self.config_file())?);
+        let mut config = Config::load(&self.home, self.config_file())?;
+        if let Some(named) = self.named_hubs()?.first().map(ToString::to_string)
+            && config.logins.iter().any(|login| login.is_login_at(&named))
+        {
+            config.switch_to(&named);
+        }
+        let config = Rc::new(config);
         self.config.replace(Some(Rc::clone(&config)));
         Ok(config)
     }
@@ -131,19 +138,28 @@ impl Call {
     /// The addresses of the hub: from the option, the environment, the config or the default, in this order. The
     /// first is the hub that is meant; the others belong to its fleet and stand in for it.
     pub fn hub_urls(&self) -> Result<Vec<HubUrl>> {
-        let option = parse_hub_urls(self.args.values("hub"))?;
-        if !option.is_empty() {
-            return Ok(option);
-        }
-        if let Some(list) = variable("CONNECT_HUB_URL") {
-            return parse_hub_urls([list.as_str()]);
+        let named = self.named_hubs()?;
+        if !named.is_empty() {
+            return Ok(named);
         }
         let config = self.config()?;
         let configured = config.hub_url.as_deref().unwrap_or(DEFAULT_HUB);
+        if configured == NO_HUB {
+            return Err(Error::usage("No hub is named").hint(OTHER_HUB_HINT));
+        }
         // The others have proved a pin, which a CA file given for this call replaces.
         let is_other_trust = config.ca.is_none() && self.ca_file().is_some();
         let others = config.hubs.iter().filter(|_| !is_other_trust).map(String::as_str);
         parse_hub_urls([configured].into_iter().chain(others))
+    }
+
+    /// The hubs that the option names or, without it, the environment.
+    fn named_hubs(&self) -> Result<Vec<HubUrl>> {
+        let option = parse_hub_urls(self.args.values("hub"))?;
+        match variable("CONNECT_HUB_URL").filter(|_| option.is_empty()) {
+            Some(list) => parse_hub_urls([list.as_str()]),
+            None => Ok(option),
+        }
     }
 
     pub fn hub(&self) -> Result<Arc<Hub>> {
@@ -176,11 +192,12 @@ pub fn parse_hub_urls<'l>(lists: impl IntoIterator<Item = &'l str>) -> Result<Ve
     lists.into_iter().flat_map(|list| list.split(',')).map(HubUrl::parse).collect()
 }
 
+pub const OTHER_HUB_HINT: &str = "Name your hub: connect up --hub URL. To run one yourself: connect hub";
+
 pub fn not_configured() -> Error {
     Error::new("Agent not configured").hint("Run connect up first to authenticate.")
 }
 
-/// `PRIVATECONNECT_TOKEN` may also be called `CONNECT_TOKEN`, and so on with the others.
 /// An API key as somebody typed or pasted it. Its form is checked before any hub is asked.
 pub fn checked_key(key: &str) -> Result<String> {
     let key = key.trim();
@@ -193,6 +210,7 @@ pub fn given_key(name: &str) -> Result<Option<String>> {
     variable(name).as_deref().map(checked_key).transpose()
 }
 
+/// `PRIVATECONNECT_TOKEN` may also be called `CONNECT_TOKEN`, and so on with the others.
 pub fn variable(name: &str) -> Option<String> {
     let short = name.strip_prefix("PRIVATE").unwrap_or(name);
     let value = environment::value(&format!("PRIVATE{short}")).or_else(|| environment::value(short));

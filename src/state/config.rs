@@ -1,6 +1,7 @@
 //! `config.json`: the hub, the key, and who this machine's agent is.
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -16,7 +17,12 @@ use crate::model::service::Protocol;
 use crate::model::target::Target;
 use crate::os::files;
 
-pub const DEFAULT_HUB: &str = "https://hub.privateconnect.co";
+/// The hub that is meant where none is named. `make DEFAULT_HUB=URL` builds in another one, `DEFAULT_HUB=none` none at all.
+pub const DEFAULT_HUB: &str = match option_env!("DEFAULT_HUB") {
+    Some(hub) => hub,
+    None => "https://hub.privateconnect.co",
+};
+pub const NO_HUB: &str = "none";
 const CONFIG_FILE: &str = "config.json";
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +51,9 @@ pub struct Config {
     /// What `connect expose --keep` saved: the daemon keeps it up, after a reboot too.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub exposures: BTreeMap<Name, SavedExposure>,
+    /// The logins at other hubs, which `--hub URL` uses. They have only the fields of a login.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub logins: Vec<Self>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +87,37 @@ impl Config {
         let result = change(&mut config);
         config.write(home, file)?;
         Ok(result)
+    }
+
+    pub fn is_login_at(&self, hub: &str) -> bool {
+        self.hub_url.as_deref() == Some(hub)
+    }
+
+    /// Makes the login at this hub the current one, and keeps the one before. A hub without a login begins with neither key
+    /// nor trust: what is known about one hub does not hold for another. The machine keeps its name and what it exposes.
+    pub fn switch_to(&mut self, hub: &str) {
+        if self.hub_url.is_none() || self.is_login_at(hub) {
+            return;
+        }
+        let at = self.logins.iter().position(|login| login.is_login_at(hub));
+        let mut login = at.map_or_else(Self::default, |at| self.logins.remove(at));
+        login.agent_id = self.agent_id.take();
+        login.label = self.label.take();
+        login.exposures = mem::take(&mut self.exposures);
+        login.logins = mem::take(&mut self.logins);
+        let before = mem::replace(self, login);
+        self.logins.push(before);
+    }
+
+    /// Forgets the login at this hub. Returns whether there was one that is not the only one.
+    pub fn forget(&mut self, hub: &str) -> bool {
+        let next = self.logins.last().and_then(|login| login.hub_url.clone());
+        if let Some(next) = next.filter(|_| self.is_login_at(hub)) {
+            self.switch_to(&next);
+        }
+        let before = self.logins.len();
+        self.logins.retain(|login| !login.is_login_at(hub));
+        self.logins.len() < before
     }
 
     fn write(&self, home: &Home, file: Option<&Path>) -> Result<()> {

@@ -7,6 +7,7 @@ use crate::cli::CommandResult;
 use crate::cli::call::not_configured;
 use crate::error::Error;
 use crate::os::files;
+use crate::state::config::Config;
 use crate::state::runs;
 
 pub fn run(call: &Call) -> CommandResult {
@@ -18,6 +19,18 @@ pub fn run(call: &Call) -> CommandResult {
     if let Some(run) = all.iter().find(|run| run.is_alive() && run.kind != "proxy") {
         return Err(Error::new(format!("`connect {}` is still running (PID {})", run.kind, run.pid))
             .hint("End it first, then log out"));
+    }
+    if call.args.value("hub").is_some() {
+        let hub = call.hub_urls()?[0].to_string();
+        if Config::change(&call.home, call.config_file(), |config| config.forget(&hub))? {
+            call.say.value(&json!({ "loggedOut": true, "hub": hub }));
+            call.say.line(&format!("[ok] Logged out of {hub}. The key stays valid there"));
+            return Ok(0);
+        }
+        if !call.config()?.is_login_at(&hub) {
+            return Err(Error::new(format!("There is no login at {hub}"))
+                .hint("Look at the logins: connect whoami --all"));
+        }
     }
     for name in ["config.json", "identity.pem"] {
         files::remove(&call.home.file(name))?;

@@ -14,6 +14,7 @@ use crate::api::Hub;
 use crate::api::poll_interval;
 use crate::cli::Call;
 use crate::cli::CommandResult;
+use crate::cli::call::OTHER_HUB_HINT;
 use crate::cli::call::checked_key;
 use crate::cli::call::given_key;
 use crate::error::Error;
@@ -27,23 +28,30 @@ use crate::os::secret;
 use crate::os::terminal;
 use crate::os::user;
 use crate::state::config::Config;
+use crate::state::config::DEFAULT_HUB;
 use crate::wire::api::RegisterAgent;
 
 /// Longer than any key.
 const KEY_LINE_LIMIT: usize = 256;
 
 pub fn run(call: &Call) -> CommandResult {
-    let mut config = Config::clone(&*call.config()?);
     let urls = call.hub_urls()?;
+    let is_default = urls[0].to_string() == DEFAULT_HUB;
+    if is_default {
+        call.say.line(&format!("Hub: {DEFAULT_HUB}, the default; for another one: --hub URL"));
+    }
+    log_in(call, urls).map_err(|error| match error.kind {
+        ErrorKind::Unreachable if is_default => error.hint(OTHER_HUB_HINT),
+        _ => error,
+    })
+}
+
+fn log_in(call: &Call, urls: Vec<HubUrl>) -> CommandResult {
+    let mut config = Config::load(&call.home, call.config_file())?;
     let url = urls[0].clone();
     let given = typed_key(call)?;
-    let moved = config.hub_url.as_ref().is_some_and(|known| *known != url.to_string());
-    if moved {
-        // The machine keeps its name and what it exposes, but neither key nor trust goes along.
-        // What is known about the old hub does not hold for the new one.
-        let Config { agent_id, label, exposures, .. } = config;
-        config = Config { agent_id, label, exposures, ..Config::default() };
-    }
+    let before = config.hub_url.clone().filter(|before| *before != url.to_string());
+    config.switch_to(&url.to_string());
     // A new key or CA file replaces whatever the hub was recognised by before.
     if call.args.value("ca").is_some() || given.is_some() {
         config.ca = None;
@@ -93,6 +101,9 @@ pub fn run(call: &Call) -> CommandResult {
     call.say.result(&format!("[ok] Connected to {url} ({} ms)", latency.as_millis()));
     call.say.line(&format!("  Agent: {label} ({id})"));
     call.say.line(&format!("  Role:  {role}, workspace {}", whoami.workspace));
+    if let Some(before) = before {
+        call.say.line(&format!("  Instead of {before}; that login is kept for: --hub {before}"));
+    }
     if !config.hubs.is_empty() {
         call.say.line(&format!("  Other hubs: {}", config.hubs.join(" ")));
     }

@@ -4,9 +4,17 @@ use serde_json::json;
 
 use crate::cli::Call;
 use crate::cli::CommandResult;
+use crate::wire::api::Status;
 
 pub fn run(call: &Call) -> CommandResult {
     let config = call.config()?;
+    if call.args.flag("all") {
+        let logins = [&*config].into_iter().chain(&config.logins);
+        let hubs: Vec<&str> = logins.filter_map(|login| login.hub_url.as_deref()).collect();
+        call.say.value(&hubs);
+        call.say.result(&hubs.join("\n"));
+        return Ok(0);
+    }
     let hub = call.hub()?;
     // The hub says what the key is; the config only what this machine called itself.
     let whoami = hub.whoami()?;
@@ -14,12 +22,22 @@ pub fn run(call: &Call) -> CommandResult {
     let label = config.label.as_deref().unwrap_or_default();
     let id = config.agent_id.as_deref().unwrap_or_default();
     let fingerprint = call.identity()?.fingerprint;
+    // A key that may only join sees no services, and its machine exposes none.
+    let mut exposed = hub.services().unwrap_or_default();
+    exposed.retain(|service| service.agent_id == id);
+    let online = exposed.iter().filter(|service| service.status == Status::Online);
+    let online: Vec<&str> = online.map(|service| service.name.as_str()).collect();
     call.say.value(
         &json!({ "hub": hub.url.to_string(), "label": label, "agentId": id, "fingerprint": fingerprint,
-        "key": whoami.label, "role": role, "workspace": whoami.workspace }),
+        "key": whoami.label, "role": role, "workspace": whoami.workspace, "online": !online.is_empty(), "exposes": online }),
     );
     call.say.result(&format!("Hub:         {}", hub.url));
-    call.say.result(&format!("Agent:       {label} ({id})"));
+    let (state, exposes) = match &online[..] {
+        [] => ("offline", "nothing now".to_owned()),
+        names => ("online", names.join(", ")),
+    };
+    call.say.result(&format!("Agent:       {label} ({id}), {state}"));
+    call.say.result(&format!("Exposes:     {exposes}"));
     let key = if whoami.label.is_empty() { "without a label" } else { &whoami.label };
     call.say.result(&format!("Key:         {key} ({role})"));
     call.say.result(&format!("Workspace:   {}", whoami.workspace));
