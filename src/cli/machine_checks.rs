@@ -11,6 +11,7 @@ use super::checkup::Checkup;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::hub_trust::HubTrust;
+use crate::model::text::counted;
 use crate::os::files;
 use crate::os::limits;
 use crate::os::paths;
@@ -56,7 +57,8 @@ pub fn state_folder(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
 pub fn file_modes(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
     let open = open_to_others(&checkup.call.home);
     let Some(first) = open.first() else { return Some(CheckResult::ok("private to this user")) };
-    let what = format!("{} file(s) are open to other users, like {}", open.len(), paths::shown(first));
+    let count = counted(open.len(), "file");
+    let what = format!("{count} open to other users, like {}", paths::shown(first));
     let error = Error::new(what).hint("connect doctor --fix");
     Some(CheckResult::fail(&error).with_fix(make_private))
 }
