@@ -5,7 +5,6 @@ use std::io::Read;
 use std::io::Seek;
 use std::io::SeekFrom;
 use std::path::Path;
-use std::path::PathBuf;
 use std::process;
 use std::time::Duration;
 
@@ -34,24 +33,24 @@ pub fn show(call: &Call, path: &Path, how_to_begin: &str) -> CommandResult {
     let Some(mut log) = LogReader::open(path)? else {
         return Err(Error::new("There is no log yet").hint(how_to_begin));
     };
-    print(call, &log.tail()?);
+    log.print(call)?;
     let mut put_aside = false;
     while call.args.flag("follow") && !call.stop.wait_for(FOLLOW_POLL) {
-        log.rest(|bytes| print(call, bytes))?;
+        log.print(call)?;
         // A moment passes from when the log gets its other name to when its writer turns to the next one, so what
         // is in the old one is complete a turn later.
         if put_aside && let Some(next) = LogReader::open(path)? {
-            log = next;
-            log.rest(|bytes| print(call, bytes))?;
+            log = LogReader { at: 0, ..next };
+            log.print(call)?;
         }
-        put_aside = !log.is_at(path);
+        put_aside = !files::is_same(&log.file, path);
     }
     Ok(0)
 }
 
 /// The last thing of note that stands in a log: hints and other indented lines belong to the one before.
 pub fn last_words(path: &Path) -> Option<String> {
-    let tail = LogReader::open(path).ok()??.tail().ok()?;
+    let tail = LogReader::open(path).ok()??.piece().ok()?;
     let text = String::from_utf8_lossy(&tail).into_owned();
     let mut messages = text.lines().rev().map(log_lines::message_of);
     messages.find(|message| message.starts_with(|c: char| !c.is_whitespace()))
@@ -71,59 +70,45 @@ pub fn note_exposure(call: &Call, level: &str, message: &str) {
     }
 }
 
-fn print(call: &Call, bytes: &[u8]) {
-    String::from_utf8_lossy(bytes).lines().for_each(|line| {
-        call.say.result(line);
-        call.say.event(&json!({ "line": line }));
-    });
-}
-
 /// A log that is read as it grows, also when it has another name by then.
 struct LogReader {
     file: File,
-    path: PathBuf,
     at: u64,
 }
 
 impl LogReader {
-    /// From its beginning; `None` if nothing was logged yet.
+    /// From its last part on; `None` if nothing was logged yet.
     fn open(path: &Path) -> Result<Option<Self>> {
-        if !path.metadata().is_ok_and(|log| log.len() > 0) {
-            return Ok(None);
-        }
-        Ok(Some(Self { file: files::append(path)?, path: path.to_owned(), at: 0 }))
+        let length = path.metadata().map_or(0, |log| log.len());
+        let reader = || Ok(Self { file: files::append(path)?, at: length.saturating_sub(TAIL_SIZE) });
+        (length > 0).then(reader).transpose()
     }
 
-    fn is_at(&self, path: &Path) -> bool {
-        files::is_same(&self.file, path)
-    }
-
-    /// Its last piece, up to its end.
-    fn tail(&mut self) -> Result<Vec<u8>> {
-        self.at = self.length()?.saturating_sub(TAIL_SIZE);
-        self.piece()
-    }
-
-    /// What was added, in pieces.
-    fn rest(&mut self, mut show: impl FnMut(&[u8])) -> Result<()> {
-        // Somebody has emptied it.
-        if self.at > self.length()? {
-            self.at = 0;
-        }
+    /// Prints what was added.
+    fn print(&mut self, call: &Call) -> Result<()> {
         loop {
             let piece = self.piece()?;
             if piece.is_empty() {
                 return Ok(());
             }
-            show(&piece);
+            for line in String::from_utf8_lossy(&piece).lines() {
+                call.say.result(line);
+                call.say.event(&json!({ "line": line }));
+            }
         }
     }
 
     fn piece(&mut self) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        let read = self.file.seek(SeekFrom::Start(self.at));
-        let read = read.and_then(|_| (&self.file).take(PIECE_SIZE).read_to_end(&mut bytes));
-        read.or_say(|| self.sorry())?;
+        let read = self.file.metadata().and_then(|log| {
+            // Somebody has emptied it.
+            if self.at > log.len() {
+                self.at = 0;
+            }
+            self.file.seek(SeekFrom::Start(self.at))?;
+            (&self.file).take(PIECE_SIZE).read_to_end(&mut bytes)
+        });
+        read.or_say(|| "Cannot read the log")?;
         // A long one ends with a line.
         if bytes.len() as u64 == PIECE_SIZE
             && let Some(end) = bytes.iter().rposition(|byte| *byte == b'\n')
@@ -132,13 +117,5 @@ impl LogReader {
         }
         self.at += bytes.len() as u64;
         Ok(bytes)
-    }
-
-    fn length(&self) -> Result<u64> {
-        Ok(self.file.metadata().or_say(|| self.sorry())?.len())
-    }
-
-    fn sorry(&self) -> String {
-        format!("Cannot read {}", self.path.display())
     }
 }

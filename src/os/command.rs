@@ -50,16 +50,15 @@ pub fn quoted(word: &str) -> String {
 
 /// Runs a program and returns what it prints; `None` if it fails or does not exist.
 pub fn output_of(line: &[&str]) -> Option<String> {
-    let line: Vec<String> = line.iter().map(|word| (*word).to_owned()).collect();
-    let output = run(&line).ok()?;
-    Some(String::from_utf8_lossy(&output).into_owned())
+    Some(String::from_utf8_lossy(&run(line).ok()?).into_owned())
 }
 
 /// Runs a program to its end and returns the beginning of its output. A failure carries the last line that
 /// the program wrote to stderr.
-pub fn run(line: &[String]) -> Result<Vec<u8>> {
-    let failed = || format!("This failed: {}", line.join(" "));
-    let Some((program, arguments)) = line.split_first() else { return Ok(Vec::new()) };
+pub fn run(line: &[impl AsRef<str>]) -> Result<Vec<u8>> {
+    let words: Vec<&str> = line.iter().map(AsRef::as_ref).collect();
+    let failed = || format!("This failed: {}", words.join(" "));
+    let Some((program, arguments)) = words.split_first() else { return Ok(Vec::new()) };
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = environment::without_secrets(&mut command).spawn().or_say(failed)?;
