@@ -339,7 +339,7 @@ impl Hub {
 
 /// Exposes `port` as `name` from `home`, and waits until the hub knows.
 pub fn expose(home: &Home, name: &str, port: u16) -> Running {
-    let running = home.start(&["expose", "--json", name, &port.to_string(), "--protocol", "tcp"]);
+    let running = home.start(&["expose", "--json", name, &port.to_string(), "--protocol", "http"]);
     running.wait_event("exposed");
     running
 }
