@@ -183,7 +183,7 @@ impl Hub {
     }
 
     pub fn agents(&self) -> Result<Vec<AgentInfo>> {
-        self.get("/v1/agents")
+        self.list("/v1/agents")
     }
 
     pub fn register(&self, agent: &RegisterAgent) -> Result<AgentInfo> {
