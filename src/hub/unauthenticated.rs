@@ -5,6 +5,8 @@
 //! everybody gets a moment to show a key. None stays longer than `LIFETIME`, whatever it sends.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::net::Shutdown;
 use std::net::TcpStream;
@@ -52,6 +54,8 @@ pub struct UnauthenticatedPeers {
 struct PeerTable {
     /// By arrival, the oldest first.
     open: BTreeMap<u64, OpenPeer>,
+    /// The open ones of each network.
+    by_network: HashMap<AddressBlock, BTreeSet<u64>>,
     next: u64,
     budget: usize,
     full_budget: usize,
@@ -75,7 +79,13 @@ impl UnauthenticatedPeers {
     /// Of this many connections, so few may be without a key that the others always find room.
     pub fn new(connection_limit: usize) -> Self {
         let full_budget = BUDGET.min(connection_limit / BUDGET_PART).max(SMALLEST_BUDGET);
-        let table = PeerTable { open: BTreeMap::new(), next: 0, budget: full_budget, full_budget };
+        let table = PeerTable {
+            open: BTreeMap::new(),
+            by_network: HashMap::new(),
+            next: 0,
+            budget: full_budget,
+            full_budget,
+        };
         Self { table: Mutex::new(table) }
     }
 
@@ -125,7 +135,7 @@ impl UnauthenticatedPeers {
 impl UnauthenticatedPeer<'_> {
     /// A proxy has said whose connection this is.
     pub fn belongs_to(&self, address: IpAddr) {
-        self.among.change(|table| match table.open.remove(&self.id) {
+        self.among.change(|table| match table.remove(self.id) {
             Some(peer) => table.insert(self.id, OpenPeer { address: Some(address), ..peer }),
             None => Vec::new(),
         });
@@ -134,7 +144,7 @@ impl UnauthenticatedPeer<'_> {
 
 impl Drop for UnauthenticatedPeer<'_> {
     fn drop(&mut self) {
-        let removed = locked(&self.among.table).open.remove(&self.id);
+        let removed = locked(&self.among.table).remove(self.id);
         // Maybe the last handle of the socket, which must not be closed under the lock.
         drop(removed);
     }
@@ -145,15 +155,12 @@ impl PeerTable {
     /// oldest of all.
     fn insert(&mut self, id: u64, peer: OpenPeer) -> Vec<OpenPeer> {
         let mut gone = Vec::new();
-        for (level, bits) in peer.address.map_or(&[][..], networks).iter().enumerate() {
-            let network = peer.address.map(|address| AddressBlock::around(address, *bits));
-            let is_of = |(_, other): &(&u64, &OpenPeer)| {
-                other.address.zip(network).is_some_and(|(address, network)| network.contains(address))
-            };
-            let mut neighbours = self.open.iter().filter(is_of).map(|(id, _)| *id);
+        for (level, network) in networks(&peer).into_iter().enumerate() {
             let share = (self.budget << level) / SMALLEST_PART;
-            let oldest = neighbours.next().filter(|_| neighbours.count() + 1 >= share);
-            gone.extend(oldest.and_then(|id| self.open.remove(&id)));
+            let full = self.by_network.get(&network).filter(|open| open.len() >= share);
+            let oldest = full.and_then(|open| open.first().copied());
+            gone.extend(oldest.and_then(|id| self.remove(id)));
+            self.by_network.entry(network).or_default().insert(id);
         }
         let surplus = (self.open.len() + 1).saturating_sub(self.budget);
         gone.extend(self.remove_oldest(surplus));
@@ -162,12 +169,28 @@ impl PeerTable {
     }
 
     fn remove_oldest(&mut self, count: usize) -> Vec<OpenPeer> {
-        (0..count).filter_map(|_| self.open.pop_first()).map(|(_, peer)| peer).collect()
+        let oldest: Vec<u64> = self.open.keys().take(count).copied().collect();
+        oldest.into_iter().filter_map(|id| self.remove(id)).collect()
+    }
+
+    fn remove(&mut self, id: u64) -> Option<OpenPeer> {
+        let peer = self.open.remove(&id)?;
+        for network in networks(&peer) {
+            let Some(open) = self.by_network.get_mut(&network) else { continue };
+            open.remove(&id);
+            if open.is_empty() {
+                self.by_network.remove(&network);
+            }
+        }
+        Some(peer)
     }
 }
 
-fn networks(address: IpAddr) -> &'static [u32] {
-    if address.to_canonical().is_ipv4() { &IPV4_NETWORKS } else { &IPV6_NETWORKS }
+/// The networks that a peer is counted in, the smallest first.
+fn networks(peer: &OpenPeer) -> Vec<AddressBlock> {
+    let Some(address) = peer.address else { return Vec::new() };
+    let bits = if address.to_canonical().is_ipv4() { &IPV4_NETWORKS[..] } else { &IPV6_NETWORKS };
+    bits.iter().map(|bits| AddressBlock::around(address, *bits)).collect()
 }
 
 #[cfg(test)]
@@ -217,7 +240,8 @@ mod tests {
         assert_eq!(stage.count("192.0.2.0/24"), SMALL_BUDGET / 4);
         assert!(!stage.is_open(&neighbour) && stage.is_open(&stranger));
         drop((here, more, neighbour, stranger));
-        assert!(locked(&stage.peers.table).open.is_empty());
+        let table = locked(&stage.peers.table);
+        assert!(table.open.is_empty() && table.by_network.is_empty());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::net::Ipv6Addr;
 const MAPPED_BITS: u32 = 96;
 
 /// Blocks of IPv4 addresses are kept mapped into IPv6.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AddressBlock {
     first: Ipv6Addr,
     bits: u32,

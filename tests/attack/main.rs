@@ -13,8 +13,10 @@ use std::time::Instant;
 
 use common::measure::quantile;
 
+type Attack = fn(&mut Report);
+
 /// Every attack, by the name that selects it on the command line.
-const ATTACKS: [(&str, fn(&mut Report)); 2] = [("strangers", strangers::attack), ("links", links::attack)];
+const ATTACKS: [(&str, Attack); 2] = [("strangers", strangers::attack), ("links", links::attack)];
 
 /// What the attacks achieved, a line each.
 #[derive(Default)]
