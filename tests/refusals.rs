@@ -322,9 +322,9 @@ fn what_a_stolen_key_made_is_limited_and_goes_with_the_key() {
     own.expose("more");
     // Nobody waits for a long list at once, and our own client reads it to its end.
     let page = hub.ask("GET /v1/services", &honest, "");
-    assert_eq!(page.json().as_array().unwrap().len(), 500);
-    let rest = format!("GET /v1/services?after={}&limit=499", page.field("x-next-after").unwrap());
-    assert_eq!(count(&hub, &rest, &honest), 499);
+    assert!(page.body.len() < 70_000 && page.json().as_array().unwrap().len() > 100);
+    let rest = format!("GET /v1/services?after={}&limit=99", page.field("x-next-after").unwrap());
+    assert_eq!(count(&hub, &rest, &honest), 99);
     assert_eq!(hub.ask("GET /v1/services?limit=x", &honest, "").text("code"), "bad-page");
     let user = hub.machine("member");
     assert_eq!(user.run(&["services", "--json"]).ok().json().as_array().unwrap().len(), 1001);

@@ -89,6 +89,17 @@ pub fn allow(audit: &Audit, principal: &Principal, action: Action) -> Result<(),
     Err(Refusal::Role(action))
 }
 
+/// The key for which a caller's places count.
+pub fn paying_key(core: &Core, principal: &Principal) -> String {
+    match principal {
+        Principal::Link { share, .. } => {
+            let registry = core.records.registry();
+            registry.any_share(share).map_or_else(|| share.clone(), |share| share.key.clone())
+        }
+        Principal::Key { .. } | Principal::Local => principal.id().to_owned(),
+    }
+}
+
 /// A new API key. The prefix is part of what is hashed.
 pub fn new_key() -> String {
     format!("{API_KEY_PREFIX}{}", secret::secret())

@@ -15,9 +15,10 @@ use crate::model::text::is_hidden;
 use crate::model::time::Time;
 use crate::wire::api::NEXT_PAGE_FIELD;
 
-/// Records and bytes of one page of a list, so that one answer takes little of the hub's memory and of its time.
+/// Records and bytes of one page of a list, so that one answer takes little of the hub's memory, and keeps the
+/// registry's lock for a moment only.
 const PAGE_RECORDS: usize = 500;
-const PAGE_BYTES: usize = 256 * 1024;
+const PAGE_BYTES: usize = 64 * 1024;
 /// The longest label of a key, an agent or a share, in characters.
 const LABEL_LENGTH: usize = 64;
 

@@ -15,6 +15,7 @@ use super::audit::Audit;
 use super::ca::Ca;
 use super::code_key::CodeKey;
 use super::fleet::Fleet;
+use super::places::KeyPlaces;
 use super::records::Records;
 use super::refusal::RefusalCounts;
 use super::sessions::Sessions;
@@ -62,6 +63,7 @@ pub struct Core {
     pub tries: Mutex<Limiter>,
     pub peers: UnauthenticatedPeers,
     pub channels: AgentChannels,
+    pub places: KeyPlaces,
     pub sessions: Sessions,
     pub tunnel_ports: TunnelPorts,
     pub fleet: Option<Arc<Fleet>>,
@@ -105,6 +107,7 @@ impl Core {
             tries: Mutex::default(),
             peers: UnauthenticatedPeers::new(connection_limit()),
             channels: AgentChannels::default(),
+            places: KeyPlaces::default(),
             sessions: Sessions::default(),
             tunnel_ports: TunnelPorts::new(settings.tunnel_ports.clone()),
             settings,

@@ -37,6 +37,8 @@ struct Endpoint {
     path: &'static str,
     needs: Requirement,
     limit: CallLimit,
+    /// Its answers may be long.
+    is_list: bool,
     run: RunEndpoint,
 }
 
@@ -77,8 +79,9 @@ static TABLE: &[Endpoint] = &[
     get("/v1/whoami", AnyKey, |core, call| status::whoami(call, &core.records)),
     get("/v1/services", To(Action::Look), |core, call| {
         directory::services(call, &core.records, &core.tunnel_ports)
-    }),
-    get("/v1/agents", To(Action::Look), |core, call| directory::agents(call, &core.records)),
+    })
+    .list(),
+    get("/v1/agents", To(Action::Look), |core, call| directory::agents(call, &core.records)).list(),
     post("/v1/agents/register", To(Action::Expose), |core, call| {
         directory::register(call, &core.records, &core.audit)
     }),
@@ -91,7 +94,7 @@ static TABLE: &[Endpoint] = &[
     get("/v1/sessions/*", To(Action::Join), session_request::session_state),
     // "Taken" reveals that a code exists, so choosing codes is limited like guessing them.
     post("/v1/shares", To(Action::Share), shares::make).limited(Codes(&SHARE_CODES)),
-    get("/v1/shares", To(Action::Share), |core, call| shares::list(call, &core.records)),
+    get("/v1/shares", To(Action::Share), |core, call| shares::list(call, &core.records)).list(),
     // A code is in the body and never in the path, which proxies write into their logs.
     post("/v1/shares/revoke", To(Action::Share), shares::revoke).limited(OnlyWrongCodes(&SHARE_CODES)),
     post("/v1/shares/preview", To(Action::Join), share_join::preview).limited(Codes(&SHARE_CODES)),
@@ -100,7 +103,7 @@ static TABLE: &[Endpoint] = &[
     post("/v1/device/state", Nothing, logins::state),
     post("/v1/device/preview", To(Action::Administer), logins::preview),
     post("/v1/device/approve", To(Action::Administer), logins::approve),
-    get("/v1/keys", To(Action::Administer), |core, call| keys::list(call, &core.records)),
+    get("/v1/keys", To(Action::Administer), |core, call| keys::list(call, &core.records)).list(),
     post("/v1/keys", To(Action::Administer), |core, call| {
         keys::make(call, &core.records, &core.audit, core.key_pin())
     }),
@@ -116,20 +119,24 @@ static TABLE: &[Endpoint] = &[
 ];
 
 const fn get(path: &'static str, needs: Requirement, run: RunEndpoint) -> Endpoint {
-    Endpoint { method: "GET", path, needs, limit: CallLimit::None, run }
+    Endpoint { method: "GET", path, needs, limit: CallLimit::None, is_list: false, run }
 }
 
 const fn post(path: &'static str, needs: Requirement, run: RunEndpoint) -> Endpoint {
-    Endpoint { method: "POST", path, needs, limit: CallLimit::None, run }
+    Endpoint { method: "POST", path, needs, limit: CallLimit::None, is_list: false, run }
 }
 
 const fn delete(path: &'static str, needs: Requirement, run: RunEndpoint) -> Endpoint {
-    Endpoint { method: "DELETE", path, needs, limit: CallLimit::None, run }
+    Endpoint { method: "DELETE", path, needs, limit: CallLimit::None, is_list: false, run }
 }
 
 impl Endpoint {
     const fn limited(self, limit: CallLimit) -> Self {
         Self { limit, ..self }
+    }
+
+    const fn list(self) -> Self {
+        Self { is_list: true, ..self }
     }
 }
 
@@ -142,9 +149,13 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// Whether the sender has shown a valid key.
-    pub fn has_key(&self) -> bool {
-        self.principal.is_some()
+    /// The key that pays for what this request holds of the hub.
+    pub fn paying_key(&self, core: &Core) -> Option<String> {
+        self.principal.as_ref().map(|principal| access::paying_key(core, principal))
+    }
+
+    pub fn is_list(&self) -> bool {
+        self.endpoint.is_list
     }
 
     /// The call, once the request is complete.

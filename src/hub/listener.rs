@@ -14,7 +14,6 @@ use std::time::Instant;
 use rustls::ServerConfig;
 use serde_json::json;
 
-use super::api_call::ApiCall;
 use super::api_call::Origin;
 use super::ca;
 use super::control_channel;
@@ -22,6 +21,7 @@ use super::core::Core;
 use super::endpoints;
 use super::endpoints::Admission;
 use super::membership;
+use super::places::Place;
 use super::refusal::Refusal;
 use super::relay;
 use super::unauthenticated::READ_TIMEOUT;
@@ -58,6 +58,10 @@ use crate::wire::tls_record::TLS_HANDSHAKE;
 const SPARE_THREAD_AGE: Duration = Duration::from_secs(3);
 /// How often expired sessions are cut and expired records dropped: a revoked key ends within a second.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+/// How long a list waits until the key's long answer before it has been read.
+const LONG_ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+/// An answer up to this length fits into the system's buffers, so it does not stay in ours.
+const SHORT_ANSWER: usize = 16 * 1024;
 /// The body of a request without a key: a label, or a code and a key.
 const KEYLESS_BODY_LIMIT: usize = 4 * 1024;
 /// The first byte of every HTTP method.
@@ -153,6 +157,29 @@ enum AfterRequest {
     ControlChannel(Request, Origin, Admission),
 }
 
+/// By what right a connection is open.
+struct Standing<'c> {
+    /// Until it has shown a key.
+    peer: Option<UnauthenticatedPeer<'c>>,
+    /// After that.
+    place: Option<Place<'c>>,
+}
+
+impl<'c> Standing<'c> {
+    /// Whether the connection may stay for another request: it has shown a valid key, which has a place for it. Otherwise
+    /// it goes on counting as one without a key, and ends as soon.
+    fn may_stay(&mut self, core: &'c Core, key: Option<&String>) -> bool {
+        let Some(key) = key else { return false };
+        if self.place.is_none() {
+            self.place = core.places.connections.take(key.clone(), Duration::ZERO);
+        }
+        if self.place.is_some() {
+            self.peer = None;
+        }
+        self.place.is_some()
+    }
+}
+
 impl HubListener {
     fn serve(&self, stream: &Arc<TcpStream>) {
         if let Err(error) = self.try_serve(stream) {
@@ -191,14 +218,15 @@ impl HubListener {
     /// a valid key gets one answer.
     fn converse(&self, stream: Duplex, origin: Origin, peer: UnauthenticatedPeer<'_>) {
         let mut conversation = HttpConnection::new(stream, peer.since + READ_TIMEOUT);
-        let mut peer = Some(peer);
+        let mut standing = Standing { peer: Some(peer), place: None };
         loop {
-            match self.exchange(&mut conversation, origin, &mut peer) {
+            match self.exchange(&mut conversation, origin, &mut standing) {
                 Ok(AfterRequest::Next) => {}
                 Ok(AfterRequest::Close) => return conversation.close(),
-                Ok(AfterRequest::Relay(request)) => return self.relay(conversation, &request, peer),
+                Ok(AfterRequest::Relay(request)) => return self.relay(conversation, &request, standing.peer),
                 Ok(AfterRequest::ControlChannel(request, origin, admission)) => {
-                    return self.control_channel(conversation, &admission.call(&request, origin));
+                    drop(standing);
+                    return self.control_channel(conversation, admission, &request, origin);
                 }
                 Err(RequestFailure::ClientGone) => return,
                 Err(RequestFailure::Refuse { status, what, hint }) => {
@@ -211,11 +239,11 @@ impl HubListener {
     /// Reads one request and answers it, unless it asks for another protocol. The protocol version is checked first. The
     /// relay comes before the rest because it is the only request that may arrive in the clear without a proxy. The key
     /// is checked before the body is read.
-    fn exchange(
-        &self,
+    fn exchange<'c>(
+        &'c self,
         conversation: &mut HttpConnection,
         origin: Origin,
-        peer: &mut Option<UnauthenticatedPeer<'_>>,
+        standing: &mut Standing<'c>,
     ) -> std::result::Result<AfterRequest, RequestFailure> {
         let mut request = conversation.next_head()?;
         let is_get = request.method == "GET";
@@ -224,7 +252,7 @@ impl HubListener {
             return Ok(AfterRequest::Relay(request));
         }
         let origin = Origin { address: address_of(origin, &request), ..origin };
-        if let Some(peer) = peer.as_ref().filter(|_| origin.by_proxy) {
+        if let Some(peer) = standing.peer.as_ref().filter(|_| origin.by_proxy) {
             peer.belongs_to(origin.address);
         }
         let admitted = match version {
@@ -232,10 +260,9 @@ impl HubListener {
             None if !origin.over_tls && !origin.by_proxy => Err(tls_required(&request)),
             None => endpoints::admit(&self.core, &request, origin),
         };
-        let has_key = admitted.as_ref().is_ok_and(Admission::has_key);
-        if has_key {
-            *peer = None;
-        }
+        let key = admitted.as_ref().ok().and_then(|admission| admission.paying_key(&self.core));
+        let may_stay = standing.may_stay(&self.core, key.as_ref());
+        let mut turn = None;
         let reply = match admitted {
             Ok(admission)
                 if is_get && request.path == "/v1/agent" && request.upgrades_to(CONTROL_UPGRADE) =>
@@ -244,12 +271,20 @@ impl HubListener {
             }
             Ok(admission) => {
                 conversation
-                    .read_body(&mut request, if has_key { BODY_LIMIT } else { KEYLESS_BODY_LIMIT })?;
-                endpoints::answer(&self.core, &request, origin, admission)
+                    .read_body(&mut request, if may_stay { BODY_LIMIT } else { KEYLESS_BODY_LIMIT })?;
+                let key = key.filter(|_| admission.is_list());
+                turn = key.and_then(|key| self.core.places.long_answers.take(key, LONG_ANSWER_PATIENCE));
+                if admission.is_list() && turn.is_none() {
+                    self.core.refusals.reply(Refusal::TooManyLongAnswers)
+                } else {
+                    endpoints::answer(&self.core, &request, origin, admission)
+                }
             }
             Err(refusal) => self.core.refusals.reply(refusal),
         };
-        let keep_alive = has_key && request.keep_alive;
+        // Others need not wait until a short answer is written.
+        let _turn = turn.filter(|_| reply.body.len() > SHORT_ANSWER);
+        let keep_alive = may_stay && request.keep_alive;
         let answered = conversation.answer(&reply, keep_alive, request.method == "HEAD");
         answered.map_err(|_| RequestFailure::ClientGone)?;
         Ok(if keep_alive { AfterRequest::Next } else { AfterRequest::Close })
@@ -275,11 +310,20 @@ impl HubListener {
     }
 
     /// Switches an agent's connection to its control channel, and serves the channel to its end.
-    fn control_channel(&self, mut conversation: HttpConnection, call: &ApiCall<'_>) {
-        match call.relay_address() {
-            Ok(relay) => {
+    fn control_channel(
+        &self,
+        mut conversation: HttpConnection,
+        admission: Admission,
+        request: &Request,
+        origin: Origin,
+    ) {
+        let key = admission.paying_key(&self.core).unwrap_or_default();
+        let place = self.core.places.channels.take(key, Duration::ZERO).ok_or(Refusal::TooManyChannels);
+        let call = admission.call(request, origin);
+        match place.and_then(|place| Ok((place, call.relay_address()?))) {
+            Ok((_place, relay)) => {
                 if conversation.answer(&Reply::switching(CONTROL_UPGRADE), true, false).is_ok() {
-                    control_channel::serve(&self.core, conversation.into_stream(), call, relay);
+                    control_channel::serve(&self.core, conversation.into_stream(), &call, relay);
                 }
             }
             Err(refusal) => self.refuse(conversation, refusal),

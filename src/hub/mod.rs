@@ -35,6 +35,7 @@ mod listener;
 mod logins;
 mod membership;
 mod pages;
+mod places;
 mod records;
 mod refusal;
 mod relay;

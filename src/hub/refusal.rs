@@ -77,6 +77,8 @@ pub enum Refusal {
     TooManyAgentsOfKey { limit: usize },
     TooManyServicesOfKey { limit: usize },
     TooManyServices { limit: usize },
+    TooManyLongAnswers,
+    TooManyChannels,
     TooManyShares { of: &'static str },
     TooManySessions { whose: &'static str },
     // Sessions.
@@ -235,6 +237,11 @@ impl Refusal {
             Self::TooManyServices { limit } =>
                 row(409, "too-many-services", "This workspace has too many services")
                 .hint(format!("At most {limit}; a service that is gone for good leaves when its agent ends")),
+            Self::TooManyLongAnswers =>
+                row(429, "too-many-long-answers", "Another long list for this key has not been read yet")
+                .hint(IN_A_MOMENT),
+            Self::TooManyChannels => row(503, "too-many-channels", "This key has too many agents connected")
+                .hint("Use another key for some of them"),
             Self::TooManyShares { of } =>
                 row(409, "too-many-shares", format!("There are too many shares of {of}"))
                 .hint("Revoke some: connect share list"),

@@ -6,6 +6,7 @@
 mod common;
 
 mod links;
+mod member;
 mod strangers;
 
 use std::process::ExitCode;
@@ -16,7 +17,8 @@ use common::measure::quantile;
 type Attack = fn(&mut Report);
 
 /// Every attack, by the name that selects it on the command line.
-const ATTACKS: [(&str, Attack); 2] = [("strangers", strangers::attack), ("links", links::attack)];
+const ATTACKS: [(&str, Attack); 3] =
+    [("strangers", strangers::attack), ("links", links::attack), ("member", member::attack)];
 
 /// What the attacks achieved, a line each.
 #[derive(Default)]
