@@ -120,6 +120,24 @@ fn the_port_stays_open_while_its_agent_reconnects() {
 }
 
 #[test]
+fn after_a_restart_of_the_hub_a_port_leads_to_no_other_service() {
+    let (mut hub, _) = hub_with_ports(4);
+    let owner = hub.machine("member");
+    let mut first = expose(&owner, "first", service(echo));
+    let second = expose(&owner, "second", service(echo));
+    let port = tunnel_port(&owner, "second").unwrap();
+    assert_ne!(tunnel_port(&owner, "first"), Some(port));
+    hub.running.kill();
+    first.kill();
+    second.wait_event("lost");
+    hub.restart();
+    second.wait_event("back");
+    // The first one's port is free, but it is not the second one's.
+    eventually("the port is back", Duration::from_secs(5), || tunnel_port(&owner, "second").is_some());
+    assert_eq!(tunnel_port(&owner, "second"), Some(port));
+}
+
+#[test]
 fn it_listens_on_loopback_only() {
     let (hub, _) = hub_with_ports(4);
     let owner = hub.machine("member");

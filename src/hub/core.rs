@@ -109,7 +109,7 @@ impl Core {
             channels: AgentChannels::default(),
             places: KeyPlaces::default(),
             sessions: Sessions::default(),
-            tunnel_ports: TunnelPorts::new(settings.tunnel_ports.clone()),
+            tunnel_ports: TunnelPorts::new(settings.tunnel_ports.clone(), &settings.data),
             settings,
             fleet,
             local_token: secret::secret(),

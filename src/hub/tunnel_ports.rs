@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
+use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::OnceLock;
 
 use crate::error::Result;
+use crate::os::files;
 use crate::os::lock::locked;
 
 /// Opens a tunnel on a loopback port to one service. The hub's command provides it, since the hub's room does not
@@ -18,6 +21,10 @@ pub struct TunnelPorts {
     range: Option<RangeInclusive<u16>>,
     opener: OnceLock<TunnelOpener>,
     by_port: Mutex<BTreeMap<u16, PortTunnel>>,
+    /// Where the services of the ports are kept, so that a port leads to the same service after a restart.
+    file: PathBuf,
+    /// Held while the file is written: the last one to write has the newest state.
+    saving: Mutex<()>,
 }
 
 struct PortTunnel {
@@ -27,8 +34,24 @@ struct PortTunnel {
 }
 
 impl TunnelPorts {
-    pub fn new(range: Option<RangeInclusive<u16>>) -> Self {
-        Self { range, ..Self::default() }
+    pub fn new(range: Option<RangeInclusive<u16>>, data: &Path) -> Self {
+        let file = data.join("tunnel-ports.json");
+        let kept = files::read(&file).ok().flatten();
+        let kept: Option<BTreeMap<u16, String>> = kept.and_then(|kept| serde_json::from_slice(&kept).ok());
+        let is_ours = |port: &u16| range.as_ref().is_some_and(|range| range.contains(port));
+        let kept = kept.unwrap_or_default().into_iter().filter(|(port, _)| is_ours(port));
+        let by_port = kept.map(|(port, service)| (port, PortTunnel { service, open: None })).collect();
+        Self { range, by_port: Mutex::new(by_port), file, ..Self::default() }
+    }
+
+    fn save(&self) {
+        let _turn = locked(&self.saving);
+        let ports: BTreeMap<u16, String> =
+            locked(&self.by_port).iter().map(|(port, tunnel)| (*port, tunnel.service.clone())).collect();
+        let text = serde_json::to_vec(&ports).unwrap_or_default();
+        if let Err(error) = files::write_unsynced(&self.file, &text) {
+            log::warn!("after a restart services may get other tunnel ports: {error}");
+        }
     }
 
     /// Until this is set, no service gets a port.
@@ -36,24 +59,31 @@ impl TunnelPorts {
         let _ = self.opener.set(opener);
     }
 
-    /// Opens the service's port: the one it had before, else the first free one. The lock is not held while the tunnel
+    /// Opens the service's port: the one it had before, else the first free one, else one that is reserved for a service
+    /// that is offline. The lock is not held while the tunnel
     /// opens.
     pub fn open(&self, service: &str) -> Option<u16> {
         let (range, opener) = (self.range.clone()?, self.opener.get()?);
-        let (before, taken) = {
+        let (before, taken, reserved) = {
             let by_port = locked(&self.by_port);
             let before = by_port.iter().find(|(_, tunnel)| tunnel.service == service);
             let before = before.map(|(port, tunnel)| (*port, tunnel.open.is_some()));
-            (before, by_port.keys().copied().collect::<Vec<_>>())
+            let offline = by_port.iter().filter(|(_, tunnel)| tunnel.open.is_none());
+            let reserved: Vec<u16> = offline.map(|(port, _)| *port).collect();
+            (before, by_port.keys().copied().collect::<Vec<_>>(), reserved)
         };
         // The agent has reconnected before its tunnel was closed.
         if let Some((port, true)) = before {
             return Some(port);
         }
         let before = before.map(|(port, _)| port);
-        let mut candidates = before.into_iter().chain(range.filter(|port| !taken.contains(port)));
+        let mut candidates =
+            before.into_iter().chain(range.filter(|port| !taken.contains(port))).chain(reserved);
         let (port, open) = candidates.find_map(|port| Some((port, opener(service, port).ok()?)))?;
         locked(&self.by_port).insert(port, PortTunnel { service: service.to_owned(), open: Some(open) });
+        if before != Some(port) {
+            self.save();
+        }
         Some(port)
     }
 
@@ -72,6 +102,9 @@ impl TunnelPorts {
                 by_port.extract_if(.., |_, tunnel| its(tunnel)).map(|(_, tunnel)| tunnel.open).collect()
             }
         };
+        if !keep_port && !closing.is_empty() {
+            self.save();
+        }
         drop(closing);
     }
 
