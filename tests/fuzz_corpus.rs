@@ -59,6 +59,9 @@ fn the_corpora_hold_what_is_taken_and_what_is_refused() {
     };
     taken("codes", &|text| model::code::Invitation::parse(text).is_ok_and(|it| it.link.is_some()));
     taken("pconnect", &|text| wire::pconnect::parse(text).is_ok());
-    taken("state", &|text| model::route::parse(text).is_some());
+    taken("state", &|text| {
+        model::route::entries(text)
+            .is_some_and(|entries| entries.iter().all(|entry| model::route::Route::read(entry).is_ok()))
+    });
     taken("control", &|text| serde_json::from_str::<wire::control::ToAgent>(text).is_ok());
 }

@@ -64,13 +64,17 @@ fn it_starts_in_the_background_says_how_it_is_and_stops() {
     let state: Value =
         serde_json::from_str(&fs::read_to_string(it.0.file("proxy-state.json")).unwrap()).unwrap();
     assert_eq!((&state["pid"], &state["port"], &state["tls"]), (&pid.into(), &port.into(), &false.into()));
+    let started = state["startedAt"].as_str().unwrap();
+    assert!(started.len() == 24 && started.ends_with('Z') && &started[19..20] == ".", "{started}");
     let shown = it.0.run(&["proxy", "status"]).ok().out;
     let wanted = format!(
         "🌐 Proxy Status\n\n  ● Proxy: running (PID {pid})\n    Port: {port}\n    TLS:  disabled\n    Routes:\n      http://api.localhost:{port}\n      http://postgres.localhost:{port}"
     );
     assert_eq!(shown.trim_end(), wanted);
     assert!(it.0.file("proxy.log").exists());
-    it.0.run(&["proxy", "logs"]).ok();
+    common::eventually("the request is logged", common::PATIENCE, || {
+        it.0.run(&["proxy", "logs"]).out.contains("200 GET api /")
+    });
     assert_eq!(it.0.run(&["proxy", "stop"]).ok().out.trim(), "[ok] Proxy stopped.");
     assert!(!it.0.file("proxy-state.json").exists());
     assert!(it.0.run(&["proxy", "status"]).ok().out.contains("not running"));
@@ -95,19 +99,68 @@ fn what_is_said_at_the_start_is_as_the_page_says() {
     assert!(other.err.contains("take over: connect proxy start --https --port 1 --replace"), "{other:?}");
 }
 
+/// Another program that listens on a free port, for this user or another one.
+fn listening(uid: u32, ignores_term: bool) -> (std::process::Child, u16) {
+    let script = format!(
+        "import signal, socket, time\nif {}: signal.signal(signal.SIGTERM, signal.SIG_IGN)\n\
+         s = socket.socket()\ns.bind(('127.0.0.1', 0))\ns.listen()\nprint(s.getsockname()[1], flush=True)\ntime.sleep(1000)",
+        if ignores_term { "True" } else { "False" }
+    );
+    let mut command = std::process::Command::new("python3");
+    command.args(["-c", &script]).stdout(std::process::Stdio::piped());
+    if uid != 0 {
+        command.uid(uid);
+    }
+    let mut child = command.spawn().unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut line)
+        .unwrap();
+    (child, line.trim().parse().unwrap())
+}
+
 #[test]
-fn a_busy_port_fails_at_the_caller_and_is_not_taken_from_a_stranger() {
-    let stranger = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = stranger.local_addr().unwrap().port();
+fn replace_ends_the_process_on_the_port_if_it_is_the_same_users() {
+    for ignores_term in [false, true] {
+        let it = Background::new();
+        let (mut holder, port) = listening(0, ignores_term);
+        let said = it.0.run(&["proxy", "start", "--port", &port.to_string()]);
+        assert_eq!(said.code, Some(1));
+        let wanted =
+            format!("[x] Port {port} is already in use\n  Try: connect proxy start --port {}", port + 1);
+        assert!(said.err.starts_with(&wanted), "{said:?}");
+        assert!(said.err.contains(&format!("connect proxy start --port {port} --replace")), "{said:?}");
+        let said = it.0.run(&["proxy", "start", "--port", &port.to_string(), "--replace"]).ok();
+        assert!(said.out.contains(&format!("[ok] Ended python3 (PID {})", holder.id())), "{said:?}");
+        holder.wait().unwrap();
+        let port = port.to_string();
+        for (action, wanted) in [("status", "running (PID"), ("stop", "Proxy stopped")] {
+            let other = it.0.run(&["proxy", action, "--port", "1"]).ok();
+            assert!(!other.out.contains(wanted), "{other:?}");
+            assert!(!it.0.run(&["proxy", action, "--https"]).ok().out.contains(wanted));
+            let said = it.0.run(&["proxy", action, "--port", &port]).ok();
+            assert!(said.out.contains(wanted), "{said:?}");
+        }
+    }
+}
+
+#[test]
+fn another_users_process_is_left_alone_and_nothing_recommends_it() {
+    if !nix::unistd::getuid().is_root() {
+        return;
+    }
     let home = Home::new();
+    let (mut holder, port) = listening(65534, false);
     let said = home.run(&["proxy", "start", "--port", &port.to_string()]);
-    assert_eq!(said.code, Some(1));
-    let wanted = format!("[x] Port {port} is already in use\n  Try: connect proxy start --port {}", port + 1);
-    assert!(said.err.starts_with(&wanted), "{said:?}");
-    assert!(said.err.contains(&format!("connect proxy start --port {port} --replace")), "{said:?}");
+    assert!(said.code == Some(1) && !said.err.contains("--replace"), "{said:?}");
     let said = home.run(&["proxy", "start", "--port", &port.to_string(), "--replace"]);
     assert_eq!(said.code, Some(1));
-    assert!(said.err.contains(&format!("(PID {})", std::process::id())), "{said:?}");
+    assert!(
+        said.err.contains("another user's process") && said.err.contains(&holder.id().to_string()),
+        "{said:?}"
+    );
+    assert!(holder.try_wait().unwrap().is_none());
+    holder.kill().unwrap();
+    holder.wait().unwrap();
     assert!(!home.file("proxy-state.json").exists());
 }
 
@@ -367,6 +420,73 @@ fn an_agent_that_is_not_the_one_it_was_is_named_in_the_502() {
 }
 
 #[test]
+fn a_login_that_comes_after_the_start_counts_within_a_second_and_so_does_the_next_one() {
+    let hubs = [Hub::start(), Hub::start()];
+    let proxy = Proxy::start_in(Home::new(), &[]);
+    for hub in &hubs {
+        let (owner, user) = (hub.machine("member"), hub.machine("member"));
+        let _exposed = expose(&owner, "billing", answering(OK).0);
+        assert_ne!(status(&proxy.get("billing", "/")), 200);
+        fs::copy(user.file("config.json"), proxy.home.file("config.draft")).unwrap();
+        fs::rename(proxy.home.file("config.draft"), proxy.home.file("config.json")).unwrap();
+        let took = common::eventually("the service has a route", common::PATIENCE, || {
+            proxy.get("billing", "/").ends_with("ok")
+        });
+        assert!(took < std::time::Duration::from_secs(4), "{took:?}");
+    }
+}
+
+#[test]
+fn what_start_prints_to_both_streams_is_in_order() {
+    let it = Background::new();
+    write_routes(&it.0, &[]);
+    fs::write(it.0.file("active-routes.json"), "[").unwrap();
+    let command = it.0.connect(&["proxy", "start", "--port", "0"]);
+    let script = "exec \"$@\" 2>&1";
+    for _ in 0..5 {
+        let mut both = std::process::Command::new("bash");
+        both.args(["-c", script, "bash"]).arg(command.get_program()).args(command.get_args());
+        both.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let said = String::from_utf8(both.output().unwrap().stdout).unwrap();
+        let at = |text: &str| said.find(text).unwrap_or_else(|| panic!("{text}: {said}"));
+        assert!(
+            at("Starting proxy") < at("is damaged") && at("is damaged") < at("HTTP proxy started"),
+            "{said}"
+        );
+        it.0.run(&["proxy", "stop"]).ok();
+    }
+}
+
+#[test]
+fn a_ca_that_is_not_ours_is_not_trusted() {
+    let it = Home::new();
+    it.run(&["proxy", "trust", "--dry-run"]);
+    let certs = it.file("certs");
+    let own = fs::read(certs.join("ca.crt")).unwrap();
+    for key in ["ca.key", "other.key"] {
+        let file = certs.join(key);
+        let path = file.to_str().unwrap();
+        let made = certs.join("made.crt");
+        let source: &[&str] = if key == "ca.key" {
+            &["-key", path]
+        } else {
+            &["-newkey", "rsa:2048", "-nodes", "-keyout", path]
+        };
+        let made_by = std::process::Command::new("openssl")
+            .args(["req", "-x509", "-subj", "/CN=anything", "-days", "30", "-out", made.to_str().unwrap()])
+            .args(source)
+            .output()
+            .unwrap();
+        assert!(made_by.status.success(), "{made_by:?}");
+        fs::copy(&made, certs.join("ca.crt")).unwrap();
+        let said = it.run(&["proxy", "trust", "--dry-run"]);
+        assert!(said.code == Some(1) && said.err.contains("is not the CA that connect made"), "{said:?}");
+    }
+    fs::write(certs.join("ca.crt"), own).unwrap();
+    assert!(!it.run(&["proxy", "trust", "--dry-run"]).err.contains("is not the CA"));
+}
+
+#[test]
 fn a_hub_that_is_away_changes_nothing_for_local_routes() {
     let mut hub = Hub::start();
     let (owner, user) = (hub.machine("member"), hub.machine("member"));
@@ -495,7 +615,8 @@ fn another_user_does_not_get_around_the_proxy_by_the_port_of_its_tunnel() {
     let (owner, user) = (hub.machine("member"), hub.machine("member"));
     let _exposed = expose(&owner, "billing", answering(OK).0);
     let proxy = Proxy::start_in(user, &[]);
-    assert!(proxy.get("billing", "/").ends_with("ok"));
+    let answer = proxy.get("billing", "/");
+    assert!(answer.ends_with("ok"), "{answer}{}", proxy.running.err());
     let ports = other_ports_of(proxy.running.pid(), proxy.port);
     assert_eq!(ports.len(), 1, "{ports:?}");
     let said = |uid: u32| {

@@ -373,6 +373,53 @@ fn a_connection_that_died_idle_is_replaced_unless_the_request_could_count_twice(
 }
 
 #[test]
+fn entries_by_hand_need_name_and_port_only_and_a_bad_one_affects_only_itself() {
+    let (port, _) = answering(OK);
+    let home = common::Home::new();
+    let mut other = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    let text = format!(
+        "\u{feff}[{{\"serviceName\":\"api\",\"localPort\":{port}}},{{\"serviceName\":\"bad\"}},\
+         {{\"serviceName\":\"tool\",\"localPort\":{port},\"pid\":{},\"its\":\"own\"}},\
+         {{\"serviceName\":\"dead\",\"localPort\":{port},\"pid\":4194999}}]",
+        other.id()
+    );
+    std::fs::write(home.file("active-routes.json"), text).unwrap();
+    let proxy = Proxy::start_in(home, &[]);
+    assert!(proxy.get("api", "/").ends_with("ok") && proxy.get("tool", "/").ends_with("ok"));
+    let fault = proxy.running.wait_err(|line| line.contains("is left out"));
+    assert!(fault.contains("Entry 2 of") && fault.contains("has no localPort"), "{fault}");
+    // Whoever writes next removes only what is dead.
+    proxy.home.run(&["doctor", "--fix"]);
+    let left = std::fs::read_to_string(proxy.home.file("active-routes.json")).unwrap();
+    for kept in ["api", "bad", "tool", "own"] {
+        assert!(left.contains(&format!("\"{kept}\"")), "{left}");
+    }
+    assert!(!left.contains("dead"), "{left}");
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
+
+#[test]
+fn a_client_that_ends_its_own_direction_gets_its_answer() {
+    let (ended, wait) = mpsc::channel::<()>();
+    let wait = std::sync::Mutex::new(wait);
+    let port = service(move |mut stream| {
+        if read_head(&mut stream).is_some() {
+            wait.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+            // Longer than the proxy waits before it watches its client.
+            std::thread::park_timeout(Duration::from_millis(700));
+            let _ = stream.write_all(OK.as_bytes());
+        }
+    });
+    let proxy = Proxy::start(&[("api", port)]);
+    let mut client = proxy.dial();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: api.localhost\r\n\r\n").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    ended.send(()).unwrap();
+    assert_eq!(read_message(&mut client).1, "ok");
+}
+
+#[test]
 fn a_client_that_leaves_frees_its_service_at_once() {
     let (gone, left) = mpsc::channel();
     let gone = std::sync::Mutex::new(gone);

@@ -13,6 +13,7 @@ use crate::os::setup::trust_store::MachinePaths;
 use crate::os::setup::trust_store::TrustChange;
 use crate::os::setup::trust_store::TrustStore;
 use crate::os::user;
+use crate::proxy::certificates;
 
 /// How many stores were changed, and how many could not be.
 #[derive(Default)]
@@ -60,6 +61,9 @@ pub fn trust_or_warn(call: &Call) -> Result<()> {
 
 /// Shows the commands for each store and, without `--dry-run`, runs them.
 pub fn change_stores(call: &Call, change: TrustChange) -> Result<StoreCount> {
+    if change == TrustChange::Trust {
+        certificates::check_ca(&folder(call))?;
+    }
     let mut stores = trust_store::plan(&machine()?, &ca_file(call), change);
     if call.args.flag("user") {
         stores.retain(|store| !store.needs_root);

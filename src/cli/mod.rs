@@ -14,6 +14,8 @@ mod commands;
 mod daemon_process;
 mod help;
 mod hub_checks;
+#[cfg(feature = "proxy")]
+mod hub_login;
 mod hub_path;
 #[cfg(feature = "proxy")]
 mod local_ca;
@@ -138,11 +140,17 @@ fn start_log(verbose: bool) {
     let mut builder = env_logger::Builder::from_env(environment);
     builder.format(|out, record| {
         let message = say::clean(&record.args().to_string().replace('\n', " "));
+        if detach::is_starting() {
+            write!(out, "{}", detach::STDERR_MARK)?;
+        }
         match log_lines::of_records() {
             Some(format) => writeln!(out, "{}", format.line(record.level().as_str(), &message)),
             None if record.level() <= log::Level::Warn => writeln!(out, "[!] {message}"),
             None => writeln!(out, "    {message}"),
         }
     });
+    if detach::is_starting() {
+        builder.target(env_logger::Target::Stdout);
+    }
     let _ = builder.try_init();
 }

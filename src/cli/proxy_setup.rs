@@ -1,42 +1,29 @@
 //! What `connect proxy start` gives the proxy: its options, its certificates, its routes and the tunnels to the hub.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::time::Duration;
 
 use super::call::Call;
-use super::call::not_configured;
+use super::hub_login::HubLogin;
 use super::local_ca;
 use super::request_log::RequestLog;
-use super::tunnel_access::TunnelAccess;
-use super::tunnel_access::TunnelObserver;
 use crate::error::Error;
 use crate::error::Result;
 use crate::http::host::parse_host;
 use crate::model::host_port::HostPort;
-use crate::model::name::Name;
-use crate::net::serve::BoundPort;
-use crate::net::stop::Stop;
 use crate::os::lock::locked;
 use crate::os::peer_user;
 use crate::proxy::certificates::Certificates;
 use crate::proxy::context::CertificateLoader;
-use crate::proxy::context::HubTunnels;
 use crate::proxy::context::ProxySettings;
 use crate::proxy::recent_requests::FinishedRequest;
 use crate::proxy::route_table::Routes;
-use crate::proxy::route_table::ServiceLister;
 use crate::state::home::Home;
 use crate::state::proxy;
 use crate::tunnel::joiner;
-use crate::tunnel::joiner::PeerCheck;
-use crate::tunnel::joiner::Tunnel;
 
 pub const LOCAL_PROXY_PORT: u16 = 3456;
-/// The hub and an agent that are there answer far sooner.
-const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub struct ProxyOptions {
     pub port: u16,
@@ -58,7 +45,13 @@ impl ProxyOptions {
     }
 }
 
-pub fn settings(call: &Call, options: &ProxyOptions, log: &Arc<RequestLog>) -> Result<ProxySettings> {
+/// What serves, and what keeps it current.
+pub struct ProxyParts {
+    pub settings: ProxySettings,
+    pub login: Arc<HubLogin>,
+}
+
+pub fn parts(call: &Call, options: &ProxyOptions, log: &Arc<RequestLog>) -> Result<ProxyParts> {
     let log = Arc::clone(log);
     let values = |name: &str| call.args.values(name).map(str::to_owned).collect::<Vec<_>>();
     let connect_allow = call.args.values("connect-allow").map(outside_host).collect::<Result<_>>()?;
@@ -71,17 +64,19 @@ pub fn settings(call: &Call, options: &ProxyOptions, log: &Arc<RequestLog>) -> R
             "This system does not tell whose connection it is: the proxy answers every user of this machine",
         );
     }
-    Ok(ProxySettings {
+    // Another user must not get around the proxy by the port of its own tunnel.
+    let login = HubLogin::new(call, if any_user { joiner::any_user } else { peer_user::same_user });
+    let settings = ProxySettings {
         any_user,
         https: options.tls,
         certificates: certificates(call),
-        // Another user must not get around the proxy by the port of its own tunnel.
-        hub_tunnels: hub_tunnels(call, if any_user { joiner::any_user } else { peer_user::same_user }),
+        hub_tunnels: login.tunnels(),
         rewrite_host: values("rewrite-host"),
         allow_origin,
         connect_allow,
         on_request: Box::new(move |request: &FinishedRequest<'_>| log.add(request)),
-    })
+    };
+    Ok(ProxyParts { settings, login })
 }
 
 /// `HOST` or `HOST:PORT` of `--connect-allow`.
@@ -132,45 +127,5 @@ pub fn write_routes(home: &Home, certificates: Option<&Certificates>, routes: &R
     let written = certificates.map_or(Ok(()), |certificates| certificates.write_server(names.into_iter()));
     if let Err(error) = listed.and(written) {
         log::warn!("{error}");
-    }
-}
-
-/// `None` without a login: then the proxy has only the local routes.
-pub fn service_lister(call: &Call) -> Option<ServiceLister> {
-    let hub = call.hub().ok()?;
-    Some(Box::new(move || hub.services()))
-}
-
-/// One tunnel for each service of the hub, opened at its first request and kept.
-struct TunnelSet {
-    access: Option<TunnelAccess>,
-    stop: Stop,
-    tunnels: Mutex<HashMap<String, Arc<Tunnel>>>,
-}
-
-impl TunnelSet {
-    fn tunnel(&self, service: &str) -> Result<Arc<Tunnel>> {
-        let access = self.access.as_ref().ok_or_else(not_configured)?;
-        if let Some(known) = locked(&self.tunnels).get(service) {
-            return Ok(Arc::clone(known));
-        }
-        // It listens at once and dials nobody before its first connection, so two requests that come here at
-        // the same time cost one port for a moment.
-        let name = Name::parse(service).map_err(|_| Error::new("This is not the name of a service"))?;
-        let mut tunnel = access.tunnel_to(service, Some(&name), TunnelObserver::default(), &self.stop)?;
-        let port = BoundPort::first_free([0]).ok_or_else(|| Error::new("No port is free for a tunnel"))?;
-        tunnel.listen(port)?;
-        let mut tunnels = locked(&self.tunnels);
-        Ok(Arc::clone(tunnels.entry(service.to_owned()).or_insert(Arc::new(tunnel))))
-    }
-}
-
-fn hub_tunnels(call: &Call, peer_check: PeerCheck) -> HubTunnels {
-    let access = call.hub().and_then(|hub| TunnelAccess::own(call, hub, peer_check)).ok();
-    let set = Arc::new(TunnelSet { access, stop: call.stop.clone(), tunnels: Mutex::default() });
-    let own = Arc::clone(&set);
-    HubTunnels {
-        port: Box::new(move |service| Ok(set.tunnel(service)?.port)),
-        check: Box::new(move |service| own.tunnel(service)?.check_target(CHECK_TIMEOUT).map(drop)),
     }
 }

@@ -13,6 +13,7 @@ use serde_json::json;
 use super::log_lines;
 use crate::error::Error;
 use crate::model::text::is_hidden;
+use crate::os::detach;
 use crate::os::terminal;
 
 #[derive(Clone)]
@@ -164,6 +165,10 @@ pub fn put(text: &str, to_stderr: bool) {
 }
 
 pub fn put_unchanged(text: &str, to_stderr: bool) {
+    if to_stderr && detach::is_starting() {
+        let marked = text.lines().map(|line| format!("{}{line}", detach::STDERR_MARK));
+        return put_unchanged(&marked.collect::<Vec<_>>().join("\n"), false);
+    }
     // A reader that went away is not an error.
     let _ = if to_stderr {
         writeln!(io::stderr().lock(), "{text}")

@@ -1,67 +1,96 @@
-//! Routes: a name and a loopback port on this machine, as `active-routes.json` lists them.
+//! Routes: a name and a loopback port on this machine, as `active-routes.json` lists them. People and other tools write
+//! entries, too.
 
-use serde::Deserialize;
-use serde::Serialize;
+use serde_json::Value;
 
 use super::service::Protocol;
-use super::time::Time;
 
 /// More routes than any machine has. A file with more is damaged or hostile.
 const ROUTES_LIMIT: usize = 4096;
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     pub service_name: String,
     pub local_port: u16,
-    pub pid: u32,
-    pub started_at: Time,
-    /// Left out of the file if it is the usual one at this port.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// `None` if it is the usual one at this port.
     pub protocol: Option<Protocol>,
 }
 
 impl Route {
+    /// Only name and port are required. The error says what is wrong with the entry.
+    pub fn read(entry: &Value) -> Result<Self, &'static str> {
+        let service_name = entry["serviceName"].as_str().ok_or("has no serviceName")?.to_owned();
+        let port = entry["localPort"].as_u64().and_then(|port| u16::try_from(port).ok());
+        let local_port = port.filter(|port| *port > 0).ok_or("has no localPort from 1 to 65535")?;
+        let protocol = match &entry["protocol"] {
+            Value::Null => None,
+            named => {
+                let known = named.as_str().and_then(Protocol::parse);
+                Some(known.ok_or("has a protocol other than tcp, http and https")?)
+            }
+        };
+        Ok(Self { service_name, local_port, protocol })
+    }
+
     pub fn protocol(&self) -> Protocol {
         self.protocol.unwrap_or_else(|| Protocol::usual_at(self.local_port))
     }
 }
 
-/// Today the file is a plain list. A later format may wrap it as `{version, routes: […]}`.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum RoutesFile {
-    Plain(Vec<Route>),
-    Wrapped { routes: Vec<Route> },
+/// The process that an entry names, if it names one.
+pub fn process_of(entry: &Value) -> Option<u32> {
+    entry["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0)
 }
 
-/// `None` if the text is not a routes file.
-pub fn parse(text: &str) -> Option<Vec<Route>> {
+/// The entries of a routes file: a plain list, or one inside `{version, routes: […]}`. `None` if the text is neither.
+pub fn entries(text: &str) -> Option<Vec<Value>> {
+    let text = text.trim_start_matches('\u{feff}');
     if text.trim().is_empty() {
         return Some(Vec::new());
     }
-    let (RoutesFile::Plain(routes) | RoutesFile::Wrapped { routes }) = serde_json::from_str(text).ok()?;
-    (routes.len() <= ROUTES_LIMIT).then_some(routes)
+    let found = match serde_json::from_str(text).ok()? {
+        Value::Object(mut wrapper) => wrapper.remove("routes")?,
+        plain => plain,
+    };
+    match found {
+        Value::Array(entries) if entries.len() <= ROUTES_LIMIT => Some(entries),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
-    fn both_shapes_of_the_file_are_read() {
+    fn both_shapes_of_the_file_are_read_with_and_without_a_byte_order_mark() {
         let plain = r#"[{"serviceName":"staging-db","localPort":5432,"pid":12345,"startedAt":"2026-03-02T10:30:00Z"}]"#;
-        let routes = parse(plain).unwrap();
-        assert_eq!((routes[0].service_name.as_str(), routes[0].local_port), ("staging-db", 5432));
-        assert_eq!(parse(&format!(r#"{{"version":2,"routes":{plain}}}"#)), Some(routes));
-        assert_eq!(parse(" "), Some(Vec::new()));
+        let found = entries(plain).unwrap();
+        let route = Route::read(&found[0]).unwrap();
+        assert_eq!((route.service_name.as_str(), route.local_port), ("staging-db", 5432));
+        assert_eq!((process_of(&found[0]), route.protocol()), (Some(12345), Protocol::Tcp));
+        assert_eq!(entries(&format!(r#"{{"version":2,"routes":{plain}}}"#)).as_ref(), Some(&found));
+        assert_eq!(entries(&format!("\u{feff}{plain}")), Some(found));
+        assert_eq!(entries(" "), Some(Vec::new()));
     }
 
     #[test]
-    fn a_damaged_file_is_no_routes_file() {
-        for bad in ["[", "{}", "null", r#"[{"serviceName":1}]"#, r#"[{"serviceName":"a","localPort":70000}]"#]
-        {
-            assert_eq!(parse(bad), None, "{bad}");
+    fn a_damaged_file_is_no_routes_file_and_a_bad_entry_no_route() {
+        for bad in ["[", "{}", "null", "1", r#"{"routes":1}"#] {
+            assert_eq!(entries(bad), None, "{bad}");
+        }
+        assert!(Route::read(&json!({ "serviceName": "a", "localPort": 1 })).is_ok());
+        let bad = [
+            json!(1),
+            json!({ "localPort": 1 }),
+            json!({ "serviceName": 1, "localPort": 1 }),
+            json!({ "serviceName": "a", "localPort": 0 }),
+            json!({ "serviceName": "a", "localPort": 70000 }),
+            json!({ "serviceName": "a", "localPort": 1, "protocol": "udp" }),
+        ];
+        for entry in bad {
+            assert!(Route::read(&entry).is_err(), "{entry}");
         }
     }
 }

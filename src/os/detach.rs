@@ -50,6 +50,8 @@ const LOG_SIZE_POLL: Duration = Duration::from_secs(1);
 /// The background process's last line on the pipe, when it is ready. No other line of ours begins with a control
 /// character.
 const READY_LINE: &str = "\u{6}ready";
+/// Begins a line on the pipe that is for stderr.
+pub const STDERR_MARK: char = '\u{5}';
 
 /// The path of this process's log, if it runs in the background.
 pub fn own_log() -> Option<PathBuf> {
@@ -57,6 +59,14 @@ pub fn own_log() -> Option<PathBuf> {
 }
 
 static WRITES_LOG: AtomicBool = AtomicBool::new(false);
+
+static HANDED_OVER: AtomicBool = AtomicBool::new(false);
+
+/// Whether the process that started this one prints our lines. Those for stderr go to stdout as well, with a mark, since
+/// two pipes would lose the order.
+pub fn is_starting() -> bool {
+    HANDED_OVER.load(Ordering::Relaxed) && !writes_log()
+}
 
 /// Whether all that this process prints goes to its log.
 pub fn writes_log() -> bool {
@@ -130,7 +140,10 @@ pub fn start(
         scope.spawn(|| {
             hand_on(out, |line| match line {
                 READY_LINE => ready.store(true, Ordering::Relaxed),
-                line => say(OutputStream::Out, line),
+                line => match line.strip_prefix(STDERR_MARK) {
+                    Some(line) => say(OutputStream::Err, line),
+                    None => say(OutputStream::Out, line),
+                },
             });
         });
         scope.spawn(|| hand_on(err, |line| say(OutputStream::Err, line)));
@@ -148,6 +161,7 @@ pub fn start(
 pub fn take_handover() -> Option<Vec<OsString>> {
     own_log().filter(|_| !terminal::is_terminal_in())?;
     let Handover { arguments, secrets } = serde_json::from_reader(io::stdin().lock()).ok()?;
+    HANDED_OVER.store(true, Ordering::Relaxed);
     environment::set_handed_over(secrets);
     Some(arguments)
 }

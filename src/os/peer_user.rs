@@ -21,9 +21,17 @@ pub fn is_known_here() -> bool {
 
 /// Whether the other end belongs to the user that this process runs for, or to root. No, if that cannot be known.
 pub fn same_user(accepted: &TcpStream) -> bool {
-    let ends = accepted.local_addr().and_then(|local| Ok((local, accepted.peer_addr()?)));
-    let peer = ends.ok().and_then(|(local, peer)| peer_uid(local, peer));
-    peer.is_some_and(|uid| uid == user::uid() || uid == 0 || user::by_sudo() == Some(uid))
+    peer_of(accepted).is_some_and(|uid| uid == user::uid() || uid == 0 || user::by_sudo() == Some(uid))
+}
+
+/// Whether a process still holds the other end: one that has closed it altogether is told from one that only writes no
+/// more. No, if that cannot be known.
+pub fn is_held(accepted: &TcpStream) -> bool {
+    peer_of(accepted).is_some()
+}
+
+fn peer_of(accepted: &TcpStream) -> Option<u32> {
+    peer_uid(accepted.local_addr().ok()?, accepted.peer_addr().ok()?)
 }
 
 /// The user who holds the other end. `None` if nobody does any more: the kernel then reports root.

@@ -5,9 +5,9 @@ use std::env;
 use std::ffi::CString;
 use std::ffi::OsStr;
 use std::ffi::OsString;
-#[cfg(target_os = "linux")]
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::thread;
@@ -33,6 +33,7 @@ use crate::os::command;
 use crate::os::environment;
 use crate::os::lock::locked;
 use crate::os::terminal;
+use crate::os::user;
 
 /// Signals that are sent to us but meant for the command.
 const FORWARDED_SIGNALS: [Signal; 6] =
@@ -182,6 +183,16 @@ pub fn terminate(pid: u32) {
 /// Sends SIGKILL, which the process cannot handle.
 pub fn kill_now(pid: u32) {
     send(pid, Signal::SIGKILL);
+}
+
+/// Whether there is such a process, of whatever user.
+pub fn exists(pid: u32) -> bool {
+    i32::try_from(pid).is_ok_and(|pid| kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH))
+}
+
+/// Whether the process belongs to the user of this one, where the system tells.
+pub fn is_own(pid: u32) -> bool {
+    fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| process.uid() == user::uid())
 }
 
 fn send(pid: u32, signal: Signal) {

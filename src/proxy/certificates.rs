@@ -35,6 +35,7 @@ use crate::tls::authority;
 use crate::tls::authority::Authority;
 use crate::tls::authority::AuthorityProfile;
 use crate::tls::authority::CertificateByName;
+use crate::tls::trust;
 use crate::tls::trust::provider;
 
 const DAY: Duration = Duration::from_hours(24);
@@ -52,6 +53,28 @@ const PROXY_CA_PROFILE: AuthorityProfile = AuthorityProfile {
     leaf,
     when_damaged: "Move the certs folder away and start again; then trust the new one: connect proxy trust",
 };
+
+/// What every client takes as ours: OID 2.5.29.30, critical.
+const CRITICAL_NAME_CONSTRAINTS: [u8; 8] = [0x06, 0x03, 0x55, 0x1d, 0x1e, 0x01, 0x01, 0xff];
+/// Names that our CA must not vouch for.
+const FOREIGN_NAMES: [&str; 3] = ["example.com", "192.0.2.1", "2001:db8::1"];
+
+/// An error unless `ca.crt` in this folder is the CA that we made: its key is ours, and it vouches for no other machine.
+pub fn check_ca(folder: &Path) -> Result<()> {
+    let authority = Authority::load_or_make(folder, PROXY_CA_PROFILE)?;
+    let ca = &authority.certificate;
+    let vouches = |name: &str| {
+        let leaf = authority.leaf(name, &[]);
+        leaf.is_some_and(|leaf| leaf.cert.first().is_some_and(|leaf| trust::vouches(ca, leaf, name)))
+    };
+    let is_critical =
+        ca.windows(CRITICAL_NAME_CONSTRAINTS.len()).any(|bytes| bytes == CRITICAL_NAME_CONSTRAINTS);
+    if is_critical && vouches("localhost") && !FOREIGN_NAMES.iter().any(|name| vouches(name)) {
+        return Ok(());
+    }
+    Err(Error::new(format!("{} is not the CA that connect made", folder.join("ca.crt").display()))
+        .hint("Nothing was trusted. Move the certs folder away, then: connect proxy trust"))
+}
 
 pub struct Certificates {
     pub config: Arc<ServerConfig>,

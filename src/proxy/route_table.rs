@@ -21,6 +21,7 @@ use crate::net::threads::ThreadGroup;
 use crate::os::lock::locked;
 use crate::state::home::Home;
 use crate::state::routes;
+use crate::state::routes::ListedRoutes;
 use crate::wire::api::ServiceInfo;
 use crate::wire::api::Status;
 
@@ -31,7 +32,7 @@ const HUB_SERVICES_POLL: Duration = Duration::from_secs(10);
 /// The start waits this long for the hub. The services of a slower hub are added later.
 const HUB_START_WAIT: Duration = Duration::from_secs(2);
 
-/// Asks the hub for its services.
+/// Asks the hub for its services; without a login there are none.
 pub type ServiceLister = Box<dyn Fn() -> Result<Vec<ServiceInfo>> + Send + Sync>;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,7 +133,7 @@ pub struct RouteTable {
 
 struct TableState {
     home: Home,
-    hub_services: Option<ServiceLister>,
+    hub_services: ServiceLister,
     changed: Box<dyn Fn(&Routes) + Send + Sync>,
     current: RwLock<Arc<Routes>>,
     sources: Mutex<RouteSources>,
@@ -141,7 +142,7 @@ struct TableState {
 /// What each source returned last.
 #[derive(Default)]
 struct RouteSources {
-    local: Vec<Route>,
+    local: ListedRoutes,
     hub: Vec<ServiceInfo>,
 }
 
@@ -150,7 +151,7 @@ impl RouteTable {
     /// with every new state.
     pub fn start(
         home: &Home,
-        hub_services: Option<ServiceLister>,
+        hub_services: ServiceLister,
         changed: impl Fn(&Routes) + Send + Sync + 'static,
         stop: &Stop,
     ) -> Result<Self> {
@@ -165,10 +166,8 @@ impl RouteTable {
         let local =
             table.poll("The routes file can be read again", ROUTES_FILE_POLL, TableState::read_file)?;
         let _ = local.recv_timeout(HUB_SERVICES_POLL);
-        if table.state.hub_services.is_some() {
-            let hub = table.poll("The hub is back", HUB_SERVICES_POLL, TableState::ask_hub)?;
-            let _ = hub.recv_timeout(HUB_START_WAIT);
-        }
+        let hub = table.poll("The hub is back", HUB_SERVICES_POLL, TableState::ask_hub)?;
+        let _ = hub.recv_timeout(HUB_START_WAIT);
         Ok(table)
     }
 
@@ -202,6 +201,13 @@ impl RouteTable {
         Ok(first_done)
     }
 
+    /// At once, out of turn.
+    pub fn ask_hub(&self) {
+        if let Err(error) = self.state.ask_hub() {
+            log::warn!("{error}. The routes stay as they were");
+        }
+    }
+
     pub fn now(&self) -> Arc<Routes> {
         Arc::clone(&self.state.current.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -221,16 +227,21 @@ impl Drop for RouteTable {
 impl TableState {
     /// The file is read even if it is unchanged: it is small, and a process that dies leaves its routes in it.
     fn read_file(&self) -> Result<()> {
-        let local = routes::listed(&self.home)?;
-        self.publish(|sources| sources.local = local);
+        let listed = routes::listed(&self.home)?;
+        self.publish(|sources| {
+            if sources.local.faults != listed.faults {
+                for fault in &listed.faults {
+                    log::warn!("{fault}");
+                }
+            }
+            sources.local = listed;
+        });
         Ok(())
     }
 
     fn ask_hub(&self) -> Result<()> {
-        if let Some(hub_services) = &self.hub_services {
-            let hub = hub_services()?;
-            self.publish(|sources| sources.hub = hub);
-        }
+        let hub = (self.hub_services)()?;
+        self.publish(|sources| sources.hub = hub);
         Ok(())
     }
 
@@ -238,7 +249,7 @@ impl TableState {
     fn publish(&self, update: impl FnOnce(&mut RouteSources)) {
         let mut sources = locked(&self.sources);
         update(&mut sources);
-        let routes = Arc::new(Routes::new(&sources.local, &sources.hub));
+        let routes = Arc::new(Routes::new(&sources.local.routes, &sources.hub));
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::replace(&mut *current, Arc::clone(&routes));
         drop(current);
@@ -256,13 +267,7 @@ mod tests {
     use crate::model::time::Time;
 
     fn local(name: &str, local_port: u16) -> Route {
-        Route {
-            service_name: name.to_owned(),
-            local_port,
-            pid: 1,
-            started_at: Time::from_unix(0),
-            protocol: None,
-        }
+        Route { service_name: name.to_owned(), local_port, protocol: None }
     }
 
     fn hub(name: &str, target_port: u16, status: Status) -> ServiceInfo {

@@ -17,6 +17,7 @@ use super::route_table::ProxyRoute;
 use crate::net::connect::is_timeout;
 use crate::net::duplex::Duplex;
 use crate::net::duplex::Writer;
+use crate::os::peer_user;
 use crate::os::socket;
 use crate::os::socket::Wakeup;
 use crate::tls;
@@ -30,6 +31,10 @@ const UNWATCHED_READ: Duration = Duration::from_millis(50);
 const UPSTREAM_WRITE_TIMEOUT: Duration = Duration::from_mins(2);
 /// A longer wait wakes this often to check its deadline.
 const UPSTREAM_READ_POLL: Duration = Duration::from_secs(10);
+/// A client that writes no more waits this long for the next part of its answer.
+const HALF_CLOSED_TIMEOUT: Duration = Duration::from_mins(1);
+/// How often it is checked whether such a client is still there.
+const HALF_CLOSED_POLL: Duration = Duration::from_millis(250);
 /// Large enough for most responses of an API.
 const UPSTREAM_BUFFER: usize = 16 * 1024;
 
@@ -116,7 +121,7 @@ impl UpstreamReader {
         loop {
             match socket::wait_for_data(&self.socket, client, UPSTREAM_READ_POLL) {
                 Ok(Wakeup::Readable) => return Ok(()),
-                Ok(Wakeup::WatcherClosed) => return Err(ReadFault::ClientLeft),
+                Ok(Wakeup::WatcherClosed) => return self.wait_for_half_closed(client),
                 Ok(Wakeup::TimedOut) if deadline.is_some_and(|deadline| Instant::now() > deadline) => {
                     return Err(ReadFault::TimedOut);
                 }
@@ -124,6 +129,19 @@ impl UpstreamReader {
                 Err(_) => return Err(ReadFault::Failed),
             }
         }
+    }
+
+    /// A client that has ended only its own direction, like `nc -N`, still waits for its answer.
+    fn wait_for_half_closed(&self, client: &TcpStream) -> Result<(), ReadFault> {
+        let until = Instant::now() + HALF_CLOSED_TIMEOUT;
+        while Instant::now() < until && peer_user::is_held(client) {
+            match socket::wait_for_data(&self.socket, &self.socket, HALF_CLOSED_POLL) {
+                Ok(Wakeup::TimedOut) => {}
+                Ok(Wakeup::Readable | Wakeup::WatcherClosed) => return Ok(()),
+                Err(_) => return Err(ReadFault::Failed),
+            }
+        }
+        Err(ReadFault::ClientLeft)
     }
 
     pub fn cut(&self) {

@@ -65,6 +65,11 @@ pub struct SavedExposure {
 
 impl Config {
     /// From `--config FILE`, which must exist, or from the state folder, where it need not.
+    /// Whether only the exposures differ.
+    pub fn is_same_login(&self, other: &Self) -> bool {
+        Self { exposures: self.exposures.clone(), ..other.clone() } == *self
+    }
+
     pub fn load(home: &Home, file: Option<&Path>) -> Result<Self> {
         let Some(path) = file else { return Ok(home.read(CONFIG_FILE)?.unwrap_or_default()) };
         // The user's own file may lie behind a link, as secrets in containers do.

@@ -6,7 +6,6 @@ use serde::Serialize;
 use super::home::Home;
 use super::runs;
 use crate::error::Result;
-use crate::model::time::Time;
 use crate::os::clock;
 use crate::os::files;
 
@@ -22,7 +21,8 @@ pub struct ProxyState {
     pub pid: u32,
     pub port: u16,
     pub tls: bool,
-    pub started_at: Time,
+    /// With milliseconds, as other tools write it.
+    pub started_at: String,
 }
 
 impl ProxyState {
@@ -53,7 +53,7 @@ pub fn is_running(home: &Home, pid: u32) -> bool {
 pub fn announce(home: &Home, port: u16, tls: bool) -> Result<OwnProxyState> {
     home.write(
         PROXY_STATE_FILE,
-        &ProxyState { pid: std::process::id(), port, tls, started_at: clock::now() },
+        &ProxyState { pid: std::process::id(), port, tls, started_at: clock::stamp() },
     )?;
     Ok(OwnProxyState { home: home.clone() })
 }

@@ -106,6 +106,16 @@ pub fn session_server(identity: &Identity) -> Result<Arc<ServerConfig>> {
     config.map(Arc::new).or_say(|| "Cannot use this machine's identity")
 }
 
+/// Whether a client that trusts `ca` believes this leaf for `name`.
+pub fn vouches(ca: &CertificateDer<'_>, leaf: &CertificateDer<'_>, name: &str) -> bool {
+    let mut roots = RootCertStore::empty();
+    let verifier = roots.add(ca.clone().into_owned()).ok().and_then(|()| verifier_of(roots).ok());
+    let name = ServerName::try_from(name.to_owned()).ok();
+    verifier.zip(name).is_some_and(|(verifier, name)| {
+        verifier.verify_server_cert(leaf, &[], &name, &[], UnixTime::now()).is_ok()
+    })
+}
+
 pub fn read_roots(path: &Path) -> Result<HubTrust> {
     let hint = format!("Give --ca a PEM file, not {}", path.display());
     let pem = std::fs::read_to_string(path).or_say(|| format!("Cannot read the CA file {}", path.display()));

@@ -110,8 +110,7 @@ impl ConfigFile {
         match call.reload_config() {
             Ok(config) => {
                 // Another login is another agent. If only the exposures have changed, the agent keeps its channel.
-                let same_login = Config { exposures: config.exposures.clone(), ..(*self.config).clone() };
-                if same_login != *config {
+                if !config.is_same_login(&self.config) {
                     kept.stop_agent();
                 }
                 kept.set_desired(exposures(&config));

@@ -4,6 +4,8 @@
 //! background serves. `proxy-state.json` says which process that is.
 
 use std::io;
+use std::time::Duration;
+use std::time::Instant;
 
 use serde_json::Value;
 use serde_json::json;
@@ -16,6 +18,7 @@ use crate::cli::logs;
 use crate::cli::proxy_setup;
 use crate::cli::proxy_setup::LOCAL_PROXY_PORT;
 use crate::cli::proxy_setup::ProxyOptions;
+use crate::cli::proxy_setup::ProxyParts;
 use crate::cli::request_log::RequestLogWriter;
 use crate::error::Error;
 use crate::error::Result;
@@ -31,6 +34,9 @@ use crate::proxy::route_table::Routes;
 use crate::state::proxy;
 use crate::state::proxy::ProxyState;
 use crate::state::runs;
+
+/// A process that `--replace` ends has this long before it is killed.
+const TERMINATE_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub fn start(call: &Call) -> CommandResult {
     let options = ProxyOptions::read(call)?;
@@ -67,7 +73,7 @@ fn serve(call: &Call, options: &ProxyOptions) -> CommandResult {
     }
     // The certificates are made before the first request, so that a failure ends the command.
     let requests = RequestLogWriter::start(&call.say)?;
-    let settings = proxy_setup::settings(call, options, &requests.log)?;
+    let ProxyParts { settings, login } = proxy_setup::parts(call, options, &requests.log)?;
     let certificates = if options.tls { Some((settings.certificates)()?) } else { None };
     if let Some(certificates) = &certificates {
         proxy_setup::say_certificates(call, certificates)?;
@@ -76,7 +82,7 @@ fn serve(call: &Call, options: &ProxyOptions) -> CommandResult {
     let changed = move |routes: &Routes| proxy_setup::write_routes(&home, own.as_deref(), routes);
     // Writes the empty list once, so that a list of an earlier run does not stay.
     changed(&Routes::default());
-    let table = RouteTable::start(&call.home, proxy_setup::service_lister(call), changed, &call.stop)?;
+    let table = RouteTable::start(&call.home, login.lister(), changed, &call.stop)?;
     let serving = Proxy::start(bound, table, settings, &call.stop)?;
     // From here on `proxy status` and `reach` find it.
     let _state = proxy::announce(&call.home, port, options.tls)?;
@@ -85,7 +91,7 @@ fn serve(call: &Call, options: &ProxyOptions) -> CommandResult {
     if call.is_background() {
         detach::ready(&call.home.file(proxy::PROXY_LOG))?;
     }
-    call.stop.wait();
+    login.follow(call, &serving.context.table)?;
     drop(serving);
     drop(requests);
     call.say.event(&json!({ "event": "stopped" }));
@@ -96,6 +102,7 @@ fn serve(call: &Call, options: &ProxyOptions) -> CommandResult {
 fn already_serves(call: &Call, options: &ProxyOptions, running: &ProxyState) -> Result<bool> {
     if call.args.flag("replace") {
         background::end(call, "The proxy", running.pid)?;
+        call.say.line(&format!("[ok] Ended the proxy (PID {})", running.pid));
         return Ok(false);
     }
     // A proxy in the background does not become one in the foreground.
@@ -125,25 +132,53 @@ fn typed(call: &Call, options: &ProxyOptions) -> String {
 
 fn listen(call: &Call, options: &ProxyOptions) -> Result<BoundPort> {
     let port = options.port;
-    BoundPort::bind(port).map_err(|error| match error.kind() {
-        // --replace ends only our own proxy, which is not what holds this port.
-        io::ErrorKind::AddrInUse if call.args.flag("replace") => {
-            let holder = match process::listener_on(port) {
-                Some((pid, name)) => format!("{} (PID {pid})", name.escape_debug()),
-                None => "another user's process".to_owned(),
-            };
-            Error::new(format!("Port {port} is in use by {holder}, which is not your proxy"))
-                .hint(format!("End it yourself, or: connect proxy start --port {}", next_port(port)))
+    BoundPort::bind(port).or_else(|error| match error.kind() {
+        io::ErrorKind::AddrInUse if call.args.flag("replace") => take_over(call, port),
+        io::ErrorKind::AddrInUse => {
+            let mut hint = format!("Try: connect proxy start --port {}", next_port(port));
+            if process::listener_on(port).is_some_and(|(pid, _)| process::is_own(pid)) {
+                hint += &format!(
+                    "\n  Or use --replace to take over:\n  connect proxy start --port {port} --replace"
+                );
+            }
+            Err(Error::new(format!("Port {port} is already in use")).hint(hint))
         }
-        io::ErrorKind::AddrInUse => Error::new(format!("Port {port} is already in use")).hint(format!(
-            "Try: connect proxy start --port {}\n  Or use --replace to take over:\n  connect proxy start --port {port} --replace",
-            next_port(port)
-        )),
-        io::ErrorKind::PermissionDenied => Error::new(format!("Port {port} needs privileges that this user does not have"))
-            .because(error)
-            .hint(format!("Try: connect proxy start --port {LOCAL_PROXY_PORT}")),
-        _ => Error::new(format!("Cannot listen on port {port}")).because(error),
+        io::ErrorKind::PermissionDenied => {
+            Err(Error::new(format!("Port {port} needs privileges that this user does not have"))
+                .because(error)
+                .hint(format!("Try: connect proxy start --port {LOCAL_PROXY_PORT}")))
+        }
+        _ => Err(Error::new(format!("Cannot listen on port {port}")).because(error)),
     })
+}
+
+/// Ends the process that holds the port, if it is this user's.
+fn take_over(call: &Call, port: u16) -> Result<BoundPort> {
+    let holder = process::listener_on(port);
+    let Some((pid, name)) = holder.filter(|(pid, _)| process::is_own(*pid)) else {
+        let what = format!("Port {port} is in use by another user's process{}", process::shown_holder(port));
+        return Err(Error::new(what).hint(format!("Try: connect proxy start --port {}", next_port(port))));
+    };
+    process::terminate(pid);
+    let began = Instant::now();
+    let mut is_killed = false;
+    loop {
+        if let Ok(bound) = BoundPort::bind(port) {
+            call.say.line(&format!("[ok] Ended {} (PID {pid})", name.escape_debug()));
+            return Ok(bound);
+        }
+        // It may have ended, and another process may have its ID or its port by now.
+        let holds_on = || process::listener_on(port).is_some_and(|(now, _)| now == pid);
+        if !is_killed && began.elapsed() > TERMINATE_TIMEOUT && holds_on() {
+            process::kill_now(pid);
+            is_killed = true;
+        }
+        if began.elapsed() > 2 * TERMINATE_TIMEOUT {
+            return Err(Error::new(format!("Port {port} is still in use{}", process::shown_holder(port))));
+        }
+        call.stop.wait_for(Duration::from_millis(50));
+        call.fail_if_stopped()?;
+    }
 }
 
 fn next_port(port: u16) -> u16 {
@@ -207,8 +242,17 @@ fn announce(call: &Call, serving: &Proxy) {
     }
 }
 
+/// The running proxy, if it is the one that `--port` and `--https` mean.
+fn running(call: &Call) -> Result<Option<ProxyState>> {
+    let port = call.args.port("port")?;
+    let is_meant = |state: &ProxyState| {
+        port.is_none_or(|port| port == state.port) && (state.tls || !call.args.flag("https"))
+    };
+    Ok(proxy::running(&call.home).filter(is_meant))
+}
+
 pub fn stop(call: &Call) -> CommandResult {
-    let Some(running) = proxy::running(&call.home) else {
+    let Some(running) = running(call)? else {
         call.say.line("[ok] No proxy is running.");
         call.say.value(&json!({ "stopped": false }));
         return Ok(0);
@@ -219,9 +263,8 @@ pub fn stop(call: &Call) -> CommandResult {
     Ok(0)
 }
 
-#[allow(clippy::unnecessary_wraps)] // The table of functions asks for this type.
 pub fn status(call: &Call) -> CommandResult {
-    let running = proxy::running(&call.home);
+    let running = running(call)?;
     call.say.line("🌐 Proxy Status\n");
     let Some(running) = running else {
         call.say.result("  ○ Proxy: not running");
