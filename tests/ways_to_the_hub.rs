@@ -230,7 +230,7 @@ impl Nginx {
                    client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f;
                    uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
                    map $http_upgrade $connection_upgrade {{ default upgrade; '' close; }}
-                   server {{ listen 127.0.0.1:{port} ssl; ssl_certificate {folder}/front.pem; ssl_certificate_key {folder}/front.key;
+                   server {{ listen 127.0.0.1:{port} ssl; ssl_protocols TLSv1.3; ssl_certificate {folder}/front.pem; ssl_certificate_key {folder}/front.key;
                      location / {{ proxy_pass http://{hub}; proxy_http_version 1.1; proxy_set_header Host $host;
                        proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $connection_upgrade;
                        proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; proxy_buffering off; }} }} }}"
