@@ -425,7 +425,7 @@ fn init_writes_a_file_that_dev_reads_and_overwrites_nothing() {
     drop(running);
     let again = Said::of(dev(&team.user, &folder, &["--init"]));
     assert_eq!(again.code, Some(1));
-    assert!(again.err.starts_with("[x] pconnect.yml is there already"), "{again:#?}");
+    assert!(again.err.starts_with("[x] pconnect.yml already exists"), "{again:#?}");
     assert_eq!(fs::read_to_string(folder.join("pconnect.yml")).unwrap(), text);
 
     // Without a hub it writes what there is to say, and says what is missing.

@@ -131,7 +131,7 @@ pub fn data_folder(call: &Call) -> Result<PathBuf> {
 pub fn no_hub(data: &Path) -> Error {
     Error::new("There is no hub on this machine")
         .because(data.display().to_string())
-        .hint("Start one: connect hub. If its data lies elsewhere, add --data DIR")
+        .hint("Start one: connect hub. If its data is in another folder, add --data DIR")
 }
 
 /// The running hub and its pin. The note may be old, so it counts only if a hub with this pin answers.

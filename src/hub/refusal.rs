@@ -139,7 +139,7 @@ impl Refusal {
                 .hint("Update connect: it did not ask for a protocol that this hub speaks"),
             Self::NoSuchCall => row(404, "no-such-call", "There is no such call")
                 .hint("See: connect help protocol"),
-            Self::OtherMethod { allowed } => row(405, "other-method", "This call has another method")
+            Self::OtherMethod { allowed } => row(405, "other-method", "This call does not take this method")
                 .hint(format!("Use {allowed}")),
             Self::Fenced => row(503, "fenced", "This hub is ending or cut off from its fleet")
                 .hint("Use another hub of the fleet"),
@@ -148,9 +148,9 @@ impl Refusal {
                 .hint("Send it as x-api-key; make one with: connect hub key create --label NAME"),
             Self::BadKey => row(401, BAD_KEY_CODE, "This API key is not valid here")
                 .hint("It may be revoked or expired; ask for a new one: connect hub key create"),
-            Self::Role(Action::Administer) => row(403, "role", "This key may not do that")
+            Self::Role(Action::Administer) => row(403, "role", "This key's role does not allow that")
                 .hint("Ask for a key with --role admin"),
-            Self::Role(_) => row(403, "role", "This key may not do that")
+            Self::Role(_) => row(403, "role", "This key's role does not allow that")
                 .hint("Ask for a key with --role member"),
             Self::OtherWorkspace => row(403, "other-workspace", "This key rules another workspace")
                 .hint("Make it on the hub's machine: connect hub key create --workspace NAME"),
@@ -264,11 +264,11 @@ impl Refusal {
                 .hint(IN_A_MOMENT),
             // The hub itself.
             Self::StoreFailed => row(503, "store", "The hub cannot write to its data folder")
-                .hint("Tell whoever runs the hub; nothing was changed"),
+                .hint("Tell the operator of the hub; nothing was changed"),
             Self::FleetStoreAway =>
                 row(503, "fleet-store-away",
                     "The hub cannot reach the store of its fleet, so nothing can be changed now")
-                .hint("Try again in a moment; what runs goes on"),
+                .hint("Try again in a moment; open sessions go on"),
             Self::AnswerFailed => row(500, "answer-failed", "The hub failed to write its answer"),
             Self::OtherHubAway => row(504, "other-hub-away", "The agent's hub cannot be reached").hint(IN_A_MOMENT),
             Self::OtherHub(reply) => row(reply.status, "other-hub", ""),

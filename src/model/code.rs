@@ -55,7 +55,7 @@ impl BadCode {
         match self {
             Self::Length => "a share code has 6 to 32 characters",
             Self::Character => "a share code has only letters and digits",
-            Self::Fingerprint => "the part behind the - is not a fingerprint",
+            Self::Fingerprint => "the part after the - is not a fingerprint",
             Self::Link => "this is not a whole share link",
         }
     }

@@ -214,7 +214,7 @@ fn init(call: &Call) -> CommandResult {
         .chain(PROJECT_FILES.iter().map(PathBuf::from))
         .find(|path| path.exists())
     {
-        return Err(Error::new(format!("{} is there already", there.display()))
+        return Err(Error::new(format!("{} already exists", there.display()))
             .hint("Edit it; --init overwrites nothing"));
     }
     let services = call.hub().and_then(|hub| hub.services()).unwrap_or_else(|error| {

@@ -178,7 +178,7 @@ fn invitation(call: &Call) -> Result<Invitation> {
         BadCode::Link => Error::new("This is not a whole share link")
             .hint("Copy it again, from https:// to its end, in quotes"),
         BadCode::Fingerprint | BadCode::Length | BadCode::Character => {
-            not_found(&format!("\n  This one cannot be: {}", bad.reason()))
+            not_found(&format!("\n  It is not a share code: {}", bad.reason()))
         }
     })
 }

@@ -155,9 +155,9 @@ impl<'c> TunnelSet<'c> {
             Some(trouble) => {
                 error.because(trouble.to_string()).hint(trouble.hint.clone().unwrap_or_default())
             }
-            None => {
-                error.hint("Give it more time with --wait 5m, or look at the agent: connect status there")
-            }
+            None => error.hint(
+                "Give it more time with --wait 5m, or run connect status on the machine that offers it",
+            ),
         })
     }
 

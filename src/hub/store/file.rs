@@ -72,7 +72,7 @@ impl FileStore {
         let bytes = files::read_up_to(&path, STORE_FILE_LIMIT)?.unwrap_or_default();
         let (entries, whole) = journal::read(&bytes, last, checksum).map_err(|line| {
             Error::new(format!("{} is damaged at line {line}", path.display())).hint(
-                "Restore the hub's data folder from a backup; the snapshot beside it is older but whole",
+                "Restore the hub's data folder from a backup; the snapshot next to it is older but whole",
             )
         })?;
         for entry in entries {
@@ -84,7 +84,10 @@ impl FileStore {
         let journal = files::append(&path)?;
         let torn = bytes.len() as u64 - whole;
         if torn > 0 {
-            journal.set_len(whole).and_then(|()| journal.sync_all()).or_say(|| "Cannot mend the journal")?;
+            journal
+                .set_len(whole)
+                .and_then(|()| journal.sync_all())
+                .or_say(|| "Cannot repair the journal")?;
         }
         let note = (torn > 0).then(|| {
             format!(
@@ -112,7 +115,7 @@ impl FileStore {
         // Half a line in the middle would be damage: it is taken back at once or, where that fails, before
         // anything else is written.
         if self.torn {
-            self.journal.set_len(self.length).or_say(|| "The journal cannot be mended")?;
+            self.journal.set_len(self.length).or_say(|| "Cannot repair the journal")?;
             self.torn = false;
         }
         let entry = JournalEntry { n: self.last + 1, changes };
