@@ -43,6 +43,7 @@ use crate::wire::api::AgentInfo;
 use crate::wire::api::AskDevice;
 use crate::wire::api::AskDeviceState;
 use crate::wire::api::AskSession;
+use crate::wire::api::CaCertificate;
 use crate::wire::api::DeviceCode;
 use crate::wire::api::DeviceState;
 use crate::wire::api::Health;
@@ -145,6 +146,11 @@ impl Hub {
 
     pub fn health(&self) -> Result<Health> {
         self.get("/health")
+    }
+
+    /// The certificate of the hub's CA, as PEM.
+    pub fn ca_certificate(&self) -> Result<String> {
+        Ok(self.get::<CaCertificate>("/v1/ca")?.certificate)
     }
 
     pub fn whoami(&self) -> Result<WhoAmI> {

@@ -427,8 +427,24 @@ fn a_login_at_another_hub_is_kept_and_used_with_its_address() {
     assert_eq!(home.run(&["whoami", "--all"]).ok().out, second.url);
     let unknown = home.run(&["logout", "--hub", "https://other.example"]);
     assert!(unknown.code == Some(1) && unknown.err.contains("whoami --all"), "{unknown:#?}");
-    home.run(&["logout", "--hub", &second.url]).ok();
+    // As `whoami --all` prints it.
+    home.run(&["logout", &second.url]).ok();
     assert_eq!(home.run(&["whoami"]).code, Some(1));
+}
+
+#[test]
+fn the_hubs_certificate_is_had_on_a_joiner_and_on_the_hubs_machine() {
+    let hub = Hub::start();
+    let joiner = hub.machine("join");
+    let certificate = joiner.run(&["whoami", "--ca"]).ok().out;
+    assert_eq!(hub.home.run(&["hub", "ca"]).ok().out, certificate);
+    let file = joiner.file("hub-ca.crt");
+    fs::write(&file, &certificate).unwrap();
+    let health = format!("{}/health", hub.url);
+    let mut curl = Command::new("curl");
+    curl.args(["-sS", "--max-time", "10", "--cacert"]).arg(&file).arg(&health);
+    let said = Said::of(curl);
+    assert!(said.out.contains("\"status\":\"ok\""), "{said:#?}");
 }
 
 #[test]

@@ -120,7 +120,9 @@ impl Call {
     }
 
     fn ca_file(&self) -> Option<String> {
-        self.args.value("ca").map(str::to_owned).or_else(|| variable("PRIVATECONNECT_CA"))
+        // `whoami --ca` is a switch and names no file.
+        let named = self.args.value("ca").filter(|file| !file.is_empty());
+        named.map(str::to_owned).or_else(|| variable("PRIVATECONNECT_CA"))
     }
 
     /// How the hub is recognised: by a CA file that was named, else by what the config and the key say.

@@ -28,6 +28,8 @@ const FUNCTIONS: &[(&str, CommandFunction)] = &[
     #[cfg(feature = "hub")]
     ("hub approve", commands::hub_key::approve),
     #[cfg(feature = "hub")]
+    ("hub ca", commands::hub_status::ca),
+    #[cfg(feature = "hub")]
     ("hub audit verify", commands::hub_audit::verify),
     #[cfg(feature = "fleet")]
     ("hub migrate", commands::hub_migrate::run),

@@ -4,6 +4,8 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use rcgen::BasicConstraints;
 use rcgen::CertificateParams;
 use rcgen::DnType;
@@ -35,6 +37,9 @@ const HUB_CA_PROFILE: AuthorityProfile = AuthorityProfile {
     leaf,
     when_damaged: "Restore it from a backup. Without it every client needs a new key: move the certs folder away and start again",
 };
+
+/// Characters in a line of PEM (RFC 7468).
+const PEM_LINE: usize = 64;
 
 pub struct Ca {
     authority: Authority,
@@ -72,6 +77,16 @@ impl Ca {
 
     pub fn pin(&self) -> Pin {
         secret::sha256(&self.authority.certificate).pin()
+    }
+
+    pub fn certificate_pem(&self) -> String {
+        let text = STANDARD.encode(&self.authority.certificate);
+        let lines: String = text
+            .as_bytes()
+            .chunks(PEM_LINE)
+            .map(|line| format!("{}\n", String::from_utf8_lossy(line)))
+            .collect();
+        format!("-----BEGIN CERTIFICATE-----\n{lines}-----END CERTIFICATE-----\n")
     }
 
     fn leaf(&self, name: &str) -> Option<Arc<CertifiedKey>> {

@@ -75,6 +75,8 @@ use Requirement::To;
 
 static TABLE: &[Endpoint] = &[
     get("/health", Nothing, |core, _| status::health(core)),
+    // The certificate is public: it is in every handshake.
+    get("/v1/ca", Nothing, |core, _| status::ca(core)),
     get("/metrics", To(Action::Administer), status::metrics),
     get("/v1/whoami", AnyKey, |core, call| status::whoami(call, &core.records)),
     get("/v1/services", To(Action::Look), |core, call| {

@@ -11,6 +11,7 @@ use crate::http::reply::Reply;
 use crate::model::access::DEFAULT_WORKSPACE;
 use crate::model::access::Principal;
 use crate::os::clock;
+use crate::wire::api::CaCertificate;
 use crate::wire::api::Health;
 use crate::wire::api::WhoAmI;
 
@@ -24,6 +25,11 @@ pub fn health(core: &Core) -> Result<Reply, Refusal> {
         time: Some(clock::now()),
     };
     ok(200, &health)
+}
+
+/// The certificate of the hub's CA, for programs that take a CA file and no pin.
+pub fn ca(core: &Core) -> Result<Reply, Refusal> {
+    ok(200, &CaCertificate { certificate: core.ca.certificate_pem() })
 }
 
 /// All counters in the text format of Prometheus. They are the whole hub's, so only its operator reads them: the admins

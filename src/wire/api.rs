@@ -30,6 +30,13 @@ fn shown<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error>
     String::deserialize(deserializer).map(|text| one_line(&text))
 }
 
+/// The answer to `GET /v1/ca`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct CaCertificate {
+    /// As PEM.
+    pub certificate: String,
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Health {

@@ -446,7 +446,7 @@ impl Tunnelled {
     pub fn to_target(target: &str) -> Self {
         let hub = Hub::start();
         let (owner, user) = (hub.machine("member"), hub.machine("member"));
-        let exposed = owner.start(&["expose", "--json", "service", target]);
+        let exposed = owner.start(&["expose", "--json", "service", target, "--protocol", "tcp"]);
         exposed.wait_event("exposed");
         let (reached, port) = reach(&user, "service");
         Self { reached, exposed, port, owner, user, hub }

@@ -1,4 +1,4 @@
-//! `connect hub status`: whether the hub of this machine runs, and its figures.
+//! `connect hub status`: whether the hub of this machine runs, and its figures. `connect hub ca`: its certificate.
 
 use std::time::Duration;
 
@@ -7,6 +7,7 @@ use serde_json::json;
 use crate::cli::Call;
 use crate::cli::CommandResult;
 use crate::cli::local_hub;
+use crate::cli::local_hub::LocalHub;
 use crate::model::time::in_words;
 use crate::wire::api::Health;
 
@@ -48,5 +49,13 @@ pub fn run(call: &Call) -> CommandResult {
         ));
     }
     call.say.line(&format!("    Data:     {}", data.display()));
+    Ok(0)
+}
+
+/// Beside a running hub, or without one.
+pub fn ca(call: &Call) -> CommandResult {
+    let answer = LocalHub::find(call)?.call("GET", "/v1/ca", None)?;
+    call.say.value(&answer);
+    call.say.result(answer["certificate"].as_str().unwrap_or_default().trim_end());
     Ok(0)
 }

@@ -6,6 +6,7 @@ use crate::cli::Call;
 use crate::cli::CommandResult;
 use crate::cli::call::not_configured;
 use crate::error::Error;
+use crate::net::address::HubUrl;
 use crate::os::files;
 use crate::state::config::Config;
 use crate::state::runs;
@@ -20,8 +21,10 @@ pub fn run(call: &Call) -> CommandResult {
         return Err(Error::new(format!("`connect {}` is still running (PID {})", run.kind, run.pid))
             .hint("End it first, then log out"));
     }
-    if call.args.value("hub").is_some() {
-        let hub = call.hub_urls()?[0].to_string();
+    // `--hub` names it, too, as for every command.
+    let given = call.args.positional(0).or_else(|| call.args.value("hub"));
+    if let Some(hub) = given {
+        let hub = HubUrl::parse(hub)?.to_string();
         if Config::change(&call.home, call.config_file(), |config| config.forget(&hub))? {
             call.say.value(&json!({ "loggedOut": true, "hub": hub }));
             call.say.line(&format!("[ok] Logged out of {hub}. The key stays valid there"));

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use crate::api::Hub;
 use crate::cli::Call;
 use crate::cli::CommandResult;
 use crate::cli::args::name_of;
@@ -22,13 +23,14 @@ pub fn run(call: &Call) -> CommandResult {
     if call.args.flag("watch") {
         return watch(call);
     }
-    let services = call.hub()?.services()?;
+    let hub = call.hub()?;
+    let services = hub.services()?;
     service_cache::remember(&call.home, &services);
     call.say.value(&services);
     if services.is_empty() {
         call.say.line(NONE);
     } else {
-        call.say.result(&table(&services));
+        call.say.result(&table(&hub, &services));
     }
     Ok(0)
 }
@@ -41,8 +43,14 @@ pub fn remove(call: &Call) -> CommandResult {
     Ok(0)
 }
 
-fn table(services: &[ServiceInfo]) -> String {
-    columns(&["NAME", "PORT", "TUNNEL", "STATUS", "PROTOCOL", "AGENT"], services.iter().map(cells))
+/// Tunnel ports are open on the hub's machine only, so others do not see them.
+fn table(hub: &Hub, services: &[ServiceInfo]) -> String {
+    let rows = services.iter().map(cells);
+    if hub.url.is_loopback() {
+        return columns(&["NAME", "PORT", "TUNNEL", "STATUS", "PROTOCOL", "AGENT"], rows);
+    }
+    let rows = rows.map(|[name, port, _, status, protocol, agent]| [name, port, status, protocol, agent]);
+    columns(&["NAME", "PORT", "STATUS", "PROTOCOL", "AGENT"], rows)
 }
 
 fn cells(service: &ServiceInfo) -> [String; 6] {
@@ -82,8 +90,9 @@ fn watch(call: &Call) -> CommandResult {
             }
         }
         if is_screen {
-            let list =
-                known.as_ref().map(|known| if known.is_empty() { NONE.to_owned() } else { table(known) });
+            let list = known
+                .as_ref()
+                .map(|known| if known.is_empty() { NONE.to_owned() } else { table(&hub, known) });
             let state = away.as_ref().map(|why| format!("\n\n[!] {why}; trying again until it is back"));
             call.say.screen(&format!(
                 "Services at {}. Ctrl+C ends.{}\n\n{}",

@@ -16,6 +16,12 @@ pub fn run(call: &Call) -> CommandResult {
         return Ok(0);
     }
     let hub = call.hub()?;
+    if call.args.flag("ca") {
+        let certificate = hub.ca_certificate()?;
+        call.say.value(&json!({ "certificate": certificate }));
+        call.say.result(certificate.trim_end());
+        return Ok(0);
+    }
     // The hub says what the key is; the config only what this machine called itself.
     let whoami = hub.whoami()?;
     let role = whoami.role_word();
