@@ -280,7 +280,7 @@ fn a_command_has_the_tunnel_and_its_own_exit_code() {
     let killed = Said::of(with_command(&tunnel, "kill -KILL $$"));
     assert_eq!(killed.code, Some(128 + 9), "{killed:#?}");
     let missing = tunnel.user.run(&["reach", "service", "--", "no-such-command"]);
-    assert_eq!(missing.code, Some(1), "{missing:#?}");
+    assert_eq!(missing.code, Some(127), "{missing:#?}");
     assert!(missing.err.contains("no-such-command"), "{missing:#?}");
 }
 

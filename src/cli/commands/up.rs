@@ -47,6 +47,8 @@ pub fn run(call: &Call) -> CommandResult {
 }
 
 fn log_in(call: &Call, urls: Vec<HubUrl>) -> CommandResult {
+    // A state folder that cannot be used is noticed before the hub registers anything.
+    drop(call.home.lock()?);
     let mut config = Config::load(&call.home, call.config_file())?;
     let url = urls[0].clone();
     let given = typed_key(call)?;
