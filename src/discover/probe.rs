@@ -156,10 +156,15 @@ impl ServiceKind {
     /// The name for a service that has none: `postgres`, `postgres-5433`, `web-3000`. The same wherever it is named.
     pub fn name_at(self, port: u16) -> String {
         let KindSpec { name, port: usual, .. } = self.spec();
+        let is_web = matches!(self, Self::Http | Self::Https);
+        if *usual == port && !is_web { (*name).to_owned() } else { self.listed_at(port) }
+    }
+
+    /// What a list of found services calls it, where two of a kind must differ at a glance: `postgres-5432`.
+    pub fn listed_at(self, port: u16) -> String {
         match self {
             Self::Http | Self::Https => format!("web-{port}"),
-            _ if *usual == port => (*name).to_owned(),
-            _ => format!("{name}-{port}"),
+            _ => format!("{}-{port}", self.spec().name),
         }
     }
 

@@ -141,7 +141,7 @@ pub fn show(call: &Call, found: &[NamedService]) {
     for one in found {
         let more = label(one).map_or(String::new(), |label| format!(" ({label})"));
         let kind = one.service.kind.spec();
-        call.say.result(&format!("  {} {}", kind.icon, one.name));
+        call.say.result(&format!("  {} {}", kind.icon, one.service.kind.listed_at(one.target.port)));
         call.say.result(&format!("     {} {}{more}", one.target, kind.name));
         call.say.line("");
     }
