@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::io::Read;
+use std::io::Write;
 use std::net::Ipv4Addr;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
@@ -11,6 +13,8 @@ use common::Hub;
 use common::https::Answer;
 use common::https::FINGERPRINT;
 use common::https::RawAgent;
+use common::https::request;
+use serde_json::Value;
 use serde_json::json;
 
 /// Who asks, in the order of the table's columns.
@@ -423,6 +427,82 @@ fn a_caller_who_is_refused_in_a_loop_does_not_fill_the_audit_log() {
     let join = hub.key("join");
     assert!((0..60).all(|_| hub.ask("GET /v1/services", &join, "").status == 403));
     assert!(hub.audit().matches("role.refused").count() <= 20);
+}
+
+/// Repeats the call until there is a 429. Returns how many were answered before, and the last answers.
+fn until_limited(hub: &Hub, call: &str, key: &str, body: &str) -> (usize, String) {
+    let one = |connection| request(call, "hub", &[("x-api-key", key), ("Connection", connection)], body);
+    let hundred = one("keep-alive").repeat(99) + &one("close");
+    let mut before = 0;
+    for _ in 0..40 {
+        let (mut stream, mut answers) = (hub.tls(), String::new());
+        stream.write_all(hundred.as_bytes()).unwrap();
+        let _ = stream.read_to_string(&mut answers);
+        assert_eq!(answers.matches("HTTP/1.1 ").count(), 100, "{answers}");
+        let limited = answers.matches("HTTP/1.1 429").count();
+        before += 100 - limited;
+        if limited > 0 {
+            return (before, answers);
+        }
+    }
+    panic!("{before} times {call} was not limited");
+}
+
+#[test]
+fn a_flood_of_changes_by_one_key_is_limited_and_no_other_key_notices() {
+    let hub = Hub::start();
+    let (key, other) = (hub.key("member"), hub.key("member"));
+    let mut agent = RawAgent::up(&hub, &key, "agent_a");
+    let (before, answers) = until_limited(&hub, "POST /v1/shares/revoke", &key, "{}");
+    assert!((1190..2400).contains(&before), "{before}");
+    assert!(answers.contains("too-many-changes") && answers.contains("1 seconds"), "{answers}");
+    assert_eq!(hub.ask("POST /v1/shares/revoke", &other, "{}").status, 400);
+    assert_eq!(hub.ask("GET /v1/whoami", &key, "").status, 200);
+    // What an agent exposes waits its turn and is not refused.
+    for n in 0..30 {
+        agent.expose(&format!("db{n}"));
+    }
+    common::eventually("there are new tokens", common::PATIENCE, || register(&hub, &key, "agent_b") == 200);
+}
+
+#[test]
+fn a_flood_of_joins_is_limited_and_takes_few_lines_of_the_audit_log() {
+    let mut hub = Hub::start();
+    let (owner, key) = (hub.key("member"), hub.key("member"));
+    let mut agent = RawAgent::up(&hub, &owner, "agent_a");
+    agent.expose("db");
+    let share = json!({ "name": "s", "agent": "agent_a", "services": ["db"], "expiresInSeconds": 600 });
+    let code = hub.ask("POST /v1/shares", &owner, &share.to_string()).text("code");
+    let body = json!({ "code": code }).to_string();
+    let (joined, answers) = until_limited(&hub, "POST /v1/shares/join", &key, &body);
+    assert!((300..1200).contains(&joined) && answers.contains("too-many-joins"), "{joined}: {answers}");
+    // Neither another key nor another address pays for it.
+    assert_eq!(hub.share("join", &owner, &code).status, 200);
+    assert_eq!(hub.from(Ipv4Addr::new(127, 0, 0, 9)).share("join", &key, &code).status, 200);
+    hub.running.interrupt();
+    let audit = hub.audit();
+    let lines: Vec<Value> = audit.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let joins: Vec<&Value> = lines.iter().filter(|line| line["event"] == "share.joined").collect();
+    let of = |line: &Value| 1_usize.max(line["count"].as_str().map_or(1, |count| count.parse().unwrap()));
+    assert_eq!(joins.iter().map(|line| of(line)).sum::<usize>(), joined + 2, "{joins:#?}");
+    assert!(joins.len() <= 8, "{joins:#?}");
+    hub.home.run(&["hub", "audit", "verify"]).ok();
+}
+
+#[test]
+fn one_agent_has_sixteen_control_channels_at_most() {
+    let hub = Hub::start();
+    let key = hub.key("member");
+    let held = [(); 16].map(|()| RawAgent::up(&hub, &key, "agent_a"));
+    let greeted = || {
+        let (mut more, _) = RawAgent::connect(&hub, &key);
+        more.send(&json!({ "type": "hello", "agent": "agent_a" }));
+        more.next().unwrap()["type"].clone()
+    };
+    assert_eq!(greeted(), "full");
+    RawAgent::up(&hub, &key, "agent_b");
+    drop(held);
+    common::eventually("the places are free", common::PATIENCE, || greeted() == "welcome");
 }
 
 #[test]

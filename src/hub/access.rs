@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 
+use super::api_call::ApiCall;
 use super::audit::Audit;
 use super::core::Core;
 use super::refusal::Refusal;
@@ -13,6 +14,7 @@ use crate::model::access::Principal;
 use crate::model::limiter::RateLimit;
 use crate::model::limiter::network_of;
 use crate::model::time::Time;
+use crate::os::clock;
 use crate::os::lock::locked;
 use crate::os::secret;
 
@@ -23,6 +25,11 @@ const API_KEY_PREFIX: &str = "pc_";
 const KEY_LENGTH_LIMIT: usize = 256;
 /// Wrong keys from one network, and tries of one wrong key.
 const LOGINS: RateLimit = RateLimit { name: "too-many-logins", allowed: 20, window: 60 };
+/// Changes of one key or link: 20 a second, after the burst of a full key that comes back, whose 100 agents register, open
+/// their channels and expose 1000 services.
+pub const CHANGES: RateLimit = RateLimit { name: "too-many-changes", allowed: 1200, window: 60 };
+/// Joins of one key or link from one network: more at once than a link may have sessions, and then 5 a second.
+pub const JOINS: RateLimit = RateLimit { name: "too-many-joins", allowed: 300, window: 60 };
 
 /// The principal that the key belongs to. A wrong key counts twice: for its sender's network and for itself.
 pub fn authenticate(core: &Core, key: &str, address: IpAddr, now: Time) -> Result<Principal, Refusal> {
@@ -87,6 +94,17 @@ pub fn allow(audit: &Audit, principal: &Principal, action: Action) -> Result<(),
     }
     audit.say_refusal("role.refused", &[("who", principal.id()), ("action", &format!("{action:?}"))]);
     Err(Refusal::Role(action))
+}
+
+/// Refuses what the caller's key or link does too often, `from` one network or from anywhere. The hub's own command line
+/// is not limited.
+pub fn pace(core: &Core, limit: &'static RateLimit, call: &ApiCall<'_>, from: &str) -> Result<(), Refusal> {
+    let who = format!("{} {from}", call.principal.id());
+    if call.principal == Principal::Local || locked(&core.tries).take(limit, &who, clock::now()) {
+        return Ok(());
+    }
+    // Within a second there are new tokens.
+    Err(Refusal::TooManyTries { limit, seconds: 1 })
 }
 
 /// The key for which a caller's places count.

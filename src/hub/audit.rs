@@ -5,6 +5,7 @@
 //! One thread writes the file; callers only queue events. The hub never shortens the log. While the disk is full, events
 //! wait in memory; if too many wait, the log says later how many are missing.
 
+use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::BufRead;
@@ -21,6 +22,7 @@ use std::sync::mpsc::Receiver;
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
+use std::time::Instant;
 
 use serde_json::Map;
 use serde_json::Value;
@@ -50,6 +52,10 @@ const AUDIT_SUM_DIGITS: usize = 16;
 
 /// How many refusals of one caller are logged: a client in a retry loop must not fill the disk.
 const AUDITED_REFUSALS: RateLimit = RateLimit { name: "audited-refusals", allowed: 20, window: 60 };
+/// The event that anybody with a link may cause as often as it is wanted. The first of a minute gets a line at once; those
+/// that differ from it only in their time are counted, and get one line together when the minute ends.
+const COUNTED_EVENT: &str = "share.joined";
+const COUNTED_FOR: Duration = Duration::from_mins(1);
 
 type AuditEvent = Map<String, Value>;
 
@@ -70,8 +76,9 @@ impl Audit {
         let last = repair(&mut file).or_say(|| format!("Cannot read {}", path.display()))?;
         let (queue, events) = mpsc::sync_channel(AUDIT_QUEUE);
         let length = file.metadata().or_say(|| format!("Cannot read {}", path.display()))?.len();
+        let (waiting, counts, counting_since) = (VecDeque::new(), HashMap::new(), Instant::now());
         let mut log =
-            AuditFile { file, length, last, waiting: VecDeque::new(), missing: 0, is_failing: false };
+            AuditFile { file, length, last, waiting, counts, counting_since, missing: 0, is_failing: false };
         let threads = ThreadGroup::default();
         threads.spawn("audit", move || log.write_all(&events))?;
         Ok(Self { queue: Some(queue), refusals: Mutex::default(), threads })
@@ -119,29 +126,60 @@ struct AuditFile {
     /// The hash of the last line, which the next line carries.
     last: String,
     waiting: VecDeque<AuditEvent>,
+    /// How many equal events there were in this minute. The events are without their time.
+    counts: HashMap<AuditEvent, u64>,
+    counting_since: Instant,
     /// How many events were dropped because too many were waiting.
     missing: u64,
     is_failing: bool,
 }
 
 impl AuditFile {
-    /// Writes events until the queue is closed. While events wait after a failed write, it also wakes up to retry.
+    /// Writes events until the queue is closed. While events wait after a failed write, or are counted, it also wakes up.
     fn write_all(&mut self, events: &Receiver<AuditEvent>) {
         loop {
-            let next = if self.waiting.is_empty() {
+            let next = if self.waiting.is_empty() && self.counts.is_empty() {
                 events.recv().map_err(|_| RecvTimeoutError::Disconnected)
             } else {
                 events.recv_timeout(AUDIT_RETRY)
             };
+            if self.counting_since.elapsed() >= COUNTED_FOR {
+                self.end_counts();
+            }
             match next {
-                Ok(event) => self.waiting.push_back(event),
+                Ok(event) => self.accept(event),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             self.write_waiting();
         }
+        self.end_counts();
         self.write_waiting();
         let _ = self.file.sync_all();
+    }
+
+    /// Counts an event that repeats one of this minute; any other waits to be written.
+    fn accept(&mut self, event: AuditEvent) {
+        if event["event"] == COUNTED_EVENT && self.counts.len() < AUDIT_QUEUE {
+            let mut equal = event.clone();
+            equal.remove("at");
+            let count = self.counts.entry(equal).or_default();
+            *count += 1;
+            if *count > 1 {
+                return;
+            }
+        }
+        self.waiting.push_back(event);
+    }
+
+    /// Ends the minute: what was counted after an event becomes one line.
+    fn end_counts(&mut self) {
+        self.counting_since = Instant::now();
+        for (mut event, count) in self.counts.drain().filter(|(_, count)| *count > 1) {
+            event.insert("at".into(), Value::String(clock::now().to_string()));
+            event.insert("count".into(), Value::String((count - 1).to_string()));
+            self.waiting.push_back(event);
+        }
     }
 
     /// Writes the waiting events in order, up to the first failure. An event is removed only once it is in the file.

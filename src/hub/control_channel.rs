@@ -1,7 +1,9 @@
 //! An agent's control channel, from its hello to its end: what the agent exposes, withdraws and declines.
 
+use std::time::Duration;
 use std::time::Instant;
 
+use super::access;
 use super::agent_channels::AgentChannel;
 use super::api_call::ApiCall;
 use super::core::Core;
@@ -29,6 +31,8 @@ use crate::wire::control::ToHub;
 /// Services of one workspace, and of one key. The registry keeps all of them in memory.
 const WORKSPACE_SERVICES: usize = 10_000;
 const KEY_SERVICES: usize = 1000;
+/// How long an agent waits that exposes too fast.
+const EXPOSE_PAUSE: Duration = Duration::from_secs(1);
 
 /// An agent while its control channel lasts.
 struct ConnectedAgent<'c> {
@@ -36,7 +40,7 @@ struct ConnectedAgent<'c> {
     channel: AgentChannel,
     channel_id: ChannelId,
     agent_id: String,
-    workspace: String,
+    call: &'c ApiCall<'c>,
 }
 
 /// Serves the channel until the agent leaves, falls silent or sends something invalid. `call` is the request that opened
@@ -57,13 +61,17 @@ pub fn serve(core: &Core, stream: Duplex, call: &ApiCall<'_>, relay: String) {
         core.audit.say_refusal("agent.refused", &[("by", key), ("agent", &agent_id)]);
         return;
     }
+    let Some(_place) = core.places.agent_channels.take(agent_id.clone(), Duration::ZERO) else {
+        core.refusals.count(&Refusal::TooManyChannels);
+        channel.outgoing().send(&ToAgent::Full);
+        return;
+    };
     let own =
         AgentChannel { outgoing: channel.outgoing(), relay, key: key.to_owned(), socket: channel.socket() };
     let channel_id = core.agent_up(&agent_id, own.clone());
     core.audit.say("agent.up", &[("agent", &agent_id), ("by", key)]);
     own.outgoing.send(&ToAgent::Welcome);
-    let workspace = call.workspace().to_owned();
-    let agent = ConnectedAgent { core, channel: own, channel_id, agent_id, workspace };
+    let agent = ConnectedAgent { core, channel: own, channel_id, agent_id, call };
     let end = loop {
         match channel.next::<ToHub>() {
             Ok(message) => {
@@ -100,10 +108,18 @@ impl ConnectedAgent<'_> {
     /// so no two agents get one name. Then the tunnel port is opened, and the agent is told. A refusal is a message to
     /// the agent and does not end the channel.
     fn expose(&self, name: Name, target_port: u16, protocol: Protocol) -> bool {
-        let id = secret::derived_id("svc", &[&self.workspace, &self.agent_id, name.as_str()]);
+        // A refusal would end the service at its agent, which has done nothing wrong.
+        while access::pace(self.core, &access::CHANGES, self.call, "").is_err() {
+            let is_stopped = self.core.stop.wait_for(EXPOSE_PAUSE);
+            if is_stopped || !self.core.records.registry().credential_is_live(&self.channel.key, clock::now())
+            {
+                return false;
+            }
+        }
+        let id = secret::derived_id("svc", &[self.call.workspace(), &self.agent_id, name.as_str()]);
         let now = clock::now();
         let presence = |registry: &Registry| Presence {
-            id: online_id(&self.workspace, &name),
+            id: online_id(self.call.workspace(), &name),
             service: id.clone(),
             agent_id: self.agent_id.clone(),
             hub: registry.me.clone(),
@@ -121,16 +137,16 @@ impl ConnectedAgent<'_> {
                 target_port,
                 protocol,
                 agent_id: self.agent_id.clone(),
-                workspace: self.workspace.clone(),
+                workspace: self.call.workspace().to_owned(),
                 key: self.channel.key.clone(),
                 withdrawn: false,
                 created_at: known.map_or(now, |known| known.created_at),
                 seen_at: known.filter(is_seen).map_or(now, |known| known.seen_at),
             };
             // Others that had the name count for nothing any more, or the agent would have been refused.
-            let same_name = registry
-                .exposed()
-                .filter(|other| other.name == name && other.workspace == self.workspace && other.id != id);
+            let same_name = registry.exposed().filter(|other| {
+                other.name == name && other.workspace == self.call.workspace() && other.id != id
+            });
             let mut changes: Vec<Change> =
                 same_name.map(|other| Change::drop(Table::Service, &other.id)).collect();
             if known != Some(&service) {
@@ -163,7 +179,7 @@ impl ConnectedAgent<'_> {
 
     /// Whether this agent may have the name, and may expose one more service.
     fn may_expose(&self, registry: &Registry, id: &str, name: &Name, now: Time) -> Result<(), Refusal> {
-        let holder = registry.service_named(&self.workspace, name.as_str(), now);
+        let holder = registry.service_named(self.call.workspace(), name.as_str(), now);
         if let Some(other) = holder.filter(|holder| holder.agent_id != self.agent_id) {
             let by = registry.agent(&other.agent_id).map(|agent| agent.label.clone()).unwrap_or_default();
             let (name, is_online) = (name.clone(), registry.presence(&other.id).is_some());
@@ -181,7 +197,7 @@ impl ConnectedAgent<'_> {
         if registry.services_of_key(&self.channel.key).filter(counts).count() >= KEY_SERVICES {
             return Err(Refusal::TooManyServicesOfKey { limit: KEY_SERVICES });
         }
-        let in_workspace = registry.services().filter(|service| service.workspace == self.workspace);
+        let in_workspace = registry.services().filter(|service| service.workspace == self.call.workspace());
         if in_workspace.filter(counts).count() >= WORKSPACE_SERVICES {
             return Err(Refusal::TooManyServices { limit: WORKSPACE_SERVICES });
         }

@@ -194,8 +194,12 @@ pub fn answer(core: &Core, request: &Request, origin: Origin, admission: Admissi
     answered.unwrap_or_else(|refusal| core.refusals.reply(refusal))
 }
 
-/// Runs the endpoint within its limit.
+/// Runs the endpoint within its limit, and within that of all changes. Sessions change no record.
 fn run(core: &Core, endpoint: &Endpoint, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
+    let is_keyless = matches!(endpoint.needs, Nothing);
+    if endpoint.method != "GET" && endpoint.path != "/v1/sessions" && !is_keyless {
+        access::pace(core, &access::CHANGES, call, "")?;
+    }
     match endpoint.limit {
         CallLimit::None => (endpoint.run)(core, call),
         Calls(limit) => {

@@ -14,6 +14,7 @@ use std::time::Instant;
 use rustls::ServerConfig;
 use serde_json::json;
 
+use super::access;
 use super::api_call::Origin;
 use super::ca;
 use super::control_channel;
@@ -320,7 +321,8 @@ impl HubListener {
         let key = admission.paying_key(&self.core).unwrap_or_default();
         let place = self.core.places.channels.take(key, Duration::ZERO).ok_or(Refusal::TooManyChannels);
         let call = admission.call(request, origin);
-        match place.and_then(|place| Ok((place, call.relay_address()?))) {
+        let paced = access::pace(&self.core, &access::CHANGES, &call, "");
+        match paced.and(place).and_then(|place| Ok((place, call.relay_address()?))) {
             Ok((_place, relay)) => {
                 if conversation.answer(&Reply::switching(CONTROL_UPGRADE), true, false).is_ok() {
                     control_channel::serve(&self.core, conversation.into_stream(), &call, relay);

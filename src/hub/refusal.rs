@@ -156,7 +156,7 @@ impl Refusal {
                 .hint("Make it on the hub's machine: connect hub key create --workspace NAME"),
             Self::WholeHub => row(403, "whole-hub", "These are the figures of the whole hub")
                 .hint("Use an admin's key of the workspace `default`, or on its machine: connect hub status"),
-            Self::TooManyTries { limit, seconds } => row(429, limit.name, "Too many failed tries")
+            Self::TooManyTries { limit, seconds } => row(429, limit.name, "Too many tries in a short time")
                 .hint(format!("Try again in {seconds} seconds")),
             // The content of the request.
             Self::BadBody { why } => row(400, "bad-body", format!("The body does not fit this call: {why}"))

@@ -3,6 +3,7 @@
 //! Unknown, expired and revoked codes get the same answer on the same path, so an answer does not reveal whether a code
 //! ever existed. Joining gives a token, which sessions require: nobody opens one without being counted.
 
+use super::access;
 use super::api_call::ApiCall;
 use super::api_call::ok;
 use super::core::Core;
@@ -13,6 +14,7 @@ use crate::model::code::Code;
 use crate::model::hub_records::Change;
 use crate::model::hub_records::Record;
 use crate::model::hub_records::Share;
+use crate::model::limiter::network_of;
 use crate::model::registry::Registry;
 use crate::model::service::Service;
 use crate::os::secret;
@@ -34,6 +36,7 @@ pub fn join(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
     let hash = hash_of(core, call, &call.body::<ShareCode>()?.code);
     // A wrong code counts at once, however long the store's lock is held.
     find(call, &core.records.registry(), &hash)?;
+    access::pace(core, &access::JOINS, call, &network_of(call.origin.address).to_string())?;
     let who = match call.principal.label() {
         "" => call.principal.id(),
         label => label,

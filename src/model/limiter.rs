@@ -1,4 +1,5 @@
-//! Rate limits: counts what a caller does within a window of time, and says when it is over its limit.
+//! Rate limits: counts what a caller does within a window of time, and says when it is over its limit. A limit is also the
+//! size of a token bucket, for what is allowed in a burst and then at an even rate.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -33,16 +34,31 @@ pub struct Limiter {
 impl Limiter {
     /// Counts one more for `who`.
     pub fn count(&mut self, limit: &RateLimit, who: &str, now: Time) {
+        let window = self.window(limit, who, now);
+        if now.since(window.began).as_secs() >= limit.window {
+            *window = RateWindow { began: now, count: 0 };
+        }
+        window.count = window.count.saturating_add(1);
+    }
+
+    /// Takes a token from the bucket of `who`, if there is one. The bucket holds `allowed`, a multiple of `window`, and gets as
+    /// many again evenly within the window.
+    pub fn take(&mut self, bucket: &RateLimit, who: &str, now: Time) -> bool {
+        let window = self.window(bucket, who, now);
+        let filled = now.since(window.began).as_secs() * u64::from(bucket.allowed) / bucket.window;
+        let count = window.count.saturating_sub(u32::try_from(filled).unwrap_or(u32::MAX));
+        let taken = count < bucket.allowed;
+        *window = RateWindow { began: now, count: count + u32::from(taken) };
+        taken
+    }
+
+    fn window(&mut self, limit: &RateLimit, who: &str, now: Time) -> &mut RateWindow {
         let key = (limit.name, who.to_owned());
         if self.windows.len() >= WINDOWS_REMEMBERED && !self.windows.contains_key(&key) {
             let oldest = self.windows.values().map(|window| window.began).min();
             self.windows.retain(|_, window| Some(window.began) != oldest);
         }
-        let window = self.windows.entry(key).or_insert(RateWindow { began: now, count: 0 });
-        if now.since(window.began).as_secs() >= limit.window {
-            *window = RateWindow { began: now, count: 0 };
-        }
-        window.count = window.count.saturating_add(1);
+        self.windows.entry(key).or_insert(RateWindow { began: now, count: 0 })
     }
 
     /// Seconds until `who` may try again; `None` when it may now.
@@ -85,6 +101,16 @@ mod tests {
         assert!(!limiter.allows(&TEN, "a", at(10)) && limiter.allows(&TEN, "b", at(10)));
         assert_eq!(limiter.blocked(&TEN, "a", at(10)), Some(50));
         assert!(!limiter.allows(&TEN, "a", at(59)) && limiter.allows(&TEN, "a", at(60)));
+    }
+
+    #[test]
+    fn a_bucket_allows_a_burst_and_then_an_even_rate() {
+        let bucket = RateLimit { name: "bucket", allowed: 120, window: 60 };
+        let mut limiter = Limiter::default();
+        let mut taken = |second| (0..500).filter(|_| limiter.take(&bucket, "a", at(second))).count();
+        // At the end a clock that was set back, which stops nobody.
+        assert_eq!([0, 0, 1, 4, 900, 0, 1].map(&mut taken), [120, 0, 2, 6, 120, 0, 2]);
+        assert!(limiter.take(&bucket, "b", at(1)));
     }
 
     #[test]

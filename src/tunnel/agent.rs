@@ -217,6 +217,11 @@ impl AgentInner {
         outgoing.send(&ToHub::Hello { agent: self.registration.id.clone() });
         match channel.first::<ToAgent>(Instant::now() + NETWORK_TIMEOUT) {
             Ok(ToAgent::Welcome) => {}
+            Ok(ToAgent::Full) => {
+                return Err(Error::new("Too many processes of this machine expose services")
+                    .hint("Let one expose several: connect expose NAME PORT --keep")
+                    .kind(ErrorKind::Refused(503)));
+            }
             Ok(_) => return Err(Error::new("The hub does not speak the control protocol")),
             Err(error) => return Err(connection_lost(error)),
         }
@@ -255,7 +260,7 @@ impl AgentInner {
 
     fn handle_message(self: &Arc<Self>, message: ToAgent, outgoing: &ChannelSender, at: &HubUrl) {
         match message {
-            ToAgent::Welcome | ToAgent::Unknown => {}
+            ToAgent::Welcome | ToAgent::Full | ToAgent::Unknown => {}
             ToAgent::Exposed { name, service, tunnel_port } => {
                 self.service_exposed(name, service, tunnel_port);
             }

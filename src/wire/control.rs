@@ -43,6 +43,8 @@ pub enum ToHub {
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum ToAgent {
     Welcome,
+    /// Instead of the welcome: this agent has as many channels as it may.
+    Full,
     #[serde(rename_all = "camelCase")]
     Exposed {
         name: Name,
