@@ -248,3 +248,112 @@ fn a_port_for_a_service_that_is_not_in_the_share_is_a_mistake_with_a_suggestion(
         assert_eq!(team.user.run(&["join", "abc123", "--port", bad]).code, Some(2), "{bad}");
     }
 }
+
+/// The names that the owner's machine has at the hub, in order, as `name status`.
+fn listed(team: &Team) -> Vec<String> {
+    let services = team.owner.run(&["services", "--json"]).ok().json();
+    let word = |one: &serde_json::Value, field: &str| one[field].as_str().unwrap().to_owned();
+    services.as_array().unwrap().iter().map(|one| word(one, "name") + " " + &word(one, "status")).collect()
+}
+
+/// The hub answers for the taken name first, while it has yet to answer for the others.
+#[test]
+fn a_share_that_fails_leaves_nothing_at_the_hub() {
+    let (team, ports) = (Team::new(), Ports::claim());
+    let _taken = common::expose(&team.user, "a-taken", ports.at(0));
+    let names = ["a-taken", "b", "c", "d", "e", "f", "g", "h"];
+    let targets: Vec<String> = names.iter().map(|name| ports.target(name, 1)).collect();
+    let mut args = vec!["share"];
+    args.extend(targets.iter().map(String::as_str));
+    for _ in 0..5 {
+        let said = team.owner.run(&args);
+        assert_eq!(said.code, Some(1), "{said:#?}");
+        assert!(said.err.contains("[x] a-taken is already exposed by "), "{said:#?}");
+        common::eventually("only the other's service is left", common::PATIENCE, || {
+            listed(&team) == ["a-taken online"]
+        });
+    }
+    // The same if everything was exposed, and the share itself is refused.
+    let _other = team.share(&[&ports.target("z", 1), "--code", "taken1"]);
+    let said = team.owner.run(&["share", &ports.target("b", 1), "--code", "taken1"]);
+    assert!(said.err.contains("This code is taken"), "{said:#?}");
+    common::eventually("it is withdrawn", common::PATIENCE, || {
+        listed(&team) == ["a-taken online", "z online"]
+    });
+}
+
+#[test]
+fn a_plain_share_takes_what_is_online_and_lists_what_it_leaves_out() {
+    let (team, ports) = (Team::new(), Ports::claim());
+    ports.echo(0);
+    let at = |offset| format!("127.0.0.2:{}", ports.at(offset));
+    let mut gone = common::expose(&team.owner, "gone", ports.at(1));
+    gone.kill();
+    common::eventually("it is offline", common::PATIENCE, || listed(&team) == ["gone offline"]);
+    let said = team.owner.run(&["share"]);
+    assert_eq!(
+        said.err,
+        "[x] There is nothing to share: this machine has no service online\n  \
+         Share ports directly: connect share 5432 api=8080, or expose first: connect expose NAME PORT"
+    );
+    assert_eq!(said.code, Some(1));
+    let up = team.owner.start(&["expose", "--json", "up", &at(0)]);
+    up.wait_event("exposed");
+    let said = team.owner.run(&["share", "--code", "abc123"]).ok();
+    let list = format!(
+        "  Services:\n    • up → port {}\n\n  Left out, offline now:\n    • gone → port {}\n",
+        ports.at(0),
+        ports.at(1)
+    );
+    assert!(said.out.contains(&list), "{said:#?}");
+    let (_joined, services) = team.join(&["abc123"]);
+    assert_eq!(services.as_object().unwrap().keys().collect::<Vec<_>>(), ["up"]);
+    let left_out = &team.owner.run(&["share", "--json"]).ok().json()["leftOut"];
+    assert_eq!(left_out[0]["name"], "gone");
+}
+
+#[test]
+fn a_port_that_this_machine_exposes_already_is_shared_as_it_is() {
+    let team = Team::new();
+    let port = common::service(common::echo);
+    let target = port.to_string();
+    team.owner.run(&["expose", "db", &target, "--keep"]).ok();
+    let said = team.owner.run(&["share", &target, "--code", "abc123"]).ok();
+    assert!(said.out.contains(&format!("[ok] localhost:{port} is exposed already, as db\n")), "{said:#?}");
+    assert!(said.out.contains(&format!("    • db → localhost:{port}\n")), "{said:#?}");
+    team.owner.run(&["share", &format!("db={target}"), "--code", "abc124"]).ok();
+    let (_joined, services) = team.join(&["abc123"]);
+    assert!(common::echoes(common::team::port_of(&services, "db"), b"shared"));
+    // Another name is a service of its own, and so is another target of that name.
+    let named = team.share(&[&format!("api={target}"), &target, "--code", "abc125"]);
+    assert_eq!(listed(&team), ["api online", "db online"]);
+    drop(named);
+    let said = team.owner.run(&["share", "db=127.0.0.2:9"]);
+    assert!(said.err.contains("[x] db is already exposed by another process of this machine"), "{said:#?}");
+    team.owner.run(&["stop", "--all"]).ok();
+}
+
+#[test]
+fn a_share_is_revoked_by_the_name_in_the_list_if_only_one_has_it() {
+    let (team, ports) = (Team::new(), Ports::claim());
+    let target = ports.target("db", 0);
+    let mut first = team.share(&[&target, "--name", "Ann's env"]);
+    assert!(team.owner.run(&["share", "list"]).ok().out.contains("Ann's env"));
+    let said = team.owner.run(&["share", "revoke", "Bob's env"]);
+    assert_eq!(said.err, "[x] Share not found or expired\n  List them: connect share list");
+    // A teammate's key is no help, and nor is a name that says nothing.
+    assert_eq!(team.user.run(&["share", "revoke", "Ann's env"]).code, Some(1));
+    assert_eq!(team.owner.run(&["share", "revoke", " "]).code, Some(2));
+    assert!(first.running.is_running());
+    team.owner.run(&["share", "revoke", "Ann's env"]).ok();
+    assert_eq!(first.running.wait().code(), Some(1));
+
+    let _second = team.share(&[&target, "--name", "env-1"]);
+    let named = team.share(&[&ports.target("web", 0), "--name", "env-1"]);
+    let said = team.owner.run(&["share", "revoke", "env-1"]);
+    assert!(said.err.starts_with("[x] 2 shares have this name\n  "), "{said:#?}");
+    team.owner.run(&["share", "revoke", &named.id]).ok();
+    team.owner.run(&["share", "revoke", "env-1"]).ok();
+    let shares = team.owner.run(&["share", "list", "--json"]).ok().json();
+    assert_eq!(shares, serde_json::json!([]));
+}

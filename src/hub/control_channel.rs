@@ -1,5 +1,7 @@
 //! An agent's control channel, from its hello to its end: what the agent exposes, withdraws and declines.
 
+use std::cell::Cell;
+use std::net::Shutdown;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -41,6 +43,8 @@ struct ConnectedAgent<'c> {
     channel_id: ChannelId,
     agent_id: String,
     call: &'c ApiCall<'c>,
+    /// It takes no answers any more. Only what it withdraws still counts.
+    is_leaving: Cell<bool>,
 }
 
 /// Serves the channel until the agent leaves, falls silent or sends something invalid. `call` is the request that opened
@@ -71,7 +75,8 @@ pub fn serve(core: &Core, stream: Duplex, call: &ApiCall<'_>, relay: String) {
     let channel_id = core.agent_up(&agent_id, own.clone());
     core.audit.say("agent.up", &[("agent", &agent_id), ("by", key)]);
     own.outgoing.send(&ToAgent::Welcome);
-    let agent = ConnectedAgent { core, channel: own, channel_id, agent_id, call };
+    let agent =
+        ConnectedAgent { core, channel: own, channel_id, agent_id, call, is_leaving: Cell::new(false) };
     let end = loop {
         match channel.next::<ToHub>() {
             Ok(message) => {
@@ -92,9 +97,10 @@ impl ConnectedAgent<'_> {
     fn handle(&self, message: ToHub) -> bool {
         match message {
             ToHub::Hello { .. } | ToHub::Unknown => true,
+            ToHub::Expose { .. } if self.is_leaving.get() => true,
             ToHub::Expose { name, port, protocol } => self.expose(name, port, protocol),
-            ToHub::Withdraw { service } => {
-                self.withdraw(&service);
+            ToHub::Withdraw { name } => {
+                self.withdraw(&name);
                 true
             }
             ToHub::Decline { session, reason } => {
@@ -170,11 +176,20 @@ impl ConnectedAgent<'_> {
             Err(refusal) => {
                 let refusal = self.core.refusals.text(&refusal);
                 let refused = ToAgent::Refused { name, reason: refusal.what, hint: refusal.hint };
-                return self.channel.outgoing.send(&refused);
+                return self.answer(&refused);
             }
         }
         let tunnel_port = self.core.tunnel_ports.open(&id);
-        self.channel.outgoing.send(&ToAgent::Exposed { name, service: id, tunnel_port })
+        self.answer(&ToAgent::Exposed { name, service: id, tunnel_port })
+    }
+
+    /// What the agent has sent before it left is still read: it may withdraw something.
+    fn answer(&self, message: &ToAgent) -> bool {
+        if !self.channel.outgoing.send(message) {
+            self.is_leaving.set(true);
+            let _ = self.channel.socket.shutdown(Shutdown::Both);
+        }
+        true
     }
 
     /// Whether this agent may have the name, and may expose one more service.
@@ -205,17 +220,16 @@ impl ConnectedAgent<'_> {
     }
 
     /// Takes a service offline for good: frees its tunnel port and removes it from the list.
-    fn withdraw(&self, service: &str) {
+    fn withdraw(&self, name: &Name) {
         let held = self.core.records.registry().held_by(self.channel_id);
-        if !held.iter().any(|online| online.service == service) {
-            return;
-        }
-        self.core.take_offline(self.channel_id, |id| id == service);
+        let is_meant = |online: &&Presence| online.id == online_id(self.call.workspace(), name);
+        let Some(Presence { service, .. }) = held.iter().find(is_meant) else { return };
+        self.core.take_offline(self.channel_id, |id| id == service.as_str());
         self.core.close_tunnel(service, false);
         let dropped = self.core.records.change(|registry| {
             // Another process of this agent may have exposed it in the meantime.
             let gone = registry.service(service).filter(|_| registry.presence(service).is_none());
-            let is_open = registry.open_services(clock::now()).any(|open| open == service);
+            let is_open = registry.open_services(clock::now()).any(|open| open == service.as_str());
             let change = |gone: &Service| {
                 if is_open {
                     Change::Put(Record::Service(Service { withdrawn: true, ..gone.clone() }))

@@ -56,6 +56,7 @@ pub enum Refusal {
     NoSuchService,
     NotExposed(Name),
     ShareNotFound,
+    ShareNameUnclear(usize),
     ShareNotJoined,
     ShareFull,
     ShareCodeTaken,
@@ -188,6 +189,8 @@ impl Refusal {
                 .hint(format!("Expose it first: connect expose {name} PORT")),
             Self::ShareNotFound => row(404, SHARE_NOT_FOUND_CODE, "Share not found or expired")
                 .hint("Check the code and try again."),
+            Self::ShareNameUnclear(count) => row(409, "share-name-unclear", format!("{count} shares have this name"))
+                .hint("Revoke them by their IDs: connect share list"),
             Self::ShareNotJoined => row(403, "share-not-joined", "This share has not been joined")
                 .hint("Join it first: connect join CODE"),
             Self::ShareFull => row(409, "share-full", "This share has been joined as often as it may be")

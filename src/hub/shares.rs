@@ -148,16 +148,26 @@ pub fn list(call: &ApiCall<'_>, records: &Records) -> Result<Reply, Refusal> {
     page(call, own, |share| &share.info.id, shown)
 }
 
-/// Revokes a share by its code or, since the list does not show codes, by its ID.
+/// Revokes a share by its code or, since the list does not show codes, by its ID or its name. A code comes first, so that
+/// nobody protects a share by giving its code to another as a name.
 pub fn revoke(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
-    let name = call.body::<ShareCode>()?.code;
-    let hash = Code::parse(&name).map(|code| core.code_key.hash(call.workspace(), code.as_str()));
+    let given = call.body::<ShareCode>()?.code;
+    let hash = Code::parse(&given).map(|code| core.code_key.hash(call.workspace(), code.as_str()));
     let id = core.records.change(|registry| {
+        let is_own = |share: &&Share| share.workspace == call.workspace() && call.may_change(&share.key);
         let by_code = hash.as_ref().ok().and_then(|hash| registry.share_by_code(hash, call.now));
-        let share = by_code.or_else(|| registry.share(&name, call.now));
-        let own = share.filter(|share| share.workspace == call.workspace() && call.may_change(&share.key));
-        let id = &own.ok_or(Refusal::ShareNotFound)?.info.id;
-        Ok((vec![Change::drop(Table::Share, id)], id.clone()))
+        let by_id = || registry.share(&given.to_ascii_lowercase(), call.now);
+        let named = registry
+            .shares()
+            .filter(is_own)
+            .filter(|share| share.info.name == given && registry.share_is_live(share, call.now));
+        let named: Vec<&Share> = named.collect();
+        let id = match (by_code.or_else(by_id).filter(is_own), named.as_slice()) {
+            (Some(one), _) | (None, &[one]) => one.info.id.clone(),
+            (None, []) => return Err(Refusal::ShareNotFound),
+            (None, _) => return Err(Refusal::ShareNameUnclear(named.len())),
+        };
+        Ok((vec![Change::drop(Table::Share, &id)], id))
     })?;
     core.cut_dead();
     core.audit.say("share.revoked", &[("share", &id), ("by", call.principal.id())]);

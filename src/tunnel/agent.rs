@@ -144,12 +144,9 @@ impl RunningAgent {
 
     pub fn withdraw(&self, name: &Name) {
         let mut exposures = locked(&self.inner.exposures);
-        let gone = exposures.all.extract_if(.., |one| one.exposure.name == *name);
-        let gone: Vec<String> = gone.filter_map(|one| one.service).collect();
+        exposures.all.retain(|one| one.exposure.name != *name);
         if let Some(channel) = &exposures.channel {
-            for service in gone {
-                channel.send(&ToHub::Withdraw { service });
-            }
+            channel.send(&ToHub::Withdraw { name: name.clone() });
         }
     }
 
@@ -212,7 +209,7 @@ impl AgentInner {
         hub.register(&self.registration)?;
         let (stream, at) = hub.control()?;
         let mut channel = MessageChannel::start(stream).or_say(|| "Cannot use the control channel")?;
-        let _cut = self.stop.attach(&channel.socket()).ok_or_else(Error::stopped)?;
+        let cut = self.stop.attach(&channel.socket()).ok_or_else(Error::stopped)?;
         let outgoing = channel.outgoing();
         outgoing.send(&ToHub::Hello { agent: self.registration.id.clone() });
         match channel.first::<ToAgent>(Instant::now() + NETWORK_TIMEOUT) {
@@ -225,6 +222,8 @@ impl AgentInner {
             Ok(_) => return Err(Error::new("The hub does not speak the control protocol")),
             Err(error) => return Err(connection_lost(error)),
         }
+        // From here on a stop must leave the channel open, to withdraw what it exposes.
+        drop(cut);
         let mut exposures = locked(&self.exposures);
         for one in &exposures.all {
             outgoing.send(&expose_message(&one.exposure));
@@ -250,10 +249,8 @@ impl AgentInner {
             }
         }
         let _ = channel.socket().set_write_timeout(Some(WITHDRAW_TIMEOUT));
-        let services: Vec<String> =
-            locked(&self.exposures).all.iter().filter_map(|one| one.service.clone()).collect();
-        for service in services {
-            outgoing.send(&ToHub::Withdraw { service });
+        for one in &locked(&self.exposures).all {
+            outgoing.send(&ToHub::Withdraw { name: one.exposure.name.clone() });
         }
         Ok(())
     }

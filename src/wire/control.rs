@@ -25,9 +25,9 @@ pub enum ToHub {
         port: u16,
         protocol: Protocol,
     },
-    /// The service is withdrawn for good, not just offline.
+    /// The service is withdrawn for good, not just offline. By its name: the agent may not have heard the ID yet.
     Withdraw {
-        service: String,
+        name: Name,
     },
     /// The agent does not open this session. The joiner gets the reason.
     Decline {

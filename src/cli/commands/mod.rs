@@ -38,6 +38,7 @@ pub mod reach;
 pub mod services;
 #[cfg(feature = "agent")]
 pub mod share;
+pub mod share_services;
 pub mod status;
 pub mod up;
 pub mod whoami;

@@ -1,6 +1,5 @@
 //! `connect share`: makes a code that opens some services until it expires; `list` and `revoke`.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
@@ -10,7 +9,6 @@ use serde_json::json;
 use crate::api::Hub;
 use crate::cli::Call;
 use crate::cli::CommandResult;
-use crate::cli::args::name_of;
 use crate::cli::background;
 use crate::cli::call::not_configured;
 use crate::cli::commands::discover::NamedService;
@@ -18,19 +16,18 @@ use crate::cli::commands::discover::find;
 use crate::cli::commands::discover::in_json;
 use crate::cli::commands::discover::ports;
 use crate::cli::commands::discover::show;
-use crate::cli::commands::expose::target_of;
+use crate::cli::commands::share_services::ShareSelection;
+use crate::cli::commands::share_services::select;
 use crate::cli::say::columns;
 use crate::cli::share_watch::ShareWatch;
 use crate::cli::supervisor::Supervisor;
 use crate::discover;
-use crate::discover::probe::ServiceKind;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::code::Code;
 use crate::model::code::Invitation;
 use crate::model::code::Link;
 use crate::model::hub_trust::HubTrust;
-use crate::model::name::Name;
 use crate::model::time::in_words;
 use crate::net::stop::Stop;
 use crate::os::secret;
@@ -51,10 +48,10 @@ pub fn run(call: &Call) -> CommandResult {
     let max_joins = max_joins(call)?;
     let life = call.args.duration("expires")?.unwrap_or(DEFAULT_SHARE_LIFE);
     let found = discovered(call)?;
-    let exposures = exposures(call, &found)?;
+    let mut selection = select(call, &found)?;
     let name = call.args.value("name").map_or_else(|| format!("{}-env", user::hostname()), str::to_owned);
     // Without services of its own the command ends at once, so there is nothing to detach.
-    if !exposures.is_empty()
+    if !selection.own.is_empty()
         && let Some(code) = background::detach(call, "share", &secret::hash(&name)[..8], None)?
     {
         return Ok(code);
@@ -65,13 +62,16 @@ pub fn run(call: &Call) -> CommandResult {
         );
         show(call, &found);
     }
+    for exposed in &selection.exposed {
+        call.say.line(&format!("[ok] {} is exposed already, as {}", exposed.target, exposed.name));
+    }
     let hub = call.hub()?;
-    let supervisor =
-        if exposures.is_empty() { None } else { Some(expose_all(call, &hub, &name, &exposures)?) };
+    let own = &selection.own;
+    let supervisor = if own.is_empty() { None } else { Some(expose_all(call, &hub, &name, own)?) };
     let agent = call.config()?.agent_id.clone().ok_or_else(not_configured)?;
-    let services = services(call, &hub, &agent, &exposures)?;
+    let services = selection.names(call, &hub)?;
     let until = Instant::now().checked_add(life);
-    let made = hub.make_share(&MakeShare {
+    let order = MakeShare {
         name: name.clone(),
         agent,
         services,
@@ -79,12 +79,13 @@ pub fn run(call: &Call) -> CommandResult {
         max_joins,
         code: code.map(|code| code.as_str().to_owned()),
         link: call.args.flag("link"),
-    })?;
-    let link = link_to(call, &hub, &made)?;
-    announce(call, &name, life, &made, link.as_deref())?;
-    say_services(call, &made, &exposures);
-    say_invitation(call, &made, link.as_deref());
-    let Some(mut supervisor) = supervisor else { return Ok(0) };
+    };
+    let made = hub.make_share(&order)?;
+    announce(call, &hub, &order, &made, &selection).inspect_err(|_| drop(hub.revoke_share(&made.id)))?;
+    let Some(mut supervisor) = supervisor else {
+        call.say.line(&format!("\n  To end it: connect share revoke {}", made.code));
+        return Ok(0);
+    };
     supervisor.rename(&[made.code.clone(), name]);
     background::how_to_end(call, &made.code, "Press Ctrl+C to stop sharing");
     let mut watch = ShareWatch::begin(&hub, made.id, until);
@@ -160,59 +161,6 @@ fn discovered(call: &Call) -> Result<Vec<NamedService>> {
     Ok(found)
 }
 
-/// The targets on the command line, `5432`, `api=8080`, `db2=10.0.0.5:5432`, and what was found beside them.
-fn exposures(call: &Call, found: &[NamedService]) -> Result<Vec<Exposure>> {
-    let mut taken = BTreeSet::new();
-    let mut exposures = Vec::new();
-    for text in &call.args.positionals {
-        let (name, target) = match text.split_once('=') {
-            Some((name, target)) => (Some(name_of(name)?), target_of(target)?),
-            None => (None, target_of(text)?),
-        };
-        let service = discover::identify(&target, &call.stop);
-        let kind = service.as_ref().map_or(ServiceKind::Tcp, |service| service.kind);
-        let protocol = discover::protocol_of(service.as_ref(), target.port);
-        let name = name.map_or_else(|| name_of(&kind.name_at(target.port)), Ok)?;
-        let name = if taken.contains(&name) { name_of(&format!("{name}-{}", target.port))? } else { name };
-        if !taken.insert(name.clone()) {
-            return Err(Error::usage(format!("Two services are called {name}"))
-                .hint(format!("Name one of them: OTHER={target}")));
-        }
-        exposures.push(Exposure { name, target, protocol });
-    }
-    for NamedService { name, target, service, .. } in found {
-        let is_given = exposures.iter().any(|exposure: &Exposure| exposure.target == *target);
-        if !is_given && taken.insert(name.clone()) {
-            let (name, target) = (name.clone(), target.clone());
-            let protocol = discover::protocol_of(Some(service), target.port);
-            exposures.push(Exposure { name, target, protocol });
-        }
-    }
-    Ok(exposures)
-}
-
-/// What is shared: the targets given and `--service`; without either, all that this machine exposes.
-fn services(call: &Call, hub: &Hub, agent: &str, exposures: &[Exposure]) -> Result<Vec<Name>> {
-    let mut names: Vec<Name> = exposures.iter().map(|exposure| exposure.name.clone()).collect();
-    for name in call.args.values("service") {
-        names.push(name_of(name)?);
-    }
-    if names.is_empty() {
-        names = hub
-            .services()?
-            .into_iter()
-            .filter(|service| service.agent_id == agent)
-            .map(|service| service.name)
-            .collect();
-    }
-    if names.is_empty() {
-        return Err(Error::new("There is nothing to share: this machine exposes no services").hint(
-            "Share ports directly: connect share 5432 api=8080, or expose first: connect expose NAME PORT",
-        ));
-    }
-    Ok(names)
-}
-
 /// With `--link`, the link that needs no login: the hub's address, its pin, and the secret.
 fn link_to(call: &Call, hub: &Hub, made: &NewShare) -> Result<Option<String>> {
     let Some(secret) = made.secret.clone() else { return Ok(None) };
@@ -225,38 +173,47 @@ fn link_to(call: &Call, hub: &Hub, made: &NewShare) -> Result<Option<String>> {
     Ok(Some(Invitation { code: code_of(&made.code)?, agent, link: Some(link) }.to_string()))
 }
 
-fn announce(call: &Call, name: &str, life: Duration, made: &NewShare, link: Option<&str>) -> Result<()> {
+fn announce(
+    call: &Call,
+    hub: &Hub,
+    order: &MakeShare,
+    made: &NewShare,
+    selection: &ShareSelection,
+) -> Result<()> {
     let say = &call.say;
+    let link = link_to(call, hub, made)?;
     let agent = Some(made.agent_fingerprint.pin());
     let verified = Invitation { code: code_of(&made.code)?, agent, link: None }.to_string();
     say.event(
-        &json!({ "event": "shared", "id": made.id, "name": name, "code": made.code, "verified": verified,
-        "link": link, "expiresAt": made.expires_at, "services": made.services }),
+        &json!({ "event": "shared", "id": made.id, "name": order.name, "code": made.code, "verified": verified,
+        "link": link, "expiresAt": made.expires_at, "services": made.services, "leftOut": selection.offline }),
     );
-    say.line(&format!("[ok] Sharing {name}"));
+    say.line(&format!("[ok] Sharing {}", order.name));
     say.line("");
     say.line(&format!("  Share code: {}", made.code));
     say.line(&format!("  Verified:   {verified}"));
-    say.line(&format!("  Expires in {}", in_words(life)));
+    say.line(&format!("  Expires in {}", in_words(Duration::from_secs(order.expires_in_seconds))));
+    say_services(call, made, selection);
+    say.line("\n  Your teammate runs:\n");
+    // The line to hand on, which `--quiet` prints as well.
+    let invitation = link.map_or_else(|| made.code.clone(), |link| format!("'{link}'"));
+    say.result(&format!("    connect join {invitation}"));
     Ok(())
 }
 
-fn say_services(call: &Call, made: &NewShare, exposures: &[Exposure]) {
+fn say_services(call: &Call, made: &NewShare, selection: &ShareSelection) {
     call.say.line("\n  Services:");
     for service in &made.services {
-        let exposure = exposures.iter().find(|exposure| exposure.name == service.name);
+        let exposure = selection.targeted().find(|exposure| exposure.name == service.name);
         let target = exposure.map(|exposure| exposure.target.to_string());
         let target = target.unwrap_or_else(|| format!("port {}", service.target_port));
         call.say.line(&format!("    • {} → {target}", service.name));
     }
-}
-
-/// The line to hand on, which `--quiet` prints as well.
-fn say_invitation(call: &Call, made: &NewShare, link: Option<&str>) {
-    call.say.line("\n  Your teammate runs:\n");
-    match link {
-        Some(link) => call.say.result(&format!("    connect join '{link}'")),
-        None => call.say.result(&format!("    connect join {}", made.code)),
+    if !selection.offline.is_empty() {
+        call.say.line("\n  Left out, offline now:");
+    }
+    for service in &selection.offline {
+        call.say.line(&format!("    • {} → port {}", service.name, service.target_port));
     }
 }
 
@@ -282,15 +239,13 @@ pub fn list(call: &Call) -> CommandResult {
 }
 
 pub fn revoke(call: &Call) -> CommandResult {
-    let given = call.args.positional(0).unwrap_or_default().trim().to_ascii_lowercase();
-    let plain = given.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    if given.is_empty() || !plain {
-        return Err(
-            Error::usage("This is neither a share code nor an id").hint("List them: connect share list")
-        );
+    let given = call.args.positional(0).unwrap_or_default().trim();
+    let list = "List them: connect share list";
+    if given.is_empty() {
+        return Err(Error::usage("Say which share: its code, its ID or its name").hint(list));
     }
-    let hub: Arc<Hub> = call.hub()?;
-    hub.revoke_share(&given)?;
+    let hub = call.hub()?;
+    hub.revoke_share(given).map_err(|error| if error.is_status(404) { error.hint(list) } else { error })?;
     call.say.value(&json!({ "revoked": given }));
     call.say.line("[ok] Share revoked; its sessions are cut");
     Ok(0)
