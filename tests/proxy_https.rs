@@ -258,7 +258,7 @@ fn speaking_tls() -> u16 {
     let made = Certificates::make();
     let chain = vec![CertificateDer::from_pem_slice(made.leaf.as_bytes()).unwrap()];
     let key = PrivateKeyDer::from_pem_slice(made.key.as_bytes()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder =
         ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let mut config = builder.with_no_client_auth().with_single_cert(chain, key).unwrap();

@@ -23,7 +23,7 @@ const WORLDLY: [&str; 8] = [
     "std::process",
     "SystemTime",
     "Instant",
-    "use ring::",
+    "use aws_lc_rs::",
 ];
 
 #[test]

@@ -1,9 +1,9 @@
 //! Random secrets, and the hashes and signatures made of them.
 
-use ring::digest;
-use ring::hmac;
-use ring::rand::SecureRandom;
-use ring::rand::SystemRandom;
+use aws_lc_rs::digest;
+use aws_lc_rs::hmac;
+use aws_lc_rs::rand::SecureRandom;
+use aws_lc_rs::rand::SystemRandom;
 
 use crate::model::fingerprint::Fingerprint;
 use crate::model::fingerprint::base32;

@@ -17,7 +17,7 @@ use rustls::client::danger::HandshakeSignatureValid;
 use rustls::client::danger::ServerCertVerified;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
-use rustls::crypto::ring::cipher_suite;
+use rustls::crypto::aws_lc_rs::cipher_suite;
 use rustls::crypto::verify_tls13_signature;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::ServerName;
@@ -43,11 +43,12 @@ const SYSTEM_ROOTS: [&str; 4] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// ring's algorithms; AES first where the CPU computes it, `ChaCha20` where it does not.
+/// aws-lc-rs's algorithms, the key exchange that a quantum computer cannot undo (X25519MLKEM768) first. AES first where the CPU
+/// computes it, `ChaCha20` where it does not.
 pub fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     let made = PROVIDER.get_or_init(|| {
-        let mut provider = rustls::crypto::ring::default_provider();
+        let mut provider = rustls::crypto::aws_lc_rs::default_provider();
         let first = if has_aes() {
             cipher_suite::TLS13_AES_128_GCM_SHA256
         } else {

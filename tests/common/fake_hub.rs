@@ -44,7 +44,7 @@ impl Certificates {
         let leaf_key = KeyPair::generate().unwrap();
         let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
         let leaf = CertificateParams::new(names).unwrap().signed_by(&leaf_key, &issuer).unwrap();
-        let hash = ring::digest::digest(&ring::digest::SHA256, ca.der());
+        let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, ca.der());
         Self {
             ca: ca.pem(),
             leaf: leaf.pem(),
@@ -98,7 +98,7 @@ impl FakeHub {
         let chain = [&certificates.leaf, &certificates.ca]
             .map(|pem| rustls::pki_types::CertificateDer::from_pem_slice(pem.as_bytes()).unwrap());
         let key = PrivateKeyDer::from_pem_slice(certificates.key.as_bytes()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder =
             ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
         let config = Arc::new(builder.with_no_client_auth().with_single_cert(chain.to_vec(), key).unwrap());

@@ -58,7 +58,7 @@ pub fn leaf_server(home: &Home, name: &str) -> u16 {
     let ca = std::fs::read(certs.join("ca.crt")).unwrap();
     let chain = [leaf.as_bytes(), &ca].map(|pem| CertificateDer::from_pem_slice(pem).unwrap());
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder =
         ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let config = Arc::new(builder.with_no_client_auth().with_single_cert(chain.to_vec(), key).unwrap());

@@ -20,7 +20,7 @@ use rustls::client::danger::HandshakeSignatureValid;
 use rustls::client::danger::ServerCertVerified;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
-use rustls::crypto::ring;
+use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::ServerName;
@@ -33,7 +33,7 @@ use super::Hub;
 use super::PATIENCE;
 
 fn provider() -> Arc<CryptoProvider> {
-    Arc::new(ring::default_provider())
+    Arc::new(aws_lc_rs::default_provider())
 }
 
 /// A connection to the hub's API that believes the hub's own CA.
@@ -92,7 +92,7 @@ impl Stranger {
     }
 
     pub fn fingerprint(&self) -> String {
-        let hash = ::ring::digest::digest(&::ring::digest::SHA256, &self.certificate);
+        let hash = ::aws_lc_rs::digest::digest(&::aws_lc_rs::digest::SHA256, &self.certificate);
         hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
