@@ -104,7 +104,8 @@ fn only_os_knows_the_system_and_only_cli_prints() {
         if room_of(&source.file) != "os" {
             assert!(!source.code.contains("target_os"), "{} knows the system", source.file);
         }
-        assert!(!source.code.contains("unsafe "), "{} is unsafe", source.file);
+        let is_unsafe = source.code.contains("unsafe ");
+        assert!(!is_unsafe || source.file == "os/scheduling.rs", "{} is unsafe", source.file);
         let prints = ["println!", "eprintln!", "print!("].iter().any(|word| source.code.contains(word));
         assert!(!prints || room_of(&source.file) == "cli", "{} prints", source.file);
     }

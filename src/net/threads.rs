@@ -3,6 +3,7 @@
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::os::lock::locked;
+use crate::os::scheduling::prefer_throughput;
 use std::panic;
 use std::panic::AssertUnwindSafe;
 use std::sync::Mutex;
@@ -49,6 +50,7 @@ impl ThreadGroup {
 pub fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
     let label = name.to_owned();
     let spawned = thread::Builder::new().name(label.clone()).stack_size(THREAD_STACK).spawn(move || {
+        prefer_throughput();
         if panic::catch_unwind(AssertUnwindSafe(work)).is_err() {
             log::error!("a bug of connect ended the thread {label}; the others continue");
         }

@@ -11,6 +11,7 @@ pub mod lock;
 pub mod paths;
 pub mod peer_user;
 pub mod process;
+pub mod scheduling;
 pub mod secret;
 #[cfg(any(feature = "agent", feature = "proxy"))]
 pub mod setup;
