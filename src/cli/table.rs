@@ -90,6 +90,8 @@ const FUNCTIONS: &[(&str, CommandFunction)] = &[
     ("proxy logs", commands::proxy::logs),
     ("completions", commands::completions::script),
     ("completions words", commands::completions::words),
+    #[cfg(feature = "demo")]
+    ("demo", commands::demo::run),
     ("help", help::run),
 ];
 

@@ -6,6 +6,8 @@ pub mod completions;
 pub mod daemon;
 #[cfg(feature = "agent")]
 pub mod daemon_install;
+#[cfg(feature = "demo")]
+pub mod demo;
 #[cfg(feature = "join")]
 pub mod dev;
 #[cfg(any(feature = "discover", feature = "agent"))]
