@@ -82,8 +82,8 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     number.checked_mul(seconds).map(Duration::from_secs)
 }
 
-/// The duration in two units, rounded down, since what expires must not last shorter than this says: `22 hours`,
-/// `1 hour 30 minutes`.
+/// The duration in two units: `22 hours`, `1 hour 30 minutes`. The last unit counts as whole while it lasts, so that a
+/// share of 90 minutes has `1 hour 30 minutes` when a teammate reads it a moment later.
 pub fn in_words(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let (large, small) = match seconds {
@@ -91,6 +91,7 @@ pub fn in_words(duration: Duration) -> String {
         3600.. => ((3600, "hour"), (60, "minute")),
         _ => ((60, "minute"), (1, "second")),
     };
+    let seconds = seconds.next_multiple_of(small.0);
     let counted = |seconds: u64, (unit, name): (u64, &str)| match seconds / unit {
         0 => String::new(),
         1 => format!("1 {name}"),
@@ -154,8 +155,9 @@ mod tests {
 
     #[test]
     fn a_duration_is_said_in_two_units_and_never_longer_than_it_is() {
-        assert_eq!(in_words(Duration::from_secs(22 * 3600 + 5)), "22 hours");
-        assert_eq!(in_words(Duration::from_secs(22 * 3600 - 5)), "21 hours 59 minutes");
+        assert_eq!(in_words(Duration::from_secs(22 * 3600)), "22 hours");
+        assert_eq!(in_words(Duration::from_secs(22 * 3600 - 5)), "22 hours");
+        assert_eq!(in_words(Duration::from_secs(22 * 3600 - 60)), "21 hours 59 minutes");
         assert_eq!(in_words(Duration::from_mins(90)), "1 hour 30 minutes");
         assert_eq!(in_words(Duration::from_secs(3599)), "59 minutes 59 seconds");
         assert_eq!(in_words(Duration::from_hours(24)), "24 hours");
