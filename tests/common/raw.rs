@@ -108,7 +108,7 @@ impl Stranger {
     pub fn as_joiner(&self, socket: TcpStream, granted: &Value) -> StreamOwned<ClientConnection, TcpStream> {
         let [agent, name] = ["agentFingerprint", "name"].map(|field| granted[field].as_str().unwrap());
         let meant = format!("connect-service {agent} {name}");
-        let meant = ::ring::digest::digest(&::ring::digest::SHA256, meant.as_bytes());
+        let meant = ::aws_lc_rs::digest::digest(&::aws_lc_rs::digest::SHA256, meant.as_bytes());
         let meant: String = meant.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
         self.as_joiner_of(socket, vec![meant.into_bytes()])
     }
