@@ -155,9 +155,9 @@ mod tests {
 
     #[test]
     fn a_duration_is_said_in_two_units_and_never_longer_than_it_is() {
-        assert_eq!(in_words(Duration::from_secs(22 * 3600)), "22 hours");
+        assert_eq!(in_words(Duration::from_hours(22)), "22 hours");
         assert_eq!(in_words(Duration::from_secs(22 * 3600 - 5)), "22 hours");
-        assert_eq!(in_words(Duration::from_secs(22 * 3600 - 60)), "21 hours 59 minutes");
+        assert_eq!(in_words(Duration::from_mins(22 * 60 - 1)), "21 hours 59 minutes");
         assert_eq!(in_words(Duration::from_mins(90)), "1 hour 30 minutes");
         assert_eq!(in_words(Duration::from_secs(3599)), "59 minutes 59 seconds");
         assert_eq!(in_words(Duration::from_hours(24)), "24 hours");
