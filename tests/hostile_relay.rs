@@ -294,7 +294,7 @@ fn a_joiner_that_the_hub_did_not_name_is_refused() {
     let (owner, user) = (hub.machine_by(&path.url(), "member"), hub.machine("member"));
     let (dialled, dials) = mpsc::channel();
     let target = service(move |stream| drop(dialled.send(stream)));
-    let exposed = owner.start(&["expose", "--json", "service", &target.to_string()]);
+    let exposed = owner.start(&["expose", "--json", "service", &target.to_string(), "--protocol", "tcp"]);
     exposed.wait_event("exposed");
     // Looking whether something answers is the agent's own.
     dials.recv_timeout(PATIENCE).unwrap();
