@@ -120,6 +120,7 @@ mod tests {
             ("join", cfg!(feature = "join")),
             ("proxy", cfg!(feature = "proxy")),
             ("discover", cfg!(feature = "discover")),
+            ("demo", cfg!(feature = "demo")),
         ];
         for command in &manual.commands {
             let (_, is_in_this_build) =

@@ -69,7 +69,7 @@ pub fn run(call: &Call) -> CommandResult {
     let share = ["share", "--service", "demo-web", "--name", "demo", "--expires", "1h", "--link"];
     let shared = demo.run("A", &share)?;
     let link = word_with(&shared, "https://")?;
-    demo.run("CI", &["join", &link, "--", "sh", "-c", "echo the page is at $DEMO_WEB_ADDR"])?;
+    demo.run("job", &["join", &link, "--", "sh", "-c", "echo the page is at $DEMO_WEB_ADDR"])?;
 
     if terminal::is_terminal_in() {
         say(&format!("\nThe page stays at http://{address}/ until you press Ctrl+C."));
