@@ -1,6 +1,5 @@
 //! The files under `~/.privateconnect` and their rules.
 
-#[cfg(any(feature = "hub", feature = "agent", feature = "join", feature = "proxy"))]
 pub mod agent_pins;
 pub mod config;
 #[cfg(feature = "join")]

@@ -40,6 +40,7 @@ pub mod reach;
 pub mod services;
 #[cfg(feature = "agent")]
 pub mod share;
+#[cfg(feature = "agent")]
 pub mod share_services;
 pub mod status;
 pub mod up;
