@@ -327,7 +327,7 @@ impl Hub {
         Ok(state["declined"].as_str().map(str::to_owned))
     }
 
-    /// The relay's own answer to a ticket, for whoever does not act on it.
+    /// The relay's own answer to a ticket, for callers that do not act on it.
     pub fn show_ticket(&self, at: &HubUrl, relay: &str, ticket: &str, deadline: Instant) -> Result<Duplex> {
         let is_tls = match relay.split_once("://") {
             Some(("http", _)) => false,

@@ -178,7 +178,7 @@ impl Args {
 
     pub fn duration(&self, name: &str) -> Result<Option<Duration>> {
         let Some(text) = self.value(name) else { return Ok(None) };
-        // Is it days, hours, minutes? Whoever means the wrong one notices when the key or share is gone.
+        // Days, hours or minutes? A wrong guess would only be noticed when the key or share is gone.
         if name == "expires" && text.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(Error::misread(text, "has no unit")
                 .hint(format!("Write: --{name} {text}d, {text}h or {text}m")));

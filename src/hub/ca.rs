@@ -52,22 +52,22 @@ impl Ca {
         Ok(Self { authority: Authority::load_or_make(folder, HUB_CA_PROFILE)?, names })
     }
 
-    /// The CA that a fleet keeps in etcd, and its certificate as PEM. The first hub of the fleet makes them.
+    /// The CA that a fleet keeps in etcd. The first hub of the fleet makes it.
     /// Etcd says which code key the fleet has, so a hub that was not given it does not start.
-    pub fn shared(gateway: &mut Gateway, names: Vec<String>, code_key: &CodeKey) -> Result<(Self, String)> {
+    pub fn shared(gateway: &mut Gateway, names: Vec<String>, code_key: &CodeKey) -> Result<Self> {
         let make = || {
             let (key, certificate) = Authority::make(&HUB_CA_PROFILE, None)?;
             Ok(CaPem { key, certificate, code_key_id: code_key.id() })
         };
-        let (CaPem { key, certificate: pem, code_key_id }, is_new) = load_or_put_ca(gateway, make)?;
+        let (CaPem { key, certificate, code_key_id }, is_new) = load_or_put_ca(gateway, make)?;
         if code_key_id != code_key.id() {
             return Err(Error::new("This hub does not have the code key of its fleet").hint(
                 "Copy code.key from another hub's data folder into this one's, or name it: --code-key-file FILE",
             ));
         }
         let at = [Path::new("The fleet's CA in etcd"); 2];
-        let authority = Authority::of(&key, pem.as_bytes(), at, HUB_CA_PROFILE, is_new)?;
-        Ok((Self { authority, names }, pem))
+        let authority = Authority::of(&key, certificate.as_bytes(), at, HUB_CA_PROFILE, is_new)?;
+        Ok(Self { authority, names })
     }
 
     /// Whether this start made the CA.

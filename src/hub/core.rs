@@ -86,9 +86,9 @@ impl Core {
         let code_key = CodeKey::load_or_make(&settings.data, settings.code_key_file.as_deref())?;
         let (ca, fleet) = match opened.shared {
             Some((replica, mut gateway)) => {
-                let (ca, pem) = Ca::shared(&mut gateway, settings.names.clone(), &code_key)?;
+                let ca = Ca::shared(&mut gateway, settings.names.clone(), &code_key)?;
                 // For operators, who hand it to clients with `--ca`.
-                files::write(&settings.data.join("fleet-ca.crt"), pem.as_bytes())?;
+                files::write(&settings.data.join("fleet-ca.crt"), ca.certificate_pem().as_bytes())?;
                 let fleet = Fleet::new(replica, gateway, &ca)?;
                 (ca, Some(Arc::new(fleet)))
             }

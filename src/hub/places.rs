@@ -68,8 +68,10 @@ impl Drop for Place<'_> {
         let mut taken = locked(&self.places.taken);
         if let Some(count) = taken.get_mut(&self.key) {
             *count -= 1;
+            if *count == 0 {
+                taken.remove(&self.key);
+            }
         }
-        taken.retain(|_, count| *count > 0);
         self.places.freed.notify_all();
     }
 }

@@ -1,6 +1,7 @@
 //! `HOST:PORT` as users and peers write it, for hubs, etcd, forward proxies, targets and addresses to listen on.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::net::Ipv6Addr;
 
 /// The longest name in DNS.
@@ -35,6 +36,11 @@ impl HostPort {
         let port = port.map_or(Some(default_port), parse_port)?;
         Some(Self { host: host.to_ascii_lowercase(), port })
     }
+}
+
+/// Whether this host is certainly the machine itself.
+pub fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 impl fmt::Display for HostPort {

@@ -166,7 +166,7 @@ impl Registry {
     }
 
     /// The changes that drop records which count for nothing any more, and those that note what is online here as seen. A
-    /// decision that has become old is refused by the store: whoever comes back has changed the record.
+    /// decision that has become old is refused by the store: an agent that comes back has changed the record.
     pub fn overdue(&self, now: Time) -> Vec<Change> {
         let shares = self.shares.values().filter(|share| !self.share_is_live(share, now));
         let devices = self.devices.values().filter(|device| now >= device.expires_at);

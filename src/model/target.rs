@@ -1,7 +1,6 @@
 //! Where a service listens, as its agent connects to it: `5432`, `localhost:3000`, `192.168.1.50:8080`, `[::1]:3000`.
 
 use std::fmt;
-use std::net::IpAddr;
 
 use serde::Deserialize;
 use serde::Deserializer;
@@ -10,6 +9,7 @@ use serde::Serializer;
 
 use super::host_port::HostPort;
 use super::host_port::bracketed;
+use super::host_port::is_loopback;
 use super::host_port::parse_port;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ impl Target {
 
     /// Whether it is certainly on the agent's own machine.
     pub fn is_loopback(&self) -> bool {
-        self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        is_loopback(&self.host)
     }
 }
 

@@ -1,7 +1,6 @@
 //! The address of a hub.
 
 use std::fmt;
-use std::net::IpAddr;
 
 use crate::error::Error;
 use crate::error::Result;
@@ -29,10 +28,6 @@ impl HubUrl {
         let rest = text.strip_prefix("https://").unwrap_or(text).trim_end_matches('/');
         let HostPort { host, port } = HostPort::parse(rest, HTTPS_PORT).ok_or_else(bad)?;
         Ok(Self { host, port })
-    }
-
-    pub fn is_loopback(&self) -> bool {
-        self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
     }
 
     pub fn host_port(&self) -> HostPort {

@@ -24,7 +24,7 @@ pub fn secret() -> String {
     base32(&bytes::<16>())
 }
 
-/// Characters of an identifier: 100 bits. Whoever chooses the parts of a derived one can try many, but not that many.
+/// Characters of an identifier: 100 bits. Somebody who chooses the parts of a derived one can try many, but not that many.
 const ID_LENGTH: usize = 20;
 
 /// An identifier like `svc_k3v7…`, which no hub sees twice.

@@ -10,6 +10,7 @@ use crate::cli::Call;
 use crate::cli::CommandResult;
 use crate::cli::args::name_of;
 use crate::cli::say::columns;
+use crate::model::host_port::is_loopback;
 use crate::os::terminal;
 use crate::state::service_cache;
 use crate::wire::api::ServiceInfo;
@@ -46,7 +47,7 @@ pub fn remove(call: &Call) -> CommandResult {
 /// Tunnel ports are open on the hub's machine only, so others do not see them.
 fn table(hub: &Hub, services: &[ServiceInfo]) -> String {
     let rows = services.iter().map(cells);
-    if hub.url.is_loopback() {
+    if is_loopback(&hub.url.host) {
         return columns(&["NAME", "PORT", "TUNNEL", "STATUS", "PROTOCOL", "AGENT"], rows);
     }
     let rows = rows.map(|[name, port, _, status, protocol, agent]| [name, port, status, protocol, agent]);
