@@ -42,9 +42,10 @@ const fn keyed(join_to_strange_admin: [u16; 6]) -> [u16; 10] {
 /// each case. The owner, the neighbour (another member) and the admin are in one workspace, the strangers
 /// in another.
 #[rustfmt::skip]
-const TABLE: [(&str, &str, [u16; 10]); 39] = [
+const TABLE: [(&str, &str, [u16; 10]); 40] = [
     ("GET /health", "", [200; 10]),
     ("HEAD /health", "", [200; 10]),
+    ("GET /", "", [200; 10]),
     ("GET /device", "", [200; 10]),
     ("GET /join", "", [200; 10]),
     ("GET /v1/nothing", "", [404; 10]),
@@ -52,7 +53,7 @@ const TABLE: [(&str, &str, [u16; 10]); 39] = [
     ("PUT /v1/keys", "", [405; 10]),
     ("POST /v1/device", r#"{"label":"x"}"#, [201; 10]),
     ("POST /v1/device/state", r#"{"code":"$new-device","secret":"x"}"#, [404; 10]),
-    ("POST /device", "code=ABCD-EFGH&key=pc_guess", [401; 10]),
+    ("POST /device", "code=ABCD-EFGH&key=pc_guess", [404; 10]),
     ("GET /v1/relay", "", [426; 10]),
     ("GET /metrics", "", keyed([403, 403, 403, 200, 403, 403])),
     ("GET /v1/whoami", "", keyed([200, 200, 200, 200, 200, 200])),

@@ -31,6 +31,10 @@ pub const SHARE_CODES: RateLimit = RateLimit { name: "too-many-codes", allowed: 
 /// Login codes that one address may ask for within the lifetime of one. The hub keeps few, and others need some too.
 const LOGIN_CODES: RateLimit = RateLimit { name: "too-many-devices", allowed: 10, window: 15 * 60 };
 
+/// Forms that one network may send to the page for approvals; each shows whether a login waits with its code. An approval
+/// takes two. Whoever is over the limit approves on the hub's machine.
+const LOGIN_PAGES: RateLimit = RateLimit { name: "too-many-approvals", allowed: 60, window: 15 * 60 };
+
 struct Endpoint {
     method: &'static str,
     /// `*` matches one segment.
@@ -115,8 +119,9 @@ static TABLE: &[Endpoint] = &[
     // `listener.rs` handles the upgrades. A request that gets here asks for none.
     get("/v1/agent", To(Action::Expose), |_, _| Err(Refusal::UpgradeMissing)),
     get("/v1/relay", Nothing, |_, _| Err(Refusal::UpgradeMissing)),
-    get("/device", Nothing, |_, _| Ok(pages::approval_form())),
-    post("/device", Nothing, |core, call| Ok(pages::approve(call, core))),
+    get("/", Nothing, |core, call| Ok(pages::home(call, core))),
+    get("/device", Nothing, |core, call| Ok(pages::code_form(call, core))),
+    post("/device", Nothing, |core, call| Ok(pages::approve(call, core))).limited(Calls(&LOGIN_PAGES)),
     get("/join", Nothing, |_, _| Ok(pages::share_link())),
 ];
 
