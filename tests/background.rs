@@ -126,7 +126,7 @@ fn what_it_says_in_the_background_is_what_it_says_in_front() {
     assert!(said.out.contains("  Runs in the background. Stop it: connect stop abc123\n"), "{said:#?}");
 
     let status = team.user.run(&["status"]).ok().out;
-    let login = format!("Logged in at {}, as member\n\n● join abc123 (PID ", team.hub.url);
+    let login = format!("Logged in at {}, as member, role member\n\n● join abc123 (PID ", team.hub.url);
     assert!(status.starts_with(&login) && status.contains("in the background)"), "{status}");
     assert!(status.contains(&format!("    [ok] db → localhost:{}", ports.at(0))), "{status}");
     assert!(status.contains(&format!("    Log: {log}")), "{status}");

@@ -18,7 +18,7 @@ use serde_json::Value;
 use serde_json::json;
 
 /// Who asks, in the order of the table's columns.
-const WHO: [&str; 10] = [
+const WHO: [&str; 12] = [
     "no key",
     "wrong key",
     "revoked key",
@@ -29,12 +29,14 @@ const WHO: [&str; 10] = [
     "admin",
     "stranger",
     "strange admin",
+    "expose",
+    "metrics",
 ];
 
-/// Nobody without a good key, and what the six with one get.
-const fn keyed(join_to_strange_admin: [u16; 6]) -> [u16; 10] {
-    let [join, owner, neighbour, admin, stranger, strange_admin] = join_to_strange_admin;
-    [401, 401, 401, 401, join, owner, neighbour, admin, stranger, strange_admin]
+/// Nobody without a good key, and what the eight with one get.
+const fn keyed(join_to_metrics: [u16; 8]) -> [u16; 12] {
+    let [join, owner, neighbour, admin, stranger, strange_admin, expose, metrics] = join_to_metrics;
+    [401, 401, 401, 401, join, owner, neighbour, admin, stranger, strange_admin, expose, metrics]
 }
 
 /// The call, its body, and each column's status. `$agent` is the owner's agent, `$service` its service's id,
@@ -42,47 +44,47 @@ const fn keyed(join_to_strange_admin: [u16; 6]) -> [u16; 10] {
 /// each case. The owner, the neighbour (another member) and the admin are in one workspace, the strangers
 /// in another.
 #[rustfmt::skip]
-const TABLE: [(&str, &str, [u16; 10]); 40] = [
-    ("GET /health", "", [200; 10]),
-    ("HEAD /health", "", [200; 10]),
-    ("GET /", "", [200; 10]),
-    ("GET /device", "", [200; 10]),
-    ("GET /join", "", [200; 10]),
-    ("GET /v1/nothing", "", [404; 10]),
-    ("GET /v1/keys/", "", [404; 10]),
-    ("PUT /v1/keys", "", [405; 10]),
-    ("POST /v1/device", r#"{"label":"x"}"#, [201; 10]),
-    ("POST /v1/device/state", r#"{"code":"$new-device","secret":"x"}"#, [404; 10]),
-    ("POST /device", "code=ABCD-EFGH&key=pc_guess", [404; 10]),
-    ("GET /v1/relay", "", [426; 10]),
-    ("GET /metrics", "", keyed([403, 403, 403, 200, 403, 403])),
-    ("GET /v1/whoami", "", keyed([200, 200, 200, 200, 200, 200])),
-    ("GET /v1/services", "", keyed([403, 200, 200, 200, 200, 200])),
-    ("GET /v1/agents", "", keyed([403, 200, 200, 200, 200, 200])),
-    ("DELETE /v1/services/db", "", keyed([403, 409, 403, 409, 404, 404])),
-    ("DELETE /v1/agents/$agent", "", keyed([403, 403, 403, 409, 403, 404])),
-    ("GET /v1/agent", "", keyed([403, 426, 426, 426, 426, 426])),
-    ("POST /v1/agents/register", r#"{"id":"agent_$new","label":"x","fingerprint":"$fp"}"#, keyed([403, 200, 200, 200, 200, 200])),
-    ("POST /v1/agents/register", r#"{"id":"$agent","label":"x","fingerprint":"$fp"}"#, keyed([403, 200, 403, 403, 403, 403])),
-    ("POST /v1/agents/register", r#"{"id":"../../x","label":"x","fingerprint":"$fp"}"#, keyed([403, 400, 400, 400, 400, 400])),
-    ("POST /v1/sessions", r#"{"service":"db","fingerprint":"$fp"}"#, keyed([403, 200, 200, 200, 404, 404])),
-    ("POST /v1/sessions", r#"{"service":"$service","fingerprint":"$fp"}"#, keyed([403, 200, 200, 200, 404, 404])),
-    ("POST /v1/sessions", r#"{"service":"none","fingerprint":"$fp"}"#, keyed([403, 404, 404, 404, 404, 404])),
-    ("POST /v1/sessions", r#"{"service":"db","fingerprint":"$fp","share":{"code":"$share","token":"1.x"}}"#, keyed([403, 403, 403, 403, 404, 404])),
-    ("POST /v1/shares", r#"{"name":"x","agent":"$agent","services":["db"],"expiresInSeconds":60}"#, keyed([403, 201, 403, 201, 403, 403])),
-    ("POST /v1/shares", r#"{"name":"x","agent":"$agent","services":["other"],"expiresInSeconds":60}"#, keyed([403, 404, 403, 404, 403, 403])),
-    ("GET /v1/shares", "", keyed([403, 200, 200, 200, 200, 200])),
-    ("POST /v1/shares/preview", r#"{"code":"$share"}"#, keyed([200, 200, 200, 200, 404, 404])),
-    ("POST /v1/shares/join", r#"{"code":"$share"}"#, keyed([200, 200, 200, 200, 404, 404])),
-    ("POST /v1/shares/join", r#"{"code":"$full"}"#, keyed([409, 409, 409, 409, 404, 404])),
-    ("POST /v1/shares/revoke", r#"{"code":"$new-share"}"#, keyed([403, 204, 404, 204, 404, 404])),
-    ("POST /v1/device/preview", r#"{"code":"$new-device"}"#, keyed([403, 403, 403, 200, 403, 200])),
-    ("POST /v1/device/approve", r#"{"code":"$new-device"}"#, keyed([403, 403, 403, 200, 403, 200])),
-    ("POST /v1/device/approve", r#"{"code":"$new-device","workspace":"default"}"#, keyed([403, 403, 403, 200, 403, 403])),
-    ("GET /v1/keys", "", keyed([403, 403, 403, 200, 403, 200])),
-    ("POST /v1/keys", r#"{"role":"join"}"#, keyed([403, 403, 403, 201, 403, 201])),
-    ("POST /v1/keys", r#"{"workspace":"default"}"#, keyed([403, 403, 403, 201, 403, 403])),
-    ("DELETE /v1/keys/$new-key", "", keyed([403, 403, 403, 204, 403, 404])),
+const TABLE: [(&str, &str, [u16; 12]); 40] = [
+    ("GET /health", "", [200; 12]),
+    ("HEAD /health", "", [200; 12]),
+    ("GET /", "", [200; 12]),
+    ("GET /device", "", [200; 12]),
+    ("GET /join", "", [200; 12]),
+    ("GET /v1/nothing", "", [404; 12]),
+    ("GET /v1/keys/", "", [404; 12]),
+    ("PUT /v1/keys", "", [405; 12]),
+    ("POST /v1/device", r#"{"label":"x"}"#, [201; 12]),
+    ("POST /v1/device/state", r#"{"code":"$new-device","secret":"x"}"#, [404; 12]),
+    ("POST /device", "code=ABCD-EFGH&key=pc_guess", [404; 12]),
+    ("GET /v1/relay", "", [426; 12]),
+    ("GET /metrics", "", keyed([403, 403, 403, 200, 403, 403, 403, 200])),
+    ("GET /v1/whoami", "", keyed([200, 200, 200, 200, 200, 200, 200, 200])),
+    ("GET /v1/services", "", keyed([403, 200, 200, 200, 200, 200, 200, 403])),
+    ("GET /v1/agents", "", keyed([403, 200, 200, 200, 200, 200, 200, 403])),
+    ("DELETE /v1/services/db", "", keyed([403, 409, 403, 409, 404, 404, 404, 403])),
+    ("DELETE /v1/agents/$agent", "", keyed([403, 403, 403, 409, 403, 404, 403, 403])),
+    ("GET /v1/agent", "", keyed([403, 426, 426, 426, 426, 426, 426, 403])),
+    ("POST /v1/agents/register", r#"{"id":"agent_$new","label":"x","fingerprint":"$fp"}"#, keyed([403, 200, 200, 200, 200, 200, 200, 403])),
+    ("POST /v1/agents/register", r#"{"id":"$agent","label":"x","fingerprint":"$fp"}"#, keyed([403, 200, 403, 403, 403, 403, 403, 403])),
+    ("POST /v1/agents/register", r#"{"id":"../../x","label":"x","fingerprint":"$fp"}"#, keyed([403, 400, 400, 400, 400, 400, 400, 403])),
+    ("POST /v1/sessions", r#"{"service":"db","fingerprint":"$fp"}"#, keyed([403, 200, 200, 200, 404, 404, 403, 403])),
+    ("POST /v1/sessions", r#"{"service":"$service","fingerprint":"$fp"}"#, keyed([403, 200, 200, 200, 404, 404, 403, 403])),
+    ("POST /v1/sessions", r#"{"service":"none","fingerprint":"$fp"}"#, keyed([403, 404, 404, 404, 404, 404, 403, 403])),
+    ("POST /v1/sessions", r#"{"service":"db","fingerprint":"$fp","share":{"code":"$share","token":"1.x"}}"#, keyed([403, 403, 403, 403, 404, 404, 403, 403])),
+    ("POST /v1/shares", r#"{"name":"x","agent":"$agent","services":["db"],"expiresInSeconds":60}"#, keyed([403, 201, 403, 201, 403, 403, 403, 403])),
+    ("POST /v1/shares", r#"{"name":"x","agent":"$agent","services":["other"],"expiresInSeconds":60}"#, keyed([403, 404, 403, 404, 403, 403, 403, 403])),
+    ("GET /v1/shares", "", keyed([403, 200, 200, 200, 200, 200, 200, 403])),
+    ("POST /v1/shares/preview", r#"{"code":"$share"}"#, keyed([200, 200, 200, 200, 404, 404, 403, 403])),
+    ("POST /v1/shares/join", r#"{"code":"$share"}"#, keyed([200, 200, 200, 200, 404, 404, 403, 403])),
+    ("POST /v1/shares/join", r#"{"code":"$full"}"#, keyed([409, 409, 409, 409, 404, 404, 403, 403])),
+    ("POST /v1/shares/revoke", r#"{"code":"$new-share"}"#, keyed([403, 204, 404, 204, 404, 404, 404, 403])),
+    ("POST /v1/device/preview", r#"{"code":"$new-device"}"#, keyed([403, 403, 403, 200, 403, 200, 403, 403])),
+    ("POST /v1/device/approve", r#"{"code":"$new-device"}"#, keyed([403, 403, 403, 200, 403, 200, 403, 403])),
+    ("POST /v1/device/approve", r#"{"code":"$new-device","workspace":"default"}"#, keyed([403, 403, 403, 200, 403, 403, 403, 403])),
+    ("GET /v1/keys", "", keyed([403, 403, 403, 200, 403, 200, 403, 403])),
+    ("POST /v1/keys", r#"{"role":"join"}"#, keyed([403, 403, 403, 201, 403, 201, 403, 403])),
+    ("POST /v1/keys", r#"{"workspace":"default"}"#, keyed([403, 403, 403, 201, 403, 403, 403, 403])),
+    ("DELETE /v1/keys/$new-key", "", keyed([403, 403, 403, 204, 403, 404, 403, 403])),
 ];
 
 /// One address for a few cases each, so that the limits by address stay out of the way.
@@ -93,7 +95,7 @@ fn source(row: usize, column: usize) -> Ipv4Addr {
 struct Stage {
     hub: Hub,
     /// Two of each kind that is refused: one key may fail twenty times a minute.
-    keys: [[String; 2]; 10],
+    keys: [[String; 2]; 12],
     agent: RawAgent,
     service: String,
     share: String,
@@ -125,6 +127,8 @@ impl Stage {
             twice(&hub.admin_key),
             twice(&strange("member")),
             twice(&strange("admin")),
+            twice(&hub.key("expose")),
+            twice(&hub.key("metrics")),
         ];
         let mut stage = Self { hub, keys, agent, service, share: String::new(), full: String::new() };
         (stage.share, stage.full) = (stage.new_share(None), stage.new_share(Some(1)));
@@ -183,6 +187,37 @@ fn every_call_refuses_everyone_whom_it_should() {
     }
     assert!(cases >= 300 && wrong.is_empty(), "{} of {cases}:\n{}", wrong.len(), wrong.join("\n"));
     drop(stage.agent);
+}
+
+#[test]
+fn an_expose_key_shares_what_it_exposes_itself_and_knows_of_nothing_else() {
+    let stage = Stage::set();
+    let (hub, key) = (&stage.hub, hub_key(&stage, "expose"));
+    let mut agent = RawAgent::up(hub, &key, "agent_server");
+    agent.expose("own");
+    for list in ["GET /v1/services", "GET /v1/agents"] {
+        let listed = hub.ask(list, &key, "");
+        assert_eq!(listed.json().as_array().unwrap().len(), 1, "{listed:?}");
+        assert!(listed.body.contains("agent_server"), "{listed:?}");
+    }
+    assert_eq!(count(hub, "GET /v1/services?name=db", &key), 0);
+    let share = |services: &str| {
+        let body = json!({ "name": "s", "agent": "agent_server", "services": [services], "expiresInSeconds": 600, "link": true });
+        hub.ask("POST /v1/shares", &key, &body.to_string())
+    };
+    let made = share("own");
+    assert_eq!((made.status, share("db").text("code")), (201, "not-exposed".to_owned()));
+    // Others join what it shares; it joins nothing itself, not even this.
+    let code = made.text("code");
+    assert_eq!(hub.share("join", &key, &code).text("code"), "role");
+    assert_eq!(hub.share("join", &hub.key("join"), &code).status, 200);
+    let ask = json!({ "service": "own", "fingerprint": FINGERPRINT }).to_string();
+    assert_eq!(hub.ask("POST /v1/sessions", &key, &ask).text("code"), "role");
+    assert_eq!(hub.ask("DELETE /v1/services/db", &key, "").text("code"), "no-such-service");
+}
+
+fn hub_key(stage: &Stage, who: &str) -> String {
+    stage.keys[WHO.iter().position(|known| *known == who).unwrap()][0].clone()
 }
 
 /// What the hub's records keep of a secret, and no answer may show.
@@ -511,7 +546,7 @@ fn a_revoked_admin_key_and_odd_bodies_change_nothing() {
     let hub = Hub::start();
     let (admin, id) = hub.new_key(&["--role", "admin"]);
     hub.home.run(&["hub", "key", "revoke", &id]).ok();
-    let before = hub.ask("GET /v1/keys", &hub.admin_key, "").body;
+    let before = count(&hub, "GET /v1/keys", &hub.admin_key);
     assert_eq!(hub.ask("POST /v1/keys", &admin, "").status, 401);
     let deep = format!(r#"{{"label":{}{}}}"#, "[".repeat(20_000), "]".repeat(20_000));
     for body in [
@@ -533,7 +568,7 @@ fn a_revoked_admin_key_and_odd_bodies_change_nothing() {
         assert_eq!(answer.status, 400, "{body:.60}: {answer:?}");
         assert!(answer.text("error").len() < 300);
     }
-    assert_eq!(hub.ask("GET /v1/keys", &hub.admin_key, "").body, before);
+    assert_eq!(count(&hub, "GET /v1/keys", &hub.admin_key), before);
     let labelled = hub.ask(
         "POST /v1/keys",
         &hub.admin_key,

@@ -79,10 +79,13 @@ pub fn clock_skew(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
     Some(CheckResult::warn(found, "Set the clock that is wrong: timedatectl set-ntp true"))
 }
 
+fn may(hub: &Hub, action: Action) -> Option<bool> {
+    Some(hub.whoami().ok()?.role.is_none_or(|role| role.may(action)))
+}
+
 pub fn control_channel(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
     let hub = checkup.hub.as_ref()?;
-    let role = hub.whoami().ok()?.role;
-    if role.is_some_and(|role| !role.may(Action::Expose)) {
+    if !may(hub, Action::Expose)? {
         return Some(CheckResult::ok("not for this key: it may not expose"));
     }
     Some(CheckResult::of(hub.control().map(|_| "an agent can connect".to_owned())))
@@ -91,6 +94,9 @@ pub fn control_channel(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
 /// Compares the agents that answered before with those that the hub names now.
 pub fn agents(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
     let hub = checkup.hub.as_ref()?;
+    if !may(hub, Action::Reach)? {
+        return Some(CheckResult::ok("not for this key: it may not reach"));
+    }
     let known = checkup.call.agent_pins().and_then(|pins| pins.all()).ok()?;
     let (services, agents) = (hub.services().ok()?, hub.agents().ok()?);
     let now = |name: &str| {

@@ -8,9 +8,12 @@ use serde::de::DeserializeOwned;
 use super::refusal::Refusal;
 use crate::http::message::Request;
 use crate::http::reply::Reply;
+use crate::model::access::Action;
 use crate::model::access::Principal;
 use crate::model::access::Role;
 use crate::model::host_port::HostPort;
+use crate::model::hub_records::Agent;
+use crate::model::service::Service;
 use crate::model::text::is_hidden;
 use crate::model::time::Time;
 use crate::wire::api::NEXT_PAGE_FIELD;
@@ -65,6 +68,16 @@ impl ApiCall<'_> {
     /// Whether what is in this workspace is the caller's business. The hub's own command line sees all workspaces.
     pub fn sees(&self, workspace: &str) -> bool {
         self.principal == Principal::Local || self.workspace() == workspace
+    }
+
+    /// Whether the caller knows of this service: all of its workspace, or what its own key made.
+    pub fn sees_service(&self, service: &Service) -> bool {
+        self.sees(&service.workspace)
+            && (self.principal.may(Action::Reach) || service.key == self.principal.id())
+    }
+
+    pub fn sees_agent(&self, agent: &Agent) -> bool {
+        self.sees(&agent.workspace) && (self.principal.may(Action::Reach) || agent.key == self.principal.id())
     }
 
     /// Whether the caller may share, change and remove what this key made in the caller's workspace: the key itself may, and

@@ -37,7 +37,7 @@ pub fn services(call: &ApiCall<'_>, records: &Records, tunnel_ports: &TunnelPort
     let ports = tunnel_ports.by_service();
     let registry = records.registry();
     let wanted = registry.exposed().filter(|service| {
-        call.sees(&service.workspace) && wanted_name.is_none_or(|name| service.name.as_str() == name)
+        call.sees_service(service) && wanted_name.is_none_or(|name| service.name.as_str() == name)
     });
     page(call, wanted, |service| &service.id, |service| service_info(&registry, &ports, service))
 }
@@ -58,7 +58,7 @@ fn service_info(registry: &Registry, ports: &HashMap<String, u16>, service: &Ser
 
 pub fn agents(call: &ApiCall<'_>, records: &Records) -> Result<Reply, Refusal> {
     let registry = records.registry();
-    let visible = registry.agents().filter(|agent| call.sees(&agent.workspace));
+    let visible = registry.agents().filter(|agent| call.sees_agent(agent));
     page(call, visible, |agent| &agent.id, |agent| agent_info(&registry, agent))
 }
 
@@ -187,8 +187,8 @@ pub fn remove_service(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal>
 
 /// The service with this ID or, if only one that the caller sees has it, this name.
 fn find<'r>(call: &ApiCall<'_>, registry: &'r Registry, wanted: &str) -> Result<&'r Service, Refusal> {
-    let by_id = registry.service(wanted).filter(|service| call.sees(&service.workspace));
-    let is_named = |service: &&Service| service.name.as_str() == wanted && call.sees(&service.workspace);
+    let by_id = registry.service(wanted).filter(|service| call.sees_service(service));
+    let is_named = |service: &&Service| service.name.as_str() == wanted && call.sees_service(service);
     let mut named = registry.exposed().filter(is_named);
     let only = named.next().filter(|_| named.next().is_none());
     by_id.or(only).ok_or(Refusal::NoSuchService)

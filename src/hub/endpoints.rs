@@ -81,7 +81,7 @@ static TABLE: &[Endpoint] = &[
     get("/health", Nothing, |core, _| status::health(core)),
     // The certificate is public: it is in every handshake.
     get("/v1/ca", Nothing, |core, _| status::ca(core)),
-    get("/metrics", To(Action::Administer), status::metrics),
+    get("/metrics", To(Action::Measure), status::metrics),
     get("/v1/whoami", AnyKey, |core, call| status::whoami(call, &core.records)),
     get("/v1/services", To(Action::Look), |core, call| {
         directory::services(call, &core.records, &core.tunnel_ports)

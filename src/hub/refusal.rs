@@ -149,14 +149,18 @@ impl Refusal {
                 .hint("Send it as x-api-key; make one with: connect hub key create --label NAME"),
             Self::BadKey => row(401, BAD_KEY_CODE, "This API key is not valid here")
                 .hint("It may be revoked or expired; ask for a new one: connect hub key create"),
-            Self::Role(Action::Administer) => row(403, "role", "This key's role does not allow that")
-                .hint("Ask for a key with --role admin"),
-            Self::Role(_) => row(403, "role", "This key's role does not allow that")
-                .hint("Ask for a key with --role member"),
+            Self::Role(action) => row(403, "role", "This key's role does not allow that")
+                .hint(format!("Ask for a key with --role {}", match action {
+                    Action::Administer => "admin",
+                    Action::Measure => "metrics",
+                    Action::Join => "join, or use a link",
+                    Action::Expose | Action::Share => "expose, or member to reach services too",
+                    Action::Look | Action::Reach => "member",
+                })),
             Self::OtherWorkspace => row(403, "other-workspace", "This key rules another workspace")
                 .hint("Make it on the hub's machine: connect hub key create --workspace NAME"),
             Self::WholeHub => row(403, "whole-hub", "These are the figures of the whole hub")
-                .hint("Use an admin's key of the workspace `default`, or on its machine: connect hub status"),
+                .hint("Use a key with --role metrics of the workspace `default`, or on its machine: connect hub status"),
             Self::TooManyTries { limit, seconds } => row(429, limit.name, "Too many tries in a short time")
                 .hint(format!("Try again in {seconds} seconds")),
             // The content of the request.

@@ -153,7 +153,7 @@ fn asked_for(
     }
     access::allow(&core.audit, &call.principal, Action::Reach)?;
     let registry = core.records.registry();
-    let by_id = registry.service(&asked.service).filter(|service| call.sees(&service.workspace));
+    let by_id = registry.service(&asked.service).filter(|service| call.sees_service(service));
     let named = || registry.service_named(call.workspace(), &asked.service, call.now);
     Ok((by_id.or_else(named).cloned().ok_or(Refusal::NoSuchService)?, None))
 }

@@ -10,13 +10,17 @@ pub enum Role {
     Admin,
     /// May expose, reach, share and join.
     Member,
+    /// May expose and share its own services, and sees no others: the right key for servers.
+    Expose,
     /// May only join shares: the right key for CI.
     Join,
+    /// May only read the metrics.
+    Metrics,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// See the workspace's services and agents.
+    /// See the workspace's services and agents; without `Reach` only its own.
     Look,
     /// Register an agent, expose services.
     Expose,
@@ -26,28 +30,35 @@ pub enum Action {
     Share,
     /// Look at a share, join it, open sessions to its services.
     Join,
-    /// Make, list and revoke keys; approve devices; read the metrics.
+    /// Read the metrics.
+    Measure,
+    /// Make, list and revoke keys; approve devices.
     Administer,
 }
 
 impl Role {
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Admin, Self::Member, Self::Join].into_iter().find(|role| role.as_str() == text)
+        let all = [Self::Admin, Self::Member, Self::Expose, Self::Join, Self::Metrics];
+        all.into_iter().find(|role| role.as_str() == text)
     }
 
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Admin => "admin",
             Self::Member => "member",
+            Self::Expose => "expose",
             Self::Join => "join",
+            Self::Metrics => "metrics",
         }
     }
 
     pub fn may(self, action: Action) -> bool {
         match self {
             Self::Admin => true,
-            Self::Member => action != Action::Administer,
+            Self::Member => !matches!(action, Action::Administer | Action::Measure),
+            Self::Expose => matches!(action, Action::Look | Action::Expose | Action::Share),
             Self::Join => action == Action::Join,
+            Self::Metrics => action == Action::Measure,
         }
     }
 }
@@ -142,11 +153,13 @@ mod tests {
 
     #[test]
     fn each_role_may_do_what_it_says_and_no_more() {
-        use Action::{Administer, Expose, Join, Look, Reach, Share};
-        for action in [Look, Expose, Reach, Share, Join, Administer] {
+        use Action::{Administer, Expose, Join, Look, Measure, Reach, Share};
+        for action in [Look, Expose, Reach, Share, Join, Measure, Administer] {
             assert!(Role::Admin.may(action));
-            assert_eq!(Role::Member.may(action), action != Administer);
+            assert_eq!(Role::Member.may(action), action != Administer && action != Measure);
+            assert_eq!(Role::Expose.may(action), [Look, Expose, Share].contains(&action));
             assert_eq!(Role::Join.may(action), action == Join);
+            assert_eq!(Role::Metrics.may(action), action == Measure);
         }
         assert_eq!(Role::parse("member"), Some(Role::Member));
         assert_eq!(Role::parse("root"), None);

@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::home::Home;
 use crate::error::Error;
 use crate::error::Result;
+use crate::model::access::Role;
 use crate::model::fingerprint::Pin;
 use crate::model::hub_trust::HubTrust;
 use crate::model::name::Name;
@@ -35,6 +36,9 @@ pub struct Config {
     pub hubs: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub api_key: Option<String>,
+    /// The key's role, as the hub said at the login.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
     /// The key's workspace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workspace: Option<String>,

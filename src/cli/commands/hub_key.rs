@@ -49,7 +49,10 @@ pub fn create(call: &Call) -> CommandResult {
     if let Some(at) = made.info.expires_at {
         call.say.line(&format!("\n  It expires in {}, at {at}", in_words(at.since(clock::now()))));
     }
-    call.say.line(&format!("\n  Use it: connect up --hub URL --api-key {}", made.key));
+    call.say.line(&match made.info.role {
+        Role::Metrics => format!("\n  Use it: curl -H 'x-api-key: {}' URL/metrics", made.key),
+        _ => format!("\n  Use it: connect up --hub URL --api-key {}", made.key),
+    });
     Ok(0)
 }
 
@@ -57,7 +60,7 @@ fn role(call: &Call) -> Result<Option<Role>> {
     let Some(text) = call.args.value("role") else { return Ok(None) };
     Role::parse(text)
         .map(Some)
-        .ok_or_else(|| Error::unknown("role", text).hint("Use --role admin, member or join"))
+        .ok_or_else(|| Error::unknown("role", text).hint("Use --role admin, member, expose, join or metrics"))
 }
 
 pub fn list(call: &Call) -> CommandResult {

@@ -24,6 +24,7 @@ use crate::cli::tunnel_access::TunnelAccess;
 use crate::cli::tunnel_access::peer_check;
 use crate::error::Error;
 use crate::error::Result;
+use crate::model::access::Action;
 use crate::model::name::Name;
 use crate::os::process;
 use crate::state::runs;
@@ -152,7 +153,12 @@ fn find(call: &Call, hub: &Hub, name: &Name, report: &mut Diagnosis) -> Result<S
     let found = named.max_by_key(|service| service.status == Status::Online).cloned();
     let service = found.ok_or_else(|| {
         let known = services.iter().map(|service| service.name.as_str());
-        let hint = did_you_mean(name.as_str(), known, "connect reach ", "List them: connect services");
+        let may_reach = hub.whoami().is_ok_and(|who| who.role.is_none_or(|role| role.may(Action::Reach)));
+        let hint = if may_reach {
+            did_you_mean(name.as_str(), known, "connect reach ", "List them: connect services")
+        } else {
+            "This key reaches nothing; ask for one with --role member".to_owned()
+        };
         Error::new(format!("There is no service {name}")).hint(hint)
     })?;
     if service.status == Status::Offline {

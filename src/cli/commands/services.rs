@@ -10,6 +10,7 @@ use crate::cli::Call;
 use crate::cli::CommandResult;
 use crate::cli::args::name_of;
 use crate::cli::say::columns;
+use crate::model::access::Role;
 use crate::model::host_port::is_loopback;
 use crate::os::terminal;
 use crate::state::service_cache;
@@ -32,6 +33,10 @@ pub fn run(call: &Call) -> CommandResult {
         call.say.line(NONE);
     } else {
         call.say.result(&table(&hub, &services));
+    }
+    let config = call.config()?;
+    if config.role == Some(Role::Expose) && config.api_key == call.api_key()? {
+        call.say.line("\nThis key lists only what it exposes itself: its role is expose");
     }
     Ok(0)
 }

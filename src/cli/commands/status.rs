@@ -51,8 +51,9 @@ fn login(call: &Call) -> Result<String> {
     if call.api_key()?.is_none() {
         return Ok("Not logged in. Log in: connect up".to_owned());
     }
-    let label = config.label.as_ref().map(|label| format!(", as {label}"));
-    Ok(format!("Logged in at {}{}", call.hub_urls()?[0], label.unwrap_or_default()))
+    let label = config.label.as_ref().map(|label| format!(", as {label}")).unwrap_or_default();
+    let role = config.role.map(|role| format!(", role {}", role.as_str())).unwrap_or_default();
+    Ok(format!("Logged in at {}{label}{role}", call.hub_urls()?[0]))
 }
 
 /// The proxy's routes are its own list.

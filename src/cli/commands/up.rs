@@ -21,6 +21,7 @@ use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::model::access::Action;
 use crate::model::hub_trust::HubTrust;
 use crate::model::time::in_words;
 use crate::net::address::HubUrl;
@@ -77,9 +78,9 @@ fn log_in(call: &Call, urls: Vec<HubUrl>) -> CommandResult {
     let label = label.unwrap_or_else(user::hostname);
     let identity = call.identity()?;
     let id = config.agent_id.clone().unwrap_or_else(|| secret::id("agent"));
-    // A key that may only join has no agent, so there is nothing to register.
-    let may_expose = whoami.role.is_none_or(|role| role.may(crate::model::access::Action::Expose));
-    if may_expose {
+    // Without the right to expose there is no agent to register.
+    let may = |action| whoami.role.is_none_or(|role| role.may(action));
+    if may(Action::Expose) {
         hub.register(&RegisterAgent {
             id: id.clone(),
             label: label.clone(),
@@ -93,6 +94,7 @@ fn log_in(call: &Call, urls: Vec<HubUrl>) -> CommandResult {
     config.hub_url = Some(url.to_string());
     config.hubs = hub.known_hubs().iter().skip(1).map(ToString::to_string).collect();
     config.api_key = Some(key);
+    config.role = whoami.role;
     config.workspace = Some(whoami.workspace.clone());
     config.agent_id = Some(id.clone());
     config.label = Some(label.clone());
@@ -110,10 +112,11 @@ fn log_in(call: &Call, urls: Vec<HubUrl>) -> CommandResult {
         call.say.line(&format!("  Other hubs: {}", config.hubs.join(" ")));
     }
     call.say.line("");
-    call.say.line(if may_expose {
-        "  Next: connect expose NAME PORT, or connect services"
-    } else {
-        "  Next: connect join CODE"
+    call.say.line(match (may(Action::Expose), may(Action::Join)) {
+        (true, true) => "  Next: connect expose NAME PORT, or connect services",
+        (true, false) => "  Next: connect expose NAME PORT, or connect share. This key reaches nothing",
+        (false, true) => "  Next: connect join CODE",
+        (false, false) => "  Next: curl -H 'x-api-key: KEY' URL/metrics. This key is for nothing else",
     });
     Ok(0)
 }
