@@ -55,6 +55,10 @@ fn the_page_shows_requests_as_they_happen_and_needs_no_mouse() {
     assert!(proxy.get("api", "/seen-by-the-page?secret=1").contains("it is here"));
     let shown = browser.wait_for(&["/seen-by-the-page", "200"]);
     assert!(!shown.contains("secret"), "{shown}");
+    // A request opens to its details.
+    browser.evaluate("document.querySelector('#requests tr').click()");
+    let details = browser.wait_for(&["Exchange", "25 bytes", "Response", "text/html"]);
+    assert!(details.contains("api.localhost") && !details.contains("secret"), "{details}");
     let wide = "document.documentElement.scrollWidth > document.documentElement.clientWidth";
     for (width, scheme) in [(360, "dark"), (1200, "light")] {
         let metrics = json!({ "width": width, "height": 700, "deviceScaleFactor": 1, "mobile": false });

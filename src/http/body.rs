@@ -94,6 +94,8 @@ fn coding(fields: &Fields<'_>) -> Result<Body, BadHead> {
 /// Read more bytes when none are left, and call `end_of_stream()` when the sender has closed.
 pub struct BodyWalker {
     framing: Framing,
+    /// Bytes of content so far.
+    content: u64,
 }
 
 enum Framing {
@@ -110,7 +112,7 @@ impl BodyWalker {
             Body::Chunked => Framing::Chunked(ChunkWalker::new()),
             Body::UntilClose => Framing::UntilClose { closed: false },
         };
-        BodyWalker { framing }
+        BodyWalker { framing, content: 0 }
     }
 
     pub fn ended(&self) -> bool {
@@ -121,8 +123,18 @@ impl BodyWalker {
         }
     }
 
+    pub fn content(&self) -> u64 {
+        self.content
+    }
+
     /// Uses at least one byte of a non-empty slice, unless the body has ended.
     pub fn step(&mut self, bytes: &[u8]) -> Result<BodyStep, BadBody> {
+        let step = self.next_step(bytes)?;
+        self.content += step.payload.len() as u64;
+        Ok(step)
+    }
+
+    fn next_step(&mut self, bytes: &[u8]) -> Result<BodyStep, BadBody> {
         let used = match &mut self.framing {
             Framing::Chunked(chunks) => return chunks.step(bytes),
             Framing::Length { left } => {
@@ -155,6 +167,7 @@ impl BodyWalker {
 
     /// Counts `count` bytes of what was `ahead` that were moved from socket to socket without `step`.
     pub fn pass(&mut self, count: u64) {
+        self.content += count;
         match &mut self.framing {
             Framing::Length { left } => *left = left.saturating_sub(count),
             Framing::Chunked(chunks) => chunks.pass(count),

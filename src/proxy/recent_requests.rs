@@ -1,13 +1,17 @@
-//! The last requests: method, host, path, status and time, never a header's value or a body.
+//! The last requests: method, host, path, status and time. While somebody looks at the page, the fields of both heads as
+//! well, without what may be secret; never a body.
 
 use std::collections::VecDeque;
 use std::sync::Condvar;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
 use serde::Serialize;
 
+use crate::http::head::Fields;
 use crate::model::time::Time;
 use crate::os::clock;
 use crate::os::lock::locked;
@@ -17,6 +21,11 @@ use crate::os::lock::wait_while;
 const RECENT_LIMIT: usize = 200;
 /// A longer path is shortened: the memory for all of them must stay small.
 const SHOWN_PATH_LIMIT: usize = 300;
+/// Fields of one head, and bytes of a value, that the page shows.
+const SHOWN_FIELDS: usize = 50;
+const SHOWN_VALUE_LIMIT: usize = 200;
+/// A field whose name holds one of these may hold a secret.
+const SECRET_NAMES: [&str; 8] = ["auth", "cookie", "credential", "key", "pass", "secret", "session", "token"];
 
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct RequestRecord {
@@ -28,12 +37,29 @@ pub struct RequestRecord {
     pub status: u16,
     /// Time until the response was complete, in microseconds.
     pub micros: u64,
+    /// Of the response's body.
+    pub bytes: u64,
+    pub request_fields: ShownFields,
+    pub response_fields: ShownFields,
 }
+
+/// Names and values; empty while nobody looks.
+pub type ShownFields = Vec<(String, String)>;
 
 #[derive(Default)]
 pub struct RecentRequests {
     log: Mutex<RequestLog>,
     added: Condvar,
+    readers: AtomicUsize,
+}
+
+/// Somebody who looks at the page.
+pub struct PageReader<'r>(&'r AtomicUsize);
+
+impl Drop for PageReader<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Default)]
@@ -52,9 +78,29 @@ pub struct FinishedRequest<'a> {
     pub began: Instant,
     /// Why a service gave no response; otherwise empty.
     pub reason: &'a str,
+    pub bytes: u64,
+    pub request_fields: &'a [(String, String)],
+    pub response_fields: &'a [(String, String)],
 }
 
 impl RecentRequests {
+    pub fn reader(&self) -> PageReader<'_> {
+        self.readers.fetch_add(1, Ordering::Relaxed);
+        PageReader(&self.readers)
+    }
+
+    /// What the page will show of a head. Without a reader nothing is copied, so requests cost no more.
+    pub fn shown_fields(&self, fields: &Fields<'_>) -> ShownFields {
+        if self.readers.load(Ordering::Relaxed) == 0 {
+            return Vec::new();
+        }
+        fields
+            .iter()
+            .take(SHOWN_FIELDS)
+            .map(|(name, value)| (name.to_owned(), shown_value(name, value)))
+            .collect()
+    }
+
     pub fn add(&self, request: &FinishedRequest<'_>) {
         // Queries often hold secrets, and the page does not need them.
         let path = request.target.split('?').next().unwrap_or_default();
@@ -71,6 +117,9 @@ impl RecentRequests {
         record.at = at;
         record.status = request.status;
         record.micros = u64::try_from(request.began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        record.bytes = request.bytes;
+        request.request_fields.clone_into(&mut record.request_fields);
+        request.response_fields.clone_into(&mut record.response_fields);
         log.records.push_back(record);
         let is_watched = log.watchers > 0;
         drop(log);
@@ -90,9 +139,37 @@ impl RecentRequests {
     }
 }
 
+fn shown_value(name: &str, value: &[u8]) -> String {
+    let name = name.to_ascii_lowercase();
+    if SECRET_NAMES.iter().any(|secret| name.contains(secret)) {
+        return "•••".to_owned();
+    }
+    // A link may carry a secret in its query.
+    let path = value.split(|byte| *byte == b'?').next().unwrap_or_default();
+    let is_link = matches!(name.as_str(), "referer" | "location");
+    let shown = String::from_utf8_lossy(if is_link { path } else { value });
+    shown.chars().take(SHOWN_VALUE_LIMIT).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::head::parse_request;
+
+    #[test]
+    fn fields_are_shown_while_somebody_looks_and_secrets_never_are() {
+        let recent = RecentRequests::default();
+        let head = b"GET / HTTP/1.1\r\nHost: a\r\nCookie: s=1\r\nX-Api-Key: 2\r\nAuthorization: 3\r\n\
+            Referer: http://a/b?token=4\r\n\r\n";
+        let request = parse_request(head).unwrap().unwrap();
+        assert!(recent.shown_fields(&request.fields).is_empty());
+        let reader = recent.reader();
+        let shown = recent.shown_fields(&request.fields);
+        let values: Vec<&str> = shown.iter().map(|(_, value)| value.as_str()).collect();
+        assert_eq!(values, ["a", "•••", "•••", "•••", "http://a/b"]);
+        drop(reader);
+        assert!(recent.shown_fields(&request.fields).is_empty());
+    }
 
     #[test]
     fn the_last_ones_are_kept_without_their_queries() {
@@ -106,6 +183,9 @@ mod tests {
                 status,
                 began: Instant::now(),
                 reason: "",
+                bytes: 0,
+                request_fields: &[],
+                response_fields: &[],
             });
         }
         let records = recent.after(0, Duration::ZERO);

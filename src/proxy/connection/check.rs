@@ -44,7 +44,7 @@ pub fn check(
 ) -> Result<RequestAction, BadHead> {
     let body = request_body(request)?;
     let host = host_of(request)?.ok_or(BadHead::NoHost)?;
-    current.begin(request, body);
+    current.begin(request, body, context.recent.shown_fields(&request.fields));
     if request.method == "CONNECT" {
         return Ok(check_connect(request, &host, context, current));
     }

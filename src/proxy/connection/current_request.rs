@@ -8,6 +8,7 @@ use crate::http::forward::is_connection_login;
 use crate::http::forward::is_upgrade;
 use crate::http::head::HttpVersion;
 use crate::http::head::RequestHead;
+use crate::proxy::recent_requests::ShownFields;
 
 pub struct CurrentRequest {
     pub method: String,
@@ -21,6 +22,8 @@ pub struct CurrentRequest {
     /// See `http::forward::is_connection_login`.
     pub connection_login: bool,
     pub began: Instant,
+    /// For the page; empty while nobody looks.
+    pub shown_fields: ShownFields,
     /// What is sent to the service first: the rewritten head, and the part of the body that has arrived.
     pub outgoing: Vec<u8>,
 }
@@ -37,12 +40,13 @@ impl CurrentRequest {
             upgrade: false,
             connection_login: false,
             began: Instant::now(),
+            shown_fields: Vec::new(),
             outgoing: Vec::new(),
         }
     }
 
     /// Replaces the previous request.
-    pub fn begin(&mut self, request: &RequestHead<'_>, body: Body) {
+    pub fn begin(&mut self, request: &RequestHead<'_>, body: Body, shown_fields: ShownFields) {
         request.method.clone_into(&mut self.method);
         request.target.clone_into(&mut self.target);
         self.service.clear();
@@ -52,6 +56,7 @@ impl CurrentRequest {
         self.upgrade = is_upgrade(request);
         self.connection_login = is_connection_login(request);
         self.began = Instant::now();
+        self.shown_fields = shown_fields;
         self.outgoing.clear();
     }
 

@@ -76,7 +76,13 @@ impl ProxyClient<'_> {
         let progress = ExchangeProgress::new(walker.ended());
         let writer = &mut self.client.writer;
         if walker.ended() {
-            let passed = response::pass(&mut upstream.reader, &self.request, writer, &progress.request_read);
+            let passed = response::pass(
+                &mut upstream.reader,
+                &self.request,
+                writer,
+                &progress.request_read,
+                &self.context.recent,
+            );
             return (passed, UploadEnd::Complete);
         }
         let upload = Upload {
@@ -98,7 +104,13 @@ impl ProxyClient<'_> {
                 log::warn!("cannot start a thread: {error}");
                 return (Err(ResponseFault::Invalid("the proxy is out of threads")), UploadEnd::Stalled);
             }
-            let passed = response::pass(&mut upstream.reader, &self.request, writer, &progress.request_read);
+            let passed = response::pass(
+                &mut upstream.reader,
+                &self.request,
+                writer,
+                &progress.request_read,
+                &self.context.recent,
+            );
             progress.response_done.store(true, Ordering::SeqCst);
             if passed.is_err() {
                 upstream.reader.cut();
@@ -134,11 +146,11 @@ impl ProxyClient<'_> {
     ) -> AfterRequest {
         match (response, upload) {
             (Ok(passed), UploadEnd::Complete) if passed.switched => {
-                self.record(passed.status);
+                self.record_passed(&passed);
                 AfterRequest::Relay(upstream.into_duplex())
             }
             (Ok(passed), upload) => {
-                self.record(passed.status);
+                self.record_passed(&passed);
                 let complete = upload == UploadEnd::Complete;
                 upstream.personal |= self.request.connection_login || self.request.has_body();
                 if passed.keeps_service && complete {
@@ -167,7 +179,7 @@ impl ProxyClient<'_> {
             (Err(fault), UploadEnd::Abandoned) => {
                 // The client has the reply already.
                 if let Some(trouble) = trouble(self.context, route, &upstream.reader, fault) {
-                    self.record_with(trouble.status, &trouble.reason);
+                    self.record_with(trouble.status, &trouble.reason, 0, &[]);
                 }
                 AfterRequest::Close
             }

@@ -37,6 +37,7 @@ use check::check;
 use client::ClientStream;
 use client::accept_tls;
 use current_request::CurrentRequest;
+use response::PassedResponse;
 
 /// A head must be complete this long after its first byte: a person types faster, and a browser sends it at once.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -138,7 +139,7 @@ impl ProxyClient<'_> {
 
     /// Answers a request that was understood, and records it.
     fn reply(&mut self, reply: &Reply) -> AfterRequest {
-        self.record(reply.status);
+        self.record_with(reply.status, "", reply.body.len() as u64, &[]);
         self.reply_unrecorded(reply)
     }
 
@@ -158,6 +159,9 @@ impl ProxyClient<'_> {
             status: reply.status,
             began: Instant::now(),
             reason: "",
+            bytes: 0,
+            request_fields: &[],
+            response_fields: &[],
         });
         self.write_reply(reply, false)
     }
@@ -175,17 +179,31 @@ impl ProxyClient<'_> {
     fn refuse(&mut self, trouble: &Trouble, request_read: bool) -> AfterRequest {
         let CurrentRequest { service, outgoing, .. } = &self.request;
         let reply = refusal::gateway_failed(self.context, service, trouble, outgoing);
-        self.record_with(reply.status, &trouble.reason);
+        self.record_with(reply.status, &trouble.reason, reply.body.len() as u64, &[]);
         self.write_reply(&reply, self.request.keep_alive && request_read)
     }
 
     fn record(&self, status: u16) {
-        self.record_with(status, "");
+        self.record_with(status, "", 0, &[]);
     }
 
-    fn record_with(&self, status: u16, reason: &str) {
-        let CurrentRequest { method, target, service, began, .. } = &self.request;
-        self.context.record(&FinishedRequest { method, service, target, status, began: *began, reason });
+    fn record_passed(&self, passed: &PassedResponse) {
+        self.record_with(passed.status, "", passed.bytes, &passed.shown_fields);
+    }
+
+    fn record_with(&self, status: u16, reason: &str, bytes: u64, response_fields: &[(String, String)]) {
+        let CurrentRequest { method, target, service, began, shown_fields, .. } = &self.request;
+        self.context.record(&FinishedRequest {
+            method,
+            service,
+            target,
+            status,
+            began: *began,
+            reason,
+            bytes,
+            request_fields: shown_fields,
+            response_fields,
+        });
     }
 
     /// Copies in both directions until both have ended.

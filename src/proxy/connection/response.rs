@@ -24,6 +24,8 @@ use crate::http::head::parse_response;
 use crate::net::connect::is_timeout;
 use crate::os::splice::SpliceOutcome;
 use crate::os::splice::SplicePipe;
+use crate::proxy::recent_requests::RecentRequests;
+use crate::proxy::recent_requests::ShownFields;
 use crate::proxy::upstream::ReadFault;
 use crate::proxy::upstream::UpstreamReader;
 
@@ -44,6 +46,10 @@ pub struct PassedResponse {
     pub keeps_service: bool,
     /// It was a 101: what follows is another protocol.
     pub switched: bool,
+    /// Of the body.
+    pub bytes: u64,
+    /// For the page; empty while nobody looks.
+    pub shown_fields: ShownFields,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +74,7 @@ pub fn pass(
     request: &CurrentRequest,
     client: &mut ClientWriter,
     request_read: &AtomicBool,
+    recent: &RecentRequests,
 ) -> Result<PassedResponse, ResponseFault> {
     client.out.clear();
     let mut interim = 0;
@@ -103,6 +110,8 @@ pub fn pass(
             keeps_client: request.keep_alive && request_read && client_body != Body::UntilClose,
             keeps_service: head.keeps_alive() && request_read && body != Body::UntilClose,
             switched: head.status == 101,
+            bytes: 0,
+            shown_fields: recent.shown_fields(&head.fields),
         };
         let forwarding = ResponseForwarding {
             client: request.version,
@@ -116,7 +125,9 @@ pub fn pass(
             return Ok(passed);
         }
         let status = passed.status;
-        ResponseBody { service, client, walker: BodyWalker::new(body), client_body, status }.pass()?;
+        let mut body = ResponseBody { service, client, walker: BodyWalker::new(body), client_body, status };
+        body.pass()?;
+        passed.bytes = body.walker.content();
         // Bytes after a response belong to no request.
         passed.keeps_service &= service.buffer.is_drained();
         return Ok(passed);

@@ -16,6 +16,7 @@ use super::ProxyClient;
 use crate::http::host::RequestTarget;
 use crate::http::host::parse_target;
 use crate::http::reply::Reply;
+use crate::model::service::Protocol;
 use crate::os::secret;
 use crate::os::socket;
 use crate::proxy::context::ProxyContext;
@@ -43,8 +44,8 @@ impl ProxyClient<'_> {
             _ => "",
         };
         match path {
-            "" | "/" => self.reply(&page()),
-            // The page's own script asks for these, so they are not recorded as requests.
+            // Nothing that the page itself asks for is recorded as a request.
+            "" | "/" => self.reply_unrecorded(&page()),
             "/_connect/state" => self.reply_unrecorded(&state(self.context)),
             "/_connect/events" => {
                 if let Err(error) = self.send_events() {
@@ -66,6 +67,7 @@ impl ProxyClient<'_> {
             b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\n\
               Cross-Origin-Resource-Policy: same-origin\r\nConnection: close\r\n\r\nretry: 1000\n\n",
         )?;
+        let _reader = self.context.recent.reader();
         let mut last = 0;
         while !self.context.stop.is_stopped() {
             let mut out = Vec::new();
@@ -89,7 +91,7 @@ fn page() -> Reply {
     let nonce = secret::secret();
     let policy = format!(
         "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; \
-         base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+         img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     );
     let reply = Reply::html(200, STATUS_PAGE.replace("{{nonce}}", &nonce));
     refusal::with_page_protection(reply.field("Content-Security-Policy", policy))
@@ -112,10 +114,20 @@ fn describe(context: &ProxyContext, route: &ProxyRoute) -> Value {
         RouteSource::Local => (None, accepts(route.port)),
         RouteSource::Hub { agent, online } => (Some(agent), *online),
     };
+    let target = format!("127.0.0.1:{}", route.port);
+    let (url, connect) = match (route.protocol, agent) {
+        (Protocol::Tcp, None) => {
+            (None, Some(Protocol::client_command(route.port).unwrap_or_else(|| target.clone())))
+        }
+        (Protocol::Tcp, Some(_)) => (None, Some(format!("connect reach {}", route.name))),
+        _ => (Some(context.url_of(&route.name)), None),
+    };
     json!({
         "name": route.name,
-        "url": context.url_of(&route.name),
-        "target": format!("127.0.0.1:{}", route.port),
+        // Of a web service; the others have what to type instead.
+        "url": url,
+        "connect": connect,
+        "target": target,
         "source": route.source_word(),
         "agent": agent,
         "health": if is_up { "up" } else { "down" },
