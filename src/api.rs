@@ -182,6 +182,13 @@ impl Hub {
         Ok(services)
     }
 
+    /// Without those of shares: they are reached by joining.
+    pub fn workspace_services(&self) -> Result<Vec<ServiceInfo>> {
+        let mut services = self.services()?;
+        services.retain(|service| service.share.is_none());
+        Ok(services)
+    }
+
     /// By its name or ID.
     pub fn remove_service(&self, service: &str, even_online: bool) -> Result<()> {
         let order = to_json(&RemoveService { even_online })?;

@@ -139,6 +139,16 @@ fn a_link_whose_hub_is_away_opens_at_another_hub_that_is_named() {
     let target = format!("db={}", service(echo));
     let sharing = owner.start(&["share", "--json", "--link", &target]);
     let link = sharing.wait_event("shared")["link"].as_str().unwrap().to_owned();
+    // Another one with a service of that name, at another hub, and revoked at the first.
+    let other = fleet.machine(1);
+    let revoked = other.start(&["share", "--json", "--code", "gone12", &target]);
+    revoked.wait_event("shared");
+    let key = fleet.key("admin");
+    let listed = |hub: &Hub| hub.ask("GET /v1/services", &key, "").json().as_array().unwrap().len();
+    eventually("both hubs have both", PATIENCE, || fleet.hubs.iter().all(|hub| listed(hub) == 2));
+    other.run(&["share", "revoke", "gone12", "--hub", &fleet.hubs[0].url]).ok();
+    eventually("it goes with its share", PATIENCE, || fleet.hubs.iter().all(|hub| listed(hub) == 1));
+    assert_eq!(revoked.finish().code, Some(1));
     fleet.hubs[0].running.kill();
     sharing.wait_event("back");
     let user = Home::new();

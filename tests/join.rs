@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::io::Read;
+use std::io::Write;
 use std::process::Command;
 
 use common::Home;
@@ -260,26 +262,77 @@ fn listed(team: &Team) -> Vec<String> {
 #[test]
 fn a_share_that_fails_leaves_nothing_at_the_hub() {
     let (team, ports) = (Team::new(), Ports::claim());
-    let _taken = common::expose(&team.user, "a-taken", ports.at(0));
-    let names = ["a-taken", "b", "c", "d", "e", "f", "g", "h"];
-    let targets: Vec<String> = names.iter().map(|name| ports.target(name, 1)).collect();
-    let mut args = vec!["share"];
-    args.extend(targets.iter().map(String::as_str));
-    for _ in 0..5 {
-        let said = team.owner.run(&args);
-        assert_eq!(said.code, Some(1), "{said:#?}");
-        assert!(said.err.contains("[x] a-taken is already exposed by "), "{said:#?}");
-        common::eventually("only the other's service is left", common::PATIENCE, || {
-            listed(&team) == ["a-taken online"]
-        });
-    }
-    // The same if everything was exposed, and the share itself is refused.
+    // Everything was exposed, and the share itself is refused.
     let _other = team.share(&[&ports.target("z", 1), "--code", "taken1"]);
-    let said = team.owner.run(&["share", &ports.target("b", 1), "--code", "taken1"]);
-    assert!(said.err.contains("This code is taken"), "{said:#?}");
-    common::eventually("it is withdrawn", common::PATIENCE, || {
-        listed(&team) == ["a-taken online", "z online"]
-    });
+    for _ in 0..5 {
+        let said = team.owner.run(&["share", &ports.target("b", 1), "--code", "taken1"]);
+        assert!(said.err.contains("This code is taken"), "{said:#?}");
+        common::eventually("it is withdrawn", common::PATIENCE, || listed(&team) == ["z online"]);
+    }
+}
+
+/// A service that says one word to everybody.
+fn saying(word: &'static str) -> String {
+    format!("postgres={}", common::service(move |mut stream| _ = stream.write_all(word.as_bytes())))
+}
+
+fn heard(port: u16) -> String {
+    let mut word = String::new();
+    common::dial(port).read_to_string(&mut word).unwrap();
+    word
+}
+
+#[test]
+fn each_share_has_a_postgres_of_its_own_beside_the_workspaces() {
+    let team = Team::new();
+    let first = team.share(&[&saying("first"), "--name", "ann-env"]);
+    let mut second =
+        team.user.start(&["share", "--json", &saying("second"), "--name", "bob-env", "--code", "bob123"]);
+    second.wait_event("shared");
+    let services = || team.hub.ask("GET /v1/services", &team.hub.admin_key, "").json();
+    let shares = |services: &serde_json::Value| -> Vec<String> {
+        services.as_array().unwrap().iter().map(|one| one["share"]["name"].to_string()).collect()
+    };
+    let mut named = shares(&services());
+    named.sort();
+    assert_eq!(named, [r#""ann-env""#, r#""bob-env""#]);
+    let table = team.user.run(&["services"]).ok().out;
+    assert!(table.lines().next().unwrap().ends_with("AGENT   SHARE"), "{table}");
+    assert!(table.contains("member  ann-env\n"), "{table}");
+    let whoami = team.owner.run(&["whoami"]).ok().out;
+    assert!(whoami.contains("Exposes:     postgres (share ann-env)\n"), "{whoami}");
+    assert!(team.hub.audit().contains(r#""services":"postgres""#), "{}", team.hub.audit());
+    // Only who has joined gets there, whatever name or ID a key asks for.
+    let said = team.user.run(&["reach", "postgres"]);
+    assert!(said.err.starts_with("[x] There is no service postgres\n"), "{said:#?}");
+    for service in ["postgres".to_owned(), services()[0]["id"].as_str().unwrap().to_owned()] {
+        let body = serde_json::json!({ "service": service, "fingerprint": "a".repeat(64) }).to_string();
+        let refused = team.hub.ask("POST /v1/sessions", &team.hub.key("member"), &body);
+        assert_eq!((refused.status, refused.text("code")), (404, "no-such-service".into()));
+    }
+    // The workspace's own is another one, and the one that `reach` means.
+    let machine = team.hub.machine("member");
+    let target = saying("workspace");
+    let exposing = machine.start(&["expose", "--json", "postgres", target.trim_start_matches("postgres=")]);
+    exposing.wait_event("exposed");
+    let (_reached, port) = common::reach(&team.user, "postgres");
+    assert_eq!(heard(port), "workspace");
+    for (code, word) in [(first.code.as_str(), "first"), ("bob123", "second")] {
+        let (joined, services) = team.join(&[code]);
+        assert_eq!(heard(common::team::port_of(&services, "postgres")), word);
+        let routes = std::fs::read_to_string(team.user.file("active-routes.json")).unwrap();
+        let share = if word == "first" { "ann-env" } else { "bob-env" };
+        assert!(routes.contains(&format!(r#""share": "{share}""#)), "{routes}");
+        drop(joined);
+    }
+    // What was made for a share goes with it, although its process has yet to notice.
+    team.owner.run(&["share", "revoke", &first.id]).ok();
+    let mut named = shares(&services());
+    named.sort();
+    assert_eq!(named, [r#""bob-env""#, "null"]);
+    assert_eq!(first.running.finish().code, Some(1));
+    second.interrupt();
+    common::eventually("the other's is gone", common::PATIENCE, || shares(&services()) == ["null"]);
 }
 
 #[test]
@@ -328,8 +381,14 @@ fn a_port_that_this_machine_exposes_already_is_shared_as_it_is() {
     let named = team.share(&[&format!("api={target}"), &target, "--code", "abc125"]);
     assert_eq!(listed(&team), ["api online", "db online"]);
     drop(named);
-    let said = team.owner.run(&["share", "db=127.0.0.2:9"]);
-    assert!(said.err.contains("[x] db is already exposed by another process of this machine"), "{said:#?}");
+    // Its name in another share is not this service's.
+    let other = team.share(&["db=127.0.0.2:9", "--code", "abc126"]);
+    common::eventually("both are listed", common::PATIENCE, || {
+        listed(&team) == ["api offline", "db online", "db online"]
+    });
+    drop(other);
+    let said = team.owner.run(&["share", "--service", "db", "db=127.0.0.2:9"]);
+    assert_eq!(said.err, "[x] Two services are called db\n  Name one of them: OTHER=127.0.0.2:9");
     team.owner.run(&["stop", "--all"]).ok();
 }
 

@@ -98,7 +98,7 @@ pub fn agents(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
         return Some(CheckResult::ok("not for this key: it may not reach"));
     }
     let known = checkup.call.agent_pins().and_then(|pins| pins.all()).ok()?;
-    let (services, agents) = (hub.services().ok()?, hub.agents().ok()?);
+    let (services, agents) = (hub.workspace_services().ok()?, hub.agents().ok()?);
     let now = |name: &str| {
         let service = services.iter().find(|service| service.name.as_str() == name);
         let id = service.map_or(name, |service| &service.agent_id);

@@ -89,7 +89,7 @@ impl HubLogin {
         let own = Arc::clone(self);
         Box::new(move || {
             let access = locked(&own.state).access.clone();
-            access.map_or_else(|| Ok(Vec::new()), |access| access.hub.services())
+            access.map_or_else(|| Ok(Vec::new()), |access| access.hub.workspace_services())
         })
     }
 

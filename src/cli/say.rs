@@ -224,7 +224,7 @@ fn coloured(text: &str) -> String {
 
 /// Rows under headings, each column as wide as its widest cell. If the terminal is narrower, the widest columns
 /// shrink and cut cells end in `…`.
-pub fn columns<const N: usize>(headings: &[&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+pub fn columns(headings: &[&str], rows: impl Iterator<Item: AsRef<[String]>>) -> String {
     let limit = if terminal::is_terminal_out() { terminal::size().1 } else { usize::MAX };
     columns_within(limit, headings, rows)
 }
@@ -241,18 +241,14 @@ fn cut(text: &str, width: usize) -> String {
     text.chars().take(width - 1).chain(['…']).collect()
 }
 
-fn columns_within<const N: usize>(
-    limit: usize,
-    headings: &[&str; N],
-    rows: impl Iterator<Item = [String; N]>,
-) -> String {
-    let mut lines = vec![headings.map(str::to_owned)];
-    lines.extend(rows.map(|row| row.map(|cell| clean(&cell).replace('\n', " "))));
-    let mut widths = [0; N];
+fn columns_within(limit: usize, headings: &[&str], rows: impl Iterator<Item: AsRef<[String]>>) -> String {
+    let mut lines: Vec<Vec<String>> = vec![headings.iter().map(ToString::to_string).collect()];
+    lines.extend(rows.map(|row| row.as_ref().iter().map(|cell| clean(cell).replace('\n', " ")).collect()));
+    let mut widths = vec![0; headings.len()];
     for (width, cell) in lines.iter().flat_map(|line| line.iter().enumerate()) {
         widths[width] = widths[width].max(cell.chars().count());
     }
-    while widths.iter().sum::<usize>() + COLUMN_GAP * (N - 1) > limit {
+    while widths.iter().sum::<usize>() + COLUMN_GAP * (headings.len() - 1) > limit {
         // An ID that is cut is of no use to other commands.
         let cuttable = widths.iter_mut().zip(headings).filter(|(_, heading)| **heading != "ID");
         let Some(widest) =
@@ -262,8 +258,8 @@ fn columns_within<const N: usize>(
         };
         *widest -= 1;
     }
-    let shown = |(cell, width): (&String, usize)| format!("{:width$}", cut(cell, width));
-    let line = |line: &[String; N]| line.iter().zip(widths).map(shown).collect::<Vec<_>>().join("  ");
+    let shown = |(cell, &width): (&String, &usize)| format!("{:width$}", cut(cell, width));
+    let line = |line: &Vec<String>| line.iter().zip(&widths).map(shown).collect::<Vec<_>>().join("  ");
     lines.iter().map(|cells| line(cells).trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 

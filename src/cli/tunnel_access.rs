@@ -34,6 +34,8 @@ pub struct TunnelAccess {
     pub identity: Identity,
     /// The share that opens the services. Without one, this machine's key does.
     pub share: Option<Membership>,
+    /// As its owner calls it.
+    pub share_name: Option<String>,
     /// The secret of the share's link is the only credential, so the hub rejects it once the share is gone.
     pub by_link: bool,
     pub agents: AcceptedAgents,
@@ -70,7 +72,7 @@ impl TunnelAccess {
     pub fn own(call: &Call, hub: Arc<Hub>, peer_check: PeerCheck) -> Result<Self> {
         let agents = AcceptedAgents::FirstSeen(call.agent_pins()?);
         let identity = identity::load_or_temporary(&call.home)?;
-        Ok(Self { hub, identity, share: None, by_link: false, agents, peer_check })
+        Ok(Self { hub, identity, share: None, share_name: None, by_link: false, agents, peer_check })
     }
 
     /// The service with what it belongs to, as in `https://hub/db`. Two shares may have a service of one name each.

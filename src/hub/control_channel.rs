@@ -10,13 +10,13 @@ use super::agent_channels::AgentChannel;
 use super::api_call::ApiCall;
 use super::core::Core;
 use super::refusal::Refusal;
+use super::shares;
 use crate::model::hub_records::Change;
 use crate::model::hub_records::ChannelId;
 use crate::model::hub_records::Presence;
 use crate::model::hub_records::Record;
 use crate::model::hub_records::SEEN_INTERVAL;
 use crate::model::hub_records::Table;
-use crate::model::hub_records::online_id;
 use crate::model::name::Name;
 use crate::model::registry::Registry;
 use crate::model::service::Protocol;
@@ -42,6 +42,8 @@ struct ConnectedAgent<'c> {
     channel: AgentChannel,
     channel_id: ChannelId,
     agent_id: String,
+    /// The ID of the share to which its services belong.
+    share: Option<String>,
     call: &'c ApiCall<'c>,
     /// It takes no answers any more. Only what it withdraws still counts.
     is_leaving: Cell<bool>,
@@ -57,7 +59,7 @@ pub fn serve(core: &Core, stream: Duplex, call: &ApiCall<'_>, relay: String) {
         MessageChannel::start(stream).inspect_err(|error| log::debug!("no control channel: {error}"));
     let Ok(mut channel) = opened else { return };
     let hello = channel.first::<ToHub>(Instant::now() + NETWORK_TIMEOUT);
-    let Ok(ToHub::Hello { agent: agent_id }) = hello else { return };
+    let Ok(ToHub::Hello { agent: agent_id, share }) = hello else { return };
     // The role allows exposing, but an agent belongs to the key that registered it.
     let key = call.principal.id();
     let is_own = core.records.registry().agent(&agent_id).is_some_and(|agent| agent.key == key);
@@ -75,8 +77,9 @@ pub fn serve(core: &Core, stream: Duplex, call: &ApiCall<'_>, relay: String) {
     let channel_id = core.agent_up(&agent_id, own.clone());
     core.audit.say("agent.up", &[("agent", &agent_id), ("by", key)]);
     own.outgoing.send(&ToAgent::Welcome);
-    let agent =
-        ConnectedAgent { core, channel: own, channel_id, agent_id, call, is_leaving: Cell::new(false) };
+    let share = share.map(|word| shares::id_of(call, &agent_id, &word));
+    let is_leaving = Cell::new(false);
+    let agent = ConnectedAgent { core, channel: own, channel_id, agent_id, share, call, is_leaving };
     let end = loop {
         match channel.next::<ToHub>() {
             Ok(message) => {
@@ -122,10 +125,27 @@ impl ConnectedAgent<'_> {
                 return false;
             }
         }
-        let id = secret::derived_id("svc", &[self.call.workspace(), &self.agent_id, name.as_str()]);
+        let id = self.service_id(&name);
         let now = clock::now();
+        let service = |registry: &Registry| {
+            let known = registry.service(&id);
+            let is_seen = |known: &&Service| now.since(known.seen_at) < SEEN_INTERVAL;
+            Service {
+                id: id.clone(),
+                name: name.clone(),
+                target_port,
+                protocol,
+                agent_id: self.agent_id.clone(),
+                workspace: self.call.workspace().to_owned(),
+                share: self.share.clone(),
+                key: self.channel.key.clone(),
+                withdrawn: false,
+                created_at: known.map_or(now, |known| known.created_at),
+                seen_at: known.filter(is_seen).map_or(now, |known| known.seen_at),
+            }
+        };
         let presence = |registry: &Registry| Presence {
-            id: online_id(self.call.workspace(), &name),
+            id: service(registry).online_id(),
             service: id.clone(),
             agent_id: self.agent_id.clone(),
             hub: registry.me.clone(),
@@ -135,27 +155,13 @@ impl ConnectedAgent<'_> {
         // After a reconnect the service is stored already, so only its presence is written.
         let stored = self.core.records.change(|registry| {
             self.may_expose(registry, &id, &name, now)?;
-            let known = registry.service(&id);
-            let is_seen = |known: &&Service| now.since(known.seen_at) < SEEN_INTERVAL;
-            let service = Service {
-                id: id.clone(),
-                name: name.clone(),
-                target_port,
-                protocol,
-                agent_id: self.agent_id.clone(),
-                workspace: self.call.workspace().to_owned(),
-                key: self.channel.key.clone(),
-                withdrawn: false,
-                created_at: known.map_or(now, |known| known.created_at),
-                seen_at: known.filter(is_seen).map_or(now, |known| known.seen_at),
-            };
+            let service = service(registry);
             // Others that had the name count for nothing any more, or the agent would have been refused.
-            let same_name = registry.exposed().filter(|other| {
-                other.name == name && other.workspace == self.call.workspace() && other.id != id
-            });
+            let same_name =
+                registry.exposed().filter(|other| other.online_id() == service.online_id() && other.id != id);
             let mut changes: Vec<Change> =
                 same_name.map(|other| Change::drop(Table::Service, &other.id)).collect();
-            if known != Some(&service) {
+            if registry.service(&id) != Some(&service) {
                 changes.push(Change::Put(Record::Service(service)));
             }
             changes.push(Change::Put(Record::Online(presence(registry))));
@@ -179,7 +185,8 @@ impl ConnectedAgent<'_> {
                 return self.answer(&refused);
             }
         }
-        let tunnel_port = self.core.tunnel_ports.open(&id);
+        // Who has no key, but the hub's machine, is to join the share as everybody.
+        let tunnel_port = self.share.is_none().then(|| self.core.tunnel_ports.open(&id)).flatten();
         self.answer(&ToAgent::Exposed { name, service: id, tunnel_port })
     }
 
@@ -192,10 +199,17 @@ impl ConnectedAgent<'_> {
         true
     }
 
+    fn service_id(&self, name: &Name) -> String {
+        let share = self.share.as_deref().unwrap_or_default();
+        secret::derived_id("svc", &[self.call.workspace(), &self.agent_id, share, name.as_str()])
+    }
+
     /// Whether this agent may have the name, and may expose one more service.
     fn may_expose(&self, registry: &Registry, id: &str, name: &Name, now: Time) -> Result<(), Refusal> {
         let holder = registry.service_named(self.call.workspace(), name.as_str(), now);
-        if let Some(other) = holder.filter(|holder| holder.agent_id != self.agent_id) {
+        let is_anothers = |holder: &&Service| holder.agent_id != self.agent_id;
+        // A share's names are its agent's own.
+        if let Some(other) = holder.filter(is_anothers).filter(|_| self.share.is_none()) {
             let by = registry.agent(&other.agent_id).map(|agent| agent.label.clone()).unwrap_or_default();
             let (name, is_online) = (name.clone(), registry.presence(&other.id).is_some());
             return Err(if is_online {
@@ -221,9 +235,11 @@ impl ConnectedAgent<'_> {
 
     /// Takes a service offline for good: frees its tunnel port and removes it from the list.
     fn withdraw(&self, name: &Name) {
+        let service = &self.service_id(name);
         let held = self.core.records.registry().held_by(self.channel_id);
-        let is_meant = |online: &&Presence| online.id == online_id(self.call.workspace(), name);
-        let Some(Presence { service, .. }) = held.iter().find(is_meant) else { return };
+        if held.iter().all(|online| online.service != *service) {
+            return;
+        }
         self.core.take_offline(self.channel_id, |id| id == service.as_str());
         self.core.close_tunnel(service, false);
         let dropped = self.core.records.change(|registry| {

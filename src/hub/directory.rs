@@ -20,6 +20,7 @@ use crate::model::hub_records::Table;
 use crate::model::registry::Registry;
 use crate::model::service::Service;
 use crate::wire::api::AgentInfo;
+use crate::wire::api::NamedShare;
 use crate::wire::api::RegisterAgent;
 use crate::wire::api::RemoveService;
 use crate::wire::api::ServiceInfo;
@@ -36,8 +37,12 @@ pub fn services(call: &ApiCall<'_>, records: &Records, tunnel_ports: &TunnelPort
     // Read before the registry is locked: the two locks are never held together.
     let ports = tunnel_ports.by_service();
     let registry = records.registry();
+    // What is registered for a share is nothing to see before that is made, and after its end.
+    let is_live = |share: &String| registry.share(share, call.now).is_some();
     let wanted = registry.exposed().filter(|service| {
-        call.sees_service(service) && wanted_name.is_none_or(|name| service.name.as_str() == name)
+        call.sees_service(service)
+            && wanted_name.is_none_or(|name| service.name.as_str() == name)
+            && service.share.as_ref().is_none_or(is_live)
     });
     page(call, wanted, |service| &service.id, |service| service_info(&registry, &ports, service))
 }
@@ -53,6 +58,11 @@ fn service_info(registry: &Registry, ports: &HashMap<String, u16>, service: &Ser
         agent_id: service.agent_id.clone(),
         agent_label: registry.agent(&service.agent_id).map(|agent| agent.label.clone()).unwrap_or_default(),
         created_at: service.created_at,
+        share: service
+            .share
+            .as_ref()
+            .and_then(|id| registry.any_share(id))
+            .map(|share| NamedShare { id: share.info.id.clone(), name: share.info.name.clone() }),
     }
 }
 
@@ -185,10 +195,12 @@ pub fn remove_service(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal>
     Ok(Reply::empty(204))
 }
 
-/// The service with this ID or, if only one that the caller sees has it, this name.
+/// The service with this ID or, if only one of the workspaces that the caller sees has it, this name.
 fn find<'r>(call: &ApiCall<'_>, registry: &'r Registry, wanted: &str) -> Result<&'r Service, Refusal> {
     let by_id = registry.service(wanted).filter(|service| call.sees_service(service));
-    let is_named = |service: &&Service| service.name.as_str() == wanted && call.sees_service(service);
+    let is_named = |service: &&Service| {
+        service.name.as_str() == wanted && service.share.is_none() && call.sees_service(service)
+    };
     let mut named = registry.exposed().filter(is_named);
     let only = named.next().filter(|_| named.next().is_none());
     by_id.or(only).ok_or(Refusal::NoSuchService)

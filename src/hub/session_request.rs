@@ -153,7 +153,9 @@ fn asked_for(
     }
     access::allow(&core.audit, &call.principal, Action::Reach)?;
     let registry = core.records.registry();
-    let by_id = registry.service(&asked.service).filter(|service| call.sees_service(service));
+    // A share's own service takes a share to reach it.
+    let is_open = |service: &&Service| call.sees_service(service) && service.share.is_none();
+    let by_id = registry.service(&asked.service).filter(is_open);
     let named = || registry.service_named(call.workspace(), &asked.service, call.now);
     Ok((by_id.or_else(named).cloned().ok_or(Refusal::NoSuchService)?, None))
 }

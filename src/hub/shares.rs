@@ -36,6 +36,11 @@ const WORKSPACE_SHARES: usize = 16 * 1024 * 1024;
 const KEY_SHARES: usize = 1024 * 1024;
 const SHARE_LIFETIME_LIMIT: Duration = Duration::from_hours(24 * 365);
 
+/// The ID of a share for which its agent registers services before it is made. `word` is the agent's own word for it.
+pub fn id_of(call: &ApiCall<'_>, agent: &str, word: &str) -> String {
+    secret::derived_id("shr", &[call.workspace(), agent, word])
+}
+
 /// Makes a share. First comes what needs only the request: its checks, the code and the secrets. Whether the code is free,
 /// the agent is the caller's and the services are exposed is decided inside the change.
 pub fn make(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
@@ -46,6 +51,7 @@ pub fn make(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
         None => Code::make(|| secret::bytes::<1>()[0]),
     };
     let link_secret = order.link.then(secret::secret);
+    let own_id = order.own.as_ref().map(|word| id_of(call, &order.agent, word));
     // Everything but the services, which depend on the registry. The code itself is stored nowhere.
     let draft = Share {
         code_hash: core.code_key.hash(call.workspace(), code.as_str()),
@@ -56,7 +62,7 @@ pub fn make(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
         agent_id: order.agent,
         services: Vec::new(),
         info: ShareInfo {
-            id: secret::id("shr"),
+            id: own_id.unwrap_or_else(|| secret::id("shr")),
             name: clean_label(&order.name),
             created_at: call.now,
             expires_at: call.now.plus(Duration::from_secs(order.expires_in_seconds)),
@@ -67,7 +73,7 @@ pub fn make(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
     };
     let made = core.records.change(|registry| {
         let agent = agent_of(&draft, registry, call)?;
-        let chosen = chosen_services(registry, &agent.id, &order.services)?;
+        let chosen = chosen_services(registry, &draft, &order.services)?;
         let services = chosen.iter().map(|service| service.id.clone()).collect();
         let share = Share { services, ..draft.clone() };
         check_room(registry, &share)?;
@@ -81,7 +87,9 @@ pub fn make(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
         };
         Ok((vec![Change::Put(Record::Share(share))], made))
     })?;
-    core.audit.say("share.made", &[("share", &made.id), ("by", call.principal.id())]);
+    let names: Vec<&str> = made.services.iter().map(|service| service.name.as_str()).collect();
+    let details = [("share", made.id.as_str()), ("by", call.principal.id()), ("services", &names.join(","))];
+    core.audit.say("share.made", &details);
     ok(201, &made)
 }
 
@@ -101,7 +109,8 @@ fn check(order: &MakeShare) -> Result<(), Refusal> {
 
 /// The agent whose services the new share opens, if the caller may share them.
 fn agent_of<'r>(draft: &Share, registry: &'r Registry, call: &ApiCall<'_>) -> Result<&'r Agent, Refusal> {
-    if registry.share_by_code(&draft.code_hash, call.now).is_some() {
+    let has_been_made = registry.any_share(&draft.info.id).is_some();
+    if has_been_made || registry.share_by_code(&draft.code_hash, call.now).is_some() {
         return Err(Refusal::ShareCodeTaken);
     }
     let agent = registry.agent(&draft.agent_id).filter(|agent| agent.workspace == call.workspace());
@@ -121,14 +130,19 @@ fn check_room(registry: &Registry, share: &Share) -> Result<(), Refusal> {
     }
 }
 
+/// The services of these names that the agent exposes: those that it registered for this share, and those of the workspace.
 fn chosen_services(
     registry: &Registry,
-    agent_id: &str,
+    draft: &Share,
     names: &[Name],
 ) -> Result<Vec<SharedService>, Refusal> {
     let chosen = names.iter().map(|name| {
-        let service =
-            registry.exposed().find(|service| service.agent_id == agent_id && service.name == *name);
+        let named = |share: Option<&str>| {
+            registry.services_of(&draft.agent_id).find(|service| {
+                !service.withdrawn && service.name == *name && service.share.as_deref() == share
+            })
+        };
+        let service = named(Some(&draft.info.id)).or_else(|| named(None));
         service.map(Service::shared).ok_or_else(|| Refusal::NotExposed(name.clone()))
     });
     chosen.collect()
@@ -167,7 +181,9 @@ pub fn revoke(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
             (None, []) => return Err(Refusal::ShareNotFound),
             (None, _) => return Err(Refusal::ShareNameUnclear(named.len())),
         };
-        Ok((vec![Change::drop(Table::Share, &id)], id))
+        let services =
+            registry.services_of_share(&id).map(|service| Change::drop(Table::Service, &service.id));
+        Ok((services.chain([Change::drop(Table::Share, &id)]).collect(), id))
     })?;
     core.cut_dead();
     core.audit.say("share.revoked", &[("share", &id), ("by", call.principal.id())]);

@@ -12,7 +12,6 @@ use serde::Serialize;
 
 use super::access::Role;
 use super::fingerprint::Fingerprint;
-use super::name::Name;
 use super::service::Service;
 use super::time::Time;
 
@@ -134,7 +133,7 @@ pub struct Approval {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Presence {
-    /// See `online_id`.
+    /// See `Service::online_id`.
     pub id: String,
     pub service: String,
     pub agent_id: String,
@@ -146,10 +145,6 @@ pub struct Presence {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ChannelId(pub u64);
-
-pub fn online_id(workspace: &str, name: &Name) -> String {
-    format!("{workspace}.{name}")
-}
 
 /// A running hub of the fleet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

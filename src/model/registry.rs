@@ -4,9 +4,10 @@
 //! belongs to the channel that exposed it last, at this hub or another of the fleet. Only the end of that channel
 //! takes the service offline; the late end of an older channel does not.
 
+mod sweep;
+
 use std::collections::BTreeMap;
 use std::collections::HashMap;
-use std::collections::HashSet;
 
 use super::access::Principal;
 use super::hub_records::Agent;
@@ -14,21 +15,14 @@ use super::hub_records::Change;
 use super::hub_records::ChannelId;
 use super::hub_records::Device;
 use super::hub_records::FleetHub;
-use super::hub_records::KEY_USE_INTERVAL;
 use super::hub_records::Key;
-use super::hub_records::KeyInfo;
 use super::hub_records::Presence;
 use super::hub_records::Record;
-use super::hub_records::SEEN_INTERVAL;
 use super::hub_records::Share;
 use super::hub_records::Table;
 use super::hub_records::UNSEEN_LIMIT;
-use super::hub_records::online_id;
 use super::service::Service;
 use super::time::Time;
-
-/// Changes of one sweep. Removing 10,000 records at once would delay the changes of others by seconds.
-const SWEEP_CHANGES: usize = 200;
 
 /// The agent at the other end of a control channel.
 #[derive(Clone, Debug)]
@@ -165,63 +159,6 @@ impl Registry {
         keys.chain(agents).chain(services).chain(shares).chain(devices)
     }
 
-    /// The changes that drop records which count for nothing any more, and those that note what is online here as seen. A
-    /// decision that has become old is refused by the store: an agent that comes back has changed the record.
-    pub fn overdue(&self, now: Time) -> Vec<Change> {
-        let shares = self.shares.values().filter(|share| !self.share_is_live(share, now));
-        let devices = self.devices.values().filter(|device| now >= device.expires_at);
-        let open: HashSet<&str> = self.open_services(now).collect();
-        let services = self.services.values().filter(|service| {
-            !self.service_counts(service, now) || (service.withdrawn && !open.contains(service.id.as_str()))
-        });
-        let agents = self.agents.values().filter(|agent| !self.agent_counts(agent, now));
-        // The list of keys shows a dead key for a while.
-        let is_over = |at: &Time| now.since(*at) >= UNSEEN_LIMIT;
-        let ends = |info: &KeyInfo| [info.expires_at, info.revoked_at].into_iter().flatten();
-        let keys = self.keys.values().filter(|key| ends(&key.info).any(|at| is_over(&at)));
-        let shares = shares.map(|share| Change::drop(Table::Share, &share.info.id));
-        let devices = devices.map(|device| Change::drop(Table::Device, &device.code_hash));
-        let services = services.map(|service| Change::drop(Table::Service, &service.id));
-        let agents = agents.map(|agent| Change::drop(Table::Agent, &agent.id));
-        let keys = keys.map(|key| Change::drop(Table::Key, &key.info.id));
-        let all = shares.chain(devices).chain(services).chain(agents).chain(keys);
-        all.chain(self.seen_again(now)).take(SWEEP_CHANGES).collect()
-    }
-
-    /// The IDs of the services that shares open.
-    pub fn open_services(&self, now: Time) -> impl Iterator<Item = &str> {
-        let live = self.shares.values().filter(move |share| self.share_is_live(share, now));
-        live.flat_map(|share| share.services.iter().map(String::as_str))
-    }
-
-    fn seen_again(&self, now: Time) -> impl Iterator<Item = Change> + '_ {
-        let is_old = move |seen_at: Time| now.since(seen_at) >= SEEN_INTERVAL;
-        let here = self.channels.values().filter_map(|channel| self.agents.get(&channel.agent_id));
-        let online = self.online.values().filter(|online| self.is_here(online));
-        let online = online.filter_map(|online| self.services.get(&online.service));
-        let agents = here
-            .filter(move |agent| is_old(agent.seen_at))
-            .map(move |agent| Record::Agent(Agent { seen_at: now, ..agent.clone() }));
-        let services = online
-            .filter(move |service| is_old(service.seen_at))
-            .map(move |service| Record::Service(Service { seen_at: now, ..service.clone() }));
-        agents.chain(services).chain(self.keys_used_again()).map(Change::Put)
-    }
-
-    fn keys_used_again(&self) -> impl Iterator<Item = Record> + '_ {
-        self.key_uses.iter().filter_map(|(id, used)| {
-            let mut key = self.keys.get(id)?.clone();
-            let is_new = key.info.last_used_at.is_none_or(|at| used.since(at) >= KEY_USE_INTERVAL);
-            key.info.last_used_at = Some(*used);
-            is_new.then_some(Record::Key(key))
-        })
-    }
-
-    /// Notes in memory that a key was used; the next sweep writes it down if the last time is long ago.
-    pub fn note_key_use(&mut self, id: &str, now: Time) {
-        self.key_uses.insert(id.to_owned(), now);
-    }
-
     /// Whether the agent's key is valid and it was seen lately. Any other agent is as good as removed.
     pub fn agent_counts(&self, agent: &Agent, now: Time) -> bool {
         self.credential_is_live(&agent.key, now)
@@ -292,10 +229,18 @@ impl Registry {
         self.services.get(id)
     }
 
-    /// The service that has this name, online or not. The name is its agent's as long as the record counts.
+    /// The service of the workspace that has this name, online or not. The name is its agent's as long as the record
+    /// counts.
     pub fn service_named(&self, workspace: &str, name: &str, now: Time) -> Option<&Service> {
-        let is_named = |service: &&Service| service.workspace == workspace && service.name.as_str() == name;
+        let is_named = |service: &&Service| {
+            service.workspace == workspace && service.share.is_none() && service.name.as_str() == name
+        };
         self.exposed().filter(is_named).find(|service| self.service_counts(service, now))
+    }
+
+    /// The services that were registered for this share alone.
+    pub fn services_of_share(&self, share: &str) -> impl Iterator<Item = &Service> {
+        self.services.values().filter(move |service| service.share.as_deref() == Some(share))
     }
 
     pub fn services_of(&self, agent_id: &str) -> impl Iterator<Item = &Service> {
@@ -369,7 +314,7 @@ impl Registry {
     /// Where the service is online.
     pub fn presence(&self, service_id: &str) -> Option<&Presence> {
         let service = self.services.get(service_id)?;
-        let online = self.online.get(&online_id(&service.workspace, &service.name))?;
+        let online = self.online.get(&service.online_id())?;
         Some(online).filter(|online| online.service == service_id)
     }
 
@@ -411,6 +356,8 @@ impl Registry {
 mod tests {
     use super::*;
     use crate::model::access::Role;
+    use crate::model::hub_records::KeyInfo;
+    use crate::model::hub_records::SEEN_INTERVAL;
     use crate::model::hub_records::ShareInfo;
     use crate::model::name::Name;
     use crate::model::service::Protocol;
@@ -427,6 +374,7 @@ mod tests {
             protocol: Protocol::Tcp,
             agent_id: agent.into(),
             workspace: "default".into(),
+            share: None,
             key: Principal::Local.id().into(),
             withdrawn: false,
             created_at: now(),

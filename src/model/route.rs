@@ -4,6 +4,7 @@
 use serde_json::Value;
 
 use super::service::Protocol;
+use super::text::one_line;
 
 /// More routes than any machine has. A file with more is damaged or hostile.
 const ROUTES_LIMIT: usize = 4096;
@@ -14,6 +15,8 @@ pub struct Route {
     pub local_port: u16,
     /// `None` if it is the usual one at this port.
     pub protocol: Option<Protocol>,
+    /// The name of the share from which the service comes.
+    pub share: Option<String>,
 }
 
 impl Route {
@@ -29,7 +32,8 @@ impl Route {
                 Some(known.ok_or("has a protocol other than tcp, http and https")?)
             }
         };
-        Ok(Self { service_name, local_port, protocol })
+        let share = entry["share"].as_str().map(one_line);
+        Ok(Self { service_name, local_port, protocol, share })
     }
 
     pub fn protocol(&self) -> Protocol {

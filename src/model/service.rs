@@ -72,6 +72,9 @@ pub struct Service {
     pub protocol: Protocol,
     pub agent_id: String,
     pub workspace: String,
+    /// The share that it was registered for. Its name is then unique in that share only, and it goes with the share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<String>,
     /// The key of the agent that exposed it last. The record dies with it.
     pub key: String,
     /// Its agent gave it up, but a share still opens it.
@@ -92,6 +95,12 @@ pub struct SharedService {
 }
 
 impl Service {
+    /// The ID of its presence. One name has one of them in its workspace, and one in each share.
+    pub fn online_id(&self) -> String {
+        let share = self.share.as_ref().map(|share| format!(".{share}")).unwrap_or_default();
+        format!("{}.{}{share}", self.workspace, self.name)
+    }
+
     pub fn shared(&self) -> SharedService {
         SharedService {
             id: self.id.clone(),

@@ -88,7 +88,7 @@ impl ProxyContext {
     /// The loopback port that leads to the service: its own, or that of a tunnel.
     pub fn port_of(&self, route: &ProxyRoute) -> std::result::Result<u16, Trouble> {
         match &route.source {
-            RouteSource::Local => Ok(route.port),
+            RouteSource::Local { .. } => Ok(route.port),
             RouteSource::Hub { agent, online: false } => Err(Trouble::offline(route, agent)),
             RouteSource::Hub { .. } => {
                 (self.settings.hub_tunnels.port)(&route.name).map_err(Trouble::of_error)

@@ -47,8 +47,14 @@ pub struct ProxyRoute {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RouteSource {
-    Local,
-    Hub { agent: String, online: bool },
+    /// With the name of the share from which it comes.
+    Local {
+        share: Option<String>,
+    },
+    Hub {
+        agent: String,
+        online: bool,
+    },
 }
 
 impl ProxyRoute {
@@ -57,7 +63,7 @@ impl ProxyRoute {
             name: route.service_name.to_ascii_lowercase(),
             port: route.local_port,
             protocol: route.protocol(),
-            source: RouteSource::Local,
+            source: RouteSource::Local { share: route.share.clone() },
         }
     }
 
@@ -72,12 +78,16 @@ impl ProxyRoute {
     }
 
     pub fn is_local(&self) -> bool {
-        self.source == RouteSource::Local
+        matches!(self.source, RouteSource::Local { .. })
     }
 
     /// As `proxy start` and the page show it.
-    pub fn source_word(&self) -> &'static str {
-        if self.is_local() { "reach" } else { "hub" }
+    pub fn source_word(&self) -> String {
+        match &self.source {
+            RouteSource::Local { share: Some(share) } => format!("share {share}"),
+            RouteSource::Local { share: None } => "reach".to_owned(),
+            RouteSource::Hub { .. } => "hub".to_owned(),
+        }
     }
 }
 
@@ -267,7 +277,7 @@ mod tests {
     use crate::model::time::Time;
 
     fn local(name: &str, local_port: u16) -> Route {
-        Route { service_name: name.to_owned(), local_port, protocol: None }
+        Route { service_name: name.to_owned(), local_port, protocol: None, share: None }
     }
 
     fn hub(name: &str, target_port: u16, status: Status) -> ServiceInfo {
@@ -281,6 +291,7 @@ mod tests {
             agent_id: "agent".into(),
             agent_label: "box".into(),
             created_at: Time::from_unix(0),
+            share: None,
         }
     }
 

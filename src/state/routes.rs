@@ -28,10 +28,13 @@ pub struct OwnRoute {
 }
 
 /// Adds a route, and drops those whose process is dead.
-pub fn add(home: &Home, name: &str, port: u16, protocol: Protocol) -> Result<OwnRoute> {
+pub fn add(home: &Home, name: &str, port: u16, protocol: Protocol, share: Option<&str>) -> Result<OwnRoute> {
     let mut entry = json!({ "serviceName": name, "localPort": port, "pid": std::process::id(), "startedAt": clock::now() });
     if protocol != Protocol::usual_at(port) {
         entry["protocol"] = protocol.as_str().into();
+    }
+    if let Some(share) = share {
+        entry["share"] = share.into();
     }
     rewrite(home, |entries| entries.push(entry.clone()))?;
     Ok(OwnRoute { home: home.clone(), entry })

@@ -15,8 +15,9 @@ pub fn names(home: &Home) -> BTreeSet<String> {
 
 /// If the folder cannot be written, only completion suffers.
 pub fn remember(home: &Home, services: &[ServiceInfo]) {
+    let reachable = services.iter().filter(|service| service.share.is_none());
     let listed: BTreeSet<String> =
-        services.iter().take(CACHED_SERVICES_LIMIT).map(|service| service.name.to_string()).collect();
+        reachable.take(CACHED_SERVICES_LIMIT).map(|service| service.name.to_string()).collect();
     if names(home) != listed
         && let Err(error) = home.write_unsynced(SERVICE_CACHE_FILE, &listed)
     {

@@ -83,6 +83,8 @@ pub struct AgentProfile {
     pub id: String,
     pub label: String,
     pub identity: Identity,
+    /// Its own word for the share that its services belong to.
+    pub share: Option<String>,
 }
 
 pub struct RunningAgent {
@@ -92,6 +94,7 @@ pub struct RunningAgent {
 struct AgentInner {
     hub: Arc<Hub>,
     registration: RegisterAgent,
+    share: Option<String>,
     tls: Arc<ServerConfig>,
     exposures: Mutex<Exposures>,
     on_event: OnAgentEvent,
@@ -122,6 +125,7 @@ impl RunningAgent {
         let inner = Arc::new(AgentInner {
             hub,
             registration: RegisterAgent { id: profile.id.clone(), label: profile.label.clone(), fingerprint },
+            share: profile.share.clone(),
             tls: trust::session_server(&profile.identity)?,
             exposures: Mutex::default(),
             on_event,
@@ -211,7 +215,7 @@ impl AgentInner {
         let mut channel = MessageChannel::start(stream).or_say(|| "Cannot use the control channel")?;
         let cut = self.stop.attach(&channel.socket()).ok_or_else(Error::stopped)?;
         let outgoing = channel.outgoing();
-        outgoing.send(&ToHub::Hello { agent: self.registration.id.clone() });
+        outgoing.send(&ToHub::Hello { agent: self.registration.id.clone(), share: self.share.clone() });
         match channel.first::<ToAgent>(Instant::now() + NETWORK_TIMEOUT) {
             Ok(ToAgent::Welcome) => {}
             Ok(ToAgent::Full) => {

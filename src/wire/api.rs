@@ -103,6 +103,24 @@ pub struct ServiceInfo {
     #[serde(deserialize_with = "shown")]
     pub agent_label: String,
     pub created_at: Time,
+    /// The share that it belongs to and that has to be joined. Without one it is the workspace's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<NamedShare>,
+}
+
+impl ServiceInfo {
+    /// `postgres`, or `postgres (share ann-env)`.
+    pub fn shown_name(&self) -> String {
+        let share = self.share.as_ref().map(|share| format!(" (share {})", share.name));
+        format!("{}{}", self.name, share.unwrap_or_default())
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedShare {
+    pub id: String,
+    #[serde(deserialize_with = "shown")]
+    pub name: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -264,6 +282,9 @@ pub struct MakeShare {
     pub expires_in_seconds: u64,
     pub max_joins: Option<u32>,
     pub code: Option<String>,
+    /// The agent's own word for this share, if it has registered services for it alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own: Option<String>,
     /// Whether to make the secret of a link as well.
     #[serde(default)]
     pub link: bool,

@@ -16,9 +16,12 @@ pub const CONTROL_LINE_LIMIT: usize = 16 * 1024;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum ToHub {
-    /// The first message: which agent this is.
+    /// The first message: which agent this is. With `share`, the agent's own word for a share that it will make, the
+    /// services of this channel belong to that share.
     Hello {
         agent: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        share: Option<String>,
     },
     Expose {
         name: Name,

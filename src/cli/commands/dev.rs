@@ -76,7 +76,7 @@ pub fn run(call: &Call) -> CommandResult {
     }
     supervisor.exposures.retries = true;
     let access = Arc::new(TunnelAccess::own(call, hub, peer_check)?);
-    let services = access.hub.services()?;
+    let services = access.hub.workspace_services()?;
     for needed in &file.project.services {
         say_if_misspelt(call, needed, &services);
     }
@@ -183,7 +183,7 @@ fn follow(
     supervisor.exposures.set_desired(exposures(file));
     supervisor.exposures.reconcile()?;
     // Without the hub the services are as unknown as if they did not exist yet.
-    let services = access.hub.services().unwrap_or_default();
+    let services = access.hub.workspace_services().unwrap_or_default();
     let changes = supervisor.tunnels.reconcile(access, tunnel_specs(call, now, &services))?;
     for name in changes.left {
         call.say.line(&format!("[ok] {name} left"));
@@ -217,7 +217,7 @@ fn init(call: &Call) -> CommandResult {
         return Err(Error::new(format!("{} already exists", there.display()))
             .hint("Edit it; --init overwrites nothing"));
     }
-    let services = call.hub().and_then(|hub| hub.services()).unwrap_or_else(|error| {
+    let services = call.hub().and_then(|hub| hub.workspace_services()).unwrap_or_else(|error| {
         call.say.warn(&format!("No services are in it: {error}"));
         Vec::new()
     });

@@ -45,7 +45,7 @@ pub fn run(call: &Call) -> CommandResult {
 fn take_over(call: &Call, name: &Name) -> Result<()> {
     let (hub, own) = (call.hub()?, call.config()?.agent_id.clone());
     let is_others = |service: &&ServiceInfo| service.name == *name && Some(&service.agent_id) != own.as_ref();
-    if let Some(taken) = hub.services()?.iter().find(is_others) {
+    if let Some(taken) = hub.workspace_services()?.iter().find(is_others) {
         hub.remove_service(&taken.id, true)?;
         call.say.line(&format!("[ok] {name} was taken over from {}", taken.agent_label));
     }

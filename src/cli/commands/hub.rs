@@ -219,6 +219,7 @@ fn tunnel_opener(call: &Call, core: &Arc<Core>, port: u16) -> Result<TunnelOpene
         hub,
         identity,
         share: None,
+        share_name: None,
         by_link: false,
         agents: AcceptedAgents::Any,
         peer_check: peer_user::same_user,

@@ -147,6 +147,7 @@ fn access_to(
         hub,
         identity,
         share: Some(membership),
+        share_name: Some(share.name.clone()),
         by_link: invitation.link.is_some(),
         agents,
         peer_check: peer_check(call)?,

@@ -146,7 +146,7 @@ fn asked_port(call: &Call, name: &Name) -> Result<Option<u16>> {
 
 fn find(call: &Call, hub: &Hub, name: &Name, report: &mut Diagnosis) -> Result<ServiceInfo> {
     let began = Instant::now();
-    let services = hub.services()?;
+    let services = hub.workspace_services()?;
     service_cache::remember(&call.home, &services);
     report.latency = began.elapsed();
     let named = services.iter().filter(|service| service.name == *name);

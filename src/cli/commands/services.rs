@@ -49,17 +49,22 @@ pub fn remove(call: &Call) -> CommandResult {
     Ok(0)
 }
 
+const COLUMNS: [&str; 7] = ["NAME", "PORT", "TUNNEL", "STATUS", "PROTOCOL", "AGENT", "SHARE"];
+
 /// Tunnel ports are open on the hub's machine only, so others do not see them.
 fn table(hub: &Hub, services: &[ServiceInfo]) -> String {
-    let rows = services.iter().map(cells);
-    if is_loopback(&hub.url.host) {
-        return columns(&["NAME", "PORT", "TUNNEL", "STATUS", "PROTOCOL", "AGENT"], rows);
-    }
-    let rows = rows.map(|[name, port, _, status, protocol, agent]| [name, port, status, protocol, agent]);
-    columns(&["NAME", "PORT", "STATUS", "PROTOCOL", "AGENT"], rows)
+    let is_shown = |column: &&str| match *column {
+        "TUNNEL" => is_loopback(&hub.url.host),
+        "SHARE" => services.iter().any(|service| service.share.is_some()),
+        _ => true,
+    };
+    let row = |service| COLUMNS.into_iter().zip(cells(service)).filter(|(column, _)| is_shown(column));
+    let rows = services.iter().map(|service| row(service).map(|(_, cell)| cell).collect::<Vec<_>>());
+    columns(&COLUMNS.into_iter().filter(is_shown).collect::<Vec<_>>(), rows)
 }
 
-fn cells(service: &ServiceInfo) -> [String; 6] {
+/// In the order of `COLUMNS`.
+fn cells(service: &ServiceInfo) -> [String; 7] {
     [
         service.name.to_string(),
         service.target_port.to_string(),
@@ -67,6 +72,7 @@ fn cells(service: &ServiceInfo) -> [String; 6] {
         service.status.as_str().to_owned(),
         service.protocol.as_str().to_owned(),
         service.agent_label.clone(),
+        service.share.as_ref().map(|share| share.name.clone()).unwrap_or_default(),
     ]
 }
 
@@ -120,7 +126,8 @@ fn tell_changes(call: &Call, before: &[ServiceInfo], now: &[ServiceInfo]) {
     let (before, now) = (by_id(before), by_id(now));
     let tell = |event: &str, service: &ServiceInfo| {
         call.say.event(&json!({ "event": event, "service": service }));
-        call.say.result(&format!("{event:8} {}", cells(service).join("  ")));
+        let cells = cells(service).join("  ");
+        call.say.result(&format!("{event:8} {}", cells.trim_end()));
     };
     for (id, service) in &before {
         if !now.contains_key(id) {

@@ -67,7 +67,10 @@ pub fn run(call: &Call) -> CommandResult {
     }
     let hub = call.hub()?;
     let own = &selection.own;
-    let supervisor = if own.is_empty() { None } else { Some(expose_all(call, &hub, &name, own)?) };
+    // Names the share to the hub before it is made, so that its services belong to it from the start.
+    let own_word = (!own.is_empty()).then(secret::secret);
+    let exposed = own_word.clone().map(|word| expose_all(call, &hub, &name, own, word)).transpose();
+    let supervisor = exposed?;
     let agent = call.config()?.agent_id.clone().ok_or_else(not_configured)?;
     let services = selection.names(call, &hub)?;
     let until = Instant::now().checked_add(life);
@@ -78,6 +81,7 @@ pub fn run(call: &Call) -> CommandResult {
         expires_in_seconds: life.as_secs().max(1),
         max_joins,
         code: code.map(|code| code.as_str().to_owned()),
+        own: own_word,
         link: call.args.flag("link"),
     };
     let made = hub.make_share(&order)?;
@@ -109,8 +113,10 @@ fn expose_all<'c>(
     hub: &Arc<Hub>,
     name: &str,
     exposures: &[Exposure],
+    own_word: String,
 ) -> Result<Supervisor<'c>> {
     let mut supervisor = Supervisor::new(call, "share", &[name.to_owned()]);
+    supervisor.exposures.share = Some(own_word);
     for service in supervisor.expose(hub, exposures.to_vec())? {
         if !service.answers {
             call.say.warn(&format!(

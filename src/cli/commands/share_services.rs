@@ -38,21 +38,25 @@ pub fn select(call: &Call, found: &[NamedService]) -> Result<ShareSelection> {
     let exposed_as = |target: &Target, typed: Option<&Name>| {
         here.iter().find(|one| one.target == *target && typed.is_none_or(|name| one.name == *name)).cloned()
     };
-    let mut taken = BTreeSet::new();
+    let mut taken = call.args.values("service").map(name_of).collect::<Result<BTreeSet<Name>>>()?;
     for text in &call.args.positionals {
         let (name, target) = match text.split_once('=') {
             Some((name, target)) => (Some(name_of(name)?), target_of(target)?),
             None => (None, target_of(text)?),
         };
         if let Some(exposed) = exposed_as(&target, name.as_ref()) {
+            taken.insert(exposed.name.clone());
             selection.exposed.push(exposed);
             continue;
         }
         let service = discover::identify(&target, &call.stop);
         let kind = service.as_ref().map_or(ServiceKind::Tcp, |service| service.kind);
         let protocol = discover::protocol_of(service.as_ref(), target.port);
-        let name = name.map_or_else(|| name_of(&kind.name_at(target.port)), Ok)?;
-        let name = if taken.contains(&name) { name_of(&format!("{name}-{}", target.port))? } else { name };
+        let is_typed = name.is_some();
+        let mut name = name.map_or_else(|| name_of(&kind.name_at(target.port)), Ok)?;
+        if !is_typed && taken.contains(&name) {
+            name = name_of(&format!("{name}-{}", target.port))?;
+        }
         if !taken.insert(name.clone()) {
             return Err(Error::usage(format!("Two services are called {name}"))
                 .hint(format!("Name one of them: OTHER={target}")));
@@ -77,7 +81,9 @@ pub fn select(call: &Call, found: &[NamedService]) -> Result<ShareSelection> {
 /// What other processes of this machine say that they expose, and the hub has online. Without the hub it is nothing: the
 /// command then waits for the hub.
 fn exposed_here(call: &Call) -> Vec<Exposure> {
-    let open = runs::all(&call.home).into_iter().filter(Run::is_alive).flat_map(|run| run.open);
+    // What another share has registered for itself ends with it.
+    let is_other = |run: &Run| run.is_alive() && run.kind != "share";
+    let open = runs::all(&call.home).into_iter().filter(is_other).flat_map(|run| run.open);
     let open: Vec<_> = open.filter(|open| open.exposed && open.up).collect();
     if open.is_empty() {
         return Vec::new();
@@ -92,7 +98,7 @@ fn exposed_here(call: &Call) -> Vec<Exposure> {
 
 fn own_services(call: &Call, hub: &Hub) -> Result<Vec<ServiceInfo>> {
     let agent = call.config()?.agent_id.clone().ok_or_else(not_configured)?;
-    Ok(hub.services()?.into_iter().filter(|service| service.agent_id == agent).collect())
+    Ok(hub.workspace_services()?.into_iter().filter(|service| service.agent_id == agent).collect())
 }
 
 fn is_online(service: &ServiceInfo) -> bool {

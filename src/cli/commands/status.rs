@@ -177,7 +177,8 @@ fn no_longer_kept(call: &Call, name: &str) -> Result<bool> {
 
 fn not_running(call: &Call, name: &str, all: &[Run]) -> Error {
     let is_named = |service: &ServiceInfo| service.name.as_str() == name && service.status == Status::Offline;
-    let listed = call.hub().and_then(|hub| hub.with_timeout(HUB_TIMEOUT).services()).unwrap_or_default();
+    let listed =
+        call.hub().and_then(|hub| hub.with_timeout(HUB_TIMEOUT).workspace_services()).unwrap_or_default();
     if listed.iter().any(is_named) {
         return Error::new(format!("Nothing called {name} is running, but the hub lists it as offline"))
             .hint(format!("If it is gone for good: connect services remove {name}"));

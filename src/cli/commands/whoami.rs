@@ -4,6 +4,7 @@ use serde_json::json;
 
 use crate::cli::Call;
 use crate::cli::CommandResult;
+use crate::wire::api::ServiceInfo;
 use crate::wire::api::Status;
 
 pub fn run(call: &Call) -> CommandResult {
@@ -32,7 +33,7 @@ pub fn run(call: &Call) -> CommandResult {
     let mut exposed = hub.services().unwrap_or_default();
     exposed.retain(|service| service.agent_id == id);
     let online = exposed.iter().filter(|service| service.status == Status::Online);
-    let online: Vec<&str> = online.map(|service| service.name.as_str()).collect();
+    let online: Vec<String> = online.map(ServiceInfo::shown_name).collect();
     call.say.value(
         &json!({ "hub": hub.url.to_string(), "label": label, "agentId": id, "fingerprint": fingerprint,
         "key": whoami.label, "role": role, "workspace": whoami.workspace, "online": !online.is_empty(), "exposes": online }),

@@ -40,6 +40,8 @@ pub struct ExposureSet<'c> {
     /// Where to register. Without one it is the hub of the config, looked up each time that the agent starts: after a
     /// rejected key another login may follow.
     pub hub: Option<Arc<Hub>>,
+    /// Our own word for the share that the services belong to. Without one they take names of the workspace.
+    pub share: Option<String>,
     /// Whether a refusal is said and tried again later. Otherwise it is the error that ends the command.
     pub retries: bool,
     desired: BTreeMap<Name, Exposure>,
@@ -59,8 +61,8 @@ struct Offer {
     exposure: Exposure,
     /// Once the hub knows the service.
     registration: Option<HubRegistration>,
-    /// Two processes of this machine would take the name from each other.
-    _lock: files::FileLock,
+    /// Two processes of this machine would take the name from each other. A share has its names for itself.
+    _lock: Option<files::FileLock>,
 }
 
 struct HubRegistration {
@@ -98,6 +100,7 @@ impl<'c> ExposureSet<'c> {
             call,
             events,
             hub: None,
+            share: None,
             retries: false,
             desired: BTreeMap::new(),
             offers: BTreeMap::new(),
@@ -154,6 +157,7 @@ impl<'c> ExposureSet<'c> {
             id: config.agent_id.clone().ok_or_else(not_configured)?,
             label: config.label.clone().unwrap_or_default(),
             identity: self.call.identity()?,
+            share: self.share.clone(),
         };
         self.agent_number += 1;
         let (number, events) = (self.agent_number, self.events.clone());
@@ -205,13 +209,17 @@ impl<'c> ExposureSet<'c> {
         Ok(())
     }
 
-    fn lock(&self, name: &Name) -> Result<files::FileLock> {
+    fn lock(&self, name: &Name) -> Result<Option<files::FileLock>> {
+        if self.share.is_some() {
+            return Ok(None);
+        }
         let home = &self.call.home;
         files::private_dir(&home.file("run"))?;
-        files::try_lock(&home.file(&format!("run/expose-{name}.lock")))?.ok_or_else(|| {
+        let lock = files::try_lock(&home.file(&format!("run/expose-{name}.lock")))?.ok_or_else(|| {
             Error::new(format!("{name} is already exposed by another process of this machine"))
                 .hint("End that one first, or choose another name")
-        })
+        })?;
+        Ok(Some(lock))
     }
 
     fn refuse(&mut self, name: &Name, error: Error) -> Result<()> {

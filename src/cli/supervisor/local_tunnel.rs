@@ -140,7 +140,8 @@ impl LocalTunnel {
         let is_typed = alternative.is_some() && alternative == self.spec.asked;
         let service = self.access.scoped(&self.spec.name);
         let remembered = if is_typed { Ok(()) } else { ports::remember(&self.home, &service, alternative) };
-        let listed = remembered.and_then(|()| routes::add(&self.home, name, port, protocol));
+        let share = self.access.share_name.as_deref();
+        let listed = remembered.and_then(|()| routes::add(&self.home, name, port, protocol, share));
         self.route = listed.inspect_err(|error| log::info!("{name} is not listed as a route: {error}")).ok();
     }
 

@@ -111,7 +111,7 @@ fn state(context: &ProxyContext) -> Reply {
 
 fn describe(context: &ProxyContext, route: &ProxyRoute) -> Value {
     let (agent, is_up) = match &route.source {
-        RouteSource::Local => (None, accepts(route.port)),
+        RouteSource::Local { .. } => (None, accepts(route.port)),
         RouteSource::Hub { agent, online } => (Some(agent), *online),
     };
     let target = format!("127.0.0.1:{}", route.port);
