@@ -15,6 +15,7 @@ use super::command::CommandOption;
 use super::manual::Manual;
 use crate::error::Error;
 use crate::error::Result;
+use crate::model::host_port::HostPort;
 use crate::model::host_port::parse_port;
 use crate::model::name::Name;
 use crate::model::suggest;
@@ -208,6 +209,19 @@ pub fn did_you_mean<'k>(
 pub fn port_of(text: &str) -> Result<u16> {
     parse_port(text)
         .ok_or_else(|| Error::misread(text, "is not a port").hint("A port is a number from 1 to 65535"))
+}
+
+/// The value of `--option`, like `0.0.0.0:7443` or `[::]:7443`.
+pub fn listen_address(option: &str, text: &str) -> Result<(String, u16)> {
+    // Port 0 lets the system choose; tests and scripts read the port from what is printed.
+    let at = match text.strip_suffix(":0") {
+        Some(host) => HostPort::parse(host, 0).filter(|at| at.port == 0),
+        None => HostPort::parse(text, 0).filter(|at| at.port != 0),
+    };
+    at.map(|at| (at.host, at.port)).ok_or_else(|| {
+        Error::misread(text, "is not an address to listen on")
+            .hint(format!("Write it like --{option} 0.0.0.0:7443"))
+    })
 }
 
 pub fn range_of(text: &str) -> Result<RangeInclusive<u16>> {

@@ -12,6 +12,8 @@ mod command;
 mod commands;
 #[cfg(feature = "agent")]
 mod daemon_process;
+#[cfg(any(feature = "agent", feature = "join", feature = "proxy"))]
+mod health_page;
 mod help;
 mod hub_checks;
 #[cfg(feature = "proxy")]

@@ -25,12 +25,14 @@ use tunnels::TunnelSet;
 use super::background;
 use super::call::Call;
 use super::call::CommandResult;
+use super::health_page::HealthPage;
 use crate::api::Hub;
 use crate::error::Result;
 use crate::net::stop::Registration;
 use crate::net::threads;
 use crate::os::process;
 use crate::state::runs;
+use crate::state::runs::OpenService;
 use crate::state::runs::OwnRun;
 use crate::tunnel::agent::Exposure;
 
@@ -46,6 +48,7 @@ pub struct Supervisor<'c> {
     pub exposures: ExposureSet<'c>,
     /// `None` if the state folder cannot be written: then the command works, and is not listed.
     pub run: Option<OwnRun>,
+    pub health: Option<HealthPage>,
     /// The running command after `--`.
     command: Option<u32>,
     sender: Sender<SupervisorEvent>,
@@ -66,6 +69,7 @@ impl<'c> Supervisor<'c> {
             tunnels: TunnelSet::new(call, sender.clone()),
             exposures: ExposureSet::new(call, sender.clone()),
             run,
+            health: None,
             command: None,
             sender,
             receiver,
@@ -171,9 +175,14 @@ impl<'c> Supervisor<'c> {
     }
 
     fn report(&mut self) {
+        let mut open: Vec<_> = self.tunnels.open_services().collect();
+        open.extend(self.exposures.open_services());
+        if let Some(health) = &self.health {
+            let missing = open.iter().filter(|one| !one.up);
+            let why = |one: &OpenService| one.trouble.clone().unwrap_or_else(|| "not up yet".to_owned());
+            health.set_missing(missing.map(|one| format!("{}: {}", one.name, why(one))).collect());
+        }
         if let Some(run) = &mut self.run {
-            let mut open: Vec<_> = self.tunnels.open_services().collect();
-            open.extend(self.exposures.open_services());
             run.report(open);
         }
     }

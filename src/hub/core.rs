@@ -11,11 +11,13 @@ use std::time::Instant;
 
 use super::agent_channels::AgentChannel;
 use super::agent_channels::AgentChannels;
+use super::audit;
 use super::audit::Audit;
 use super::ca::Ca;
 use super::code_key::CodeKey;
 use super::fleet::Fleet;
 use super::places::KeyPlaces;
+use super::readiness::Readiness;
 use super::records::Records;
 use super::refusal::RefusalCounts;
 use super::sessions::Sessions;
@@ -58,6 +60,7 @@ pub struct Core {
     pub code_key: CodeKey,
     pub records: Records,
     pub audit: Audit,
+    pub readiness: Readiness,
     pub refusals: RefusalCounts,
     /// Failed tries, for the limits in `endpoints.rs` and `access.rs`. Each hub of a fleet counts by itself.
     pub tries: Mutex<Limiter>,
@@ -102,6 +105,8 @@ impl Core {
             ca: Arc::new(ca),
             code_key,
             records: Records::new(opened.registry, opened.store, fleet.is_some(), stop),
+            // Before the log is opened, which may repair it.
+            readiness: Readiness::new(&audit::log_file(&settings.data)),
             audit: Audit::open(&settings.data)?,
             refusals: RefusalCounts::default(),
             tries: Mutex::default(),
@@ -170,6 +175,11 @@ impl Core {
         for socket in dead {
             let _ = socket.shutdown(Shutdown::Both);
         }
+    }
+
+    pub fn check_readiness(&self) {
+        let fleet = self.fleet.as_deref();
+        self.readiness.check(&self.settings.data, &self.records, fleet, &self.audit);
     }
 
     /// Cuts the connections of expired credentials, and removes records that count for nothing any more.

@@ -79,6 +79,7 @@ use Requirement::To;
 
 static TABLE: &[Endpoint] = &[
     get("/health", Nothing, |core, _| status::health(core)),
+    get("/ready", Nothing, |core, _| status::ready(core)),
     // The certificate is public: it is in every handshake.
     get("/v1/ca", Nothing, |core, _| status::ca(core)),
     get("/metrics", To(Action::Measure), status::metrics),
@@ -261,7 +262,8 @@ fn limit_wrong_code(core: &Core, limit: &'static RateLimit, call: &ApiCall<'_>, 
 /// A fleet's hub that is stopping, or that alone has lost the store, refuses all calls, so that clients use another hub.
 fn refuse_if_fenced(core: &Core, request: &Request) -> Result<(), Refusal> {
     let is_fenced = core.fleet.as_ref().is_some_and(|fleet| fleet.is_fenced() || core.stop.is_stopped());
-    if is_fenced && request.path != "/health" && !access::is_local(core, request) {
+    if is_fenced && !matches!(request.path.as_str(), "/health" | "/ready") && !access::is_local(core, request)
+    {
         return Err(Refusal::Fenced);
     }
     Ok(())

@@ -113,10 +113,12 @@ pub fn start(core: &Arc<Core>, listener: TcpListener, url: &str, stop: &Stop) ->
         }),
     };
     let server = Server::start(listener, options, &stop)?;
+    core.check_readiness();
     let (sweep_stop, sweeping) = (stop.clone(), Arc::clone(core));
     let threads = ThreadGroup::default();
     threads.spawn("hub-sweep", move || {
         while !sweep_stop.wait_for(SWEEP_INTERVAL) {
+            sweeping.check_readiness();
             sweeping.sweep();
             sweeping.peers.sweep();
             // Sessions and channels need threads too, and the system may not say how many there are.

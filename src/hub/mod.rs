@@ -16,7 +16,7 @@
 //!
 //! `core.rs` holds the parts. Who may join a share is decided in `share_join.rs`, and what a role may do in
 //! `model/access.rs`. `fleet.rs`, `membership.rs` and `carry.rs` are
-//! for hubs that share one etcd.
+//! for hubs that share one etcd. `readiness.rs` says whether a load balancer should send anybody here.
 
 mod access;
 mod agent_channels;
@@ -36,6 +36,7 @@ mod logins;
 mod membership;
 mod pages;
 mod places;
+mod readiness;
 mod records;
 mod refusal;
 mod relay;

@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -29,6 +31,8 @@ pub struct Records {
     store: Mutex<Box<dyn Store>>,
     /// Whether other hubs change the same store.
     is_fleet: bool,
+    /// Whether a change did not reach this hub's disk. Whoever sees that it can be written again resets it.
+    pub has_failed: AtomicBool,
     stop: Stop,
 }
 
@@ -37,7 +41,13 @@ pub type ChangeDecision<T> = Result<(Vec<Change>, T), Refusal>;
 
 impl Records {
     pub fn new(registry: Arc<Mutex<Registry>>, store: Box<dyn Store>, is_fleet: bool, stop: &Stop) -> Self {
-        Self { registry, store: Mutex::new(store), is_fleet, stop: stop.clone() }
+        Self {
+            registry,
+            store: Mutex::new(store),
+            is_fleet,
+            has_failed: AtomicBool::new(false),
+            stop: stop.clone(),
+        }
     }
 
     /// The registry, for reading and for what no store holds. The lock is held only briefly and never across I/O.
@@ -82,6 +92,10 @@ impl Records {
 
     fn not_written(&self, error: &Error) -> Refusal {
         log::error!("a change was refused: {error}");
-        if self.is_fleet { Refusal::FleetStoreAway } else { Refusal::StoreFailed }
+        if self.is_fleet {
+            return Refusal::FleetStoreAway;
+        }
+        self.has_failed.store(true, Ordering::Relaxed);
+        Refusal::StoreFailed
     }
 }

@@ -2,6 +2,9 @@
 
 use std::fmt::Write;
 
+use serde_json::Value;
+use serde_json::json;
+
 use super::api_call::ApiCall;
 use super::api_call::ok;
 use super::core::Core;
@@ -27,6 +30,14 @@ pub fn health(core: &Core) -> Result<Reply, Refusal> {
     ok(200, &health)
 }
 
+/// Whether sessions can be opened and changes written. A load balancer or an upgrade asks this, and has no key.
+pub fn ready(core: &Core) -> Result<Reply, Refusal> {
+    let faults = core.readiness.faults();
+    let why = faults.iter().map(|fault| (fault.code().to_owned(), fault.reason().into()));
+    let answer = json!({ "ready": faults.is_empty(), "why": Value::Object(why.collect()) });
+    ok(if faults.is_empty() { 200 } else { 503 }, &answer)
+}
+
 /// The certificate of the hub's CA, for programs that take a CA file and no pin.
 pub fn ca(core: &Core) -> Result<Reply, Refusal> {
     ok(200, &CaCertificate { certificate: core.ca.certificate_pem() })
@@ -38,33 +49,51 @@ pub fn metrics(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
     if call.workspace() != DEFAULT_WORKSPACE {
         return Err(Refusal::WholeHub);
     }
-    let mut text = String::new();
-    let mut line = |name: &str, kind: &str, value: u64| {
-        let _ = writeln!(text, "# TYPE connect_{name} {kind}\nconnect_{name} {value}");
-    };
-    line("uptime_seconds", "gauge", core.started.elapsed().as_secs());
+    let mut text = MetricsText::default();
+    text.figure("uptime_seconds", "gauge", "Seconds since the hub started", core.started.elapsed().as_secs());
+    let is_ready = core.readiness.faults().is_empty();
+    text.figure("ready", "gauge", "1 if GET /ready says 200", u64::from(is_ready));
     {
         let registry = core.records.registry();
-        line("agents", "gauge", registry.channel_count() as u64);
-        line("services", "gauge", registry.service_count() as u64);
-        line("services_online", "gauge", registry.online().count() as u64);
+        let online = registry.online().count() as u64;
+        text.figure("agents", "gauge", "Agents that are connected", registry.channel_count() as u64);
+        text.figure("services", "gauge", "Services, online or not", registry.service_count() as u64);
+        text.figure("services_online", "gauge", "Services whose agent is connected", online);
         if let Some(fleet) = &core.fleet {
-            line("hubs", "gauge", registry.hubs().count() as u64);
-            line("store_up", "gauge", u64::from(!fleet.replica.is_away()));
+            text.figure("hubs", "gauge", "Hubs of the fleet", registry.hubs().count() as u64);
+            text.figure("store_up", "gauge", "1 if etcd answers", u64::from(!fleet.replica.is_away()));
         }
     }
     let totals = core.sessions.totals();
-    line("sessions_open", "gauge", totals.open);
-    line("sessions_total", "counter", totals.opened);
-    let _ = writeln!(text, "# TYPE connect_bytes_total counter");
-    for (direction, bytes) in [("to_agent", totals.to_agent), ("to_joiner", totals.to_joiner)] {
-        let _ = writeln!(text, "connect_bytes_total{{direction=\"{direction}\"}} {bytes}");
-    }
-    let _ = writeln!(text, "# TYPE connect_refusals_total counter");
+    text.figure("sessions_open", "gauge", "Sessions that are relayed now", totals.open);
+    text.figure("sessions_total", "counter", "Sessions that were opened", totals.opened);
+    text.head("bytes_total", "counter", "Bytes relayed");
+    text.line("bytes_total{direction=\"to_agent\"}", totals.to_agent);
+    text.line("bytes_total{direction=\"to_joiner\"}", totals.to_joiner);
+    text.head("refusals_total", "counter", "Requests refused, by the code of the refusal");
     for (code, count) in core.refusals.by_code() {
-        let _ = writeln!(text, "connect_refusals_total{{reason=\"{code}\"}} {count}");
+        text.line(&format!("refusals_total{{reason=\"{code}\"}}"), count);
     }
-    Ok(Reply::text(200, text).field("content-type", "text/plain; version=0.0.4"))
+    Ok(Reply::text(200, text.0).field("content-type", "text/plain; version=0.0.4"))
+}
+
+/// Figures as Prometheus reads them: each name with its help and its kind before the first value.
+#[derive(Default)]
+struct MetricsText(String);
+
+impl MetricsText {
+    fn figure(&mut self, name: &str, kind: &str, help: &str, value: u64) {
+        self.head(name, kind, help);
+        self.line(name, value);
+    }
+
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.0, "# HELP connect_{name} {help}\n# TYPE connect_{name} {kind}");
+    }
+
+    fn line(&mut self, name: &str, value: u64) {
+        let _ = writeln!(self.0, "connect_{name} {value}");
+    }
 }
 
 pub fn whoami(call: &ApiCall<'_>, records: &Records) -> Result<Reply, Refusal> {

@@ -18,6 +18,8 @@ use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
 use nix::fcntl::OFlag;
+use nix::sys::statvfs::FsFlags;
+use nix::sys::statvfs::statvfs;
 
 use crate::error::Error;
 use crate::error::Result;
@@ -181,6 +183,16 @@ pub fn is_same(file: &File, path: &Path) -> bool {
 pub fn changed_at(path: &Path) -> Option<Time> {
     let since = fs::metadata(path).ok()?.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
     Some(Time::from_unix(since.as_secs()))
+}
+
+/// Bytes that this user may still write there; 0 where nothing may be written. `None` where the system does not tell.
+pub fn free_space(folder: &Path) -> Option<u64> {
+    let disk = statvfs(folder).ok()?;
+    let is_read_only = disk.flags().contains(FsFlags::ST_RDONLY);
+    // On some systems these numbers have other types.
+    #[allow(clippy::useless_conversion)]
+    let free = u64::from(disk.blocks_available()) * u64::from(disk.fragment_size());
+    Some(if is_read_only { 0 } else { free })
 }
 
 /// The user ID of the owner.

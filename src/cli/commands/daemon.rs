@@ -14,6 +14,7 @@ use crate::cli::background;
 use crate::cli::background::ChildOutput;
 use crate::cli::call::not_configured;
 use crate::cli::daemon_process;
+use crate::cli::health_page::HealthPage;
 use crate::cli::logs;
 use crate::cli::supervisor::Stay;
 use crate::cli::supervisor::Supervisor;
@@ -72,6 +73,7 @@ fn serve(call: &Call) -> CommandResult {
     })?;
     let mut config_file = ConfigFile { stamp: stamp(call), config: Rc::clone(&config) };
     let mut supervisor = Supervisor::new(call, DAEMON_KIND, &[DAEMON_KIND.to_owned()]);
+    supervisor.health = HealthPage::start(call)?;
     supervisor.exposures.retries = true;
     supervisor.exposures.set_desired(exposures(&config));
     let kept = counted(config.exposures.len(), "service");

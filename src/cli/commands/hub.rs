@@ -13,6 +13,7 @@ use serde_json::json;
 use crate::api::Hub;
 use crate::cli::Call;
 use crate::cli::CommandResult;
+use crate::cli::args::listen_address;
 use crate::cli::args::range_of;
 use crate::cli::local_hub;
 use crate::cli::store_options::StoreOptions;
@@ -47,7 +48,7 @@ const DEFAULT_TUNNEL_PORTS: RangeInclusive<u16> = 45000..=45999;
 pub fn run(call: &Call) -> CommandResult {
     let args = &call.args;
     let listen = args.value("listen").unwrap_or(DEFAULT_LISTEN);
-    let (host, port) = split_listen(listen)?;
+    let (host, port) = listen_address("listen", listen)?;
     let names: Vec<String> = args.values("name").map(name_of_host).collect::<Result<_>>()?;
     let proxies = proxies(call, &host)?;
     let behind_proxy = !proxies.is_empty();
@@ -138,20 +139,6 @@ fn make_first_key(core: &Core) -> Result<String> {
     let body = json!({ "role": Role::Admin.as_str(), "label": "first admin" });
     let made = local_hub::call_core(core, "POST", "/v1/keys", Some(&body))?;
     Ok(made["key"].as_str().unwrap_or_default().to_owned())
-}
-
-/// `0.0.0.0:7443`, `[::]:7443`
-fn split_listen(text: &str) -> Result<(String, u16)> {
-    // Port 0 lets the system choose; tests and scripts read the port from the first line.
-    let at = match text.strip_suffix(":0") {
-        Some(host) => HostPort::parse(host, 0).filter(|at| at.port == 0),
-        None => HostPort::parse(text, 0).filter(|at| at.port != 0),
-    };
-    match at {
-        Some(HostPort { host, port }) => Ok((host, port)),
-        None => Err(Error::misread(text, "is not an address to listen on")
-            .hint("Write it like --listen 0.0.0.0:7443")),
-    }
 }
 
 /// Who may speak for clients in the clear: with `--behind-proxy`, this machine unless `--proxy` says otherwise.

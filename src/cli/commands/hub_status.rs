@@ -33,11 +33,15 @@ pub fn run(call: &Call) -> CommandResult {
     let (open, total) = (figure("connect_sessions_open"), figure("connect_sessions_total"));
     call.say.value(&json!({ "running": true, "url": hub.url.to_string(), "pin": pin.to_string(), "version": version, "uptimeSeconds": uptime_seconds,
         "agents": number(agents), "servicesOnline": number(services), "sessionsOpen": number(open), "sessionsTotal": number(total), "data": data,
+        "ready": figure("connect_ready") == "1",
         "hubs": store.as_ref().and_then(|_| number(figure("connect_hubs"))), "store": store }));
     call.say.result(&format!("● Hub: running on {}", hub.url));
     call.say.line(&format!("    Pin:      {pin}"));
     call.say.line(&format!("    Version:  {version}"));
     call.say.line(&format!("    Up:       {}", in_words(up)));
+    if figure("connect_ready") == "0" {
+        call.say.line("    Ready:    no; GET /ready says why");
+    }
     call.say.line(&format!("    Agents:   {agents}"));
     call.say.line(&format!("    Services: {services} online"));
     call.say.line(&format!("    Sessions: {open} open, {total} in all"));

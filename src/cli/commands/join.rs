@@ -41,6 +41,7 @@ use crate::cli::background;
 use crate::cli::call::not_configured;
 use crate::cli::call::parse_hub_urls;
 use crate::cli::call::variable;
+use crate::cli::health_page::HealthPage;
 use crate::cli::supervisor::Stay;
 use crate::cli::supervisor::Supervisor;
 use crate::cli::supervisor::local_tunnel::TunnelSpec;
@@ -84,6 +85,7 @@ pub fn run(call: &Call) -> CommandResult {
     if let Some(code) = background::detach(call, "join", &secret::hash(&text)[..8], secret)? {
         return Ok(code);
     }
+    let health = HealthPage::start(call)?;
     let say = &call.say;
     say.line(&format!("🔗 Joining environment share: {}\n", invitation.code.as_str()));
     let (hub, identity) = hub(call, &invitation)?;
@@ -100,6 +102,7 @@ pub fn run(call: &Call) -> CommandResult {
     let access = Arc::new(access_to(call, &invitation, &share, hub, identity)?);
     let code = invitation.code.as_str();
     let mut supervisor = Supervisor::new(call, "join", &[code.to_owned(), share.name.clone()]);
+    supervisor.health = health;
     let tunnels = &mut supervisor.tunnels;
     tunnels.reconcile(&access, specs)?;
     tunnels.wait_until_up(wait)?;

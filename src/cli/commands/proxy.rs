@@ -4,6 +4,7 @@
 //! background serves. `proxy-state.json` says which process that is.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -14,6 +15,7 @@ use crate::cli::Call;
 use crate::cli::CommandResult;
 use crate::cli::background;
 use crate::cli::background::ChildOutput;
+use crate::cli::health_page::HealthPage;
 use crate::cli::logs;
 use crate::cli::proxy_setup;
 use crate::cli::proxy_setup::LOCAL_PROXY_PORT;
@@ -24,11 +26,14 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::net::address::HubUrl;
 use crate::net::serve::BoundPort;
+use crate::net::stop::Stop;
+use crate::net::threads::ThreadGroup;
 use crate::os::detach;
 use crate::os::detach::BackgroundStart;
 use crate::os::paths;
 use crate::os::process;
 use crate::proxy::Proxy;
+use crate::proxy::context::ProxyContext;
 use crate::proxy::route_table::RouteTable;
 use crate::proxy::route_table::Routes;
 use crate::state::proxy;
@@ -37,6 +42,9 @@ use crate::state::runs;
 
 /// A process that `--replace` ends has this long before it is killed.
 const TERMINATE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A service that goes is reported this late at most.
+const PROOF_INTERVAL: Duration = Duration::from_secs(2);
 
 pub fn start(call: &Call) -> CommandResult {
     let options = ProxyOptions::read(call)?;
@@ -84,6 +92,11 @@ fn serve(call: &Call, options: &ProxyOptions) -> CommandResult {
     changed(&Routes::default());
     let table = RouteTable::start(&call.home, login.lister(), changed, &call.stop)?;
     let serving = Proxy::start(bound, table, settings, &call.stop)?;
+    let threads = ThreadGroup::default();
+    if let Some(health) = HealthPage::start(call)? {
+        let (context, stop) = (Arc::clone(&serving.context), call.stop.clone());
+        threads.spawn("health", move || prove(&health, &context, &stop))?;
+    }
     // From here on `proxy status` and `reach` find it.
     let _state = proxy::announce(&call.home, port, options.tls)?;
     announce(call, &serving);
@@ -92,10 +105,27 @@ fn serve(call: &Call, options: &ProxyOptions) -> CommandResult {
         detach::ready(&call.home.file(proxy::PROXY_LOG))?;
     }
     login.follow(call, &serving.context.table)?;
+    threads.join(|| ());
     drop(serving);
     drop(requests);
     call.say.event(&json!({ "event": "stopped" }));
     Ok(0)
+}
+
+/// Looks at intervals whether every route leads to something that listens, and tells the health page.
+fn prove(health: &HealthPage, context: &ProxyContext, stop: &Stop) {
+    loop {
+        let routes = context.table.now();
+        let missing = routes.available().filter_map(|route| {
+            let proved =
+                if route.is_local() { context.dial(route, false).map(drop) } else { context.check(route) };
+            proved.err().map(|trouble| format!("{}: {}", route.name, trouble.reason))
+        });
+        health.set_missing(missing.collect());
+        if stop.wait_for(PROOF_INTERVAL) {
+            return;
+        }
+    }
 }
 
 /// A proxy of ours runs. It will do if it serves what is asked for; otherwise it must be stopped first.
