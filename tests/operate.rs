@@ -6,6 +6,12 @@ mod proxy;
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::Duration;
 use std::time::SystemTime;
 
@@ -18,8 +24,10 @@ use common::PATIENCE;
 use common::Running;
 use common::dial;
 use common::echo;
+use common::etcd::Etcd;
 use common::etcd::Fleet;
 use common::eventually;
+use common::expose;
 use common::https::Answer;
 use common::https::request;
 use common::reach;
@@ -151,4 +159,115 @@ fn the_daemon_and_the_proxy_are_ready_when_every_service_was_proved() {
     eventually("the daemon is not any more", PATIENCE, || !is_ready(at));
     hub.restart();
     eventually("the daemon is ready again", PATIENCE, || is_ready(at));
+}
+
+/// Makes keys without a pause until `stop`; returns their ids in the order in which the hub acknowledged them.
+fn make_keys<'s>(scope: &'s thread::Scope<'s, '_>, hub: &'s Hub, stop: &'s AtomicBool) -> Maker<'s> {
+    let made = Arc::new(Mutex::new(Vec::new()));
+    let own = Arc::clone(&made);
+    let thread = scope.spawn(move || {
+        while !stop.load(Ordering::Relaxed) {
+            let answer = hub.ask("POST /v1/keys", &hub.admin_key, r#"{"role":"member"}"#);
+            assert_eq!(answer.status, 201, "{answer:?}");
+            own.lock().unwrap().push(answer.text("id"));
+        }
+    });
+    Maker { made, thread }
+}
+
+struct Maker<'s> {
+    made: Arc<Mutex<Vec<String>>>,
+    thread: thread::ScopedJoinHandle<'s, ()>,
+}
+
+fn key_ids(hub: &Hub) -> Vec<String> {
+    let keys = hub.home.run(&["hub", "key", "list", "--json"]).ok().json();
+    keys.as_array().unwrap().iter().map(|key| key["id"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Backups under load, and what a hub has that is made from the last one.
+fn backed_up_and_restored(hub: &Hub) {
+    let machine = hub.machine("member");
+    let exposed = expose(&machine, "db", service(echo));
+    let file = hub.home.file("hub.backup");
+    let path = file.to_str().unwrap();
+    let before = thread::scope(|scope| {
+        let stop = AtomicBool::new(false);
+        // The thread ends before this closure does.
+        let stop: &AtomicBool = Box::leak(Box::new(stop));
+        let maker = make_keys(scope, hub, stop);
+        let mut before = Vec::new();
+        for round in 1..=3 {
+            eventually("keys are made", PATIENCE, || maker.made.lock().unwrap().len() >= 10 * round);
+            before.clone_from(&maker.made.lock().unwrap());
+            let said = hub.home.run(&["hub", "backup", path]).ok();
+            assert!(said.out.starts_with(&format!("[ok] {path} has ")), "{said:?}");
+        }
+        stop.store(true, Ordering::Relaxed);
+        maker.thread.join().unwrap();
+        before
+    });
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let (revoked, kept) = (&before[0], &before[1]);
+    hub.home.run(&["hub", "key", "revoke", revoked]).ok();
+
+    let home = Home::new();
+    let damaged = home.file("damaged");
+    let mut bytes = fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&damaged, bytes).unwrap();
+    assert!(home.run(&["hub", "restore", damaged.to_str().unwrap()]).err.contains(" is damaged"));
+    assert!(!home.file("hub").exists());
+
+    // With the old log the keys that come back are named.
+    fs::create_dir(home.file("hub")).unwrap();
+    fs::set_permissions(home.file("hub"), fs::Permissions::from_mode(0o700)).unwrap();
+    eventually("the revocation is logged", PATIENCE, || audited_key(hub, revoked));
+    fs::copy(hub.home.file("hub/audit.log"), home.file("hub/audit.log")).unwrap();
+    let said = home.run(&["hub", "restore", path]).ok();
+    assert!(said.err.contains("work again"), "{said:?}");
+    assert!(
+        said.out.contains(&format!("    connect hub key revoke {revoked}")) && !said.out.contains(kept),
+        "{said:?}"
+    );
+    let again = home.run(&["hub", "restore", path]);
+    assert_eq!(again.code, Some(1));
+    assert!(again.err.contains("is not empty"), "{again:?}");
+
+    let command = home.hub(&["hub", "--json", "--listen", "127.0.0.1:0", "--tunnel-ports", "off"]);
+    let mut restored = Hub::start_by(home, command, &[]);
+    restored.admin_key.clone_from(&hub.admin_key);
+    let there = key_ids(&restored);
+    assert!(before.iter().all(|id| there.contains(id)), "{} of {}", there.len(), before.len());
+    assert_eq!(restored.ca(), hub.ca(), "clients know it by another pin");
+    // The same key and pin, the same agent with its service.
+    assert_eq!(restored.ask("GET /v1/whoami", &hub.admin_key, "").status, 200);
+    let services = restored.ask("GET /v1/services", &hub.admin_key, "").json();
+    assert_eq!((&services[0]["name"], &services[0]["status"]), (&"db".into(), &"offline".into()));
+    drop(exposed);
+}
+
+fn audited_key(hub: &Hub, id: &str) -> bool {
+    hub.audit().lines().any(|line| line.contains("key.revoked") && line.contains(id))
+}
+
+#[test]
+fn a_backup_under_load_loses_nothing_and_makes_the_same_hub_again() {
+    backed_up_and_restored(&Hub::start());
+}
+
+#[test]
+fn a_backup_of_a_fleet_reads_etcd_and_makes_the_same_hub_on_a_disk() {
+    let Some(etcd) = Etcd::start() else { return };
+    backed_up_and_restored(&etcd.hub());
+}
+
+#[test]
+fn a_backup_needs_a_hub_and_restore_a_backup() {
+    let home = Home::new();
+    assert!(home.run(&["hub", "backup", "x"]).err.starts_with("[x] There is no hub on this machine"));
+    fs::write(home.file("other"), "{}").unwrap();
+    let said = home.run(&["hub", "restore", home.file("other").to_str().unwrap()]);
+    assert!(said.err.contains("is not a hub's backup of this version"), "{said:?}");
 }

@@ -31,6 +31,10 @@ const FUNCTIONS: &[(&str, CommandFunction)] = &[
     ("hub ca", commands::hub_status::ca),
     #[cfg(feature = "hub")]
     ("hub audit verify", commands::hub_audit::verify),
+    #[cfg(feature = "hub")]
+    ("hub backup", commands::hub_backup::backup),
+    #[cfg(feature = "hub")]
+    ("hub restore", commands::hub_backup::restore),
     #[cfg(feature = "fleet")]
     ("hub migrate", commands::hub_migrate::run),
     #[cfg(feature = "hub")]

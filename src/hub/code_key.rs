@@ -28,6 +28,15 @@ impl CodeKey {
         Ok(Self { secret: text.map_or_else(secret::secret, |text| text.trim().to_owned()), is_new })
     }
 
+    /// As `text` has given it.
+    pub fn of(text: &str) -> Self {
+        Self { secret: text.to_owned(), is_new: false }
+    }
+
+    pub fn text(&self) -> &str {
+        &self.secret
+    }
+
     /// Writes a new key into the data folder.
     pub fn keep(&self, data: &Path) -> Result<()> {
         if self.is_new { self.write(data) } else { Ok(()) }

@@ -22,6 +22,7 @@ mod access;
 mod agent_channels;
 mod api_call;
 pub mod audit;
+pub mod backup;
 mod ca;
 mod carry;
 pub mod code_key;

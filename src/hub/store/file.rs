@@ -38,6 +38,9 @@ const JOURNAL_LIMIT: u64 = 4 * 1024 * 1024;
 /// What the limits of the registry can add up to, and more; a larger file is not ours.
 const STORE_FILE_LIMIT: u64 = 4 * 1024 * 1024 * 1024;
 
+/// How often a folder is read that its hub changes at the same time.
+const READ_ATTEMPTS: usize = 5;
+
 pub struct FileStore {
     folder: PathBuf,
     registry: Arc<Mutex<Registry>>,
@@ -58,31 +61,11 @@ impl FileStore {
         lock: FileLock,
         shared: &Arc<Mutex<Registry>>,
     ) -> Result<(Self, Option<String>)> {
-        let mut registry = locked(shared);
-        let (mut last, mut snapshot_length) = (0, 0);
         files::remove_drafts(&folder.join("registry.json"));
-        if let Some((snapshot, length)) = read_snapshot(&folder.join("registry.json"))? {
-            snapshot_length = length;
-            last = snapshot.n;
-            for record in snapshot.records {
-                registry.apply(Change::Put(record));
-            }
-        }
+        let found = FolderContents::read(folder, &mut locked(shared))?;
         let path = folder.join("journal");
-        let bytes = files::read_up_to(&path, STORE_FILE_LIMIT)?.unwrap_or_default();
-        let (entries, whole) = journal::read(&bytes, last, checksum).map_err(|line| {
-            Error::new(format!("{} is damaged at line {line}", path.display())).hint(
-                "Restore the hub's data folder from a backup; the snapshot next to it is older but whole",
-            )
-        })?;
-        for entry in entries {
-            last = entry.n;
-            for change in entry.changes {
-                registry.apply(change);
-            }
-        }
         let journal = files::append(&path)?;
-        let torn = bytes.len() as u64 - whole;
+        let FolderContents { last, whole, torn, snapshot_length } = found;
         if torn > 0 {
             journal
                 .set_len(whole)
@@ -154,13 +137,7 @@ impl FileStore {
 
 impl Store for FileStore {
     fn load(&mut self) -> Result<StoreContents> {
-        let records = locked(&self.registry).records().collect();
-        let certificates = self.folder.join("certs");
-        let key = files::read_text(&certificates.join("ca.key"))?;
-        let certificate = files::read_text(&certificates.join("ca.crt"))?;
-        let code_key_id = CodeKey::load_or_make(&self.folder, None)?.id();
-        let ca = key.zip(certificate).map(|(key, certificate)| CaPem { key, certificate, code_key_id });
-        Ok(StoreContents { records, ca })
+        contents(&self.folder, &locked(&self.registry))
     }
 
     fn replace(&mut self, contents: &StoreContents) -> Result<()> {
@@ -196,6 +173,63 @@ impl Store for FileStore {
             log::error!("the journal grows on: {error}");
         }
         Ok(CommitOutcome::Done)
+    }
+}
+
+/// What a hub may be changing right now. The journal is read before the snapshot, so what is folded in between is in both.
+/// A journal that is emptied while it is read looks damaged; the next read finds another.
+pub fn read_folder(folder: &Path) -> Result<StoreContents> {
+    let read = || {
+        let mut registry = Registry::default();
+        FolderContents::read(folder, &mut registry)?;
+        contents(folder, &registry)
+    };
+    (1..READ_ATTEMPTS).find_map(|_| read().ok()).map_or_else(read, Ok)
+}
+
+fn contents(folder: &Path, registry: &Registry) -> Result<StoreContents> {
+    let certificates = folder.join("certs");
+    let key = files::read_text(&certificates.join("ca.key"))?;
+    let certificate = files::read_text(&certificates.join("ca.crt"))?;
+    let code_key_id = CodeKey::load_or_make(folder, None)?.id();
+    let ca = key.zip(certificate).map(|(key, certificate)| CaPem { key, certificate, code_key_id });
+    Ok(StoreContents { records: registry.records().collect(), ca })
+}
+
+/// How much of the two files was read, in bytes.
+struct FolderContents {
+    /// The number of the last entry.
+    last: u64,
+    whole: u64,
+    torn: u64,
+    snapshot_length: u64,
+}
+
+impl FolderContents {
+    /// Reads all there is into `registry`.
+    fn read(folder: &Path, registry: &mut Registry) -> Result<Self> {
+        let path = folder.join("journal");
+        let bytes = files::read_up_to(&path, STORE_FILE_LIMIT)?.unwrap_or_default();
+        let (mut last, mut snapshot_length) = (0, 0);
+        if let Some((snapshot, length)) = read_snapshot(&folder.join("registry.json"))? {
+            snapshot_length = length;
+            last = snapshot.n;
+            for record in snapshot.records {
+                registry.apply(Change::Put(record));
+            }
+        }
+        let (entries, whole) = journal::read(&bytes, last, checksum).map_err(|line| {
+            Error::new(format!("{} is damaged at line {line}", path.display())).hint(
+                "Restore the hub's data folder from a backup; the snapshot next to it is older but whole",
+            )
+        })?;
+        for entry in entries {
+            last = entry.n;
+            for change in entry.changes {
+                registry.apply(change);
+            }
+        }
+        Ok(Self { last, whole, torn: bytes.len() as u64 - whole, snapshot_length })
     }
 }
 

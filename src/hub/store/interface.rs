@@ -1,5 +1,8 @@
 //! What a store does, whatever is below it.
 
+use serde::Deserialize;
+use serde::Serialize;
+
 use crate::error::Result;
 use crate::model::hub_records::Change;
 use crate::model::hub_records::Record;
@@ -30,13 +33,14 @@ pub enum CommitOutcome {
     Overtaken,
 }
 
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreContents {
     pub records: Vec<Record>,
     pub ca: Option<CaPem>,
 }
 
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct CaPem {
     pub key: String,
     pub certificate: String,

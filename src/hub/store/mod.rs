@@ -30,6 +30,7 @@ pub use gateway::number;
 pub use interface::CaPem;
 pub use interface::CommitOutcome;
 pub use interface::Store;
+pub use interface::StoreContents;
 pub use replica::Replica;
 
 /// A store that is open, and what a hub needs beside it.
@@ -60,6 +61,15 @@ pub fn open(data: &Path, shared: Option<&EtcdConfig>, stop: &Stop) -> Result<Opt
 pub enum StoreLocation {
     Folder(PathBuf),
     Etcd(EtcdConfig),
+}
+
+/// Everything in a store that hubs may be using: what was acknowledged before this call, and some of what comes during it.
+pub fn read_used(location: &StoreLocation, stop: &Stop) -> Result<StoreContents> {
+    let registry = Arc::default();
+    match location {
+        StoreLocation::Folder(folder) => file::read_folder(folder),
+        StoreLocation::Etcd(config) => EtcdStore::open(config, None, &registry, stop)?.load(),
+    }
 }
 
 /// Opens a store that no hub may be using.

@@ -1,0 +1,126 @@
+//! `connect hub backup` and `restore`: everything that makes this hub, in one file.
+
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+use serde_json::json;
+
+use crate::cli::Call;
+use crate::cli::CommandResult;
+use crate::cli::local_hub::data_folder;
+use crate::cli::local_hub::no_hub;
+use crate::cli::say::Say;
+use crate::cli::store_options::StoreOptions;
+use crate::error::Result;
+use crate::hub::backup::Backup;
+use crate::hub::code_key::CodeKey;
+use crate::hub::store::StoreLocation;
+use crate::model::hub_records::Record;
+use crate::model::text::counted;
+use crate::model::time::Time;
+use crate::net::stop::Stop;
+
+/// A command that takes longer says so, and again after each such time.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Next to a running hub, or without one.
+pub fn backup(call: &Call) -> CommandResult {
+    let file = Path::new(call.args.positional(0).unwrap_or_default());
+    let data = data_folder(call)?;
+    let settings = StoreOptions::of(call, &data)?.settings(&data)?;
+    let location = match settings.store {
+        Some(etcd) => StoreLocation::Etcd(etcd),
+        None if !data.join("certs").exists() => return Err(no_hub(&data)),
+        None => StoreLocation::Folder(data.clone()),
+    };
+    let code_key = CodeKey::load_or_make(&data, settings.code_key_file.as_deref())?;
+    let backup =
+        with_progress(&call.say, "reading the store", || Backup::of(&location, &code_key, &call.stop))?;
+    with_progress(&call.say, "writing the file", || backup.write(file))?;
+    let count = backup.contents.records.len();
+    call.say.value(&json!({ "file": file, "records": count, "madeAt": backup.made_at }));
+    call.say.result(&format!(
+        "[ok] {} has {}, the CA and the code key",
+        file.display(),
+        counted(count, "record")
+    ));
+    call.say.line(
+        "  Whoever reads this file controls the hub. Keep audit.log too: it names what was revoked later",
+    );
+    Ok(0)
+}
+
+pub fn restore(call: &Call) -> CommandResult {
+    let file = Path::new(call.args.positional(0).unwrap_or_default());
+    let data = data_folder(call)?;
+    let backup = with_progress(&call.say, "reading the file", || Backup::read(file))?;
+    let revoked = revoked_since(&data, &backup);
+    with_progress(&call.say, "writing the store", || backup.restore(&data, &call.stop))?;
+    let count = backup.contents.records.len();
+    call.say
+        .value(&json!({ "data": data, "records": count, "madeAt": backup.made_at, "revokedSince": revoked }));
+    call.say.result(&format!(
+        "[ok] {} has {} of {}",
+        data.display(),
+        counted(count, "record"),
+        backup.made_at
+    ));
+    call.say.warn(&format!("Keys and shares that were revoked after {} work again", backup.made_at));
+    let with_data = call.args.value("data").map(|data| format!(" --data {data}")).unwrap_or_default();
+    match revoked {
+        Some(ids) if ids.is_empty() => call.say.line("  The audit log in this folder names none"),
+        Some(ids) => {
+            call.say.line("  The audit log in this folder names these. Before the hub starts:");
+            for id in ids {
+                let (command, option) =
+                    if id.starts_with("key") { ("hub key", with_data.as_str()) } else { ("share", "") };
+                call.say.result(&format!("    connect {command} revoke {id}{option}"));
+            }
+        }
+        None => {
+            call.say.line("  To have them listed, put the old audit.log into the folder, and restore then");
+        }
+    }
+    call.say.line(&format!("  Start the hub: connect hub{with_data}"));
+    Ok(0)
+}
+
+/// The keys and shares of the backup that were revoked since. `None` without an audit log that tells.
+fn revoked_since(data: &Path, backup: &Backup) -> Option<Vec<String>> {
+    let entries = fs::read_dir(data).into_iter().flatten().flatten();
+    let logs: Vec<String> = entries.filter_map(|entry| fs::read_to_string(entry.path()).ok()).collect();
+    let lines = logs.iter().flat_map(|log| log.lines());
+    let revoked = lines.filter_map(|line| {
+        let line: Value = serde_json::from_str(line).ok()?;
+        let field = line["event"].as_str()?.strip_suffix(".revoked")?;
+        let is_later = Time::parse(line["at"].as_str()?)? >= backup.made_at;
+        is_later.then(|| line[field].as_str().map(str::to_owned))?
+    });
+    let is_live = |id: &String| {
+        backup.contents.records.iter().any(|record| match record {
+            Record::Key(key) => key.info.id == *id && key.info.revoked_at.is_none(),
+            Record::Share(share) => share.info.id == *id,
+            _ => false,
+        })
+    };
+    (!logs.is_empty()).then(|| revoked.filter(is_live).collect())
+}
+
+fn with_progress<T>(say: &Say, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let done = Stop::new();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut seconds = 0;
+            while !done.wait_for(PROGRESS_INTERVAL) {
+                seconds += PROGRESS_INTERVAL.as_secs();
+                say.line(&format!("  Still {what}, for {seconds} s"));
+            }
+        });
+        let result = work();
+        done.stop();
+        result
+    })
+}
