@@ -49,7 +49,7 @@ fn why(hub: &Hub) -> Vec<String> {
 
 fn audited(hub: &Hub, event: &str, why: &str) -> bool {
     let has = |line: &str, name: &str, value: &str| line.contains(&format!("\"{name}\":\"{value}\""));
-    hub.audit().lines().any(|line| has(line, "event", event) && has(line, "why", why))
+    hub.audit().lines().any(|line| has(line, "event", event) && has(line, "reason", why))
 }
 
 #[test]

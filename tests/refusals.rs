@@ -519,7 +519,8 @@ fn a_flood_of_joins_is_limited_and_takes_few_lines_of_the_audit_log() {
     let audit = hub.audit();
     let lines: Vec<Value> = audit.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let joins: Vec<&Value> = lines.iter().filter(|line| line["event"] == "share.joined").collect();
-    let of = |line: &Value| 1_usize.max(line["count"].as_str().map_or(1, |count| count.parse().unwrap()));
+    let of =
+        |line: &Value| 1_usize.max(line["count"].as_u64().map_or(1, |count| usize::try_from(count).unwrap()));
     assert_eq!(joins.iter().map(|line| of(line)).sum::<usize>(), joined + 2, "{joins:#?}");
     assert!(joins.len() <= 8, "{joins:#?}");
     hub.home.run(&["hub", "audit", "verify"]).ok();

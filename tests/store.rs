@@ -381,11 +381,8 @@ fn a_changed_byte_of_the_audit_log_is_found_wherever_it_is() {
         let said = hub.home.run(&["hub", "audit", "verify"]);
         let line = whole[..at].split(|byte| *byte == b'\n').count();
         assert_eq!(said.code, Some(1), "byte {at}: {said:#?}");
-        let named = [line, line + 1].map(|line| format!("at line {line}\n"));
-        assert!(
-            named.iter().any(|words| format!("{}\n", said.err).contains(words)),
-            "byte {at} in {line}: {said:#?}"
-        );
+        let named = [line, line + 1].map(|line| format!("at line {line}: "));
+        assert!(named.iter().any(|words| said.err.contains(words)), "byte {at} in {line}: {said:#?}");
     }
     let text = String::from_utf8(whole.clone()).unwrap();
     let (first, rest) = text.split_once('\n').unwrap();
@@ -404,6 +401,102 @@ fn a_changed_byte_of_the_audit_log_is_found_wherever_it_is() {
         hub.home.run(&["hub", "audit", "verify", "--json"]).ok().json()["lines"].as_u64()
             > said["lines"].as_u64()
     });
+}
+
+#[test]
+fn a_log_that_was_shortened_emptied_or_deleted_is_refused() {
+    let mut hub = Hub::start();
+    let machine = hub.machine("member");
+    let exposed = expose(&machine, "db", common::service(common::echo));
+    let before = Home::new();
+    let folder = hub.home.file("hub");
+    let copied = |from: &Path, to: &Path| {
+        let _ = fs::remove_dir_all(to);
+        let mut copy = std::process::Command::new("cp");
+        assert!(copy.args(["-a"]).args([from, to]).status().unwrap().success());
+    };
+    hub.running.interrupt();
+    copied(&folder, &before.file("hub"));
+    hub.restart();
+    eventually("the agent is back", PATIENCE, || hub.audit().matches("agent.up").count() > 1);
+    let verify = |more: &[&str]| hub.home.run(&[&["hub", "audit", "verify", "--json"], more].concat());
+    let heads = machine.file("hub-heads.json");
+    let witness = ["--witness", heads.to_str().unwrap()];
+    eventually("the agent has heard of the new lines", PATIENCE, || {
+        let lines = verify(&[]).ok().json()["lines"].as_u64();
+        let heads: serde_json::Value = serde_json::from_slice(&fs::read(&heads).unwrap()).unwrap();
+        heads.as_object().unwrap().values().any(|head| head["count"].as_u64() == lines)
+    });
+    hub.running.interrupt();
+    let log = folder.join("audit.log");
+    let whole = fs::read_to_string(&log).unwrap();
+    let hash = verify(&witness).ok().json()["hash"].as_str().unwrap().to_owned();
+    verify(&["--expect", &hash]).ok();
+    assert_eq!(verify(&["--expect", &"0".repeat(64)]).code, Some(1));
+    let lines: Vec<&str> = whole.lines().collect();
+    for left in [0, 1, lines.len() - 1] {
+        fs::write(&log, lines[..left].iter().map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+        let said = verify(&[]);
+        assert!(said.code == Some(1) && said.err.contains("was shortened"), "{left}: {said:#?}");
+    }
+    fs::remove_file(&log).unwrap();
+    assert!(verify(&[]).err.contains("was shortened"));
+    // Who replaces the store as well is found out by what an agent has kept.
+    let now = Home::new();
+    fs::write(&log, &whole).unwrap();
+    copied(&folder, &now.file("hub"));
+    copied(&before.file("hub"), &folder);
+    verify(&[]).ok();
+    let said = verify(&witness);
+    assert!(said.code == Some(1) && said.err.contains("hub-heads.json has seen"), "{said:#?}");
+    // A hub whose log is gone says so. The gap stays, unless the rest is shown to be somewhere else.
+    copied(&now.file("hub"), &folder);
+    fs::remove_file(&log).unwrap();
+    hub.restart();
+    eventually("the break is audited", PATIENCE, || hub.audit().contains("audit.broken"));
+    let verify = |more: &[&str]| hub.home.run(&[&["hub", "audit", "verify", "--json"], more].concat());
+    let said = verify(&[]);
+    assert!(said.code == Some(1) && said.err.contains(&format!("Lines 1 to {}", lines.len())), "{said:#?}");
+    verify(&["--expect", &hash]).ok();
+    drop(exposed);
+}
+
+#[test]
+fn the_audit_log_is_rotated_and_a_hub_whose_log_is_moved_away_says_so() {
+    let hub = Hub::start();
+    let run = |args: &[&str]| hub.home.run(&[&["hub", "audit"], args].concat());
+    let key = make_key(&hub).unwrap();
+    let closed = run(&["rotate", "--json"]).ok().json();
+    let (segment, hash) = (closed["segment"].as_str().unwrap(), closed["hash"].as_str().unwrap());
+    make_key(&hub).unwrap();
+    run(&["rotate"]).ok();
+    eventually("the rotation is audited", PATIENCE, || hub.audit().contains("audit.rotated"));
+    let lines = run(&["verify", "--json"]).ok().json()["lines"].as_u64().unwrap();
+    assert!(lines > closed["lines"].as_u64().unwrap() + 2);
+    let shown = run(&["show", "--since", "1h"]).ok();
+    assert!(shown.out.contains(&key) && shown.out.contains("hub.started"), "{shown:#?}");
+    assert!(!run(&["show", "--actor", "hub"]).ok().out.contains("key.made"));
+    let shown = run(&["show", "--actor", "first admin", "--json"]).ok().out;
+    for line in shown.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()) {
+        assert!(line["label"] == "first admin" && line["address"] == "127.0.0.1", "{line}");
+    }
+    // A segment that is kept elsewhere is named by its hash.
+    let elsewhere = hub.home.file("segment");
+    fs::rename(segment, &elsewhere).unwrap();
+    assert!(run(&["verify"]).err.contains("are missing"));
+    run(&["verify", "--expect", hash]).ok();
+    fs::rename(&elsewhere, segment).unwrap();
+    let log = hub.home.file("hub/audit.log");
+    for change in ["moved or deleted", "moved or deleted", "changed"] {
+        match change {
+            "changed" => fs::write(&log, "").unwrap(),
+            _ if elsewhere.exists() => fs::remove_file(&log).unwrap(),
+            _ => fs::rename(&log, &elsewhere).unwrap(),
+        }
+        let reason = format!("the log was {change} while the hub ran");
+        eventually("the hub notices", PATIENCE, || hub.audit().contains(&reason));
+        assert!(run(&["verify"]).err.contains("are missing"));
+    }
 }
 
 #[test]

@@ -32,6 +32,10 @@ const FUNCTIONS: &[(&str, CommandFunction)] = &[
     #[cfg(feature = "hub")]
     ("hub audit verify", commands::hub_audit::verify),
     #[cfg(feature = "hub")]
+    ("hub audit show", commands::hub_audit::show),
+    #[cfg(feature = "hub")]
+    ("hub audit rotate", commands::hub_audit::rotate),
+    #[cfg(feature = "hub")]
     ("hub backup", commands::hub_backup::backup),
     #[cfg(feature = "hub")]
     ("hub restore", commands::hub_backup::restore),

@@ -16,6 +16,7 @@ const TEXTS: &[&str] = &[
     include_str!("topics/fleet.txt"),
     include_str!("topics/operate.txt"),
     include_str!("topics/security.txt"),
+    include_str!("topics/audit.txt"),
     include_str!("topics/limits.txt"),
     include_str!("topics/protocol.txt"),
     include_str!("topics/environment.txt"),
@@ -44,6 +45,8 @@ mod tests {
     use crate::cli::args;
     use crate::cli::manual::Manual;
     use crate::cli::manual::TEXT;
+    use crate::hub::audit::AUDIT_EVENTS;
+    use crate::hub::audit::AUDIT_FIELDS;
     use std::ffi::OsString;
     use std::fs;
     use std::path::Path;
@@ -144,14 +147,31 @@ mod tests {
     }
 
     #[test]
-    fn every_event_of_the_audit_log_is_in_operate_and_every_refusal_in_json() {
+    fn the_topic_lists_the_events_and_fields_of_the_audit_log_as_the_program_knows_them() {
+        let text = topic("audit").split("The events,").collect::<Vec<_>>();
+        let rows = |text: &str| -> Vec<(String, String)> {
+            let rows =
+                text.lines().filter_map(|line| line.strip_prefix("    ")).filter(|row| !row.starts_with(' '));
+            rows.filter_map(|row| row.split_once(' '))
+                .map(|(name, rest)| {
+                    (name.to_owned(), rest.trim_start().split("  ").next().unwrap().to_owned())
+                })
+                .collect()
+        };
+        for name in AUDIT_FIELDS {
+            assert!(rows(text[0]).iter().any(|(row, _)| row == name), "{name} is not in the topic");
+        }
+        let events = rows(text[1].split("\n\n").nth(1).unwrap());
+        let known = AUDIT_EVENTS.map(|(event, own)| {
+            (event.to_owned(), if own.is_empty() { "-".to_owned() } else { own.join(", ") })
+        });
+        assert_eq!(events, known);
+    }
+
+    #[test]
+    fn every_refusal_is_in_json() {
         let mut missing = Vec::new();
         for code in sources("hub") {
-            for call in [".say(\"", ".say_refusal(\"", "new_event(\""] {
-                for event in code.split(call).skip(1).filter_map(|rest| rest.split('"').next()) {
-                    missing.extend((!topic("operate").contains(event)).then(|| event.to_owned()));
-                }
-            }
             for row in code.split(" row(").skip(1).filter(|row| row.starts_with(|c: char| c.is_ascii_digit()))
             {
                 let code = row.split('"').nth(1).unwrap_or_default();

@@ -5,6 +5,7 @@
 use std::net::IpAddr;
 
 use super::api_call::ApiCall;
+use super::audit::Actor;
 use super::audit::Audit;
 use super::core::Core;
 use super::refusal::Refusal;
@@ -53,7 +54,8 @@ pub fn authenticate(core: &Core, key: &str, address: IpAddr, now: Time) -> Resul
         tries.count(&LOGINS, who, now);
     }
     drop(tries);
-    core.audit.say("key.refused", &[("address", &callers[0])]);
+    let actor = Actor { id: "", label: "", address: Some(address) };
+    core.audit.say("key.refused", actor, &[("reason", "no valid key")]);
     Err(Refusal::BadKey)
 }
 
@@ -88,11 +90,12 @@ pub fn is_local(core: &Core, request: &Request) -> bool {
 }
 
 /// Refuses what the principal's role does not allow.
-pub fn allow(audit: &Audit, principal: &Principal, action: Action) -> Result<(), Refusal> {
+pub fn allow(audit: &Audit, actor: Actor<'_>, principal: &Principal, action: Action) -> Result<(), Refusal> {
     if principal.may(action) {
         return Ok(());
     }
-    audit.say_refusal("role.refused", &[("who", principal.id()), ("action", &format!("{action:?}"))]);
+    let details = [("action", format!("{action:?}")), ("reason", "the role does not allow it".to_owned())];
+    audit.say("role.refused", actor, &details.each_ref().map(|(name, value)| (*name, value.as_str())));
     Err(Refusal::Role(action))
 }
 

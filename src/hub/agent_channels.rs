@@ -11,6 +11,7 @@ use crate::model::registry::Registry;
 use crate::model::time::Time;
 use crate::net::channel::ChannelSender;
 use crate::os::lock::locked;
+use crate::wire::control::ToAgent;
 
 /// One control channel, as other connections use it to reach its agent.
 #[derive(Clone)]
@@ -46,6 +47,12 @@ impl AgentChannels {
         let by_id = locked(&self.by_id);
         let dead = by_id.values().filter(|channel| !registry.credential_is_live(&channel.key, now));
         dead.map(|channel| Arc::clone(&channel.socket)).collect()
+    }
+
+    pub fn send_all(&self, message: &ToAgent) {
+        for channel in locked(&self.by_id).values() {
+            channel.outgoing.send(message);
+        }
     }
 
     /// Cuts all channels, so that every agent connects to another hub.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::audit::Actor;
 use super::refusal::Refusal;
 use crate::http::message::Request;
 use crate::http::reply::Reply;
@@ -59,6 +60,11 @@ impl ApiCall<'_> {
     /// Like `body`, but an empty body is the default.
     pub fn body_if_any<T: DeserializeOwned + Default>(&self) -> Result<T, Refusal> {
         if self.request.body.is_empty() { Ok(T::default()) } else { self.body() }
+    }
+
+    /// The caller, for the audit log.
+    pub fn actor(&self) -> Actor<'_> {
+        Actor::of(&self.principal, self.origin.address)
     }
 
     pub fn workspace(&self) -> &str {

@@ -64,7 +64,8 @@ pub fn serve(core: &Core, stream: Duplex, call: &ApiCall<'_>, relay: String) {
     let key = call.principal.id();
     let is_own = core.records.registry().agent(&agent_id).is_some_and(|agent| agent.key == key);
     if !is_own {
-        core.audit.say_refusal("agent.refused", &[("by", key), ("agent", &agent_id)]);
+        let details = [("agent", agent_id.as_str()), ("reason", "it belongs to another key")];
+        core.audit.say("agent.refused", call.actor(), &details);
         return;
     }
     let Some(_place) = core.places.agent_channels.take(agent_id.clone(), Duration::ZERO) else {
@@ -75,8 +76,10 @@ pub fn serve(core: &Core, stream: Duplex, call: &ApiCall<'_>, relay: String) {
     let own =
         AgentChannel { outgoing: channel.outgoing(), relay, key: key.to_owned(), socket: channel.socket() };
     let channel_id = core.agent_up(&agent_id, own.clone());
-    core.audit.say("agent.up", &[("agent", &agent_id), ("by", key)]);
+    let since = Instant::now();
+    core.audit.say("agent.up", call.actor(), &[("agent", &agent_id)]);
     own.outgoing.send(&ToAgent::Welcome);
+    own.outgoing.send(&ToAgent::Audit(core.audit.head()));
     let share = share.map(|word| shares::id_of(call, &agent_id, &word));
     let is_leaving = Cell::new(false);
     let agent = ConnectedAgent { core, channel: own, channel_id, agent_id, share, call, is_leaving };
@@ -92,7 +95,9 @@ pub fn serve(core: &Core, stream: Duplex, call: &ApiCall<'_>, relay: String) {
     };
     log::debug!("a control channel ended: {end}");
     core.agent_down(channel_id);
-    core.audit.say("agent.down", &[("agent", &agent.agent_id)]);
+    let duration = since.elapsed().as_millis().to_string();
+    let details = [("agent", agent.agent_id.as_str()), ("reason", &end), ("durationMs", &duration)];
+    core.audit.say("agent.down", call.actor(), &details);
 }
 
 impl ConnectedAgent<'_> {

@@ -4,6 +4,7 @@
 
 use std::net::Shutdown;
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -31,12 +32,17 @@ use crate::model::address_block::AddressBlock;
 use crate::model::fingerprint::Pin;
 use crate::model::hub_records::Change;
 use crate::model::hub_records::ChannelId;
+use crate::model::hub_records::Record;
 use crate::model::hub_records::Table;
 use crate::model::limiter::Limiter;
+use crate::model::sessions::HubSession;
 use crate::net::stop::Stop;
 use crate::os::clock;
 use crate::os::files;
+use crate::os::lock::locked;
 use crate::os::secret;
+use crate::state::identity;
+use crate::wire::control::ToAgent;
 
 #[derive(Default)]
 pub struct HubSettings {
@@ -101,13 +107,17 @@ impl Core {
             }
         };
         code_key.keep(&settings.data)?;
+        // A restored hub goes on with the name that its backup has.
+        let restored = if fleet.is_none() { locked(&opened.registry).only_audited_hub() } else { None };
+        let hub = restored.map_or_else(|| hub_id(&settings.data), Ok)?;
+        let known = locked(&opened.registry).audit_head(&hub);
         Ok(Some(Self {
             ca: Arc::new(ca),
             code_key,
             records: Records::new(opened.registry, opened.store, fleet.is_some(), stop),
             // Before the log is opened, which may repair it.
             readiness: Readiness::new(&audit::log_file(&settings.data)),
-            audit: Audit::open(&settings.data)?,
+            audit: Audit::open(&settings.data, hub, known)?,
             refusals: RefusalCounts::default(),
             tries: Mutex::default(),
             peers: UnauthenticatedPeers::new(connection_limit()),
@@ -165,6 +175,30 @@ impl Core {
         });
     }
 
+    /// Keeps the head of the audit log in the store and tells it to the agents, so that a log that was shortened or rewritten
+    /// is found out.
+    pub fn keep_audit_head(&self) {
+        let audit = self.audit.head();
+        let kept = self.records.change(|registry| {
+            let is_new = registry.audit_head(&audit.hub) != audit.head;
+            Ok((is_new.then(|| Change::Put(Record::Audit(audit.clone()))).into_iter().collect(), is_new))
+        });
+        if !matches!(kept, Ok(false)) {
+            self.channels.send_all(&ToAgent::Audit(audit));
+        }
+    }
+
+    /// Why a session has not ended by itself; empty if it has.
+    pub fn cut_reason(&self, session: &HubSession) -> &'static str {
+        if session.is_revoked(&self.records.registry(), clock::now()) {
+            "its key or share is no longer valid"
+        } else if self.stop.is_stopped() {
+            "the hub stopped"
+        } else {
+            ""
+        }
+    }
+
     /// Cuts the sessions and control channels whose key or share is no longer valid. The sockets are collected under
     /// the locks and cut after them.
     pub fn cut_dead(&self) {
@@ -185,6 +219,7 @@ impl Core {
     /// Cuts the connections of expired credentials, and removes records that count for nothing any more.
     pub fn sweep(&self) {
         let now = clock::now();
+        self.audit.sweep();
         self.cut_dead();
         if self.records.registry().overdue(now).is_empty() {
             return;
@@ -196,11 +231,26 @@ impl Core {
     }
 }
 
+/// The log ends with the hub, and its head is kept for the next start. A fleet's store may be away, and nobody waits for it.
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.audit.close();
+        if self.fleet.is_none() || !self.stop.is_stopped() {
+            self.keep_audit_head();
+        }
+    }
+}
+
+/// What this hub is called in audit logs. Each hub of a fleet has an identity of its own in its data folder.
+fn hub_id(data: &Path) -> Result<String> {
+    let identity = identity::load_or_make_in(data)?;
+    Ok(secret::derived_id("hub", &[&identity.fingerprint.to_string()]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::endpoints::SHARE_CODES;
     use super::*;
-    use crate::os::lock::locked;
     use std::sync::mpsc;
     use std::thread;
     use std::time::Duration;

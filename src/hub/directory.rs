@@ -120,8 +120,7 @@ pub fn register(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<
         Ok((changes, (info, known.is_none())))
     })?;
     if is_new {
-        let details = [("agent", info.id.as_str()), ("label", &info.label), ("by", call.principal.id())];
-        audit.say("agent.registered", &details);
+        audit.say("agent.registered", call.actor(), &[("agent", &info.id), ("machine", &info.label)]);
     }
     ok(200, &AgentInfo { hubs: records.registry().hub_urls(), ..info })
 }
@@ -157,7 +156,7 @@ pub fn remove_agent(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Res
         let services = registry.services_of(id).map(|service| Change::drop(Table::Service, &service.id));
         Ok((services.chain([Change::drop(Table::Agent, id)]).collect(), ()))
     })?;
-    audit.say("agent.removed", &[("agent", id), ("by", call.principal.id())]);
+    audit.say("agent.removed", call.actor(), &[("agent", id)]);
     Ok(Reply::empty(204))
 }
 
@@ -189,9 +188,8 @@ pub fn remove_service(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal>
         });
     }
     core.close_tunnel(&service.id, false);
-    let details =
-        [("service", service.id.as_str()), ("name", service.name.as_str()), ("by", call.principal.id())];
-    core.audit.say("service.removed", &details);
+    let details = [("agent", service.agent_id.as_str()), ("service", service.name.as_str())];
+    core.audit.say("service.removed", call.actor(), &details);
     Ok(Reply::empty(204))
 }
 
@@ -232,7 +230,7 @@ fn may_speak_for(
 }
 
 fn audit_refused_agent(audit: &Audit, refusal: &Refusal, known: &Agent, call: &ApiCall<'_>) {
-    let why = if matches!(refusal, Refusal::AgentIdentity) { "identity" } else { "key" };
-    let details = [("by", call.principal.id()), ("agent", known.id.as_str()), ("why", why)];
-    audit.say_refusal("agent.refused", &details);
+    let is_other = matches!(refusal, Refusal::AgentIdentity);
+    let reason = if is_other { "it has another identity" } else { "it belongs to another key" };
+    audit.say("agent.refused", call.actor(), &[("agent", &known.id), ("reason", reason)]);
 }

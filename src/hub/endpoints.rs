@@ -6,6 +6,7 @@ use std::slice;
 use super::access;
 use super::api_call::ApiCall;
 use super::api_call::Origin;
+use super::audit::Actor;
 use super::core::Core;
 use super::directory;
 use super::keys;
@@ -117,6 +118,8 @@ static TABLE: &[Endpoint] = &[
     delete("/v1/keys/*", To(Action::Administer), |core, call| {
         keys::revoke(call, &core.records, &core.audit).inspect(|_| core.cut_dead())
     }),
+    get("/v1/audit", To(Action::Administer), status::audit_head),
+    post("/v1/audit/rotate", To(Action::Administer), status::rotate_audit),
     // `listener.rs` handles the upgrades. A request that gets here asks for none.
     get("/v1/agent", To(Action::Expose), |_, _| Err(Refusal::UpgradeMissing)),
     get("/v1/relay", Nothing, |_, _| Err(Refusal::UpgradeMissing)),
@@ -186,7 +189,7 @@ pub fn admit(core: &Core, request: &Request, origin: Origin) -> Result<Admission
         AnyKey => Some(access::authenticate(core, request.key(), origin.address, now)?),
         To(action) => {
             let principal = access::authenticate(core, request.key(), origin.address, now)?;
-            access::allow(&core.audit, &principal, action)?;
+            access::allow(&core.audit, Actor::of(&principal, origin.address), &principal, action)?;
             Some(principal)
         }
     };
@@ -254,8 +257,7 @@ fn limit_wrong_code(core: &Core, limit: &'static RateLimit, call: &ApiCall<'_>, 
     }
     guessers.iter().for_each(|who| tries.count(limit, who, call.now));
     drop(tries);
-    let address = call.origin.address.to_string();
-    core.audit.say("share.refused", &[("who", call.principal.id()), ("address", &address)]);
+    core.audit.say("share.refused", call.actor(), &[("reason", "wrong code")]);
     refusal
 }
 

@@ -43,7 +43,8 @@ pub fn ruled_workspace(call: &ApiCall<'_>, named: Option<&str>, audit: &Audit) -
     if call.sees(workspace.as_str()) {
         return Ok(workspace.to_string());
     }
-    audit.say_refusal("role.refused", &[("who", call.principal.id()), ("action", "OtherWorkspace")]);
+    let details = [("action", "OtherWorkspace"), ("reason", "the role does not allow it")];
+    audit.say("role.refused", call.actor(), &details);
     Err(Refusal::OtherWorkspace)
 }
 
@@ -70,9 +71,8 @@ pub fn make(
         let surplus = surplus.map(|key| Change::drop(Table::Key, &key.info.id));
         Ok((surplus.into_iter().chain([Change::Put(Record::Key(key.clone()))]).collect(), ()))
     })?;
-    let details =
-        [("key", made.info.id.as_str()), ("role", made.info.role.as_str()), ("by", call.principal.id())];
-    audit.say("key.made", &details);
+    let details = [("key", made.info.id.as_str()), ("role", made.info.role.as_str())];
+    audit.say("key.made", call.actor(), &details);
     ok(201, &made)
 }
 
@@ -88,8 +88,7 @@ pub fn revoke(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Re
         let removed = made.len();
         Ok(([vec![Change::Put(Record::Key(key))], made].concat(), removed))
     })?;
-    let details = [("key", id), ("by", call.principal.id()), ("removed", &removed.to_string())];
-    audit.say("key.revoked", &details);
+    audit.say("key.revoked", call.actor(), &[("key", id), ("removed", &removed.to_string())]);
     Ok(Reply::empty(204))
 }
 

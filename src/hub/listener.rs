@@ -16,6 +16,7 @@ use serde_json::json;
 
 use super::access;
 use super::api_call::Origin;
+use super::audit::Actor;
 use super::ca;
 use super::control_channel;
 use super::core::Core;
@@ -59,6 +60,9 @@ use crate::wire::tls_record::TLS_HANDSHAKE;
 const SPARE_THREAD_AGE: Duration = Duration::from_secs(3);
 /// How often expired sessions are cut and expired records dropped: a revoked key ends within a second.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+/// How often the audit log is looked after, and its new head stored and told to the agents: what was logged since may be
+/// taken away unseen. Each time costs a write to the disk, or to the etcd of a fleet.
+const AUDIT_HEAD_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a list waits until the key's long answer before it has been read.
 const LONG_ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 /// An answer up to this length fits into the system's buffers, so it does not stay in ours.
@@ -127,9 +131,17 @@ pub fn start(core: &Arc<Core>, listener: TcpListener, url: &str, stop: &Stop) ->
             }
         }
     })?;
+    let (audit_stop, audited) = (stop.clone(), Arc::clone(core));
+    threads.spawn("hub-audit", move || {
+        while !audit_stop.wait_for(AUDIT_HEAD_INTERVAL) {
+            audited.audit.check();
+            audited.keep_audit_head();
+        }
+    })?;
     let note = core.settings.data.join("hub.json");
     let how = json!({ "address": server.address().to_string(), "pin": core.ca.pin().to_string(), "token": core.local_token });
     files::write(&note, how.to_string().as_bytes())?;
+    core.audit.say("hub.started", Actor::HUB, &[("version", env!("CARGO_PKG_VERSION")), ("url", url)]);
     Ok(RunningHub { core: Arc::clone(core), server: Some(server), threads, member, stop, note })
 }
 
@@ -149,6 +161,7 @@ impl Drop for RunningHub {
         self.server = None;
         self.threads.join(|| ());
         self.core.tunnel_ports.close_all();
+        self.core.audit.say("hub.stopped", Actor::HUB, &[]);
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::api_call::ApiCall;
 use super::api_call::clean_label;
 use super::api_call::ok;
+use super::audit::Actor;
 use super::core::Core;
 use super::keys;
 use super::refusal::Refusal;
@@ -55,7 +56,8 @@ pub fn ask(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
         let surplus = surplus(registry).map(|device| Change::drop(Table::Device, &device.code_hash));
         Ok((surplus.into_iter().chain([Change::Put(Record::Device(device.clone()))]).collect(), ()))
     })?;
-    core.audit.say("device.asked", &[("label", &device.label), ("address", &device.address.to_string())]);
+    let actor = Actor { id: "", label: "", address: Some(device.address) };
+    core.audit.say("device.asked", actor, &[("machine", &device.label)]);
     let host = call.request.field("host").unwrap_or("localhost");
     let asked = DeviceCode {
         page: format!("https://{host}/device"),
@@ -94,7 +96,9 @@ pub fn state(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
         let hash = &registry.device(&device.code_hash, call.now).ok_or(Refusal::LoginCodeUnknown)?.code_hash;
         Ok((vec![Change::Put(Record::Key(key.clone())), Change::drop(Table::Device, hash)], ()))
     })?;
-    core.audit.say("key.made", &[("key", &key.info.id), ("by", "device"), ("label", &device.label)]);
+    let actor = Actor { id: "device", label: &device.label, address: Some(call.origin.address) };
+    let details = [("key", key.info.id.as_str()), ("role", key.info.role.as_str())];
+    core.audit.say("key.made", actor, &details);
     ok(200, &DeviceState { status: "approved".into(), key: Some(keys::with_pin(secret, core.key_pin())) })
 }
 
@@ -126,8 +130,8 @@ pub fn approve_code(core: &Core, call: &ApiCall<'_>, order: &ApproveDevice) -> R
         Ok((vec![Change::Put(Record::Device(device))], ()))
     })?;
     let address = login.address.to_string();
-    let details = [("label", login.label.as_str()), ("address", &address), ("by", call.principal.id())];
-    core.audit.say("device.approved", &details);
+    let details = [("machine", login.label.as_str()), ("machineAddress", &address)];
+    core.audit.say("device.approved", call.actor(), &details);
     Ok(login)
 }
 

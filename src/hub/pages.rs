@@ -64,8 +64,8 @@ fn approve_as_admin(
     order: &ApproveDevice,
 ) -> Result<String, Refusal> {
     let principal = access::authenticate(core, key, call.origin.address, call.now)?;
-    access::allow(&core.audit, &principal, Action::Administer)?;
     let admin_call = ApiCall { request: call.request, principal, parts: Vec::new(), ..*call };
+    access::allow(&core.audit, admin_call.actor(), &admin_call.principal, Action::Administer)?;
     Ok(logins::approve_code(core, &admin_call, order)?.label)
 }
 

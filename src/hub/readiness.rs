@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
+use super::audit::Actor;
 use super::audit::Audit;
 use super::fleet::Fleet;
 use super::records::Records;
@@ -97,13 +98,14 @@ impl Readiness {
                 None if is_there => {
                     locked(&self.faults).insert(fault, now);
                     log::warn!("the hub is not ready: {}", fault.reason());
-                    audit.say("hub.unready", &[("why", fault.code())]);
+                    audit.say("hub.unready", Actor::HUB, &[("outcome", "failed"), ("reason", fault.code())]);
                 }
                 Some(since) if !is_there => {
                     locked(&self.faults).remove(&fault);
                     let seconds = now.since(since).as_secs().to_string();
                     log::warn!("over after {seconds} s: {}", fault.reason());
-                    audit.say("hub.ready", &[("why", fault.code()), ("seconds", &seconds)]);
+                    let details = [("reason", fault.code()), ("seconds", &seconds)];
+                    audit.say("hub.ready", Actor::HUB, &details);
                 }
                 _ => {}
             }

@@ -5,8 +5,10 @@ use std::net::Shutdown;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::Duration;
+use std::time::Instant;
 
 use super::carry;
 use super::core::Core;
@@ -31,6 +33,7 @@ struct MetEnds {
     session: String,
     own: Arc<RelayEnd>,
     partner: Arc<RelayEnd>,
+    since: Instant,
 }
 
 /// Serves one end of a session until it is over; `admitted` is called once its ticket has proved valid. If the hub refuses
@@ -75,7 +78,7 @@ fn meet(
             begin(core, &session, [&joiner, &agent]);
             let partner = if Arc::ptr_eq(&own, &joiner) { agent } else { joiner };
             let _ = partner.partner.try_send(Some(Arc::clone(&own)));
-            Ok(MetEnds { session: session.id, own, partner })
+            Ok(MetEnds { session: session.id, own, partner, since: Instant::now() })
         }
         Redemption::Waiting { session } => {
             let told = match news.recv_timeout(PARTNER_TIMEOUT) {
@@ -85,7 +88,7 @@ fn meet(
                 Ok(told) => Some(told),
             };
             match told {
-                Some(Some(partner)) => Ok(MetEnds { session, own, partner }),
+                Some(Some(partner)) => Ok(MetEnds { session, own, partner, since: Instant::now() }),
                 Some(None) => Err(Refusal::Declined),
                 None => Err(Refusal::PartnerMissing),
             }
@@ -121,13 +124,7 @@ fn begin(core: &Core, session: &HubSession, ends: [&RelayEnd; 2]) {
         }
     }
     core.sessions.count_opened();
-    let details = [
-        ("session", session.id.as_str()),
-        ("service", &session.service),
-        ("who", session.caller.id()),
-        ("share", session.share.as_deref().unwrap_or_default()),
-    ];
-    core.audit.say("session.opened", &details);
+    core.audit.say_session("session.opened", session, "relay", &[]);
 }
 
 /// The answer after which the connection is the session's.
@@ -141,18 +138,21 @@ fn switched() -> Vec<u8> {
 fn copy_to_partner(core: &Core, met: &MetEnds, early: &[u8]) {
     let MetEnds { own, partner, .. } = met;
     if (&*partner.socket).write_all(early).is_ok() {
+        own.sent.fetch_add(early.len() as u64, Ordering::Relaxed);
         relay::copy(&own.socket, &partner.socket, &own.sent);
     } else {
         let _ = own.socket.shutdown(Shutdown::Both);
         let _ = partner.socket.shutdown(Shutdown::Both);
     }
     if let Some((session, to_agent, to_joiner)) = core.sessions.end_direction(&met.session) {
+        let reason = core.cut_reason(&session);
         let details = [
-            ("session", session.id.as_str()),
-            ("service", &session.service),
+            ("outcome", if reason.is_empty() { "ok" } else { "cut" }),
+            ("reason", reason),
+            ("durationMs", &met.since.elapsed().as_millis().to_string()),
             ("toAgent", &to_agent.to_string()),
             ("toJoiner", &to_joiner.to_string()),
         ];
-        core.audit.say("session.closed", &details);
+        core.audit.say_session("session.closed", &session, "relay", &details);
     }
 }

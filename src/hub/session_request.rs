@@ -71,8 +71,11 @@ fn open_here(
     let (id, ticket, agents_ticket) = (secret::id("ses"), secret::secret(), secret::secret());
     let session = HubSession {
         id: id.clone(),
-        service: service.id.clone(),
+        service: service.name.to_string(),
+        agent_id: agent.id.clone(),
         caller: call.principal.clone(),
+        address: call.origin.address,
+        peer: ask.fingerprint,
         share,
         agent: AgentSide::Here { channel: channel_id, key: channel.key.clone() },
     };
@@ -117,16 +120,19 @@ fn open_elsewhere(
     let granted = carry::ask_session(core, call, &request.ask, &request.service, &hub)?;
     let relay = call.relay_address()?;
     let ticket = secret::secret();
-    let details = [("session", granted.session.as_str()), ("who", call.principal.id()), ("hub", &hub)];
-    core.audit.say("session.carried", &details);
+    let remote = RemoteSession { hub, relay: granted.relay.clone(), ticket: granted.ticket.clone() };
     let session = HubSession {
         id: granted.session.clone(),
-        service: granted.service.clone(),
+        service: granted.name.to_string(),
+        agent_id: granted.agent_id.clone(),
         caller: call.principal.clone(),
-        // The other hub ends the session with its share.
+        address: call.origin.address,
+        peer: request.ask.fingerprint,
+        // The other hub ends the session with its share, and audits it.
         share: None,
-        agent: AgentSide::Elsewhere(RemoteSession { hub, relay: granted.relay, ticket: granted.ticket }),
+        agent: AgentSide::Elsewhere(remote.clone()),
     };
+    core.audit.say_session("session.carried", &session, "fleet", &[("to", &remote.hub)]);
     grant(core, call, session, &[(SessionSide::Joiner, &ticket)])?;
     ok(200, &SessionGrant { ticket, relay, ..granted })
 }
@@ -151,7 +157,7 @@ fn asked_for(
         let (service, share) = share_join::service_of(core, call, &asked.service, membership)?;
         return Ok((service, Some(share)));
     }
-    access::allow(&core.audit, &call.principal, Action::Reach)?;
+    access::allow(&core.audit, call.actor(), &call.principal, Action::Reach)?;
     let registry = core.records.registry();
     // A share's own service takes a share to reach it.
     let is_open = |service: &&Service| call.sees_service(service) && service.share.is_none();

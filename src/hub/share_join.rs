@@ -49,9 +49,7 @@ pub fn join(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
         share.info.add_join(who, call.now);
         Ok((vec![Change::Put(Record::Share(share.clone()))], share))
     })?;
-    let address = call.origin.address.to_string();
-    let details = [("share", share.info.id.as_str()), ("who", call.principal.id()), ("address", &address)];
-    core.audit.say("share.joined", &details);
+    core.audit.say("share.joined", call.actor(), &[("agent", &share.agent_id), ("share", &share.info.id)]);
     // The number says which join this was. The signature proves that the hub counted it.
     let number = share.info.join_count.to_string();
     let token = format!("{number}.{}", secret::sign(&share.join_secret, &number));
@@ -73,8 +71,8 @@ pub fn service_of(
     }
     let is_meant = |shared: &&Service| shared.id == service || shared.name.as_str() == service;
     let Some(service) = registry.services_in(share).find(is_meant) else {
-        let details = [("who", call.principal.id()), ("share", &share.info.id), ("why", "service")];
-        core.audit.say_refusal("share.refused", &details);
+        let details = [("share", share.info.id.as_str()), ("reason", "the share does not open this service")];
+        core.audit.say("share.refused", call.actor(), &details);
         return Err(Refusal::NoSuchService);
     };
     Ok((service.clone(), share.info.id.clone()))

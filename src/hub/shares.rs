@@ -88,8 +88,8 @@ pub fn make(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
         Ok((vec![Change::Put(Record::Share(share))], made))
     })?;
     let names: Vec<&str> = made.services.iter().map(|service| service.name.as_str()).collect();
-    let details = [("share", made.id.as_str()), ("by", call.principal.id()), ("services", &names.join(","))];
-    core.audit.say("share.made", &details);
+    let details = [("agent", draft.agent_id.as_str()), ("share", &made.id), ("services", &names.join(","))];
+    core.audit.say("share.made", call.actor(), &details);
     ok(201, &made)
 }
 
@@ -186,6 +186,6 @@ pub fn revoke(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
         Ok((services.chain([Change::drop(Table::Share, &id)]).collect(), id))
     })?;
     core.cut_dead();
-    core.audit.say("share.revoked", &[("share", &id), ("by", call.principal.id())]);
+    core.audit.say("share.revoked", call.actor(), &[("share", &id)]);
     Ok(Reply::empty(204))
 }

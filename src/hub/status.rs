@@ -96,6 +96,26 @@ impl MetricsText {
     }
 }
 
+/// The head of this hub's audit log: for the operator, like the metrics.
+pub fn audit_head(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
+    if call.workspace() != DEFAULT_WORKSPACE {
+        return Err(Refusal::WholeHub);
+    }
+    ok(200, &core.audit.head())
+}
+
+pub fn rotate_audit(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
+    if call.workspace() != DEFAULT_WORKSPACE {
+        return Err(Refusal::WholeHub);
+    }
+    let closed = core.audit.rotate(call.actor()).map_err(|error| {
+        log::warn!("{error}");
+        Refusal::StoreFailed
+    })?;
+    core.keep_audit_head();
+    ok(200, &json!({ "segment": closed.path, "lines": closed.head.count, "hash": closed.head.hash }))
+}
+
 pub fn whoami(call: &ApiCall<'_>, records: &Records) -> Result<Reply, Refusal> {
     let role = match &call.principal {
         Principal::Key { role, .. } => Some(*role),

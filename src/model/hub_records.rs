@@ -146,6 +146,29 @@ pub struct Presence {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ChannelId(pub u64);
 
+/// The end of a chained log: how many lines it has had, and the hash of the last one. A log with fewer lines was shortened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChainHead {
+    pub count: u64,
+    pub hash: String,
+}
+
+impl Default for ChainHead {
+    fn default() -> Self {
+        Self { count: 0, hash: "0".repeat(64) }
+    }
+}
+
+/// The head of a hub's audit log, as the store and agents keep it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditHead {
+    /// The hub's name in its log.
+    pub hub: String,
+    #[serde(flatten)]
+    pub head: ChainHead,
+    pub at: Time,
+}
+
 /// A running hub of the fleet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FleetHub {
@@ -165,6 +188,7 @@ pub enum Record {
     Service(Service),
     Share(Share),
     Device(Device),
+    Audit(AuditHead),
     Online(Presence),
     Hub(FleetHub),
 }
@@ -177,17 +201,19 @@ pub enum Table {
     Service,
     Share,
     Device,
+    Audit,
     Online,
     Hub,
 }
 
 impl Table {
-    pub const ALL: [(Self, &str); 7] = [
+    pub const ALL: [(Self, &str); 8] = [
         (Self::Key, "key"),
         (Self::Agent, "agent"),
         (Self::Service, "service"),
         (Self::Share, "share"),
         (Self::Device, "device"),
+        (Self::Audit, "audit"),
         (Self::Online, "online"),
         (Self::Hub, "hub"),
     ];
@@ -214,6 +240,7 @@ impl Record {
             Self::Service(_) => Table::Service,
             Self::Share(_) => Table::Share,
             Self::Device(_) => Table::Device,
+            Self::Audit(_) => Table::Audit,
             Self::Online(_) => Table::Online,
             Self::Hub(_) => Table::Hub,
         }
@@ -226,6 +253,7 @@ impl Record {
             Self::Service(service) => &service.id,
             Self::Share(share) => &share.info.id,
             Self::Device(device) => &device.code_hash,
+            Self::Audit(audit) => &audit.hub,
             Self::Online(online) => &online.id,
             Self::Hub(hub) => &hub.url,
         }

@@ -11,6 +11,8 @@ use std::collections::HashMap;
 
 use super::access::Principal;
 use super::hub_records::Agent;
+use super::hub_records::AuditHead;
+use super::hub_records::ChainHead;
 use super::hub_records::Change;
 use super::hub_records::ChannelId;
 use super::hub_records::Device;
@@ -38,6 +40,7 @@ pub struct Registry {
     services: BTreeMap<String, Service>,
     shares: BTreeMap<String, Share>,
     devices: BTreeMap<String, Device>,
+    audit_heads: BTreeMap<String, AuditHead>,
     key_by_hash: HashMap<String, String>,
     share_by_code: HashMap<String, String>,
     share_by_link: HashMap<String, String>,
@@ -90,6 +93,9 @@ impl Registry {
             Record::Device(device) => {
                 self.devices.insert(device.code_hash.clone(), device);
             }
+            Record::Audit(audit) => {
+                self.audit_heads.insert(audit.hub.clone(), audit);
+            }
             Record::Online(online) => {
                 self.online.insert(online.id.clone(), online);
             }
@@ -117,6 +123,9 @@ impl Registry {
             }
             Table::Device => {
                 self.devices.remove(id);
+            }
+            Table::Audit => {
+                self.audit_heads.remove(id);
             }
             Table::Online => {
                 self.online.remove(id);
@@ -156,7 +165,8 @@ impl Registry {
         let services = self.services.values().cloned().map(Record::Service);
         let shares = self.shares.values().cloned().map(Record::Share);
         let devices = self.devices.values().cloned().map(Record::Device);
-        keys.chain(agents).chain(services).chain(shares).chain(devices)
+        let audit_heads = self.audit_heads.values().cloned().map(Record::Audit);
+        keys.chain(agents).chain(services).chain(shares).chain(devices).chain(audit_heads)
     }
 
     /// Whether the agent's key is valid and it was seen lately. Any other agent is as good as removed.
@@ -280,6 +290,17 @@ impl Registry {
 
     pub fn share_by_link(&self, link_hash: &str, now: Time) -> Option<&Share> {
         self.share(self.share_by_link.get(link_hash)?, now)
+    }
+
+    /// The name in its log of the hub whose registry this is, unless others have used it too.
+    pub fn only_audited_hub(&self) -> Option<String> {
+        let mut hubs = self.audit_heads.keys();
+        hubs.next().filter(|_| hubs.next().is_none()).cloned()
+    }
+
+    /// The head of this hub's audit log, as it was stored last.
+    pub fn audit_head(&self, hub: &str) -> ChainHead {
+        self.audit_heads.get(hub).map(|audit| audit.head.clone()).unwrap_or_default()
     }
 
     pub fn devices(&self) -> impl Iterator<Item = &Device> {

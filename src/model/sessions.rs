@@ -8,8 +8,10 @@
 //! `E` is one end of a session: the hub's handle of the connection that came with a ticket.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use super::access::Principal;
+use super::fingerprint::Fingerprint;
 use super::hub_records::ChannelId;
 use super::registry::Registry;
 use super::time::Time;
@@ -30,9 +32,13 @@ const LINK_SESSIONS: usize = 256;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HubSession {
     pub id: String,
+    /// The service's name.
     pub service: String,
-    /// Who asked for it.
+    pub agent_id: String,
+    /// Who asked for it, from where, and the identity that the joiner shows to the agent.
     pub caller: Principal,
+    pub address: IpAddr,
+    pub peer: Fingerprint,
     /// The share that gave the right to it, if any.
     pub share: Option<String>,
     pub agent: AgentSide,
@@ -67,6 +73,7 @@ pub enum SessionSide {
 
 /// The result of presenting a ticket.
 #[derive(Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant)] // Taken apart at once.
 pub enum Redemption<E> {
     /// The ticket was never made, is used up, or is too old, or the agent has declined.
     Unknown,
@@ -275,8 +282,10 @@ impl<E: Clone> SessionTable<E> {
     /// Forgets the sessions that are too old, or whose key or share is no longer valid. Returns the ends of those
     /// that were open; the caller must cut them.
     pub fn revoke(&mut self, registry: &Registry, now: Time) -> Vec<E> {
-        self.retain(|entry| entry.is_open() || !(entry.is_old(now) || entry.is_revoked(registry, now)));
-        let revoked = self.sessions.values().filter(|entry| entry.is_revoked(registry, now));
+        self.retain(|entry| {
+            entry.is_open() || !(entry.is_old(now) || entry.session.is_revoked(registry, now))
+        });
+        let revoked = self.sessions.values().filter(|entry| entry.session.is_revoked(registry, now));
         revoked.filter_map(SessionEntry::ends).flatten().cloned().collect()
     }
 
@@ -299,6 +308,18 @@ impl<E: Clone> SessionTable<E> {
     }
 }
 
+impl HubSession {
+    /// Whether a key or the share that it needs is no longer valid.
+    pub fn is_revoked(&self, registry: &Registry, now: Time) -> bool {
+        let agent_is_gone = match &self.agent {
+            AgentSide::Here { key, .. } => !registry.credential_is_live(key, now),
+            AgentSide::Elsewhere(_) => false,
+        };
+        let share_is_gone = self.share.as_ref().is_some_and(|share| registry.share(share, now).is_none());
+        agent_is_gone || share_is_gone || !registry.credential_is_live(self.caller.id(), now)
+    }
+}
+
 impl<E> SessionEntry<E> {
     fn is_open(&self) -> bool {
         matches!(self.state, HubSessionState::Open { .. } | HubSessionState::Carried)
@@ -310,16 +331,6 @@ impl<E> SessionEntry<E> {
 
     fn is_of(&self, channel: ChannelId) -> bool {
         matches!(self.session.agent, AgentSide::Here { channel: own, .. } if own == channel)
-    }
-
-    fn is_revoked(&self, registry: &Registry, now: Time) -> bool {
-        let HubSession { caller, share, agent, .. } = &self.session;
-        let agent_is_gone = match agent {
-            AgentSide::Here { key, .. } => !registry.credential_is_live(key, now),
-            AgentSide::Elsewhere(_) => false,
-        };
-        let share_is_gone = share.as_ref().is_some_and(|share| registry.share(share, now).is_none());
-        agent_is_gone || share_is_gone || !registry.credential_is_live(caller.id(), now)
     }
 
     fn ends(&self) -> Option<[&E; 2]> {
@@ -355,7 +366,10 @@ mod tests {
         HubSession {
             id: id.into(),
             service: "svc".into(),
+            agent_id: "agent_1".into(),
             caller: key(caller, "w"),
+            address: IpAddr::from([192, 0, 2, 1]),
+            peer: Fingerprint::new([0; 32]),
             share: None,
             agent: AgentSide::Here { channel: CHANNEL, key: "key_agent".into() },
         }

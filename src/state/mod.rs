@@ -1,10 +1,16 @@
 //! The files under `~/.privateconnect` and their rules.
 
 pub mod agent_pins;
+#[cfg(any(feature = "hub", feature = "agent", feature = "join"))]
+pub mod chain_files;
+#[cfg(any(feature = "hub", feature = "agent", feature = "join"))]
+pub mod chained_log;
 pub mod config;
 #[cfg(feature = "join")]
 pub mod confirmed;
 pub mod home;
+#[cfg(any(feature = "hub", feature = "agent", feature = "join"))]
+pub mod hub_heads;
 pub mod identity;
 #[cfg(any(feature = "agent", feature = "join"))]
 pub mod ports;

@@ -21,6 +21,7 @@ use crate::error::Result;
 use crate::model::backoff::Backoff;
 use crate::model::fair_share::FairShare;
 use crate::model::fair_share::ServedSession;
+use crate::model::hub_records::AuditHead;
 use crate::model::name::Name;
 use crate::model::service::Protocol;
 use crate::model::target::Target;
@@ -33,6 +34,8 @@ use crate::net::stop::Stop;
 use crate::net::threads::ThreadGroup;
 use crate::os::lock::locked;
 use crate::os::secret;
+use crate::state::home::Home;
+use crate::state::hub_heads;
 use crate::tls;
 use crate::tls::identity::Identity;
 use crate::tls::trust;
@@ -85,6 +88,8 @@ pub struct AgentProfile {
     pub identity: Identity,
     /// Its own word for the share that its services belong to.
     pub share: Option<String>,
+    /// Where it keeps what it knows of the hub.
+    pub home: Home,
 }
 
 pub struct RunningAgent {
@@ -96,6 +101,7 @@ struct AgentInner {
     registration: RegisterAgent,
     share: Option<String>,
     tls: Arc<ServerConfig>,
+    home: Home,
     exposures: Mutex<Exposures>,
     on_event: OnAgentEvent,
     threads: ThreadGroup,
@@ -127,6 +133,7 @@ impl RunningAgent {
             registration: RegisterAgent { id: profile.id.clone(), label: profile.label.clone(), fingerprint },
             share: profile.share.clone(),
             tls: trust::session_server(&profile.identity)?,
+            home: profile.home.clone(),
             exposures: Mutex::default(),
             on_event,
             threads: ThreadGroup::default(),
@@ -262,6 +269,7 @@ impl AgentInner {
     fn handle_message(self: &Arc<Self>, message: ToAgent, outgoing: &ChannelSender, at: &HubUrl) {
         match message {
             ToAgent::Welcome | ToAgent::Full | ToAgent::Unknown => {}
+            ToAgent::Audit(audit) => self.witness(audit, at),
             ToAgent::Exposed { name, service, tunnel_port } => {
                 self.service_exposed(name, service, tunnel_port);
             }
@@ -274,6 +282,18 @@ impl AgentInner {
                     outgoing.send(&ToHub::Decline { session: offer.session, reason });
                 }
             }
+        }
+    }
+
+    /// Keeps the head of the hub's audit log. The log must never be shorter, or another one.
+    fn witness(&self, audit: AuditHead, at: &HubUrl) {
+        let hub = audit.hub.clone();
+        match hub_heads::keep(&self.home, &at.to_string(), audit) {
+            Ok(true) => {}
+            Ok(false) => {
+                log::warn!("the audit log of {at} ({}) is not the one that it was", hub.escape_debug());
+            }
+            Err(error) => log::debug!("the head of the hub's audit log is not kept: {error}"),
         }
     }
 

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use crate::model::fingerprint::Fingerprint;
+use crate::model::hub_records::AuditHead;
 use crate::model::name::Name;
 use crate::model::service::Protocol;
 
@@ -60,6 +61,8 @@ pub enum ToAgent {
         hint: String,
     },
     Open(SessionOffer),
+    /// The head of the hub's audit log, after the welcome and whenever it has changed. The agent keeps it as a witness.
+    Audit(AuditHead),
     #[serde(other)]
     Unknown,
 }

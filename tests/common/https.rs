@@ -231,12 +231,12 @@ impl RawAgent {
         let _ = self.lines.get_mut().write_all(format!("{line}\n").as_bytes());
     }
 
-    /// The next message; `None` when the hub has ended the channel.
+    /// The next message that is not about the audit log; `None` when the hub has ended the channel.
     pub fn next(&mut self) -> Option<Value> {
         loop {
             let mut line = String::new();
             match self.lines.read_line(&mut line) {
-                Ok(1..) if line.trim().is_empty() => {}
+                Ok(1..) if line.trim().is_empty() || line.contains(r#""type":"audit""#) => {}
                 Ok(1..) => return serde_json::from_str(&line).ok(),
                 _ => return None,
             }

@@ -158,6 +158,7 @@ impl<'c> ExposureSet<'c> {
             label: config.label.clone().unwrap_or_default(),
             identity: self.call.identity()?,
             share: self.share.clone(),
+            home: self.call.home.clone(),
         };
         self.agent_number += 1;
         let (number, events) = (self.agent_number, self.events.clone());

@@ -1,0 +1,314 @@
+//! The writer of a chained log (`wire/chain.rs`): a thread that alone writes the file. Callers only queue lines.
+//!
+//! While the disk is full, lines wait in memory; if too many wait, the log says later how many are missing. Nothing that
+//! is logged depends on the log: a full disk does not stop the service.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::mpsc;
+use std::sync::mpsc::Receiver;
+use std::sync::mpsc::RecvTimeoutError;
+use std::sync::mpsc::SyncSender;
+use std::time::Duration;
+use std::time::Instant;
+
+use super::chain_files;
+use crate::error::Error;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::model::hub_records::ChainHead;
+use crate::net::threads::ThreadGroup;
+use crate::os::files;
+use crate::os::lock::locked;
+use crate::wire::chain;
+use crate::wire::chain::LineFields;
+
+/// Lines that may wait for a slow disk. When the queue is full, callers wait as well.
+pub const CHAIN_QUEUE: usize = 4096;
+/// How often a failed write is retried, and how long a line may not be on the disk itself.
+const CHAIN_TICK: Duration = Duration::from_secs(1);
+
+/// What the writer itself has to say. The owner of the log makes a line of it.
+pub enum LogTrouble {
+    /// So many lines are missing, because too many were waiting.
+    Missing(u64),
+    /// The file is not as the writer left it.
+    Broken(String),
+}
+
+pub enum LogOwner {
+    /// This process alone, so that any other change of the file is noticed. The log once ended with this head.
+    Process(ChainHead),
+    /// The processes of one machine together. A segment of so many bytes is closed, and so many of them are kept.
+    #[allow(dead_code)] // The agent's log comes with the next change.
+    Machine { segment: u64, kept: usize },
+}
+
+pub struct ChainedLogOptions {
+    pub path: PathBuf,
+    pub owner: LogOwner,
+    pub trouble: Box<dyn Fn(LogTrouble) -> LineFields + Send>,
+    /// Gets each line that was written.
+    pub written: Box<dyn Fn(&str) + Send>,
+}
+
+pub struct ChainedLog {
+    queue: Option<SyncSender<LogOrder>>,
+    /// Of what is on the disk for certain.
+    head: Arc<Mutex<ChainHead>>,
+    threads: ThreadGroup,
+}
+
+/// A closed segment.
+pub struct ClosedSegment {
+    pub path: PathBuf,
+    pub head: ChainHead,
+}
+
+enum LogOrder {
+    Line(LineFields),
+    /// Look whether the file is still where and what it was.
+    Check,
+    Rotate(SyncSender<Result<ClosedSegment>>),
+}
+
+impl ChainedLog {
+    /// Opens the log, cuts off a last line that a crash left unfinished, and starts the writer.
+    pub fn open(options: ChainedLogOptions) -> Result<Self> {
+        let (queue, orders) = mpsc::sync_channel(CHAIN_QUEUE);
+        let head = Arc::default();
+        let mut writer = LogWriter::open(options, Arc::clone(&head))?;
+        let threads = ThreadGroup::default();
+        threads.spawn("chained-log", move || writer.run(&orders))?;
+        Ok(Self { queue: Some(queue), head, threads })
+    }
+
+    /// Queues a line. It cannot fail.
+    pub fn write(&self, fields: LineFields) {
+        self.order(LogOrder::Line(fields));
+    }
+
+    pub fn check(&self) {
+        self.order(LogOrder::Check);
+    }
+
+    /// Closes the segment. The next line begins a new one, and names the hash of the closed one's last line.
+    pub fn rotate(&self) -> Result<ClosedSegment> {
+        let (answer, answered) = mpsc::sync_channel(1);
+        self.order(LogOrder::Rotate(answer));
+        answered.recv().or_say(|| "The log is closed")?
+    }
+
+    pub fn head(&self) -> ChainHead {
+        locked(&self.head).clone()
+    }
+
+    /// Writes all that is queued, and stops.
+    pub fn close(&mut self) {
+        self.queue = None;
+        self.threads.join(|| ());
+    }
+
+    fn order(&self, order: LogOrder) {
+        if let Some(queue) = &self.queue {
+            let _ = queue.send(order);
+        }
+    }
+}
+
+impl Drop for ChainedLog {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+struct LogWriter {
+    options: ChainedLogOptions,
+    file: File,
+    /// Total length of the complete lines, in bytes.
+    length: u64,
+    /// Half a line of a failed write may lie behind them.
+    is_torn: bool,
+    head: ChainHead,
+    published: Arc<Mutex<ChainHead>>,
+    waiting: VecDeque<LineFields>,
+    /// The report of a break, which waits for the next line: who only reads the log leaves it as it is.
+    broken: Option<LineFields>,
+    missing: u64,
+    /// When the oldest line was written that may not be on the disk yet.
+    unsynced: Option<Instant>,
+}
+
+impl LogWriter {
+    fn open(options: ChainedLogOptions, published: Arc<Mutex<ChainHead>>) -> Result<Self> {
+        let mut log = Self {
+            file: files::append(&options.path)?,
+            options,
+            length: 0,
+            is_torn: true,
+            head: ChainHead::default(),
+            published,
+            waiting: VecDeque::new(),
+            broken: None,
+            missing: 0,
+            unsynced: None,
+        };
+        log.find_end()?;
+        if let LogOwner::Process(known) = &log.options.owner
+            && (log.head.count < known.count || (log.head.count == known.count && log.head != *known))
+        {
+            let lines = log.head.count;
+            let reason = format!("the log ends at line {lines}, but once had {} lines", known.count);
+            // The numbers go on from there, so that the gap stays for everybody to see.
+            log.head = known.clone();
+            log.broken = Some(log.report(reason));
+        }
+        locked(&log.published).clone_from(&log.head);
+        Ok(log)
+    }
+
+    fn run(&mut self, orders: &Receiver<LogOrder>) {
+        loop {
+            let is_due = !self.waiting.is_empty() || self.unsynced.is_some();
+            let next = if is_due {
+                orders.recv_timeout(CHAIN_TICK)
+            } else {
+                orders.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            };
+            match next {
+                Ok(LogOrder::Line(fields)) => {
+                    self.waiting.extend(self.broken.take().into_iter().chain([fields]));
+                }
+                Ok(LogOrder::Check) => _ = self.find_change(),
+                Ok(LogOrder::Rotate(answer)) => {
+                    self.write_waiting();
+                    let _ = answer.send(self.rotate());
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            self.write_waiting();
+            if self.unsynced.is_some_and(|since| since.elapsed() >= CHAIN_TICK) {
+                self.sync();
+            }
+        }
+        self.write_waiting();
+        self.sync();
+    }
+
+    fn sync(&mut self) {
+        if self.unsynced.is_some() && self.file.sync_data().is_ok() {
+            self.unsynced = None;
+            locked(&self.published).clone_from(&self.head);
+        }
+    }
+
+    /// Writes the waiting lines in order, up to the first failure. A line is removed only once it is in the file. If lines
+    /// were dropped, the next one says how many.
+    fn write_waiting(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        if let Err(error) = self.try_write_waiting() {
+            if !std::mem::replace(&mut self.is_torn, true) {
+                log::error!("the log cannot be written, its lines wait: {error}");
+            }
+            while self.waiting.len() > CHAIN_QUEUE {
+                self.waiting.pop_front();
+                self.missing += 1;
+            }
+        }
+    }
+
+    fn try_write_waiting(&mut self) -> Result<()> {
+        let path = &self.options.path;
+        let is_shared = matches!(self.options.owner, LogOwner::Machine { .. });
+        let _lock = is_shared.then(|| files::lock(&path.with_extension("lock"))).transpose()?;
+        self.find_change()?;
+        while let Some(fields) = self.waiting.front() {
+            let mut head = self.head.clone();
+            let line = chain::seal(fields.clone(), &mut head, chain_files::hash);
+            self.file.write_all(format!("{line}\n").as_bytes()).or_say(|| "Cannot write the log")?;
+            (self.options.written)(&line);
+            self.length += line.len() as u64 + 1;
+            self.head = head;
+            self.unsynced.get_or_insert_with(Instant::now);
+            self.waiting.pop_front();
+            if self.missing > 0 {
+                let missing = std::mem::take(&mut self.missing);
+                self.waiting.push_front((self.options.trouble)(LogTrouble::Missing(missing)));
+            }
+        }
+        if let LogOwner::Machine { segment, kept } = self.options.owner
+            && self.length >= segment
+        {
+            self.rotate()?;
+            let closed = chain_files::segments(&self.options.path);
+            for old in &closed[..closed.len().saturating_sub(kept)] {
+                files::remove(old)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the file is as this writer left it. Others of the machine may write a shared log; a log of our own that was
+    /// moved, deleted or changed is reported, and goes on where its name leads.
+    fn find_change(&mut self) -> Result<()> {
+        let path = &self.options.path;
+        let is_same = files::is_same(&self.file, path);
+        let length = self.file.metadata().or_say(|| "Cannot read the log")?.len();
+        if is_same && (length == self.length || self.is_torn) {
+            if self.is_torn {
+                self.file.set_len(self.length).or_say(|| "Cannot repair the log")?;
+                self.is_torn = false;
+            }
+            return Ok(());
+        }
+        if !is_same {
+            self.file = files::append(path)?;
+        }
+        let head = self.head.clone();
+        self.find_end()?;
+        if matches!(self.options.owner, LogOwner::Process(_)) {
+            self.head = head;
+            let what = if is_same { "changed" } else { "moved or deleted" };
+            let report =
+                self.report(format!("the log was {what} while the hub ran, at line {}", self.head.count));
+            self.waiting.push_front(report);
+        }
+        Ok(())
+    }
+
+    /// Reads the head from the file's end, and cuts off half a line.
+    fn find_end(&mut self) -> Result<()> {
+        let path = &self.options.path;
+        let end = chain_files::end_of(path, &mut self.file);
+        (self.head, self.length) = end.or_say(|| format!("Cannot read {}", path.display()))?;
+        self.file.set_len(self.length).or_say(|| "Cannot repair the log")?;
+        self.is_torn = false;
+        Ok(())
+    }
+
+    fn report(&self, reason: String) -> LineFields {
+        log::error!("{}: {reason}", self.options.path.display());
+        (self.options.trouble)(LogTrouble::Broken(reason))
+    }
+
+    fn rotate(&mut self) -> Result<ClosedSegment> {
+        self.sync();
+        let path = &self.options.path;
+        if self.length == 0 || !self.waiting.is_empty() || self.unsynced.is_some() {
+            return Err(Error::new("The log cannot be rotated now").because(path.display().to_string()));
+        }
+        let closed = chain_files::segment(path, self.head.count);
+        fs::rename(path, &closed).or_say(|| format!("Cannot rename {}", path.display()))?;
+        self.file = files::append(path)?;
+        self.length = 0;
+        Ok(ClosedSegment { path: closed, head: self.head.clone() })
+    }
+}
