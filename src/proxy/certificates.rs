@@ -4,7 +4,6 @@
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rcgen::BasicConstraints;
 use rcgen::CertificateParams;
@@ -17,7 +16,6 @@ use rcgen::KeyPair;
 use rcgen::KeyUsagePurpose;
 use rcgen::NameConstraints;
 use rcgen::PublicKeyData;
-use rcgen::date_time_ymd;
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::PrivateKeyDer;
@@ -38,10 +36,7 @@ use crate::tls::authority::CertificateByName;
 use crate::tls::trust;
 use crate::tls::trust::provider;
 
-const DAY: Duration = Duration::from_hours(24);
 const CA_DAYS: u32 = 3650;
-/// Apple refuses leaves that are valid for more than 825 days. Each start makes new ones, long before they expire.
-const LEAF_DAYS: u32 = 397;
 /// The longest common name of a certificate. Clients check the alternative names instead.
 const COMMON_NAME: usize = 64;
 /// Names in `server.crt`. More would make a certificate that is too large for some clients.
@@ -174,7 +169,7 @@ fn root(key: &KeyPair) -> std::result::Result<CertificateParams, rcgen::Error> {
         ],
         excluded_subtrees: Vec::new(),
     });
-    valid_for(&mut params, CA_DAYS);
+    authority::valid_for(&mut params, CA_DAYS, clock::now());
     Ok(params)
 }
 
@@ -186,15 +181,7 @@ fn leaf(names: Vec<String>) -> std::result::Result<CertificateParams, rcgen::Err
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    valid_for(&mut params, LEAF_DAYS);
     Ok(params)
-}
-
-/// Valid from yesterday on, for clients whose clock is slow.
-fn valid_for(params: &mut CertificateParams, days: u32) {
-    let today = date_time_ymd(1970, 1, 1) + Duration::from_secs(clock::now().unix());
-    params.not_before = today - DAY;
-    params.not_after = today + DAY * (days - 1);
 }
 
 /// The leaf for a name. A name outside `localhost` gets none, since no client would accept it.

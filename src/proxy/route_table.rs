@@ -16,12 +16,15 @@ use crate::error::Result;
 use crate::http::host::is_label;
 use crate::model::route::Route;
 use crate::model::service::Protocol;
+use crate::model::time::Time;
 use crate::net::stop::Stop;
 use crate::net::threads::ThreadGroup;
+use crate::os::clock;
 use crate::os::lock::locked;
 use crate::state::home::Home;
 use crate::state::routes;
 use crate::state::routes::ListedRoutes;
+use crate::tls::authority::LEAF_RENEWAL;
 use crate::wire::api::ServiceInfo;
 use crate::wire::api::Status;
 
@@ -154,11 +157,13 @@ struct TableState {
 struct RouteSources {
     local: ListedRoutes,
     hub: Vec<ServiceInfo>,
+    /// When `changed` was last called.
+    told_at: Time,
 }
 
 impl RouteTable {
     /// Starts both threads. Returns once the local routes are known, and the hub's unless the hub is slow. Calls `changed`
-    /// with every new state.
+    /// with every new state, and when the certificate that it writes is due.
     pub fn start(
         home: &Home,
         hub_services: ServiceLister,
@@ -263,8 +268,13 @@ impl TableState {
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::replace(&mut *current, Arc::clone(&routes));
         drop(current);
+        let now = clock::now();
+        let is_due = before != routes || now.since(sources.told_at) >= LEAF_RENEWAL;
+        if is_due {
+            sources.told_at = now;
+        }
         drop(sources);
-        if before != routes {
+        if is_due {
             (self.changed)(&routes);
         }
     }
@@ -274,7 +284,6 @@ impl TableState {
 mod tests {
     use super::*;
     use crate::model::name::Name;
-    use crate::model::time::Time;
 
     fn local(name: &str, local_port: u16) -> Route {
         Route { service_name: name.to_owned(), local_port, protocol: None, share: None }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use rcgen::CertificateParams;
 use rcgen::Issuer;
 use rcgen::KeyPair;
+use rcgen::date_time_ymd;
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::PrivateKeyDer;
@@ -29,8 +30,11 @@ use crate::os::lock::locked;
 
 /// Names that are remembered with their leaf; a client that makes up more gets new leaves, no more memory.
 const REMEMBERED_LEAVES: usize = 256;
-/// A leaf is minted anew after this long, asleep or awake; it is valid for much longer.
-const LEAF_RENEWAL: Duration = Duration::from_hours(720);
+const DAY: Duration = Duration::from_hours(24);
+/// What scanners and browsers take: 90 days, of which the first has passed, for clients whose clock is slow.
+const LEAF_DAYS: u32 = 90;
+/// A leaf is minted again after a third of its life, so a hub or proxy that never restarts shows no old one.
+pub const LEAF_RENEWAL: Duration = Duration::from_hours(24 * 30);
 
 /// What tells one authority from another.
 pub struct AuthorityProfile {
@@ -110,7 +114,7 @@ impl Authority {
         {
             return Some(leaf);
         }
-        let leaf = self.certified(name, others);
+        let leaf = self.certified(name, others, now);
         let leaf = leaf.inspect_err(|error| log::debug!("no certificate for a name: {error}")).ok()?;
         let mut leaves = locked(&self.leaves);
         if leaves.len() >= REMEMBERED_LEAVES {
@@ -120,11 +124,11 @@ impl Authority {
         Some(leaf)
     }
 
-    fn certified(&self, name: &str, others: &[String]) -> Result<Arc<CertifiedKey>> {
+    fn certified(&self, name: &str, others: &[String], now: Time) -> Result<Arc<CertifiedKey>> {
         let cannot = || "Cannot mint a certificate";
         let mut names = vec![name.to_owned()];
         names.extend(others.iter().filter(|known| *known != name).cloned());
-        let leaf = self.sign(names)?;
+        let leaf = self.sign(names, now)?;
         let key = PrivateKeyDer::from_pem_slice(self.leaf_key.serialize_pem().as_bytes());
         let key = key.map_err(|_| Error::new(cannot()))?;
         let key = provider().key_provider.load_private_key(key).or_say(cannot)?;
@@ -133,14 +137,22 @@ impl Authority {
 
     /// A leaf for all `names`, and its key, as PEM.
     pub fn leaf_pem(&self, names: Vec<String>) -> Result<(String, String)> {
-        Ok((self.sign(names)?.pem(), self.leaf_key.serialize_pem()))
+        Ok((self.sign(names, clock::now())?.pem(), self.leaf_key.serialize_pem()))
     }
 
-    fn sign(&self, names: Vec<String>) -> Result<rcgen::Certificate> {
-        let params = (self.profile.leaf)(names);
-        let leaf = params.and_then(|params| params.signed_by(&self.leaf_key, &self.issuer));
+    fn sign(&self, names: Vec<String>, now: Time) -> Result<rcgen::Certificate> {
+        let leaf = (self.profile.leaf)(names).and_then(|mut params| {
+            valid_for(&mut params, LEAF_DAYS, now);
+            params.signed_by(&self.leaf_key, &self.issuer)
+        });
         leaf.or_say(|| "Cannot mint a certificate")
     }
+}
+
+/// Valid from yesterday on, for clients whose clock is slow.
+pub fn valid_for(params: &mut CertificateParams, days: u32, now: Time) {
+    params.not_before = date_time_ymd(1970, 1, 1) + Duration::from_secs(now.unix()) - DAY;
+    params.not_after = params.not_before + DAY * days;
 }
 
 fn damaged(path: &Path, profile: &AuthorityProfile, error: &dyn fmt::Display) -> Error {
