@@ -106,6 +106,11 @@ impl Hub {
         hub
     }
 
+    /// What the last TLS connection to a hub agreed on.
+    pub fn negotiated(&self) -> String {
+        locked(&self.client.connector.hubs).negotiated.clone()
+    }
+
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         from_json(&self.url, &self.send("GET", path, None)?)
     }

@@ -9,10 +9,13 @@ use std::io::Write;
 use std::net::Ipv4Addr;
 use std::net::TcpListener;
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::thread;
+use std::time::Duration;
+use std::time::UNIX_EPOCH;
 
 use common::Home;
 use common::Hub;
@@ -30,6 +33,23 @@ use common::is_here;
 use common::noise;
 use common::reach;
 use common::service;
+use rustls::ClientConfig;
+use rustls::ClientConnection;
+use rustls::RootCertStore;
+use rustls::ServerConfig;
+use rustls::ServerConnection;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::SupportedKxGroup;
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::crypto::aws_lc_rs::kx_group;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::ServerName;
+use rustls::pki_types::UnixTime;
+use rustls::pki_types::pem::PemObject;
+use serde_json::Value;
 
 #[test]
 fn a_hub_with_another_pin_is_refused_clearly_and_hears_nothing() {
@@ -345,4 +365,189 @@ impl Hub {
         stream.write_all(common::https::request("GET /v1/whoami", "h", fields, "").as_bytes()).unwrap();
         common::https::Answer::read(&mut stream).status
     }
+}
+
+const FAKETIME: [&str; 2] = [
+    "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
+    "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1",
+];
+const DAY: Duration = Duration::from_hours(24);
+
+/// The certificate chain that a server on this machine shows, whoever signed it.
+fn shown_chain(
+    address: &str,
+    ca: &str,
+    groups: Vec<&'static dyn SupportedKxGroup>,
+) -> io::Result<Vec<CertificateDer<'static>>> {
+    let provider = CryptoProvider { kx_groups: groups, ..default_provider() };
+    let builder = ClientConfig::builder_with_provider(Arc::new(provider));
+    let config = builder.with_safe_default_protocol_versions().unwrap();
+    let config = config.with_root_certificates(roots(ca)).with_no_client_auth();
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut client = ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    while client.is_handshaking() {
+        client.complete_io(&mut stream)?;
+    }
+    Ok(client.peer_certificates().unwrap().iter().map(|one| one.clone().into_owned()).collect())
+}
+
+fn roots(ca: &str) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
+    roots
+}
+
+/// Whether a client of this CA would take the leaf so many days from now.
+fn is_good_in(days: u32, leaf: &CertificateDer<'_>, ca: &str) -> bool {
+    let verifier =
+        WebPkiServerVerifier::builder_with_provider(Arc::new(roots(ca)), Arc::new(default_provider()));
+    let at = UNIX_EPOCH.elapsed().unwrap() + DAY * days;
+    let name = ServerName::try_from("localhost").unwrap();
+    let verifier = verifier.build().unwrap();
+    verifier.verify_server_cert(leaf, &[], &name, &[], UnixTime::since_unix_epoch(at)).is_ok()
+}
+
+#[test]
+fn hub_and_proxy_renew_their_certificates_while_they_run() {
+    let Some(library) = FAKETIME.iter().find(|library| Path::new(library).exists()) else {
+        println!("skipped: libfaketime is not installed");
+        return;
+    };
+    let home = Home::new();
+    let clock = home.file("clock");
+    let set = |days: i32| {
+        fs::write(home.file("clock.new"), format!("{days:+}d")).unwrap();
+        fs::rename(home.file("clock.new"), &clock).unwrap();
+    };
+    let with_clock = |mut command: Command| {
+        command
+            .env("LD_PRELOAD", library)
+            .env("FAKETIME_TIMESTAMP_FILE", &clock)
+            .env("FAKETIME_NO_CACHE", "1");
+        command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");
+        Running::start(command)
+    };
+    set(-45);
+    let hub =
+        with_clock(home.connect(&["hub", "--json", "--listen", "127.0.0.1:0", "--tunnel-ports", "off"]));
+    let hub_address = hub.wait_event("listening")["address"].as_str().unwrap().to_owned();
+    let proxy =
+        with_clock(home.connect(&["proxy", "start", "--foreground", "--https", "--json", "--port", "0"]));
+    let port = proxy.wait_event("listening")["port"].as_u64().unwrap();
+    let cas = ["hub/certs/ca.crt", "certs/ca.crt"].map(|file| fs::read_to_string(home.file(file)).unwrap());
+    let addresses = [hub_address, format!("127.0.0.1:{port}")];
+    let leaf =
+        |of: usize| shown_chain(&addresses[of], &cas[of], default_provider().kx_groups).unwrap().remove(0);
+    let first = [leaf(0), leaf(1)];
+    for of in [0, 1] {
+        assert!(is_good_in(43, &first[of], &cas[of]) && !is_good_in(45, &first[of], &cas[of]), "{of}");
+    }
+    let file = home.file("certs/server.crt");
+    let written = fs::read(&file).unwrap();
+    // Well before two thirds of their life are over.
+    set(0);
+    for of in [0, 1] {
+        let renewed = leaf(of);
+        assert!(is_good_in(88, &renewed, &cas[of]) && !is_good_in(90, &renewed, &cas[of]), "{of}");
+    }
+    eventually("the certificate for development servers is written again", PATIENCE, || {
+        fs::read(&file).unwrap() != written
+    });
+}
+
+/// A hub, or a proxy in front of one, without post-quantum key exchange. It answers nothing.
+fn classical_server(certificates: &Certificates) -> String {
+    let chain = [&certificates.leaf, &certificates.ca]
+        .map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap());
+    let key = PrivateKeyDer::from_pem_slice(certificates.key.as_bytes()).unwrap();
+    let provider = CryptoProvider { kx_groups: vec![kx_group::X25519], ..default_provider() };
+    let builder = ServerConfig::builder_with_provider(Arc::new(provider));
+    let builder = builder.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+    let config = Arc::new(builder.with_single_cert(chain.to_vec(), key).unwrap());
+    let port = service(move |mut stream| {
+        let mut server = ServerConnection::new(Arc::clone(&config)).unwrap();
+        let _ = server.complete_io(&mut stream);
+    });
+    format!("https://127.0.0.1:{port}")
+}
+
+#[test]
+fn with_require_pq_hub_and_clients_refuse_peers_without_it() {
+    const REFUSAL: &str = "accept no common key exchange";
+    let hub = Hub::start_with(&["--tunnel-ports", "off", "--require-pq"]);
+    let ca = hub.ca();
+    let alert = shown_chain(&hub.address, &ca, vec![kx_group::X25519, kx_group::SECP256R1]).unwrap_err();
+    assert!(alert.to_string().contains("HandshakeFailure"), "{alert}");
+    shown_chain(&hub.address, &ca, vec![kx_group::X25519MLKEM768]).unwrap();
+    let home = Home::new();
+    home.run(&["up", "--hub", &hub.url, "--api-key", &hub.key("member"), "--require-pq"]).ok();
+    let mut config: Value = serde_json::from_slice(&fs::read(home.file("config.json")).unwrap()).unwrap();
+    assert_eq!(config["tlsPolicy"], "pq");
+
+    // A client refuses, by its option or by its config, and says what to look at.
+    let certificates = Certificates::make();
+    let url = classical_server(&certificates);
+    let key = format!("pc_{}.{}", "a".repeat(26), certificates.pin);
+    let up = ["up", "--hub", &url, "--api-key", &key];
+    let said = Home::new().run(&[&up[..], &["--require-pq", "--json"]].concat());
+    assert!(
+        said.code == Some(1) && said.err.contains(REFUSAL) && said.err.contains("\"tls-policy\""),
+        "{said:#?}"
+    );
+    assert!(!Home::new().run(&up).err.contains(REFUSAL));
+    (config["hubUrl"], config["apiKey"]) = (url.into(), key.into());
+    fs::write(home.file("config.json"), config.to_string()).unwrap();
+    let said = home.run(&["services"]);
+    assert!(said.code == Some(1) && said.err.contains(REFUSAL), "{said:#?}");
+    // A call may say otherwise.
+    assert!(!home.run(&["services", "--tls-policy", "any"]).err.contains(REFUSAL));
+
+    let hidden = Home::new().run(&["hub", "--listen", "127.0.0.1:0", "--behind-proxy", "--require-pq"]);
+    assert!(hidden.code == Some(2) && hidden.err.contains("the proxy ends TLS"), "{hidden:#?}");
+    let said = Home::new().run(&["services", "--tls-policy", "rot13"]);
+    assert!(said.code == Some(2) && said.err.contains("any, pq or cnsa2"), "{said:#?}");
+}
+
+#[test]
+fn what_a_session_agreed_on_is_named_and_can_be_required() {
+    let hub = Hub::start();
+    let (owner, user) = (hub.machine("member"), hub.machine("member"));
+    let said = user.run(&["doctor", "--json"]).json();
+    let tls = said.as_array().unwrap().iter().find(|check| check["check"] == "hub: TLS").unwrap();
+    assert!(tls["said"].as_str().unwrap().contains("X25519MLKEM768, TLS_AES_128_GCM_SHA256"), "{tls}");
+    let port = service(echo).to_string();
+    let modern = owner.start(&["expose", "--json", "modern", &port, "--protocol", "tcp"]);
+    let strict =
+        owner.start(&["expose", "--json", "strict", &port, "--protocol", "tcp", "--tls-policy", "cnsa2"]);
+    for running in [&modern, &strict] {
+        running.wait_event("exposed");
+    }
+    let agreed = |args: &[&str]| {
+        let said = user.run(&[&["reach", "--check", "--json"], args].concat()).ok().json();
+        let steps = said["steps"].as_array().unwrap().clone();
+        ["TLS", "Agent"].map(|name| steps.iter().find(|step| step["step"] == name).unwrap()["tls"].clone())
+    };
+    assert_eq!(agreed(&["modern"]), ["X25519MLKEM768, TLS_AES_128_GCM_SHA256"; 2]);
+    let cnsa2 = "MLKEM1024, TLS_AES_256_GCM_SHA384";
+    assert_eq!(agreed(&["strict"])[1], cnsa2);
+    assert_eq!(agreed(&["modern", "--tls-policy", "cnsa2"]), [cnsa2; 2]);
+    // The hub cannot see it; the agent says it for the audit log.
+    let closed = |line: &&str| line.contains("session.closed") && line.contains(cnsa2);
+    eventually("the audit log names it", PATIENCE, || hub.audit().lines().filter(closed).count() >= 2);
+
+    // A joiner without post-quantum key exchange gets no session with an agent that requires it.
+    let ticket = hub.ticket(&hub.key("member"), "strict");
+    let mut relay = hub.relay(&ticket);
+    relay.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(common::fault::read_head(&relay).contains("101"));
+    let provider = CryptoProvider { kx_groups: vec![kx_group::X25519], ..default_provider() };
+    let builder = ClientConfig::builder_with_provider(Arc::new(provider));
+    let config = builder.with_safe_default_protocol_versions().unwrap();
+    let config = config.with_root_certificates(roots(&hub.ca())).with_no_client_auth();
+    let mut joiner =
+        ClientConnection::new(Arc::new(config), ServerName::try_from("localhost").unwrap()).unwrap();
+    let refused = joiner.complete_io(&mut relay).and_then(|_| joiner.complete_io(&mut relay)).unwrap_err();
+    assert!(refused.to_string().contains("HandshakeFailure"), "{refused}");
 }

@@ -85,7 +85,7 @@ pub struct CallFailure {
 impl HubClient {
     pub fn new(urls: Vec<HubUrl>, connector: Connector, key: Option<String>) -> Self {
         let given = urls.len();
-        let hubs = Arc::new(Mutex::new(FleetHubs { list: urls, given, at: 0 }));
+        let hubs = Arc::new(Mutex::new(FleetHubs { list: urls, given, at: 0, negotiated: String::new() }));
         let connector = HubConnector { hubs, connector };
         let config = ureq::Agent::config_builder()
             .max_idle_age(IDLE_CONNECTION_AGE)

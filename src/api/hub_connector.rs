@@ -19,6 +19,7 @@ use crate::net::duplex::Duplex;
 use crate::net::stop::Registration;
 use crate::os::clock;
 use crate::os::lock::locked;
+use crate::tls;
 use crate::tls::connector::Connector;
 
 /// With other hubs to go to, one that does not answer takes this part of the time.
@@ -31,6 +32,8 @@ pub struct FleetHubs {
     pub given: usize,
     /// The one used last.
     pub at: usize,
+    /// See `TlsConnection::negotiated`; of the last connection.
+    pub negotiated: String,
 }
 
 #[derive(Clone)]
@@ -43,8 +46,10 @@ impl HubConnector {
     /// A TLS connection on which the hub has proved who it is.
     pub fn connect(&self, url: &HubUrl, deadline: Instant) -> Result<(Duplex, Registration)> {
         let (below, cut) = self.connect_plain(url, deadline)?;
-        let secured = self.connector.secure(&url.host, below, deadline);
-        Ok((secured.map_err(|error| not_proved(url, &error))?, cut))
+        let secured = tls::client(&self.connector.tls, &url.host, below, deadline);
+        let secured = secured.map_err(|error| not_proved(url, &error))?;
+        locked(&self.hubs).negotiated.clone_from(&secured.negotiated);
+        Ok((secured.into_duplex(), cut))
     }
 
     pub fn connect_plain(&self, url: &HubUrl, deadline: Instant) -> Result<(Duplex, Registration)> {
@@ -77,7 +82,8 @@ fn not_proved(url: &HubUrl, error: &io::Error) -> Error {
                 .because(format!("{why}"))
                 .hint("Its certificate does not match the key's pin or your CA file. Ask for a new key (hub key create), or give --ca FILE")
         }
-        _ => unreachable_hub(url, error.to_string()),
+        _ => tls::nothing_in_common(error, &url.to_string())
+            .unwrap_or_else(|| unreachable_hub(url, error.to_string())),
     }
 }
 

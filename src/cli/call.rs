@@ -19,6 +19,7 @@ use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::access::key_flaw;
 use crate::model::hub_trust::HubTrust;
+use crate::model::tls_policy::TlsPolicy;
 use crate::net::address::HubUrl;
 use crate::net::stop::Stop;
 use crate::os::detach;
@@ -34,6 +35,7 @@ use crate::state::config::trust_of;
 use crate::state::home::Home;
 use crate::state::identity;
 use crate::tls::identity::Identity;
+use crate::tls::provider::set_policy;
 use crate::tls::trust;
 
 /// A longer answer is not a yes.
@@ -108,9 +110,20 @@ impl Call {
         {
             config.switch_to(&named);
         }
+        set_policy(self.tls_policy()?.or(config.tls_policy).unwrap_or_default());
         let config = Rc::new(config);
         self.config.replace(Some(Rc::clone(&config)));
         Ok(config)
+    }
+
+    /// What the options require of the other end of every connection.
+    pub fn tls_policy(&self) -> Result<Option<TlsPolicy>> {
+        let named = self.args.value("tls-policy").map(|text| {
+            TlsPolicy::parse(text).ok_or_else(|| {
+                Error::misread(text, "is not a TLS policy").hint("Write --tls-policy any, pq or cnsa2")
+            })
+        });
+        Ok(named.transpose()?.or_else(|| self.args.flag("require-pq").then_some(TlsPolicy::Pq)))
     }
 
     /// From the environment, else the one that `connect up` saved.

@@ -50,7 +50,9 @@ pub fn tcp(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
 }
 
 pub fn tls(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
-    path_check(checkup, |_, hub| hub.check_identity().map(|()| "the hub proved who it is".to_owned()))
+    path_check(checkup, |_, hub| {
+        hub.check_identity().map(|()| format!("the hub proved who it is by {}", hub.negotiated()))
+    })
 }
 
 pub fn http(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
@@ -114,5 +116,5 @@ pub fn agents(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
 
 pub fn relay(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
     let hub = checkup.hub.as_ref()?;
-    Some(CheckResult::of(hub_path::relay(hub).map(|step| step.found)))
+    Some(CheckResult::of(hub_path::relay(hub).map(str::to_owned)))
 }

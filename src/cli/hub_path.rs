@@ -25,13 +25,15 @@ pub struct PathStep {
     pub name: &'static str,
     pub found: String,
     pub took: Duration,
+    /// The key exchange and the cipher suite, where it is a TLS connection.
+    pub tls: Option<String>,
 }
 
 /// Takes a step and measures it.
 pub fn measure(name: &'static str, step: impl FnOnce() -> Result<String>) -> Result<PathStep> {
     let began = Instant::now();
     let found = step()?;
-    Ok(PathStep { name, found, took: began.elapsed() })
+    Ok(PathStep { name, found, took: began.elapsed(), tls: None })
 }
 
 /// The steps of a command that uses the hub anyway: to the first hub of the fleet that can be reached. The login shows
@@ -39,7 +41,8 @@ pub fn measure(name: &'static str, step: impl FnOnce() -> Result<String>) -> Res
 pub fn walk(call: &Call, hub: &Hub, deadline: Instant) -> Result<Vec<PathStep>> {
     let mut steps = connect_somewhere(call, &hub.known_hubs(), deadline)?;
     let hub = hub.until(deadline);
-    steps.push(measure("TLS", || hub.whoami().map(|_| "the hub proved who it is".to_owned()))?);
+    let proved = measure("TLS", || hub.whoami().map(|_| "the hub proved who it is".to_owned()))?;
+    steps.push(PathStep { tls: Some(hub.negotiated()), ..proved });
     Ok(steps)
 }
 
@@ -76,20 +79,18 @@ pub fn tcp(call: &Call, url: &HubUrl, deadline: Instant) -> Result<String> {
 
 /// Shows the relay a ticket that nobody made. The hub itself must refuse it: a box in between that does not
 /// understand the upgrade answers something else.
-pub fn relay(hub: &Hub) -> Result<PathStep> {
-    measure("relay", || {
-        let mut failure = Error::new("Sessions cannot be relayed").hint(format!(
+pub fn relay(hub: &Hub) -> Result<&'static str> {
+    let mut failure = Error::new("Sessions cannot be relayed").hint(format!(
             "Something between here and the hub alters non-TLS traffic on port {}; use another network, or put the hub behind TLS: connect hub --behind-proxy",
             hub.url.port
         ));
-        for (relay, found) in [("https://hub", "usable, by https"), ("http://hub", "usable")] {
-            let deadline = Instant::now() + NETWORK_TIMEOUT;
-            failure = match hub.show_ticket(&hub.url, relay, &secret::secret(), deadline) {
-                Err(error) if error.kind == ErrorKind::Refused(403) => return Ok(found.to_owned()),
-                Err(error) => failure.because(error),
-                Ok(_) => failure.because("the relay accepted an invalid ticket"),
-            };
-        }
-        Err(failure)
-    })
+    for (relay, found) in [("https://hub", "usable, by https"), ("http://hub", "usable")] {
+        let deadline = Instant::now() + NETWORK_TIMEOUT;
+        failure = match hub.show_ticket(&hub.url, relay, &secret::secret(), deadline) {
+            Err(error) if error.kind == ErrorKind::Refused(403) => return Ok(found),
+            Err(error) => failure.because(error),
+            Ok(_) => failure.because("the relay accepted an invalid ticket"),
+        };
+    }
+    Err(failure)
 }

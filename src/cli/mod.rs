@@ -67,6 +67,7 @@ use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::os::detach;
 use crate::os::limits;
+use crate::tls::provider::set_policy;
 
 static MANUAL: LazyLock<Manual> = LazyLock::new(|| {
     let is_built = |path: &str| table::function(path).is_some();
@@ -124,6 +125,12 @@ fn run(args: Args) -> CommandResult {
         table::function(command.path).ok_or_else(|| help::not_in_this_build(args.manual, command))?;
     limits::raise_open_files();
     let call = Call::new(args, say)?;
+    // A hub has a policy of its own: the login of its machine's user does not count.
+    set_policy(call.tls_policy()?.unwrap_or_default());
+    if !command.path.starts_with("hub") {
+        // A config that cannot be read fails where it is needed.
+        let _ = call.config();
+    }
     // The doctor reports it together with all else, and can repair it.
     if command.path != "doctor" {
         call.home.check()?;

@@ -61,7 +61,7 @@ pub const AUDIT_EVENTS: [(&str, &[&str]); 26] = [
     ("share.refused", &[]),
     ("share.revoked", &[]),
     ("session.opened", &["session", "peer"]),
-    ("session.closed", &["session", "peer", "durationMs", "toAgent", "toJoiner"]),
+    ("session.closed", &["session", "peer", "durationMs", "toAgent", "toJoiner", "tls"]),
     ("session.carried", &["session", "peer", "to"]),
     ("audit.rotated", &["segment", "count"]),
     ("audit.missing", &["count"]),

@@ -4,8 +4,6 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use rcgen::BasicConstraints;
 use rcgen::CertificateParams;
 use rcgen::DnType;
@@ -30,6 +28,7 @@ use crate::tls::authority;
 use crate::tls::authority::Authority;
 use crate::tls::authority::AuthorityProfile;
 use crate::tls::authority::CertificateByName;
+use crate::tls::provider::peer_provider;
 
 const HUB_CA_PROFILE: AuthorityProfile = AuthorityProfile {
     title: "the hub's CA",
@@ -37,9 +36,6 @@ const HUB_CA_PROFILE: AuthorityProfile = AuthorityProfile {
     leaf,
     when_damaged: "Restore it from a backup. Without it every client needs a new key: move the certs folder away and start again",
 };
-
-/// Characters in a line of PEM (RFC 7468).
-const PEM_LINE: usize = 64;
 
 pub struct Ca {
     authority: Authority,
@@ -79,14 +75,8 @@ impl Ca {
         secret::sha256(&self.authority.certificate).pin()
     }
 
-    pub fn certificate_pem(&self) -> String {
-        let text = STANDARD.encode(&self.authority.certificate);
-        let lines: String = text
-            .as_bytes()
-            .chunks(PEM_LINE)
-            .map(|line| format!("{}\n", String::from_utf8_lossy(line)))
-            .collect();
-        format!("-----BEGIN CERTIFICATE-----\n{lines}-----END CERTIFICATE-----\n")
+    pub fn certificate_pem(&self) -> &str {
+        &self.authority.pem
     }
 
     fn leaf(&self, name: &str) -> Option<Arc<CertifiedKey>> {
@@ -124,7 +114,7 @@ pub fn server_config(ca: &Arc<Ca>, base: &ServerConfig, local: IpAddr) -> Arc<Se
 
 /// The settings that all connections have in common; `server_config` copies them for each connection.
 pub fn base_config(ca: &Arc<Ca>) -> Result<ServerConfig> {
-    authority::server_config(leaf_for(ca, IpAddr::from([127, 0, 0, 1])))
+    authority::server_config(leaf_for(ca, IpAddr::from([127, 0, 0, 1])), peer_provider())
 }
 
 fn leaf_for(ca: &Arc<Ca>, local: IpAddr) -> Arc<dyn ResolvesServerCert> {

@@ -111,6 +111,10 @@ impl ConnectedAgent<'_> {
                 self.withdraw(&name);
                 true
             }
+            ToHub::Secured { session, tls } => {
+                self.core.sessions.table().secured(&session, self.channel_id, &tls);
+                true
+            }
             ToHub::Decline { session, reason } => {
                 self.core.sessions.decline(&session, self.channel_id, &reason);
                 true

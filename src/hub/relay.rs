@@ -152,6 +152,7 @@ fn copy_to_partner(core: &Core, met: &MetEnds, early: &[u8]) {
             ("durationMs", &met.since.elapsed().as_millis().to_string()),
             ("toAgent", &to_agent.to_string()),
             ("toJoiner", &to_joiner.to_string()),
+            ("tls", &session.tls),
         ];
         core.audit.say_session("session.closed", &session, "relay", &details);
     }

@@ -78,6 +78,7 @@ fn open_here(
         peer: ask.fingerprint,
         share,
         agent: AgentSide::Here { channel: channel_id, key: channel.key.clone() },
+        tls: String::new(),
     };
     let tickets = [(SessionSide::Joiner, ticket.as_str()), (SessionSide::Agent, agents_ticket.as_str())];
     grant(core, call, session, &tickets)?;
@@ -131,6 +132,7 @@ fn open_elsewhere(
         // The other hub ends the session with its share, and audits it.
         share: None,
         agent: AgentSide::Elsewhere(remote.clone()),
+        tls: String::new(),
     };
     core.audit.say_session("session.carried", &session, "fleet", &[("to", &remote.hub)]);
     grant(core, call, session, &[(SessionSide::Joiner, &ticket)])?;

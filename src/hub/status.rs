@@ -40,7 +40,7 @@ pub fn ready(core: &Core) -> Result<Reply, Refusal> {
 
 /// The certificate of the hub's CA, for programs that take a CA file and no pin.
 pub fn ca(core: &Core) -> Result<Reply, Refusal> {
-    ok(200, &CaCertificate { certificate: core.ca.certificate_pem() })
+    ok(200, &CaCertificate { certificate: core.ca.certificate_pem().to_owned() })
 }
 
 /// All counters in the text format of Prometheus. They are the whole hub's, so only its operator reads them: the admins

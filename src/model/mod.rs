@@ -28,4 +28,5 @@ pub mod suggest;
 pub mod target;
 pub mod text;
 pub mod time;
+pub mod tls_policy;
 pub mod version;

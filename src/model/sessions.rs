@@ -28,6 +28,9 @@ const KEY_COMING_SESSIONS: usize = 1000;
 /// Sessions of one link. It may have leaked, so it gets what a job needs.
 const LINK_SESSIONS: usize = 256;
 
+/// Longer than the names of any key exchange and cipher suite.
+const TLS_NAME_LIMIT: usize = 80;
+
 /// A session as it was granted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HubSession {
@@ -42,6 +45,8 @@ pub struct HubSession {
     /// The share that gave the right to it, if any.
     pub share: Option<String>,
     pub agent: AgentSide,
+    /// The key exchange and the cipher suite between its ends, as the agent says: the hub cannot see them.
+    pub tls: String,
 }
 
 /// Where the agent of a session is.
@@ -247,6 +252,13 @@ impl<E: Clone> SessionTable<E> {
         }
     }
 
+    /// What both ends of a session agreed on, from the agent that was asked for it over this channel.
+    pub fn secured(&mut self, id: &str, channel: ChannelId, tls: &str) {
+        if let Some(entry) = self.sessions.get_mut(id).filter(|entry| entry.is_of(channel)) {
+            entry.session.tls = tls.chars().take(TLS_NAME_LIMIT).collect();
+        }
+    }
+
     /// An agent's channel has ended. Declines all sessions that the agent was asked for over it.
     pub fn decline_all(&mut self, channel: ChannelId, reason: &str) -> Vec<E> {
         let its = self.sessions.values().filter(|entry| entry.is_of(channel) && !entry.is_open());
@@ -372,6 +384,7 @@ mod tests {
             peer: Fingerprint::new([0; 32]),
             share: None,
             agent: AgentSide::Here { channel: CHANNEL, key: "key_agent".into() },
+            tls: String::new(),
         }
     }
 

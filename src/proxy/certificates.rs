@@ -33,8 +33,8 @@ use crate::tls::authority;
 use crate::tls::authority::Authority;
 use crate::tls::authority::AuthorityProfile;
 use crate::tls::authority::CertificateByName;
+use crate::tls::provider::provider;
 use crate::tls::trust;
-use crate::tls::trust::provider;
 
 const CA_DAYS: u32 = 3650;
 /// The longest common name of a certificate. Clients check the alternative names instead.
@@ -134,7 +134,7 @@ impl Certificates {
 /// Our order of ciphers counts, not the client's. Clients put AES-256 first, which costs more, and these bytes do not
 /// leave this machine.
 fn config_with(resolver: Arc<dyn ResolvesServerCert>) -> Result<Arc<ServerConfig>> {
-    let mut config = authority::server_config(resolver)?;
+    let mut config = authority::server_config(resolver, provider())?;
     config.ignore_client_order = true;
     Ok(Arc::new(config))
 }

@@ -16,6 +16,7 @@ use crate::model::hub_trust::HubTrust;
 use crate::model::name::Name;
 use crate::model::service::Protocol;
 use crate::model::target::Target;
+use crate::model::tls_policy::TlsPolicy;
 use crate::os::files;
 
 /// The hub that is meant where none is named. `make DEFAULT_HUB=URL` builds in another one, `DEFAULT_HUB=none` none at all.
@@ -52,6 +53,9 @@ pub struct Config {
     /// The hub's pin that the user confirmed, for keys that carry none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hub_pin: Option<String>,
+    /// What its hub, and the other ends of its sessions, must offer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_policy: Option<TlsPolicy>,
     /// What `connect expose --keep` saved: the daemon keeps it up, after a reboot too.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub exposures: BTreeMap<Name, SavedExposure>,

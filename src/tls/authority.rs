@@ -12,6 +12,7 @@ use rcgen::Issuer;
 use rcgen::KeyPair;
 use rcgen::date_time_ymd;
 use rustls::ServerConfig;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
@@ -19,7 +20,7 @@ use rustls::server::ClientHello;
 use rustls::server::ResolvesServerCert;
 use rustls::sign::CertifiedKey;
 
-use super::trust::provider;
+use super::provider::provider;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
@@ -48,6 +49,8 @@ pub struct AuthorityProfile {
 
 pub struct Authority {
     pub certificate: CertificateDer<'static>,
+    /// The same, as it is stored.
+    pub pem: String,
     /// Whether it was made just now.
     pub is_new: bool,
     profile: AuthorityProfile,
@@ -86,12 +89,13 @@ impl Authority {
     ) -> Result<Self> {
         let cannot = || format!("Cannot make {}", profile.title);
         let key = KeyPair::from_pem(key).map_err(|error| damaged(at[0], &profile, &error))?;
+        let pem = String::from_utf8_lossy(certificate).into_owned();
         let certificate =
             CertificateDer::from_pem_slice(certificate).map_err(|error| damaged(at[1], &profile, &error))?;
         // The stored certificate has the same name and key as these parameters; leaves are signed by them.
         let issuer = Issuer::new((profile.root)(&key).or_say(cannot)?, key);
         let leaf_key = new_key(cannot)?;
-        Ok(Self { certificate, is_new, profile, issuer, leaf_key, leaves: Mutex::default() })
+        Ok(Self { certificate, pem, is_new, profile, issuer, leaf_key, leaves: Mutex::default() })
     }
 
     /// A key, new unless there is one, and its certificate, as PEM.
@@ -125,14 +129,12 @@ impl Authority {
     }
 
     fn certified(&self, name: &str, others: &[String], now: Time) -> Result<Arc<CertifiedKey>> {
-        let cannot = || "Cannot mint a certificate";
         let mut names = vec![name.to_owned()];
         names.extend(others.iter().filter(|known| *known != name).cloned());
-        let leaf = self.sign(names, now)?;
-        let key = PrivateKeyDer::from_pem_slice(self.leaf_key.serialize_pem().as_bytes());
-        let key = key.map_err(|_| Error::new(cannot()))?;
-        let key = provider().key_provider.load_private_key(key).or_say(cannot)?;
-        Ok(Arc::new(CertifiedKey::new(vec![leaf.der().clone(), self.certificate.clone()], key)))
+        let chain = vec![self.sign(names, now)?.der().clone(), self.certificate.clone()];
+        let key = PrivateKeyDer::Pkcs8(self.leaf_key.serialize_der().into());
+        let certified = CertifiedKey::from_der(chain, key, &provider());
+        certified.map(Arc::new).or_say(|| "Cannot mint a certificate")
     }
 
     /// A leaf for all `names`, and its key, as PEM.
@@ -181,8 +183,11 @@ impl<F: Fn(Option<&str>) -> Option<Arc<CertifiedKey>> + Send + Sync> ResolvesSer
 }
 
 /// TLS 1.3, no client certificates, HTTP/1.1.
-pub fn server_config(resolver: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig> {
-    let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+pub fn server_config(
+    resolver: Arc<dyn ResolvesServerCert>,
+    provider: Arc<CryptoProvider>,
+) -> Result<ServerConfig> {
+    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let mut config =
         builder.or_say(|| "Cannot set up TLS")?.with_no_client_auth().with_cert_resolver(resolver);
     config.alpn_protocols = vec![b"http/1.1".to_vec()];

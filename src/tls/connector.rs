@@ -1,7 +1,6 @@
 //! How this program connects as a client: to a hub, from hub to hub, to etcd. One way to resolve, dial, use a forward
 //! proxy, prove the server and be cut.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -35,10 +34,5 @@ impl Connector {
         };
         let cut = self.stop.attach(&connection.socket).ok_or_else(Error::stopped)?;
         Ok((connection, cut))
-    }
-
-    /// TLS above a connection to `host`, which has to prove that it is the server we trust.
-    pub fn secure(&self, host: &str, below: Duplex, deadline: Instant) -> io::Result<Duplex> {
-        super::client(&self.tls, host, below, deadline).map(super::TlsConnection::into_duplex)
     }
 }

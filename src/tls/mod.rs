@@ -11,6 +11,7 @@
 pub mod authority;
 pub mod connector;
 pub mod identity;
+pub mod provider;
 pub mod trust;
 mod unbuffered;
 
@@ -22,7 +23,9 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Instant;
 
+use rustls::AlertDescription;
 use rustls::ClientConfig;
+use rustls::CommonState;
 use rustls::ServerConfig;
 use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::ServerName;
@@ -32,6 +35,7 @@ use unbuffered::RecordBuffer;
 use unbuffered::TlsSide;
 use unbuffered::TlsState;
 
+use crate::error::Error;
 use crate::model::fingerprint::Fingerprint;
 use crate::net::connect::clear_deadline;
 use crate::net::connect::set_deadline;
@@ -88,6 +92,8 @@ pub struct TlsConnection {
     pub peer: Option<Fingerprint>,
     /// The application protocol that both ends agreed on, if either asked for one.
     pub application: Option<Vec<u8>>,
+    /// The key exchange and the cipher suite, as in `X25519MLKEM768, TLS_AES_128_GCM_SHA256`.
+    pub negotiated: String,
 }
 
 impl TlsConnection {
@@ -140,8 +146,29 @@ fn handshake(side: TlsSide, below: Duplex, deadline: Instant, buffer: usize) -> 
     let certificates = tls.common().peer_certificates();
     let peer = certificates.and_then(<[_]>::first).map(|certificate| secret::sha256(certificate));
     let application = tls.common().alpn_protocol().map(<[u8]>::to_vec);
+    let negotiated = negotiated(tls.common());
     drop(tls);
-    Ok(TlsConnection { reader, writer, socket, peer, application })
+    Ok(TlsConnection { reader, writer, socket, peer, application, negotiated })
+}
+
+fn negotiated(common: &CommonState) -> String {
+    let group = common.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name()));
+    // rustls writes TLS13_AES_128_GCM_SHA256; its registered name has no number.
+    let suite = common.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite()));
+    let suite = suite.unwrap_or_default().replacen("TLS13_", "TLS_", 1);
+    format!("{}, {suite}", group.unwrap_or_default())
+}
+
+/// The error to show if both ends found no key exchange or cipher suite that both accept.
+pub fn nothing_in_common(error: &io::Error, peer: &str) -> Option<Error> {
+    let why = error.get_ref().and_then(|why| why.downcast_ref::<rustls::Error>())?;
+    let is_meant = matches!(why, rustls::Error::AlertReceived(AlertDescription::HandshakeFailure));
+    is_meant.then(|| {
+        Error::new(format!("{peer} and this machine accept no common key exchange"))
+            .because(why.to_string())
+            .hint("One of them requires post-quantum key exchange (--require-pq or --tls-policy, or tlsPolicy in config.json), and the other one, or a proxy between them, has none")
+            .with_code("tls-policy")
+    })
 }
 
 impl TlsReader {
@@ -357,7 +384,7 @@ mod tests {
     fn writing_goes_on_while_half_a_handshake_message_has_arrived() {
         let made = generate_simple_self_signed(vec!["localhost".into()]).unwrap();
         let key = made.signing_key.serialize_der().try_into().unwrap();
-        let builder = ServerConfig::builder_with_provider(trust::provider());
+        let builder = ServerConfig::builder_with_provider(provider::provider());
         let builder = builder.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
         let mut config = builder.with_single_cert(vec![made.cert.der().clone()], key).unwrap();
         config.max_fragment_size = Some(64);

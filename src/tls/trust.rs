@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::OnceLock;
 
 use rustls::CertificateError;
 use rustls::ClientConfig;
@@ -17,7 +16,6 @@ use rustls::client::danger::HandshakeSignatureValid;
 use rustls::client::danger::ServerCertVerified;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
-use rustls::crypto::aws_lc_rs::cipher_suite;
 use rustls::crypto::verify_tls13_signature;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::ServerName;
@@ -27,6 +25,8 @@ use rustls::server::danger::ClientCertVerified;
 use rustls::server::danger::ClientCertVerifier;
 
 use super::identity::Identity;
+use super::provider::peer_provider;
+use super::provider::provider;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
@@ -43,38 +43,6 @@ const SYSTEM_ROOTS: [&str; 4] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// aws-lc-rs's algorithms, the key exchange that a quantum computer cannot undo (X25519MLKEM768) first. AES first where the CPU
-/// computes it, `ChaCha20` where it does not.
-pub fn provider() -> Arc<CryptoProvider> {
-    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
-    let made = PROVIDER.get_or_init(|| {
-        let mut provider = rustls::crypto::aws_lc_rs::default_provider();
-        let first = if has_aes() {
-            cipher_suite::TLS13_AES_128_GCM_SHA256
-        } else {
-            cipher_suite::TLS13_CHACHA20_POLY1305_SHA256
-        };
-        provider.cipher_suites.sort_by_key(|suite| *suite != first);
-        Arc::new(provider)
-    });
-    Arc::clone(made)
-}
-
-#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-fn has_aes() -> bool {
-    std::is_x86_feature_detected!("aes") && std::is_x86_feature_detected!("pclmulqdq")
-}
-
-#[cfg(target_arch = "aarch64")]
-fn has_aes() -> bool {
-    std::arch::is_aarch64_feature_detected!("aes")
-}
-
-#[cfg(not(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64")))]
-fn has_aes() -> bool {
-    false
-}
-
 /// For the HTTP API and the control channel.
 pub fn hub_client(trust: &HubTrust) -> Result<Arc<ClientConfig>> {
     let verifier: Arc<dyn ServerCertVerifier> = match trust {
@@ -82,14 +50,14 @@ pub fn hub_client(trust: &HubTrust) -> Result<Arc<ClientConfig>> {
         HubTrust::Roots(pem) => verifier_of(parse_roots(pem)?)?,
         HubTrust::Public => verifier_of(public_roots())?,
     };
-    client_checking(verifier)
+    client_checking(verifier, peer_provider())
 }
 
 /// For the joiner's end of a session: any certificate that proves its key. Whose it must be is looked at
 /// after the handshake, where a resumed one is looked at too.
 pub fn session_client(identity: &Identity) -> Result<Arc<ClientConfig>> {
-    let builder =
-        ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13]);
+    let builder = ClientConfig::builder_with_provider(peer_provider())
+        .with_protocol_versions(&[&rustls::version::TLS13]);
     let builder = builder.or_say(|| "Cannot set up TLS")?.dangerous();
     let builder = builder.with_custom_certificate_verifier(Arc::new(CertificateCheck::Anyone(None)));
     let config = builder.with_client_auth_cert(vec![identity.certificate.clone()], identity.key.clone_key());
@@ -98,8 +66,8 @@ pub fn session_client(identity: &Identity) -> Result<Arc<ClientConfig>> {
 
 /// For the agent's end of a session.
 pub fn session_server(identity: &Identity) -> Result<Arc<ServerConfig>> {
-    let builder =
-        ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13]);
+    let builder = ServerConfig::builder_with_provider(peer_provider())
+        .with_protocol_versions(&[&rustls::version::TLS13]);
     let builder = builder
         .or_say(|| "Cannot set up TLS")?
         .with_client_cert_verifier(Arc::new(CertificateCheck::Anyone(None)));
@@ -154,16 +122,20 @@ pub type ObservedPin = Arc<Mutex<Option<Pin>>>;
 /// the user before anything is sent.
 pub fn observing_client() -> Result<(Arc<ClientConfig>, ObservedPin)> {
     let seen = ObservedPin::default();
-    Ok((client_checking(Arc::new(CertificateCheck::Anyone(Some(Arc::clone(&seen)))))?, seen))
+    let check = Arc::new(CertificateCheck::Anyone(Some(Arc::clone(&seen))));
+    Ok((client_checking(check, peer_provider())?, seen))
 }
 
 /// Settings that believe anything, for a service whose way here is believed already.
 pub fn unverified_client() -> Result<Arc<ClientConfig>> {
-    client_checking(Arc::new(CertificateCheck::Anyone(None)))
+    client_checking(Arc::new(CertificateCheck::Anyone(None)), provider())
 }
 
-fn client_checking(verifier: Arc<dyn ServerCertVerifier>) -> Result<Arc<ClientConfig>> {
-    let builder = ClientConfig::builder_with_provider(provider());
+fn client_checking(
+    verifier: Arc<dyn ServerCertVerifier>,
+    provider: Arc<CryptoProvider>,
+) -> Result<Arc<ClientConfig>> {
+    let builder = ClientConfig::builder_with_provider(provider);
     let builder = builder.with_safe_default_protocol_versions().or_say(|| "Cannot set up TLS")?;
     let mut config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -202,8 +174,7 @@ impl ServerCertVerifier for CertificateCheck {
         let ca = chain.iter().find(|certificate| secret::sha256(certificate).pin() == *pin).ok_or(unknown)?;
         let mut roots = RootCertStore::empty();
         roots.add(ca.clone().into_owned())?;
-        let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build();
-        let verifier = built.map_err(|error| rustls::Error::General(error.to_string()))?;
+        let verifier = verifier_of(roots).map_err(|error| rustls::Error::General(error.to_string()))?;
         // The pin says who the hub is. A wrong clock, here or there, must not lock anybody out, so the leaf's dates do not
         // count: it is checked again at a time at which it was valid.
         match verifier.verify_server_cert(leaf, chain, name, ocsp, now) {

@@ -370,6 +370,10 @@ impl AgentInner {
         if established.application.is_none() {
             return Err(Error::new("The joiner names no service"));
         }
+        let secured = ToHub::Secured { session: offer.session.clone(), tls: established.negotiated.clone() };
+        if let Some(channel) = &locked(&self.exposures).channel {
+            channel.send(&secured);
+        }
         let target = Some(exposure.target.clone());
         let session = Session::start(established, target, Arc::clone(traffic), stop);
         session.or_say(|| "Cannot start a session")?.serve(IDLE_TIMEOUT);

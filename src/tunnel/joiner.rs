@@ -145,6 +145,10 @@ impl Tunnel {
         self.inner.pool.total()
     }
 
+    pub fn negotiated(&self) -> Option<&String> {
+        self.inner.pool.traffic.negotiated.get()
+    }
+
     pub fn is_up(&self) -> bool {
         *locked(&self.inner.reported) == ReportedState::Up
     }

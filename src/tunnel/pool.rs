@@ -86,6 +86,7 @@ impl SessionOpener {
         let _cut = stop.attach(&relay.socket).ok_or_else(Error::stopped)?;
         let established = self.handshake(&granted, relay, deadline)?;
         (self.agent_check)(&granted, true)?;
+        let _ = traffic.negotiated.set(established.negotiated.clone());
         Session::start(established, None, Arc::clone(traffic), stop).or_say(|| "Cannot start a session")
     }
 
@@ -120,6 +121,9 @@ impl SessionOpener {
         let established = tls::client(&Arc::new(tls), &name, relay, deadline).map_err(|error| {
             if is_another_service(&error) {
                 return another_service(service);
+            }
+            if let Some(error) = tls::nothing_in_common(&error, &format!("The agent of {service}")) {
+                return error;
             }
             Error::new(format!("The agent of {service} does not answer"))
                 .because(error)

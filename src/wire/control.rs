@@ -38,6 +38,11 @@ pub enum ToHub {
         session: String,
         reason: String,
     },
+    /// The key exchange and the cipher suite of a session that has begun, for the audit log.
+    Secured {
+        session: String,
+        tls: String,
+    },
     /// A message of a later program. Ignoring it is allowed.
     #[serde(other)]
     Unknown,

@@ -52,6 +52,12 @@ pub fn run(call: &Call) -> CommandResult {
     let names: Vec<String> = args.values("name").map(name_of_host).collect::<Result<_>>()?;
     let proxies = proxies(call, &host)?;
     let behind_proxy = !proxies.is_empty();
+    if behind_proxy && call.tls_policy()?.is_some() {
+        return Err(Error::usage(
+            "With --behind-proxy, the proxy ends TLS: this hub cannot refuse its key exchange",
+        )
+        .hint("Leave --require-pq and --tls-policy out, and let the proxy accept X25519MLKEM768 only"));
+    }
     let store_options = StoreOptions::given(call, args.value("store"))?;
     let data = local_hub::data_folder(call)?;
     let tunnel_ports = tunnel_ports(call)?;

@@ -19,6 +19,7 @@ use crate::cli::hub_path::PathStep;
 use crate::cli::proxy_autostart;
 use crate::cli::supervisor::Stay;
 use crate::cli::supervisor::Supervisor;
+use crate::cli::supervisor::local_tunnel::LocalTunnel;
 use crate::cli::supervisor::local_tunnel::TunnelSpec;
 use crate::cli::tunnel_access::TunnelAccess;
 use crate::cli::tunnel_access::peer_check;
@@ -72,7 +73,9 @@ pub fn run(call: &Call) -> CommandResult {
     supervisor.tunnels.reconcile(&Arc::new(TunnelAccess::own(call, hub, peer_check)?), vec![spec])?;
     let trouble = supervisor.tunnels.take_trouble(&name);
     if trouble.is_none() {
-        report.add("Agent", format!("{}, end-to-end encrypted", service.agent_label), began.elapsed());
+        let found = format!("{}, end-to-end encrypted", service.agent_label);
+        let tls = supervisor.tunnels.all().iter().find_map(LocalTunnel::negotiated).cloned();
+        report.steps.push(PathStep { name: "Agent", found, took: began.elapsed(), tls });
     }
     report.draw(call, &name);
     if let Some(error) = trouble {
@@ -182,10 +185,6 @@ struct Diagnosis {
 }
 
 impl Diagnosis {
-    fn add(&mut self, step: &'static str, found: String, took: Duration) {
-        self.steps.push(PathStep { name: step, found, took });
-    }
-
     fn draw(&self, call: &Call, name: &Name) {
         let lines = self
             .steps
@@ -207,7 +206,7 @@ impl Diagnosis {
         let steps: Vec<_> = self
             .steps
             .iter()
-            .map(|step| json!({ "step": step.name, "found": step.found, "ms": step.took.as_millis() }))
+            .map(|step| json!({ "step": step.name, "found": step.found, "ms": step.took.as_millis(), "tls": step.tls }))
             .collect();
         json!({ "event": if port.is_some() { "up" } else { "checked" }, "name": name, "localPort": port,
             "latencyMs": self.latency.as_millis(), "steps": steps })

@@ -95,6 +95,7 @@ fn log_in(call: &Call, urls: Vec<HubUrl>) -> CommandResult {
     config.hubs = hub.known_hubs().iter().skip(1).map(ToString::to_string).collect();
     config.api_key = Some(key);
     config.role = whoami.role;
+    config.tls_policy = call.tls_policy()?.or(config.tls_policy);
     config.workspace = Some(whoami.workspace.clone());
     config.agent_id = Some(id.clone());
     config.label = Some(label.clone());

@@ -97,6 +97,10 @@ impl LocalTunnel {
         self.tunnel.is_up()
     }
 
+    pub fn negotiated(&self) -> Option<&String> {
+        self.tunnel.negotiated()
+    }
+
     /// Has the agent reach the target. The port is for `take_port`.
     pub fn check(&mut self, timeout: Duration) {
         self.trouble = self.tunnel.check_target(timeout).err();

@@ -23,6 +23,7 @@ use crate::net::http_client::ClientRequest;
 use crate::net::http_client::ResponseLines;
 use crate::net::stop::Stop;
 use crate::os::lock::locked;
+use crate::tls;
 use crate::tls::connector::Connector;
 use crate::tls::trust;
 
@@ -253,8 +254,8 @@ impl GatewayShared {
         let connected = connector.connect_plain(&endpoint.at, deadline);
         let (mut connection, cut) = connected.map_err(|error| unanswered(endpoint, error))?;
         if endpoint.tls {
-            let secured = connector.secure(&endpoint.at.host, connection, deadline);
-            connection = secured.map_err(|error| unanswered(endpoint, error))?;
+            let secured = tls::client(&connector.tls, &endpoint.at.host, connection, deadline);
+            connection = secured.map_err(|error| unanswered(endpoint, error))?.into_duplex();
         }
         Ok(ClientConnection::new(connection, cut))
     }
