@@ -1,5 +1,7 @@
 # `make` alone builds the static binary at target/connect. `make ROLE=join` builds target/connect-join with only what a
 # joiner needs; the roles are hub, fleet, agent, join, proxy, discover, or a list of them like ROLE=hub,fleet.
+# `make FIPS=1` builds target/connect-fips with the validated module of AWS-LC, where Go and CMake are: see
+# `connect help security`.
 # `make DEFAULT_HUB=URL` builds in the hub that `connect up` means without --hub; DEFAULT_HUB=none builds in none.
 
 HOST     := $(shell rustc -vV | sed -n 's/^host: //p')
@@ -15,14 +17,14 @@ CRATES   ?= $(firstword $(wildcard $(REGISTRY)/*) $(REGISTRY))
 STATIC   = RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static \
 	--remap-path-prefix=$(CURDIR)=/connect --remap-path-prefix=$(CRATES)=/crates"
 comma    := ,
-BINARY   = target/connect$(if $(ROLE),-$(subst $(comma),-,$(ROLE)))
-FEATURES = $(if $(ROLE),--no-default-features --features $(ROLE))
+BINARY   = target/connect$(if $(ROLE),-$(subst $(comma),-,$(ROLE)))$(if $(FIPS),-fips)
+FEATURES = $(if $(ROLE),--no-default-features --features $(ROLE)) $(if $(FIPS),--features fips)
 PREFIX   ?= /usr/local
 TOPICS   = $(basename $(notdir $(wildcard src/cli/topics/*.txt)))
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 600
 
-.PHONY: all fetch demo test lint check roles bench bench-peers load attack fuzz soak e2e deps audit sbom vendor reproducible install clean
+.PHONY: all fetch demo test lint check roles bench bench-peers load attack fuzz soak e2e deps audit sbom vendor reproducible release verify install clean
 
 all: fetch
 	$(STATIC) cargo build --release --locked --target $(TARGET) $(FEATURES)
@@ -106,6 +108,14 @@ vendor:
 # Another folder, vendored sources, no network: the same binary, bit for bit.
 reproducible: all vendor
 	@tests/scripts/reproducible
+
+# Signed binaries with all that an auditor wants beside them, in target/release-VERSION: make release KEY=~/.ssh/id_ed25519
+release: fetch
+	@KEY="$(KEY)" tests/scripts/release
+
+# Checks such a folder with OpenSSH alone: make verify KEY=release.pub; with REBUILD=1 it also builds everything again.
+verify: $(if $(REBUILD),vendor)
+	@KEY="$(KEY)" REBUILD="$(REBUILD)" tests/scripts/verify
 
 install: all
 	install -D -m 755 target/connect $(DESTDIR)$(PREFIX)/bin/connect
