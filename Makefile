@@ -3,6 +3,7 @@
 # `make FIPS=1` builds target/connect-fips with the validated module of AWS-LC, where Go and CMake are: see
 # `connect help security`.
 # `make DEFAULT_HUB=URL` builds in the hub that `connect up` means without --hub; DEFAULT_HUB=none builds in none.
+# `make OFFLINE=1` builds from the folder that `make vendor` has made, without a network.
 
 HOST     := $(shell rustc -vV | sed -n 's/^host: //p')
 MUSL     := $(subst -gnu,-musl,$(HOST))
@@ -11,10 +12,15 @@ HAS_MUSL := $(shell test -d "$$(rustc --print sysroot)/lib/rustlib/$(MUSL)" && e
 TARGET   := $(if $(HAS_MUSL),$(MUSL),$(HOST))
 # Where cargo unpacks the sources of crates; it makes the folder when it first fetches.
 REGISTRY := $(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/registry/src
-CRATES   ?= $(firstword $(wildcard $(REGISTRY)/*) $(REGISTRY))
+CRATES   ?= $(if $(OFFLINE),$(CURDIR)/target/vendor,$(firstword $(wildcard $(REGISTRY)/*) $(REGISTRY)))
+VENDORED = $(if $(OFFLINE),--offline --config target/vendor.toml)
+BUILT    = $(or $(CARGO_TARGET_DIR),target)/$(TARGET)/release/connect
+# Commit and date, for `connect --version`. A source archive has neither, wherever it is unpacked.
+CONNECT_BUILD ?= $(shell git ls-files --error-unmatch Makefile >/dev/null 2>&1 && \
+	echo "$$(git describe --always --dirty --abbrev=12 --exclude='*') $$(git log -1 --format=%cs)")
 # Not position-independent, so that `file` says what it is: statically linked. No path of this machine gets in, so
 # that the same sources give the same bytes anywhere.
-STATIC   = RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static \
+STATIC   = CONNECT_BUILD="$(CONNECT_BUILD)" RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static \
 	--remap-path-prefix=$(CURDIR)=/connect --remap-path-prefix=$(CRATES)=/crates"
 comma    := ,
 BINARY   = target/connect$(if $(ROLE),-$(subst $(comma),-,$(ROLE)))$(if $(FIPS),-fips)
@@ -27,13 +33,14 @@ SOAK_SECONDS ?= 600
 .PHONY: all fetch demo test lint check roles bench bench-peers load attack fuzz soak e2e deps audit sbom vendor reproducible release verify install clean
 
 all: fetch
-	$(STATIC) cargo build --release --locked --target $(TARGET) $(FEATURES)
-	@ln -f target/$(TARGET)/release/connect $(BINARY)
+	$(STATIC) cargo build --release --locked --target $(TARGET) $(FEATURES) $(VENDORED)
+	@mkdir -p target
+	@ln -f $(BUILT) $(BINARY) 2>/dev/null || cp -f $(BUILT) $(BINARY)
 	@file $(BINARY) 2>/dev/null || true
 
 # First, so that the folder of the crates' sources has its name.
 fetch:
-	@cargo fetch --quiet --locked --target $(TARGET)
+	@$(if $(OFFLINE),test -f target/vendor.toml || { echo "make vendor comes first"; exit 1; },cargo fetch --quiet --locked --target $(TARGET))
 
 # The main job on this machine: each command is shown as it runs.
 demo:
@@ -99,15 +106,15 @@ sbom:
 	@mkdir -p target
 	@tests/scripts/sbom target/connect.cdx.json
 
-# The sources of every crate, for a build without a network:  cargo build --offline --config target/vendor.toml
+# The sources of every crate, for a build without a network: make OFFLINE=1
 vendor:
 	@mkdir -p target
 	@cargo vendor --locked --versioned-dirs target/vendor > target/vendor.toml 2> target/vendor.log
-	@echo "vendor: $$(ls target/vendor | wc -l) crates; build with: cargo build --release --offline --locked --config target/vendor.toml"
+	@echo "vendor: $$(ls target/vendor | wc -l) crates; build with: make OFFLINE=1"
 
 # Another folder, vendored sources, no network: the same binary, bit for bit.
 reproducible: all vendor
-	@tests/scripts/reproducible
+	@CONNECT_BUILD="$(CONNECT_BUILD)" tests/scripts/reproducible
 
 # Signed binaries with all that an auditor wants beside them, in target/release-VERSION: make release KEY=~/.ssh/id_ed25519
 release: fetch
@@ -115,7 +122,7 @@ release: fetch
 
 # Checks such a folder with OpenSSH alone: make verify KEY=release.pub; with REBUILD=1 it also builds everything again.
 verify: $(if $(REBUILD),vendor)
-	@KEY="$(KEY)" REBUILD="$(REBUILD)" tests/scripts/verify
+	@CONNECT_BUILD="$(CONNECT_BUILD)" KEY="$(KEY)" REBUILD="$(REBUILD)" tests/scripts/verify
 
 install: all
 	install -D -m 755 target/connect $(DESTDIR)$(PREFIX)/bin/connect

@@ -214,17 +214,21 @@ impl Hub {
     /// machine, the hub that named it carries the session.
     pub fn ask_session(&self, ask: &AskSession) -> Result<(SessionGrant, HubUrl)> {
         let body = to_json(ask)?;
-        let (mut answer, mut at) = self.client.at_any_hub(true, |_, url| self.post_session(url, &body))?;
+        let post = |client: &HubClient, url: &HubUrl, body: &[u8]| {
+            let request = HubRequest { method: "POST", path: "/v1/sessions", fields: &[], body: Some(body) };
+            client.exchange_at(url, &request)
+        };
+        let (mut answer, mut at) = self.client.at_any_hub(true, |client, url| post(client, url, &body))?;
         if answer.status == 421 {
             let named: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
             let named = named["hub"].as_str().filter(|_| self.has_pin);
             let there = named.and_then(|url| HubUrl::parse(url).ok());
-            let followed = there.and_then(|url| Some((self.post_session(&url, &body).ok()?, url)));
+            let followed = there.and_then(|url| Some((post(&self.client, &url, &body).ok()?, url)));
             (answer, at) = match followed.filter(|(answer, _)| answer.status != 421) {
                 Some(followed) => followed,
                 None => {
                     let carried = to_json(&AskSession { carry: true, ..ask.clone() })?;
-                    (self.post_session(&at, &carried).map_err(|failure| failure.error)?, at)
+                    (post(&self.client, &at, &carried).map_err(|failure| failure.error)?, at)
                 }
             };
         }
@@ -236,11 +240,6 @@ impl Hub {
         let body = to_json(ask)?;
         let request = HubRequest { method: "POST", path: "/v1/sessions", fields: &[], body: Some(&body) };
         self.client.exchange_raw(&self.url, &request).map_err(|failure| failure.error)
-    }
-
-    fn post_session(&self, url: &HubUrl, body: &[u8]) -> std::result::Result<HubAnswer, CallFailure> {
-        let request = HubRequest { method: "POST", path: "/v1/sessions", fields: &[], body: Some(body) };
-        self.client.exchange_at(url, &request)
     }
 
     pub fn ask_device(&self, label: &str) -> Result<DeviceCode> {

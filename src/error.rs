@@ -31,12 +31,13 @@ pub struct Error {
     pub hint: Option<String>,
     pub kind: ErrorKind,
     code: String,
-    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    /// What caused it, in words.
+    cause: Option<String>,
 }
 
 impl Error {
     pub fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), hint: None, kind: ErrorKind::Failed, code: String::new(), source: None }
+        Self { what: what.into(), hint: None, kind: ErrorKind::Failed, code: String::new(), cause: None }
     }
 
     pub fn usage(what: impl Into<String>) -> Self {
@@ -87,8 +88,8 @@ impl Error {
         }
     }
 
-    pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        self.source = Some(in_words(source.into()));
+    pub fn because(mut self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.cause = Some(in_words(&*cause.into()));
         self
     }
 
@@ -105,26 +106,43 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.what)?;
-        match &self.source {
-            Some(source) => write!(f, ": {source}"),
+        match &self.cause {
+            Some(cause) => write!(f, ": {cause}"),
             None => Ok(()),
         }
     }
 }
 
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source.as_ref().map(|source| &**source as _)
+impl std::error::Error for Error {}
+
+/// A deadline that passed is reported by the system in words that help nobody.
+fn in_words(cause: &(dyn std::error::Error + 'static)) -> String {
+    match cause.downcast_ref::<io::Error>().map(io::Error::kind) {
+        Some(io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => "it did not answer in time".to_owned(),
+        _ => plain_words(&cause.to_string()),
     }
 }
 
-/// A deadline that passed is reported by the system in words that help nobody.
-fn in_words(source: Box<dyn std::error::Error + Send + Sync>) -> Box<dyn std::error::Error + Send + Sync> {
-    let kind = source.downcast_ref::<io::Error>().map(io::Error::kind);
-    match kind {
-        Some(io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => "it did not answer in time".into(),
-        _ => source,
+/// What libraries say, and what it means to the user. Longer texts come first.
+const LIBRARY_WORDS: [(&str, &str); 6] = [
+    ("received corrupt message of type InvalidContentType", "what answers there does not speak TLS"),
+    ("invalid peer certificate: UnknownIssuer", "its certificate is not from the expected CA"),
+    ("UnknownIssuer", "its certificate is not from the expected CA"),
+    ("received fatal alert:", "the other side ended the TLS handshake:"),
+    ("peer closed connection without sending TLS close_notify", "the connection was cut"),
+    ("unexpected end of file", "the connection was closed"),
+];
+
+/// The text of a library or the system in the user's words.
+pub fn plain_words(text: &str) -> String {
+    let mut plain =
+        LIBRARY_WORDS.iter().fold(text.to_owned(), |text, (theirs, ours)| text.replace(theirs, ours));
+    while let Some((before, (_, after))) =
+        plain.split_once(" (os error ").and_then(|(before, rest)| Some((before, rest.split_once(')')?)))
+    {
+        plain = format!("{before}{after}");
     }
+    plain
 }
 
 /// Gives an outside error its sentence: `fs::read(path).or_say(|| format!("Cannot read {path}"))?`.
@@ -134,6 +152,6 @@ pub trait OrSay<T> {
 
 impl<T, E: Into<Box<dyn std::error::Error + Send + Sync>>> OrSay<T> for std::result::Result<T, E> {
     fn or_say<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T> {
-        self.map_err(|source| Error::new(what()).because(source))
+        self.map_err(|cause| Error::new(what()).because(cause))
     }
 }

@@ -309,3 +309,15 @@ fn a_hub_is_listed_and_is_stopped_only_by_its_name() {
     assert_eq!(hub.running.wait().code(), Some(0));
     assert!(hub.home.run(&["status"]).ok().out.contains("\n\nNothing is running."));
 }
+
+#[test]
+fn expose_in_the_background_does_not_wait_for_an_absent_hub_for_ever() {
+    let mut team = Team::new();
+    team.hub.running.kill();
+    let began = Instant::now();
+    let said = team.owner.run(&["expose", "db", "5432", "-d"]);
+    assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
+    assert_eq!(said.code, Some(1), "{said:#?}");
+    assert!(said.err.contains("[x] The hub does not answer, so nothing is exposed\n"), "{said:#?}");
+    assert!(kinds(&team.owner).is_empty());
+}

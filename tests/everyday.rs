@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::io::Read;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -387,6 +388,12 @@ fn a_key_can_be_made_before_the_first_start_of_the_hub() {
     let listed = home.run(&["hub", "key", "list", "--json"]).ok().json();
     assert!(listed[0]["revokedAt"].is_string(), "{listed}");
     assert_eq!(user.run(&["whoami"]).code, Some(1));
+    // Behind a proxy clients see the proxy's certificate, so a pin of ours would only keep them away.
+    for (options, parts) in [(&["--behind-proxy"][..], 1), (&[], 2)] {
+        let home = Home::new();
+        let made = home.run(&[&["hub", "key", "create", "--json"], options].concat()).ok().json();
+        assert_eq!(made["key"].as_str().unwrap().split('.').count(), parts, "{made}");
+    }
 }
 
 #[test]
@@ -463,4 +470,29 @@ fn up_names_the_default_hub_and_what_to_do_when_it_is_away() {
     let said = Said::of(command);
     assert!(said.out.starts_with("Hub: https://hub.privateconnect.co, the default"), "{said:#?}");
     assert!(said.err.contains("connect up --hub URL") && said.err.contains("connect hub"), "{said:#?}");
+}
+
+#[test]
+fn at_a_wrong_port_up_says_what_answers_there_and_where_a_hub_usually_is() {
+    let greeting = service(|mut stream| _ = stream.write_all(b"SSH-2.0-OpenSSH_9.9\r\n"));
+    let web = service(|mut stream| {
+        let _ = stream.read(&mut [0; 64]);
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+    });
+    let mute = service(drop);
+    let key = format!("pc_{}", "a".repeat(26));
+    let up = |port: u16| {
+        let url = format!("https://127.0.0.1:{port}");
+        let said = Home::new().run(&["up", "--hub", &url, "--api-key", &key]);
+        assert_eq!(said.code, Some(1), "{said:#?}");
+        assert!(said.err.contains(". A hub usually listens on port 7443"), "{said:#?}");
+        said.err
+    };
+    for (port, said) in [(greeting, "`SSH-2.0-OpenSSH_9.9`"), (web, "`HTTP/1.1 400 Bad Request`")] {
+        let err = up(port);
+        assert!(err.contains(&format!("what answers there does not speak TLS, it says {said}\n")), "{err}");
+    }
+    assert!(up(mute).contains("Cannot reach the hub https://127.0.0.1"));
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    assert!(up(free).contains("Connection refused\n"));
 }

@@ -28,6 +28,8 @@ use common::https::RawAgent;
 use common::reach;
 use common::service;
 use nix::sys::signal::Signal;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 use serde_json::Value;
 use serde_json::json;
 
@@ -130,6 +132,22 @@ fn hubs_behind_proxies_know_each_other_by_the_pin_and_a_false_one_in_etcd_gets_n
         second.ask("POST /v1/sessions", &key, &ask).status == 503
     });
     assert!(impostor.asked().is_empty(), "{:?}", impostor.asked());
+}
+
+#[test]
+fn the_time_of_reach_covers_all_hubs_that_it_asks() {
+    let Some(fleet) = Fleet::of(2) else { return };
+    let owner = fleet.machine(0);
+    let _exposed = expose(&owner, "db", service(echo));
+    let user = fleet.machine(1);
+    let stopped = Pid::from_raw(i32::try_from(fleet.hubs[0].running.pid()).unwrap());
+    kill(stopped, Signal::SIGSTOP).unwrap();
+    let began = Instant::now();
+    let said = user.run(&["reach", "db", "--check", "--timeout", "4s", "--hub", &fleet.hubs[1].url]);
+    let took = began.elapsed();
+    kill(stopped, Signal::SIGCONT).unwrap();
+    assert_eq!(said.code, Some(1), "{said:#?}");
+    assert!(took < Duration::from_millis(6500), "{took:?}: {said:#?}");
 }
 
 #[test]
@@ -541,7 +559,7 @@ fn etcd_with_tls_and_passwords_is_logged_in_to_and_what_is_wrong_is_named() {
     let known = [&ca[..], &["--etcd-user", "hub"]].concat();
     for (password, more, named) in [
         ("", &["--etcd-user", "hub"][..], "CONNECT_ETCD_PASSWORD"),
-        ("secret", &["--etcd-user", "hub"], "UnknownIssuer"),
+        ("secret", &["--etcd-user", "hub"], "its certificate is not from the expected CA"),
         ("", &ca, "--etcd-user"),
         ("wrong", &known, "does not accept this user"),
     ] {

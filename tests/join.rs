@@ -353,6 +353,8 @@ fn a_plain_share_takes_what_is_online_and_lists_what_it_leaves_out() {
     let up = team.owner.start(&["expose", "--json", "up", &at(0)]);
     up.wait_event("exposed");
     let said = team.owner.run(&["share", "--code", "abc123"]).ok();
+    assert!(said.out.contains("The code needs a login at this hub (connect up); without one: "), "{said:#?}");
+    assert!(said.out.contains("The verified code names this machine, too"), "{said:#?}");
     let list = format!(
         "  Services:\n    • up → port {}\n\n  Left out, offline now:\n    • gone → port {}\n",
         ports.at(0),
@@ -397,7 +399,10 @@ fn a_share_is_revoked_by_the_name_in_the_list_if_only_one_has_it() {
     let (team, ports) = (Team::new(), Ports::claim());
     let target = ports.target("db", 0);
     let mut first = team.share(&[&target, "--name", "Ann's env"]);
-    assert!(team.owner.run(&["share", "list"]).ok().out.contains("Ann's env"));
+    let listed = team.owner.run(&["share", "list"]).ok().out;
+    assert!(listed.contains("Ann's env  20") && listed.contains("Z  0"), "{listed}");
+    let on_screen = Said::of(on_terminal(&team.owner.connect(&["share", "list"]))).ok().out;
+    assert!(uncoloured(&on_screen).contains("Ann's env  in 24 h"), "{on_screen}");
     let said = team.owner.run(&["share", "revoke", "Bob's env"]);
     assert_eq!(said.err, "[x] Share not found or expired\n  List them: connect share list");
     // A teammate's key is no help, and nor is a name that says nothing.

@@ -277,6 +277,23 @@ fn a_share_that_is_revoked_from_elsewhere_ends_its_sharing() {
 }
 
 #[test]
+fn the_loss_of_the_hub_is_one_line_for_all_services() {
+    let (mut team, ports) = (Team::new(), Ports::claim());
+    (0..3).for_each(|offset| ports.echo(offset));
+    let targets = [ports.target("a", 0), ports.target("b", 1), ports.target("c", 2)];
+    let shared = team.share(&targets.each_ref().map(String::as_str));
+    let joined = team.user.start(&["join", &shared.code]);
+    joined.wait_out(|line| line.contains("Ctrl+C"));
+    team.hub.running.kill();
+    eventually("all are away", PATIENCE, || {
+        let status = team.user.run(&["status", "--json"]).ok().json();
+        let open = status[0]["open"].as_array().unwrap();
+        open.len() == 3 && open.iter().all(|service| service["up"] == false)
+    });
+    assert_eq!(joined.err().matches(" is away: Cannot reach the hub").count(), 1, "{}", joined.err());
+}
+
+#[test]
 fn a_hub_and_an_agent_that_go_and_come_are_told_in_one_line_each() {
     let (mut team, ports) = (Team::new(), Ports::claim());
     ports.echo(0);

@@ -521,6 +521,14 @@ fn reach_starts_the_proxy_and_names_the_address() {
             || line.contains("start the proxy: connect proxy start")
     });
     reached.wait_out(|line| line.contains("Press Ctrl+C to disconnect"));
+    let out = reached.out();
+    assert!(out.contains("\n  curl http://localhost:"), "{out}");
+    assert!(
+        !out.contains("auto-started") || out.contains("\n  Stop the proxy: connect proxy stop\n"),
+        "{out}"
+    );
+    reached.signal(nix::sys::signal::Signal::SIGINT);
+    assert!(reached.finish().out.ends_with("[ok] Disconnected from web"));
 }
 
 #[test]

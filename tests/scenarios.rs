@@ -61,3 +61,24 @@ fn every_scenario_reads_as_it_is_written() {
     let failed = failed.into_inner().unwrap();
     assert!(failed.is_empty(), "{} scenario(s) differ\n\n{}", failed.len(), failed.join("\n\n"));
 }
+
+/// Strings of `src`, without its comments and unit tests: whatever the program may say. `error.rs` translates these words.
+#[test]
+fn no_message_of_the_program_has_a_librarys_words() {
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(folder).unwrap().flatten().map(|entry| entry.path()) {
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap();
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            let said = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+            for line in said.filter(|line| !path.ends_with("error.rs") && line.contains('"')) {
+                let word = scenario::LIBRARY_WORDS.iter().find(|word| line.contains(*word));
+                assert_eq!(word, None, "{}: {line}", path.display());
+            }
+        }
+    }
+}

@@ -191,7 +191,10 @@ impl HubClient {
         &self,
         request: ureq::http::Request<impl ureq::AsSendBody>,
     ) -> std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error> {
-        let in_time = self.agent.configure_request(request).timeout_global(Some(self.timeout));
+        // A call that goes on at another hub has what is left of the time.
+        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout = left.map_or(self.timeout, |left| left.min(self.timeout)).max(SHORTEST_TIMEOUT);
+        let in_time = self.agent.configure_request(request).timeout_global(Some(timeout));
         self.agent.run(in_time.build())
     }
 

@@ -14,6 +14,7 @@ use rustls::CertificateError::NotValidYetContext;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
+use crate::net::address::HUB_PORT;
 use crate::net::address::HubUrl;
 use crate::net::duplex::Duplex;
 use crate::net::stop::Registration;
@@ -47,7 +48,7 @@ impl HubConnector {
     pub fn connect(&self, url: &HubUrl, deadline: Instant) -> Result<(Duplex, Registration)> {
         let (below, cut) = self.connect_plain(url, deadline)?;
         let secured = tls::client(&self.connector.tls, &url.host, below, deadline);
-        let secured = secured.map_err(|error| not_proved(url, &error))?;
+        let secured = secured.map_err(|error| not_proved(url, error))?;
         locked(&self.hubs).negotiated.clone_from(&secured.negotiated);
         Ok((secured.into_duplex(), cut))
     }
@@ -69,7 +70,7 @@ impl fmt::Debug for HubConnector {
     }
 }
 
-fn not_proved(url: &HubUrl, error: &io::Error) -> Error {
+fn not_proved(url: &HubUrl, error: io::Error) -> Error {
     let certificate = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match certificate {
         Some(rustls::Error::InvalidCertificate(
@@ -82,14 +83,21 @@ fn not_proved(url: &HubUrl, error: &io::Error) -> Error {
                 .because(format!("{why}"))
                 .hint("Its certificate does not match the key's pin or your CA file. Ask for a new key (hub key create), or give --ca FILE")
         }
-        _ => tls::nothing_in_common(error, &url.to_string())
-            .unwrap_or_else(|| unreachable_hub(url, error.to_string())),
+        _ => match tls::nothing_in_common(&error, &url.to_string()) {
+            Some(nothing) => nothing,
+            None => unreachable_hub(url, error),
+        },
     }
 }
 
-pub fn unreachable_hub(url: &HubUrl, why: String) -> Error {
+pub fn unreachable_hub(url: &HubUrl, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    let usual = if url.port == HUB_PORT {
+        String::new()
+    } else {
+        format!(". A hub usually listens on port {HUB_PORT}")
+    };
     Error::new(format!("Cannot reach the hub {url}"))
         .because(why)
-        .hint("Check the address, and on its machine that it runs: connect hub status")
+        .hint(format!("Check the address, and on its machine that it runs: connect hub status{usual}"))
         .kind(ErrorKind::Unreachable)
 }

@@ -1,5 +1,7 @@
 //! Help, as the manual has it, and the errors of a command that is misspelt, incomplete or not in this build.
 
+use serde_json::json;
+
 use super::args::did_you_mean;
 use super::call::Call;
 use super::call::CommandResult;
@@ -50,6 +52,7 @@ pub fn show(say: &Say, manual: &Manual, words: &[String]) -> CommandResult {
         (None, None) => group_help(manual, &path, &below),
     };
     say.result(&text);
+    say.value(&json!({ "help": text }));
     Ok(0)
 }
 

@@ -63,7 +63,10 @@ impl LocalHub {
         let options = StoreOptions::of(call, &data)?;
         let deadline = Instant::now() + FOLDER_LOCK_TIMEOUT;
         loop {
-            if let Some(core) = Core::open(options.settings(&data)?, &call.stop)? {
+            let mut settings = options.settings(&data)?;
+            // A key for a hub that has yet to start: only the command line knows what will stand in front of it.
+            settings.is_behind_proxy = call.args.flag("behind-proxy");
+            if let Some(core) = Core::open(settings, &call.stop)? {
                 return Ok(Self::Opened(Box::new(core)));
             }
             // A hub that is starting or ending, or another command like this one, has the folder.

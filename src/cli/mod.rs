@@ -62,12 +62,18 @@ use call::Call;
 use call::CommandResult;
 use manual::Manual;
 use say::Say;
+use serde_json::json;
 
 use crate::error::Error;
 use crate::error::ErrorKind;
+use crate::error::plain_words;
 use crate::os::detach;
 use crate::os::limits;
 use crate::tls::provider::set_policy;
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Commit and its date, of a build by `make` in a git checkout.
+const BUILD: Option<&str> = option_env!("CONNECT_BUILD");
 
 static MANUAL: LazyLock<Manual> = LazyLock::new(|| {
     let is_built = |path: &str| table::function(path).is_some();
@@ -107,8 +113,10 @@ fn run(args: Args) -> CommandResult {
     let say = Say::new(args.flag("json"), args.flag("quiet"), args.run.is_some());
     // Help and version need neither a state folder nor signals, so they come before the call.
     if args.flag("version") {
-        say.result(concat!("connect ", env!("CARGO_PKG_VERSION")));
-        say.value(&serde_json::json!({ "version": env!("CARGO_PKG_VERSION") }));
+        let (commit, date) = BUILD.and_then(|build| build.split_once(' ')).unzip();
+        let build = commit.zip(date).map(|(commit, date)| format!(" ({commit}, {date})"));
+        say.result(&format!("connect {VERSION}{}", build.unwrap_or_default()));
+        say.value(&json!({ "version": VERSION, "commit": commit, "date": date }));
         return Ok(0);
     }
     if args.flag("help") {
@@ -117,6 +125,7 @@ fn run(args: Args) -> CommandResult {
     let Some(command) = args.command else {
         if args.words.is_empty() {
             say.result(help::FIRST_STEPS);
+            say.value(&json!({ "help": help::FIRST_STEPS }));
             return Ok(0);
         }
         return Err(help::unfinished(args.manual, &args.words));
@@ -148,7 +157,7 @@ fn start_log(verbose: bool) {
         .default_filter_or(format!("{default},ureq=warn,ureq_proto=warn,rustls=warn"));
     let mut builder = env_logger::Builder::from_env(environment);
     builder.format(|out, record| {
-        let message = say::clean(&record.args().to_string().replace('\n', " "));
+        let message = say::clean(&plain_words(&record.args().to_string()).replace('\n', " "));
         if detach::is_starting() {
             write!(out, "{}", detach::STDERR_MARK)?;
         }

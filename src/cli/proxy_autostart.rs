@@ -7,19 +7,26 @@ use super::call::CommandResult;
 use crate::os::detach::BackgroundStart;
 use crate::state::proxy;
 
-/// The line that names the service's address at the proxy. A failure is only a hint, since the tunnel works without.
-pub fn address_line(call: &Call, name: &str) -> Option<String> {
-    if let Some(running) = proxy::running(&call.home) {
-        return Some(running.url_of(name));
+/// Starts the proxy unless one runs, and says so. For a web service it names the address there. A failure is only a hint,
+/// since the tunnel works without.
+pub fn say_address(call: &Call, name: &str, is_web: bool) {
+    // A build without the proxy cannot start it.
+    let is_built = call.args.manual.find("proxy start").is_some_and(|command| command.is_built);
+    let running = proxy::running(&call.home);
+    if running.is_some() || !is_built {
+        let url = running.filter(|_| is_web).map(|running| running.url_of(name));
+        url.iter().for_each(|url| call.say.line(&format!("  {url}")));
+        return;
     }
-    // A build without the proxy could not start it.
-    if !call.args.manual.find("proxy start").is_some_and(|command| command.is_built) {
-        return None;
-    }
-    match start(call) {
-        Ok(0) => proxy::running(&call.home)
-            .map(|state| format!("{} (proxy auto-started on port {})", state.url_of(name), state.port)),
-        Ok(_) | Err(_) => Some("To reach it by name, start the proxy: connect proxy start".to_owned()),
+    let is_started = start(call).is_ok_and(|code| code == 0);
+    match proxy::running(&call.home).filter(|_| is_started) {
+        Some(proxy) => {
+            let url = if is_web { proxy.url_of(name) } else { "Web services by name".to_owned() };
+            call.say.line(&format!("  {url} (proxy auto-started on port {})", proxy.port));
+            call.say.line("  Stop the proxy: connect proxy stop");
+        }
+        None if is_web => call.say.line("  To reach it by name, start the proxy: connect proxy start"),
+        None => {}
     }
 }
 

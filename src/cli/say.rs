@@ -13,6 +13,8 @@ use serde_json::json;
 use super::log_lines;
 use crate::error::Error;
 use crate::model::text::is_hidden;
+use crate::model::time::Time;
+use crate::os::clock;
 use crate::os::detach;
 use crate::os::terminal;
 
@@ -109,7 +111,8 @@ impl Say {
     /// Progress, on a terminal only. The next call replaces the line; an empty one clears it.
     pub fn progress(&self, text: &str) {
         if !self.json && !self.quiet && terminal::is_terminal_err() {
-            let _ = write!(io::stderr().lock(), "\r\u{1b}[K{text}");
+            let _ =
+                write!(io::stderr().lock(), "\r\u{1b}[K{}", cut(&self.shown(text), terminal::size().1 - 1));
         }
     }
 
@@ -222,11 +225,20 @@ fn coloured(text: &str) -> String {
     })
 }
 
+/// How many columns a line may have.
+pub fn width() -> usize {
+    if terminal::is_terminal_out() { terminal::size().1 } else { usize::MAX }
+}
+
+/// A point in time in a list: `in 3 h` on a terminal, RFC 3339 for a program.
+pub fn time(at: Time) -> String {
+    if terminal::is_terminal_out() { at.relative(clock::now()) } else { at.to_string() }
+}
+
 /// Rows under headings, each column as wide as its widest cell. If the terminal is narrower, the widest columns
 /// shrink and cut cells end in `…`.
 pub fn columns(headings: &[&str], rows: impl Iterator<Item: AsRef<[String]>>) -> String {
-    let limit = if terminal::is_terminal_out() { terminal::size().1 } else { usize::MAX };
-    columns_within(limit, headings, rows)
+    columns_within(width(), headings, rows)
 }
 
 /// Blanks between two columns.
@@ -234,7 +246,7 @@ const COLUMN_GAP: usize = 2;
 /// A column does not shrink below this.
 const NARROWEST_COLUMN: usize = 4;
 
-fn cut(text: &str, width: usize) -> String {
+pub fn cut(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
         return text.to_owned();
     }

@@ -27,6 +27,8 @@ use super::call::Call;
 use super::call::CommandResult;
 use super::health_page::HealthPage;
 use crate::api::Hub;
+use crate::error::Error;
+use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::net::stop::Registration;
 use crate::net::threads;
@@ -38,6 +40,8 @@ use crate::tunnel::agent::Exposure;
 
 /// A changed file or an expired share is noticed this late at most. A poll costs a few system calls.
 const SUPERVISOR_POLL: Duration = Duration::from_millis(200);
+/// How long `-d` waits for the hub.
+const BACKGROUND_START_TIMEOUT: Duration = Duration::from_secs(10);
 /// A command that was asked to end has this long before it is killed.
 const COMMAND_END_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -78,19 +82,19 @@ impl<'c> Supervisor<'c> {
         }
     }
 
-    /// Other names for `status` and `stop`, if they are known only now.
-    pub fn rename(&mut self, names: &[String]) {
-        if let Some(run) = &mut self.run {
-            run.rename(names);
-        }
-    }
-
     /// Exposes these services and returns when the hub knows all of them, or at Ctrl-C those that it knows by then. An
-    /// unreachable hub is waited for.
+    /// unreachable hub is waited for, in the background for a limited time.
     pub fn expose(&mut self, hub: &Arc<Hub>, exposures: Vec<Exposure>) -> Result<Vec<RegisteredService>> {
         self.exposures.hub = Some(Arc::clone(hub));
         self.exposures.set_desired(exposures);
-        self.wait_for_exposures(None, ExposureSet::is_registered)?;
+        // Who starts it in the background waits for the outcome.
+        let deadline = self.call.is_background().then(|| Instant::now() + BACKGROUND_START_TIMEOUT);
+        self.wait_for_exposures(deadline, ExposureSet::is_registered)?;
+        if deadline.is_some() && !self.exposures.is_registered() && !self.call.stop.is_stopped() {
+            return Err(Error::new("The hub does not answer, so nothing is exposed")
+                .hint("In the foreground it is waited for. With connect expose --keep, the daemon goes on trying")
+                .kind(ErrorKind::Unreachable));
+        }
         Ok(self.exposures.registered())
     }
 

@@ -52,6 +52,8 @@ pub struct HubSettings {
     /// Proxies in front of the hub that terminate TLS; none otherwise. Clients then use https for the relay too, and
     /// the client's address is in a header.
     pub proxies: Vec<AddressBlock>,
+    /// For keys that are made before such a hub starts.
+    pub is_behind_proxy: bool,
     pub tunnel_ports: Option<RangeInclusive<u16>>,
     /// The etcd that this hub shares with others; `None` for its own disk.
     pub store: Option<EtcdConfig>,
@@ -136,7 +138,8 @@ impl Core {
 
     /// The pin that a new key carries. Behind a proxy there is none, since clients see the proxy's certificate.
     pub fn key_pin(&self) -> Option<Pin> {
-        (self.settings.proxies.is_empty()).then(|| self.ca.pin())
+        let HubSettings { proxies, is_behind_proxy, .. } = &self.settings;
+        (proxies.is_empty() && !is_behind_proxy).then(|| self.ca.pin())
     }
 
     /// Registers the control channel that an agent has opened.

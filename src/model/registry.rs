@@ -71,12 +71,8 @@ impl Registry {
                 self.key_by_hash.insert(key.hash.clone(), key.info.id.clone());
                 self.keys.insert(key.info.id.clone(), key);
             }
-            Record::Agent(agent) => {
-                self.agents.insert(agent.id.clone(), agent);
-            }
-            Record::Service(service) => {
-                self.services.insert(service.id.clone(), service);
-            }
+            Record::Agent(agent) => _ = self.agents.insert(agent.id.clone(), agent),
+            Record::Service(service) => _ = self.services.insert(service.id.clone(), service),
             Record::Share(share) => {
                 // A store may list two shares with one code, in any order. The code is the later one's; the earlier
                 // share had expired when the code was taken again.
@@ -90,18 +86,10 @@ impl Registry {
                 }
                 self.shares.insert(share.info.id.clone(), share);
             }
-            Record::Device(device) => {
-                self.devices.insert(device.code_hash.clone(), device);
-            }
-            Record::Audit(audit) => {
-                self.audit_heads.insert(audit.hub.clone(), audit);
-            }
-            Record::Online(online) => {
-                self.online.insert(online.id.clone(), online);
-            }
-            Record::Hub(hub) => {
-                self.hubs.insert(hub.url.clone(), hub);
-            }
+            Record::Device(device) => _ = self.devices.insert(device.code_hash.clone(), device),
+            Record::Audit(audit) => _ = self.audit_heads.insert(audit.hub.clone(), audit),
+            Record::Online(online) => _ = self.online.insert(online.id.clone(), online),
+            Record::Hub(hub) => _ = self.hubs.insert(hub.url.clone(), hub),
         }
     }
 
@@ -112,27 +100,13 @@ impl Registry {
                 self.keys.remove(id);
                 self.key_uses.remove(id);
             }
-            Table::Agent => {
-                self.agents.remove(id);
-            }
-            Table::Service => {
-                self.services.remove(id);
-            }
-            Table::Share => {
-                self.shares.remove(id);
-            }
-            Table::Device => {
-                self.devices.remove(id);
-            }
-            Table::Audit => {
-                self.audit_heads.remove(id);
-            }
-            Table::Online => {
-                self.online.remove(id);
-            }
-            Table::Hub => {
-                self.hubs.remove(id);
-            }
+            Table::Agent => _ = self.agents.remove(id),
+            Table::Service => _ = self.services.remove(id),
+            Table::Share => _ = self.shares.remove(id),
+            Table::Device => _ = self.devices.remove(id),
+            Table::Audit => _ = self.audit_heads.remove(id),
+            Table::Online => _ = self.online.remove(id),
+            Table::Hub => _ = self.hubs.remove(id),
         }
     }
 

@@ -44,9 +44,12 @@ impl Protocol {
         if OTHER_PROTOCOLS.iter().any(|other| other.ports.contains(&port)) { Self::Tcp } else { Self::Http }
     }
 
-    /// The command of a client for what usually listens on this port.
-    pub fn client_command(port: u16) -> Option<String> {
-        let other = OTHER_PROTOCOLS.iter().find(|other| other.ports.contains(&port))?;
+    /// A command that uses a service of this protocol, which usually listens on `usual`, at a port of this machine.
+    pub fn client_command(self, usual: u16, port: u16) -> Option<String> {
+        if self != Self::Tcp {
+            return Some(format!("curl {}://localhost:{port}", self.as_str()));
+        }
+        let other = OTHER_PROTOCOLS.iter().find(|other| other.ports.contains(&usual))?;
         other.client.map(|client| format!("{client} {port}"))
     }
 

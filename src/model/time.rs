@@ -34,6 +34,19 @@ impl Time {
         Duration::from_secs(self.0.saturating_sub(earlier.0))
     }
 
+    /// `in 3 h`, `2 days ago`: to the nearest unit.
+    pub fn relative(self, now: Self) -> String {
+        let seconds = self.0.abs_diff(now.0);
+        let (unit, name) = match seconds {
+            0..60 => (1, "s"),
+            60..3600 => (60, "min"),
+            3600..172_800 => (3600, "h"),
+            _ => (SECONDS_PER_DAY, "days"),
+        };
+        let count = (seconds + unit / 2) / unit;
+        if self > now { format!("in {count} {name}") } else { format!("{count} {name} ago") }
+    }
+
     /// Reads `2026-03-02T10:30:00Z`, with or without a fraction of a second (which is dropped). RFC 3339 also
     /// allows offsets from UTC and lower-case letters, which none of our programs writes.
     pub fn parse(text: &str) -> Option<Self> {
@@ -104,6 +117,18 @@ pub fn in_words(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_in_lists_are_near_or_far() {
+        let now = Time::from_unix(1_000_000);
+        for (seconds, shown) in
+            [(5, "in 5 s"), (10_799, "in 3 h"), (86_399, "in 24 h"), (30 * 86_400, "in 30 days")]
+        {
+            assert_eq!(Time::from_unix(1_000_000 + seconds).relative(now), shown);
+        }
+        assert_eq!(Time::from_unix(1_000_000 - 172_900).relative(now), "2 days ago");
+        assert_eq!(now.relative(now), "0 s ago");
+    }
 
     #[test]
     fn every_day_of_three_centuries_is_read_as_it_was_written() {

@@ -8,6 +8,8 @@ use crate::model::host_port::HostPort;
 use crate::model::host_port::bracketed;
 
 const HTTPS_PORT: u16 = 443;
+/// Where a hub listens unless told otherwise.
+pub const HUB_PORT: u16 = 7443;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HubUrl {

@@ -98,15 +98,6 @@ pub fn clear_deadline(socket: &TcpStream) -> io::Result<()> {
     socket.set_write_timeout(None)
 }
 
-/// Gives a timeout a clear message. The system's own message is `Resource temporarily unavailable`.
-pub fn timeout_in_words(error: io::Error) -> io::Error {
-    if is_timeout(&error) {
-        io::Error::new(io::ErrorKind::TimedOut, "it did not answer in time")
-    } else {
-        error
-    }
-}
-
 /// Whether a read or write timed out. Systems report that in two ways.
 pub fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)

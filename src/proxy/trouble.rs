@@ -50,7 +50,7 @@ impl Trouble {
     pub fn not_http(route: &ProxyRoute) -> Self {
         let first =
             if route.is_local() { String::new() } else { format!("connect reach {}, then: ", route.name) };
-        let client = Protocol::client_command(route.port);
+        let client = Protocol::Tcp.client_command(route.port, route.port);
         let client = client.unwrap_or_else(|| format!("its own client, with localhost:{}", route.port));
         Self::new(format!("{} does not speak HTTP", route.name), format!("Use {first}{client}"))
     }

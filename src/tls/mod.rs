@@ -39,7 +39,6 @@ use crate::error::Error;
 use crate::model::fingerprint::Fingerprint;
 use crate::net::connect::clear_deadline;
 use crate::net::connect::set_deadline;
-use crate::net::connect::timeout_in_words;
 use crate::net::duplex::Duplex;
 use crate::net::duplex::ReadLayer;
 use crate::net::duplex::Reader;
@@ -48,6 +47,7 @@ use crate::net::duplex::Writer;
 use crate::os::lock::locked;
 use crate::os::secret;
 use crate::wire::tls_record::RecordHeaders;
+use crate::wire::tls_record::plain_answer;
 
 /// The receive buffer of an idle connection, so that thousands of them stay cheap.
 const BUFFER_IDLE: usize = 1024;
@@ -138,8 +138,8 @@ fn handshake(side: TlsSide, below: Duplex, deadline: Instant, buffer: usize) -> 
             break;
         }
         sent?;
-        set_deadline(&socket, deadline).map_err(timeout_in_words)?;
-        reader.fill_raw().map_err(timeout_in_words)?;
+        set_deadline(&socket, deadline)?;
+        reader.fill_raw()?;
     }
     clear_deadline(&socket)?;
     let tls = locked(&tls);
@@ -261,9 +261,13 @@ impl TlsReader {
         }
         let fits = self.headers.fit(&self.raw[self.end..self.end + count]);
         self.end += count;
-        // Before both have agreed on TLS, rustls says best what is wrong.
+        // Before both have agreed on TLS, rustls says best what is wrong, unless the peer answers in plain text.
         if !fits && locked(&self.tls).common().protocol_version().is_some() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a record's header was changed"));
+        }
+        if let Some(said) = plain_answer(&self.raw[self.start..self.end]).filter(|_| !fits) {
+            let why = format!("what answers there does not speak TLS, it says `{said}`");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
         Ok(())
     }

@@ -77,8 +77,7 @@ impl SessionOpener {
 
     /// Asks the hub for a session, meets the agent at the relay and starts the session with it.
     pub fn open(&self, traffic: &Arc<TrafficCounters>, deadline: Instant, stop: &Stop) -> Result<Session> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let (granted, at) = self.hub.with_timeout(left).ask_session(&self.ask)?;
+        let (granted, at) = self.hub.until(deadline).ask_session(&self.ask)?;
         (self.agent_check)(&granted, false)?;
         // The relay answers when the agent has come to it, too.
         let relay = self.hub.relay(&at, &granted.relay, &granted.ticket, deadline);
@@ -148,7 +147,7 @@ fn is_another_service(error: &io::Error) -> bool {
 
 fn another_service(wanted: &Name) -> Error {
     Error::new(format!("The hub connected us to a different service than {wanted}"))
-        .hint("Nothing was sent to it. Ask whoever runs the hub")
+        .hint("Nothing was sent to it. Ask the hub's admin")
 }
 
 pub struct Pool {

@@ -1,6 +1,10 @@
 //! The headers of TLS records. rustls checks a record with a header that it computes itself, so it does not notice when the
 //! received header was altered. That would be harmless, but in a session any alteration must end the session.
 
+use crate::model::text::one_line;
+
+/// Enough of a first line to know the server.
+const PLAIN_ANSWER_SHOWN: usize = 60;
 const RECORD_HEADER: usize = 5;
 /// The first byte of a TLS connection. Neither HTTP nor our own protocol begins with it.
 pub const TLS_HANDSHAKE: u8 = 22;
@@ -54,6 +58,14 @@ impl RecordHeaders {
         self.encrypted |= kind == APPLICATION_DATA;
         fits
     }
+}
+
+/// What a peer says that answers in plain text instead of TLS: the first line of a web server, SSH, SMTP and so on.
+pub fn plain_answer(bytes: &[u8]) -> Option<String> {
+    // No record begins with a character that can be seen.
+    bytes.first().filter(|first| first.is_ascii_graphic())?;
+    let line = bytes.split(|byte| *byte == b'\n').next()?;
+    Some(one_line(String::from_utf8_lossy(&line[..line.len().min(PLAIN_ANSWER_SHOWN)]).trim()))
 }
 
 #[cfg(test)]

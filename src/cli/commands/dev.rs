@@ -72,7 +72,7 @@ pub fn run(call: &Call) -> CommandResult {
     for service in supervisor.expose(&hub, exposures(&file))? {
         let exposure = &service.exposure;
         say.line(&format!("  [ok] {} exposed from {}", exposure.name, exposure.target));
-        say.event(&json!({ "event": "exposed", "name": exposure.name, "id": service.service }));
+        say.event(&json!({ "event": "exposed", "name": exposure.name, "id": service.registration.service }));
     }
     supervisor.exposures.retries = true;
     let access = Arc::new(TunnelAccess::own(call, hub, peer_check)?);

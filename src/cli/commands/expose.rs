@@ -91,8 +91,8 @@ pub fn target_of(text: &str) -> Result<Target> {
 fn announce(call: &Call, service: &RegisteredService) {
     let Exposure { name, target, protocol } = &service.exposure;
     call.say.event(
-        &json!({ "event": "exposed", "name": name, "target": target.to_string(), "id": service.service,
-        "protocol": protocol, "tunnelPort": service.tunnel_port, "answers": service.answers }),
+        &json!({ "event": "exposed", "name": name, "target": target.to_string(), "id": service.registration.service,
+        "protocol": protocol, "tunnelPort": service.registration.tunnel_port, "answers": service.answers }),
     );
     call.say.result(&format!("[ok] {name} → {target} is exposed"));
     if !service.answers {

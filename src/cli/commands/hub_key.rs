@@ -66,7 +66,7 @@ fn role(call: &Call) -> Result<Option<Role>> {
 pub fn list(call: &Call) -> CommandResult {
     let keys: Vec<KeyInfo> = LocalHub::find(call)?.list("/v1/keys")?;
     call.say.value(&keys);
-    let day = |at: Option<Time>| at.map_or("-".to_owned(), |at| at.to_string()[..10].to_owned());
+    let day = |at: Option<Time>| at.map_or("-".to_owned(), say::time);
     let rows = keys.into_iter().map(|key| {
         let KeyInfo { id, role, label, workspace, .. } = key;
         let [created, used] = [Some(key.created_at), key.last_used_at].map(day);

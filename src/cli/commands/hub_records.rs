@@ -15,7 +15,7 @@ pub fn agents(call: &Call) -> CommandResult {
     call.say.value(&agents);
     let rows = agents.iter().map(|agent| {
         let (id, key) = (agent.id.clone(), agent.key.clone());
-        let seen = if agent.connected_at.is_some() { "now".to_owned() } else { agent.seen_at.to_string() };
+        let seen = if agent.connected_at.is_some() { "now".to_owned() } else { say::time(agent.seen_at) };
         [id, agent.label.clone(), agent.workspace.clone(), agent.services.to_string(), seen, key]
     });
     call.say.result(&say::columns(&["ID", "LABEL", "WORKSPACE", "SERVICES", "SEEN", "KEY"], rows));

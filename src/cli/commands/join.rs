@@ -124,9 +124,8 @@ fn check_share(invitation: &Invitation, share: &SharePreview) -> Result<()> {
     }
     if share.services.len() > SHARED_SERVICES {
         let what = format!("The hub names {} services in this share", share.services.len());
-        return Err(
-            Error::new(what).hint(format!("There are never more than {SHARED_SERVICES}; ask who runs it"))
-        );
+        return Err(Error::new(what)
+            .hint(format!("There are never more than {SHARED_SERVICES}; ask the hub's admin")));
     }
     Ok(())
 }

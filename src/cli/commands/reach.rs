@@ -17,6 +17,8 @@ use crate::cli::call::variable;
 use crate::cli::hub_path;
 use crate::cli::hub_path::PathStep;
 use crate::cli::proxy_autostart;
+use crate::cli::say::cut;
+use crate::cli::say::width;
 use crate::cli::supervisor::Stay;
 use crate::cli::supervisor::Supervisor;
 use crate::cli::supervisor::local_tunnel::LocalTunnel;
@@ -27,6 +29,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::model::access::Action;
 use crate::model::name::Name;
+use crate::model::service::Protocol;
 use crate::os::process;
 use crate::state::runs;
 use crate::state::runs::Run;
@@ -90,20 +93,7 @@ pub fn run(call: &Call) -> CommandResult {
     supervisor.tunnels.publish()?;
     for tunnel in supervisor.tunnels.all() {
         call.say.event(&report.as_json(&name, tunnel.port()));
-        let address = match (asked_port, tunnel.port()) {
-            (Some(asked), Some(port)) if asked != port => {
-                let holder = process::shown_holder(asked);
-                call.say.warn(&format!("Port {asked} is in use on this machine{holder}"));
-                format!("localhost:{port} (auto-selected)")
-            }
-            _ => tunnel.shown_address(),
-        };
-        call.say.result(&format!("[ok] {name} → {address}"));
-    }
-    if wants_proxy(call)
-        && let Some(line) = proxy_autostart::address_line(call, name.as_str())
-    {
-        call.say.line(&format!("  {line}"));
+        announce(call, asked_port, &service, tunnel);
     }
     if call.args.run.is_none() {
         background::how_to_end(call, name.as_str(), "Press Ctrl+C to disconnect");
@@ -111,7 +101,32 @@ pub fn run(call: &Call) -> CommandResult {
     let code = supervisor.stay(|_| Ok(Stay::On))?;
     drop(supervisor);
     call.say.event(&json!({ "event": "closed", "name": name }));
+    if call.args.run.is_none() {
+        call.say.line(&format!("[ok] Disconnected from {name}"));
+    }
     Ok(code)
+}
+
+/// Says where the service is now, and what to type there.
+fn announce(call: &Call, asked_port: Option<u16>, service: &ServiceInfo, tunnel: &LocalTunnel) {
+    let (name, port) = (&service.name, tunnel.port().unwrap_or_default());
+    let address = match asked_port {
+        Some(asked) if asked != port => {
+            let holder = process::shown_holder(asked);
+            call.say.warn(&format!("Port {asked} is in use on this machine{holder}"));
+            format!("localhost:{port} (auto-selected)")
+        }
+        _ => tunnel.shown_address(),
+    };
+    call.say.result(&format!("[ok] {name} → {address}"));
+    if let Some(command) = service.protocol.client_command(service.target_port, port)
+        && call.args.run.is_none()
+    {
+        call.say.line(&format!("  {command}"));
+    }
+    if wants_proxy(call) {
+        proxy_autostart::say_address(call, name.as_str(), service.protocol != Protocol::Tcp);
+    }
 }
 
 /// With `-d`: whether a process in the background has this service of this hub at a port already, and at the port that is
@@ -186,12 +201,14 @@ struct Diagnosis {
 
 impl Diagnosis {
     fn draw(&self, call: &Call, name: &Name) {
-        let lines = self
-            .steps
-            .iter()
-            .map(|step| format!("{:<8}[ok] {:<40} {:>5} ms", step.name, step.found, step.took.as_millis()));
-        let latency =
-            format!("{:<8}{:<45} {:>5} ms", "Latency", "to the hub and back", self.latency.as_millis());
+        // All else in a line of the frame takes 28 columns.
+        let room = width().saturating_sub(28);
+        let found = room.min(40);
+        let lines = self.steps.iter().map(|step| {
+            format!("{:<8}[ok] {:<found$} {:>5} ms", step.name, cut(&step.found, room), step.took.as_millis())
+        });
+        let (to, wide) = ("to the hub and back", found + 5);
+        let latency = format!("{:<8}{to:<wide$} {:>5} ms", "Latency", self.latency.as_millis());
         // The frame is as wide as what is seen.
         let lines: Vec<String> = lines.chain([latency]).map(|line| call.say.shown(&line)).collect();
         let width = lines.iter().map(|line| line.chars().count()).max().unwrap_or(0);

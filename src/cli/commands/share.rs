@@ -19,6 +19,7 @@ use crate::cli::commands::discover::show;
 use crate::cli::commands::share_services::ShareSelection;
 use crate::cli::commands::share_services::select;
 use crate::cli::say::columns;
+use crate::cli::say::time;
 use crate::cli::share_watch::ShareWatch;
 use crate::cli::supervisor::Supervisor;
 use crate::discover;
@@ -90,7 +91,7 @@ pub fn run(call: &Call) -> CommandResult {
         call.say.line(&format!("\n  To end it: connect share revoke {}", made.code));
         return Ok(0);
     };
-    supervisor.rename(&[made.code.clone(), name]);
+    supervisor.run.iter_mut().for_each(|run| run.rename(&[made.code.clone(), name.clone()]));
     background::how_to_end(call, &made.code, "Press Ctrl+C to stop sharing");
     let mut watch = ShareWatch::begin(&hub, made.id, until);
     let stayed = supervisor.stay(|supervisor| watch.poll(supervisor.exposures.is_hub_away(), &call.say));
@@ -204,6 +205,12 @@ fn announce(
     // The line to hand on, which `--quiet` prints as well.
     let invitation = link.map_or_else(|| made.code.clone(), |link| format!("'{link}'"));
     say.result(&format!("    connect join {invitation}"));
+    say.line(if order.link {
+        "\n  The link needs no login. Keep it secret: it opens the share until it expires."
+    } else {
+        "\n  The code needs a login at this hub (connect up); without one: connect share --link"
+    });
+    say.line("  The verified code names this machine, too: not even the hub can stand in between.");
     Ok(())
 }
 
@@ -236,9 +243,11 @@ pub fn list(call: &Call) -> CommandResult {
         let joins = share
             .max_joins
             .map_or_else(|| share.join_count.to_string(), |max| format!("{}/{max}", share.join_count));
-        let last =
-            share.joins.last().map_or_else(|| "-".to_owned(), |join| format!("{} {}", join.who, join.at));
-        [share.id.clone(), share.name.clone(), share.expires_at.to_string(), joins, last, services.join(",")]
+        let last = share
+            .joins
+            .last()
+            .map_or_else(|| "-".to_owned(), |join| format!("{} {}", join.who, time(join.at)));
+        [share.id.clone(), share.name.clone(), time(share.expires_at), joins, last, services.join(",")]
     });
     call.say.result(&columns(&["ID", "NAME", "EXPIRES", "JOINS", "LAST JOINED", "SERVICES"], rows));
     Ok(0)

@@ -65,9 +65,11 @@ struct Offer {
     _lock: Option<files::FileLock>,
 }
 
-struct HubRegistration {
-    service: String,
-    tunnel_port: Option<u16>,
+#[derive(Clone)]
+pub struct HubRegistration {
+    /// The hub's ID.
+    pub service: String,
+    pub tunnel_port: Option<u16>,
 }
 
 struct RetryLater {
@@ -78,9 +80,7 @@ struct RetryLater {
 /// A service that the hub knows.
 pub struct RegisteredService {
     pub exposure: Exposure,
-    /// The hub's id.
-    pub service: String,
-    pub tunnel_port: Option<u16>,
+    pub registration: HubRegistration,
     pub answers: bool,
 }
 
@@ -316,13 +316,12 @@ impl<'c> ExposureSet<'c> {
     /// What the hub knows now, and whether each target answers.
     pub fn registered(&self) -> Vec<RegisteredService> {
         let one = |offer: &Offer| {
-            let registration = offer.registration.as_ref()?;
+            let registration = offer.registration.clone()?;
             let target = &offer.exposure.target;
             let deadline = Instant::now() + TARGET_TIMEOUT;
             Some(RegisteredService {
                 exposure: offer.exposure.clone(),
-                service: registration.service.clone(),
-                tunnel_port: registration.tunnel_port,
+                registration,
                 answers: dial(&target.host, target.port, deadline, &self.call.stop).is_ok(),
             })
         };

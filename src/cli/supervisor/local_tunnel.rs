@@ -160,8 +160,8 @@ impl LocalTunnel {
         }
     }
 
-    /// The service is gone for now. An error means for good: there is nothing left to wait for.
-    pub fn went_down(&mut self, say: &Say, error: Error) -> Result<()> {
+    /// The service is gone for now; `is_told` if another one has gone for the same reason. An error means for good: there is nothing left to wait for.
+    pub fn went_down(&mut self, say: &Say, error: Error, is_told: bool) -> Result<()> {
         if let Some(final_error) = self.access.final_error(&error) {
             return Err(final_error);
         }
@@ -169,7 +169,9 @@ impl LocalTunnel {
         if self.trouble.is_none() {
             let name = &self.spec.name;
             say.event(&json!({ "event": "down", "name": name, "reason": error.to_string() }));
-            say.warn(&format!("{name} is away: {error}"));
+            if !is_told {
+                say.warn(&format!("{name} is away: {error}"));
+            }
         }
         self.trouble = Some(error);
         Ok(())

@@ -29,6 +29,8 @@ const MISSING_SERVICE_POLL: Duration = Duration::from_millis(500);
 /// `-- CMD` waits this long for its services without `--wait`, since nobody is there to read which one is missing.
 const COMMAND_START_TIMEOUT: Duration = Duration::from_mins(1);
 
+/// Waiting for longer is shown on a terminal.
+const PROGRESS_DELAY: Duration = Duration::from_secs(2);
 /// Somebody who reads a job's log sees this often that it is not stuck, and where it waits.
 const WAIT_NOTICE_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -108,8 +110,12 @@ impl<'c> TunnelSet<'c> {
     pub fn wait_until_up(&mut self, asked: Option<Duration>) -> Result<()> {
         let default = self.call.args.run.as_ref().map(|_| COMMAND_START_TIMEOUT);
         let deadline = Instant::now() + asked.or(default).unwrap_or_default();
-        let mut next_notice = Instant::now() + WAIT_NOTICE_INTERVAL;
+        let began = Instant::now();
+        let mut next_notice = began + WAIT_NOTICE_INTERVAL;
         loop {
+            if began.elapsed() >= PROGRESS_DELAY {
+                self.call.say.progress("");
+            }
             self.call.fail_if_stopped()?;
             self.fail_without_typed_port()?;
             let left = deadline.saturating_duration_since(Instant::now());
@@ -120,6 +126,9 @@ impl<'c> TunnelSet<'c> {
                 return Err(error);
             }
             say_waiting(&self.call.say, &mut next_notice, || self.missing());
+            if began.elapsed() >= PROGRESS_DELAY {
+                self.call.say.progress(&format!("  Waiting for {}", self.missing()));
+            }
             if !self.call.stop.wait_for(MISSING_SERVICE_POLL.min(left)) {
                 self.check_missing();
             }
@@ -204,6 +213,9 @@ impl<'c> TunnelSet<'c> {
 
     /// Says each time that a service goes or comes. An error ends the command: there is nothing left to wait for.
     pub fn on_event(&mut self, name: &Name, event: JoinerEvent) -> Result<()> {
+        let reason = if let JoinerEvent::Down(error) = &event { Some(error.to_string()) } else { None };
+        // One line for a hub that is lost, not one for each of its services.
+        let is_told = self.all.iter().any(|tunnel| reason.is_some() && tunnel.reason() == reason);
         let Some(tunnel) = self.all.iter_mut().find(|tunnel| tunnel.spec.name == *name) else {
             return Ok(());
         };
@@ -212,7 +224,7 @@ impl<'c> TunnelSet<'c> {
                 tunnel.came_up(&self.call.say);
                 self.publish()
             }
-            JoinerEvent::Down(error) => tunnel.went_down(&self.call.say, error),
+            JoinerEvent::Down(error) => tunnel.went_down(&self.call.say, error, is_told),
         }
     }
 
