@@ -462,6 +462,59 @@ fn a_log_that_was_shortened_emptied_or_deleted_is_refused() {
 }
 
 #[test]
+fn hub_and_agent_log_each_session_and_the_two_logs_agree() {
+    let hub = Hub::start();
+    let (owner, user) = (hub.machine("member"), hub.machine("member"));
+    let mut exposed = expose(&owner, "db", common::service(common::echo));
+    let nothing = expose(&owner, "nothing", 1);
+    let (mut reached, port) = common::reach(&user, "db");
+    for size in [1, 3_000_000] {
+        assert!(common::echoes(port, &noise(7, size)));
+    }
+    // One session is cut while it carries a connection, and one carries none at all.
+    let mut held = common::dial(port);
+    assert!(common::ends::exchanges(&mut held, b"held"));
+    exposed.interrupt();
+    user.run(&["reach", "nothing", "--check"]);
+    reached.interrupt();
+    drop(nothing);
+    let closed = |audit: &str| audit.matches("session.closed").count();
+    eventually("all sessions have ended", PATIENCE, || {
+        let audit = hub.audit();
+        closed(&audit) >= 2 && closed(&audit) == audit.matches("session.opened").count()
+    });
+    let served = owner.file("served.log");
+    eventually("the agent has recorded them", PATIENCE, || {
+        closed(&fs::read_to_string(&served).unwrap()) == closed(&hub.audit())
+    });
+    let lines: Vec<serde_json::Value> = fs::read_to_string(&served)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let large =
+        |line: &&serde_json::Value| line["event"] == "connection.closed" && line["toAgent"] == 3_000_000;
+    let large = lines.iter().find(large).unwrap_or_else(|| panic!("{lines:#?}"));
+    assert!(large["toJoiner"] == 3_000_000 && large["outcome"] == "ok" && large["service"] == "db");
+    let verify =
+        |file: &Path| hub.home.run(&["hub", "audit", "verify", "--json", "--with", file.to_str().unwrap()]);
+    assert!(
+        lines.iter().any(|line| line["outcome"] == "refused" && line["service"] == "nothing"),
+        "{lines:#?}"
+    );
+    assert!(lines.iter().any(|line| line["outcome"] == "cut"), "{lines:#?}");
+    let said = verify(&served).ok();
+    assert_eq!(said.json()["compared"].as_u64(), u64::try_from(closed(&hub.audit())).ok(), "{said:#?}");
+    // The last session is taken from the agent's record.
+    let text = fs::read_to_string(&served).unwrap();
+    let last = text.rfind("session.opened").and_then(|at| text[..at].rfind('\n')).unwrap();
+    let shorter = hub.home.file("served.log");
+    fs::write(&shorter, &text[..=last]).unwrap();
+    let said = verify(&shorter);
+    assert!(said.code == Some(1) && said.out.contains("only the hub knows it"), "{said:#?}");
+}
+
+#[test]
 fn the_audit_log_is_rotated_and_a_hub_whose_log_is_moved_away_says_so() {
     let hub = Hub::start();
     let run = |args: &[&str]| hub.home.run(&[&["hub", "audit"], args].concat());

@@ -47,6 +47,7 @@ mod tests {
     use crate::cli::manual::TEXT;
     use crate::hub::audit::AUDIT_EVENTS;
     use crate::hub::audit::AUDIT_FIELDS;
+    use crate::tunnel::served::SERVED_EVENTS;
     use std::ffi::OsString;
     use std::fs;
     use std::path::Path;
@@ -150,6 +151,7 @@ mod tests {
     #[test]
     fn the_topic_lists_the_events_and_fields_of_the_audit_log_as_the_program_knows_them() {
         let text = topic("audit").split("The events,").collect::<Vec<_>>();
+        let served = text[1].split("Besides v,").nth(1).unwrap();
         let rows = |text: &str| -> Vec<(String, String)> {
             let rows =
                 text.lines().filter_map(|line| line.strip_prefix("    ")).filter(|row| !row.starts_with(' '));
@@ -167,6 +169,10 @@ mod tests {
             (event.to_owned(), if own.is_empty() { "-".to_owned() } else { own.join(", ") })
         });
         assert_eq!(events, known);
+        let served = rows(served.split("\n\n").nth(1).unwrap());
+        let fields = |text: &str| text.split(';').next().unwrap().to_owned();
+        let served: Vec<_> = served.into_iter().map(|(event, own)| (event, fields(&own))).collect();
+        assert_eq!(served, SERVED_EVENTS.map(|(event, own)| (event.to_owned(), own.join(", "))));
     }
 
     #[test]

@@ -45,7 +45,6 @@ pub enum LogOwner {
     /// This process alone, so that any other change of the file is noticed. The log once ended with this head.
     Process(ChainHead),
     /// The processes of one machine together. A segment of so many bytes is closed, and so many of them are kept.
-    #[allow(dead_code)] // The agent's log comes with the next change.
     Machine { segment: u64, kept: usize },
 }
 

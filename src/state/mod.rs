@@ -1,9 +1,7 @@
 //! The files under `~/.privateconnect` and their rules.
 
 pub mod agent_pins;
-#[cfg(any(feature = "hub", feature = "agent", feature = "join"))]
 pub mod chain_files;
-#[cfg(any(feature = "hub", feature = "agent", feature = "join"))]
 pub mod chained_log;
 pub mod config;
 #[cfg(feature = "join")]

@@ -292,8 +292,18 @@ impl ReadLayer for TlsReader {
 impl TlsWriter {
     /// Sends the records of the handshake.
     fn send_pending(&mut self) -> io::Result<()> {
-        let pending = std::mem::take(&mut locked(&self.tls).pending);
+        let pending = {
+            let mut tls = locked(&self.tls);
+            tls.sent += tls.pending.len() as u64;
+            std::mem::take(&mut tls.pending)
+        };
         if pending.is_empty() { Ok(()) } else { self.sink.write_all(&pending) }
+    }
+
+    /// Bytes of records that were received and sent so far, with what encryption adds.
+    pub fn record_bytes(&self) -> (u64, u64) {
+        let tls = locked(&self.tls);
+        (tls.received, tls.sent)
     }
 
     pub fn shrink(&mut self) {

@@ -52,6 +52,9 @@ pub struct TlsState {
     pub pending: Vec<u8>,
     /// How many bytes at the front of the reader's input rustls still refers to: rule 3.
     held: usize,
+    /// Bytes of records so far, handshake included.
+    pub received: u64,
+    pub sent: u64,
 }
 
 pub struct DecryptOutcome {
@@ -86,7 +89,7 @@ impl RecordBuffer {
 
 impl TlsState {
     pub fn new(side: TlsSide) -> Self {
-        Self { side, pending: Vec::new(), held: 0 }
+        Self { side, pending: Vec::new(), held: 0, received: 0, sent: 0 }
     }
 
     /// What rustls knows of both sides alike: certificates, protocol version, ALPN.
@@ -105,16 +108,20 @@ impl TlsState {
             TlsSide::Server(connection) => decrypt(connection, &mut self.pending, raw, plain),
         };
         self.held = whole_records(&raw[used..]);
+        self.received += used as u64;
         (used, outcome)
     }
 
     /// Appends to `out` what is pending and the records for `data`; without data, a `close_notify`.
     pub fn encrypt(&mut self, data: Option<&[u8]>, out: &mut RecordBuffer) -> io::Result<()> {
+        let before = out.filled;
         out.append(&std::mem::take(&mut self.pending));
-        match &mut self.side {
+        let encrypted = match &mut self.side {
             TlsSide::Client(connection) => encrypt(connection, self.held, data, out),
             TlsSide::Server(connection) => encrypt(connection, self.held, data, out),
-        }
+        };
+        self.sent += (out.filled - before) as u64;
+        encrypted
     }
 }
 

@@ -11,6 +11,9 @@ use std::time::Instant;
 use rustls::ServerConfig;
 
 use super::application;
+use super::served::RecordedSession;
+use super::served::ServedLog;
+use super::session::ServingEnd;
 use super::session::Session;
 use super::traffic::TrafficCounters;
 use crate::api::Hub;
@@ -102,6 +105,7 @@ struct AgentInner {
     share: Option<String>,
     tls: Arc<ServerConfig>,
     home: Home,
+    served: Option<Arc<ServedLog>>,
     exposures: Mutex<Exposures>,
     on_event: OnAgentEvent,
     threads: ThreadGroup,
@@ -128,12 +132,15 @@ impl RunningAgent {
     pub fn start(hub: Arc<Hub>, profile: &AgentProfile, on_event: OnAgentEvent, stop: &Stop) -> Result<Self> {
         let stop = stop.child();
         let fingerprint = profile.identity.fingerprint;
+        let served = ServedLog::open(&profile.home, &profile.id);
+        let served = served.inspect_err(|error| log::warn!("what is served is not recorded: {error}"));
         let inner = Arc::new(AgentInner {
             hub,
             registration: RegisterAgent { id: profile.id.clone(), label: profile.label.clone(), fingerprint },
             share: profile.share.clone(),
             tls: trust::session_server(&profile.identity)?,
             home: profile.home.clone(),
+            served: served.ok().map(Arc::new),
             exposures: Mutex::default(),
             on_event,
             threads: ThreadGroup::default(),
@@ -288,6 +295,9 @@ impl AgentInner {
     /// Keeps the head of the hub's audit log. The log must never be shorter, or another one.
     fn witness(&self, audit: AuditHead, at: &HubUrl) {
         let hub = audit.hub.clone();
+        if let Some(served) = &self.served {
+            served.at_hub(&hub);
+        }
         match hub_heads::keep(&self.home, &at.to_string(), audit) {
             Ok(true) => {}
             Ok(false) => {
@@ -357,6 +367,15 @@ impl AgentInner {
         let ExposedService { exposure, traffic, .. } = exposed;
         let deadline = Instant::now() + NETWORK_TIMEOUT;
         let below = self.hub.relay(at, &offer.relay, &offer.ticket, deadline)?;
+        let recorded = RecordedSession {
+            session: &offer.session,
+            service: &exposure.name,
+            peer: offer.peer,
+            url: at.to_string(),
+            path: "relay",
+        };
+        // Before the first byte: whatever comes of it, the hub knows of this session too.
+        let record = self.served.as_ref().map(|served| served.begin(&recorded));
         let Some(_cut) = stop.attach(&below.socket) else { return Ok(()) };
         let mut tls = ServerConfig::clone(&self.tls);
         tls.alpn_protocols = vec![application(self.registration.fingerprint, &exposure.name)];
@@ -374,8 +393,8 @@ impl AgentInner {
         if let Some(channel) = &locked(&self.exposures).channel {
             channel.send(&secured);
         }
-        let target = Some(exposure.target.clone());
-        let session = Session::start(established, target, Arc::clone(traffic), stop);
+        let serving = ServingEnd { target: exposure.target.clone(), record };
+        let session = Session::start(established, Some(serving), Arc::clone(traffic), stop);
         session.or_say(|| "Cannot start a session")?.serve(IDLE_TIMEOUT);
         Ok(())
     }

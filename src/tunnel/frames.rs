@@ -8,6 +8,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 
 use super::local_socket::write_all;
+use super::traffic::CarriedBytes;
 use crate::model::session_protocol::FrameKind;
 use crate::model::session_protocol::LocalEnd;
 use crate::net::duplex::WriteLayer;
@@ -165,6 +166,12 @@ impl FrameWriter {
     pub fn shrink(&mut self) {
         self.buffer.shrink();
         self.tls.shrink();
+    }
+
+    /// What has crossed the connection below, as a relay counts it.
+    pub fn record_bytes(&self) -> CarriedBytes {
+        let (to_agent, to_joiner) = self.tls.record_bytes();
+        CarriedBytes { to_agent, to_joiner }
     }
 
     /// Sends TLS's `close_notify`, so that the other end sees an end and not a cut.

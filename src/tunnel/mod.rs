@@ -43,6 +43,7 @@ mod frames;
 pub mod joiner;
 mod local_socket;
 pub mod pool;
+pub mod served;
 mod session;
 pub mod traffic;
 

@@ -18,6 +18,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -27,6 +28,9 @@ use super::frames::FrameReader;
 use super::frames::FrameWriter;
 use super::local_socket::abort;
 use super::local_socket::poll_while_blocked;
+use super::served::Beginning;
+use super::served::SessionRecord;
+use super::traffic::CarriedBytes;
 use super::traffic::TrafficCounters;
 use crate::model::session_protocol::FrameKind;
 use crate::model::session_protocol::LocalEnd;
@@ -87,6 +91,10 @@ struct SharedSession {
     /// Below the session's TLS.
     socket: Arc<TcpStream>,
     traffic: Arc<TrafficCounters>,
+    sent: AtomicU64,
+    received: AtomicU64,
+    /// Agent: dropped when the session is over.
+    record: Mutex<Option<SessionRecord>>,
 }
 
 struct SessionState {
@@ -97,25 +105,47 @@ struct SessionState {
     refusal: Option<String>,
     /// When the last frame other than DATA arrived.
     heard: Instant,
+    /// Agent: the connection whose end is to be recorded.
+    connection: Option<CarriedConnection>,
+}
+
+struct CarriedConnection {
+    begun: Beginning,
+    /// What the session had carried before it.
+    before: CarriedBytes,
+    is_refused: bool,
+}
+
+/// What an agent's end of a session needs.
+pub struct ServingEnd {
+    /// What to dial for each connection.
+    pub target: Target,
+    /// `None` if there is no log.
+    pub record: Option<SessionRecord>,
 }
 
 impl Session {
-    /// With a target this is the agent's end, otherwise the joiner's.
+    /// With something to serve this is the agent's end, otherwise the joiner's.
     pub fn start(
         established: TlsConnection,
-        target: Option<Target>,
+        serving: Option<ServingEnd>,
         traffic: Arc<TrafficCounters>,
         stop: &Stop,
     ) -> io::Result<Self> {
         let TlsConnection { reader, writer, socket, .. } = established;
-        let role = if target.is_some() { SessionRole::Agent } else { SessionRole::Joiner };
+        let role = if serving.is_some() { SessionRole::Agent } else { SessionRole::Joiner };
+        let (target, record) = serving.map(|end| (end.target, end.record)).unzip();
         let shared = Arc::new(SharedSession {
             state: Mutex::new(SessionState {
                 protocol: SessionProtocol::new(role),
                 local: None,
                 refusal: None,
                 heard: Instant::now(),
+                connection: None,
             }),
+            sent: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            record: Mutex::new(record.flatten()),
             changed: Condvar::new(),
             socket: Arc::clone(&socket),
             traffic,
@@ -170,7 +200,7 @@ impl Session {
             Ok(sent) => sent,
             Err(outcome) => return outcome,
         };
-        self.shared.count(sent);
+        self.shared.count_sent(sent);
         if self.send_all(local).and_then(|limit| self.wait_until_idle(limit)).is_err() {
             self.shared.close();
             abort(local);
@@ -210,7 +240,7 @@ impl Session {
                     let Some(target) = locked(&self.shared.state).local.clone() else { continue };
                     let _ = socket::wait_for_data(&target, &target, FIRST_BYTES_WAIT);
                     let sent = self.writer.begin(FrameKind::Opened, &target)?;
-                    self.shared.count(sent);
+                    self.shared.count_sent(sent);
                     self.send_all(&target)?;
                 }
                 Some(FrameKind::Refused) => {
@@ -253,7 +283,7 @@ impl Session {
     /// half-closed connection has all the time it needs, a broken one has not.
     fn send_all(&mut self, local: &TcpStream) -> io::Result<Duration> {
         let shared = Arc::clone(&self.shared);
-        let end = self.writer.copy_from(local, |count| shared.count(count))?;
+        let end = self.writer.copy_from(local, |count| shared.count_sent(count))?;
         self.end_direction(end)
     }
 
@@ -301,6 +331,12 @@ impl Drop for Session {
             let _ = reader.join();
         }
         self.shared.traffic.sessions.fetch_sub(1, Ordering::Relaxed);
+        // What it writes when it is dropped is the session's end.
+        let record = locked(&self.shared.record).take();
+        if let Some(mut record) = record {
+            record.outcome = if record.outcome == "cut" { "cut" } else { "ok" };
+            record.bytes = self.writer.record_bytes();
+        }
     }
 }
 
@@ -312,7 +348,12 @@ impl SharedSession {
         let result = event(&mut state);
         let local = if state.protocol.is_idle() { state.local.take() } else { state.local.clone() };
         let is_dialling = state.protocol.is_dialling();
+        let is_cut = state.protocol.is_over();
+        let ended = if state.protocol.is_idle() { state.connection.take() } else { None };
         drop(state);
+        if let Some(ended) = ended {
+            self.record_end(&ended, is_cut);
+        }
         // While the target is being dialled there is nothing to send, and a thread woken for nothing costs the connection
         // that it delays.
         if !is_dialling {
@@ -346,8 +387,40 @@ impl SharedSession {
         self.apply(|state| Ok(state.protocol.local_failed())).map(drop)
     }
 
-    fn count(&self, bytes: usize) {
+    fn count_sent(&self, bytes: usize) {
         self.traffic.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn count_received(&self, bytes: usize) {
+        self.traffic.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Bytes of all connections so far.
+    fn carried(&self) -> CarriedBytes {
+        let [to_agent, to_joiner] = [&self.received, &self.sent].map(|bytes| bytes.load(Ordering::Relaxed));
+        CarriedBytes { to_agent, to_joiner }
+    }
+
+    /// Agent: a connection has ended, by itself or with its session.
+    fn record_end(&self, connection: &CarriedConnection, is_cut: bool) {
+        let mut record = locked(&self.record);
+        let Some(record) = record.as_mut() else { return };
+        let outcome = match (is_cut, connection.is_refused) {
+            (true, _) => "cut",
+            (_, true) => "refused",
+            _ => "ok",
+        };
+        if is_cut {
+            record.outcome = outcome;
+        }
+        let (now, before) = (self.carried(), &connection.before);
+        let bytes = CarriedBytes {
+            to_agent: now.to_agent - before.to_agent,
+            to_joiner: now.to_joiner - before.to_joiner,
+        };
+        record.connection_closed(&connection.begun, outcome, &bytes);
     }
 
     fn take_refusal(&self) -> Option<String> {
@@ -424,7 +497,7 @@ impl IncomingFrames {
             // The owner's thread wakes and sends a RESET, while this one reads on and drops the rest.
             self.shared.local_failed()?;
         } else if local.is_some() {
-            self.shared.count(length);
+            self.shared.count_received(length);
         }
         Ok(())
     }
@@ -451,12 +524,20 @@ impl IncomingFrames {
 
     fn dial_target(&self) {
         let Some(target) = &self.target else { return };
+        let before = self.shared.carried();
+        let connection = CarriedConnection { begun: Beginning::now(), before, is_refused: false };
+        // The one before has ended with a frame that this end has sent.
+        let ended = locked(&self.shared.state).connection.replace(connection);
+        if let Some(ended) = ended {
+            self.shared.record_end(&ended, false);
+        }
         let local = dial(&target.host, target.port, Instant::now() + NETWORK_TIMEOUT, &self.stop).ok();
         if let Some(local) = &local {
             poll_while_blocked(local);
         }
         self.shared.update(|state| {
             state.protocol.dialled(local.is_some());
+            state.connection.iter_mut().for_each(|connection| connection.is_refused = local.is_none());
             state.refusal = local.is_none().then(|| format!("Nothing is listening at {target}"));
             state.local = local;
         });
@@ -491,7 +572,9 @@ mod tests {
         let config = trust::session_client(&identity).unwrap();
         let joiner = tls::client(&config, "any.agent", Duplex::plain(near), deadline).unwrap();
         let start = |end, target| Session::start(end, target, Arc::default(), &Stop::new()).unwrap();
-        (start(joiner, None), start(serving.join().unwrap(), Target::parse("127.0.0.1:1")))
+        let target = Target::parse("127.0.0.1:1").unwrap();
+        let serving_end = Some(ServingEnd { target, record: None });
+        (start(joiner, None), start(serving.join().unwrap(), serving_end))
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Our own protocol and disk formats: pure functions of bytes, with no socket, no clock and no file in them.
 
 pub mod api;
-#[cfg(any(feature = "hub", feature = "agent", feature = "join"))]
 pub mod chain;
 pub mod control;
 pub mod frame;

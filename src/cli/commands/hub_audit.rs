@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::cli::Call;
 use crate::cli::CommandResult;
+use crate::cli::commands::hub_audit_compare::compare;
 use crate::cli::local_hub::LocalHub;
 use crate::cli::local_hub::data_folder;
 use crate::cli::local_hub::no_hub;
@@ -79,11 +80,37 @@ pub fn verify(call: &Call) -> CommandResult {
     if let Some(lost) = known.iter().find(|known| !is_before(known)) {
         return Err(not_there(lost, reading.head.count));
     }
+    let compared = compare_all(call, &audit::log_file(&data), &stored.hub)?;
     let (lines, hash) = (reading.head.count, reading.head.hash);
-    call.say.value(&json!({ "hub": stored.hub, "lines": lines, "whole": true, "hash": hash, "at": at }));
+    call.say.value(&json!({ "hub": stored.hub, "lines": lines, "whole": true, "hash": hash, "at": at,
+        "compared": compared }));
     call.say.result(&format!("[ok] {}, unchanged and complete", counted(lines, "line")));
     call.say.line(&format!("  Hub:   {}\n  Last:  {at}\n  Hash:  {hash}", stored.hub));
     Ok(0)
+}
+
+/// Compares with each agent's record that is named. Returns how many sessions both sides know.
+fn compare_all(call: &Call, log: &Path, hub: &str) -> Result<usize> {
+    let mut common = 0;
+    for file in call.args.values("with") {
+        let compared = compare(log, hub, Path::new(file))?;
+        for one in &compared.differences {
+            call.say.event(
+                &json!({ "event": "difference", "session": one.session, "difference": one.difference }),
+            );
+            call.say.warn(&format!("{}: {}", one.session, one.difference));
+        }
+        if !compared.differences.is_empty() {
+            let count = counted(compared.differences.len(), "session");
+            return Err(Error::new(format!("{count} of {file} and of the hub do not agree")));
+        }
+        common += compared.common;
+        call.say.line(&format!("[ok] {} of {file} agree", counted(compared.common, "session")));
+        for other in compared.other_hubs {
+            call.say.line(&format!("  It also has sessions by another hub: {other}"));
+        }
+    }
+    Ok(common)
 }
 
 /// What an agent's file says about this hub.

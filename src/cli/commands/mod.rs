@@ -21,6 +21,8 @@ pub mod hub;
 #[cfg(feature = "hub")]
 pub mod hub_audit;
 #[cfg(feature = "hub")]
+mod hub_audit_compare;
+#[cfg(feature = "hub")]
 pub mod hub_backup;
 #[cfg(feature = "hub")]
 pub mod hub_key;
