@@ -118,12 +118,11 @@ impl Call {
 
     /// What the options require of the other end of every connection.
     pub fn tls_policy(&self) -> Result<Option<TlsPolicy>> {
-        let named = self.args.value("tls-policy").map(|text| {
-            TlsPolicy::parse(text).ok_or_else(|| {
-                Error::misread(text, "is not a TLS policy").hint("Write --tls-policy any, pq or cnsa2")
-            })
-        });
-        Ok(named.transpose()?.or_else(|| self.args.flag("require-pq").then_some(TlsPolicy::Pq)))
+        let Some(text) = self.args.value("tls-policy") else {
+            return Ok(self.args.flag("require-pq").then_some(TlsPolicy::Pq));
+        };
+        let misread = || Error::misread(text, "is not a TLS policy");
+        TlsPolicy::parse(text).map(Some).ok_or_else(|| misread().hint("Write --tls-policy any, pq or cnsa2"))
     }
 
     /// From the environment, else the one that `connect up` saved.

@@ -16,6 +16,7 @@ const TEXTS: &[&str] = &[
     include_str!("topics/fleet.txt"),
     include_str!("topics/operate.txt"),
     include_str!("topics/security.txt"),
+    include_str!("topics/controls.txt"),
     include_str!("topics/audit.txt"),
     include_str!("topics/limits.txt"),
     include_str!("topics/protocol.txt"),
