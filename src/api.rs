@@ -46,8 +46,10 @@ use crate::wire::api::AskSession;
 use crate::wire::api::CaCertificate;
 use crate::wire::api::DeviceCode;
 use crate::wire::api::DeviceState;
+use crate::wire::api::Enrol;
 use crate::wire::api::Health;
 use crate::wire::api::MakeShare;
+use crate::wire::api::NewKey;
 use crate::wire::api::NewShare;
 use crate::wire::api::OwnShare;
 use crate::wire::api::RegisterAgent;
@@ -162,6 +164,11 @@ impl Hub {
         let whoami: WhoAmI = self.get("/v1/whoami")?;
         self.learn(&whoami.hubs);
         Ok(whoami)
+    }
+
+    /// A key of this machine's own, in exchange for a use of ours.
+    pub fn enrol(&self, label: &str) -> Result<String> {
+        Ok(self.post::<NewKey>("/v1/enrol", &Enrol { label: label.to_owned() })?.key)
     }
 
     /// A list, page by page to its end.

@@ -119,6 +119,14 @@ fn hubs_behind_proxies_know_each_other_by_the_pin_and_a_false_one_in_etcd_gets_n
     eventually("the other hub carries", PATIENCE, || {
         second.ask("POST /v1/sessions", &key, &ask).status == 200
     });
+    // A key's addresses are those that the joiner's own hub sees, and not of the hub that carries.
+    let (limited, _) = first.new_key(&["--from", "127.0.0.7"]);
+    let there = Ipv4Addr::new(127, 0, 0, 7);
+    eventually("the other hub knows the key", PATIENCE, || {
+        second.from(there).ask("POST /v1/sessions", &limited, &ask).status == 200
+    });
+    assert_eq!(second.ask("POST /v1/sessions", &limited, &ask).text("code"), "key-elsewhere");
+    assert_eq!(first.ask("POST /v1/sessions", &limited, &ask).text("code"), "key-elsewhere");
     // Somebody who may write to etcd, but has no key of the fleet's CA, puts himself in the place of the agent's hub.
     let stored = etcd.ctl(&["get", "--prefix", "", "--print-value-only=false"]).unwrap();
     let lines: Vec<&str> = stored.lines().collect();

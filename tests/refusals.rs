@@ -18,7 +18,7 @@ use serde_json::Value;
 use serde_json::json;
 
 /// Who asks, in the order of the table's columns.
-const WHO: [&str; 12] = [
+const WHO: [&str; 15] = [
     "no key",
     "wrong key",
     "revoked key",
@@ -31,12 +31,32 @@ const WHO: [&str; 12] = [
     "strange admin",
     "expose",
     "metrics",
+    "other names",
+    "elsewhere",
+    "enrolling",
 ];
 
-/// Nobody without a good key, and what the eight with one get.
-const fn keyed(join_to_metrics: [u16; 8]) -> [u16; 12] {
-    let [join, owner, neighbour, admin, stranger, strange_admin, expose, metrics] = join_to_metrics;
-    [401, 401, 401, 401, join, owner, neighbour, admin, stranger, strange_admin, expose, metrics]
+/// Nobody without a good key, and what those with one get, from `join` on. A key that is used from elsewhere gets nothing.
+const fn keyed(good: [u16; 10]) -> [u16; 15] {
+    let [join, owner, neighbour, admin, stranger, strange_admin, expose, metrics, names, enrolling] = good;
+    let [bad, elsewhere] = [401, 403];
+    [
+        bad,
+        bad,
+        bad,
+        bad,
+        join,
+        owner,
+        neighbour,
+        admin,
+        stranger,
+        strange_admin,
+        expose,
+        metrics,
+        names,
+        elsewhere,
+        enrolling,
+    ]
 }
 
 /// The call, its body, and each column's status. `$agent` is the owner's agent, `$service` its service's id,
@@ -44,47 +64,48 @@ const fn keyed(join_to_metrics: [u16; 8]) -> [u16; 12] {
 /// each case. The owner, the neighbour (another member) and the admin are in one workspace, the strangers
 /// in another.
 #[rustfmt::skip]
-const TABLE: [(&str, &str, [u16; 12]); 40] = [
-    ("GET /health", "", [200; 12]),
-    ("HEAD /health", "", [200; 12]),
-    ("GET /", "", [200; 12]),
-    ("GET /device", "", [200; 12]),
-    ("GET /join", "", [200; 12]),
-    ("GET /v1/nothing", "", [404; 12]),
-    ("GET /v1/keys/", "", [404; 12]),
-    ("PUT /v1/keys", "", [405; 12]),
-    ("POST /v1/device", r#"{"label":"x"}"#, [201; 12]),
-    ("POST /v1/device/state", r#"{"code":"$new-device","secret":"x"}"#, [404; 12]),
-    ("POST /device", "code=ABCD-EFGH&key=pc_guess", [404; 12]),
-    ("GET /v1/relay", "", [426; 12]),
-    ("GET /metrics", "", keyed([403, 403, 403, 200, 403, 403, 403, 200])),
-    ("GET /v1/whoami", "", keyed([200, 200, 200, 200, 200, 200, 200, 200])),
-    ("GET /v1/services", "", keyed([403, 200, 200, 200, 200, 200, 200, 403])),
-    ("GET /v1/agents", "", keyed([403, 200, 200, 200, 200, 200, 200, 403])),
-    ("DELETE /v1/services/db", "", keyed([403, 409, 403, 409, 404, 404, 404, 403])),
-    ("DELETE /v1/agents/$agent", "", keyed([403, 403, 403, 409, 403, 404, 403, 403])),
-    ("GET /v1/agent", "", keyed([403, 426, 426, 426, 426, 426, 426, 403])),
-    ("POST /v1/agents/register", r#"{"id":"agent_$new","label":"x","fingerprint":"$fp"}"#, keyed([403, 200, 200, 200, 200, 200, 200, 403])),
-    ("POST /v1/agents/register", r#"{"id":"$agent","label":"x","fingerprint":"$fp"}"#, keyed([403, 200, 403, 403, 403, 403, 403, 403])),
-    ("POST /v1/agents/register", r#"{"id":"../../x","label":"x","fingerprint":"$fp"}"#, keyed([403, 400, 400, 400, 400, 400, 400, 403])),
-    ("POST /v1/sessions", r#"{"service":"db","fingerprint":"$fp"}"#, keyed([403, 200, 200, 200, 404, 404, 403, 403])),
-    ("POST /v1/sessions", r#"{"service":"$service","fingerprint":"$fp"}"#, keyed([403, 200, 200, 200, 404, 404, 403, 403])),
-    ("POST /v1/sessions", r#"{"service":"none","fingerprint":"$fp"}"#, keyed([403, 404, 404, 404, 404, 404, 403, 403])),
-    ("POST /v1/sessions", r#"{"service":"db","fingerprint":"$fp","share":{"code":"$share","token":"1.x"}}"#, keyed([403, 403, 403, 403, 404, 404, 403, 403])),
-    ("POST /v1/shares", r#"{"name":"x","agent":"$agent","services":["db"],"expiresInSeconds":60}"#, keyed([403, 201, 403, 201, 403, 403, 403, 403])),
-    ("POST /v1/shares", r#"{"name":"x","agent":"$agent","services":["other"],"expiresInSeconds":60}"#, keyed([403, 404, 403, 404, 403, 403, 403, 403])),
-    ("GET /v1/shares", "", keyed([403, 200, 200, 200, 200, 200, 200, 403])),
-    ("POST /v1/shares/preview", r#"{"code":"$share"}"#, keyed([200, 200, 200, 200, 404, 404, 403, 403])),
-    ("POST /v1/shares/join", r#"{"code":"$share"}"#, keyed([200, 200, 200, 200, 404, 404, 403, 403])),
-    ("POST /v1/shares/join", r#"{"code":"$full"}"#, keyed([409, 409, 409, 409, 404, 404, 403, 403])),
-    ("POST /v1/shares/revoke", r#"{"code":"$new-share"}"#, keyed([403, 204, 404, 204, 404, 404, 404, 403])),
-    ("POST /v1/device/preview", r#"{"code":"$new-device"}"#, keyed([403, 403, 403, 200, 403, 200, 403, 403])),
-    ("POST /v1/device/approve", r#"{"code":"$new-device"}"#, keyed([403, 403, 403, 200, 403, 200, 403, 403])),
-    ("POST /v1/device/approve", r#"{"code":"$new-device","workspace":"default"}"#, keyed([403, 403, 403, 200, 403, 403, 403, 403])),
-    ("GET /v1/keys", "", keyed([403, 403, 403, 200, 403, 200, 403, 403])),
-    ("POST /v1/keys", r#"{"role":"join"}"#, keyed([403, 403, 403, 201, 403, 201, 403, 403])),
-    ("POST /v1/keys", r#"{"workspace":"default"}"#, keyed([403, 403, 403, 201, 403, 403, 403, 403])),
-    ("DELETE /v1/keys/$new-key", "", keyed([403, 403, 403, 204, 403, 404, 403, 403])),
+const TABLE: [(&str, &str, [u16; 15]); 41] = [
+    ("GET /health", "", [200; 15]),
+    ("HEAD /health", "", [200; 15]),
+    ("GET /", "", [200; 15]),
+    ("GET /device", "", [200; 15]),
+    ("GET /join", "", [200; 15]),
+    ("GET /v1/nothing", "", [404; 15]),
+    ("GET /v1/keys/", "", [404; 15]),
+    ("PUT /v1/keys", "", [405; 15]),
+    ("POST /v1/device", r#"{"label":"x"}"#, [201; 15]),
+    ("POST /v1/device/state", r#"{"code":"$new-device","secret":"x"}"#, [404; 15]),
+    ("POST /device", "code=ABCD-EFGH&key=pc_guess", [404; 15]),
+    ("GET /v1/relay", "", [426; 15]),
+    ("GET /metrics", "", keyed([403, 403, 403, 200, 403, 403, 403, 200, 403, 403])),
+    ("GET /v1/whoami", "", keyed([200, 200, 200, 200, 200, 200, 200, 200, 200, 200])),
+    ("GET /v1/services", "", keyed([403, 200, 200, 200, 200, 200, 200, 403, 200, 403])),
+    ("GET /v1/agents", "", keyed([403, 200, 200, 200, 200, 200, 200, 403, 200, 403])),
+    ("DELETE /v1/services/db", "", keyed([403, 409, 403, 409, 404, 404, 404, 403, 404, 403])),
+    ("DELETE /v1/agents/$agent", "", keyed([403, 403, 403, 409, 403, 404, 403, 403, 403, 403])),
+    ("GET /v1/agent", "", keyed([403, 426, 426, 426, 426, 426, 426, 403, 426, 403])),
+    ("POST /v1/agents/register", r#"{"id":"agent_$new","label":"x","fingerprint":"$fp"}"#, keyed([403, 200, 200, 200, 200, 200, 200, 403, 200, 403])),
+    ("POST /v1/agents/register", r#"{"id":"$agent","label":"x","fingerprint":"$fp"}"#, keyed([403, 200, 403, 403, 403, 403, 403, 403, 403, 403])),
+    ("POST /v1/agents/register", r#"{"id":"../../x","label":"x","fingerprint":"$fp"}"#, keyed([403, 400, 400, 400, 400, 400, 400, 403, 400, 403])),
+    ("POST /v1/sessions", r#"{"service":"db","fingerprint":"$fp"}"#, keyed([403, 200, 200, 200, 404, 404, 403, 403, 404, 403])),
+    ("POST /v1/sessions", r#"{"service":"$service","fingerprint":"$fp"}"#, keyed([403, 200, 200, 200, 404, 404, 403, 403, 404, 403])),
+    ("POST /v1/sessions", r#"{"service":"none","fingerprint":"$fp"}"#, keyed([403, 404, 404, 404, 404, 404, 403, 403, 404, 403])),
+    ("POST /v1/sessions", r#"{"service":"db","fingerprint":"$fp","share":{"code":"$share","token":"1.x"}}"#, keyed([403, 403, 403, 403, 404, 404, 403, 403, 404, 403])),
+    ("POST /v1/shares", r#"{"name":"x","agent":"$agent","services":["db"],"expiresInSeconds":60}"#, keyed([403, 201, 403, 201, 403, 403, 403, 403, 403, 403])),
+    ("POST /v1/shares", r#"{"name":"x","agent":"$agent","services":["other"],"expiresInSeconds":60}"#, keyed([403, 404, 403, 404, 403, 403, 403, 403, 403, 403])),
+    ("GET /v1/shares", "", keyed([403, 200, 200, 200, 200, 200, 200, 403, 200, 403])),
+    ("POST /v1/shares/preview", r#"{"code":"$share"}"#, keyed([200, 200, 200, 200, 404, 404, 403, 403, 404, 403])),
+    ("POST /v1/shares/join", r#"{"code":"$share"}"#, keyed([200, 200, 200, 200, 404, 404, 403, 403, 404, 403])),
+    ("POST /v1/shares/join", r#"{"code":"$full"}"#, keyed([409, 409, 409, 409, 404, 404, 403, 403, 404, 403])),
+    ("POST /v1/shares/revoke", r#"{"code":"$new-share"}"#, keyed([403, 204, 404, 204, 404, 404, 404, 403, 404, 403])),
+    ("POST /v1/device/preview", r#"{"code":"$new-device"}"#, keyed([403, 403, 403, 200, 403, 200, 403, 403, 403, 403])),
+    ("POST /v1/device/approve", r#"{"code":"$new-device"}"#, keyed([403, 403, 403, 200, 403, 200, 403, 403, 403, 403])),
+    ("POST /v1/device/approve", r#"{"code":"$new-device","workspace":"default"}"#, keyed([403, 403, 403, 200, 403, 403, 403, 403, 403, 403])),
+    ("GET /v1/keys", "", keyed([403, 403, 403, 200, 403, 200, 403, 403, 403, 403])),
+    ("POST /v1/keys", r#"{"role":"join"}"#, keyed([403, 403, 403, 201, 403, 201, 403, 403, 403, 403])),
+    ("POST /v1/keys", r#"{"workspace":"default"}"#, keyed([403, 403, 403, 201, 403, 403, 403, 403, 403, 403])),
+    ("POST /v1/enrol", r#"{"label":"x"}"#, keyed([403, 403, 403, 403, 403, 403, 403, 403, 403, 201])),
+    ("DELETE /v1/keys/$new-key", "", keyed([403, 403, 403, 204, 403, 404, 403, 403, 403, 403])),
 ];
 
 /// One address for a few cases each, so that the limits by address stay out of the way.
@@ -95,7 +116,7 @@ fn source(row: usize, column: usize) -> Ipv4Addr {
 struct Stage {
     hub: Hub,
     /// Two of each kind that is refused: one key may fail twenty times a minute.
-    keys: [[String; 2]; 12],
+    keys: [[String; 2]; 15],
     agent: RawAgent,
     service: String,
     share: String,
@@ -129,6 +150,9 @@ impl Stage {
             twice(&strange("admin")),
             twice(&hub.key("expose")),
             twice(&hub.key("metrics")),
+            twice(&hub.new_key(&["--only", "other-*"]).0),
+            twice(&hub.new_key(&["--from", "127.0.0.0/16,10.0.0.0/8"]).0),
+            twice(&hub.new_key(&["--uses", "100", "--role", "admin"]).0),
         ];
         let mut stage = Self { hub, keys, agent, service, share: String::new(), full: String::new() };
         (stage.share, stage.full) = (stage.new_share(None), stage.new_share(Some(1)));
@@ -214,6 +238,159 @@ fn an_expose_key_shares_what_it_exposes_itself_and_knows_of_nothing_else() {
     let ask = json!({ "service": "own", "fingerprint": FINGERPRINT }).to_string();
     assert_eq!(hub.ask("POST /v1/sessions", &key, &ask).text("code"), "role");
     assert_eq!(hub.ask("DELETE /v1/services/db", &key, "").text("code"), "no-such-service");
+}
+
+#[test]
+fn a_key_limited_to_names_exposes_reaches_and_shares_no_others() {
+    let hub = Hub::start();
+    let (owner, (key, _)) = (hub.key("member"), hub.new_key(&["--only", "staging-*"]));
+    let mut others = RawAgent::up(&hub, &owner, "agent_owner");
+    let [db, _, _] = ["db", "staging-web", "secret"].map(|name| others.expose(name));
+    let mut agent = RawAgent::up(&hub, &key, "agent_limited");
+    agent.expose("staging-db");
+    agent.send(&json!({ "type": "expose", "name": "prod-db", "port": 1, "protocol": "tcp" }));
+    let refused = agent.next().unwrap().to_string();
+    assert!(refused.contains("may not expose prod-db") && refused.contains("only staging-*"), "{refused}");
+    let listed = hub.ask("GET /v1/services", &key, "");
+    let names = |answer: &Answer| -> Vec<String> {
+        let services = answer.json();
+        let services =
+            services.as_array().unwrap_or(services["services"].as_array().unwrap_or(&EMPTY)).clone();
+        services.iter().map(|service| service["name"].as_str().unwrap().to_owned()).collect()
+    };
+    let mut seen = names(&listed);
+    seen.sort();
+    assert_eq!(seen, ["staging-db", "staging-web"]);
+    assert!(hub.ask("GET /v1/agents", &key, "").body.contains("\"services\":1"), "of three");
+    // What is outside has the answer of what does not exist.
+    let session = |service: &str| {
+        let ask = json!({ "service": service, "fingerprint": FINGERPRINT }).to_string();
+        let answer = hub.ask("POST /v1/sessions", &key, &ask);
+        (answer.status, answer.body)
+    };
+    assert_eq!(session("staging-web").0, 200);
+    let unknown = session("nothing");
+    assert_eq!((unknown.0, &session("secret"), &session(&db)), (404, &unknown, &unknown));
+    let share = |key: &str, agent: &str, services: &[&str]| {
+        let body = json!({ "name": "s", "agent": agent, "services": services, "expiresInSeconds": 600 });
+        hub.ask("POST /v1/shares", key, &body.to_string())
+    };
+    assert_eq!(share(&key, "agent_limited", &["staging-db"]).status, 201);
+    assert_eq!(share(&key, "agent_limited", &["prod-db"]).text("code"), "not-exposed");
+    // By a code it gets what is within its limits, and a share of nothing else is unknown to it.
+    let code = share(&owner, "agent_owner", &["db", "staging-web"]).text("code");
+    let joined = hub.share("join", &key, &code);
+    assert_eq!(names(&joined), ["staging-web"]);
+    let by_share = |service: &str| {
+        let share = json!({ "code": code, "token": joined.text("token") });
+        let ask = json!({ "service": service, "fingerprint": FINGERPRINT, "share": share });
+        hub.ask("POST /v1/sessions", &key, &ask.to_string()).status
+    };
+    assert_eq!((by_share("staging-web"), by_share("db"), by_share(&db)), (200, 404, 404));
+    let hidden = share(&owner, "agent_owner", &["db"]).text("code");
+    assert_eq!(hub.share("preview", &key, &hidden), hub.share("preview", &key, "k7m2p9qxw4"));
+}
+
+static EMPTY: Vec<Value> = Vec::new();
+
+#[test]
+fn a_key_is_used_only_from_where_it_may_be() {
+    let hub = Hub::start();
+    let (key, id) = hub.new_key(&["--from", "127.0.0.7", "--from", "127.0.3.0/24,::1"]);
+    let whoami = |source| hub.from(source).ask("GET /v1/whoami", &key, "");
+    for allowed in [Ipv4Addr::new(127, 0, 0, 7), Ipv4Addr::new(127, 0, 3, 200)] {
+        assert_eq!(whoami(allowed).status, 200);
+    }
+    let refused = whoami(Ipv4Addr::new(127, 0, 0, 8));
+    assert_eq!((refused.status, refused.text("code")), (403, "key-elsewhere".into()));
+    assert!(refused.text("error").contains("127.0.0.8"), "{refused:?}");
+    // The control channel, a session, and an address that no hub vouches for.
+    assert_eq!(RawAgent::connect(&hub, &key).1.status, 403);
+    let ask = json!({ "service": "db", "fingerprint": FINGERPRINT }).to_string();
+    assert_eq!(hub.ask("POST /v1/sessions", &key, &ask).status, 403);
+    let vouched = format!("{key};127.0.0.7;{}", "a".repeat(64));
+    assert_eq!(hub.ask("GET /v1/whoami", &vouched, "").text("code"), "key-elsewhere");
+    common::eventually("it is audited", common::PATIENCE, || {
+        let audit = hub.audit();
+        audit
+            .lines()
+            .any(|line| line.contains("key.refused") && line.contains(&id) && line.contains("127.0.0.8"))
+    });
+}
+
+#[test]
+fn limits_that_limit_nothing_or_do_not_fit_make_no_key() {
+    let hub = Hub::start();
+    for body in [
+        r#"{"only":[]}"#,
+        r#"{"only":["A*"]}"#,
+        r#"{"only":"db"}"#,
+        r#"{"role":"admin","only":["db"]}"#,
+        r#"{"role":"metrics","only":["db"]}"#,
+        r#"{"from":[]}"#,
+        r#"{"from":["10.0.0.0/33"]}"#,
+        r#"{"uses":0}"#,
+        r#"{"onyl":["db"]}"#,
+    ] {
+        assert_eq!(hub.ask("POST /v1/keys", &hub.admin_key, body).status, 400, "{body}");
+    }
+    let many = vec!["db"; 33];
+    let many = json!({ "only": many }).to_string();
+    assert_eq!(hub.ask("POST /v1/keys", &hub.admin_key, &many).text("code"), "bad-key-limits");
+    for option in [["--only", ""], ["--only", "staging_*"], ["--from", "10.0.0/8"], ["--uses", "0"]] {
+        let args = [&["hub", "key", "create"], &option[..]].concat();
+        assert_eq!(hub.home.run(&args).code, Some(2), "{option:?}");
+    }
+}
+
+#[test]
+fn a_key_with_uses_enrols_as_many_machines_at_once_and_no_more() {
+    let hub = Hub::start();
+    let (enrolling, id) = hub.new_key(&["--role", "expose", "--only", "web", "--uses", "3"]);
+    let answers: Vec<Answer> = std::thread::scope(|scope| {
+        let one = || hub.ask("POST /v1/enrol", &enrolling, r#"{"label":"machine"}"#);
+        let asked: Vec<_> = (0..6).map(|_| scope.spawn(one)).collect();
+        asked.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    let (made, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == 201);
+    assert_eq!((made.len(), refused[0].text("code")), (3, "key-used-up".into()));
+    let own = made[0].text("key");
+    let whoami = hub.ask("GET /v1/whoami", &own, "").json();
+    assert_eq!((&whoami["role"], &whoami["only"][0]), (&json!("expose"), &json!("web")));
+    assert_eq!((&whoami["enrolledBy"], &whoami["usesLeft"]), (&json!(id), &Value::Null));
+    // The machines' keys outlive it, unless they are to go with it.
+    hub.home.run(&["hub", "key", "revoke", &id]).ok();
+    assert_eq!(hub.ask("GET /v1/whoami", &own, "").status, 200);
+    let (enrolling, id) = hub.new_key(&["--uses", "3"]);
+    let own = hub.ask("POST /v1/enrol", &enrolling, r#"{"label":"machine"}"#).text("key");
+    let mut agent = RawAgent::up(&hub, &own, "agent_machine");
+    agent.expose("db");
+    hub.home.run(&["hub", "key", "revoke", &id, "--with-all-it-made"]).ok();
+    assert_eq!(hub.ask("GET /v1/whoami", &own, "").status, 401);
+    assert_eq!(agent.next(), None);
+    assert_eq!(count(&hub, "GET /v1/services", &hub.admin_key), 0);
+}
+
+#[test]
+fn a_share_has_no_more_sessions_at_once_than_its_owner_allows() {
+    let hub = Hub::start();
+    let owner = hub.key("member");
+    let mut agent = RawAgent::up(&hub, &owner, "agent_owner");
+    agent.expose("db");
+    let body = json!({ "name": "s", "agent": "agent_owner", "services": ["db"], "expiresInSeconds": 600, "maxSessions": 1 });
+    let code = hub.ask("POST /v1/shares", &owner, &body.to_string()).text("code");
+    assert!(hub.ask("GET /v1/shares", &owner, "").body.contains("\"maxSessions\":1"));
+    let token = hub.share("join", &owner, &code).text("token");
+    let ask =
+        json!({ "service": "db", "fingerprint": FINGERPRINT, "share": { "code": code, "token": token } });
+    let ask = || hub.ask("POST /v1/sessions", &owner, &ask.to_string());
+    let first = ask();
+    let held = [hub.relay(&first.text("ticket")), hub.relay(&agent.ticket())];
+    let refused = ask();
+    assert_eq!((refused.status, refused.text("code")), (503, "too-many-sessions".into()));
+    assert!(refused.text("error").contains("share"), "{refused:?}");
+    drop(held);
+    common::eventually("its place is free again", common::PATIENCE, || ask().status == 200);
 }
 
 fn hub_key(stage: &Stage, who: &str) -> String {

@@ -256,6 +256,7 @@ fn choosing_codes_is_no_way_to_guess_them() {
     assert_eq!(make_share(&hub, &owner, &json!({ "code": "taken1" })).status, 201);
     for odd in [
         json!({ "maxJoins": 0 }),
+        json!({ "maxSessions": 0 }),
         json!({ "expiresInSeconds": 0 }),
         json!({ "code": "abc" }),
         json!({ "services": [] }),

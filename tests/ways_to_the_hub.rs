@@ -346,6 +346,10 @@ fn only_a_named_proxy_says_where_a_client_is_and_only_it_may_speak_in_the_clear(
     };
     assert_eq!((0..25).map(|n| wrong(n, "198.51.100.1:1")).max(), Some(429));
     assert_eq!((wrong(30, "198.51.100.2:1"), wrong(31, "198.51.100.1")), (401, 429));
+    // A key's addresses are those that the proxy names.
+    let (limited, _) = hub.new_key(&["--from", "198.51.100.0/24"]);
+    let by = |address| hub.ask_plainly(&[("X-Forwarded-For", address), ("x-api-key", &limited)]);
+    assert_eq!((by("198.51.100.9"), by("203.0.113.9"), by("198.51.100.9, 203.0.113.9")), (200, 403, 403));
     // Another address is not believed: no key in the clear, and TLS with the hub's own certificate.
     let mut stranger = common::https::dial_from(Ipv4Addr::new(127, 0, 0, 2), &hub.address).unwrap();
     let fields = [("x-api-key", hub.admin_key.as_str()), ("X-Forwarded-For", "6.6.6.6")];

@@ -189,6 +189,25 @@ impl Args {
         })
     }
 
+    /// How many of something there may be: one at least.
+    pub fn count(&self, name: &str) -> Result<Option<u32>> {
+        let Some(text) = self.value(name) else { return Ok(None) };
+        let number =
+            text.parse().ok().filter(|number| *number > 0 && text.bytes().all(|b| b.is_ascii_digit()));
+        number
+            .map(Some)
+            .ok_or_else(|| Error::misread(text, "is not a number").hint(format!("Try: --{name} 5")))
+    }
+
+    /// The items of an option that takes a list with commas and may be repeated.
+    pub fn list<T: TryFrom<String, Error = &'static str>>(&self, name: &str) -> Result<Option<Vec<T>>> {
+        let texts = self.values(name).flat_map(|list| list.split(','));
+        let items: Vec<T> = texts
+            .map(|text| T::try_from(text.trim().to_owned()).map_err(|why| Error::misread(text, why)))
+            .collect::<Result<_>>()?;
+        Ok((!items.is_empty()).then_some(items))
+    }
+
     pub fn port(&self, name: &str) -> Result<Option<u16>> {
         self.value(name).map(port_of).transpose()
     }

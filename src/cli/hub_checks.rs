@@ -60,10 +60,7 @@ pub fn http(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
 }
 
 pub fn login(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
-    path_check(checkup, |_, hub| {
-        let whoami = hub.whoami()?;
-        Ok(format!("{}, workspace {}", whoami.role_word(), whoami.workspace))
-    })
+    path_check(checkup, |_, hub| Ok(hub.whoami()?.rights()))
 }
 
 pub fn clock_skew(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
@@ -82,7 +79,7 @@ pub fn clock_skew(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
 }
 
 fn may(hub: &Hub, action: Action) -> Option<bool> {
-    Some(hub.whoami().ok()?.role.is_none_or(|role| role.may(action)))
+    Some(hub.whoami().ok()?.may(action))
 }
 
 pub fn control_channel(checkup: &mut Checkup<'_>) -> Option<CheckResult> {

@@ -12,6 +12,7 @@ use super::refusal::Refusal;
 use crate::http::message::Request;
 use crate::model::access::Action;
 use crate::model::access::Principal;
+use crate::model::hub_records::KeyInfo;
 use crate::model::limiter::RateLimit;
 use crate::model::limiter::network_of;
 use crate::model::time::Time;
@@ -22,6 +23,8 @@ use crate::os::secret;
 /// Prefix of the secret in a share link, which is sent in the place of an API key.
 const LINK_PREFIX: &str = "pl_";
 const API_KEY_PREFIX: &str = "pc_";
+/// Stands in the place of a workspace, of which it cannot be the name.
+const VOUCHED: &str = "vouched for";
 /// Longer than any key of ours.
 const KEY_LENGTH_LIMIT: usize = 256;
 /// Wrong keys from one network, and tries of one wrong key.
@@ -37,13 +40,13 @@ pub fn authenticate(core: &Core, key: &str, address: IpAddr, now: Time) -> Resul
     if key.is_empty() {
         return Err(Refusal::NoKey);
     }
-    // What follows the dot is the hub's pin, which is for clients.
-    let secret = key.get(..KEY_LENGTH_LIMIT).unwrap_or(key).split('.').next().unwrap_or_default();
+    // What follows the dot is the hub's pin, which is for clients. What follows the semicolon is of another hub.
+    let secret = key.get(..KEY_LENGTH_LIMIT).unwrap_or(key).split(['.', ';']).next().unwrap_or_default();
     let hash = secret::hash(secret);
     // The key is looked up before the limit is checked, so a valid key always works: a machine that repeats a revoked
     // key must not lock out its neighbours. Nobody guesses 128 random bits, with or without a limit.
     if let Some(principal) = principal_of(core, key, &hash, now) {
-        return Ok(principal);
+        return from_there(core, principal, address, now);
     }
     let callers = [network_of(address).to_string(), hash[..16].to_owned()];
     let mut tries = locked(&core.tries);
@@ -59,19 +62,42 @@ pub fn authenticate(core: &Core, key: &str, address: IpAddr, now: Time) -> Resul
     Err(Refusal::BadKey)
 }
 
+/// Refuses a key that is used from where it may not be. Only a use that is allowed counts as one.
+fn from_there(core: &Core, principal: Principal, address: IpAddr, now: Time) -> Result<Principal, Refusal> {
+    if let Principal::Key { id, limits, .. } = &principal {
+        if !limits.allows_address(address) {
+            let details = [("reason", "the key may not be used from there")];
+            core.audit.say("key.refused", Actor::of(&principal, address), &details);
+            return Err(Refusal::KeyElsewhere { address });
+        }
+        core.records.registry().note_key_use(id, now);
+    }
+    Ok(principal)
+}
+
+/// The caller's key as this hub sends it to another of its fleet: with the caller's address, and a proof that one of the
+/// fleet saw it. The other hub would else see our address.
+pub fn vouched_key(core: &Core, call: &ApiCall<'_>) -> String {
+    let seen = format!("{};{}", call.request.key(), call.origin.address);
+    let proof = core.code_key.hash(VOUCHED, &seen);
+    format!("{seen};{proof}")
+}
+
+/// The address that another hub of the fleet vouches for.
+pub fn vouched_address(core: &Core, request: &Request) -> Option<IpAddr> {
+    let (seen, proof) = request.key().rsplit_once(';')?;
+    let is_proved = secret::hash(&core.code_key.hash(VOUCHED, seen)) == secret::hash(proof);
+    seen.rsplit_once(';')?.1.parse().ok().filter(|_| is_proved)
+}
+
 /// The prefix decides where the hash is looked up: among the API keys, or among the share links. The hub's own token
 /// has no prefix.
 fn principal_of(core: &Core, key: &str, hash: &str, now: Time) -> Option<Principal> {
-    let mut registry = core.records.registry();
+    let registry = core.records.registry();
     if key.starts_with(API_KEY_PREFIX) {
-        let key = registry.key_by_hash(hash, now)?.info.clone();
-        registry.note_key_use(&key.id, now);
-        return Some(Principal::Key {
-            id: key.id,
-            label: key.label,
-            role: key.role,
-            workspace: key.workspace,
-        });
+        let KeyInfo { id, label, role, workspace, limits, .. } =
+            registry.key_by_hash(hash, now)?.info.clone();
+        return Some(Principal::Key { id, label, role, workspace, limits });
     }
     if key.starts_with(LINK_PREFIX) {
         let share = registry.share_by_link(hash, now)?;
@@ -96,7 +122,7 @@ pub fn allow(audit: &Audit, actor: Actor<'_>, principal: &Principal, action: Act
     }
     let details = [("action", format!("{action:?}")), ("reason", "the role does not allow it".to_owned())];
     audit.say("role.refused", actor, &details.each_ref().map(|(name, value)| (*name, value.as_str())));
-    Err(Refusal::Role(action))
+    Err(if principal.may(Action::Enrol) { Refusal::KeyOnlyEnrols } else { Refusal::Role(action) })
 }
 
 /// Refuses what the caller's key or link does too often, `from` one network or from anywhere. The hub's own command line

@@ -13,7 +13,6 @@ use crate::model::access::Action;
 use crate::model::access::Principal;
 use crate::model::access::Role;
 use crate::model::host_port::HostPort;
-use crate::model::hub_records::Agent;
 use crate::model::service::Service;
 use crate::model::text::is_hidden;
 use crate::model::time::Time;
@@ -76,14 +75,11 @@ impl ApiCall<'_> {
         self.principal == Principal::Local || self.workspace() == workspace
     }
 
-    /// Whether the caller knows of this service: all of its workspace, or what its own key made.
+    /// Whether the caller knows of this service: all of its workspace, or what its own key made; within its limits.
     pub fn sees_service(&self, service: &Service) -> bool {
         self.sees(&service.workspace)
+            && self.principal.may_use(&service.name)
             && (self.principal.may(Action::Reach) || service.key == self.principal.id())
-    }
-
-    pub fn sees_agent(&self, agent: &Agent) -> bool {
-        self.sees(&agent.workspace) && (self.principal.may(Action::Reach) || agent.key == self.principal.id())
     }
 
     /// Whether the caller may share, change and remove what this key made in the caller's workspace: the key itself may, and

@@ -44,7 +44,7 @@ pub const AUDIT_EVENTS: [(&str, &[&str]); 26] = [
     ("hub.stopped", &[]),
     ("hub.unready", &[]),
     ("hub.ready", &["seconds"]),
-    ("key.made", &["key", "role"]),
+    ("key.made", &["key", "role", "limits"]),
     ("key.revoked", &["key", "removed"]),
     ("key.refused", &[]),
     ("role.refused", &["action"]),

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
+use super::access;
 use super::api_call::ApiCall;
 use super::core::Core;
 use super::refusal::Refusal;
@@ -56,7 +57,7 @@ pub fn ask_session(
         return Err(offline());
     }
     let asked = AskSession { carry: false, ..asked.clone() };
-    let answered = other_hub(core, hub, Some(call.request.key().to_owned()))
+    let answered = other_hub(core, hub, Some(access::vouched_key(core, call)))
         .and_then(|other| other.with_timeout(OTHER_HUB_TIMEOUT).ask_session_here(&asked));
     let answer = answered.map_err(|error| {
         log::warn!("a session cannot be carried: {error}");
@@ -73,7 +74,7 @@ pub fn ask_session(
 
 /// Why the agent does not come to a carried session, as its hub knows it.
 pub fn declined(core: &Core, call: &ApiCall<'_>, remote: &RemoteSession, session: &str) -> Option<String> {
-    let other = other_hub(core, &remote.hub, Some(call.request.key().to_owned())).ok()?;
+    let other = other_hub(core, &remote.hub, Some(access::vouched_key(core, call))).ok()?;
     other.with_timeout(OTHER_HUB_TIMEOUT).declined(&other.url, session).ok()?
 }
 

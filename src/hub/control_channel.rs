@@ -11,6 +11,7 @@ use super::api_call::ApiCall;
 use super::core::Core;
 use super::refusal::Refusal;
 use super::shares;
+use crate::model::access::Principal;
 use crate::model::hub_records::Change;
 use crate::model::hub_records::ChannelId;
 use crate::model::hub_records::Presence;
@@ -215,6 +216,11 @@ impl ConnectedAgent<'_> {
 
     /// Whether this agent may have the name, and may expose one more service.
     fn may_expose(&self, registry: &Registry, id: &str, name: &Name, now: Time) -> Result<(), Refusal> {
+        if let Principal::Key { limits, .. } = &self.call.principal
+            && !limits.allows_name(name)
+        {
+            return Err(Refusal::NameOutside { name: name.clone(), limits: limits.in_words() });
+        }
         let holder = registry.service_named(self.call.workspace(), name.as_str(), now);
         let is_anothers = |holder: &&Service| holder.agent_id != self.agent_id;
         // A share's names are its agent's own.

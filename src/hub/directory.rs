@@ -1,6 +1,7 @@
 //! The lists of a workspace's services and agents, how an agent enters the list, and how both are removed.
 
 use std::collections::HashMap;
+use std::collections::HashSet;
 
 use super::api_call::ApiCall;
 use super::api_call::clean_label;
@@ -68,18 +69,24 @@ fn service_info(registry: &Registry, ports: &HashMap<String, u16>, service: &Ser
 
 pub fn agents(call: &ApiCall<'_>, records: &Records) -> Result<Reply, Refusal> {
     let registry = records.registry();
-    let visible = registry.agents().filter(|agent| call.sees_agent(agent));
-    page(call, visible, |agent| &agent.id, |agent| agent_info(&registry, agent))
+    let visible = registry.agents().filter(|agent| call.sees(&agent.workspace));
+    // Who does not see all services sees their agents and its own.
+    let seen = registry.services().filter(|service| call.sees_service(service));
+    let seen: HashSet<&str> = seen.map(|service| service.agent_id.as_str()).collect();
+    let visible = visible.filter(|agent| {
+        call.principal.sees_all() || agent.key == call.principal.id() || seen.contains(agent.id.as_str())
+    });
+    page(call, visible, |agent| &agent.id, |agent| agent_info(&registry, agent, call))
 }
 
-fn agent_info(registry: &Registry, agent: &Agent) -> AgentInfo {
+fn agent_info(registry: &Registry, agent: &Agent, call: &ApiCall<'_>) -> AgentInfo {
     let connected_at = registry.connected_since(&agent.id);
     AgentInfo {
         id: agent.id.clone(),
         label: agent.label.clone(),
         status: Status::of(connected_at.is_some()),
         fingerprint: agent.fingerprint,
-        services: registry.services_of(&agent.id).count(),
+        services: registry.services_of(&agent.id).filter(|service| call.sees_service(service)).count(),
         workspace: agent.workspace.clone(),
         key: agent.key.clone(),
         seen_at: agent.seen_at,
@@ -113,7 +120,7 @@ pub fn register(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<
             created_at: known.map_or(call.now, |known| known.created_at),
             seen_at: known.filter(is_seen).map_or(call.now, |known| known.seen_at),
         };
-        let info = agent_info(registry, &agent);
+        let info = agent_info(registry, &agent, call);
         if known != Some(&agent) {
             changes.push(Change::Put(Record::Agent(agent)));
         }

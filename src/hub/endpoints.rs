@@ -120,6 +120,9 @@ static TABLE: &[Endpoint] = &[
     }),
     get("/v1/audit", To(Action::Administer), status::audit_head),
     post("/v1/audit/rotate", To(Action::Administer), status::rotate_audit),
+    post("/v1/enrol", To(Action::Enrol), |core, call| {
+        keys::enrol(call, &core.records, &core.audit, core.key_pin())
+    }),
     // `listener.rs` handles the upgrades. A request that gets here asks for none.
     get("/v1/agent", To(Action::Expose), |_, _| Err(Refusal::UpgradeMissing)),
     get("/v1/relay", Nothing, |_, _| Err(Refusal::UpgradeMissing)),

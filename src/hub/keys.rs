@@ -8,10 +8,12 @@ use super::api_call::ApiCall;
 use super::api_call::clean_label;
 use super::api_call::ok;
 use super::api_call::page;
+use super::audit::Actor;
 use super::audit::Audit;
 use super::records::Records;
 use super::refusal::Refusal;
 use crate::http::reply::Reply;
+use crate::model::access::KeyLimits;
 use crate::model::access::Role;
 use crate::model::fingerprint::Pin;
 use crate::model::hub_records::Change;
@@ -20,8 +22,10 @@ use crate::model::hub_records::KeyInfo;
 use crate::model::hub_records::Record;
 use crate::model::hub_records::Table;
 use crate::model::name::Name;
+use crate::model::registry::Registry;
 use crate::model::time::Time;
 use crate::os::secret;
+use crate::wire::api::Enrol;
 use crate::wire::api::MakeKey;
 use crate::wire::api::NewKey;
 use crate::wire::api::RevokeKey;
@@ -30,6 +34,10 @@ use crate::wire::api::RevokeKey;
 const HUB_KEYS: usize = 10_000;
 /// Expired and revoked keys that the list still shows. A loop that makes and revokes keys must not fill the memory.
 const DEAD_KEYS: usize = 1000;
+/// Names, and addresses, that one key may be limited to. The registry keeps them in memory.
+const LIMIT_ENTRIES: usize = 32;
+/// How long a key with uses enrols machines if nothing else is said.
+const ENROLMENT: Duration = Duration::from_hours(24);
 
 pub fn list(call: &ApiCall<'_>, records: &Records) -> Result<Reply, Refusal> {
     let registry = records.registry();
@@ -58,22 +66,74 @@ pub fn make(
     if order.expires_in_seconds == Some(0) {
         return Err(Refusal::BadKeyLifetime);
     }
+    check_limits(&order)?;
     let workspace = ruled_workspace(call, order.workspace.as_deref(), audit)?;
     let (secret, key) = new_key(&order, workspace, call.now);
     // Only this response contains the secret. The hub stores its hash.
     let made = NewKey { key: with_pin(secret, pin), info: key.info.clone() };
-    records.change(|registry| {
-        if registry.keys().filter(|key| key.info.is_live(call.now)).count() >= HUB_KEYS {
-            return Err(Refusal::TooManyKeys);
-        }
-        let dead = || registry.keys().filter(|key| !key.info.is_live(call.now));
-        let surplus = dead().min_by_key(|key| key.info.created_at).filter(|_| dead().count() >= DEAD_KEYS);
-        let surplus = surplus.map(|key| Change::drop(Table::Key, &key.info.id));
-        Ok((surplus.into_iter().chain([Change::Put(Record::Key(key.clone()))]).collect(), ()))
-    })?;
-    let details = [("key", made.info.id.as_str()), ("role", made.info.role.as_str())];
-    audit.say("key.made", call.actor(), &details);
+    records.change(|registry| Ok((added(registry, &key, call.now)?, ())))?;
+    audit_made(audit, call.actor(), &key.info);
     ok(201, &made)
+}
+
+/// The changes that add a key. The oldest dead one goes if there are too many of these.
+fn added(registry: &Registry, key: &Key, now: Time) -> Result<Vec<Change>, Refusal> {
+    if registry.keys().filter(|key| key.info.is_live(now)).count() >= HUB_KEYS {
+        return Err(Refusal::TooManyKeys);
+    }
+    let dead = || registry.keys().filter(|key| !key.info.is_live(now));
+    let surplus = dead().min_by_key(|key| key.info.created_at).filter(|_| dead().count() >= DEAD_KEYS);
+    let surplus = surplus.map(|key| Change::drop(Table::Key, &key.info.id));
+    Ok(surplus.into_iter().chain([Change::Put(Record::Key(key.clone()))]).collect())
+}
+
+pub fn audit_made(audit: &Audit, actor: Actor<'_>, made: &KeyInfo) {
+    let limits = made.limits.in_words();
+    let details = [("key", made.id.as_str()), ("role", made.role.as_str()), ("limits", &limits)];
+    audit.say("key.made", actor, &details);
+}
+
+/// Refuses limits that would limit nothing, or everything.
+fn check_limits(order: &MakeKey) -> Result<(), Refusal> {
+    let fits = |count: Option<usize>| count.is_none_or(|count| (1..=LIMIT_ENTRIES).contains(&count));
+    let uses_names = !matches!(order.role, Some(Role::Admin | Role::Metrics));
+    let is_good = (uses_names || order.only.is_none())
+        && fits(order.only.as_ref().map(Vec::len))
+        && fits(order.from.as_ref().map(Vec::len))
+        && order.uses != Some(0);
+    if is_good { Ok(()) } else { Err(Refusal::BadKeyLimits) }
+}
+
+/// Exchanges a use of the caller's key for a key of its machine: with the same role and limits, and no end of its own.
+pub fn enrol(
+    call: &ApiCall<'_>,
+    records: &Records,
+    audit: &Audit,
+    pin: Option<Pin>,
+) -> Result<Reply, Refusal> {
+    let by = call.principal.id();
+    let KeyInfo { role, workspace, limits, .. } =
+        records.registry().key(by).ok_or(Refusal::KeyUsedUp)?.info.clone();
+    let order = MakeKey {
+        role: Some(role),
+        label: Some(call.body::<Enrol>()?.label),
+        only: Some(limits.only),
+        from: Some(limits.from),
+        ..MakeKey::default()
+    };
+    let (secret, mut key) = new_key(&order, workspace, call.now);
+    key.info.enrolled_by = Some(by.to_owned());
+    records.change(|registry| {
+        let enrolling = registry.key(by).filter(|key| key.info.is_live(call.now));
+        let mut enrolling = enrolling.cloned().ok_or(Refusal::KeyUsedUp)?;
+        let left = &mut enrolling.info.limits.uses_left;
+        *left = Some(left.and_then(|left| left.checked_sub(1)).ok_or(Refusal::KeyUsedUp)?);
+        let mut changes = added(registry, &key, call.now)?;
+        changes.push(Change::Put(Record::Key(enrolling)));
+        Ok((changes, ()))
+    })?;
+    audit_made(audit, call.actor(), &key.info);
+    ok(201, &NewKey { key: with_pin(secret, pin), info: key.info })
 }
 
 pub fn revoke(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Reply, Refusal> {
@@ -81,12 +141,20 @@ pub fn revoke(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Re
     let order: RevokeKey = call.body_if_any()?;
     let removed = records.change(|registry| {
         let key = registry.key(id).filter(|key| call.sees(&key.info.workspace));
-        let mut key = key.filter(|key| key.info.revoked_at.is_none()).ok_or(Refusal::NoSuchKey)?.clone();
-        key.info.revoked_at = Some(call.now);
-        // Without the option the next sweeps remove it all: a large hub does so in pieces.
-        let made = if order.with_all_it_made { registry.made_by(id) } else { Vec::new() };
-        let removed = made.len();
-        Ok(([vec![Change::Put(Record::Key(key))], made].concat(), removed))
+        let key = key.filter(|key| key.info.revoked_at.is_none()).ok_or(Refusal::NoSuchKey)?;
+        let is_enrolled = |key: &&Key| key.info.enrolled_by.as_deref() == Some(id);
+        let enrolled = registry.keys().filter(is_enrolled).filter(|key| key.info.revoked_at.is_none());
+        let enrolled = enrolled.filter(|_| order.with_all_it_made);
+        let (mut changes, mut removed) = (Vec::new(), 0);
+        for key in [key].into_iter().chain(enrolled) {
+            // Without the option the next sweeps remove it all: a large hub does so in pieces.
+            let made = if order.with_all_it_made { registry.made_by(&key.info.id) } else { Vec::new() };
+            removed += made.len();
+            changes.extend(made);
+            let info = KeyInfo { revoked_at: Some(call.now), ..key.info.clone() };
+            changes.push(Change::Put(Record::Key(Key { info, ..key.clone() })));
+        }
+        Ok((changes, removed))
     })?;
     audit.say("key.revoked", call.actor(), &[("key", id), ("removed", &removed.to_string())]);
     Ok(Reply::empty(204))
@@ -95,6 +163,12 @@ pub fn revoke(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<Re
 /// A new key's secret, and the record that the hub keeps of it.
 pub fn new_key(order: &MakeKey, workspace: String, now: Time) -> (String, Key) {
     let secret = access::new_key();
+    let life = order.expires_in_seconds.map(Duration::from_secs).or(order.uses.map(|_| ENROLMENT));
+    let limits = KeyLimits {
+        only: order.only.clone().unwrap_or_default(),
+        from: order.from.clone().unwrap_or_default(),
+        uses_left: order.uses,
+    };
     let info = KeyInfo {
         id: secret::id("key"),
         role: order.role.unwrap_or(Role::Member),
@@ -103,7 +177,9 @@ pub fn new_key(order: &MakeKey, workspace: String, now: Time) -> (String, Key) {
         created_at: now,
         last_used_at: None,
         revoked_at: None,
-        expires_at: order.expires_in_seconds.map(|seconds| now.plus(Duration::from_secs(seconds))),
+        expires_at: life.map(|life| now.plus(life)),
+        limits,
+        enrolled_by: None,
     };
     let key = Key { hash: secret::hash(&secret), info };
     (secret, key)

@@ -267,7 +267,8 @@ impl HubListener {
         if version.is_none() && is_get && request.path == "/v1/relay" && request.upgrades_to(RELAY_UPGRADE) {
             return Ok(AfterRequest::Relay(request));
         }
-        let origin = Origin { address: address_of(origin, &request), ..origin };
+        let vouched = access::vouched_address(&self.core, &request);
+        let origin = Origin { address: vouched.unwrap_or_else(|| address_of(origin, &request)), ..origin };
         if let Some(peer) = standing.peer.as_ref().filter(|_| origin.by_proxy) {
             peer.belongs_to(origin.address);
         }

@@ -97,8 +97,7 @@ pub fn state(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
         Ok((vec![Change::Put(Record::Key(key.clone())), Change::drop(Table::Device, hash)], ()))
     })?;
     let actor = Actor { id: "device", label: &device.label, address: Some(call.origin.address) };
-    let details = [("key", key.info.id.as_str()), ("role", key.info.role.as_str())];
-    core.audit.say("key.made", actor, &details);
+    keys::audit_made(&core.audit, actor, &key.info);
     ok(200, &DeviceState { status: "approved".into(), key: Some(keys::with_pin(secret, core.key_pin())) })
 }
 

@@ -4,6 +4,7 @@
 //! available only through `RefusalCounts`, so none is answered without being counted.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Mutex;
 
 use crate::http::message::ErrorBody;
@@ -37,6 +38,10 @@ pub enum Refusal {
     NoKey,
     BadKey,
     Role(Action),
+    KeyElsewhere { address: IpAddr },
+    KeyOnlyEnrols,
+    KeyUsedUp,
+    NameOutside { name: Name, limits: String },
     OtherWorkspace,
     WholeHub,
     TooManyTries { limit: &'static RateLimit, seconds: u64 },
@@ -47,6 +52,7 @@ pub enum Refusal {
     BadWorkspace(BadName),
     BadAgentId,
     BadKeyLifetime,
+    BadKeyLimits,
     BadShareCode { why: &'static str },
     BadShareServices,
     BadShareLifetime,
@@ -156,7 +162,18 @@ impl Refusal {
                     Action::Join => "join, or use a link",
                     Action::Expose | Action::Share => "expose, or member to reach services too",
                     Action::Look | Action::Reach => "member",
+                    Action::Enrol => "expose --uses 10",
                 })),
+            Self::KeyElsewhere { address } =>
+                row(403, "key-elsewhere", format!("This key may not be used from {address}"))
+                .hint("Use it where its --from allows: connect hub key list"),
+            Self::KeyOnlyEnrols => row(403, "key-only-enrols", "This key only enrols machines")
+                .hint("`connect up` exchanges it for a key of the machine's own; then leave it out"),
+            Self::KeyUsedUp => row(403, "key-used-up", "This key has enrolled as many machines as it may")
+                .hint("Make another: connect hub key create --uses N"),
+            Self::NameOutside { name, limits } =>
+                row(403, "name-outside", format!("This key may not expose {name}; its limits: {limits}"))
+                .hint("Choose such a name, or ask for a key with another --only"),
             Self::OtherWorkspace => row(403, "other-workspace", "This key rules another workspace")
                 .hint("Make it on the hub's machine: connect hub key create --workspace NAME"),
             Self::WholeHub => row(403, "whole-hub", "These are the figures of the whole hub")
@@ -175,6 +192,8 @@ impl Refusal {
                 .hint("Agent ids look like agent_k3v7; connect up makes one"),
             Self::BadKeyLifetime => row(400, "bad-key-lifetime", "A key lives a second at least")
                 .hint("Try --expires 30d"),
+            Self::BadKeyLimits => row(400, "bad-key-limits", "These limits do not fit the key")
+                .hint("1 to 32 names for a key of the role member, expose or join; 1 to 32 addresses; 1 use at least"),
             Self::BadShareCode { why } => row(400, "bad-share-code", *why)
                 .hint("Choose 6 to 32 letters and digits"),
             Self::BadShareServices => row(400, "bad-share-services", "A share has 1 to 100 services")
@@ -182,8 +201,8 @@ impl Refusal {
             Self::BadShareLifetime =>
                 row(400, "bad-share-lifetime", "A share lives between a second and a year")
                 .hint("Try --expires 24h"),
-            Self::BadShareJoins => row(400, "bad-share-joins", "A share that nobody may join is of no use")
-                .hint("Leave --max-joins out, or give 1 or more"),
+            Self::BadShareJoins => row(400, "bad-share-joins", "A share needs room for a join and a session")
+                .hint("Leave --max-joins and --max-sessions out, or give 1 or more"),
             // Missing, taken, or somebody else's.
             Self::NoSuchKey => row(404, "no-such-key", "There is no such key")
                 .hint("Look at the ids: connect hub key list"),

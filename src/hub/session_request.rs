@@ -68,6 +68,9 @@ fn open_here(
     let SessionRequest { ask, service, share } = request;
     let AgentHere { agent, channel_id, channel } = here;
     let relay = call.relay_address()?;
+    let max_of_share = share.as_ref().and_then(|share| {
+        core.records.registry().share(share, call.now).and_then(|share| share.info.max_sessions)
+    });
     let (id, ticket, agents_ticket) = (secret::id("ses"), secret::secret(), secret::secret());
     let session = HubSession {
         id: id.clone(),
@@ -77,6 +80,7 @@ fn open_here(
         address: call.origin.address,
         peer: ask.fingerprint,
         share,
+        max_of_share,
         agent: AgentSide::Here { channel: channel_id, key: channel.key.clone() },
         tls: String::new(),
     };
@@ -131,6 +135,7 @@ fn open_elsewhere(
         peer: request.ask.fingerprint,
         // The other hub ends the session with its share, and audits it.
         share: None,
+        max_of_share: None,
         agent: AgentSide::Elsewhere(remote.clone()),
         tls: String::new(),
     };
@@ -165,6 +170,7 @@ fn asked_for(
     let is_open = |service: &&Service| call.sees_service(service) && service.share.is_none();
     let by_id = registry.service(&asked.service).filter(is_open);
     let named = || registry.service_named(call.workspace(), &asked.service, call.now);
+    let named = || named().filter(|service| call.sees_service(service));
     Ok((by_id.or_else(named).cloned().ok_or(Refusal::NoSuchService)?, None))
 }
 

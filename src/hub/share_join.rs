@@ -70,7 +70,7 @@ pub fn service_of(
         return Err(Refusal::ShareNotJoined);
     }
     let is_meant = |shared: &&Service| shared.id == service || shared.name.as_str() == service;
-    let Some(service) = registry.services_in(share).find(is_meant) else {
+    let Some(service) = visible(call, &registry, share).find(is_meant) else {
         let details = [("share", share.info.id.as_str()), ("reason", "the share does not open this service")];
         core.audit.say("share.refused", call.actor(), &details);
         return Err(Refusal::NoSuchService);
@@ -90,7 +90,19 @@ fn find<'r>(call: &ApiCall<'_>, registry: &'r Registry, hash: &str) -> Result<&'
         Principal::Link { share: own, .. } => share.info.id == *own,
         Principal::Key { .. } | Principal::Local => true,
     });
-    share.ok_or(Refusal::ShareNotFound)
+    let is_hidden = |share: &&Share| {
+        visible(call, registry, share).next().is_none() && registry.services_in(share).next().is_some()
+    };
+    share.filter(|share| !is_hidden(share)).ok_or(Refusal::ShareNotFound)
+}
+
+/// What the share opens to this caller: within the limits of its key.
+fn visible<'r>(
+    call: &ApiCall<'_>,
+    registry: &'r Registry,
+    share: &Share,
+) -> impl Iterator<Item = &'r Service> {
+    registry.services_in(share).filter(|service| call.principal.may_use(&service.name))
 }
 
 /// Whether this hub issued the token for one of the share's joins.
@@ -107,7 +119,7 @@ fn describe(
     token: Option<String>,
 ) -> Result<SharePreview, Refusal> {
     let agent = registry.agent(&share.agent_id).ok_or(Refusal::ShareNotFound)?;
-    let services = registry.services_in(share).map(|service| JoinableService {
+    let services = visible(call, registry, share).map(|service| JoinableService {
         service: service.shared(),
         status: Status::of(registry.presence(&service.id).is_some()),
     });

@@ -12,6 +12,7 @@ use super::core::Core;
 use super::records::Records;
 use super::refusal::Refusal;
 use crate::http::reply::Reply;
+use crate::model::access::Principal;
 use crate::model::code::Code;
 use crate::model::hub_records::Agent;
 use crate::model::hub_records::Change;
@@ -67,13 +68,14 @@ pub fn make(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
             created_at: call.now,
             expires_at: call.now.plus(Duration::from_secs(order.expires_in_seconds)),
             max_joins: order.max_joins,
+            max_sessions: order.max_sessions,
             join_count: 0,
             joins: Vec::new(),
         },
     };
     let made = core.records.change(|registry| {
         let agent = agent_of(&draft, registry, call)?;
-        let chosen = chosen_services(registry, &draft, &order.services)?;
+        let chosen = chosen_services(registry, &draft, &order.services, &call.principal)?;
         let services = chosen.iter().map(|service| service.id.clone()).collect();
         let share = Share { services, ..draft.clone() };
         check_room(registry, &share)?;
@@ -100,7 +102,7 @@ fn check(order: &MakeShare) -> Result<(), Refusal> {
         Err(Refusal::BadShareServices)
     } else if lifetime.is_zero() || lifetime > SHARE_LIFETIME_LIMIT {
         Err(Refusal::BadShareLifetime)
-    } else if order.max_joins == Some(0) {
+    } else if order.max_joins == Some(0) || order.max_sessions == Some(0) {
         Err(Refusal::BadShareJoins)
     } else {
         Ok(())
@@ -135,6 +137,7 @@ fn chosen_services(
     registry: &Registry,
     draft: &Share,
     names: &[Name],
+    principal: &Principal,
 ) -> Result<Vec<SharedService>, Refusal> {
     let chosen = names.iter().map(|name| {
         let named = |share: Option<&str>| {
@@ -143,6 +146,7 @@ fn chosen_services(
             })
         };
         let service = named(Some(&draft.info.id)).or_else(|| named(None));
+        let service = service.filter(|service| principal.may_use(&service.name));
         service.map(Service::shared).ok_or_else(|| Refusal::NotExposed(name.clone()))
     });
     chosen.collect()

@@ -12,6 +12,7 @@ use super::records::Records;
 use super::refusal::Refusal;
 use crate::http::reply::Reply;
 use crate::model::access::DEFAULT_WORKSPACE;
+use crate::model::access::KeyLimits;
 use crate::model::access::Principal;
 use crate::os::clock;
 use crate::wire::api::CaCertificate;
@@ -121,11 +122,19 @@ pub fn whoami(call: &ApiCall<'_>, records: &Records) -> Result<Reply, Refusal> {
         Principal::Key { role, .. } => Some(*role),
         Principal::Link { .. } | Principal::Local => None,
     };
+    let limits = match &call.principal {
+        Principal::Key { limits, .. } => limits.clone(),
+        Principal::Link { .. } | Principal::Local => KeyLimits::default(),
+    };
+    let registry = records.registry();
     let whoami = WhoAmI {
+        id: call.principal.id().into(),
+        limits,
+        enrolled_by: registry.key(call.principal.id()).and_then(|key| key.info.enrolled_by.clone()),
         label: call.principal.label().into(),
         role,
         workspace: call.workspace().into(),
-        hubs: records.registry().hub_urls(),
+        hubs: registry.hub_urls(),
     };
     ok(200, &whoami)
 }

@@ -1,7 +1,14 @@
 //! Who may do what at the hub.
 
+use std::net::IpAddr;
+
 use serde::Deserialize;
 use serde::Serialize;
+
+use super::address_block::AddressBlock;
+use super::name::Name;
+use super::name::NamePattern;
+use super::text::counted;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -34,6 +41,8 @@ pub enum Action {
     Measure,
     /// Make, list and revoke keys; approve devices.
     Administer,
+    /// Exchange a use of the key for a key of the machine's own.
+    Enrol,
 }
 
 impl Role {
@@ -54,13 +63,50 @@ impl Role {
 
     pub fn may(self, action: Action) -> bool {
         match self {
-            Self::Admin => true,
-            Self::Member => !matches!(action, Action::Administer | Action::Measure),
+            Self::Admin => action != Action::Enrol,
+            Self::Member => !matches!(action, Action::Administer | Action::Measure | Action::Enrol),
             Self::Expose => matches!(action, Action::Look | Action::Expose | Action::Share),
             Self::Join => action == Action::Join,
             Self::Metrics => action == Action::Measure,
         }
     }
+}
+
+/// What narrows a key's role. An empty list narrows nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyLimits {
+    /// The names that it may expose, reach and share.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub only: Vec<NamePattern>,
+    /// The addresses that it may be used from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub from: Vec<AddressBlock>,
+    /// How many machines it may still enrol. Such a key is good for nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uses_left: Option<u32>,
+}
+
+impl KeyLimits {
+    pub fn allows_name(&self, name: &Name) -> bool {
+        self.only.is_empty() || self.only.iter().any(|pattern| pattern.matches(name))
+    }
+
+    pub fn allows_address(&self, address: IpAddr) -> bool {
+        self.from.is_empty() || self.from.iter().any(|block| block.contains(address))
+    }
+
+    /// `only staging-*, from 10.0.0.0/8, 3 uses left`; empty if there are none.
+    pub fn in_words(&self) -> String {
+        let only = (!self.only.is_empty()).then(|| format!("only {}", listed(&self.only)));
+        let from = (!self.from.is_empty()).then(|| format!("from {}", listed(&self.from)));
+        let uses = self.uses_left.map(|left| format!("{} left", counted(left, "use")));
+        [only, from, uses].into_iter().flatten().collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn listed(items: &[impl ToString]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
 /// A secret of an API key, or the hub's pin in it, in base32.
@@ -90,6 +136,7 @@ pub enum Principal {
         label: String,
         role: Role,
         workspace: String,
+        limits: KeyLimits,
     },
     /// Somebody with the link of one share.
     Link {
@@ -107,8 +154,26 @@ pub const DEFAULT_WORKSPACE: &str = "default";
 impl Principal {
     pub fn may(&self, action: Action) -> bool {
         match self {
+            Self::Key { limits, .. } if limits.uses_left.is_some() => action == Action::Enrol,
             Self::Key { role, .. } => role.may(action),
             Self::Link { .. } => action == Action::Join,
+            Self::Local => true,
+        }
+    }
+
+    /// Whether the limits of its key leave this name. What a link opens was checked when its share was made.
+    pub fn may_use(&self, name: &Name) -> bool {
+        match self {
+            Self::Key { limits, .. } => limits.allows_name(name),
+            Self::Link { .. } | Self::Local => true,
+        }
+    }
+
+    /// Whether no service of its workspace is hidden from it.
+    pub fn sees_all(&self) -> bool {
+        match self {
+            Self::Key { role, limits, .. } => role.may(Action::Reach) && limits.only.is_empty(),
+            Self::Link { .. } => false,
             Self::Local => true,
         }
     }

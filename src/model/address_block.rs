@@ -1,13 +1,19 @@
 //! A block of IP addresses, such as `10.0.0.0/8`: whom an option means, and what limits count as one caller.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::net::Ipv6Addr;
+
+use serde::Deserialize;
+use serde::Serialize;
+use serde::Serializer;
 
 /// The bits before those of an IPv4 address that is mapped into IPv6.
 const MAPPED_BITS: u32 = 96;
 
 /// Blocks of IPv4 addresses are kept mapped into IPv6.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(try_from = "String")]
 pub struct AddressBlock {
     first: Ipv6Addr,
     bits: u32,
@@ -48,6 +54,32 @@ impl AddressBlock {
     }
 }
 
+impl TryFrom<String> for AddressBlock {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::parse(&text).ok_or("is neither an address nor a block like 10.0.0.0/8")
+    }
+}
+
+impl fmt::Display for AddressBlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.first(), self.bits) {
+            (first, 128) => write!(f, "{first}"),
+            (first @ IpAddr::V4(_), bits) if bits >= MAPPED_BITS => {
+                write!(f, "{first}/{}", bits - MAPPED_BITS)
+            }
+            (_, bits) => write!(f, "{}/{bits}", self.first),
+        }
+    }
+}
+
+impl Serialize for AddressBlock {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,6 +97,7 @@ mod tests {
             let block = AddressBlock::parse(block).unwrap();
             assert!(block.contains(inside.parse().unwrap()), "{block:?} {inside}");
             assert!(!block.contains(outside.parse().unwrap()), "{block:?} {outside}");
+            assert_eq!(AddressBlock::parse(&block.to_string()), Some(block), "{block}");
         }
     }
 

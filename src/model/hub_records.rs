@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::Serialize;
 
+use super::access::KeyLimits;
 use super::access::Role;
 use super::fingerprint::Fingerprint;
 use super::service::Service;
@@ -46,6 +47,11 @@ pub struct KeyInfo {
     pub workspace: String,
     pub created_at: Time,
     pub expires_at: Option<Time>,
+    #[serde(flatten)]
+    pub limits: KeyLimits,
+    /// The key by whose use it was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enrolled_by: Option<String>,
     /// As exact as `KEY_USE_INTERVAL`.
     #[serde(default)]
     pub last_used_at: Option<Time>,
@@ -94,6 +100,9 @@ pub struct ShareInfo {
     pub created_at: Time,
     pub expires_at: Time,
     pub max_joins: Option<u32>,
+    /// Sessions at once.
+    #[serde(default)]
+    pub max_sessions: Option<u32>,
     #[serde(default)]
     pub join_count: u32,
     #[serde(default)]

@@ -2,7 +2,6 @@
 //! random bytes.
 
 pub mod access;
-#[cfg(feature = "hub")]
 pub mod address_block;
 pub mod backoff;
 pub mod code;

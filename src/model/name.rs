@@ -13,6 +13,11 @@ const SERVICE_NAME_LIMIT: usize = 63;
 #[serde(transparent)]
 pub struct Name(String);
 
+/// Which names are meant, like `staging-*`: a star stands for any characters, or none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct NamePattern(String);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadName {
     Empty,
@@ -57,6 +62,37 @@ impl Name {
     }
 }
 
+impl NamePattern {
+    pub fn matches(&self, name: &Name) -> bool {
+        let Some((first, rest)) = self.0.split_once('*') else { return self.0 == name.0 };
+        let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
+        let Some(mut left) = name.0.strip_prefix(first) else { return false };
+        for part in middle.split('*') {
+            let Some(at) = left.find(part) else { return false };
+            left = &left[at + part.len()..];
+        }
+        left.ends_with(last)
+    }
+}
+
+impl TryFrom<String> for NamePattern {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        match Name::parse(&text.replace('*', "x")) {
+            Err(BadName::BadCharacter) => Err("may only have a-z, 0-9, - and *"),
+            Err(bad) => Err(bad.reason()),
+            Ok(_) => Ok(Self(text)),
+        }
+    }
+}
+
+impl fmt::Display for NamePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
 impl BadName {
     pub fn reason(self) -> &'static str {
         match self {
@@ -84,6 +120,29 @@ impl<'de> Deserialize<'de> for Name {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_star_in_a_pattern_stands_for_any_characters() {
+        for (pattern, fits, fits_not) in [
+            ("db", "db", "db2"),
+            ("staging-*", "staging-db", "xstaging-db"),
+            ("*-db", "staging-db", "staging-db2"),
+            ("*", "anything", ""),
+            ("a*b*c", "a-b-b-c", "a-c-b"),
+            ("ab*ba", "ab-ba", "aba"),
+            ("a**c", "abc", "ab"),
+        ] {
+            let pattern = NamePattern::try_from(pattern.to_owned()).unwrap();
+            assert!(pattern.matches(&Name::parse(fits).unwrap()), "{pattern} {fits}");
+            assert!(
+                Name::parse(fits_not).is_err() || !pattern.matches(&Name(fits_not.into())),
+                "{pattern} {fits_not}"
+            );
+        }
+        for bad in ["", "A*", "a.*", "-a", "a b", &"a".repeat(64)] {
+            assert!(NamePattern::try_from(bad.to_owned()).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn only_dns_labels_are_names() {

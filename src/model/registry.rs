@@ -350,6 +350,7 @@ impl Registry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::access::KeyLimits;
     use crate::model::access::Role;
     use crate::model::hub_records::KeyInfo;
     use crate::model::hub_records::SEEN_INTERVAL;
@@ -414,6 +415,8 @@ mod tests {
                 workspace: "default".into(),
                 created_at: now(),
                 expires_at,
+                limits: KeyLimits::default(),
+                enrolled_by: None,
                 last_used_at: None,
                 revoked_at: None,
             };
@@ -479,6 +482,7 @@ mod tests {
                 created_at: now(),
                 expires_at: Time::from_unix(until),
                 max_joins: None,
+                max_sessions: None,
                 join_count: 0,
                 joins: Vec::new(),
             },
@@ -504,6 +508,8 @@ mod tests {
                 workspace: "default".into(),
                 created_at: now(),
                 expires_at: Some(Time::from_unix(2000)),
+                limits: KeyLimits::default(),
+                enrolled_by: None,
                 last_used_at: None,
                 revoked_at: None,
             },

@@ -44,6 +44,8 @@ pub struct HubSession {
     pub peer: Fingerprint,
     /// The share that gave the right to it, if any.
     pub share: Option<String>,
+    /// The share's own limit of sessions at once.
+    pub max_of_share: Option<u32>,
     pub agent: AgentSide,
     /// The key exchange and the cipher suite between its ends, as the agent says: the hub cannot see them.
     pub tls: String,
@@ -152,7 +154,7 @@ impl<E: Clone> SessionTable<E> {
         tickets: &[(SessionSide, &str)],
         now: Time,
     ) -> Result<(), &'static str> {
-        self.check_room(&session.caller, now)?;
+        self.check_room(&session, now)?;
         for (side, ticket) in tickets {
             let session = session.id.clone();
             self.tickets.insert((*ticket).to_owned(), SessionTicket { session, side: *side });
@@ -163,18 +165,22 @@ impl<E: Clone> SessionTable<E> {
     }
 
     /// Every limit on the sessions that a caller may ask for is checked here.
-    fn check_room(&self, new: &Principal, now: Time) -> Result<(), &'static str> {
+    fn check_room(&self, session: &HubSession, now: Time) -> Result<(), &'static str> {
+        let new = &session.caller;
+        let mut of_share = 0;
         let (mut all, mut workspace, mut key, mut key_coming, mut link) = (0, 0, 0, 0, 0);
         for entry in self.sessions.values().filter(|entry| entry.is_open() || !entry.is_old(now)) {
             let caller = &entry.session.caller;
             let is_same_key = caller.liable_key() == new.liable_key();
             all += 1;
+            of_share += u32::from(session.share.is_some() && entry.session.share == session.share);
             workspace += usize::from(caller.workspace() == new.workspace());
             key += usize::from(is_same_key);
             key_coming += usize::from(is_same_key && !entry.is_open());
             link += usize::from(caller.id() == new.id());
         }
         match new {
+            _ if session.max_of_share.is_some_and(|max| of_share >= max) => Err("share"),
             Principal::Link { .. } if link >= LINK_SESSIONS => Err("link"),
             _ if key >= KEY_SESSIONS || key_coming >= KEY_COMING_SESSIONS => Err("key"),
             _ if workspace + all >= HUB_SESSIONS => Err("workspace"),
@@ -356,6 +362,7 @@ impl<E> SessionEntry<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::access::KeyLimits;
     use crate::model::access::Role;
     use crate::model::hub_records::Change;
     use crate::model::hub_records::Key;
@@ -370,8 +377,8 @@ mod tests {
     }
 
     fn key(id: &str, workspace: &str) -> Principal {
-        let (role, workspace) = (Role::Member, workspace.into());
-        Principal::Key { id: id.into(), label: String::new(), role, workspace }
+        let (role, workspace, limits) = (Role::Member, workspace.into(), KeyLimits::default());
+        Principal::Key { id: id.into(), label: String::new(), role, workspace, limits }
     }
 
     fn session(id: &str, caller: &str) -> HubSession {
@@ -383,6 +390,7 @@ mod tests {
             address: IpAddr::from([192, 0, 2, 1]),
             peer: Fingerprint::new([0; 32]),
             share: None,
+            max_of_share: None,
             agent: AgentSide::Here { channel: CHANNEL, key: "key_agent".into() },
             tls: String::new(),
         }
@@ -545,6 +553,8 @@ mod tests {
                     workspace: "default".into(),
                     created_at: at(0),
                     expires_at: None,
+                    limits: KeyLimits::default(),
+                    enrolled_by: None,
                     last_used_at: None,
                     revoked_at: None,
                 },
@@ -608,6 +618,20 @@ mod tests {
         assert!(!asks("key", KEY_COMING_SESSIONS, at(14)));
         assert!(asks("other", 0, at(14)));
         assert!(asks("key", KEY_COMING_SESSIONS, at(15)), "the first ones are too old");
+    }
+
+    #[test]
+    fn a_share_has_as_many_sessions_at_once_as_its_owner_said() {
+        let mut table = SessionTable::default();
+        let of = |share: &str| HubSession {
+            share: Some(share.into()),
+            max_of_share: Some(2),
+            ..session("", "key")
+        };
+        fill(&mut table, 1, &of("one"));
+        assert_eq!(refused(&mut table, &of("one"), at(1)), None);
+        assert_eq!(refused(&mut table, &of("one"), at(1)), Some("share"));
+        assert_eq!(refused(&mut table, &of("two"), at(1)), None);
     }
 
     #[test]

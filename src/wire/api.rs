@@ -9,11 +9,15 @@ use serde::Deserialize;
 use serde::Deserializer;
 use serde::Serialize;
 
+use crate::model::access::Action;
+use crate::model::access::KeyLimits;
 use crate::model::access::Role;
+use crate::model::address_block::AddressBlock;
 use crate::model::fingerprint::Fingerprint;
 use crate::model::hub_records::KeyInfo;
 use crate::model::hub_records::ShareInfo;
 use crate::model::name::Name;
+use crate::model::name::NamePattern;
 use crate::model::service::Protocol;
 use crate::model::service::SharedService;
 use crate::model::text::one_line;
@@ -53,10 +57,16 @@ pub struct Health {
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct WhoAmI {
+    pub id: String,
     #[serde(deserialize_with = "shown")]
     pub label: String,
     pub role: Option<Role>,
+    #[serde(flatten)]
+    pub limits: KeyLimits,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enrolled_by: Option<String>,
     #[serde(deserialize_with = "shown")]
     pub workspace: String,
     /// The URLs of the fleet's hubs; empty for a hub without a fleet. The same in the answers below.
@@ -67,6 +77,17 @@ pub struct WhoAmI {
 impl WhoAmI {
     pub fn role_word(&self) -> &'static str {
         self.role.map_or("local", Role::as_str)
+    }
+
+    pub fn may(&self, action: Action) -> bool {
+        self.role.is_none_or(|role| role.may(action))
+    }
+
+    /// `expose, workspace default, only staging-*`
+    pub fn rights(&self) -> String {
+        let limits = self.limits.in_words();
+        let limits = if limits.is_empty() { limits } else { format!(", {limits}") };
+        format!("{}, workspace {}{limits}", self.role_word(), self.workspace)
     }
 }
 
@@ -198,6 +219,16 @@ pub struct MakeKey {
     pub label: Option<String>,
     pub workspace: Option<String>,
     pub expires_in_seconds: Option<u64>,
+    pub only: Option<Vec<NamePattern>>,
+    pub from: Option<Vec<AddressBlock>>,
+    /// How many machines it enrols.
+    pub uses: Option<u32>,
+}
+
+/// Asks for a key of the machine's own.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Enrol {
+    pub label: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -281,6 +312,8 @@ pub struct MakeShare {
     pub services: Vec<Name>,
     pub expires_in_seconds: u64,
     pub max_joins: Option<u32>,
+    #[serde(default)]
+    pub max_sessions: Option<u32>,
     pub code: Option<String>,
     /// The agent's own word for this share, if it has registered services for it alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -12,7 +12,9 @@ use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::access::Role;
+use crate::model::address_block::AddressBlock;
 use crate::model::hub_records::KeyInfo;
+use crate::model::name::NamePattern;
 use crate::model::time::Time;
 use crate::model::time::in_words;
 use crate::os::clock;
@@ -33,6 +35,9 @@ pub fn create(call: &Call) -> CommandResult {
         "label": args.value("label"),
         "workspace": args.value("workspace"),
         "expiresInSeconds": args.duration("expires")?.map(|life| life.as_secs()),
+        "only": args.list::<NamePattern>("only")?,
+        "from": args.list::<AddressBlock>("from")?,
+        "uses": args.count("uses")?,
     });
     let made = LocalHub::find_or_begin(call)?.call("POST", "/v1/keys", Some(&body))?;
     call.say.value(&made);
@@ -46,6 +51,10 @@ pub fn create(call: &Call) -> CommandResult {
     ));
     call.say.line("");
     call.say.result(&format!("  {}", made.key));
+    let limits = made.info.limits.in_words();
+    if !limits.is_empty() {
+        call.say.line(&format!("\n  Its limits: {limits}"));
+    }
     if let Some(at) = made.info.expires_at {
         call.say.line(&format!("\n  It expires in {}, at {at}", in_words(at.since(clock::now()))));
     }
@@ -68,12 +77,13 @@ pub fn list(call: &Call) -> CommandResult {
     call.say.value(&keys);
     let day = |at: Option<Time>| at.map_or("-".to_owned(), say::time);
     let rows = keys.into_iter().map(|key| {
-        let KeyInfo { id, role, label, workspace, .. } = key;
+        let KeyInfo { id, role, label, workspace, limits, .. } = key;
         let [created, used] = [Some(key.created_at), key.last_used_at].map(day);
         let [expires, revoked] = [key.expires_at, key.revoked_at].map(day);
-        [id, role.as_str().to_owned(), label, workspace, created, used, expires, revoked]
+        [id, role.as_str().to_owned(), label, workspace, created, used, expires, revoked, limits.in_words()]
     });
-    let headings = ["ID", "ROLE", "LABEL", "WORKSPACE", "CREATED", "LAST USED", "EXPIRES", "REVOKED"];
+    let headings =
+        ["ID", "ROLE", "LABEL", "WORKSPACE", "CREATED", "LAST USED", "EXPIRES", "REVOKED", "LIMITS"];
     call.say.result(&say::columns(&headings, rows));
     Ok(0)
 }

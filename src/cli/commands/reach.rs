@@ -171,7 +171,7 @@ fn find(call: &Call, hub: &Hub, name: &Name, report: &mut Diagnosis) -> Result<S
     let found = named.max_by_key(|service| service.status == Status::Online).cloned();
     let service = found.ok_or_else(|| {
         let known = services.iter().map(|service| service.name.as_str());
-        let may_reach = hub.whoami().is_ok_and(|who| who.role.is_none_or(|role| role.may(Action::Reach)));
+        let may_reach = hub.whoami().is_ok_and(|who| who.may(Action::Reach));
         let hint = if may_reach {
             did_you_mean(name.as_str(), known, "connect reach ", "List them: connect services")
         } else {

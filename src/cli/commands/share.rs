@@ -46,7 +46,7 @@ const DEFAULT_SHARE_LIFE: Duration = Duration::from_hours(24);
 /// the services are withdrawn, so that nobody finds a code that opens nothing.
 pub fn run(call: &Call) -> CommandResult {
     let code = call.args.value("code").map(code_of).transpose()?;
-    let max_joins = max_joins(call)?;
+    let (max_joins, max_sessions) = (call.args.count("max-joins")?, call.args.count("max-sessions")?);
     let life = call.args.duration("expires")?.unwrap_or(DEFAULT_SHARE_LIFE);
     let found = discovered(call)?;
     let mut selection = select(call, &found)?;
@@ -81,6 +81,7 @@ pub fn run(call: &Call) -> CommandResult {
         services,
         expires_in_seconds: life.as_secs().max(1),
         max_joins,
+        max_sessions,
         code: code.map(|code| code.as_str().to_owned()),
         own: own_word,
         link: call.args.flag("link"),
@@ -139,14 +140,6 @@ fn code_of(text: &str) -> Result<Code> {
     Code::parse(text).map_err(|bad| {
         Error::usage(format!("`{}` is no share code: {}", text.escape_debug(), bad.reason()))
             .hint("Leave --code out: a code is made that nobody guesses")
-    })
-}
-
-fn max_joins(call: &Call) -> Result<Option<u32>> {
-    let Some(text) = call.args.value("max-joins") else { return Ok(None) };
-    let number = text.parse().ok().filter(|number| *number > 0 && text.bytes().all(|b| b.is_ascii_digit()));
-    number.map(Some).ok_or_else(|| {
-        Error::usage(format!("`{}` is not a number of joins", text.escape_debug())).hint("Try: --max-joins 5")
     })
 }
 
@@ -243,13 +236,16 @@ pub fn list(call: &Call) -> CommandResult {
         let joins = share
             .max_joins
             .map_or_else(|| share.join_count.to_string(), |max| format!("{}/{max}", share.join_count));
+        let sessions = share.max_sessions.map_or_else(|| "-".to_owned(), |max| max.to_string());
         let last = share
             .joins
             .last()
             .map_or_else(|| "-".to_owned(), |join| format!("{} {}", join.who, time(join.at)));
-        [share.id.clone(), share.name.clone(), time(share.expires_at), joins, last, services.join(",")]
+        let [id, name] = [&share.id, &share.name].map(String::clone);
+        [id, name, time(share.expires_at), joins, sessions, last, services.join(",")]
     });
-    call.say.result(&columns(&["ID", "NAME", "EXPIRES", "JOINS", "LAST JOINED", "SERVICES"], rows));
+    let headings = ["ID", "NAME", "EXPIRES", "JOINS", "MAX SESSIONS", "LAST JOINED", "SERVICES"];
+    call.say.result(&columns(&headings, rows));
     Ok(0)
 }
 

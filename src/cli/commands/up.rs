@@ -31,6 +31,7 @@ use crate::os::user;
 use crate::state::config::Config;
 use crate::state::config::DEFAULT_HUB;
 use crate::wire::api::RegisterAgent;
+use crate::wire::api::WhoAmI;
 
 /// Longer than any key.
 const KEY_LINE_LIMIT: usize = 256;
@@ -41,13 +42,13 @@ pub fn run(call: &Call) -> CommandResult {
     if is_default {
         call.say.line(&format!("Hub: {DEFAULT_HUB}, the default; for another one: --hub URL"));
     }
-    log_in(call, urls).map_err(|error| match error.kind {
+    log_in(call, &urls).map_err(|error| match error.kind {
         ErrorKind::Unreachable if is_default => error.hint(OTHER_HUB_HINT),
         _ => error,
     })
 }
 
-fn log_in(call: &Call, urls: Vec<HubUrl>) -> CommandResult {
+fn log_in(call: &Call, urls: &[HubUrl]) -> CommandResult {
     // A state folder that cannot be used is noticed before the hub registers anything.
     drop(call.home.lock()?);
     let mut config = Config::load(&call.home, call.config_file())?;
@@ -61,7 +62,7 @@ fn log_in(call: &Call, urls: Vec<HubUrl>) -> CommandResult {
         config.hub_pin = None;
     }
     // The key that was typed, then the environment, then the saved one; without any, a code is to be approved.
-    let key = match given
+    let mut key = match given
         .map_or_else(|| given_key("PRIVATECONNECT_TOKEN"), |key| Ok(Some(key)))?
         .or_else(|| config.api_key.clone())
     {
@@ -69,18 +70,24 @@ fn log_in(call: &Call, urls: Vec<HubUrl>) -> CommandResult {
         None => ask_for_key(call, &mut config, &url)?,
     };
     let trust = call.trust(&config, Some(&key))?;
-    let hub = Arc::new(Hub::new(urls, &trust, Some(key.clone()), &call.stop)?);
-    // The first call proves the whole path: address, certificate and key.
-    let began = Instant::now();
-    let whoami = hub.whoami()?;
-    let latency = began.elapsed();
     let label = call.args.value("label").map(str::to_owned).or_else(|| config.label.clone());
     let label = label.unwrap_or_else(user::hostname);
+    let hub_with =
+        |key: &str| Hub::new(urls.to_vec(), &trust, Some(key.to_owned()), &call.stop).map(Arc::new);
+    // The first call proves the whole path: address, certificate and key.
+    let (began, mut hub) = (Instant::now(), hub_with(&key)?);
+    let mut whoami = hub.whoami()?;
+    let latency = began.elapsed();
+    if whoami.limits.uses_left.is_some() {
+        let saved = config.api_key.as_deref().filter(|own| is_enrolled(hub_with, own, &whoami));
+        key = saved.map_or_else(|| hub.enrol(&label), |own| Ok(own.to_owned()))?;
+        hub = hub_with(&key)?;
+        whoami = hub.whoami()?;
+    }
     let identity = call.identity()?;
     let id = config.agent_id.clone().unwrap_or_else(|| secret::id("agent"));
     // Without the right to expose there is no agent to register.
-    let may = |action| whoami.role.is_none_or(|role| role.may(action));
-    if may(Action::Expose) {
+    if whoami.may(Action::Expose) {
         hub.register(&RegisterAgent {
             id: id.clone(),
             label: label.clone(),
@@ -100,12 +107,12 @@ fn log_in(call: &Call, urls: Vec<HubUrl>) -> CommandResult {
     config.agent_id = Some(id.clone());
     config.label = Some(label.clone());
     Config::change(&call.home, call.config_file(), |saved| saved.clone_from(&config))?;
-    let role = whoami.role_word();
-    call.say.value(&json!({ "hub": url.to_string(), "label": label, "agentId": id, "role": role,
+    call.say
+        .value(&json!({ "hub": url.to_string(), "label": label, "agentId": id, "role": whoami.role_word(),
         "workspace": whoami.workspace, "latencyMs": latency.as_millis() }));
     call.say.result(&format!("[ok] Connected to {url} ({} ms)", latency.as_millis()));
     call.say.line(&format!("  Agent: {label} ({id})"));
-    call.say.line(&format!("  Role:  {role}, workspace {}", whoami.workspace));
+    call.say.line(&format!("  Role:  {}", whoami.rights()));
     if let Some(before) = before {
         call.say.line(&format!("  Instead of {before}; that login is kept for: --hub {before}"));
     }
@@ -113,13 +120,23 @@ fn log_in(call: &Call, urls: Vec<HubUrl>) -> CommandResult {
         call.say.line(&format!("  Other hubs: {}", config.hubs.join(" ")));
     }
     call.say.line("");
-    call.say.line(match (may(Action::Expose), may(Action::Join)) {
+    call.say.line(next_step(&whoami));
+    Ok(0)
+}
+
+fn next_step(whoami: &WhoAmI) -> &'static str {
+    match (whoami.may(Action::Expose), whoami.may(Action::Join)) {
         (true, true) => "  Next: connect expose NAME PORT, or connect services",
         (true, false) => "  Next: connect expose NAME PORT, or connect share. This key reaches nothing",
         (false, true) => "  Next: connect join CODE",
         (false, false) => "  Next: curl -H 'x-api-key: KEY' URL/metrics. This key is for nothing else",
-    });
-    Ok(0)
+    }
+}
+
+/// Whether this enrolling key gave the machine its own one, which is still good. Another `up` then takes no use.
+fn is_enrolled(hub_with: impl Fn(&str) -> Result<Arc<Hub>>, own: &str, enrolling: &WhoAmI) -> bool {
+    let own = hub_with(own).and_then(|hub| hub.whoami());
+    own.is_ok_and(|own| own.enrolled_by.as_ref() == Some(&enrolling.id))
 }
 
 /// The key on the command line: itself, in a file, or with `-` from stdin, so that the process list does not show it.

@@ -36,7 +36,7 @@ pub fn run(call: &Call) -> CommandResult {
     let online: Vec<String> = online.map(ServiceInfo::shown_name).collect();
     call.say.value(
         &json!({ "hub": hub.url.to_string(), "label": label, "agentId": id, "fingerprint": fingerprint,
-        "key": whoami.label, "role": role, "workspace": whoami.workspace, "online": !online.is_empty(), "exposes": online }),
+        "key": whoami.label, "keyId": whoami.id, "role": role, "limits": whoami.limits, "enrolledBy": whoami.enrolled_by, "workspace": whoami.workspace, "online": !online.is_empty(), "exposes": online }),
     );
     call.say.result(&format!("Hub:         {}", hub.url));
     let (state, exposes) = match &online[..] {
@@ -48,6 +48,10 @@ pub fn run(call: &Call) -> CommandResult {
     let key = if whoami.label.is_empty() { "without a label" } else { &whoami.label };
     call.say.result(&format!("Key:         {key} ({role})"));
     call.say.result(&format!("Workspace:   {}", whoami.workspace));
+    let limits = whoami.limits.in_words();
+    if !limits.is_empty() {
+        call.say.result(&format!("Limits:      {limits}"));
+    }
     call.say.result(&format!("Fingerprint: {fingerprint}"));
     Ok(0)
 }
