@@ -244,6 +244,16 @@ echo "state: $(systemctl --user is-active connect-daemon) $(systemctl --user is-
 pid=$(systemctl --user show -p MainPID --value connect-daemon)
 grep -E '^(NoNewPrivs|Seccomp):' /proc/$pid/status
 "$0" services
+echo "threads that carry bytes as they ask: $(chrt -a -p $pid | grep -c SCHED_BATCH | sed 's/^[1-9].*/yes/')"
+units="${XDG_CONFIG_HOME:-$HOME/.config}/systemd/user"
+"$0" hub install --dry-run --listen 127.0.0.1:0 --data "$HOME/other-hub" | sed -n 's/^    //p' |
+    grep -E '^(\[Service|Type|Exec|NoNew|Lock|Memory|Restrict|SystemCall|UMask)' >"$units/connect-hub.service"
+systemctl --user daemon-reload && systemctl --user start connect-hub
+echo "hub: $(systemctl --user is-active connect-hub) $("$0" hub status --data "$HOME/other-hub" | head -1)"
+"$0" hub key create --data "$HOME/other-hub" --label ann >/dev/null && echo "the hub writes"
+"$0" hub drain --data "$HOME/other-hub" | tail -1
+echo "drained: $(systemctl --user show -p Result --value connect-hub)"
+rm "$units/connect-hub.service"
 echo "password in the unit: $(systemctl --user cat connect-daemon | grep -c 'heim@'), in the daemon: $(tr '\0' '\n' < /proc/$pid/environ | grep -c 'ann:ge"heim')"
 stat -c 'its file: %a' "$PRIVATECONNECT_HOME/daemon.env"
 kill -9 $pid
@@ -281,6 +291,11 @@ fn systemd_installs_starts_restarts_and_removes_it() {
         "NoNewPrivs:\t1",
         "Seccomp:\t2",
         "db ",
+        "threads that carry bytes as they ask: yes",
+        "hub: active ● Hub: running on ",
+        "the hub writes",
+        "[ok] The hub has ended",
+        "drained: success",
         "password in the unit: 0, in the daemon: 1",
         "its file: 600",
         "after a crash: active",

@@ -7,6 +7,7 @@ mod proxy;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
@@ -22,8 +23,12 @@ use common::Home;
 use common::Hub;
 use common::PATIENCE;
 use common::Running;
+use common::Said;
+use common::Tunnelled;
 use common::dial;
 use common::echo;
+use common::echoes;
+use common::ends::exchanges;
 use common::etcd::Etcd;
 use common::etcd::Fleet;
 use common::eventually;
@@ -270,4 +275,143 @@ fn a_backup_needs_a_hub_and_restore_a_backup() {
     fs::write(home.file("other"), "{}").unwrap();
     let said = home.run(&["hub", "restore", home.file("other").to_str().unwrap()]);
     assert!(said.err.contains("is not a hub's backup of this version"), "{said:?}");
+}
+
+#[test]
+fn a_draining_hub_takes_no_sessions_and_ends_after_the_last_one() {
+    let mut tunnelled = Tunnelled::to(service(echo));
+    let mut held = dial(tunnelled.port);
+    assert!(exchanges(&mut held, b"before"));
+    let draining = tunnelled.hub.home.start(&["hub", "drain", "--json"]);
+    assert!(draining.wait_event("draining")["sessionsOpen"].as_u64().unwrap() >= 1);
+    eventually("it is seen", PATIENCE, || why(&tunnelled.hub) == ["draining"]);
+    let ask = format!(r#"{{"service":"service","fingerprint":"{}"}}"#, "00".repeat(32));
+    let refused = tunnelled.hub.ask("POST /v1/sessions", &tunnelled.hub.admin_key, &ask);
+    assert_eq!((refused.status, refused.text("code").as_str()), (503, "draining"), "{refused:?}");
+    assert_eq!(tunnelled.hub.ask("POST /v1/drain", &tunnelled.hub.admin_key, "{}").status, 403);
+    assert!(exchanges(&mut held, b"while") && tunnelled.hub.running.is_running());
+    drop(held);
+    // The joiner's idle session would keep the hub for ever, so its agent ends it.
+    assert_eq!(tunnelled.hub.running.wait().code(), Some(0));
+    let said = draining.finish().ok();
+    assert!(said.out.lines().last().unwrap().contains("ended"), "{said:?}");
+    assert!(audited(&tunnelled.hub, "hub.unready", "draining"));
+    let again = tunnelled.hub.home.run(&["hub", "drain"]);
+    assert!(again.code == Some(1) && again.err.contains("No hub runs on this data folder"), "{again:?}");
+}
+
+#[test]
+fn a_drain_ends_when_its_time_is_up() {
+    let mut tunnelled = Tunnelled::to(service(echo));
+    let mut held = dial(tunnelled.port);
+    assert!(exchanges(&mut held, b"before"));
+    let said = tunnelled.hub.home.run(&["hub", "drain", "--timeout", "1s"]).ok();
+    assert!(said.out.ends_with("[ok] The hub has ended"), "{said:?}");
+    assert_eq!(tunnelled.hub.running.wait().code(), Some(0));
+    assert!(!exchanges(&mut held, b"after"));
+}
+
+#[test]
+fn the_agents_of_a_draining_hub_move_to_the_others_and_no_connection_breaks() {
+    let Some(mut fleet) = Fleet::of(2) else { return };
+    let (owner, user) = (fleet.machine(0), fleet.machine(1));
+    let exposed = expose(&owner, "db", service(echo));
+    let (reached, port) = reach(&user, "db");
+    let mut held = dial(port);
+    assert!(exchanges(&mut held, b"before"));
+    let draining = fleet.hubs[0].home.start(&["hub", "drain", "--json"]);
+    draining.wait_event("draining");
+    eventually("the agent is at the other hub", PATIENCE, || {
+        fleet.hubs[1].home.run(&["hub", "status", "--json"]).ok().json()["agents"] == 1
+    });
+    eventually("new connections work", PATIENCE, || echoes(port, b"new"));
+    assert!(exchanges(&mut held, b"while") && fleet.hubs[0].running.is_running());
+    drop(held);
+    assert_eq!(fleet.hubs[0].running.wait().code(), Some(0));
+    assert!(echoes(port, b"after"));
+    drop((exposed, reached));
+}
+
+/// The unit that `--dry-run` shows, in a file by the name that it would have.
+fn unit(home: &Home, args: &[&str]) -> (String, String) {
+    let mut command = home.connect(&[args, &["--dry-run", "--json"]].concat());
+    // The daemon's unit is for the user who called sudo.
+    command.env("SUDO_USER", "daemon");
+    let said = Said::of(command).ok().json();
+    let name = said["file"].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
+    let text = said["text"].as_str().unwrap().to_owned();
+    fs::write(home.file(&name), &text).unwrap();
+    (home.file(&name).to_str().unwrap().to_owned(), text)
+}
+
+#[test]
+fn systemd_finds_little_to_blame_in_the_units_of_hub_and_daemon() {
+    if !common::is_here("systemd-analyze", "systemd") {
+        return;
+    }
+    let home = Home::new();
+    let hub = ["hub", "install", "--listen", "0.0.0.0:7443", "--name", "hub.example"];
+    let etcd = [&hub[..], &["--store", "etcd=http://10.0.0.1:2379", "--allow", "10.0.0.0/8"]].concat();
+    for args in [&hub[..], &etcd, &["hub", "install"], &["daemon", "install", "--system"]] {
+        let (file, text) = unit(&home, args);
+        let mut verify = Command::new("systemd-analyze");
+        verify.args(["--system", "--man=no", "verify", &file]);
+        let said = Said::of(verify);
+        assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (Some(0), "", ""), "{text}");
+        let mut judge = Command::new("systemd-analyze");
+        judge.args(["security", "--offline=true", "--no-pager", &file]);
+        let said = Said::of(judge);
+        let level =
+            said.out.rsplit("exposure level for ").next().unwrap().split(' ').nth(1).unwrap().to_owned();
+        assert!(level.parse::<f64>().unwrap() <= 1.5, "{args:?}: {level}");
+    }
+}
+
+#[test]
+fn the_hubs_unit_says_what_its_configuration_needs_and_no_more() {
+    let home = Home::new();
+    let has = |text: &str, lines: &[&str]| {
+        for line in lines {
+            assert!(text.lines().any(|said| said == *line), "{line}: {text}");
+        }
+    };
+    let (_, text) = unit(&home, &["hub", "install"]);
+    has(&text, &["User=connect-hub", "ProtectSystem=strict", "CapabilityBoundingSet=", "IPAddressDeny=any"]);
+    has(&text, &["IPAddressAllow=localhost", "SocketBindDeny=any", "SocketBindAllow=tcp:7443-7443"]);
+    has(&text, &["SocketBindAllow=tcp:45000-45999", "ReadWritePaths=/var/lib/connect-hub"]);
+    assert!(text.contains(" hub --data /var/lib/connect-hub/data\n"), "{text}");
+
+    let open = ["hub", "install", "--listen", "0.0.0.0:443", "--tunnel-ports", "off", "--data", "/srv/hub"];
+    let (_, text) =
+        unit(&home, &[&open[..], &["--name", "a b", "--behind-proxy", "--proxy", "10.0.0.5"]].concat());
+    has(&text, &["CapabilityBoundingSet=CAP_NET_BIND_SERVICE", "AmbientCapabilities=CAP_NET_BIND_SERVICE"]);
+    has(&text, &["SocketBindAllow=tcp:443-443", "ReadWritePaths=/srv/hub"]);
+    assert!(
+        !text.contains("45000") && !text.contains("IPAddress") && !text.contains("PrivateUsers"),
+        "{text}"
+    );
+    let words = " hub --data /srv/hub --listen 0.0.0.0:443 --tunnel-ports off --name \"a b\" --behind-proxy --proxy 10.0.0.5";
+    assert!(text.contains(&format!("{words}\n")), "{text}");
+
+    let (_, text) = unit(
+        &home,
+        &["hub", "install", "--listen", "0.0.0.0:7443", "--allow", "10.0.0.0/8", "--allow", "fd00::/8"],
+    );
+    has(&text, &["IPAddressDeny=any", "IPAddressAllow=10.0.0.0/8 fd00::/8 localhost", "PrivateUsers=yes"]);
+    let (_, text) = unit(&home, &["proxy", "install", "--https", "--port", "8443"]);
+    assert!(
+        text.contains(" proxy start --https --port 8443\n") && text.contains("WantedBy=default.target"),
+        "{text}"
+    );
+    for (args, code) in [
+        (&["hub", "install", "--dry-run", "--allow", "everywhere"][..], 2),
+        (&["hub", "install", "--dry-run", "--listen", "somewhere"], 2),
+        (&["daemon", "install", "--dry-run", "--allow", "10.0.0.0/8"], 2),
+    ] {
+        assert_eq!(home.run(args).code, Some(code), "{args:?}");
+    }
+    let said = home.run(&["hub", "install", "--dry-run"]).ok();
+    assert!(said.out.contains("  useradd --system --create-home"), "{said:?}");
+    let said = home.run(&["hub", "uninstall", "--dry-run"]).ok();
+    assert!(said.out.contains("  systemctl disable --now connect-hub.service"), "{said:?}");
 }

@@ -21,6 +21,10 @@ use crate::model::name::Name;
 use crate::model::suggest;
 use crate::model::time::parse_duration;
 
+/// Where a hub listens, also one that is installed as a service.
+pub const DEFAULT_LISTEN: &str = "127.0.0.1:7443";
+pub const DEFAULT_TUNNEL_PORTS: &str = "45000-45999";
+
 pub struct Args {
     pub manual: &'static Manual,
     pub command: Option<&'static Command>,
@@ -171,6 +175,11 @@ impl Args {
 
     pub fn values(&self, name: &str) -> impl Iterator<Item = &str> {
         self.options.iter().filter(move |(known, _)| *known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// All options as they were given; those without a value have an empty one.
+    pub fn given(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.options.iter().map(|(name, value)| (*name, value.as_str()))
     }
 
     pub fn positional(&self, at: usize) -> Option<&str> {

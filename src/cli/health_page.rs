@@ -24,7 +24,7 @@ use crate::net::serve::shut;
 use crate::os::lock::locked;
 
 /// A probe sends its request at once.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+const HEALTH_PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Probes at once; more are turned away.
 const PROBE_LIMIT: usize = 16;
 
@@ -64,7 +64,7 @@ impl HealthPage {
 }
 
 fn answer(stream: Arc<TcpStream>, missing: &[String]) {
-    let mut conversation = HttpConnection::new(Duplex::plain(stream), Instant::now() + PROBE_TIMEOUT);
+    let mut conversation = HttpConnection::new(Duplex::plain(stream), Instant::now() + HEALTH_PROBE_TIMEOUT);
     let Ok(request) = conversation.next_head() else { return };
     conversation.answer_and_close(&match request.path.as_str() {
         "/health" => Reply::json(200, json!({ "status": "ok" })),

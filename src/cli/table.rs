@@ -39,6 +39,12 @@ const FUNCTIONS: &[(&str, CommandFunction)] = &[
     ("hub backup", commands::hub_backup::backup),
     #[cfg(feature = "hub")]
     ("hub restore", commands::hub_backup::restore),
+    #[cfg(feature = "hub")]
+    ("hub drain", commands::hub_drain::run),
+    #[cfg(feature = "hub")]
+    ("hub install", commands::install::install),
+    #[cfg(feature = "hub")]
+    ("hub uninstall", commands::install::uninstall),
     #[cfg(feature = "fleet")]
     ("hub migrate", commands::hub_migrate::run),
     #[cfg(feature = "hub")]
@@ -78,9 +84,9 @@ const FUNCTIONS: &[(&str, CommandFunction)] = &[
     #[cfg(feature = "agent")]
     ("daemon logs", commands::daemon::logs),
     #[cfg(feature = "agent")]
-    ("daemon install", commands::daemon_install::install),
+    ("daemon install", commands::install::install),
     #[cfg(feature = "agent")]
-    ("daemon uninstall", commands::daemon_install::uninstall),
+    ("daemon uninstall", commands::install::uninstall),
     ("doctor", commands::doctor::run),
     #[cfg(feature = "proxy")]
     ("proxy", commands::proxy::start),
@@ -96,6 +102,10 @@ const FUNCTIONS: &[(&str, CommandFunction)] = &[
     ("proxy untrust", commands::proxy_trust::untrust),
     #[cfg(feature = "proxy")]
     ("proxy logs", commands::proxy::logs),
+    #[cfg(feature = "proxy")]
+    ("proxy install", commands::install::install),
+    #[cfg(feature = "proxy")]
+    ("proxy uninstall", commands::install::uninstall),
     ("completions", commands::completions::script),
     ("completions words", commands::completions::words),
     #[cfg(feature = "demo")]

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::time::Duration;
 use std::time::Instant;
 
 use super::agent_channels::AgentChannel;
@@ -43,6 +44,9 @@ use crate::os::lock::locked;
 use crate::os::secret;
 use crate::state::identity;
 use crate::wire::control::ToAgent;
+
+/// Agents hear by then that the hub drains. After that a fleet's hub cuts their channels.
+const DRAIN_NOTICE: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 pub struct HubSettings {
@@ -219,11 +223,30 @@ impl Core {
         self.readiness.check(&self.settings.data, &self.records, fleet, &self.audit);
     }
 
+    /// Whether this hub sends everybody to the other hubs of its fleet.
+    pub fn is_leaving(&self) -> bool {
+        let Some(fleet) = &self.fleet else { return false };
+        let drains = || self.readiness.drain().is_some() && self.records.registry().hubs().count() > 1;
+        fleet.is_fenced() || self.stop.is_stopped() || drains()
+    }
+
+    /// Ends the hub when its last session has ended or the time for that is up. In a fleet its agents go to other hubs first.
+    fn go_on_draining(&self) {
+        let Some(drain) = self.readiness.drain() else { return };
+        if drain.begun.elapsed() > DRAIN_NOTICE && self.is_leaving() {
+            self.channels.cut_all();
+        }
+        if self.sessions.table().is_empty() || Instant::now() >= drain.until {
+            self.stop.stop();
+        }
+    }
+
     /// Cuts the connections of expired credentials, and removes records that count for nothing any more.
     pub fn sweep(&self) {
         let now = clock::now();
         self.audit.sweep();
         self.cut_dead();
+        self.go_on_draining();
         if self.records.registry().overdue(now).is_empty() {
             return;
         }
@@ -256,7 +279,6 @@ mod tests {
     use super::*;
     use std::sync::mpsc;
     use std::thread;
-    use std::time::Duration;
 
     #[test]
     fn a_failed_try_counts_at_once_whoever_writes_to_the_disk() {

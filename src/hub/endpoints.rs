@@ -123,6 +123,7 @@ static TABLE: &[Endpoint] = &[
     post("/v1/enrol", To(Action::Enrol), |core, call| {
         keys::enrol(call, &core.records, &core.audit, core.key_pin())
     }),
+    post("/v1/drain", To(Action::Administer), status::drain),
     // `listener.rs` handles the upgrades. A request that gets here asks for none.
     get("/v1/agent", To(Action::Expose), |_, _| Err(Refusal::UpgradeMissing)),
     get("/v1/relay", Nothing, |_, _| Err(Refusal::UpgradeMissing)),
@@ -264,10 +265,11 @@ fn limit_wrong_code(core: &Core, limit: &'static RateLimit, call: &ApiCall<'_>, 
     refusal
 }
 
-/// A fleet's hub that is stopping, or that alone has lost the store, refuses all calls, so that clients use another hub.
+/// A fleet's hub that drains or is stopping, or that alone has lost the store, refuses all calls, so that clients use another hub.
 fn refuse_if_fenced(core: &Core, request: &Request) -> Result<(), Refusal> {
-    let is_fenced = core.fleet.as_ref().is_some_and(|fleet| fleet.is_fenced() || core.stop.is_stopped());
-    if is_fenced && !matches!(request.path.as_str(), "/health" | "/ready") && !access::is_local(core, request)
+    if core.is_leaving()
+        && !matches!(request.path.as_str(), "/health" | "/ready")
+        && !access::is_local(core, request)
     {
         return Err(Refusal::Fenced);
     }

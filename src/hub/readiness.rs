@@ -24,6 +24,8 @@ const SWEEP_LIMIT: Duration = Duration::from_secs(10);
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(30);
 /// What has to be free: a few changes and lines of the audit log.
 const FREE_SPACE: u64 = 32 * 1024;
+/// No session lasts that long, and a clock can count as far.
+const LONGEST_DRAIN: Duration = Duration::from_hours(24 * 365);
 /// As much as a large change.
 const WRITE_PROBE: [u8; 4096] = [0; 4096];
 
@@ -33,6 +35,7 @@ pub enum NotReady {
     Disk,
     Etcd,
     Clock,
+    Draining,
 }
 
 impl NotReady {
@@ -41,6 +44,7 @@ impl NotReady {
             Self::Disk => "disk",
             Self::Etcd => "etcd",
             Self::Clock => "clock",
+            Self::Draining => "draining",
         }
     }
 
@@ -51,6 +55,7 @@ impl NotReady {
             Self::Clock => {
                 "The clock is behind the time of the last audit event, so expired keys may work again"
             }
+            Self::Draining => "The hub takes no new sessions, and ends when the last one has ended",
         }
     }
 }
@@ -62,13 +67,31 @@ pub struct Readiness {
     /// The latest time that this hub has seen.
     latest: Mutex<Time>,
     checked: Mutex<Instant>,
+    drain: Mutex<Option<Drain>>,
+}
+
+/// The hub is about to end, as its operator wants it.
+#[derive(Clone, Copy)]
+pub struct Drain {
+    pub begun: Instant,
+    pub until: Instant,
 }
 
 impl Readiness {
     /// `audit_log` was written last when an earlier run saw its last event.
     pub fn new(audit_log: &Path) -> Self {
         let latest = files::changed_at(audit_log).unwrap_or_else(clock::now);
-        Self { faults: Mutex::default(), latest: Mutex::new(latest), checked: Mutex::new(Instant::now()) }
+        let (latest, checked) = (Mutex::new(latest), Mutex::new(Instant::now()));
+        Self { faults: Mutex::default(), latest, checked, drain: Mutex::default() }
+    }
+
+    pub fn drain(&self) -> Option<Drain> {
+        *locked(&self.drain)
+    }
+
+    pub fn begin_drain(&self, timeout: Duration) {
+        let begun = Instant::now();
+        *locked(&self.drain) = Some(Drain { begun, until: begun + timeout.min(LONGEST_DRAIN) });
     }
 
     pub fn faults(&self) -> Vec<NotReady> {
@@ -91,6 +114,7 @@ impl Readiness {
             (NotReady::Disk, is_full || has_failed.load(Ordering::Relaxed)),
             (NotReady::Etcd, !fleet.is_none_or(has_etcd)),
             (NotReady::Clock, is_behind(&mut locked(&self.latest), now)),
+            (NotReady::Draining, self.drain().is_some()),
         ];
         for (fault, is_there) in found {
             let since = locked(&self.faults).get(&fault).copied();

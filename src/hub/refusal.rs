@@ -95,6 +95,7 @@ pub enum Refusal {
     RelayOverTls,
     Declined,
     PartnerMissing,
+    Draining,
     // The hub itself.
     StoreFailed,
     FleetStoreAway,
@@ -288,6 +289,8 @@ impl Refusal {
             Self::Declined => row(503, "declined", "The agent declined"),
             Self::PartnerMissing => row(504, "partner-missing", "The other end did not come")
                 .hint(IN_A_MOMENT),
+            Self::Draining => row(503, "draining", "The hub is about to end, and takes no new sessions")
+                .hint("Its operator is upgrading it; open connections go on. Try again in a few minutes"),
             // The hub itself.
             Self::StoreFailed => row(503, "store", "The hub cannot write to its data folder")
                 .hint("Tell the operator of the hub; nothing was changed"),

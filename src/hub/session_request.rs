@@ -35,6 +35,9 @@ struct SessionRequest {
 }
 
 pub fn open_session(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
+    if core.readiness.drain().is_some() {
+        return Err(Refusal::Draining);
+    }
     let ask: AskSession = call.body()?;
     let (service, share) = asked_for(core, call, &ask)?;
     let request = SessionRequest { ask, service, share };

@@ -1,6 +1,7 @@
 //! What the hub reports: its health, its metrics, and who the caller is.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use serde_json::Value;
 use serde_json::json;
@@ -16,8 +17,10 @@ use crate::model::access::KeyLimits;
 use crate::model::access::Principal;
 use crate::os::clock;
 use crate::wire::api::CaCertificate;
+use crate::wire::api::DrainHub;
 use crate::wire::api::Health;
 use crate::wire::api::WhoAmI;
+use crate::wire::control::ToAgent;
 
 pub fn health(core: &Core) -> Result<Reply, Refusal> {
     let store = core.fleet.as_ref().map(|fleet| if fleet.replica.is_away() { "away" } else { "ok" });
@@ -37,6 +40,17 @@ pub fn ready(core: &Core) -> Result<Reply, Refusal> {
     let why = faults.iter().map(|fault| (fault.code().to_owned(), fault.reason().into()));
     let answer = json!({ "ready": faults.is_empty(), "why": Value::Object(why.collect()) });
     ok(if faults.is_empty() { 200 } else { 503 }, &answer)
+}
+
+/// Takes no new sessions from now on, and ends the hub when it has no other left. Only for its own command line.
+pub fn drain(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
+    if call.principal != Principal::Local {
+        return Err(Refusal::WholeHub);
+    }
+    let order: DrainHub = call.body()?;
+    core.readiness.begin_drain(Duration::from_secs(order.timeout_seconds));
+    core.channels.send_all(&ToAgent::Draining);
+    Ok(Reply::empty(204))
 }
 
 /// The certificate of the hub's CA, for programs that take a CA file and no pin.

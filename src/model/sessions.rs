@@ -312,6 +312,11 @@ impl<E: Clone> SessionTable<E> {
         self.sessions.values().filter_map(SessionEntry::ends)
     }
 
+    /// Whether no session is granted, waiting or open.
+    pub fn is_empty(&self) -> bool {
+        self.sessions.is_empty()
+    }
+
     pub fn remove(&mut self, id: &str) {
         self.tickets.retain(|_, ticket| ticket.session != id);
         self.sessions.remove(id);

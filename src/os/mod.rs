@@ -13,7 +13,7 @@ pub mod peer_user;
 pub mod process;
 pub mod scheduling;
 pub mod secret;
-#[cfg(any(feature = "agent", feature = "proxy"))]
+#[cfg(any(feature = "hub", feature = "agent", feature = "proxy"))]
 pub mod setup;
 pub mod socket;
 #[cfg(feature = "proxy")]

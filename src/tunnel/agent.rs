@@ -5,6 +5,8 @@ use std::io;
 use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -110,6 +112,8 @@ struct AgentInner {
     on_event: OnAgentEvent,
     threads: ThreadGroup,
     serving: Mutex<FairShare<Stop>>,
+    /// How often a hub has said that it is about to end.
+    drains: AtomicUsize,
     stop: Stop,
 }
 
@@ -145,6 +149,7 @@ impl RunningAgent {
             on_event,
             threads: ThreadGroup::default(),
             serving: Mutex::new(FairShare::new(AGENT_SESSION_LIMIT)),
+            drains: AtomicUsize::new(0),
             stop,
         });
         let own = Arc::clone(&inner);
@@ -284,6 +289,7 @@ impl AgentInner {
                 let error = Error::new(one_line(&reason)).hint(one_line(&hint)).kind(ErrorKind::Refused(409));
                 (self.on_event)(AgentEvent::Refused { name, error });
             }
+            ToAgent::Draining => _ = self.drains.fetch_add(1, Ordering::Relaxed),
             ToAgent::Open(offer) => {
                 if let Err(reason) = self.begin_session(&offer, outgoing, at) {
                     outgoing.send(&ToHub::Decline { session: offer.session, reason });
@@ -365,6 +371,8 @@ impl AgentInner {
     /// Meets the joiner at the relay and carries its connections until the session ends, or `stop` ends it.
     fn serve(&self, exposed: &ExposedService, offer: &SessionOffer, at: &HubUrl, stop: &Stop) -> Result<()> {
         let ExposedService { exposure, traffic, .. } = exposed;
+        let drains = || self.drains.load(Ordering::Relaxed);
+        let begun = drains();
         let deadline = Instant::now() + NETWORK_TIMEOUT;
         let below = self.hub.relay(at, &offer.relay, &offer.ticket, deadline)?;
         let recorded = RecordedSession {
@@ -395,7 +403,7 @@ impl AgentInner {
         }
         let serving = ServingEnd { target: exposure.target.clone(), record };
         let session = Session::start(established, Some(serving), Arc::clone(traffic), stop);
-        session.or_say(|| "Cannot start a session")?.serve(IDLE_TIMEOUT);
+        session.or_say(|| "Cannot start a session")?.serve(IDLE_TIMEOUT, || drains() != begun);
         Ok(())
     }
 }

@@ -224,15 +224,19 @@ impl Session {
     }
 
     /// Agent: answers what the joiner asks, until the session is over or has been idle and silent for `idle_timeout`.
-    pub fn serve(mut self, idle_timeout: Duration) {
-        if let Err(error) = self.send_answers(idle_timeout) {
+    pub fn serve(mut self, idle_timeout: Duration, ends_when_idle: impl Fn() -> bool) {
+        if let Err(error) = self.send_answers(idle_timeout, &ends_when_idle) {
             log::debug!("a session cannot be written to: {error}");
             self.shared.close();
         }
     }
 
-    fn send_answers(&mut self, idle_timeout: Duration) -> io::Result<()> {
+    /// An idle joiner pings, so `ends_when_idle` is asked every few seconds.
+    fn send_answers(&mut self, idle_timeout: Duration, ends_when_idle: &dyn Fn() -> bool) -> io::Result<()> {
         loop {
+            if ends_when_idle() && self.shared.is_left(Duration::ZERO) {
+                return Ok(());
+            }
             match self.shared.wait_for_frame(idle_timeout, |_| false) {
                 None if self.shared.is_left(idle_timeout) => return Ok(()),
                 None => {}
@@ -582,7 +586,7 @@ mod tests {
         const IDLE: Duration = Duration::from_millis(400);
         let (mut joiner, agent) = session();
         let began = Instant::now();
-        let serving = thread::spawn(move || agent.serve(IDLE));
+        let serving = thread::spawn(move || agent.serve(IDLE, || false));
         while began.elapsed() < 3 * IDLE {
             let asked = joiner.ping().unwrap();
             assert!(joiner.answers(asked));

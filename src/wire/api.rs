@@ -56,6 +56,13 @@ pub struct Health {
     pub time: Option<Time>,
 }
 
+/// `POST /v1/drain`
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DrainHub {
+    pub timeout_seconds: u64,
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WhoAmI {

@@ -68,6 +68,8 @@ pub enum ToAgent {
     Open(SessionOffer),
     /// The head of the hub's audit log, after the welcome and whenever it has changed. The agent keeps it as a witness.
     Audit(AuditHead),
+    /// The hub is about to end. Sessions that the agent serves now end when they are idle.
+    Draining,
     #[serde(other)]
     Unknown,
 }

@@ -50,7 +50,7 @@ pub fn start(call: &Call) -> CommandResult {
         call.say.event(&json!({ "event": "running", "pid": run.pid }));
         return Ok(0);
     }
-    if daemon_process::start_unit(call)? {
+    if daemon_process::start_unit(call) {
         return Ok(0);
     }
     begin(call, detach::own_arguments(), ChildOutput::RepeatedWithPid)
@@ -144,7 +144,7 @@ pub fn stop(call: &Call) -> CommandResult {
 
 pub fn restart(call: &Call) -> CommandResult {
     daemon_process::end(call)?;
-    if daemon_process::start_unit(call)? {
+    if daemon_process::start_unit(call) {
         return Ok(0);
     }
     let words: &[&str] = if call.say.json { &["daemon", "start", "--json"] } else { &["daemon", "start"] };
@@ -194,7 +194,7 @@ pub fn keep(call: &Call, exposure: &Exposure) -> CommandResult {
     let kept = SavedExposure { target: target.clone(), protocol: exposure.protocol };
     Config::change(&call.home, call.config_file(), |config| config.exposures.insert(name.clone(), kept))?;
     if runs::running(&call.home, DAEMON_KIND).is_none()
-        && !daemon_process::start_unit(call)?
+        && !daemon_process::start_unit(call)
         && begin(call, background::arguments(call, &["daemon", "start"]), ChildOutput::Dropped)? != 0
     {
         return Err(Error::new(format!("{name} is saved, but the daemon does not start"))

@@ -13,6 +13,8 @@ use serde_json::json;
 use crate::api::Hub;
 use crate::cli::Call;
 use crate::cli::CommandResult;
+use crate::cli::args::DEFAULT_LISTEN;
+use crate::cli::args::DEFAULT_TUNNEL_PORTS;
 use crate::cli::args::listen_address;
 use crate::cli::args::range_of;
 use crate::cli::local_hub;
@@ -33,6 +35,7 @@ use crate::model::host_port::HostPort;
 use crate::model::hub_trust::HubTrust;
 use crate::net::address::HubUrl;
 use crate::net::serve::BoundPort;
+use crate::os::detach;
 use crate::os::files;
 use crate::os::peer_user;
 use crate::os::terminal;
@@ -40,10 +43,8 @@ use crate::state::identity;
 use crate::state::runs;
 use crate::state::runs::HUB_KIND;
 
-const DEFAULT_LISTEN: &str = "127.0.0.1:7443";
 /// The proxies that are believed unless `--proxy` names others.
 const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
-const DEFAULT_TUNNEL_PORTS: RangeInclusive<u16> = 45000..=45999;
 
 pub fn run(call: &Call) -> CommandResult {
     let args = &call.args;
@@ -90,7 +91,9 @@ pub fn run(call: &Call) -> CommandResult {
     let run = runs::register(&call.home, HUB_KIND, &[url.to_string()], None);
     let run = run.inspect_err(|error| log::info!("connect status does not list this hub: {error}"));
     announce(call, &core, &url, &address.to_string())?;
+    detach::notify("READY=1");
     call.stop.wait();
+    detach::notify("STOPPING=1");
     drop(running);
     drop(run);
     Ok(0)
@@ -177,7 +180,7 @@ fn name_of_host(text: &str) -> Result<String> {
 }
 
 fn tunnel_ports(call: &Call) -> Result<Option<RangeInclusive<u16>>> {
-    let Some(text) = call.args.value("tunnel-ports") else { return Ok(Some(DEFAULT_TUNNEL_PORTS)) };
+    let text = call.args.value("tunnel-ports").unwrap_or(DEFAULT_TUNNEL_PORTS);
     if text == "off" {
         return Ok(None);
     }

@@ -24,7 +24,7 @@ use crate::model::time::Time;
 use crate::net::stop::Stop;
 
 /// A command that takes longer says so, and again after each such time.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
+const BACKUP_PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Next to a running hub, or without one.
 pub fn backup(call: &Call) -> CommandResult {
@@ -114,8 +114,8 @@ fn with_progress<T>(say: &Say, what: &str, work: impl FnOnce() -> Result<T>) -> 
     thread::scope(|scope| {
         scope.spawn(|| {
             let mut seconds = 0;
-            while !done.wait_for(PROGRESS_INTERVAL) {
-                seconds += PROGRESS_INTERVAL.as_secs();
+            while !done.wait_for(BACKUP_PROGRESS_INTERVAL) {
+                seconds += BACKUP_PROGRESS_INTERVAL.as_secs();
                 say.line(&format!("  Still {what}, for {seconds} s"));
             }
         });

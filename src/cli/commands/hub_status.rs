@@ -24,9 +24,7 @@ pub fn run(call: &Call) -> CommandResult {
     let Health { version, uptime_seconds, store, .. } = hub.health()?;
     // The figures are those of /metrics, so that there is one source for both.
     let metrics = hub.metrics()?;
-    let figure = |name: &str| {
-        metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).unwrap_or("?")
-    };
+    let figure = |name: &str| figure(&metrics, name);
     let number = |figure: &str| figure.parse::<u64>().ok();
     let up = Duration::from_secs(uptime_seconds);
     let (agents, services) = (figure("connect_agents"), figure("connect_services_online"));
@@ -54,6 +52,11 @@ pub fn run(call: &Call) -> CommandResult {
     }
     call.say.line(&format!("    Data:     {}", data.display()));
     Ok(0)
+}
+
+/// One of the hub's metrics, as it is written there.
+pub fn figure<'m>(metrics: &'m str, name: &str) -> &'m str {
+    metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).unwrap_or("?")
 }
 
 /// Beside a running hub, or without one.

@@ -4,8 +4,6 @@
 pub mod completions;
 #[cfg(feature = "agent")]
 pub mod daemon;
-#[cfg(feature = "agent")]
-pub mod daemon_install;
 #[cfg(feature = "demo")]
 pub mod demo;
 #[cfg(feature = "join")]
@@ -25,6 +23,8 @@ mod hub_audit_compare;
 #[cfg(feature = "hub")]
 pub mod hub_backup;
 #[cfg(feature = "hub")]
+pub mod hub_drain;
+#[cfg(feature = "hub")]
 pub mod hub_key;
 #[cfg(feature = "fleet")]
 pub mod hub_migrate;
@@ -32,6 +32,8 @@ pub mod hub_migrate;
 pub mod hub_records;
 #[cfg(feature = "hub")]
 pub mod hub_status;
+#[cfg(any(feature = "hub", feature = "agent", feature = "proxy"))]
+pub mod install;
 #[cfg(feature = "join")]
 pub mod join;
 pub mod logout;

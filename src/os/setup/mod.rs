@@ -3,5 +3,5 @@
 pub mod step;
 #[cfg(feature = "proxy")]
 pub mod trust_store;
-#[cfg(feature = "agent")]
+#[cfg(any(feature = "hub", feature = "agent", feature = "proxy"))]
 pub mod unit;

@@ -11,7 +11,7 @@ use crate::os::command::quoted;
 use crate::os::command::words;
 use crate::os::files;
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SetupStep {
     /// Writes a file, and makes its folder if needed.
     Write {

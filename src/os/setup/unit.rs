@@ -2,6 +2,7 @@
 //! the plan comes first; the caller shows it and carries it out.
 
 use std::env;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -10,13 +11,10 @@ use crate::os::paths;
 use crate::os::setup::step::SetupStep;
 use crate::os::user;
 
-const SYSTEMD_UNIT: &str = "connect-daemon.service";
-/// In the state folder: the variables that do not stand in the unit.
-const ENVIRONMENT_FILE: &str = "daemon.env";
-const LAUNCHD_LABEL: &str = "co.privateconnect.daemon";
-const LAUNCHD_FILE: &str = "co.privateconnect.daemon.plist";
-
 /// These filter system calls, so they also work in a user's own manager, which may not make mounts.
+///
+/// The threads that carry bytes ask for another way of scheduling (`os/scheduling.rs`), whose call is among @resources.
+/// `AF_NETLINK` tells which user's connection it is (`os/peer_user.rs`).
 const HARDENING: &str = "NoNewPrivileges=yes
 LockPersonality=yes
 MemoryDenyWriteExecute=yes
@@ -26,6 +24,8 @@ RestrictRealtime=yes
 RestrictSUIDSGID=yes
 SystemCallArchitectures=native
 SystemCallFilter=@system-service
+SystemCallFilter=~@privileged @resources
+SystemCallFilter=sched_setscheduler
 SystemCallErrorNumber=EPERM
 UMask=0077
 TasksMax=infinity
@@ -35,6 +35,7 @@ const SYSTEM_HARDENING: &str = "ProtectSystem=strict
 ProtectHome=read-only
 PrivateTmp=yes
 PrivateDevices=yes
+PrivateMounts=yes
 ProtectClock=yes
 ProtectControlGroups=yes
 ProtectHostname=yes
@@ -42,10 +43,12 @@ ProtectKernelLogs=yes
 ProtectKernelModules=yes
 ProtectKernelTunables=yes
 ProtectProc=invisible
+KeyringMode=private
 RemoveIPC=yes
-CapabilityBoundingSet=
-AmbientCapabilities=
+LimitNOFILE=65536
 ";
+/// Below this a port needs a capability.
+const UNPRIVILEGED_PORTS: u16 = 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServiceManager {
@@ -54,7 +57,11 @@ pub enum ServiceManager {
 }
 
 /// What to start, and for whom.
+#[derive(Default)]
 pub struct UnitSpec {
+    /// `hub`: the unit is `connect-hub.service`.
+    pub name: &'static str,
+    pub description: &'static str,
     /// The program and its arguments.
     pub command: Vec<String>,
     pub environment: Vec<(String, String)>,
@@ -64,6 +71,12 @@ pub struct UnitSpec {
     pub state: PathBuf,
     /// For the whole machine, as this user; otherwise the user's own.
     pub system: Option<String>,
+    /// What comes before the unit is written.
+    pub prepare: Vec<SetupStep>,
+    /// For the system's manager: the ports that it may bind. Empty for any.
+    pub ports: Vec<RangeInclusive<u16>>,
+    /// The networks that it may speak with. Empty for all.
+    pub networks: Vec<String>,
 }
 
 /// The unit file, and the steps that install, remove and start it.
@@ -97,43 +110,65 @@ pub fn plan(manager: ServiceManager, service: &UnitSpec) -> UnitPlan {
 }
 
 /// The unit file's path.
-pub fn file(manager: ServiceManager, system: bool) -> PathBuf {
+pub fn file(manager: ServiceManager, name: &str, system: bool) -> PathBuf {
     let home = paths::user_home().unwrap_or_default();
-    match (manager, system) {
-        (ServiceManager::Systemd, true) => Path::new("/etc/systemd/system").join(SYSTEMD_UNIT),
+    let folder = match (manager, system) {
+        (ServiceManager::Systemd, true) => PathBuf::from("/etc/systemd/system"),
         (ServiceManager::Systemd, false) => {
             let moved = env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-            moved.unwrap_or_else(|| home.join(".config")).join("systemd/user").join(SYSTEMD_UNIT)
+            moved.unwrap_or_else(|| home.join(".config")).join("systemd/user")
         }
-        (ServiceManager::Launchd, true) => Path::new("/Library/LaunchDaemons").join(LAUNCHD_FILE),
-        (ServiceManager::Launchd, false) => home.join("Library/LaunchAgents").join(LAUNCHD_FILE),
-    }
+        (ServiceManager::Launchd, true) => PathBuf::from("/Library/LaunchDaemons"),
+        (ServiceManager::Launchd, false) => home.join("Library/LaunchAgents"),
+    };
+    folder.join(match manager {
+        ServiceManager::Systemd => systemd_name(name),
+        ServiceManager::Launchd => format!("{}.plist", launchd_label(name)),
+    })
+}
+
+fn systemd_name(name: &str) -> String {
+    format!("connect-{name}.service")
+}
+
+fn launchd_label(name: &str) -> String {
+    format!("co.privateconnect.{name}")
 }
 
 fn systemd(service: &UnitSpec) -> UnitPlan {
     let system = service.system.is_some();
-    let file = file(ServiceManager::Systemd, system);
+    let (file, unit_name) = (file(ServiceManager::Systemd, service.name, system), systemd_name(service.name));
     let text = unit(service);
     let control = |rest: &[&str]| words(if system { "systemctl" } else { "systemctl --user" }, rest);
     let reload = || SetupStep::Run(control(&["daemon-reload"]));
-    let environment = service.state.join(ENVIRONMENT_FILE);
+    let environment = environment_file(service);
     let (unit_path, environment_path) = (file.display().to_string(), environment.display().to_string());
+    let mut install = service.prepare.clone();
+    if !service.private_environment.is_empty() {
+        let text = environment_lines(service);
+        install.push(SetupStep::Write { path: environment, text, is_private: true });
+    }
+    install.extend([
+        SetupStep::Write { path: file.clone(), text: text.clone(), is_private: false },
+        reload(),
+        SetupStep::Run(control(&["enable", "--now", &unit_name])),
+    ]);
     UnitPlan {
-        install: vec![
-            SetupStep::Write { path: environment, text: environment_lines(service), is_private: true },
-            SetupStep::Write { path: file.clone(), text: text.clone(), is_private: false },
-            reload(),
-            SetupStep::Run(control(&["enable", "--now", SYSTEMD_UNIT])),
-        ],
+        install,
         uninstall: vec![
-            SetupStep::RunUnchecked(control(&["disable", "--now", SYSTEMD_UNIT])),
+            SetupStep::RunUnchecked(control(&["disable", "--now", &unit_name])),
             SetupStep::run("rm -f", &[&unit_path, &environment_path]),
             reload(),
         ],
-        start: SetupStep::Run(control(&["start", SYSTEMD_UNIT])),
+        start: SetupStep::Run(control(&["start", &unit_name])),
         file,
         text,
     }
+}
+
+/// The variables that do not stand in the unit.
+fn environment_file(service: &UnitSpec) -> PathBuf {
+    service.state.join(format!("{}.env", service.name))
 }
 
 /// The text of the file with the private environment.
@@ -152,24 +187,47 @@ fn unit(service: &UnitSpec) -> String {
         .iter()
         .map(|(name, value)| format!("Environment={}\n", unit_word(&format!("{name}={value}"))))
         .collect();
-    // This setting takes a path as it is, without quotes.
-    let private = service.state.join(ENVIRONMENT_FILE).display().to_string().replace('%', "%%");
-    let private = private.replace(char::is_control, "");
-    let (mut for_whom, mut after, mut hardening) = (String::new(), "", HARDENING.to_owned());
+    let mut text =
+        format!("[Unit]\nDescription=connect: {}\nDocumentation=man:connect(1)\n", service.description);
+    if service.system.is_some() {
+        text += "Wants=network-online.target\nAfter=network-online.target\n";
+    }
+    text += &format!("\n[Service]\nType=notify\nExecStart={}\n{environment}", command.join(" "));
+    if !service.private_environment.is_empty() {
+        // This setting takes a path as it is, without quotes.
+        let path = environment_file(service).display().to_string().replace('%', "%%");
+        text += &format!("EnvironmentFile={}\n", path.replace(char::is_control, ""));
+    }
+    text += &format!("Restart=on-failure\nRestartSec=5\n{HARDENING}");
     let mut wanted_by = "default.target";
     if let Some(user) = &service.system {
-        for_whom = format!("User={user}\n");
-        after = "Wants=network-online.target\nAfter=network-online.target\n";
-        let state = unit_word(&service.state.display().to_string());
-        hardening.push_str(&format!("{SYSTEM_HARDENING}ReadWritePaths={state}\n"));
         wanted_by = "multi-user.target";
+        let state = unit_word(&service.state.display().to_string());
+        text += &format!("User={user}\n{SYSTEM_HARDENING}ReadWritePaths={state}\n{}", confinement(service));
     }
-    format!(
-        "[Unit]\nDescription=connect: keeps services of this machine exposed\nDocumentation=man:connect(1)\n{after}
-[Service]\nType=notify\n{for_whom}ExecStart={}\n{environment}EnvironmentFile={private}\nRestart=on-failure\nRestartSec=5\n{hardening}
-[Install]\nWantedBy={wanted_by}\n",
-        command.join(" ")
-    )
+    text + &format!("\n[Install]\nWantedBy={wanted_by}\n")
+}
+
+/// What depends on the configuration: capabilities, ports and networks.
+fn confinement(service: &UnitSpec) -> String {
+    let mut text = String::new();
+    let is_privileged = service.ports.iter().any(|ports| (1..UNPRIVILEGED_PORTS).contains(ports.start()));
+    // A capability counts for nothing in a user namespace.
+    text += if is_privileged {
+        "CapabilityBoundingSet=CAP_NET_BIND_SERVICE\nAmbientCapabilities=CAP_NET_BIND_SERVICE\n"
+    } else {
+        "CapabilityBoundingSet=\nAmbientCapabilities=\nPrivateUsers=yes\n"
+    };
+    if !service.ports.is_empty() {
+        text += "SocketBindDeny=any\n";
+    }
+    for ports in &service.ports {
+        text += &format!("SocketBindAllow=tcp:{}-{}\n", ports.start(), ports.end());
+    }
+    if !service.networks.is_empty() {
+        text += &format!("IPAddressDeny=any\nIPAddressAllow={}\n", service.networks.join(" "));
+    }
+    text
 }
 
 /// Quotes any text as one word of a unit file.
@@ -188,10 +246,10 @@ fn unit_word(word: &str) -> String {
 }
 
 fn launchd(service: &UnitSpec) -> UnitPlan {
-    let file = file(ServiceManager::Launchd, service.system.is_some());
+    let file = file(ServiceManager::Launchd, service.name, service.system.is_some());
     let domain = if service.system.is_some() { "system".to_owned() } else { format!("gui/{}", user::uid()) };
     let (text, path) = (plist(service), file.display().to_string());
-    let target = format!("{domain}/{LAUNCHD_LABEL}");
+    let target = format!("{domain}/{}", launchd_label(service.name));
     let end = || SetupStep::RunUnchecked(words("launchctl bootout", &[&target]));
     UnitPlan {
         install: vec![
@@ -225,7 +283,7 @@ fn plist(service: &UnitSpec) -> String {
 <!DOCTYPE plist PUBLIC \"-//Apple//DTD PLIST 1.0//EN\" \"http://www.apple.com/DTDs/PropertyList-1.0.dtd\">
 <plist version=\"1.0\">
 <dict>
-  <key>Label</key><string>{LAUNCHD_LABEL}</string>
+  <key>Label</key><string>{}</string>
 {user}  <key>ProgramArguments</key>
   <array>
 {command}  </array>
@@ -237,7 +295,8 @@ fn plist(service: &UnitSpec) -> String {
   <key>Umask</key><integer>63</integer>
 </dict>
 </plist>
-"
+",
+        launchd_label(service.name)
     )
 }
 
@@ -257,6 +316,8 @@ mod tests {
             private_environment: vec![("HTTPS_PROXY".into(), "http://ann:a\"\\b@p".into())],
             state: "/home/a b".into(),
             system: system.map(str::to_owned),
+            name: "daemon",
+            ..UnitSpec::default()
         }
     }
 

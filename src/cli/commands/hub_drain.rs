@@ -1,0 +1,47 @@
+//! `connect hub drain`: ends the running hub without cutting a connection, as before an upgrade.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::cli::Call;
+use crate::cli::CommandResult;
+use crate::cli::commands::hub_status::figure;
+use crate::cli::local_hub;
+use crate::error::Error;
+use crate::model::time::in_words;
+use crate::os::files;
+
+/// How long open sessions may last, if nothing else is said.
+const HUB_DRAIN_TIMEOUT: Duration = Duration::from_mins(10);
+const DRAIN_POLL: Duration = Duration::from_millis(200);
+
+/// Returns when the hub's process has ended. The hub goes on draining if this command is ended before.
+pub fn run(call: &Call) -> CommandResult {
+    let timeout = call.args.duration("timeout")?.unwrap_or(HUB_DRAIN_TIMEOUT);
+    let data = local_hub::data_folder(call)?;
+    let (hub, _) = local_hub::running(call)?.ok_or_else(|| {
+        Error::new("No hub runs on this data folder")
+            .because(data.display().to_string())
+            .hint("Nothing was changed")
+    })?;
+    hub.any("POST", "/v1/drain", Some(&json!({ "timeoutSeconds": timeout.as_secs() })))?;
+    let latest = in_words(timeout);
+    call.say
+        .line(&format!("[ok] No new sessions. The hub ends after the last one, in {latest} at the latest"));
+    let mut shown = String::new();
+    while files::is_locked(&data.join("hub.lock")) {
+        let metrics = hub.metrics().unwrap_or_default();
+        let open = figure(&metrics, "connect_sessions_open");
+        if open != shown && !metrics.is_empty() {
+            call.say.event(&json!({ "event": "draining", "sessionsOpen": open.parse::<u64>().ok() }));
+            call.say.line(&format!("  Sessions open: {open}"));
+            open.clone_into(&mut shown);
+        }
+        call.stop.wait_for(DRAIN_POLL);
+        call.fail_if_stopped()?;
+    }
+    call.say.event(&json!({ "event": "ended" }));
+    call.say.result("[ok] The hub has ended");
+    Ok(0)
+}
