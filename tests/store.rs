@@ -515,6 +515,81 @@ fn hub_and_agent_log_each_session_and_the_two_logs_agree() {
 }
 
 #[test]
+fn a_collector_gets_every_line_again_after_it_was_away_and_nothing_waits_for_it() {
+    use std::io::BufRead;
+    use std::io::Read;
+    use std::net::TcpListener;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = listener.local_addr().unwrap();
+    // The collector is away when the hub starts.
+    drop(listener);
+    let hub = Hub::start_with(&["--tunnel-ports", "off", "--audit-to", &format!("tcp://{at}")]);
+    let key = make_key(&hub).unwrap();
+    let listener = TcpListener::bind(at).unwrap();
+    let record = |stream: &mut std::io::BufReader<std::net::TcpStream>| -> serde_json::Value {
+        let mut length = Vec::new();
+        stream.read_until(b' ', &mut length).unwrap();
+        let length: usize = String::from_utf8(length).unwrap().trim().parse().unwrap();
+        let mut record = vec![0; length];
+        stream.read_exact(&mut record).unwrap();
+        let record = String::from_utf8(record).unwrap();
+        let (head, line) = record.split_at(record.find('{').unwrap());
+        let head: Vec<&str> = head.split(' ').collect();
+        assert!(head[0] == "<109>1" && head[3] == "connect" && head[5] == "audit", "{head:?}");
+        serde_json::from_str(line).unwrap()
+    };
+    let accepted = || {
+        let stream = listener.accept().unwrap().0;
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        std::io::BufReader::new(stream)
+    };
+    let mut stream = accepted();
+    let mut last = 0;
+    loop {
+        let line = record(&mut stream);
+        last += 1;
+        assert_eq!(line["seq"].as_u64(), Some(last));
+        if line["key"] == key.as_str() {
+            break;
+        }
+    }
+    drop(stream);
+    let key = make_key(&hub).unwrap();
+    let mut stream = accepted();
+    loop {
+        let line = record(&mut stream);
+        last += 1;
+        assert_eq!(line["seq"].as_u64(), Some(last), "{line}");
+        if line["key"] == key.as_str() {
+            break;
+        }
+    }
+    for bad in ["tcp://host", "syslog:dev/log", "udp://h:1", "unix:"] {
+        assert_eq!(
+            hub.home.run(&["hub", "--listen", "127.0.0.1:0", "--audit-to", bad]).code,
+            Some(2),
+            "{bad}"
+        );
+    }
+    // Local collectors: a stream, and datagrams as syslog takes them.
+    let socket = hub.home.file("collector");
+    let datagrams = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
+    datagrams.set_read_timeout(Some(PATIENCE)).unwrap();
+    let _hub =
+        Hub::start_with(&["--tunnel-ports", "off", "--audit-to", &format!("syslog:{}", socket.display())]);
+    let mut buffer = [0; 4096];
+    let length = datagrams.recv(&mut buffer).unwrap();
+    assert!(buffer.starts_with(b"<109>1 ") && buffer[length - 1] == b'}');
+    fs::remove_file(&socket).unwrap();
+    let streams = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let _hub =
+        Hub::start_with(&["--tunnel-ports", "off", "--audit-to", &format!("unix:{}", socket.display())]);
+    let mut buffer = [0; 8];
+    streams.accept().unwrap().0.read_exact(&mut buffer).unwrap();
+    assert!(buffer.windows(2).any(|two| two == b" <"), "{buffer:?}");
+}
+
+#[test]
 fn the_audit_log_is_rotated_and_a_hub_whose_log_is_moved_away_says_so() {
     let hub = Hub::start();
     let run = |args: &[&str]| hub.home.run(&[&["hub", "audit"], args].concat());

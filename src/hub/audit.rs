@@ -13,6 +13,8 @@ use std::time::Instant;
 
 use serde_json::Value;
 
+use super::audit_forward::AuditForwarder;
+use super::audit_forward::AuditTarget;
 use crate::error::Result;
 use crate::model::access::Principal;
 use crate::model::hub_records::AuditHead;
@@ -39,7 +41,7 @@ pub const AUDIT_FIELDS: [&str; 12] = [
     "reason",
 ];
 /// Every event, and the fields that only it has.
-pub const AUDIT_EVENTS: [(&str, &[&str]); 26] = [
+pub const AUDIT_EVENTS: [(&str, &[&str]); 27] = [
     ("hub.started", &["version", "url"]),
     ("hub.stopped", &[]),
     ("hub.unready", &[]),
@@ -65,6 +67,7 @@ pub const AUDIT_EVENTS: [(&str, &[&str]); 26] = [
     ("session.carried", &["session", "peer", "to"]),
     ("audit.rotated", &["segment", "count"]),
     ("audit.missing", &["count"]),
+    ("audit.unsent", &["count"]),
     ("audit.broken", &[]),
 ];
 /// The fields that are numbers.
@@ -83,6 +86,7 @@ pub struct Audit {
     log: ChainedLog,
     refusals: Mutex<Limiter>,
     counts: Mutex<EventCounts>,
+    forwarder: Option<AuditForwarder>,
 }
 
 /// How many equal events there were in this minute. The lines are without their time.
@@ -112,7 +116,7 @@ pub type AuditDetails<'a> = &'a [(&'a str, &'a str)];
 
 impl Audit {
     /// `known` is the head that the store has kept.
-    pub fn open(folder: &Path, hub: String, known: ChainHead) -> Result<Self> {
+    pub fn open(folder: &Path, hub: String, known: ChainHead, to: Option<&AuditTarget>) -> Result<Self> {
         let own = hub.clone();
         let trouble = move |trouble| match trouble {
             LogTrouble::Missing(count) => {
@@ -122,14 +126,16 @@ impl Audit {
                 line_of(&own, "audit.broken", Actor::HUB, &[("outcome", "failed"), ("reason", &reason)])
             }
         };
+        let forwarding = to.map(|target| AuditForwarder::start(target.clone())).transpose()?;
+        let (forwarder, written) = forwarding.unzip();
         let log = ChainedLog::open(ChainedLogOptions {
             path: log_file(folder),
             owner: LogOwner::Process(known),
             trouble: Box::new(trouble),
-            written: Box::new(|_| ()),
+            written: written.unwrap_or_else(|| Box::new(|_| ())),
         })?;
         let counts = Mutex::new(EventCounts { since: Instant::now(), equal: HashMap::new() });
-        Ok(Self { hub, log, refusals: Mutex::default(), counts })
+        Ok(Self { hub, log, refusals: Mutex::default(), counts, forwarder })
     }
 
     /// Queues an event with the current time, unless it is a refusal and this caller has had too many lately. It cannot
@@ -183,6 +189,7 @@ impl Audit {
     pub fn close(&mut self) {
         self.end_counts();
         self.log.close();
+        self.forwarder = None;
     }
 
     /// Counts an event that repeats one of this minute; the first one gets a line at once.
@@ -198,8 +205,12 @@ impl Audit {
         *count == 1
     }
 
-    /// Called again and again. After each minute, what was counted after an event becomes one line.
+    /// Called again and again. Says what the collector has missed, once it is there again. After each minute, what was counted after an event becomes one line.
     pub fn sweep(&self) {
+        let unsent = self.forwarder.as_ref().map_or(0, AuditForwarder::take_lost);
+        if unsent > 0 {
+            self.say("audit.unsent", Actor::HUB, &[("outcome", "failed"), ("count", &unsent.to_string())]);
+        }
         if locked(&self.counts).since.elapsed() >= COUNTED_FOR {
             self.end_counts();
         }
@@ -273,7 +284,7 @@ mod tests {
     }
 
     fn audit(folder: &Path) -> Audit {
-        Audit::open(folder, "hub_1".into(), ChainHead::default()).unwrap()
+        Audit::open(folder, "hub_1".into(), ChainHead::default(), None).unwrap()
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::agent_channels::AgentChannel;
 use super::agent_channels::AgentChannels;
 use super::audit;
 use super::audit::Audit;
+use super::audit_forward::AuditTarget;
 use super::ca::Ca;
 use super::code_key::CodeKey;
 use super::fleet::Fleet;
@@ -61,6 +62,8 @@ pub struct HubSettings {
     pub tunnel_ports: Option<RangeInclusive<u16>>,
     /// The etcd that this hub shares with others; `None` for its own disk.
     pub store: Option<EtcdConfig>,
+    /// Where each line of the audit log is sent to.
+    pub audit_to: Option<AuditTarget>,
     /// The file with the code key; `None` for the one in the data folder.
     pub code_key_file: Option<PathBuf>,
 }
@@ -123,7 +126,7 @@ impl Core {
             records: Records::new(opened.registry, opened.store, fleet.is_some(), stop),
             // Before the log is opened, which may repair it.
             readiness: Readiness::new(&audit::log_file(&settings.data)),
-            audit: Audit::open(&settings.data, hub, known)?,
+            audit: Audit::open(&settings.data, hub, known, settings.audit_to.as_ref())?,
             refusals: RefusalCounts::default(),
             tries: Mutex::default(),
             peers: UnauthenticatedPeers::new(connection_limit()),

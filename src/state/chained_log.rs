@@ -53,8 +53,10 @@ pub struct ChainedLogOptions {
     pub owner: LogOwner,
     pub trouble: Box<dyn Fn(LogTrouble) -> LineFields + Send>,
     /// Gets each line that was written.
-    pub written: Box<dyn Fn(&str) + Send>,
+    pub written: OnWritten,
 }
+
+pub type OnWritten = Box<dyn Fn(&str) + Send>;
 
 pub struct ChainedLog {
     queue: Option<SyncSender<LogOrder>>,

@@ -29,6 +29,7 @@ use crate::hub;
 use crate::hub::Core;
 use crate::hub::HubSettings;
 use crate::hub::TunnelOpener;
+use crate::hub::audit_forward::AuditTarget;
 use crate::model::access::Role;
 use crate::model::address_block::AddressBlock;
 use crate::model::host_port::HostPort;
@@ -64,7 +65,8 @@ pub fn run(call: &Call) -> CommandResult {
     let tunnel_ports = tunnel_ports(call)?;
     let has_tunnel_ports = tunnel_ports.is_some();
     let public_name = names.first().cloned();
-    let settings = HubSettings { names, proxies, tunnel_ports, ..store_options.settings(&data)? };
+    let audit_to = args.value("audit-to").map(AuditTarget::parse).transpose()?;
+    let settings = HubSettings { names, proxies, tunnel_ports, audit_to, ..store_options.settings(&data)? };
     // Opening locks the data folder, so a second hub fails here before it listens.
     let core = Core::open(settings, &call.stop)?.ok_or_else(|| {
         Error::new("Another hub runs on this data folder")

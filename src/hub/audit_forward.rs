@@ -1,0 +1,212 @@
+//! `--audit-to`: sends each line of the audit log to a collector, as RFC 5424 syslog with the line as its message.
+//!
+//! Nothing waits for the collector. Lines queue while it is away; what does not fit is lost for it, not for the log, and
+//! counted. The lines carry the chain, so the collector can tell as well what it has missed.
+
+use std::io;
+use std::io::Read;
+use std::io::Write;
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::error::Error;
+use crate::error::OrSay;
+use crate::error::Result;
+use crate::model::host_port::HostPort;
+use crate::net::connect::NETWORK_TIMEOUT;
+use crate::net::connect::dial;
+use crate::net::stop::Stop;
+use crate::net::threads::ThreadGroup;
+use crate::os::clock;
+use crate::os::lock::locked;
+use crate::os::user;
+use crate::state::chained_log::OnWritten;
+
+/// Lines that wait for the collector: some megabytes.
+const FORWARD_QUEUE: usize = 8192;
+/// How long until the next attempt to reach the collector.
+const FORWARD_RETRY: Duration = Duration::from_secs(1);
+/// A collector that accepts nothing for this long is left, and another connection is made. The end of the hub may wait for it.
+const FORWARD_TIMEOUT: Duration = Duration::from_millis(500);
+/// What is queued when the hub stops is sent within this time, or stays in the log only.
+const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(500);
+/// The longest that RFC 5424 allows.
+const HOSTNAME_LENGTH: usize = 255;
+/// Facility 13, log audit; severity 5, notice.
+const SYSLOG_PRIORITY: u8 = 13 * 8 + 5;
+
+#[derive(Clone)]
+pub enum AuditTarget {
+    /// A datagram for each message, as `/dev/log` takes them.
+    Syslog(PathBuf),
+    /// A stream, with each message's length before it (RFC 6587).
+    Unix(PathBuf),
+    Tcp(HostPort),
+}
+
+impl AuditTarget {
+    pub fn parse(text: &str) -> Result<Self> {
+        let absolute = |path: &str| Some(PathBuf::from(path)).filter(|path| path.is_absolute());
+        let target = match text.split_once(':') {
+            Some(("syslog", path)) => absolute(path).map(Self::Syslog),
+            Some(("unix", path)) => absolute(path).map(Self::Unix),
+            Some(("tcp", at)) => at.strip_prefix("//").and_then(|at| HostPort::parse(at, 0)).map(Self::Tcp),
+            _ => None,
+        };
+        let is_whole = |target: &Self| !matches!(target, Self::Tcp(at) if at.port == 0);
+        target.filter(is_whole).ok_or_else(|| {
+            Error::misread(text, "is not a collector")
+                .hint("Write it like syslog:/dev/log, tcp://HOST:PORT or unix:/run/collector.sock")
+        })
+    }
+
+    /// All three are written to in the same way, as the descriptors that they are.
+    fn connect(&self, stop: &Stop) -> Result<Collector> {
+        let (descriptor, is_stream) = match self {
+            Self::Syslog(path) => {
+                let socket = UnixDatagram::unbound().and_then(|socket| {
+                    socket.connect(path)?;
+                    Ok(socket)
+                });
+                (socket.map(OwnedFd::from), false)
+            }
+            Self::Unix(path) => (UnixStream::connect(path).map(OwnedFd::from), true),
+            Self::Tcp(at) => {
+                let stream = dial(&at.host, at.port, Instant::now() + NETWORK_TIMEOUT, stop)?;
+                (stream.try_clone().map(OwnedFd::from), true)
+            }
+        };
+        let socket = descriptor.map(TcpStream::from);
+        let socket = socket.and_then(|socket| {
+            socket.set_write_timeout(Some(FORWARD_TIMEOUT))?;
+            Ok(socket)
+        });
+        Ok(Collector { socket: socket.or_say(|| "Cannot connect")?, is_stream })
+    }
+}
+
+struct Collector {
+    socket: TcpStream,
+    is_stream: bool,
+}
+
+impl Collector {
+    fn send(&mut self, message: &str) -> io::Result<()> {
+        self.socket.set_nonblocking(true)?;
+        let read = self.socket.read(&mut [0]);
+        self.socket.set_nonblocking(false)?;
+        check_open(read)?;
+        let framed = if self.is_stream { format!("{} {message}", message.len()) } else { message.to_owned() };
+        self.socket.write_all(framed.as_bytes())
+    }
+}
+
+/// The first write to a collector that has ended would succeed, and its line would be lost uncounted.
+fn check_open(read: io::Result<usize>) -> io::Result<()> {
+    match read {
+        Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Sends until it is dropped. The log's writer holds the other end of the queue, and ends first.
+pub struct AuditForwarder {
+    state: Arc<ForwardState>,
+    ended: Mutex<Receiver<()>>,
+    stop: Stop,
+    threads: ThreadGroup,
+}
+
+#[derive(Default)]
+struct ForwardState {
+    lost: AtomicU64,
+    is_reached: AtomicBool,
+}
+
+impl AuditForwarder {
+    /// Returns also what takes each line.
+    pub fn start(target: AuditTarget) -> Result<(Self, OnWritten)> {
+        let (queue, lines) = mpsc::sync_channel::<String>(FORWARD_QUEUE);
+        let (end, ended) = mpsc::sync_channel(1);
+        let (state, stop, threads) = (Arc::<ForwardState>::default(), Stop::new(), ThreadGroup::default());
+        let (sending, stopped) = (Arc::clone(&state), stop.clone());
+        threads.spawn("audit-forward", move || {
+            send_all(&target, &lines, &sending, &stopped);
+            let _ = end.send(());
+        })?;
+        let counting = Arc::clone(&state);
+        let take = move |line: &str| {
+            if queue.try_send(line.to_owned()).is_err() {
+                counting.lost.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        Ok((Self { state, ended: Mutex::new(ended), stop, threads }, Box::new(take)))
+    }
+
+    /// How many lines were lost since the last call, once the collector is there again.
+    pub fn take_lost(&self) -> u64 {
+        let is_reached = self.state.is_reached.load(Ordering::Relaxed);
+        if is_reached { self.state.lost.swap(0, Ordering::Relaxed) } else { 0 }
+    }
+}
+
+impl Drop for AuditForwarder {
+    fn drop(&mut self) {
+        let _ = locked(&self.ended).recv_timeout(LAST_LINES_TIMEOUT);
+        self.stop.stop();
+        self.threads.join(|| ());
+    }
+}
+
+fn send_all(target: &AuditTarget, lines: &Receiver<String>, state: &ForwardState, stop: &Stop) {
+    let host: String =
+        user::hostname().chars().filter(char::is_ascii_graphic).take(HOSTNAME_LENGTH).collect();
+    let sender = format!("{host} connect {} audit -", process::id());
+    let mut collector: Option<Collector> = None;
+    let mut is_reported = false;
+    while let Ok(line) = lines.recv() {
+        let message = format!("<{SYSLOG_PRIORITY}>1 {} {sender} {line}", clock::stamp());
+        loop {
+            let connected = match collector.take() {
+                Some(collector) => Ok(collector),
+                None => target.connect(stop),
+            };
+            let sent = connected.and_then(|mut connected| {
+                connected.send(&message).or_say(|| "Cannot send")?;
+                collector = Some(connected);
+                Ok(())
+            });
+            state.is_reached.store(sent.is_ok(), Ordering::Relaxed);
+            match sent {
+                Ok(()) => {
+                    if std::mem::take(&mut is_reported) {
+                        log::warn!("the audit log's collector is reached");
+                    }
+                    break;
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut is_reported, true) {
+                        log::warn!("the audit log's collector is not reached, lines wait: {error}");
+                    }
+                    if stop.wait_for(FORWARD_RETRY) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
