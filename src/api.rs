@@ -2,8 +2,7 @@
 //! upgrades.
 
 pub mod hub_client;
-mod hub_connector;
-mod ureq_transport;
+mod hub_failure;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +20,6 @@ use hub_client::HubUpgrade;
 use hub_client::REGISTER_PATH;
 use hub_client::from_json;
 use hub_client::to_json;
-use hub_connector::HubConnector;
 
 pub use hub_client::HubAnswer;
 
@@ -110,7 +108,7 @@ impl Hub {
 
     /// What the last TLS connection to a hub agreed on.
     pub fn negotiated(&self) -> String {
-        locked(&self.client.connector.hubs).negotiated.clone()
+        locked(&self.client.hubs).negotiated.clone()
     }
 
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
@@ -122,12 +120,12 @@ impl Hub {
     }
 
     fn send(&self, method: &str, path: &str, body: Option<&[u8]>) -> Result<Vec<u8>> {
-        self.client.exchange(&HubRequest { method, path, fields: &[], body })?.content()
+        self.client.exchange(&HubRequest { method, path, body })?.content()
     }
 
     /// The hubs of the fleet, as far as they are known, the one that is meant first.
     pub fn known_hubs(&self) -> Vec<HubUrl> {
-        locked(&self.client.connector.hubs).list.clone()
+        locked(&self.client.hubs).list.clone()
     }
 
     /// A hub says where else its fleet is. Each has to prove the pin before it is believed.
@@ -135,7 +133,7 @@ impl Hub {
         if !self.has_pin || urls.is_empty() {
             return;
         }
-        let mut hubs = locked(&self.client.connector.hubs);
+        let mut hubs = locked(&self.client.hubs);
         let now = hubs.list[hubs.at].clone();
         let given = hubs.given;
         hubs.list.truncate(given);
@@ -177,8 +175,7 @@ impl Hub {
         loop {
             let query = if after.is_empty() { String::new() } else { format!("?after={after}") };
             let page = format!("{path}{query}");
-            let answer =
-                self.client.exchange(&HubRequest { method: "GET", path: &page, fields: &[], body: None })?;
+            let answer = self.client.exchange(&HubRequest { method: "GET", path: &page, body: None })?;
             let next = answer.next.clone();
             all.extend(from_json::<Vec<T>>(&self.url, &answer.content()?)?);
             match next {
@@ -222,7 +219,7 @@ impl Hub {
     pub fn ask_session(&self, ask: &AskSession) -> Result<(SessionGrant, HubUrl)> {
         let body = to_json(ask)?;
         let post = |client: &HubClient, url: &HubUrl, body: &[u8]| {
-            let request = HubRequest { method: "POST", path: "/v1/sessions", fields: &[], body: Some(body) };
+            let request = HubRequest { method: "POST", path: "/v1/sessions", body: Some(body) };
             client.exchange_at(url, &request)
         };
         let (mut answer, mut at) = self.client.at_any_hub(true, |client, url| post(client, url, &body))?;
@@ -245,7 +242,7 @@ impl Hub {
     /// What this very hub answers to the request for a session.
     pub fn ask_session_here(&self, ask: &AskSession) -> Result<HubAnswer> {
         let body = to_json(ask)?;
-        let request = HubRequest { method: "POST", path: "/v1/sessions", fields: &[], body: Some(&body) };
+        let request = HubRequest { method: "POST", path: "/v1/sessions", body: Some(&body) };
         self.client.exchange_raw(&self.url, &request).map_err(|failure| failure.error)
     }
 
@@ -295,16 +292,16 @@ impl Hub {
     /// The pin of the CA that the hub shows, which nothing has proved yet. Nothing is sent to the hub.
     pub fn observed_pin(&self) -> Result<Pin> {
         let (tls, observed) = trust::observing_client()?;
-        let hubs = self.client.connector.clone();
-        let observing = HubConnector { connector: Connector { tls, ..hubs.connector }, ..hubs };
-        drop(observing.connect(&self.url, Instant::now() + NETWORK_TIMEOUT)?);
+        let mut client = self.client.clone();
+        client.connector.tls = tls;
+        drop(client.connect(&self.url, true, Instant::now() + NETWORK_TIMEOUT)?);
         let observed = locked(&observed).take();
         observed.ok_or_else(|| Error::new("The hub showed no certificate"))
     }
 
     /// Connects, which succeeds only if the hub proves that it is the hub.
     pub fn check_identity(&self) -> Result<()> {
-        self.client.connector.connect(&self.url, Instant::now() + self.client.timeout).map(drop)
+        self.client.connect(&self.url, true, Instant::now() + self.client.timeout).map(drop)
     }
 
     /// The agent's control channel, and the hub it leads to.
@@ -339,7 +336,7 @@ impl Hub {
     /// no longer good.
     pub fn declined(&self, at: &HubUrl, session: &str) -> Result<Option<String>> {
         let path = format!("/v1/sessions/{session}");
-        let request = HubRequest { method: "GET", path: &path, fields: &[], body: None };
+        let request = HubRequest { method: "GET", path: &path, body: None };
         let answer = self.client.exchange_at(at, &request).map_err(|failure| failure.error)?;
         let state: Value = from_json(at, &answer.content()?)?;
         Ok(state["declined"].as_str().map(str::to_owned))

@@ -24,6 +24,7 @@ pub struct Response {
     pub status: u16,
     pub fields: Vec<(String, String)>,
     pub body: Vec<u8>,
+    pub keep_alive: bool,
 }
 
 impl Request {
@@ -71,7 +72,12 @@ impl Request {
 
 impl Response {
     pub fn from_head(head: &head::ResponseHead<'_>) -> Self {
-        Self { status: head.status, fields: owned(&head.fields), body: Vec::new() }
+        let keep_alive = head.keeps_alive();
+        Self { status: head.status, fields: owned(&head.fields), body: Vec::new(), keep_alive }
+    }
+
+    pub fn field(&self, name: &str) -> Option<&str> {
+        find(&self.fields, name)
     }
 }
 
