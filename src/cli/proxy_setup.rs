@@ -19,8 +19,9 @@ use crate::proxy::context::CertificateLoader;
 use crate::proxy::context::ProxySettings;
 use crate::proxy::recent_requests::FinishedRequest;
 use crate::proxy::route_table::Routes;
-use crate::state::home::Home;
-use crate::state::proxy;
+use crate::state::proxy::ProxyState;
+use crate::state::runs::OpenService;
+use crate::state::runs::OwnRun;
 use crate::tunnel::joiner;
 
 pub const LOCAL_PROXY_PORT: u16 = 3456;
@@ -120,12 +121,17 @@ pub fn say_certificates(call: &Call, certificates: &Certificates) -> Result<()> 
     Ok(())
 }
 
-/// Lists the routes for `proxy status`, and puts their names into `server.crt` for other servers that use it.
-pub fn write_routes(home: &Home, certificates: Option<&Certificates>, routes: &Routes) {
+/// Lists the routes for `status`, and puts their names into `server.crt` for other servers that use it.
+pub fn report_routes(run: &mut OwnRun, state: &ProxyState, own: Option<&Certificates>, routes: &Routes) {
     let names: Vec<String> = routes.available().map(|route| route.name.clone()).collect();
-    let listed = proxy::write_routes(home, &names);
-    let written = certificates.map_or(Ok(()), |certificates| certificates.write_server(names.into_iter()));
-    if let Err(error) = listed.and(written) {
+    let open = |name: &String| OpenService {
+        name: name.clone(),
+        at: state.url_of(name),
+        up: true,
+        ..OpenService::default()
+    };
+    run.report(names.iter().map(open).collect());
+    if let Some(Err(error)) = own.map(|certificates| certificates.write_server(names.into_iter())) {
         log::warn!("{error}");
     }
 }

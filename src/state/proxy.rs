@@ -1,4 +1,4 @@
-//! `proxy-state.json`: whether the proxy runs, where, and what it serves.
+//! `proxy-state.json`: whether the proxy runs, and where. What it serves is in the entry of its run.
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -10,8 +10,6 @@ use crate::os::clock;
 use crate::os::files;
 
 pub const PROXY_STATE_FILE: &str = "proxy-state.json";
-/// The names that it serves. It is in the folder of the runs because it is removed together with the run.
-const PROXY_ROUTES_FILE: &str = "run/proxy-routes.json";
 pub const PROXY_LOG: &str = "proxy.log";
 pub const PROXY_KIND: &str = "proxy";
 
@@ -36,43 +34,27 @@ impl ProxyState {
 /// The state file of this process. Dropping it removes the file.
 pub struct OwnProxyState {
     home: Home,
+    pub state: ProxyState,
 }
 
 /// The running proxy. The file counts only if the process that it names is alive and ours.
 pub fn running(home: &Home) -> Option<ProxyState> {
     let state: ProxyState = home.read(PROXY_STATE_FILE).ok().flatten()?;
-    is_running(home, state.pid).then_some(state)
-}
-
-pub fn is_running(home: &Home, pid: u32) -> bool {
-    pid != std::process::id()
-        && runs::is_alive(home, pid)
-        && runs::kind_of(home, pid).as_deref() == Some(PROXY_KIND)
+    let run = runs::running(home, PROXY_KIND)?;
+    (run.pid == state.pid && run.pid != std::process::id()).then_some(state)
 }
 
 pub fn announce(home: &Home, port: u16, tls: bool) -> Result<OwnProxyState> {
-    home.write(
-        PROXY_STATE_FILE,
-        &ProxyState { pid: std::process::id(), port, tls, started_at: clock::stamp() },
-    )?;
-    Ok(OwnProxyState { home: home.clone() })
-}
-
-pub fn write_routes(home: &Home, names: &[String]) -> Result<()> {
-    home.write(PROXY_ROUTES_FILE, &names)
-}
-
-pub fn routes(home: &Home) -> Vec<String> {
-    home.read(PROXY_ROUTES_FILE).ok().flatten().unwrap_or_default()
+    let state = ProxyState { pid: std::process::id(), port, tls, started_at: clock::stamp() };
+    home.write(PROXY_STATE_FILE, &state)?;
+    Ok(OwnProxyState { home: home.clone(), state })
 }
 
 impl Drop for OwnProxyState {
     fn drop(&mut self) {
-        let own = |state: &ProxyState| state.pid == std::process::id();
         // Another proxy may have taken over and written its own state by now.
-        if self.home.read(PROXY_STATE_FILE).ok().flatten().as_ref().is_some_and(own) {
+        if self.home.read(PROXY_STATE_FILE).ok().flatten().as_ref() == Some(&self.state) {
             let _ = files::remove(&self.home.file(PROXY_STATE_FILE));
-            let _ = files::remove(&self.home.file(PROXY_ROUTES_FILE));
         }
     }
 }

@@ -214,10 +214,6 @@ pub fn is_known_dead(home: &Home, pid: u32) -> bool {
     pid != std::process::id() && path.exists() && matches!(files::try_lock(&path), Ok(Some(_)))
 }
 
-pub fn kind_of(home: &Home, pid: u32) -> Option<String> {
-    home.read::<Run>(&file_name(pid)).ok().flatten().map(|run| run.kind)
-}
-
 /// All live processes of ours, and the background processes that failed or crashed. The files of all others are removed.
 pub fn all(home: &Home) -> Vec<Run> {
     let mut runs = Vec::new();

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::Mutex;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -30,6 +31,7 @@ use crate::net::stop::Stop;
 use crate::net::threads::ThreadGroup;
 use crate::os::detach;
 use crate::os::detach::BackgroundStart;
+use crate::os::lock::locked;
 use crate::os::paths;
 use crate::os::process;
 use crate::proxy::Proxy;
@@ -70,12 +72,11 @@ fn serve(call: &Call, options: &ProxyOptions) -> CommandResult {
     // The port comes first: without it nothing else is worth making, and two that start at once cannot both go on.
     let bound = listen(call, options)?;
     let port = bound.port;
-    let _run = runs::register(
-        &call.home,
-        proxy::PROXY_KIND,
-        &[proxy::PROXY_KIND.to_owned()],
-        call.background_log.clone(),
-    )?;
+    let names = [proxy::PROXY_KIND.to_owned()];
+    let run = runs::register(&call.home, proxy::PROXY_KIND, &names, call.background_log.clone())?;
+    let run = Arc::new(Mutex::new(run));
+    // From here on `proxy status` and `reach` find it: clients that connect now are served in a moment.
+    let own = proxy::announce(&call.home, port, options.tls)?;
     if options.tls {
         say_plan(call, &call.hub_urls()?[0], port);
     }
@@ -86,9 +87,11 @@ fn serve(call: &Call, options: &ProxyOptions) -> CommandResult {
     if let Some(certificates) = &certificates {
         proxy_setup::say_certificates(call, certificates)?;
     }
-    let (home, own) = (call.home.clone(), certificates.clone());
-    let changed = move |routes: &Routes| proxy_setup::write_routes(&home, own.as_deref(), routes);
-    // Writes the empty list once, so that a list of an earlier run does not stay.
+    let (reporting, state) = (Arc::clone(&run), own.state.clone());
+    let changed = move |routes: &Routes| {
+        proxy_setup::report_routes(&mut locked(&reporting), &state, certificates.as_deref(), routes);
+    };
+    // Makes the server's certificate even if there is no route.
     changed(&Routes::default());
     let table = RouteTable::start(&call.home, login.lister(), changed, &call.stop)?;
     let serving = Proxy::start(bound, table, settings, &call.stop)?;
@@ -97,8 +100,6 @@ fn serve(call: &Call, options: &ProxyOptions) -> CommandResult {
         let (context, stop) = (Arc::clone(&serving.context), call.stop.clone());
         threads.spawn("health", move || prove(&health, &context, &stop))?;
     }
-    // From here on `proxy status` and `reach` find it.
-    let _state = proxy::announce(&call.home, port, options.tls)?;
     announce(call, &serving);
     // The process that started this one returns now.
     if call.is_background() {
@@ -108,6 +109,7 @@ fn serve(call: &Call, options: &ProxyOptions) -> CommandResult {
     threads.join(|| ());
     drop(serving);
     drop(requests);
+    locked(&run).ends_well();
     call.say.event(&json!({ "event": "stopped" }));
     Ok(0)
 }
@@ -302,7 +304,8 @@ pub fn status(call: &Call) -> CommandResult {
         call.say.value(&json!({ "running": false }));
         return Ok(0);
     };
-    let urls: Vec<String> = proxy::routes(&call.home).iter().map(|name| running.url_of(name)).collect();
+    let open = runs::running(&call.home, proxy::PROXY_KIND).map(|run| run.open).unwrap_or_default();
+    let urls: Vec<String> = open.into_iter().map(|route| route.at).collect();
     call.say.result(&format!("  ● Proxy: running (PID {})", running.pid));
     call.say.result(&format!("    Port: {}", running.port));
     call.say.result(&format!("    TLS:  {}", if running.tls { "enabled" } else { "disabled" }));

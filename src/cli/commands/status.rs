@@ -22,7 +22,6 @@ use crate::state::config::Config;
 use crate::state::proxy;
 use crate::state::runs;
 use crate::state::runs::HUB_KIND;
-use crate::state::runs::OpenService;
 use crate::state::runs::Run;
 use crate::state::runs::RunState;
 use crate::wire::api::ServiceInfo;
@@ -33,7 +32,7 @@ const HUB_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[allow(clippy::unnecessary_wraps)] // It is a command like the others.
 pub fn status(call: &Call) -> CommandResult {
-    let all: Vec<Run> = runs::all(&call.home).into_iter().map(|run| with_routes(call, run)).collect();
+    let all = runs::all(&call.home);
     call.say.value(&all.iter().map(with_last_words).collect::<Vec<_>>());
     match login(call) {
         Ok(login) => call.say.line(&format!("{login}\n")),
@@ -54,16 +53,6 @@ fn login(call: &Call) -> Result<String> {
     let label = config.label.as_ref().map(|label| format!(", as {label}")).unwrap_or_default();
     let role = config.role.map(|role| format!(", role {}", role.as_str())).unwrap_or_default();
     Ok(format!("Logged in at {}{label}{role}", call.hub_urls()?[0]))
-}
-
-/// The proxy's routes are its own list.
-fn with_routes(call: &Call, mut run: Run) -> Run {
-    if let Some(state) = proxy::running(&call.home).filter(|state| state.pid == run.pid) {
-        let route =
-            |name: String| OpenService { at: state.url_of(&name), name, up: true, ..OpenService::default() };
-        run.open = proxy::routes(&call.home).into_iter().map(route).collect();
-    }
-    run
 }
 
 fn last_words(run: &Run) -> Option<String> {
