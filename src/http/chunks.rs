@@ -106,11 +106,11 @@ impl ChunkWalker {
     /// Reads one byte of a size line, or of the line end after a chunk's data.
     fn framing(&mut self, at: ChunkState, byte: u8) -> Result<ChunkState, BadBody> {
         match (at, byte) {
-            (ChunkState::Size { size, digits }, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
-                if digits == SIZE_DIGITS_LIMIT {
-                    return Err(BadBody::ChunkSize);
-                }
-                Ok(ChunkState::Size { size: size << 4 | hex(byte), digits: digits + 1 })
+            (ChunkState::Size { digits: SIZE_DIGITS_LIMIT, .. }, _) if byte.is_ascii_hexdigit() => {
+                Err(BadBody::ChunkSize)
+            }
+            (ChunkState::Size { size, digits }, _) if let Some(digit) = char::from(byte).to_digit(16) => {
+                Ok(ChunkState::Size { size: size << 4 | u64::from(digit), digits: digits + 1 })
             }
             (ChunkState::Size { size, digits: 1.. } | ChunkState::Extension { size }, b'\r') => {
                 Ok(ChunkState::SizeEnd { size })
@@ -165,13 +165,6 @@ pub fn write_chunk(content: &[u8], out: &mut Vec<u8>) {
         out.extend_from_slice(content);
         out.extend_from_slice(b"\r\n");
     }
-}
-
-fn hex(digit: u8) -> u64 {
-    u64::from(match digit {
-        b'0'..=b'9' => digit - b'0',
-        _ => (digit | 0x20) - b'a' + 10,
-    })
 }
 
 #[cfg(test)]

@@ -53,31 +53,6 @@ pub fn run(bytes: &[u8], class: u8) -> usize {
     bytes.iter().position(|&byte| !is(byte, class)).unwrap_or(bytes.len())
 }
 
-/// Like `run(bytes, VALUE_CHAR)`, but eight bytes at a time: nine tenths of a browser's head are values.
-pub fn value_run(bytes: &[u8]) -> usize {
-    let mut at = 0;
-    while let Some(eight) = bytes[at..].first_chunk::<8>() {
-        if may_hold_a_control(u64::from_ne_bytes(*eight)) {
-            let good = run(eight, VALUE_CHAR);
-            if good < eight.len() {
-                return at + good;
-            }
-        }
-        at += eight.len();
-    }
-    at + run(&bytes[at..], VALUE_CHAR)
-}
-
-/// Whether any of eight bytes is below 0x20 or is 0x7f. That includes HTAB, for which the table then decides.
-fn may_hold_a_control(eight: u64) -> bool {
-    const ONES: u64 = u64::MAX / 255;
-    const TOPS: u64 = ONES * 0x80;
-    let below_space = eight.wrapping_sub(ONES * 0x20) & !eight;
-    let delete = eight ^ (ONES * 0x7f);
-    let is_delete = delete.wrapping_sub(ONES) & !delete;
-    (below_space | is_delete) & TOPS != 0
-}
-
 /// The value without blanks at either end.
 pub fn trim(value: &[u8]) -> &[u8] {
     let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
@@ -120,7 +95,7 @@ impl<'b> Cursor<'b> {
     /// The bytes at the front that belong to `class`, once the byte after them has arrived.
     pub fn take(&mut self, class: u8) -> Result<&'b [u8], ParseStop> {
         let rest = self.rest();
-        let length = if class == VALUE_CHAR { value_run(rest) } else { run(rest, class) };
+        let length = run(rest, class);
         if length == rest.len() {
             return Err(ParseStop::NotYet);
         }
@@ -180,17 +155,6 @@ impl<'b> Cursor<'b> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn eight_at_a_time_sees_what_one_at_a_time_sees() {
-        for byte in 0..=255u8 {
-            for place in 0..24 {
-                let mut bytes = *b"abc\tdef\xff ghi jkl\x80mno pqr";
-                bytes[place] = byte;
-                assert_eq!(value_run(&bytes), run(&bytes, VALUE_CHAR), "{byte} at {place}");
-            }
-        }
-    }
 
     #[test]
     fn the_classes_are_those_of_the_grammar() {

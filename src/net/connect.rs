@@ -30,7 +30,22 @@ const TIME_SHARE_PER_ADDRESS: u32 = 2;
 /// Connects by `deadline`. `stop` ends the attempt.
 pub fn dial(host: &str, port: u16, deadline: Instant, stop: &Stop) -> Result<Arc<TcpStream>> {
     let addresses = resolve(host, port, deadline, stop)?;
-    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    dial_first(&addresses, deadline, stop).map_err(|error| match stop.is_stopped() {
+        true => Error::stopped(),
+        false => Error::new(format!("Cannot connect to {}:{port}", bracketed(host)))
+            .because(error)
+            .kind(ErrorKind::Unreachable),
+    })
+}
+
+/// Both loopback addresses: a listener may have either.
+pub fn loopbacks(port: u16) -> [SocketAddr; 2] {
+    [SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))]
+}
+
+/// Connects to the first of these addresses that accepts. If none does, the error is that of the first.
+pub fn dial_first(addresses: &[SocketAddr], deadline: Instant, stop: &Stop) -> io::Result<Arc<TcpStream>> {
+    let mut first_error = None;
     for (index, address) in addresses.iter().enumerate() {
         let left = deadline.saturating_duration_since(Instant::now());
         let share = if index + 1 < addresses.len() { left / TIME_SHARE_PER_ADDRESS } else { left };
@@ -39,12 +54,13 @@ pub fn dial(host: &str, port: u16, deadline: Instant, stop: &Stop) -> Result<Arc
                 socket::prepare(&stream, address.ip());
                 return Ok(Arc::new(stream));
             }
-            Err(_) if stop.is_stopped() => return Err(Error::stopped()),
-            Err(error) => last = error,
+            Err(error) => first_error = first_error.or(Some(error)),
+        }
+        if stop.is_stopped() {
+            break;
         }
     }
-    let what = format!("Cannot connect to {}:{port}", bracketed(host));
-    Err(Error::new(what).because(last).kind(ErrorKind::Unreachable))
+    Err(first_error.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into()))
 }
 
 /// The system's resolver has no deadline and cannot be interrupted, so it runs in a thread of its own. If it takes too
@@ -55,10 +71,7 @@ pub fn resolve(host: &str, port: u16, deadline: Instant, stop: &Stop) -> Result<
     }
     // Every new connection of a tunnel resolves its target, so `localhost` must not need the resolver.
     if host.eq_ignore_ascii_case("localhost") {
-        return Ok(vec![
-            SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
-            SocketAddr::from((Ipv6Addr::LOCALHOST, port)),
-        ]);
+        return Ok(loopbacks(port).to_vec());
     }
     let unresolved = |why: String| {
         Error::new(format!("Cannot find the address of {host}"))

@@ -152,28 +152,6 @@ pub fn connect(address: SocketAddr, deadline: Instant, stopped: &dyn Fn() -> boo
     Ok(stream)
 }
 
-/// Connects to a listener on this machine. The system does that within the call, so polling would only cost time. If
-/// the listener's queue is full, the call waits for at most `patience`.
-#[cfg(target_os = "linux")]
-pub fn connect_local(address: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
-    use nix::sys::socket;
-
-    let family = if address.is_ipv4() { socket::AddressFamily::Inet } else { socket::AddressFamily::Inet6 };
-    let flags = socket::SockFlag::SOCK_CLOEXEC;
-    let own = TcpStream::from(socket::socket(family, socket::SockType::Stream, flags, None)?);
-    own.set_write_timeout(Some(patience))?;
-    match socket::connect(own.as_raw_fd(), &socket::SockaddrStorage::from(address)) {
-        Ok(()) => Ok(own),
-        Err(Errno::EINPROGRESS) => Err(io::ErrorKind::TimedOut.into()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-pub fn connect_local(address: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
-    TcpStream::connect_timeout(&address, patience)
-}
-
 /// On other systems a pending connect is not stopped; it ends at its deadline.
 #[cfg(not(target_os = "linux"))]
 pub fn connect(address: SocketAddr, deadline: Instant, _: &dyn Fn() -> bool) -> io::Result<TcpStream> {

@@ -1,8 +1,10 @@
 //! What all connections of the proxy share: its settings, its routes, and who is connected.
 
+use std::io;
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
+use std::time::Instant;
 
 use rustls::ClientConfig;
 
@@ -18,9 +20,15 @@ use super::upstream::Upstream;
 use crate::error::Result;
 use crate::model::service::Protocol;
 use crate::net::connect::NETWORK_TIMEOUT;
+use crate::net::connect::dial_first;
+use crate::net::connect::loopbacks;
+use crate::net::duplex::Duplex;
 use crate::net::stop::Stop;
+use crate::tls;
 use crate::wire::tls_record::TLS_ALERT;
 
+/// A listener on this machine accepts at once, and so does a tunnel's.
+const UPSTREAM_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A service that speaks TLS answers our hello by then.
 const TLS_PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -99,13 +107,23 @@ impl ProxyContext {
     /// Opens a connection to a service.
     pub fn dial(&self, route: &ProxyRoute, by_tls: bool) -> std::result::Result<Upstream, Trouble> {
         let port = self.port_of(route)?;
-        Upstream::dial(route, port, by_tls.then_some(&self.tls), NETWORK_TIMEOUT).map_err(|error| match self
-            .check(route)
-        {
+        let dialled = self.connect(route, port, by_tls.then_some(NETWORK_TIMEOUT));
+        dialled.map_err(|error| match self.check(route) {
             Err(trouble) => trouble,
             Ok(()) if error.kind() == ErrorKind::InvalidData => Trouble::no_tls(route),
             Ok(()) => Trouble::not_connected(route, &error),
         })
+    }
+
+    /// In the clear, or by TLS if there is a limit for its handshake.
+    fn connect(&self, route: &ProxyRoute, port: u16, tls_limit: Option<Duration>) -> io::Result<Upstream> {
+        let deadline = Instant::now() + UPSTREAM_CONNECT_TIMEOUT;
+        let mut stream = Duplex::plain(dial_first(&loopbacks(port), deadline, &self.stop)?);
+        if let Some(limit) = tls_limit {
+            let name = format!("{}.localhost", route.name);
+            stream = tls::client(&self.tls, &name, stream, Instant::now() + limit)?.into_duplex();
+        }
+        Upstream::new(route, port, stream)
     }
 
     /// Whether something listens at the end of the route, on the agent's machine too.
@@ -132,7 +150,7 @@ impl ProxyContext {
 
     fn accepts_tls(&self, route: &ProxyRoute) -> bool {
         let port = self.port_of(route);
-        port.is_ok_and(|port| Upstream::dial(route, port, Some(&self.tls), TLS_PROBE_TIMEOUT).is_ok())
+        port.is_ok_and(|port| self.connect(route, port, Some(TLS_PROBE_TIMEOUT)).is_ok())
     }
 
     pub fn rewritten_host(&self, route: &ProxyRoute) -> Option<String> {

@@ -27,7 +27,7 @@ const SHOWN_VALUE_LIMIT: usize = 200;
 /// A field whose name holds one of these may hold a secret.
 const SECRET_NAMES: [&str; 8] = ["auth", "cookie", "credential", "key", "pass", "secret", "session", "token"];
 
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct RequestRecord {
     pub number: u64,
     pub at: Time,
@@ -48,7 +48,7 @@ pub type ShownFields = Vec<(String, String)>;
 
 #[derive(Default)]
 pub struct RecentRequests {
-    log: Mutex<RequestLog>,
+    list: Mutex<RecentList>,
     added: Condvar,
     readers: AtomicUsize,
 }
@@ -63,13 +63,13 @@ impl Drop for PageReader<'_> {
 }
 
 #[derive(Default)]
-struct RequestLog {
+struct RecentList {
     records: VecDeque<RequestRecord>,
     /// How many threads wait for the next record. With none, the system call that wakes them is saved.
     watchers: usize,
 }
 
-/// A request that has been answered. Its texts are copied into the memory of an old record.
+/// A request that has been answered.
 pub struct FinishedRequest<'a> {
     pub method: &'a str,
     pub service: &'a str,
@@ -105,37 +105,38 @@ impl RecentRequests {
         // Queries often hold secrets, and the page does not need them.
         let path = request.target.split('?').next().unwrap_or_default();
         let path = path.get(..SHOWN_PATH_LIMIT).unwrap_or(path);
-        let at = clock::now();
-        let mut log = locked(&self.log);
-        let number = log.records.back().map_or(1, |last| last.number + 1);
-        let oldest = if log.records.len() < RECENT_LIMIT { None } else { log.records.pop_front() };
-        let mut record = oldest.unwrap_or_default();
-        request.method.clone_into(&mut record.method);
-        request.service.clone_into(&mut record.service);
-        path.clone_into(&mut record.path);
-        record.number = number;
-        record.at = at;
-        record.status = request.status;
-        record.micros = u64::try_from(request.began.elapsed().as_micros()).unwrap_or(u64::MAX);
-        record.bytes = request.bytes;
-        request.request_fields.clone_into(&mut record.request_fields);
-        request.response_fields.clone_into(&mut record.response_fields);
-        log.records.push_back(record);
-        let is_watched = log.watchers > 0;
-        drop(log);
-        if is_watched {
+        let mut record = RequestRecord {
+            number: 0,
+            at: clock::now(),
+            method: request.method.to_owned(),
+            service: request.service.to_owned(),
+            path: path.to_owned(),
+            status: request.status,
+            micros: u64::try_from(request.began.elapsed().as_micros()).unwrap_or(u64::MAX),
+            bytes: request.bytes,
+            request_fields: request.request_fields.to_owned(),
+            response_fields: request.response_fields.to_owned(),
+        };
+        let mut list = locked(&self.list);
+        record.number = list.records.back().map_or(1, |last| last.number + 1);
+        if list.records.len() == RECENT_LIMIT {
+            list.records.pop_front();
+        }
+        list.records.push_back(record);
+        if list.watchers > 0 {
             self.added.notify_all();
         }
     }
 
     /// The records after `number`. If there is none yet, waits up to `timeout` for one.
     pub fn after(&self, number: u64, timeout: Duration) -> Vec<RequestRecord> {
-        let nothing_new = |log: &mut RequestLog| log.records.back().is_none_or(|last| last.number <= number);
-        let mut log = locked(&self.log);
-        log.watchers += 1;
-        let mut log = wait_while(&self.added, log, timeout, nothing_new);
-        log.watchers -= 1;
-        log.records.iter().filter(|record| record.number > number).cloned().collect()
+        let nothing_new =
+            |list: &mut RecentList| list.records.back().is_none_or(|last| last.number <= number);
+        let mut list = locked(&self.list);
+        list.watchers += 1;
+        let mut list = wait_while(&self.added, list, timeout, nothing_new);
+        list.watchers -= 1;
+        list.records.iter().filter(|record| record.number > number).cloned().collect()
     }
 }
 

@@ -3,7 +3,7 @@
 //! Each new state replaces the old one as a whole, so a request sees one state. Nothing that serves a request waits for
 //! the file or for the hub.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -94,12 +94,9 @@ impl ProxyRoute {
     }
 }
 
-/// One state of the table, local routes first, each kind by name.
+/// One state of the table, by name.
 #[derive(Default, Debug, PartialEq, Eq)]
-pub struct Routes {
-    list: Vec<Arc<ProxyRoute>>,
-    by_name: HashMap<String, usize>,
-}
+pub struct Routes(BTreeMap<String, Arc<ProxyRoute>>);
 
 impl Routes {
     pub fn new(local: &[Route], hub: &[ServiceInfo]) -> Self {
@@ -109,31 +106,23 @@ impl Routes {
         services.sort_by_key(|service| service.status == Status::Online);
         let reachable = local.iter().filter(|route| is_label(&route.service_name) && route.local_port != 0);
         let all = services.into_iter().map(ProxyRoute::from_hub).chain(reachable.map(ProxyRoute::local));
-        let found: HashMap<String, ProxyRoute> = all.map(|route| (route.name.clone(), route)).collect();
-
-        let mut list: Vec<_> = found.into_values().map(Arc::new).collect();
-        list.sort_by(|a, b| (!a.is_local(), &a.name).cmp(&(!b.is_local(), &b.name)));
-        let by_name = list.iter().enumerate().map(|(at, route)| (route.name.clone(), at)).collect();
-        Self { list, by_name }
+        Self(all.map(|route| (route.name.clone(), Arc::new(route))).collect())
     }
 
     /// `name` is in lower case.
     pub fn find(&self, name: &str) -> Option<&Arc<ProxyRoute>> {
-        self.by_name.get(name).and_then(|at| self.list.get(*at))
+        self.0.get(name)
     }
 
+    /// Local routes first, each kind by name.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<ProxyRoute>> {
-        self.list.iter()
+        let of_hub = self.0.values().filter(|route| !route.is_local());
+        self.0.values().filter(|route| route.is_local()).chain(of_hub)
     }
 
     /// Without those whose agent is offline.
     pub fn available(&self) -> impl Iterator<Item = &Arc<ProxyRoute>> {
-        self.list.iter().filter(|route| !matches!(route.source, RouteSource::Hub { online: false, .. }))
-    }
-
-    #[cfg(test)]
-    pub fn len(&self) -> usize {
-        self.list.len()
+        self.iter().filter(|route| !matches!(route.source, RouteSource::Hub { online: false, .. }))
     }
 }
 
@@ -331,6 +320,6 @@ mod tests {
             &[local("a.b", 1), local("", 1), local("<b>", 1), local(&long, 1), local("ok", 0)],
             &[],
         );
-        assert_eq!(routes.len(), 0);
+        assert_eq!(routes, Routes::default());
     }
 }

@@ -1,16 +1,11 @@
 //! A connection to a service. It belongs to the thread of one client, which keeps it for the next request.
 
 use std::io;
-use std::net::Ipv4Addr;
-use std::net::Ipv6Addr;
 use std::net::Shutdown;
-use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
-
-use rustls::ClientConfig;
 
 use super::buffered_reader::BufferedReader;
 use super::route_table::ProxyRoute;
@@ -20,10 +15,7 @@ use crate::net::duplex::Writer;
 use crate::os::peer_user;
 use crate::os::socket;
 use crate::os::socket::Wakeup;
-use crate::tls;
 
-/// A listener on this machine accepts at once, and so does a tunnel's.
-const UPSTREAM_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The first wait for data watches the service alone: most responses come within this time, and cost no extra system
 /// call. After it the client is watched, too.
 const UNWATCHED_READ: Duration = Duration::from_millis(50);
@@ -64,21 +56,8 @@ pub enum ReadFault {
 }
 
 impl Upstream {
-    /// In the clear, or by TLS if `tls` is given.
-    pub fn dial(
-        route: &ProxyRoute,
-        port: u16,
-        tls: Option<&Arc<ClientConfig>>,
-        tls_timeout: Duration,
-    ) -> io::Result<Self> {
-        let plain = Duplex::plain(Arc::new(connect(port)?));
-        let Duplex { reader, writer, socket } = match tls {
-            Some(config) => {
-                let name = format!("{}.localhost", route.name);
-                tls::client(config, &name, plain, Instant::now() + tls_timeout)?.into_duplex()
-            }
-            None => plain,
-        };
+    pub fn new(route: &ProxyRoute, port: u16, stream: Duplex) -> io::Result<Self> {
+        let Duplex { reader, writer, socket } = stream;
         socket.set_read_timeout(Some(UNWATCHED_READ))?;
         socket.set_write_timeout(Some(UPSTREAM_WRITE_TIMEOUT))?;
         let reader = UpstreamReader { buffer: BufferedReader::new(reader, UPSTREAM_BUFFER), socket };
@@ -147,14 +126,4 @@ impl UpstreamReader {
     pub fn cut(&self) {
         let _ = self.socket.shutdown(Shutdown::Both);
     }
-}
-
-/// IPv4 first, then IPv6: development servers listen on either.
-fn connect(port: u16) -> io::Result<TcpStream> {
-    let four = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let six = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
-    let stream = socket::connect_local(four, UPSTREAM_CONNECT_TIMEOUT)
-        .or_else(|error| socket::connect_local(six, UPSTREAM_CONNECT_TIMEOUT).map_err(|_| error))?;
-    socket::prepare(&stream, four.ip());
-    Ok(stream)
 }

@@ -2,11 +2,8 @@
 
 use std::io;
 use std::io::Write;
-use std::net::Ipv4Addr;
-use std::net::Ipv6Addr;
-use std::net::SocketAddr;
-use std::net::TcpStream;
 use std::time::Duration;
+use std::time::Instant;
 
 use serde_json::Value;
 use serde_json::json;
@@ -17,6 +14,8 @@ use crate::http::host::RequestTarget;
 use crate::http::host::parse_target;
 use crate::http::reply::Reply;
 use crate::model::service::Protocol;
+use crate::net::connect::dial_first;
+use crate::net::connect::loopbacks;
 use crate::os::secret;
 use crate::os::socket;
 use crate::proxy::context::ProxyContext;
@@ -111,7 +110,10 @@ fn state(context: &ProxyContext) -> Reply {
 
 fn describe(context: &ProxyContext, route: &ProxyRoute) -> Value {
     let (agent, is_up) = match &route.source {
-        RouteSource::Local { .. } => (None, accepts(route.port)),
+        RouteSource::Local { .. } => {
+            let deadline = Instant::now() + HEALTH_CHECK_TIMEOUT;
+            (None, dial_first(&loopbacks(route.port), deadline, &context.stop).is_ok())
+        }
         RouteSource::Hub { agent, online } => (Some(agent), *online),
     };
     let target = format!("127.0.0.1:{}", route.port);
@@ -133,10 +135,4 @@ fn describe(context: &ProxyContext, route: &ProxyRoute) -> Value {
         "agent": agent,
         "health": if is_up { "up" } else { "down" },
     })
-}
-
-fn accepts(port: u16) -> bool {
-    let four = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let six = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
-    [four, six].iter().any(|address| TcpStream::connect_timeout(address, HEALTH_CHECK_TIMEOUT).is_ok())
 }
