@@ -102,7 +102,7 @@ pub fn start(core: &Arc<Core>, listener: TcpListener, url: &str, stop: &Stop) ->
     let options = ServeOptions {
         name: "hub",
         limit: connection_limit(),
-        new_worker: each(move |stream, _| hub_listener.serve(&stream)),
+        new_worker: each(move |stream| hub_listener.serve(&stream)),
         idle: Some(SPARE_THREAD_AGE),
         cut: shut,
         make_room: Some(Box::new(move || crowded.peers.shed())),

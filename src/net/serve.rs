@@ -35,16 +35,16 @@ const ROOM_POLLS: usize = 500;
 
 /// Serves one connection to its end. Each thread has its own worker, which may keep state for the thread's next
 /// connection.
-pub type Worker = Box<dyn FnMut(Arc<TcpStream>, &Stop)>;
+pub type Worker = Box<dyn FnMut(Arc<TcpStream>)>;
 /// Makes the worker of one thread.
 pub type NewWorker = Box<dyn Fn() -> Worker + Send + Sync>;
 
 /// A `NewWorker` whose workers keep no state between connections.
-pub fn each(serve: impl Fn(Arc<TcpStream>, &Stop) + Send + Sync + 'static) -> NewWorker {
+pub fn each(serve: impl Fn(Arc<TcpStream>) + Send + Sync + 'static) -> NewWorker {
     let serve = Arc::new(serve);
     Box::new(move || {
         let own = Arc::clone(&serve);
-        Box::new(move |stream, stop| own(stream, stop))
+        Box::new(move |stream| own(stream))
     })
 }
 
@@ -253,7 +253,7 @@ impl ServerShared {
         let stream = Arc::new(stream);
         let (cut, own) = (self.service.cut, Arc::clone(&stream));
         let Some(_attached) = self.stop.on_stop(move || cut(&own)) else { return true };
-        let served = panic::catch_unwind(AssertUnwindSafe(|| worker(stream, &self.stop)));
+        let served = panic::catch_unwind(AssertUnwindSafe(|| worker(stream)));
         if served.is_err() {
             log::error!("{}: a bug of connect ended one connection; the others continue", self.service.name);
         }
@@ -272,7 +272,7 @@ mod tests {
     }
 
     fn echo_with(limit: usize, idle: Option<Duration>, stop: &Stop) -> Server {
-        let serve = |stream: Arc<TcpStream>, _: &Stop| {
+        let serve = |stream: Arc<TcpStream>| {
             // The listener's limit is not for reading.
             stream.set_read_timeout(None).unwrap();
             let mut byte = [0];

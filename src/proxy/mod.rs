@@ -136,7 +136,7 @@ impl Drop for Proxy {
 /// What one thread does for its clients, and what it keeps between them.
 fn new_worker(context: Arc<ProxyContext>) -> Worker {
     let mut idle = IdleUpstreams::default();
-    Box::new(move |socket, _| {
+    Box::new(move |socket| {
         let slot = context.clients.add(&socket);
         idle.start_client();
         // Asked for each connection, and kept with nothing but the connection.

@@ -108,7 +108,7 @@ impl Tunnel {
                 name: "tunnel",
                 limit: TUNNEL_SESSION_LIMIT,
                 new_worker: each(
-                    move |local, _| if peer_check(&local) { own.carry(&local) } else { abort(&local) },
+                    move |local| if peer_check(&local) { own.carry(&local) } else { abort(&local) },
                 ),
                 idle: None,
                 cut: abort,

@@ -195,7 +195,7 @@ fn serve_page(call: &Call) -> Result<(Server, u16)> {
     let options = ServeOptions {
         name: "page",
         limit: PAGE_READERS,
-        new_worker: each(|stream, _| answer_page(&stream)),
+        new_worker: each(|stream| answer_page(&stream)),
         idle: Some(Duration::from_secs(10)),
         cut: shut,
         make_room: None,
