@@ -2,7 +2,6 @@
 //! upgrades.
 
 pub mod hub_client;
-mod hub_failure;
 
 use std::sync::Arc;
 use std::time::Duration;

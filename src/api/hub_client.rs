@@ -6,24 +6,28 @@ use std::sync::Mutex;
 use std::time::Duration;
 use std::time::Instant;
 
+use rustls::CertificateError::Expired;
+use rustls::CertificateError::ExpiredContext;
+use rustls::CertificateError::NotValidYet;
+use rustls::CertificateError::NotValidYetContext;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::hub_failure::not_proved;
-use super::hub_failure::unreachable_hub;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::text::one_line;
 use crate::model::version;
+use crate::net::address::HUB_PORT;
 use crate::net::address::HubUrl;
 use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::duplex::Duplex;
 use crate::net::http_client::ClientConnection;
 use crate::net::http_client::ClientRequest;
 use crate::net::http_client::refusal;
+use crate::os::clock;
 use crate::os::lock::locked;
 use crate::tls;
 use crate::tls::connector::Connector;
@@ -261,6 +265,38 @@ impl From<Error> for CallFailure {
     fn from(error: Error) -> Self {
         Self { error, nothing_done: false }
     }
+}
+
+fn not_proved(url: &HubUrl, error: io::Error) -> Error {
+    let certificate = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match certificate {
+        Some(rustls::Error::InvalidCertificate(
+            Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. },
+        )) => Error::new(format!("The certificate of {url} is not valid now"))
+            .because(format!("this machine's clock says {}", clock::now()))
+            .hint("If that is not the time, set the clock: timedatectl set-ntp true. Otherwise restart the hub, which renews it"),
+        Some(rustls::Error::InvalidCertificate(why)) => {
+            Error::new(format!("{url} did not prove that it is your hub"))
+                .because(format!("{why}"))
+                .hint("Its certificate does not match the key's pin or your CA file. Ask for a new key (hub key create), or give --ca FILE")
+        }
+        _ => match tls::nothing_in_common(&error, &url.to_string()) {
+            Some(nothing) => nothing,
+            None => unreachable_hub(url, error),
+        },
+    }
+}
+
+fn unreachable_hub(url: &HubUrl, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    let usual = if url.port == HUB_PORT {
+        String::new()
+    } else {
+        format!(". A hub usually listens on port {HUB_PORT}")
+    };
+    Error::new(format!("Cannot reach the hub {url}"))
+        .because(why)
+        .hint(format!("Check the address, and on its machine that it runs: connect hub status{usual}"))
+        .kind(ErrorKind::Unreachable)
 }
 
 fn unanswered(url: &HubUrl, error: io::Error) -> Error {

@@ -62,28 +62,6 @@ pub fn parse_trailers(bytes: &[u8]) -> Result<Option<(Fields<'_>, usize)>, BadHe
     within(bytes, TRAILERS_LIMIT, |cursor| Ok((fields(cursor)?, cursor.at)))
 }
 
-impl RequestHead<'_> {
-    /// Whether the client may send another request on this connection.
-    pub fn keeps_alive(&self) -> bool {
-        keeps_alive(self.version, &self.fields)
-    }
-}
-
-impl ResponseHead<'_> {
-    /// Whether the service accepts another request on this connection.
-    pub fn keeps_alive(&self) -> bool {
-        keeps_alive(self.version, &self.fields)
-    }
-}
-
-fn keeps_alive(version: HttpVersion, fields: &Fields<'_>) -> bool {
-    match version {
-        _ if fields.has_token("connection", "close") => false,
-        HttpVersion::Http11 => true,
-        HttpVersion::Http10 => fields.has_token("connection", "keep-alive"),
-    }
-}
-
 /// Reads only the first `limit` bytes, so whether a head is too large does not depend on how it arrives.
 fn within<'b, T>(
     bytes: &'b [u8],
@@ -217,6 +195,15 @@ impl<'b> Fields<'b> {
     /// The elements of the comma-separated lists in all fields with that name.
     pub fn list(&self, name: &str) -> impl Iterator<Item = &'b [u8]> {
         self.all(name).flat_map(|value| value.split(|&byte| byte == b',')).map(cursor::trim)
+    }
+
+    /// Whether the sender of a message of that version takes part in another exchange on this connection.
+    pub fn keep_alive(&self, version: HttpVersion) -> bool {
+        match version {
+            _ if self.has_token("connection", "close") => false,
+            HttpVersion::Http11 => true,
+            HttpVersion::Http10 => self.has_token("connection", "keep-alive"),
+        }
     }
 
     /// Whether a comma-separated list has that element, without regard to case.
@@ -430,14 +417,12 @@ mod tests {
             ("1.0", "Connection: keep-alive\r\nConnection: close\r\n", false),
         ];
         for (version, fields, stays) in cases {
-            assert_eq!(
-                request(format!("GET / HTTP/{version}\r\n{fields}\r\n").as_bytes()).keeps_alive(),
-                stays
-            );
-            assert_eq!(
-                response(format!("HTTP/{version} 200 OK\r\n{fields}\r\n").as_bytes()).keeps_alive(),
-                stays
-            );
+            let text = format!("GET / HTTP/{version}\r\n{fields}\r\n");
+            let head = request(text.as_bytes());
+            assert_eq!(head.fields.keep_alive(head.version), stays);
+            let text = format!("HTTP/{version} 200 OK\r\n{fields}\r\n");
+            let head = response(text.as_bytes());
+            assert_eq!(head.fields.keep_alive(head.version), stays);
         }
     }
 

@@ -43,7 +43,7 @@ impl Request {
             query: query.collect::<Option<_>>()?,
             fields: owned(&head.fields),
             body: Vec::new(),
-            keep_alive: head.keeps_alive(),
+            keep_alive: head.fields.keep_alive(head.version),
         })
     }
 
@@ -72,7 +72,7 @@ impl Request {
 
 impl Response {
     pub fn from_head(head: &head::ResponseHead<'_>) -> Self {
-        let keep_alive = head.keeps_alive();
+        let keep_alive = head.fields.keep_alive(head.version);
         Self { status: head.status, fields: owned(&head.fields), body: Vec::new(), keep_alive }
     }
 

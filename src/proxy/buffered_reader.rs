@@ -69,12 +69,7 @@ impl<R: Read> BufferedReader<R> {
         if self.end == self.bytes.len() {
             self.make_room(limit);
         }
-        let count = loop {
-            match self.from.read(&mut self.bytes[self.end..]) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                other => break other?,
-            }
-        };
+        let count = self.from.read(&mut self.bytes[self.end..])?;
         self.end += count;
         Ok(count)
     }

@@ -1,6 +1,7 @@
 //! The proxy's certificates: a CA whose constraints allow only this machine's own names, and a leaf for each name that a
 //! client asks for. A wildcard would not do: no client accepts one directly under `localhost`.
 
+use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -97,7 +98,9 @@ impl Certificates {
         let read = |path: &Path| {
             let missing =
                 || Error::new(format!("There is no {}", path.display())).hint("Check --cert and --key");
-            files_read(path)?.ok_or_else(missing)
+            // Unlike our own files, it may be a symbolic link.
+            let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+            files::read(&real)?.ok_or_else(missing)
         };
         let no_pem = |path: &Path, what: &str| {
             Error::new(format!("{} holds no {what} in PEM", path.display())).hint("Check --cert and --key")
@@ -137,12 +140,6 @@ fn config_with(resolver: Arc<dyn ResolvesServerCert>) -> Result<Arc<ServerConfig
     let mut config = authority::server_config(resolver, provider())?;
     config.ignore_client_order = true;
     Ok(Arc::new(config))
-}
-
-/// Reads a user's file. Unlike our own files, it may be a symbolic link.
-fn files_read(path: &Path) -> Result<Option<Vec<u8>>> {
-    let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    files::read(&real)
 }
 
 /// The CA's certificate. Its name distinguishes one machine's CA from another's; it is made from the key, so it never

@@ -95,7 +95,7 @@ impl Proxy {
         let context = Arc::new(ProxyContext {
             settings,
             table,
-            clients: OpenClients::new(),
+            clients: OpenClients::default(),
             recent: RecentRequests::default(),
             stop: stop.clone(),
             via: secret::id("connect-proxy"),

@@ -6,8 +6,6 @@ use std::net::Shutdown;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::os::lock::locked;
@@ -16,8 +14,8 @@ use crate::os::lock::locked;
 /// connection costs a thread with about 30 KiB.
 pub const CLIENT_LIMIT: usize = 1024;
 
+#[derive(Default)]
 pub struct OpenClients {
-    began: Instant,
     list: Mutex<ClientList>,
 }
 
@@ -29,8 +27,8 @@ struct ClientList {
 
 struct ClientActivity {
     socket: Arc<TcpStream>,
-    /// Milliseconds after `OpenClients::began`, and 0 while a request is being served.
-    idle_since: AtomicU64,
+    /// `None` while a request is being served.
+    idle_since: Mutex<Option<Instant>>,
 }
 
 /// A connection's own entry; removed when dropped.
@@ -41,12 +39,8 @@ pub struct OpenClient<'l> {
 }
 
 impl OpenClients {
-    pub fn new() -> Self {
-        Self { began: Instant::now(), list: Mutex::default() }
-    }
-
     pub fn add(&self, socket: &Arc<TcpStream>) -> OpenClient<'_> {
-        let idle_since = AtomicU64::new(self.millis(Instant::now()));
+        let idle_since = Mutex::new(Some(Instant::now()));
         let activity = Arc::new(ClientActivity { socket: Arc::clone(socket), idle_since });
         let mut list = locked(&self.list);
         if list.by_id.len() >= CLIENT_LIMIT {
@@ -61,29 +55,25 @@ impl OpenClients {
     pub fn count(&self) -> usize {
         locked(&self.list).by_id.len()
     }
-
-    fn millis(&self, now: Instant) -> u64 {
-        u64::try_from(now.duration_since(self.began).as_millis()).unwrap_or(u64::MAX).max(1)
-    }
 }
 
 fn close_longest_idle(by_id: &HashMap<u64, Arc<ClientActivity>>) {
-    let since = |client: &ClientActivity| client.idle_since.load(Ordering::Relaxed);
-    let idle = by_id.values().filter(|client| since(client) > 0);
+    let since = |client: &ClientActivity| *locked(&client.idle_since);
+    let idle = by_id.values().filter(|client| since(client).is_some());
     if let Some(longest) = idle.min_by_key(|client| since(client)) {
         // It counts as busy now, so that the next call closes a different one.
-        longest.idle_since.store(0, Ordering::Relaxed);
+        *locked(&longest.idle_since) = None;
         let _ = longest.socket.shutdown(Shutdown::Both);
     }
 }
 
 impl OpenClient<'_> {
     pub fn set_idle(&self, since: Instant) {
-        self.activity.idle_since.store(self.clients.millis(since), Ordering::Relaxed);
+        *locked(&self.activity.idle_since) = Some(since);
     }
 
     pub fn set_busy(&self) {
-        self.activity.idle_since.store(0, Ordering::Relaxed);
+        *locked(&self.activity.idle_since) = None;
     }
 }
 

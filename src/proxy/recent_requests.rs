@@ -48,7 +48,7 @@ pub type ShownFields = Vec<(String, String)>;
 
 #[derive(Default)]
 pub struct RecentRequests {
-    list: Mutex<RecentList>,
+    list: Mutex<VecDeque<RequestRecord>>,
     added: Condvar,
     readers: AtomicUsize,
 }
@@ -60,13 +60,6 @@ impl Drop for PageReader<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-#[derive(Default)]
-struct RecentList {
-    records: VecDeque<RequestRecord>,
-    /// How many threads wait for the next record. With none, the system call that wakes them is saved.
-    watchers: usize,
 }
 
 /// A request that has been answered.
@@ -118,25 +111,20 @@ impl RecentRequests {
             response_fields: request.response_fields.to_owned(),
         };
         let mut list = locked(&self.list);
-        record.number = list.records.back().map_or(1, |last| last.number + 1);
-        if list.records.len() == RECENT_LIMIT {
-            list.records.pop_front();
+        record.number = list.back().map_or(1, |last| last.number + 1);
+        if list.len() == RECENT_LIMIT {
+            list.pop_front();
         }
-        list.records.push_back(record);
-        if list.watchers > 0 {
-            self.added.notify_all();
-        }
+        list.push_back(record);
+        self.added.notify_all();
     }
 
     /// The records after `number`. If there is none yet, waits up to `timeout` for one.
     pub fn after(&self, number: u64, timeout: Duration) -> Vec<RequestRecord> {
-        let nothing_new =
-            |list: &mut RecentList| list.records.back().is_none_or(|last| last.number <= number);
-        let mut list = locked(&self.list);
-        list.watchers += 1;
-        let mut list = wait_while(&self.added, list, timeout, nothing_new);
-        list.watchers -= 1;
-        list.records.iter().filter(|record| record.number > number).cloned().collect()
+        let is_old = |last: &RequestRecord| last.number <= number;
+        let nothing_new = |list: &mut VecDeque<RequestRecord>| list.back().is_none_or(is_old);
+        let list = wait_while(&self.added, locked(&self.list), timeout, nothing_new);
+        list.iter().filter(|record| !is_old(record)).cloned().collect()
     }
 }
 

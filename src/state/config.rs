@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use super::home::Home;
+use super::home::json_text;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::access::Role;
@@ -134,13 +135,7 @@ impl Config {
     }
 
     fn write(&self, home: &Home, file: Option<&Path>) -> Result<()> {
-        match file {
-            Some(path) => {
-                let text = serde_json::to_string_pretty(self).unwrap_or_default() + "\n";
-                files::write(path, text.as_bytes())
-            }
-            None => home.write(CONFIG_FILE, self),
-        }
+        files::write(file.unwrap_or(&home.file(CONFIG_FILE)), &json_text(CONFIG_FILE, self)?)
     }
 }
 

@@ -74,7 +74,7 @@ impl Home {
     }
 }
 
-fn json_text<T: Serialize>(name: &str, value: &T) -> Result<Vec<u8>> {
+pub fn json_text<T: Serialize>(name: &str, value: &T) -> Result<Vec<u8>> {
     let mut text = serde_json::to_vec_pretty(value).or_say(|| format!("Cannot write {name}"))?;
     text.push(b'\n');
     Ok(text)

@@ -1,5 +1,7 @@
 //! A self-signed certificate and its key: who an agent or joiner is, whatever the hub says.
 
+use std::sync::Arc;
+
 use rcgen::CertificateParams;
 use rcgen::DnType;
 use rcgen::KeyPair;
@@ -13,9 +15,10 @@ use crate::error::Result;
 use crate::model::fingerprint::Fingerprint;
 use crate::os::secret;
 
+#[derive(Clone)]
 pub struct Identity {
     pub certificate: CertificateDer<'static>,
-    pub key: PrivateKeyDer<'static>,
+    pub key: Arc<PrivateKeyDer<'static>>,
     pub fingerprint: Fingerprint,
 }
 
@@ -33,18 +36,8 @@ impl Identity {
     pub fn parse(pem: &[u8]) -> Result<Self> {
         let broken = || Error::new("It holds no certificate with its key");
         let certificate = CertificateDer::from_pem_slice(pem).map_err(|_| broken())?;
-        let key = PrivateKeyDer::from_pem_slice(pem).map_err(|_| broken())?;
+        let key = Arc::new(PrivateKeyDer::from_pem_slice(pem).map_err(|_| broken())?);
         let fingerprint = secret::sha256(&certificate);
         Ok(Self { certificate, key, fingerprint })
-    }
-}
-
-impl Clone for Identity {
-    fn clone(&self) -> Self {
-        Self {
-            certificate: self.certificate.clone(),
-            key: self.key.clone_key(),
-            fingerprint: self.fingerprint,
-        }
     }
 }

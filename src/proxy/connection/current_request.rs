@@ -52,7 +52,7 @@ impl CurrentRequest {
         self.service.clear();
         self.version = request.version;
         self.body = body;
-        self.keep_alive = request.keeps_alive();
+        self.keep_alive = request.fields.keep_alive(request.version);
         self.upgrade = is_upgrade(request);
         self.connection_login = is_connection_login(request);
         self.began = Instant::now();

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::net::Shutdown;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::sync::mpsc::Receiver;
@@ -17,7 +18,6 @@ use super::current_request::CurrentRequest;
 use super::response;
 use super::response::PassedResponse;
 use super::response::ResponseFault;
-use super::upload::ExchangeProgress;
 use super::upload::Upload;
 use super::upload::UploadEnd;
 use crate::http::body::Body;
@@ -73,16 +73,10 @@ impl ProxyClient<'_> {
     ) -> (Result<PassedResponse, ResponseFault>, UploadEnd) {
         // A service that refuses a request early may close before it has taken all of it: its response still counts.
         let _ = upstream.writer.write_all(&self.request.outgoing);
-        let progress = ExchangeProgress::new(walker.ended());
-        let writer = &mut self.client.writer;
+        let (request_read, response_done) = (AtomicBool::new(walker.ended()), AtomicBool::new(false));
+        let (recent, writer) = (&self.context.recent, &mut self.client.writer);
         if walker.ended() {
-            let passed = response::pass(
-                &mut upstream.reader,
-                &self.request,
-                writer,
-                &progress.request_read,
-                &self.context.recent,
-            );
+            let passed = response::pass(&mut upstream.reader, &self.request, writer, &request_read, recent);
             return (passed, UploadEnd::Complete);
         }
         let upload = Upload {
@@ -92,7 +86,8 @@ impl ProxyClient<'_> {
             service: &mut upstream.writer,
             socket: Arc::clone(&upstream.reader.socket),
             chunked: self.request.body == Body::Chunked,
-            progress: &progress,
+            request_read: &request_read,
+            response_done: &response_done,
         };
         thread::scope(|scope| {
             let (done, upload_end) = mpsc::sync_channel(1);
@@ -104,14 +99,8 @@ impl ProxyClient<'_> {
                 log::warn!("cannot start a thread: {error}");
                 return (Err(ResponseFault::Invalid("the proxy is out of threads")), UploadEnd::Stalled);
             }
-            let passed = response::pass(
-                &mut upstream.reader,
-                &self.request,
-                writer,
-                &progress.request_read,
-                &self.context.recent,
-            );
-            progress.response_done.store(true, Ordering::SeqCst);
+            let passed = response::pass(&mut upstream.reader, &self.request, writer, &request_read, recent);
+            response_done.store(true, Ordering::SeqCst);
             if passed.is_err() {
                 upstream.reader.cut();
             }

@@ -108,7 +108,7 @@ pub fn pass(
         let mut passed = PassedResponse {
             status: head.status,
             keeps_client: request.keep_alive && request_read && client_body != Body::UntilClose,
-            keeps_service: head.keeps_alive() && request_read && body != Body::UntilClose,
+            keeps_service: head.fields.keep_alive(head.version) && request_read && body != Body::UntilClose,
             switched: head.status == 101,
             bytes: 0,
             shown_fields: recent.shown_fields(&head.fields),

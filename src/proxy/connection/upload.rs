@@ -21,20 +21,6 @@ use crate::proxy::open_clients::OpenClient;
 const UPLOAD_TIMEOUT: Duration = Duration::from_mins(2);
 const UPLOAD_BUFFER: usize = 64 * 1024;
 
-/// What the two threads of an exchange tell each other.
-pub struct ExchangeProgress {
-    /// Set by the upload: the request's last byte has been read.
-    pub request_read: AtomicBool,
-    /// Set by the other thread: the response is complete, or will not come. The rest of the upload is useless.
-    pub response_done: AtomicBool,
-}
-
-impl ExchangeProgress {
-    pub fn new(request_read: bool) -> Self {
-        Self { request_read: AtomicBool::new(request_read), response_done: AtomicBool::new(false) }
-    }
-}
-
 #[derive(Debug, PartialEq, Eq)]
 pub enum UploadEnd {
     Complete,
@@ -53,7 +39,10 @@ pub struct Upload<'a> {
     /// The service's.
     pub socket: Arc<TcpStream>,
     pub chunked: bool,
-    pub progress: &'a ExchangeProgress,
+    /// Set by the upload: the request's last byte has been read.
+    pub request_read: &'a AtomicBool,
+    /// Set by the other thread: the response is complete, or will not come. The rest of the upload is useless.
+    pub response_done: &'a AtomicBool,
 }
 
 impl Upload<'_> {
@@ -94,7 +83,7 @@ impl Upload<'_> {
             out.clear();
             let moved = self.reader.move_body(self.walker, self.chunked, &mut out);
             if self.walker.ended() {
-                self.progress.request_read.store(true, Ordering::SeqCst);
+                self.request_read.store(true, Ordering::SeqCst);
             }
             if self.response_done() || service_closed {
                 drained += out.len();
@@ -112,6 +101,6 @@ impl Upload<'_> {
     }
 
     fn response_done(&self) -> bool {
-        self.progress.response_done.load(Ordering::SeqCst)
+        self.response_done.load(Ordering::SeqCst)
     }
 }
