@@ -10,9 +10,8 @@ pub const TOKEN_CHAR: u8 = 1;
 pub const TARGET_CHAR: u8 = 2;
 /// A character of a field's value or a reason phrase: HTAB, SP, visible ASCII, and every byte above ASCII.
 pub const VALUE_CHAR: u8 = 4;
-pub const DIGIT_CHAR: u8 = 8;
 /// A character of a label in a host name. The DNS forbids the underscore, but developers use it.
-pub const LABEL_CHAR: u8 = 16;
+pub const LABEL_CHAR: u8 = 8;
 
 static CLASSES: [u8; 256] = classes();
 
@@ -32,9 +31,6 @@ const fn classes() -> [u8; 256] {
         }
         if it == b'\t' || it >= b' ' && it != 0x7f {
             table[byte] |= VALUE_CHAR;
-        }
-        if it.is_ascii_digit() {
-            table[byte] |= DIGIT_CHAR;
         }
         if it.is_ascii_alphanumeric() || it == b'-' || it == b'_' {
             table[byte] |= LABEL_CHAR;
@@ -130,7 +126,7 @@ impl<'b> Cursor<'b> {
 
     pub fn digit(&mut self, bad: BadHead) -> Result<u8, ParseStop> {
         let byte = self.peek()?;
-        if !is(byte, DIGIT_CHAR) {
+        if !byte.is_ascii_digit() {
             return Err(self.refuse(bad));
         }
         self.at += 1;

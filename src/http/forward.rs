@@ -233,22 +233,22 @@ fn line(out: &mut Vec<u8>, name: &str, value: impl AsRef<[u8]>) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Fields about the connection or the framing; the next connection gets its own. The names are grouped by length, which
-/// rules out nearly every other name at once: this runs for each field of each message.
+/// Fields about the connection or the framing; the next connection gets its own.
 fn concerns_one_hop(name: &str) -> bool {
-    let names: &[&str] = match name.len() {
-        2 => &["te"],
-        7 => &["upgrade"],
-        10 => &["connection", "keep-alive"],
-        14 => &["content-length", "http2-settings"],
-        16 => &["proxy-connection"],
-        17 => &["transfer-encoding"],
-        18 => &["proxy-authenticate"],
-        19 => &["proxy-authorization"],
-        25 => &["proxy-authentication-info"],
-        _ => &[],
-    };
-    names.iter().any(|other| is_same(name, other))
+    const ONE_HOP: [&str; 11] = [
+        "te",
+        "upgrade",
+        "connection",
+        "keep-alive",
+        "content-length",
+        "http2-settings",
+        "proxy-connection",
+        "transfer-encoding",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-authentication-info",
+    ];
+    ONE_HOP.iter().any(|other| is_same(name, other))
 }
 
 /// Fields in which a request says who sent it and for which host. We write our own.

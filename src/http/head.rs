@@ -137,16 +137,13 @@ fn status(cursor: &mut Cursor<'_>) -> Result<u16, ParseStop> {
 }
 
 fn fields<'b>(cursor: &mut Cursor<'b>) -> Result<Fields<'b>, ParseStop> {
-    let mut lines = Vec::new();
+    let mut lines = Vec::with_capacity(FIELDS_EXPECTED);
     loop {
         match cursor.peek()? {
             b'\r' => break,
             b' ' | b'\t' => return Err(BadHead::Folded.into()),
             _ if lines.len() == FIELDS_LIMIT => return Err(BadHead::TooManyFields.into()),
             _ => {}
-        }
-        if lines.is_empty() {
-            lines.reserve_exact(FIELDS_EXPECTED);
         }
         lines.push(field(cursor)?);
     }

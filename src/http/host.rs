@@ -7,7 +7,6 @@ use super::bad_message::BadHead;
 use super::cursor;
 use super::head::HttpVersion;
 use super::head::RequestHead;
-use std::borrow::Cow;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
 
@@ -33,11 +32,11 @@ pub enum HostName<'b> {
 
 /// What a host is to the proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HostKind<'b> {
+pub enum HostKind {
     /// `localhost` or a loopback address: the proxy's own page.
     Page,
     /// The first label of a name under `.localhost`, in lower case.
-    Service(Cow<'b, str>),
+    Service(String),
     /// Not ours (421): somebody's DNS name points to this machine, perhaps on purpose.
     Outside,
 }
@@ -140,7 +139,7 @@ fn parse_port(text: &str) -> Result<u16, BadHead> {
 }
 
 impl<'b> Host<'b> {
-    pub fn kind(&self) -> HostKind<'b> {
+    pub fn kind(&self) -> HostKind {
         let name = match self.name {
             HostName::V4(address) if address.is_loopback() => return HostKind::Page,
             HostName::V6(address) if address.is_loopback() => return HostKind::Page,
@@ -151,10 +150,7 @@ impl<'b> Host<'b> {
         match service {
             _ if !last_label(name).eq_ignore_ascii_case("localhost") => HostKind::Outside,
             None => HostKind::Page,
-            Some(label) if label.bytes().any(|byte| byte.is_ascii_uppercase()) => {
-                HostKind::Service(Cow::Owned(label.to_ascii_lowercase()))
-            }
-            Some(label) => HostKind::Service(Cow::Borrowed(label)),
+            Some(label) => HostKind::Service(label.to_ascii_lowercase()),
         }
     }
 }
@@ -253,7 +249,7 @@ mod tests {
 
     #[test]
     fn the_first_label_under_localhost_is_the_service() {
-        let service = |name: &'static str| HostKind::Service(Cow::Borrowed(name));
+        let service = |name: &'static str| HostKind::Service(name.to_owned());
         let cases = [
             ("localhost", HostKind::Page),
             ("LOCALHOST.:3456", HostKind::Page),

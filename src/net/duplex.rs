@@ -4,7 +4,6 @@
 //! be stacked: CONNECT through an https proxy is TLS above TLS.
 
 use std::io;
-use std::io::IoSlice;
 use std::io::Read;
 use std::io::Write;
 use std::net::Shutdown;
@@ -106,19 +105,14 @@ impl Read for Reader {
             return Ok(count);
         }
         match &mut self.source {
-            ReadSource::Plain(socket) => retry(|| (&**socket).read(buffer)),
+            // With a timeout set, Linux fails a read with EINTR even after the process was only stopped and continued.
+            ReadSource::Plain(socket) => loop {
+                match (&**socket).read(buffer) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    done => return done,
+                }
+            },
             ReadSource::Layer(layer) => layer.read(buffer),
-        }
-    }
-}
-
-/// Repeats a read or write that a signal has interrupted. With a timeout set, Linux fails a read with EINTR even after the
-/// process was only stopped and continued.
-fn retry(mut attempt: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
-    loop {
-        match attempt() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            done => return done,
         }
     }
 }
@@ -143,27 +137,6 @@ impl Writer {
             Self::Plain(socket) => Some(socket),
             Self::Layer(_) => None,
         }
-    }
-
-    /// Writes `first` and then `rest`, in one system call where that is possible, and clears `first`. A socket takes
-    /// both as they are; for a layer `rest` is copied, so that both are encrypted as one.
-    pub fn write_both(&mut self, first: &mut Vec<u8>, rest: &[u8]) -> io::Result<()> {
-        match self {
-            Self::Plain(socket) if !first.is_empty() && !rest.is_empty() => {
-                let both = [IoSlice::new(first), IoSlice::new(rest)];
-                let written = retry(|| (&**socket).write_vectored(&both))?;
-                let of_first = written.min(first.len());
-                self.write_all(&first[of_first..])?;
-                self.write_all(&rest[written - of_first..])?;
-            }
-            _ if first.is_empty() => self.write_all(rest)?,
-            _ => {
-                first.extend_from_slice(rest);
-                self.write_all(first)?;
-            }
-        }
-        first.clear();
-        Ok(())
     }
 
     /// Ends the writing direction in order: the peer reads an end of stream, not an error.

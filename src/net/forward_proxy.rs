@@ -125,15 +125,14 @@ fn is_within(host: &str, network: &str, bits: &str) -> bool {
     else {
         return false;
     };
-    match (host, network) {
-        (IpAddr::V4(a), IpAddr::V4(b)) if bits <= 32 => {
-            (u32::from(a) ^ u32::from(b)).checked_shr(32 - bits).unwrap_or(0) == 0
-        }
-        (IpAddr::V6(a), IpAddr::V6(b)) if bits <= 128 => {
-            (u128::from(a) ^ u128::from(b)).checked_shr(128 - bits).unwrap_or(0) == 0
-        }
-        _ => false,
-    }
+    // An IPv4 address as the first bits of a number as wide as an IPv6 address.
+    let number = |address| match address {
+        IpAddr::V4(address) => u128::from(u32::from(address)) << 96,
+        IpAddr::V6(address) => u128::from(address),
+    };
+    let width = if host.is_ipv4() { 32 } else { 128 };
+    let differing = (number(host) ^ number(network)).checked_shr(128 - bits.min(128)).unwrap_or(0);
+    host.is_ipv4() == network.is_ipv4() && bits <= width && differing == 0
 }
 
 #[cfg(test)]

@@ -62,7 +62,9 @@ impl HttpConnection {
     pub fn next_head(&mut self) -> Result<Request, RequestFailure> {
         if self.answered {
             if self.stream.buffer.is_empty() {
-                self.await_first_byte()?;
+                // A client that has had an answer may leave without sending anything.
+                let read = self.stream.read_more(Instant::now() + KEEP_ALIVE_TIMEOUT);
+                read.ok().filter(|count| *count > 0).ok_or(RequestFailure::ClientGone)?;
             }
             self.deadline = Instant::now() + REQUEST_TIMEOUT;
         }
@@ -82,14 +84,6 @@ impl HttpConnection {
         }
         request.body = self.stream.read_body(&mut self.body, limit, self.deadline)?;
         Ok(())
-    }
-
-    /// Waits for the next request. A client that has had an answer may leave without sending anything.
-    fn await_first_byte(&mut self) -> Result<(), RequestFailure> {
-        match self.stream.read_more(Instant::now() + KEEP_ALIVE_TIMEOUT) {
-            Ok(1..) => Ok(()),
-            _ => Err(RequestFailure::ClientGone),
-        }
     }
 
     fn read_head(&mut self) -> Result<(Request, Body), RequestFailure> {

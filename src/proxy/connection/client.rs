@@ -106,6 +106,15 @@ impl ClientWriter {
         self.flush()
     }
 
+    /// Writes `out` and then `content`. Where both are there, they go in one write.
+    pub fn write_with_rest(&mut self, content: &[u8]) -> io::Result<()> {
+        if self.out.is_empty() {
+            return self.stream.write_all(content);
+        }
+        self.out.extend_from_slice(content);
+        self.flush()
+    }
+
     pub fn flush(&mut self) -> io::Result<()> {
         if self.out.is_empty() {
             return Ok(());

@@ -198,8 +198,7 @@ impl ResponseBody<'_> {
         while !self.walker.ended() && !self.service.buffer.is_empty() {
             let step = self.walker.step(self.service.buffer.unread()).map_err(|_| self.cut())?;
             let content = &self.service.buffer.unread()[step.payload];
-            let written = self.client.stream.write_both(&mut self.client.out, content);
-            written.map_err(|_| ResponseFault::ClientLeft)?;
+            self.client.write_with_rest(content).map_err(|_| ResponseFault::ClientLeft)?;
             self.service.buffer.consume(step.used);
         }
         flush(self.client)
