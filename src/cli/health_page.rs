@@ -46,7 +46,7 @@ impl HealthPage {
         let options = ServeOptions {
             name: "health",
             limit: PROBE_LIMIT,
-            new_worker: each(move |stream, _| answer(stream, &locked(&asked).clone())),
+            new_worker: each(move |stream| answer(stream, &locked(&asked).clone())),
             idle: None,
             cut: shut,
             make_room: None,

@@ -138,7 +138,7 @@ fn parse_port(text: &str) -> Result<u16, BadHead> {
     digits.parse().ok().filter(|&port| port != 0).ok_or(BadHead::Host)
 }
 
-impl<'b> Host<'b> {
+impl Host<'_> {
     pub fn kind(&self) -> HostKind {
         let name = match self.name {
             HostName::V4(address) if address.is_loopback() => return HostKind::Page,

@@ -116,7 +116,9 @@ impl RecentRequests {
             list.pop_front();
         }
         list.push_back(record);
-        self.added.notify_all();
+        if self.readers.load(Ordering::Relaxed) > 0 {
+            self.added.notify_all();
+        }
     }
 
     /// The records after `number`. If there is none yet, waits up to `timeout` for one.
