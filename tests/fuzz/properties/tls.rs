@@ -79,8 +79,9 @@ impl End {
         assert!(used <= self.raw.len(), "{used} of {} bytes are used up", self.raw.len());
         self.raw.drain(..used);
         assert!(self.plain.len() <= self.received, "more data than bytes");
-        assert!(self.state.pending.len() <= PENDING_LIMIT, "{} bytes to send", self.state.pending.len());
-        self.wire.append(&mut self.state.pending);
+        let pending = std::mem::take(&mut self.state.pending);
+        assert!(pending.filled <= PENDING_LIMIT, "{} bytes to send", pending.filled);
+        self.wire.extend_from_slice(pending.content());
         match outcome {
             Ok(outcome) => {
                 self.progress.handshake_done |= outcome.handshake_done;
@@ -98,7 +99,7 @@ impl End {
         }
         let mut out = RecordBuffer::default();
         if self.state.encrypt(data, &mut out).is_ok() {
-            self.wire.extend_from_slice(&out.bytes[..out.filled]);
+            self.wire.extend_from_slice(out.content());
             self.sent.extend_from_slice(data.unwrap_or_default());
             self.finished = data.is_none();
         } else {
