@@ -30,11 +30,12 @@ const TIME_SHARE_PER_ADDRESS: u32 = 2;
 /// Connects by `deadline`. `stop` ends the attempt.
 pub fn dial(host: &str, port: u16, deadline: Instant, stop: &Stop) -> Result<Arc<TcpStream>> {
     let addresses = resolve(host, port, deadline, stop)?;
-    dial_first(&addresses, deadline, stop).map_err(|error| match stop.is_stopped() {
-        true => Error::stopped(),
-        false => Error::new(format!("Cannot connect to {}:{port}", bracketed(host)))
-            .because(error)
-            .kind(ErrorKind::Unreachable),
+    dial_first(&addresses, deadline, stop).map_err(|error| {
+        if stop.is_stopped() {
+            return Error::stopped();
+        }
+        let what = format!("Cannot connect to {}:{port}", bracketed(host));
+        Error::new(what).because(error).kind(ErrorKind::Unreachable)
     })
 }
 
