@@ -59,7 +59,7 @@ impl ClientConnection {
     fn read_answer(&mut self, walker: &mut BodyWalker, deadline: Instant) -> io::Result<Vec<u8>> {
         self.stream.read_body(walker, ANSWER_LIMIT, deadline).map_err(|failure| match failure {
             BodyFailure::Io(error) => error,
-            BodyFailure::Bad(_, reason) => invalid(reason),
+            BodyFailure::Bad(bad) => invalid(bad.reason()),
         })
     }
 

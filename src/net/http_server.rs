@@ -170,7 +170,9 @@ impl From<BodyFailure> for RequestFailure {
     fn from(failure: BodyFailure) -> Self {
         match failure {
             BodyFailure::Io(error) => error.into(),
-            BodyFailure::Bad(status, what) => Self::Refuse { status, what, hint: WHOLE_REQUEST_HINT },
+            BodyFailure::Bad(bad) => {
+                Self::Refuse { status: bad.status(), what: bad.reason(), hint: WHOLE_REQUEST_HINT }
+            }
         }
     }
 }

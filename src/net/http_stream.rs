@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use super::connect::set_deadline;
 use super::duplex::Duplex;
+use crate::http::bad_message::BadBody;
 use crate::http::body::BodyWalker;
 
 /// Bytes of one read.
@@ -20,8 +21,7 @@ pub struct HttpStream {
 
 pub enum BodyFailure {
     Io(io::Error),
-    /// The status and the reason for it.
-    Bad(u16, &'static str),
+    Bad(BadBody),
 }
 
 impl HttpStream {
@@ -46,14 +46,9 @@ impl HttpStream {
         limit: usize,
         deadline: Instant,
     ) -> Result<Vec<u8>, BodyFailure> {
-        if walker.ahead().is_some_and(|length| length > limit as u64) {
-            return Err(BodyFailure::Bad(413, "The body is too large"));
-        }
         let mut body = Vec::new();
         loop {
-            let used = walker
-                .collect(&self.buffer, &mut body, limit)
-                .map_err(|bad| BodyFailure::Bad(bad.status(), bad.reason()))?;
+            let used = walker.collect(&self.buffer, &mut body, limit).map_err(BodyFailure::Bad)?;
             self.buffer.drain(..used);
             if walker.ended() {
                 return Ok(body);

@@ -141,19 +141,10 @@ fn new_worker(context: Arc<ProxyContext>) -> Worker {
         idle.start_client();
         // Asked for each connection, and kept with nothing but the connection.
         let is_welcome = context.settings.any_user || peer_user::same_user(&socket);
-        let served = match ClientStream::accept(&context, socket) {
-            Ok(Some(client)) => ProxyClient {
-                context: &context,
-                slot,
-                idle: &mut idle,
-                client,
-                is_welcome,
-                request: CurrentRequest::new(),
-            }
-            .serve(),
-            Ok(None) => Ok(()),
-            Err(error) => Err(error),
-        };
+        let served = ClientStream::accept(&context, socket).and_then(|client| {
+            let request = CurrentRequest::new();
+            ProxyClient { context: &context, slot, idle: &mut idle, client, is_welcome, request }.serve()
+        });
         if let Err(error) = served {
             log::debug!("a connection ended: {error}");
         }

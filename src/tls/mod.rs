@@ -31,6 +31,7 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::ServerName;
 use rustls::server::UnbufferedServerConnection;
 
+use unbuffered::DecryptOutcome;
 use unbuffered::RecordBuffer;
 use unbuffered::TlsSide;
 use unbuffered::TlsState;
@@ -232,11 +233,12 @@ impl TlsReader {
     /// Decrypts what was received. True once the handshake is done.
     fn decrypt(&mut self) -> io::Result<bool> {
         let raw = &mut self.raw[self.start..self.end];
-        let (used, outcome) = locked(&self.tls).decrypt(raw, &mut self.plain);
-        self.start += used;
-        let outcome = outcome?;
-        self.closed |= outcome.closed;
-        Ok(outcome.handshake_done)
+        let mut outcome =
+            DecryptOutcome { plain: &mut self.plain, used: 0, handshake_done: false, closed: self.closed };
+        let decrypted = locked(&self.tls).decrypt(raw, &mut outcome);
+        self.start += outcome.used;
+        self.closed = outcome.closed;
+        decrypted.map(|()| outcome.handshake_done)
     }
 
     /// One read of the connection below. Its end without a `close_notify` is a cut, not an end.

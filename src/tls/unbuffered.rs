@@ -59,7 +59,12 @@ pub struct TlsState {
     pub sent: u64,
 }
 
-pub struct DecryptOutcome {
+/// What decrypting brings, up to an error too.
+pub struct DecryptOutcome<'p> {
+    /// Receives the data.
+    pub plain: &'p mut Vec<u8>,
+    /// How many bytes of the input are used up.
+    pub used: usize,
     /// Whether application data may flow; otherwise the handshake needs more bytes.
     pub handshake_done: bool,
     /// The peer will send no more.
@@ -101,16 +106,15 @@ impl TlsState {
         }
     }
 
-    /// Decrypts every whole record in `raw` and appends the data to `plain`. Returns how many bytes of `raw` are used
-    /// up, after an error too.
-    pub fn decrypt(&mut self, raw: &mut [u8], plain: &mut Vec<u8>) -> (usize, io::Result<DecryptOutcome>) {
-        let (used, outcome) = match &mut self.side {
-            TlsSide::Client(connection) => decrypt(connection, &mut self.pending, raw, plain),
-            TlsSide::Server(connection) => decrypt(connection, &mut self.pending, raw, plain),
+    /// Decrypts every whole record in `raw`.
+    pub fn decrypt(&mut self, raw: &mut [u8], outcome: &mut DecryptOutcome<'_>) -> io::Result<()> {
+        let decrypted = match &mut self.side {
+            TlsSide::Client(connection) => decrypt(connection, &mut self.pending, raw, outcome),
+            TlsSide::Server(connection) => decrypt(connection, &mut self.pending, raw, outcome),
         };
-        self.held = whole_records(&raw[used..]);
-        self.received += used as u64;
-        (used, outcome)
+        self.held = whole_records(&raw[outcome.used..]);
+        self.received += outcome.used as u64;
+        decrypted
     }
 
     /// Appends to `out` what is pending and the records for `data`; without data, a `close_notify`.
@@ -152,53 +156,33 @@ fn decrypt<C: UnbufferedConnection>(
     connection: &mut C,
     pending: &mut RecordBuffer,
     raw: &mut [u8],
-    plain: &mut Vec<u8>,
-) -> (usize, io::Result<DecryptOutcome>) {
-    let mut used = 0;
-    let mut closed = false;
+    outcome: &mut DecryptOutcome<'_>,
+) -> io::Result<()> {
     loop {
-        let UnbufferedStatus { mut discard, state } = connection.process(&mut raw[used..]);
-        let handshake_done = match state {
+        let UnbufferedStatus { discard, state } = connection.process(&mut raw[outcome.used..]);
+        outcome.used += discard;
+        match state {
             Err(error) => {
-                used += discard;
-                encode_alert(connection, &mut raw[used..], pending);
-                return (used, Err(io::Error::new(io::ErrorKind::InvalidData, error)));
+                encode_alert(connection, &mut raw[outcome.used..], pending);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
             }
             Ok(ConnectionState::ReadTraffic(mut traffic)) => {
                 while let Some(record) = traffic.next_record() {
-                    match record {
-                        Ok(record) => {
-                            plain.extend_from_slice(record.payload);
-                            discard += record.discard;
-                        }
-                        Err(error) => return (used + discard, Err(io::Error::other(error))),
-                    }
+                    let record = record.map_err(io::Error::other)?;
+                    outcome.plain.extend_from_slice(record.payload);
+                    outcome.used += record.discard;
                 }
-                None
             }
-            Ok(ConnectionState::EncodeTlsData(mut record)) => match encode(&mut record, pending) {
-                Ok(()) => None,
-                Err(error) => return (used + discard, Err(error)),
-            },
-            Ok(ConnectionState::TransmitTlsData(transmit)) => {
-                transmit.done();
-                None
+            Ok(ConnectionState::EncodeTlsData(mut record)) => encode(&mut record, pending)?,
+            Ok(ConnectionState::TransmitTlsData(transmit)) => transmit.done(),
+            Ok(ConnectionState::PeerClosed) => outcome.closed = true,
+            Ok(state) => {
+                outcome.closed |= matches!(state, ConnectionState::Closed);
+                // Else it is `BlockedHandshake`; or early data, which no configuration of ours accepts.
+                outcome.handshake_done =
+                    matches!(state, ConnectionState::Closed | ConnectionState::WriteTraffic(_));
+                return Ok(());
             }
-            Ok(ConnectionState::PeerClosed) => {
-                closed = true;
-                None
-            }
-            Ok(ConnectionState::Closed) => {
-                closed = true;
-                Some(true)
-            }
-            Ok(ConnectionState::WriteTraffic(_)) => Some(true),
-            // `BlockedHandshake`; and early data, which no configuration of ours accepts.
-            Ok(_) => Some(false),
-        };
-        used += discard;
-        if let Some(handshake_done) = handshake_done {
-            return (used, Ok(DecryptOutcome { handshake_done, closed }));
         }
     }
 }

@@ -44,20 +44,19 @@ pub struct ClientWriter {
 }
 
 impl ClientStream {
-    /// On an HTTPS port the first byte tells TLS from plain HTTP, which will be redirected. `None`: the client left without
-    /// sending a byte.
-    pub fn accept(context: &ProxyContext, socket: Arc<TcpStream>) -> io::Result<Option<Self>> {
+    /// On an HTTPS port the first byte tells TLS from plain HTTP, which will be redirected.
+    pub fn accept(context: &ProxyContext, socket: Arc<TcpStream>) -> io::Result<Self> {
         let mut first = [0];
         if context.settings.https {
             socket.set_read_timeout(Some(NETWORK_TIMEOUT))?;
             if socket.peek(&mut first)? == 0 {
-                return Ok(None);
+                return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
         let is_tls = first[0] == TLS_HANDSHAKE;
         let plain = Duplex::plain(socket);
         let stream = if is_tls { accept_tls(context, plain)? } else { plain };
-        Self::new(context, stream, is_tls).map(Some)
+        Self::new(context, stream, is_tls)
     }
 
     pub fn new(context: &ProxyContext, stream: Duplex, https: bool) -> io::Result<Self> {

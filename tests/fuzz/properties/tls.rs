@@ -44,7 +44,8 @@ struct End {
     raw: Vec<u8>,
     plain: Vec<u8>,
     received: usize,
-    progress: DecryptOutcome,
+    handshake_done: bool,
+    closed: bool,
     failed: bool,
     /// Records for the other end that are still on the wire.
     wire: Vec<u8>,
@@ -60,7 +61,8 @@ impl End {
             raw: Vec::new(),
             plain: Vec::new(),
             received: 0,
-            progress: DecryptOutcome { handshake_done: false, closed: false },
+            handshake_done: false,
+            closed: false,
             failed: false,
             wire: Vec::new(),
             sent: Vec::new(),
@@ -70,31 +72,30 @@ impl End {
 
     /// What `TlsReader` does with one read.
     fn receive(&mut self, bytes: &[u8]) {
-        if self.failed || self.progress.closed {
+        if self.failed || self.closed {
             return;
         }
         self.raw.extend_from_slice(bytes);
         self.received += bytes.len();
-        let (used, outcome) = self.state.decrypt(&mut self.raw, &mut self.plain);
+        let mut outcome =
+            DecryptOutcome { plain: &mut self.plain, used: 0, handshake_done: false, closed: self.closed };
+        let decrypted = self.state.decrypt(&mut self.raw, &mut outcome);
+        let DecryptOutcome { used, handshake_done, closed, .. } = outcome;
         assert!(used <= self.raw.len(), "{used} of {} bytes are used up", self.raw.len());
         self.raw.drain(..used);
         assert!(self.plain.len() <= self.received, "more data than bytes");
         let pending = std::mem::take(&mut self.state.pending);
         assert!(pending.filled <= PENDING_LIMIT, "{} bytes to send", pending.filled);
         self.wire.extend_from_slice(pending.content());
-        match outcome {
-            Ok(outcome) => {
-                self.progress.handshake_done |= outcome.handshake_done;
-                self.progress.closed |= outcome.closed;
-                self.failed = !self.progress.handshake_done && self.raw.len() > UNREAD_LIMIT;
-            }
-            Err(_) => self.failed = true,
-        }
+        self.handshake_done |= handshake_done;
+        self.closed = closed;
+        let is_too_much = !self.handshake_done && self.raw.len() > UNREAD_LIMIT;
+        self.failed = decrypted.is_err() || is_too_much;
     }
 
     /// What `TlsWriter` does with one write; without data, at the end.
     fn write(&mut self, data: Option<&[u8]>) {
-        if self.failed || self.finished || !self.progress.handshake_done {
+        if self.failed || self.finished || !self.handshake_done {
             return;
         }
         let mut out = RecordBuffer::default();
@@ -144,10 +145,10 @@ impl Pair {
         }
         for (one, other) in [(0, 1), (1, 0)] {
             let [one, other] = [&self.ends[one], &self.ends[other]];
-            assert!(one.progress.handshake_done && !one.failed, "an unchanged handshake succeeds");
+            assert!(one.handshake_done && !one.failed, "an unchanged handshake succeeds");
             assert_eq!(one.sent.len(), other.plain.len(), "what was sent has arrived");
             assert!(one.sent == other.plain, "as it was sent");
-            assert_eq!(one.finished, other.progress.closed, "and so has the end");
+            assert_eq!(one.finished, other.closed, "and so has the end");
         }
     }
 
