@@ -32,6 +32,7 @@ use rustls::server::ServerConnectionData;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::ConnectionState;
 use rustls::unbuffered::EncodeTlsData;
+use rustls::unbuffered::EncryptError;
 use rustls::unbuffered::UnbufferedConnectionCommon;
 use rustls::unbuffered::UnbufferedStatus;
 
@@ -40,8 +41,6 @@ const RECORD_HEADER_SIZE: usize = 5;
 /// A full record's data, and what encryption adds to each: header, authentication tag, content type.
 const RECORD_DATA: usize = 16_384;
 const RECORD_OVERHEAD: usize = 22;
-/// What rustls may send with our data: a key update (27 bytes), and at the end an alert (24).
-const OTHER_RECORDS: usize = 64;
 
 pub enum TlsSide {
     Client(UnbufferedClientConnection),
@@ -225,13 +224,23 @@ fn encrypt<C: UnbufferedConnection>(
         match connection.process(&mut placeholder).state.map_err(io::Error::other)? {
             ConnectionState::WriteTraffic(mut traffic) => {
                 let length = data.map_or(0, <[u8]>::len);
-                let room = out.room(length + (length / RECORD_DATA + 1) * RECORD_OVERHEAD + OTHER_RECORDS);
-                let written = match data {
-                    Some(data) => traffic.encrypt(data, room),
-                    None => traffic.queue_close_notify(room),
-                };
-                out.filled += written.map_err(io::Error::other)?;
-                return Ok(());
+                // It is enough unless rustls sends something of its own first, like the end of a handshake.
+                let mut room = length + (length / RECORD_DATA + 1) * RECORD_OVERHEAD;
+                loop {
+                    let written = match data {
+                        Some(data) => traffic.encrypt(data, out.room(room)),
+                        None => traffic.queue_close_notify(out.room(room)),
+                    };
+                    room = match written {
+                        Err(EncryptError::InsufficientSize(needs)) if needs.required_size > room => {
+                            needs.required_size
+                        }
+                        written => {
+                            out.filled += written.map_err(io::Error::other)?;
+                            return Ok(());
+                        }
+                    };
+                }
             }
             ConnectionState::EncodeTlsData(mut record) => encode(&mut record, out)?,
             ConnectionState::TransmitTlsData(transmit) => transmit.done(),
