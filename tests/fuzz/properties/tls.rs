@@ -44,14 +44,20 @@ struct End {
     raw: Vec<u8>,
     plain: Vec<u8>,
     received: usize,
-    handshake_done: bool,
-    closed: bool,
+    progress: Progress,
     failed: bool,
     /// Records for the other end that are still on the wire.
     wire: Vec<u8>,
     /// The data that was encrypted.
     sent: Vec<u8>,
     finished: bool,
+}
+
+/// What all reads together have brought.
+#[derive(Default)]
+struct Progress {
+    handshake_done: bool,
+    closed: bool,
 }
 
 impl End {
@@ -61,8 +67,7 @@ impl End {
             raw: Vec::new(),
             plain: Vec::new(),
             received: 0,
-            handshake_done: false,
-            closed: false,
+            progress: Progress::default(),
             failed: false,
             wire: Vec::new(),
             sent: Vec::new(),
@@ -72,13 +77,17 @@ impl End {
 
     /// What `TlsReader` does with one read.
     fn receive(&mut self, bytes: &[u8]) {
-        if self.failed || self.closed {
+        if self.failed || self.progress.closed {
             return;
         }
         self.raw.extend_from_slice(bytes);
         self.received += bytes.len();
-        let mut outcome =
-            DecryptOutcome { plain: &mut self.plain, used: 0, handshake_done: false, closed: self.closed };
+        let mut outcome = DecryptOutcome {
+            plain: &mut self.plain,
+            used: 0,
+            handshake_done: false,
+            closed: self.progress.closed,
+        };
         let decrypted = self.state.decrypt(&mut self.raw, &mut outcome);
         let DecryptOutcome { used, handshake_done, closed, .. } = outcome;
         assert!(used <= self.raw.len(), "{used} of {} bytes are used up", self.raw.len());
@@ -87,15 +96,15 @@ impl End {
         let pending = std::mem::take(&mut self.state.pending);
         assert!(pending.filled <= PENDING_LIMIT, "{} bytes to send", pending.filled);
         self.wire.extend_from_slice(pending.content());
-        self.handshake_done |= handshake_done;
-        self.closed = closed;
-        let is_too_much = !self.handshake_done && self.raw.len() > UNREAD_LIMIT;
+        self.progress.handshake_done |= handshake_done;
+        self.progress.closed = closed;
+        let is_too_much = !self.progress.handshake_done && self.raw.len() > UNREAD_LIMIT;
         self.failed = decrypted.is_err() || is_too_much;
     }
 
     /// What `TlsWriter` does with one write; without data, at the end.
     fn write(&mut self, data: Option<&[u8]>) {
-        if self.failed || self.finished || !self.handshake_done {
+        if self.failed || self.finished || !self.progress.handshake_done {
             return;
         }
         let mut out = RecordBuffer::default();
@@ -145,10 +154,10 @@ impl Pair {
         }
         for (one, other) in [(0, 1), (1, 0)] {
             let [one, other] = [&self.ends[one], &self.ends[other]];
-            assert!(one.handshake_done && !one.failed, "an unchanged handshake succeeds");
+            assert!(one.progress.handshake_done && !one.failed, "an unchanged handshake succeeds");
             assert_eq!(one.sent.len(), other.plain.len(), "what was sent has arrived");
             assert!(one.sent == other.plain, "as it was sent");
-            assert_eq!(one.finished, other.closed, "and so has the end");
+            assert_eq!(one.finished, other.progress.closed, "and so has the end");
         }
     }
 
