@@ -421,3 +421,20 @@ fn a_share_is_revoked_by_the_name_in_the_list_if_only_one_has_it() {
     let shares = team.owner.run(&["share", "list", "--json"]).ok().json();
     assert_eq!(shares, serde_json::json!([]));
 }
+
+#[test]
+fn tables_and_frames_fit_sixty_columns_without_utf8() {
+    let team = Team::new();
+    let name = "a-service-with-a-name-that-is-long";
+    let _exposed = common::expose(&team.owner, name, common::service(common::echo));
+    let own = format!("own={}", common::service(common::echo));
+    let _shared = team.share(&["--name", "a share with a name that is rather long", "--service", name, &own]);
+    for args in [&["services"][..], &["share", "list"], &["reach", name, "--check"]] {
+        let mut command = team.owner.connect(args);
+        command.env("COLUMNS", "60").env("LC_ALL", "C");
+        let said = uncoloured(&Said::of(on_terminal(&command)).ok().out);
+        for line in said.lines() {
+            assert!(line.is_ascii() && line.len() <= 60, "{line}\n{said}");
+        }
+    }
+}

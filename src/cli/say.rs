@@ -250,7 +250,9 @@ pub fn cut(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
         return text.to_owned();
     }
-    text.chars().take(width - 1).chain(['…']).collect()
+    // One character without UTF-8, too, or the next column would move.
+    let end = if terminal::is_utf8() { '…' } else { '~' };
+    text.chars().take(width - 1).chain([end]).collect()
 }
 
 fn columns_within(limit: usize, headings: &[&str], rows: impl Iterator<Item: AsRef<[String]>>) -> String {
@@ -303,6 +305,7 @@ mod tests {
             || [["db", "5432", "a machine with a long name"], ["staging-database-one", "1", "b"]].into_iter();
         let drawn = |limit| {
             columns_within(limit, &["NAME", "PORT", "AGENT"], rows().map(|row| row.map(str::to_owned)))
+                .replace('~', "…")
         };
         let whole = "NAME                  PORT  AGENT\n\
                      db                    5432  a machine with a long name\n\

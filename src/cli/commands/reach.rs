@@ -205,7 +205,12 @@ impl Diagnosis {
         let room = width().saturating_sub(28);
         let found = room.min(40);
         let lines = self.steps.iter().map(|step| {
-            format!("{:<8}[ok] {:<found$} {:>5} ms", step.name, cut(&step.found, room), step.took.as_millis())
+            format!(
+                "{:<8}[ok] {:<found$} {:>5} ms",
+                step.name,
+                cut(&call.say.shown(&step.found), room),
+                step.took.as_millis()
+            )
         });
         let (to, wide) = ("to the hub and back", found + 5);
         let latency = format!("{:<8}{to:<wide$} {:>5} ms", "Latency", self.latency.as_millis());

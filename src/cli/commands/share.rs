@@ -161,16 +161,14 @@ fn discovered(call: &Call) -> Result<Vec<NamedService>> {
     Ok(found)
 }
 
-/// With `--link`, the link that needs no login: the hub's address, its pin, and the secret.
-fn link_to(call: &Call, hub: &Hub, made: &NewShare) -> Result<Option<String>> {
+/// With `--link`, what needs no login: the hub's address, its pin, and the secret.
+fn link_to(call: &Call, hub: &Hub, made: &NewShare) -> Result<Option<Link>> {
     let Some(secret) = made.secret.clone() else { return Ok(None) };
     let hub_pin = match call.trust(&*call.config()?, call.api_key()?.as_deref())? {
         HubTrust::Pin(pin) => Some(pin),
         HubTrust::Public | HubTrust::Roots(_) => None,
     };
-    let link = Link { hub: hub.url.to_string(), secret, hub_pin };
-    let agent = Some(made.agent_fingerprint.pin());
-    Ok(Some(Invitation { code: code_of(&made.code)?, agent, link: Some(link) }.to_string()))
+    Ok(Some(Link { hub: hub.url.to_string(), secret, hub_pin }))
 }
 
 fn announce(
@@ -181,9 +179,10 @@ fn announce(
     selection: &ShareSelection,
 ) -> Result<()> {
     let say = &call.say;
+    let (code, agent) = (code_of(&made.code)?, Some(made.agent_fingerprint.pin()));
+    let verified = Invitation { code: code.clone(), agent, link: None }.to_string();
     let link = link_to(call, hub, made)?;
-    let agent = Some(made.agent_fingerprint.pin());
-    let verified = Invitation { code: code_of(&made.code)?, agent, link: None }.to_string();
+    let link = link.map(|link| Invitation { code, agent, link: Some(link) }.to_string());
     say.event(
         &json!({ "event": "shared", "id": made.id, "name": order.name, "code": made.code, "verified": verified,
         "link": link, "expiresAt": made.expires_at, "services": made.services, "leftOut": selection.offline }),

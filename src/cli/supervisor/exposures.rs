@@ -216,11 +216,11 @@ impl<'c> ExposureSet<'c> {
         }
         let home = &self.call.home;
         files::private_dir(&home.file("run"))?;
-        let lock = files::try_lock(&home.file(&format!("run/expose-{name}.lock")))?.ok_or_else(|| {
+        let lock = files::try_lock(&home.file(&format!("run/expose-{name}.lock")))?;
+        lock.map(Some).ok_or_else(|| {
             Error::new(format!("{name} is already exposed by another process of this machine"))
                 .hint("End that one first, or choose another name")
-        })?;
-        Ok(Some(lock))
+        })
     }
 
     fn refuse(&mut self, name: &Name, error: Error) -> Result<()> {
