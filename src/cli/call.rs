@@ -121,8 +121,9 @@ impl Call {
         let Some(text) = self.args.value("tls-policy") else {
             return Ok(self.args.flag("require-pq").then_some(TlsPolicy::Pq));
         };
-        let misread = || Error::misread(text, "is not a TLS policy");
-        TlsPolicy::parse(text).map(Some).ok_or_else(|| misread().hint("Write --tls-policy any, pq or cnsa2"))
+        let misread = |_| Error::misread(text, "is not a TLS policy");
+        let policy = serde_json::from_value(text.into()).map_err(misread);
+        policy.map(Some).map_err(|error| error.hint("Write --tls-policy any, pq or cnsa2"))
     }
 
     /// From the environment, else the one that `connect up` saved.

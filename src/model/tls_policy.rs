@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde::Serialize;
 
+/// In options as in config.json.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TlsPolicy {
@@ -13,15 +14,4 @@ pub enum TlsPolicy {
     Pq,
     /// The key exchange and the cipher of CNSA 2.0: ML-KEM-1024 and AES-256. Certificates stay ECDSA.
     Cnsa2,
-}
-
-impl TlsPolicy {
-    pub fn parse(text: &str) -> Option<Self> {
-        match text {
-            "any" => Some(Self::Any),
-            "pq" => Some(Self::Pq),
-            "cnsa2" => Some(Self::Cnsa2),
-            _ => None,
-        }
-    }
 }
