@@ -79,6 +79,13 @@ fn where_the_agents_hub_cannot_be_reached_the_asked_one_carries() {
         assert!(echoes(port, &common::noise(3, size)));
     }
     assert!(fleet.hubs[1].audit().contains("session.carried"));
+    // Each hub has its own log, whose head is in the common store; only the agent's hub has its sessions.
+    let served = owner.file("served.log");
+    let verify =
+        |hub: &Hub, more: &[&str]| hub.home.run(&[&["hub", "audit", "verify", "--json"], more].concat());
+    let said = verify(&fleet.hubs[0], &["--with", served.to_str().unwrap()]).ok().json();
+    let other = verify(&fleet.hubs[1], &[]).ok().json();
+    assert!(said["compared"].as_u64() >= Some(1) && said["hub"] != other["hub"], "{said} {other}");
     // Revoking the joiner's key at any hub cuts what another one carries for it.
     let mut held = dial(port);
     assert!(common::ends::exchanges(&mut held, b"still"));
