@@ -64,9 +64,10 @@ const fn keyed(good: [u16; 10]) -> [u16; 15] {
 /// each case. The owner, the neighbour (another member) and the admin are in one workspace, the strangers
 /// in another.
 #[rustfmt::skip]
-const TABLE: [(&str, &str, [u16; 15]); 41] = [
+const TABLE: [(&str, &str, [u16; 15]); 43] = [
     ("GET /health", "", [200; 15]),
     ("HEAD /health", "", [200; 15]),
+    ("GET /ready", "", [200; 15]),
     ("GET /", "", [200; 15]),
     ("GET /device", "", [200; 15]),
     ("GET /join", "", [200; 15]),
@@ -105,6 +106,7 @@ const TABLE: [(&str, &str, [u16; 15]); 41] = [
     ("POST /v1/keys", r#"{"role":"join"}"#, keyed([403, 403, 403, 201, 403, 201, 403, 403, 403, 403])),
     ("POST /v1/keys", r#"{"workspace":"default"}"#, keyed([403, 403, 403, 201, 403, 403, 403, 403, 403, 403])),
     ("POST /v1/enrol", r#"{"label":"x"}"#, keyed([403, 403, 403, 403, 403, 403, 403, 403, 403, 201])),
+    ("POST /v1/drain", r#"{"timeoutSeconds":1}"#, keyed([403; 10])),
     ("DELETE /v1/keys/$new-key", "", keyed([403, 403, 403, 204, 403, 404, 403, 403, 403, 403])),
 ];
 
