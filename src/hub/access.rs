@@ -136,17 +136,6 @@ pub fn pace(core: &Core, limit: &'static RateLimit, call: &ApiCall<'_>, from: &s
     Err(Refusal::TooManyTries { limit, seconds: 1 })
 }
 
-/// The key for which a caller's places count.
-pub fn paying_key(core: &Core, principal: &Principal) -> String {
-    match principal {
-        Principal::Link { share, .. } => {
-            let registry = core.records.registry();
-            registry.any_share(share).map_or_else(|| share.clone(), |share| share.key.clone())
-        }
-        Principal::Key { .. } | Principal::Local => principal.id().to_owned(),
-    }
-}
-
 /// A new API key. The prefix is part of what is hashed.
 pub fn new_key() -> String {
     format!("{API_KEY_PREFIX}{}", secret::secret())

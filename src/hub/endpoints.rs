@@ -165,8 +165,8 @@ pub struct Admission {
 
 impl Admission {
     /// The key that pays for what this request holds of the hub.
-    pub fn paying_key(&self, core: &Core) -> Option<String> {
-        self.principal.as_ref().map(|principal| access::paying_key(core, principal))
+    pub fn paying_key(&self) -> Option<String> {
+        self.principal.as_ref().map(|principal| principal.liable_key().to_owned())
     }
 
     pub fn is_list(&self) -> bool {

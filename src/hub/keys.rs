@@ -187,8 +187,5 @@ pub fn new_key(order: &MakeKey, workspace: String, now: Time) -> (String, Key) {
 
 /// The key as its owner gets it: with the pin by which clients recognise the hub.
 pub fn with_pin(secret: String, pin: Option<Pin>) -> String {
-    match pin {
-        Some(pin) => format!("{secret}.{pin}"),
-        None => secret,
-    }
+    pin.map(|pin| format!("{secret}.{pin}")).unwrap_or(secret)
 }

@@ -277,7 +277,7 @@ impl HubListener {
             None if !origin.over_tls && !origin.by_proxy => Err(tls_required(&request)),
             None => endpoints::admit(&self.core, &request, origin),
         };
-        let key = admitted.as_ref().ok().and_then(|admission| admission.paying_key(&self.core));
+        let key = admitted.as_ref().ok().and_then(Admission::paying_key);
         let may_stay = standing.may_stay(&self.core, key.as_ref());
         let mut turn = None;
         let reply = match admitted {
@@ -334,7 +334,7 @@ impl HubListener {
         request: &Request,
         origin: Origin,
     ) {
-        let key = admission.paying_key(&self.core).unwrap_or_default();
+        let key = admission.paying_key().unwrap_or_default();
         let place = self.core.places.channels.take(key, Duration::ZERO).ok_or(Refusal::TooManyChannels);
         let call = admission.call(request, origin);
         let paced = access::pace(&self.core, &access::CHANGES, &call, "");

@@ -13,7 +13,6 @@ use super::records::Records;
 use super::refusal::Refusal;
 use crate::http::reply::Reply;
 use crate::model::access::DEFAULT_WORKSPACE;
-use crate::model::access::KeyLimits;
 use crate::model::access::Principal;
 use crate::os::clock;
 use crate::wire::api::CaCertificate;
@@ -72,7 +71,7 @@ pub fn metrics(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
         let registry = core.records.registry();
         let online = registry.online().count() as u64;
         text.figure("agents", "gauge", "Agents that are connected", registry.channel_count() as u64);
-        text.figure("services", "gauge", "Services, online or not", registry.service_count() as u64);
+        text.figure("services", "gauge", "Services, online or not", registry.services().count() as u64);
         text.figure("services_online", "gauge", "Services whose agent is connected", online);
         if let Some(fleet) = &core.fleet {
             text.figure("hubs", "gauge", "Hubs of the fleet", registry.hubs().count() as u64);
@@ -132,21 +131,14 @@ pub fn rotate_audit(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
 }
 
 pub fn whoami(call: &ApiCall<'_>, records: &Records) -> Result<Reply, Refusal> {
-    let role = match &call.principal {
-        Principal::Key { role, .. } => Some(*role),
-        Principal::Link { .. } | Principal::Local => None,
-    };
-    let limits = match &call.principal {
-        Principal::Key { limits, .. } => limits.clone(),
-        Principal::Link { .. } | Principal::Local => KeyLimits::default(),
-    };
     let registry = records.registry();
+    let key = registry.key(call.principal.id()).map(|key| &key.info);
     let whoami = WhoAmI {
         id: call.principal.id().into(),
-        limits,
-        enrolled_by: registry.key(call.principal.id()).and_then(|key| key.info.enrolled_by.clone()),
+        limits: key.map(|key| key.limits.clone()).unwrap_or_default(),
+        enrolled_by: key.and_then(|key| key.enrolled_by.clone()),
         label: call.principal.label().into(),
-        role,
+        role: key.map(|key| key.role),
         workspace: call.workspace().into(),
         hubs: registry.hub_urls(),
     };

@@ -341,10 +341,6 @@ impl Registry {
     pub fn channel_count(&self) -> usize {
         self.channels.len()
     }
-
-    pub fn service_count(&self) -> usize {
-        self.services.len()
-    }
 }
 
 #[cfg(test)]

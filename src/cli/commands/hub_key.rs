@@ -19,7 +19,6 @@ use crate::model::time::Time;
 use crate::model::time::in_words;
 use crate::os::clock;
 use crate::os::terminal;
-use crate::wire::api::ApproveDevice;
 use crate::wire::api::NewKey;
 use crate::wire::api::WaitingLogin;
 
@@ -103,13 +102,11 @@ pub fn revoke(call: &Call) -> CommandResult {
 }
 
 pub fn approve(call: &Call) -> CommandResult {
-    let code = call.args.positional(0).unwrap_or_default();
-    let order = ApproveDevice {
-        code: code.to_owned(),
-        role: role(call)?,
-        workspace: call.args.value("workspace").map(str::to_owned),
-    };
-    let order = serde_json::to_value(order).or_say(|| "Cannot write the request")?;
+    let order = json!({
+        "code": call.args.positional(0),
+        "role": role(call)?.map(Role::as_str),
+        "workspace": call.args.value("workspace"),
+    });
     let hub = LocalHub::find(call)?;
     let waiting = hub.call("POST", "/v1/device/preview", Some(&order))?;
     let login: WaitingLogin = serde_json::from_value(waiting).or_say(|| "The hub did not say who waits")?;
