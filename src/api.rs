@@ -16,6 +16,7 @@ use hub_client::CallFailure;
 use hub_client::HubClient;
 use hub_client::HubRequest;
 use hub_client::HubUpgrade;
+use hub_client::NewerKey;
 use hub_client::REGISTER_PATH;
 use hub_client::from_json;
 use hub_client::to_json;
@@ -35,6 +36,7 @@ use crate::net::stop::Stop;
 use crate::os::lock::locked;
 use crate::os::secret;
 use crate::tls::connector::Connector;
+use crate::tls::identity::Identity;
 use crate::tls::trust;
 use crate::wire::api::AgentInfo;
 use crate::wire::api::AskDevice;
@@ -108,6 +110,21 @@ impl Hub {
     /// What the last TLS connection to a hub agreed on.
     pub fn negotiated(&self) -> String {
         locked(&self.client.hubs).negotiated.clone()
+    }
+
+    /// The same hub, which looks there for a newer secret of the key when the hub refuses the one at hand.
+    pub fn with_newer_key(mut self, newer_key: NewerKey) -> Self {
+        self.client.newer_key = Some(newer_key);
+        self
+    }
+
+    pub fn key(&self) -> String {
+        self.client.key().unwrap_or_default()
+    }
+
+    /// From now on every call shows this key.
+    pub fn use_key(&self, key: String) {
+        self.client.use_key(key);
     }
 
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
@@ -207,8 +224,18 @@ impl Hub {
         self.list("/v1/agents")
     }
 
-    pub fn register(&self, agent: &RegisterAgent) -> Result<AgentInfo> {
-        let agent: AgentInfo = self.post(REGISTER_PATH, agent)?;
+    /// Registers the agent. Its identity says that our key speaks for it.
+    pub fn register(&self, id: &str, label: &str, identity: &Identity) -> Result<AgentInfo> {
+        let key = self.key();
+        let key_hash = secret::hash(key.split('.').next().unwrap_or_default());
+        let agent = RegisterAgent {
+            id: id.to_owned(),
+            label: label.to_owned(),
+            fingerprint: identity.fingerprint,
+            chain: identity.chain.clone(),
+            proof: identity.speaks_for(id, &key_hash)?,
+        };
+        let agent: AgentInfo = self.post(REGISTER_PATH, &agent)?;
         self.learn(&agent.hubs);
         Ok(agent)
     }
@@ -305,10 +332,11 @@ impl Hub {
 
     /// The agent's control channel, and the hub it leads to.
     pub fn control(&self) -> Result<(Duplex, HubUrl)> {
+        let key = self.key();
         let upgrade = HubUpgrade {
             path: "/v1/agent",
             protocol: control::CONTROL_UPGRADE,
-            proof: ("x-api-key", self.client.key.as_deref().unwrap_or_default()),
+            proof: ("x-api-key", &key),
             is_tls: true,
         };
         self.client.at_any_hub(true, |client, url| {

@@ -6,6 +6,7 @@ use std::io::Read;
 use std::io::Write;
 use std::net::TcpListener;
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
@@ -20,6 +21,7 @@ use common::dial;
 use common::echo;
 use common::echoes;
 use common::ends::Ending;
+use common::ends::exchanges;
 use common::ends::read_out;
 use common::eventually;
 use common::expose;
@@ -347,6 +349,171 @@ fn a_key_that_is_revoked_ends_what_it_exposes_with_the_reason() {
     hub.home.run(&["hub", "key", "revoke", &id]).ok();
     assert_eq!(exposed.wait().code(), Some(1));
     exposed.wait_err(|line| line.contains("This API key is not valid here"));
+}
+
+#[test]
+fn a_key_is_rotated_on_all_its_machines_while_they_work() {
+    let hub = Hub::start();
+    let (old, id) = hub.new_key(&["--role", "member"]);
+    let machine = |label: &str| {
+        let home = Home::new();
+        home.run(&["up", "--hub", &hub.url, "--api-key", &old, "--label", label]).ok();
+        home
+    };
+    let (first, second, user) = (machine("first"), machine("second"), machine("user"));
+    let both = [expose(&first, "db", service(echo)), expose(&first, "web", service(echo))];
+    let (_reached, port) = reach(&user, "db");
+    let mut held = dial(port);
+    assert!(exchanges(&mut held, b"before"));
+
+    let next = hub.home.run(&["hub", "key", "rotate", &id, "--json"]).ok().json();
+    assert_eq!(next["id"], id.as_str());
+    let next = next["key"].as_str().unwrap().to_owned();
+    assert_ne!(next, old);
+    for exposed in &both {
+        exposed.wait_event("keyRotated");
+    }
+    let saved = |home: &Home| std::fs::read_to_string(home.file("config.json")).unwrap();
+    assert!(saved(&first).contains(&next) && !saved(&first).contains(&old));
+    let mode = std::fs::metadata(first.file("config.json")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let waits_for = || {
+        let keys = hub.home.run(&["hub", "key", "list", "--json"]).ok().json();
+        let key = keys.as_array().unwrap().iter().find(|key| key["id"] == id.as_str()).unwrap().clone();
+        key["rotation"]["waitsFor"].clone()
+    };
+    let mut waiting: Vec<String> = serde_json::from_value(waits_for()).unwrap();
+    waiting.sort();
+    assert_eq!(waiting, ["second", "user"]);
+    let again = hub.home.run(&["hub", "key", "rotate", &id]);
+    assert!(again.code == Some(1) && again.err.contains("is being rotated"), "{again:?}");
+    let status = |key: &str| hub.ask("GET /v1/whoami", key, "").status;
+    assert_eq!((status(&old), status(&next)), (200, 200));
+    // The store reveals nothing of the next secret.
+    let secret = next.split('.').next().unwrap();
+    let journal = std::fs::read_to_string(hub.home.file("hub/journal")).unwrap();
+    assert!(journal.contains("sealed") && !journal.contains(secret) && !hub.audit().contains(secret));
+
+    // A machine that was off, and one that only reaches.
+    let late = expose(&second, "late", service(echo));
+    late.wait_event("keyRotated");
+    let rotated = user.run(&["up", "--rotate"]).ok().out;
+    assert!(rotated.contains("new secret is saved"), "{rotated}");
+    eventually("the old secret ends", PATIENCE, || status(&old) == 401);
+    assert_eq!((status(&next), waits_for()), (200, serde_json::Value::Null));
+    assert!(hub.audit().contains(r#""event":"key.rotated""#) && hub.audit().contains(r#""reason":"proved""#));
+    assert!(exchanges(&mut held, b"all the while"));
+    // The same process opens further sessions.
+    let mut more = [dial(port), dial(port), dial(port)];
+    assert!(more.iter_mut().all(|connection| exchanges(connection, b"with the new secret")));
+    assert!(user.run(&["up", "--rotate"]).ok().out.contains("no newer secret"));
+}
+
+fn fingerprint(home: &Home) -> String {
+    home.run(&["whoami", "--json"]).ok().json()["fingerprint"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn an_agent_stays_the_same_over_logins_and_keys() {
+    let hub = Hub::start();
+    let (first, second) = (hub.new_key(&[]).0, hub.new_key(&[]).0);
+    let (owner, user, thief) = (Home::new(), hub.machine("member"), Home::new());
+    let up =
+        |home: &Home, key: &str| home.run(&["up", "--hub", &hub.url, "--api-key", key, "--json"]).ok().json();
+    let id = up(&owner, &first)["agentId"].clone();
+    let own = fingerprint(&owner);
+    let mut exposed = expose(&owner, "db", service(echo));
+    user.run(&["reach", "db", "--check"]).ok();
+    exposed.interrupt();
+    // Somebody with another key of the workspace who knows all that is public of the agent.
+    let order = format!(r#"{{"id":{id},"label":"x","fingerprint":"{own}"}}"#);
+    let refused = hub.ask("POST /v1/agents/register", &second, &order);
+    assert_eq!((refused.status, refused.text("code").as_str()), (403, "agent-of-another-key"));
+    up(&thief, &second);
+    let text = std::fs::read_to_string(thief.file("config.json")).unwrap();
+    let own_id = serde_json::from_str::<serde_json::Value>(&text).unwrap()["agentId"].clone();
+    std::fs::write(thief.file("config.json"), text.replace(own_id.as_str().unwrap(), id.as_str().unwrap()))
+        .unwrap();
+    assert_ne!(up(&thief, &second)["agentId"], id, "an agent was taken over without its identity");
+    // The agent itself, after a logout, with another key while the first one lives.
+    owner.run(&["logout"]).ok();
+    assert_eq!((up(&owner, &second)["agentId"].clone(), fingerprint(&owner)), (id.clone(), own));
+    assert!(hub.audit().contains(r#""event":"agent.taken-over""#));
+    let _exposed = expose(&owner, "db", service(echo));
+    user.run(&["reach", "db", "--check"]).ok();
+    // In another workspace, and without its identity, the machine is another agent.
+    let strange = hub.new_key(&["--workspace", "strange"]).0;
+    let elsewhere = up(&owner, &strange)["agentId"].clone();
+    assert_ne!(elsewhere, id);
+    std::fs::remove_file(owner.file("identity.pem")).unwrap();
+    assert_ne!(up(&owner, &strange)["agentId"], elsewhere);
+}
+
+#[test]
+fn an_identity_is_replaced_by_one_that_it_signs_while_its_services_are_used() {
+    let hub = Hub::start();
+    let (owner, user, late) = (hub.machine("member"), hub.machine("member"), hub.machine("member"));
+    let exposed = [expose(&owner, "db", service(echo)), expose(&owner, "web", service(echo))];
+    let shared = owner.start(&["share", "--json", "--link", "--service", "db"]);
+    let link = shared.wait_event("shared")["link"].as_str().unwrap().to_owned();
+    for home in [&user, &late] {
+        home.run(&["reach", "db", "--check"]).ok();
+    }
+    let (reached, port) = reach(&user, "db");
+    let mut held = dial(port);
+    assert!(exchanges(&mut held, b"before"));
+    let before = fingerprint(&owner);
+    let said = owner.run(&["identity", "rotate", "--json"]).ok().json();
+    let after = fingerprint(&owner);
+    assert!(said["replaced"] == before.as_str() && said["fingerprint"] == after.as_str() && before != after);
+    for one in &exposed {
+        one.wait_event("identityRotated");
+    }
+    // Further sessions are accepted, and that the agent has changed is said once.
+    let mut more = [dial(port), dial(port), dial(port)];
+    assert!(more.iter_mut().all(|connection| exchanges(connection, b"by the new one")));
+    assert!(exchanges(&mut held, b"all the while"));
+    reached.wait_err(|line| line.contains("The agent of db has a new identity"));
+    assert_eq!(reached.err().matches("has a new identity").count(), 1);
+    let known = std::fs::read_to_string(user.file("known_agents.json")).unwrap();
+    assert!(known.contains(&after) && !known.contains(&before), "{known}");
+    // Twice more, while one machine does not look; and by a link, which names the first one.
+    for _ in 0..2 {
+        owner.run(&["identity", "rotate"]).ok();
+        let count = hub.audit().matches("agent.identity").count();
+        eventually("the hub knows", PATIENCE, || hub.audit().matches("agent.identity").count() > count);
+    }
+    let said = late.run(&["reach", "db", "--check"]).ok();
+    assert!(said.err.contains("The agent of db has a new identity"), "{said:?}");
+    assert!(!late.run(&["reach", "db", "--check"]).ok().err.contains("new identity"));
+    let joined = Home::new().start(&["join", "--json", &link]);
+    let port = joined.wait_event("joined")["services"][0]["localPort"].as_u64().unwrap();
+    assert!(echoes(u16::try_from(port).unwrap(), b"by a link that names the first identity"));
+    // An identity that the old one has not signed is another agent, also in the place of this one.
+    std::fs::remove_file(owner.file("identity.pem")).unwrap();
+    owner.run(&["up"]).ok();
+    drop(exposed);
+    drop(shared);
+    let _usurper = owner.start(&["expose", "db", &service(echo).to_string(), "--take-over"]);
+    eventually("the unsigned one is refused", PATIENCE, || {
+        late.run(&["reach", "db", "--check"]).err.contains("is not the one it was")
+    });
+}
+
+#[test]
+fn the_old_secret_ends_with_the_overlap() {
+    let hub = Hub::start();
+    let status = |key: &str| hub.ask("GET /v1/whoami", key, "").status;
+    for overlap in ["0s", "1s"] {
+        let (old, id) = hub.new_key(&["--role", "join"]);
+        let made = hub.home.run(&["hub", "key", "rotate", &id, "--overlap", overlap, "--json"]).ok().json();
+        assert_eq!(status(made["key"].as_str().unwrap()), 200);
+        if overlap == "0s" {
+            assert_eq!(status(&old), 401);
+        }
+        eventually("the old secret ends", PATIENCE, || status(&old) == 401);
+    }
+    eventually("it is audited", PATIENCE, || hub.audit().contains(r#""reason":"overlap""#));
 }
 
 #[test]

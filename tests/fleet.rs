@@ -59,6 +59,25 @@ fn a_joiner_finds_an_agent_at_another_hub_and_goes_there() {
 }
 
 #[test]
+fn a_key_that_one_hub_rotates_reaches_the_agents_of_another() {
+    let Some(fleet) = Fleet::of(2) else { return };
+    let owner = fleet.machine(1);
+    let exposed = expose(&owner, "db", service(echo));
+    let keys = fleet.hubs[0].ask("GET /v1/keys", &fleet.admin_key, "").json();
+    let member = keys.as_array().unwrap().iter().find(|key| key["role"] == "member").unwrap();
+    let old = config(&owner)["apiKey"].as_str().unwrap().to_owned();
+    let call = format!("POST /v1/keys/{}/rotate", member["id"].as_str().unwrap());
+    let next = fleet.hubs[0].ask(&call, &fleet.admin_key, "").text("key");
+    exposed.wait_event("keyRotated");
+    assert_eq!(config(&owner)["apiKey"], next.as_str());
+    for hub in &fleet.hubs {
+        let status = |key: &str| hub.ask("GET /v1/whoami", key, "").status;
+        eventually("the old secret ends at both", PATIENCE, || status(&old) == 401);
+        assert_eq!(status(&next), 200);
+    }
+}
+
+#[test]
 fn where_the_agents_hub_cannot_be_reached_the_asked_one_carries() {
     let Some(fleet) = Fleet::of(2) else { return };
     let owner = fleet.machine(0);

@@ -61,11 +61,16 @@ pub struct FleetHubs {
     pub negotiated: String,
 }
 
+pub type NewerKey = Arc<dyn Fn() -> Option<String> + Send + Sync>;
+
 #[derive(Clone)]
 pub struct HubClient {
     pub hubs: Arc<Mutex<FleetHubs>>,
     pub connector: Connector,
-    pub key: Option<String>,
+    /// Shared by the clones: a new secret counts for all of them.
+    key: Arc<Mutex<Option<String>>>,
+    /// Where a newer secret of the key may be, when a hub refuses the one at hand.
+    pub newer_key: Option<NewerKey>,
     /// For each hub that is called.
     pub timeout: Duration,
     /// For all hubs that a call tries, each of which then gets its share of what is left.
@@ -109,7 +114,33 @@ impl HubClient {
     pub fn new(urls: Vec<HubUrl>, connector: Connector, key: Option<String>) -> Self {
         let given = urls.len();
         let hubs = Arc::new(Mutex::new(FleetHubs { list: urls, given, at: 0, negotiated: String::new() }));
-        Self { hubs, connector, key, timeout: NETWORK_TIMEOUT, deadline: None, idle: Arc::default() }
+        let key = Arc::new(Mutex::new(key));
+        Self {
+            hubs,
+            connector,
+            key,
+            newer_key: None,
+            timeout: NETWORK_TIMEOUT,
+            deadline: None,
+            idle: Arc::default(),
+        }
+    }
+
+    pub fn key(&self) -> Option<String> {
+        locked(&self.key).clone()
+    }
+
+    pub fn use_key(&self, key: String) {
+        *locked(&self.key) = Some(key);
+    }
+
+    /// Takes a newer secret of the key than the one that was `refused`. Another process of this machine may have saved it, and
+    /// another thread of this one taken it.
+    fn renew_key(&self, refused: Option<&String>) -> bool {
+        if let Some(newer) = self.newer_key.as_ref().and_then(|newer| newer()) {
+            self.use_key(newer);
+        }
+        self.key().as_ref() != refused
     }
 
     /// Calls the hub used last or, if that one is away, the next one. Returns which one answered.
@@ -159,7 +190,11 @@ impl HubClient {
         url: &HubUrl,
         request: &HubRequest<'_>,
     ) -> std::result::Result<HubAnswer, CallFailure> {
-        let answer = self.exchange_raw(url, request)?;
+        let shown = self.key();
+        let mut answer = self.exchange_raw(url, request)?;
+        if answer.status == 401 && self.renew_key(shown.as_ref()) {
+            answer = self.exchange_raw(url, request)?;
+        }
         if let Some((what, hint)) = version::objection(answer.protocol.as_deref(), None) {
             return Err(Error::new(what).hint(hint).into());
         }
@@ -188,7 +223,8 @@ impl HubClient {
         };
         let protocol = version::PROTOCOL.to_string();
         let mut fields = vec![(version::PROTOCOL_FIELD, protocol.as_str())];
-        fields.extend(self.key.as_deref().map(|key| ("x-api-key", key)));
+        let key = self.key();
+        fields.extend(key.as_deref().map(|key| ("x-api-key", key)));
         let HubRequest { method, path, body } = *request;
         let request = ClientRequest { method, path, host: &url.authority(), fields: &fields, body };
         let answer = connection.exchange(&request, deadline).map_err(|error| unanswered(url, error))?;

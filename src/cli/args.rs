@@ -193,7 +193,8 @@ impl Args {
             return Err(Error::misread(text, "has no unit")
                 .hint(format!("Write: --{name} {text}d, {text}h or {text}m")));
         }
-        parse_duration(text).filter(|duration| !duration.is_zero()).map(Some).ok_or_else(|| {
+        let is_allowed = |duration: &Duration| !duration.is_zero() || name == "overlap";
+        parse_duration(text).filter(is_allowed).map(Some).ok_or_else(|| {
             Error::misread(text, "is not a time").hint(format!("Write it like --{name} 30s, 5m, 12h or 30d"))
         })
     }

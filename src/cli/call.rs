@@ -197,7 +197,14 @@ impl Call {
     pub fn hub_at(&self, urls: Vec<HubUrl>, stop: &Stop) -> Result<Arc<Hub>> {
         let key = self.api_key()?.ok_or_else(not_configured)?;
         let trust = self.trust(&*self.config()?, Some(&key))?;
-        Hub::new(urls, &trust, Some(key), stop).map(Arc::new)
+        let at = urls.first().map(ToString::to_string).unwrap_or_default();
+        let hub = Hub::new(urls, &trust, Some(key), stop)?;
+        if given_key("PRIVATECONNECT_TOKEN")?.is_some() {
+            return Ok(Arc::new(hub));
+        }
+        let (home, file) = (self.home.clone(), self.config_file().map(Path::to_owned));
+        let saved = move || Config::load(&home, file.as_deref()).ok()?.login_at(&at)?.api_key.clone();
+        Ok(Arc::new(hub.with_newer_key(Arc::new(saved))))
     }
 }
 

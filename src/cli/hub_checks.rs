@@ -14,6 +14,7 @@ use crate::model::time::in_words;
 use crate::net::connect::NETWORK_TIMEOUT;
 use crate::os::clock;
 use crate::state::agent_pins::agent_changed;
+use crate::tls::succession::replaced_by;
 
 /// A larger difference makes times in lists and logs misleading.
 const MOST_CLOCK_SKEW: Duration = Duration::from_secs(30);
@@ -101,11 +102,12 @@ pub fn agents(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
     let now = |name: &str| {
         let service = services.iter().find(|service| service.name.as_str() == name);
         let id = service.map_or(name, |service| &service.agent_id);
-        agents.iter().find(|agent| agent.id == id).map(|agent| agent.fingerprint)
+        agents.iter().find(|agent| agent.id == id)
     };
     let changed = known.iter().find_map(|(name, pinned)| {
-        let agent = now(name).filter(|agent| agent != pinned)?;
-        Some(CheckResult::fail(&agent_changed(name, *pinned, agent)))
+        let agent = now(name).filter(|agent| agent.fingerprint != *pinned)?;
+        let is_successor = replaced_by(agent.fingerprint, &agent.chain).contains(pinned);
+        (!is_successor).then(|| CheckResult::fail(&agent_changed(name, *pinned, agent.fingerprint)))
     });
     let unchanged = || CheckResult::ok(format!("{} known, none has changed", known.len()));
     Some(changed.unwrap_or_else(unchanged))

@@ -75,8 +75,8 @@ impl HubLogin {
                 Ok(config) => {
                     if !config.is_same_login(&known) {
                         self.take(call);
-                        table.ask_hub();
                     }
+                    table.ask_hub();
                     known = config;
                 }
                 Err(error) => call.say.warn(&format!("{error}; the login stays as it is")),

@@ -28,6 +28,7 @@ mod logs;
 mod machine_checks;
 mod man_page;
 mod manual;
+mod next_key;
 #[cfg(feature = "join")]
 mod project_file;
 #[cfg(feature = "join")]

@@ -16,6 +16,8 @@ const FUNCTIONS: &[(&str, CommandFunction)] = &[
     #[cfg(feature = "hub")]
     ("hub key create", commands::hub_key::create),
     #[cfg(feature = "hub")]
+    ("hub key rotate", commands::hub_key::rotate),
+    #[cfg(feature = "hub")]
     ("hub key list", commands::hub_key::list),
     #[cfg(feature = "hub")]
     ("hub key revoke", commands::hub_key::revoke),
@@ -51,6 +53,8 @@ const FUNCTIONS: &[(&str, CommandFunction)] = &[
     ("hub status", commands::hub_status::run),
     ("up", commands::up::run),
     ("whoami", commands::whoami::run),
+    #[cfg(feature = "agent")]
+    ("identity rotate", commands::identity::rotate),
     ("logout", commands::logout::run),
     ("forget", commands::forget::run),
     #[cfg(feature = "discover")]

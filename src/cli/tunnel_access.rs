@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::call::Call;
 use super::call::variable;
+use super::say::Say;
 use crate::api::Hub;
 use crate::error::Error;
 use crate::error::ErrorKind;
@@ -20,6 +21,7 @@ use crate::os::secret;
 use crate::state::agent_pins::AgentPins;
 use crate::state::identity;
 use crate::tls::identity::Identity;
+use crate::tls::succession::replaced_by;
 use crate::tunnel::joiner::OnJoinerEvent;
 use crate::tunnel::joiner::PeerCheck;
 use crate::tunnel::joiner::Tunnel;
@@ -51,7 +53,7 @@ pub enum AcceptedAgents {
     /// The one that a link or a verified code names.
     Only(Fingerprint),
     /// The one that answered first, as `known_agents.json` remembers it.
-    FirstSeen(AgentPins),
+    FirstSeen(AgentPins, Say),
 }
 
 /// What the owner of a tunnel learns about it. By default nothing.
@@ -70,7 +72,7 @@ impl Default for TunnelObserver {
 impl TunnelAccess {
     /// With this machine's own key.
     pub fn own(call: &Call, hub: Arc<Hub>, peer_check: PeerCheck) -> Result<Self> {
-        let agents = AcceptedAgents::FirstSeen(call.agent_pins()?);
+        let agents = AcceptedAgents::FirstSeen(call.agent_pins()?, call.say.clone());
         let identity = identity::load_or_temporary(&call.home)?;
         Ok(Self { hub, identity, share: None, share_name: None, by_link: false, agents, peer_check })
     }
@@ -99,11 +101,7 @@ impl TunnelAccess {
             on_protocol(granted.protocol);
             // Two shares may both have a `db`.
             let service = named.as_ref().unwrap_or(&granted.name).as_str();
-            agents.check(
-                if is_shared { &granted.agent_id } else { service },
-                granted.agent_fingerprint,
-                is_proven,
-            )
+            agents.check(if is_shared { &granted.agent_id } else { service }, granted, is_proven)
         };
         let mut opener = SessionOpener::new(Arc::clone(&self.hub), &self.identity, ask, Box::new(check))?;
         if let Some(name) = name {
@@ -144,13 +142,23 @@ pub fn peer_check(call: &Call) -> Result<PeerCheck> {
 
 impl AcceptedAgents {
     /// The first agent is remembered once it `is_proven`: what a hub merely says must not stand in the way of the true one.
-    fn check(&self, name: &str, agent: Fingerprint, is_proven: bool) -> Result<()> {
+    /// An agent whose identity has replaced the accepted one, and was signed by it, is the same agent.
+    fn check(&self, name: &str, granted: &SessionGrant, is_proven: bool) -> Result<()> {
+        let agent = granted.agent_fingerprint;
+        let replaced = replaced_by(agent, &granted.agent_chain);
         match self {
-            Self::Any => Ok(()),
-            Self::Only(named) if *named == agent => Ok(()),
-            Self::Only(_) => Err(another_agent()),
-            Self::FirstSeen(pins) if is_proven => pins.pin(name, agent),
-            Self::FirstSeen(pins) => pins.check(name, agent),
+            Self::Only(named) if *named != agent && !replaced.contains(named) => Err(another_agent()),
+            Self::Any | Self::Only(_) => Ok(()),
+            Self::FirstSeen(pins, _) if !is_proven => pins.check(name, agent, &replaced).map(drop),
+            Self::FirstSeen(pins, say) => {
+                if pins.pin(name, agent, &replaced)? {
+                    say.warn(&format!(
+                        "The agent of {name} has a new identity, {}, signed by the one that was known",
+                        agent.pin()
+                    ));
+                }
+                Ok(())
+            }
         }
     }
 }

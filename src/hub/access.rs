@@ -40,13 +40,11 @@ pub fn authenticate(core: &Core, key: &str, address: IpAddr, now: Time) -> Resul
     if key.is_empty() {
         return Err(Refusal::NoKey);
     }
-    // What follows the dot is the hub's pin, which is for clients. What follows the semicolon is of another hub.
-    let secret = key.get(..KEY_LENGTH_LIMIT).unwrap_or(key).split(['.', ';']).next().unwrap_or_default();
-    let hash = secret::hash(secret);
+    let hash = secret_hash(key);
     // The key is looked up before the limit is checked, so a valid key always works: a machine that repeats a revoked
     // key must not lock out its neighbours. Nobody guesses 128 random bits, with or without a limit.
     if let Some(principal) = principal_of(core, key, &hash, now) {
-        return from_there(core, principal, address, now);
+        return from_there(core, principal, &hash, address, now);
     }
     let callers = [network_of(address).to_string(), hash[..16].to_owned()];
     let mut tries = locked(&core.tries);
@@ -62,15 +60,28 @@ pub fn authenticate(core: &Core, key: &str, address: IpAddr, now: Time) -> Resul
     Err(Refusal::BadKey)
 }
 
+/// Of the secret in a key. What follows the dot is the hub's pin, which is for clients. What follows the semicolon is of another hub.
+pub fn secret_hash(key: &str) -> String {
+    secret::hash(key.get(..KEY_LENGTH_LIMIT).unwrap_or(key).split(['.', ';']).next().unwrap_or_default())
+}
+
 /// Refuses a key that is used from where it may not be. Only a use that is allowed counts as one.
-fn from_there(core: &Core, principal: Principal, address: IpAddr, now: Time) -> Result<Principal, Refusal> {
+fn from_there(
+    core: &Core,
+    principal: Principal,
+    hash: &str,
+    address: IpAddr,
+    now: Time,
+) -> Result<Principal, Refusal> {
     if let Principal::Key { id, limits, .. } = &principal {
         if !limits.allows_address(address) {
             let details = [("reason", "the key may not be used from there")];
             core.audit.say("key.refused", Actor::of(&principal, address), &details);
             return Err(Refusal::KeyElsewhere { address });
         }
-        core.records.registry().note_key_use(id, now);
+        let mut registry = core.records.registry();
+        let is_old = registry.key(id).is_some_and(|key| key.is_replaced(hash));
+        registry.note_key_use(id, is_old, now);
     }
     Ok(principal)
 }

@@ -22,6 +22,8 @@ pub struct AgentChannel {
     /// The key that opened it. When that key expires or is revoked, the channel is cut.
     pub key: String,
     pub socket: Arc<TcpStream>,
+    /// The next secret of its key, as it was offered last.
+    pub offered: String,
 }
 
 #[derive(Default)]
@@ -40,6 +42,15 @@ impl AgentChannels {
 
     pub fn find(&self, id: ChannelId) -> Option<AgentChannel> {
         locked(&self.by_id).get(&id).cloned()
+    }
+
+    /// Tells the agents of this key of its next secret, unless they have been told.
+    pub fn offer_secret(&self, key: &str, sealed: &str) {
+        let mut by_id = locked(&self.by_id);
+        for channel in by_id.values_mut().filter(|channel| channel.key == key && channel.offered != sealed) {
+            sealed.clone_into(&mut channel.offered);
+            channel.outgoing.send(&ToAgent::Rotate { sealed: sealed.to_owned() });
+        }
     }
 
     /// The sockets of channels whose key is no longer valid.

@@ -41,18 +41,22 @@ pub const AUDIT_FIELDS: [&str; 12] = [
     "reason",
 ];
 /// Every event, and the fields that only it has.
-pub const AUDIT_EVENTS: [(&str, &[&str]); 27] = [
+pub const AUDIT_EVENTS: [(&str, &[&str]); 31] = [
     ("hub.started", &["version", "url"]),
     ("hub.stopped", &[]),
     ("hub.unready", &[]),
     ("hub.ready", &["seconds"]),
     ("key.made", &["key", "role", "limits"]),
     ("key.revoked", &["key", "removed"]),
+    ("key.rotating", &["key", "until"]),
+    ("key.rotated", &["key"]),
     ("key.refused", &[]),
     ("role.refused", &["action"]),
     ("device.asked", &["machine"]),
     ("device.approved", &["machine", "machineAddress"]),
     ("agent.registered", &["machine"]),
+    ("agent.taken-over", &["from"]),
+    ("agent.identity", &["from", "to"]),
     ("agent.refused", &[]),
     ("agent.up", &[]),
     ("agent.down", &["durationMs"]),

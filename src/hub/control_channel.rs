@@ -74,8 +74,13 @@ pub fn serve(core: &Core, stream: Duplex, call: &ApiCall<'_>, relay: String) {
         channel.outgoing().send(&ToAgent::Full);
         return;
     };
-    let own =
-        AgentChannel { outgoing: channel.outgoing(), relay, key: key.to_owned(), socket: channel.socket() };
+    let own = AgentChannel {
+        outgoing: channel.outgoing(),
+        relay,
+        key: key.to_owned(),
+        socket: channel.socket(),
+        offered: String::new(),
+    };
     let channel_id = core.agent_up(&agent_id, own.clone());
     let since = Instant::now();
     core.audit.say("agent.up", call.actor(), &[("agent", &agent_id)]);

@@ -3,16 +3,19 @@
 use std::collections::HashMap;
 use std::collections::HashSet;
 
+use super::access;
 use super::api_call::ApiCall;
 use super::api_call::clean_label;
 use super::api_call::ok;
 use super::api_call::page;
 use super::audit::Audit;
 use super::core::Core;
+use super::key_rotation;
 use super::records::Records;
 use super::refusal::Refusal;
 use super::tunnel_ports::TunnelPorts;
 use crate::http::reply::Reply;
+use crate::model::fingerprint::Fingerprint;
 use crate::model::hub_records::Agent;
 use crate::model::hub_records::Change;
 use crate::model::hub_records::Record;
@@ -20,6 +23,7 @@ use crate::model::hub_records::SEEN_INTERVAL;
 use crate::model::hub_records::Table;
 use crate::model::registry::Registry;
 use crate::model::service::Service;
+use crate::tls::succession;
 use crate::wire::api::AgentInfo;
 use crate::wire::api::NamedShare;
 use crate::wire::api::RegisterAgent;
@@ -91,6 +95,7 @@ fn agent_info(registry: &Registry, agent: &Agent, call: &ApiCall<'_>) -> AgentIn
         key: agent.key.clone(),
         seen_at: agent.seen_at,
         connected_at,
+        chain: agent.chain.clone(),
         hubs: Vec::new(),
     }
 }
@@ -103,32 +108,34 @@ pub fn register(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<
         return Err(Refusal::BadAgentId);
     }
     let label = clean_label(&order.label);
-    let (info, is_new) = records.change(|registry| {
+    let replaced = succession::replaced_by(order.fingerprint, &order.chain);
+    let (info, before) = records.change(|registry| {
         let known = registry.agent(&order.id);
         if let Some(known) = known {
-            may_speak_for(registry, known, &order, call)
+            may_speak_for(known, &order, &replaced, call)
                 .inspect_err(|refusal| audit_refused_agent(audit, refusal, known, call))?;
         }
-        let mut changes = if known.is_none() { make_room(registry, call)? } else { Vec::new() };
+        let is_new_of_key = known.is_none_or(|known| known.key != call.principal.id());
+        let mut changes = if is_new_of_key { make_room(registry, call)? } else { Vec::new() };
         let is_seen = |known: &&Agent| call.now.since(known.seen_at) < SEEN_INTERVAL;
         let agent = Agent {
             id: order.id.clone(),
             label: label.clone(),
             fingerprint: order.fingerprint,
+            chain: if replaced.is_empty() { String::new() } else { order.chain.clone() },
             workspace: call.workspace().to_owned(),
             key: call.principal.id().to_owned(),
             created_at: known.map_or(call.now, |known| known.created_at),
             seen_at: known.filter(is_seen).map_or(call.now, |known| known.seen_at),
         };
         let info = agent_info(registry, &agent, call);
+        changes.extend(key_rotation::prove(registry, call, &agent.id));
         if known != Some(&agent) {
             changes.push(Change::Put(Record::Agent(agent)));
         }
-        Ok((changes, (info, known.is_none())))
+        Ok((changes, (info, known.cloned())))
     })?;
-    if is_new {
-        audit.say("agent.registered", call.actor(), &[("agent", &info.id), ("machine", &info.label)]);
-    }
+    audit_registration(audit, &info, before.as_ref(), call);
     ok(200, &AgentInfo { hubs: records.registry().hub_urls(), ..info })
 }
 
@@ -218,21 +225,37 @@ fn is_agent_id(id: &str) -> bool {
     (7..=64).contains(&id.len()) && id.starts_with("agent_") && id.bytes().all(is_plain)
 }
 
-/// An agent ID belongs to one identity and one workspace. While the key that registered it is valid, no other key may
-/// use it.
+/// An agent belongs to one identity, one key and one workspace. Its identity may say that another key of the workspace speaks
+/// for it, and may have been replaced by one that it has signed.
 fn may_speak_for(
-    registry: &Registry,
     known: &Agent,
     order: &RegisterAgent,
+    replaced: &[Fingerprint],
     call: &ApiCall<'_>,
 ) -> Result<(), Refusal> {
-    let key_lives = registry.credential_is_live(&known.key, call.now);
-    if known.workspace != call.workspace() || (key_lives && known.key != call.principal.id()) {
+    let key_hash = access::secret_hash(call.request.key());
+    let is_proved =
+        || succession::is_spoken_for(order.fingerprint, &order.chain, &order.id, &key_hash, &order.proof);
+    if known.workspace != call.workspace() || (known.key != call.principal.id() && !is_proved()) {
         Err(Refusal::AgentOfAnotherKey)
-    } else if known.fingerprint != order.fingerprint {
+    } else if known.fingerprint != order.fingerprint && !replaced.contains(&known.fingerprint) {
         Err(Refusal::AgentIdentity)
     } else {
         Ok(())
+    }
+}
+
+fn audit_registration(audit: &Audit, info: &AgentInfo, before: Option<&Agent>, call: &ApiCall<'_>) {
+    let agent = ("agent", info.id.as_str());
+    let Some(before) = before else {
+        return audit.say("agent.registered", call.actor(), &[agent, ("machine", &info.label)]);
+    };
+    if before.key != info.key {
+        audit.say("agent.taken-over", call.actor(), &[agent, ("from", &before.key)]);
+    }
+    if before.fingerprint != info.fingerprint {
+        let [from, to] = [before.fingerprint, info.fingerprint].map(|identity| identity.pin().to_string());
+        audit.say("agent.identity", call.actor(), &[agent, ("from", &from), ("to", &to)]);
     }
 }
 

@@ -9,6 +9,7 @@ use super::api_call::Origin;
 use super::audit::Actor;
 use super::core::Core;
 use super::directory;
+use super::key_rotation;
 use super::keys;
 use super::logins;
 use super::pages;
@@ -84,7 +85,7 @@ static TABLE: &[Endpoint] = &[
     // The certificate is public: it is in every handshake.
     get("/v1/ca", Nothing, |core, _| status::ca(core)),
     get("/metrics", To(Action::Measure), status::metrics),
-    get("/v1/whoami", AnyKey, |core, call| status::whoami(call, &core.records)),
+    get("/v1/whoami", AnyKey, status::whoami),
     get("/v1/services", To(Action::Look), |core, call| {
         directory::services(call, &core.records, &core.tunnel_ports)
     })
@@ -115,6 +116,7 @@ static TABLE: &[Endpoint] = &[
     post("/v1/keys", To(Action::Administer), |core, call| {
         keys::make(call, &core.records, &core.audit, core.key_pin())
     }),
+    post("/v1/keys/*/rotate", To(Action::Administer), key_rotation::rotate),
     delete("/v1/keys/*", To(Action::Administer), |core, call| {
         keys::revoke(call, &core.records, &core.audit).inspect(|_| core.cut_dead())
     }),

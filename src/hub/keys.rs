@@ -20,15 +20,19 @@ use crate::model::hub_records::Change;
 use crate::model::hub_records::Key;
 use crate::model::hub_records::KeyInfo;
 use crate::model::hub_records::Record;
+use crate::model::hub_records::StoredSecret;
 use crate::model::hub_records::Table;
 use crate::model::name::Name;
 use crate::model::registry::Registry;
 use crate::model::time::Time;
 use crate::os::secret;
+use crate::tls::sealed;
 use crate::wire::api::Enrol;
+use crate::wire::api::KeyState;
 use crate::wire::api::MakeKey;
 use crate::wire::api::NewKey;
 use crate::wire::api::RevokeKey;
+use crate::wire::api::RotationState;
 
 /// More valid keys than any team has; the registry keeps all of them in memory.
 const HUB_KEYS: usize = 10_000;
@@ -42,7 +46,18 @@ const ENROLMENT: Duration = Duration::from_hours(24);
 pub fn list(call: &ApiCall<'_>, records: &Records) -> Result<Reply, Refusal> {
     let registry = records.registry();
     let own = registry.keys().filter(|key| call.sees(&key.info.workspace));
-    page(call, own, |key| &key.info.id, |key| &key.info)
+    page(call, own, |key| &key.info.id, |key| state(&registry, key, call.now))
+}
+
+/// The key as it is listed, with those who still use its first secret.
+fn state(registry: &Registry, key: &Key, now: Time) -> KeyState {
+    let rotation = key.rotation.as_ref().filter(|rotation| now < rotation.ends_at);
+    let rotation = rotation.map(|rotation| RotationState {
+        ends_at: rotation.ends_at,
+        waits_for: registry.agents_to_rotate(key, now).into_iter().map(|agent| agent.label.clone()).collect(),
+        old_used_at: registry.old_secret_used_at(&key.info.id),
+    });
+    KeyState { info: key.info.clone(), rotation }
 }
 
 /// The named workspace, or the caller's own if none is named. Refused if the caller may not manage its keys.
@@ -181,8 +196,12 @@ pub fn new_key(order: &MakeKey, workspace: String, now: Time) -> (String, Key) {
         limits,
         enrolled_by: None,
     };
-    let key = Key { hash: secret::hash(&secret), info };
+    let key = Key { secret: stored(&secret), rotation: None, info };
     (secret, key)
+}
+
+pub fn stored(secret: &str) -> StoredSecret {
+    StoredSecret { hash: secret::hash(secret), public_key: sealed::public_key(secret) }
 }
 
 /// The key as its owner gets it: with the pin by which clients recognise the hub.

@@ -22,6 +22,7 @@ use super::control_channel;
 use super::core::Core;
 use super::endpoints;
 use super::endpoints::Admission;
+use super::key_rotation;
 use super::membership;
 use super::places::Place;
 use super::refusal::Refusal;
@@ -48,6 +49,7 @@ use crate::net::serve::shut;
 use crate::net::stop::Stop;
 use crate::net::threads;
 use crate::net::threads::ThreadGroup;
+use crate::os::clock;
 use crate::os::files;
 use crate::os::socket;
 use crate::os::user;
@@ -123,6 +125,7 @@ pub fn start(core: &Arc<Core>, listener: TcpListener, url: &str, stop: &Stop) ->
     threads.spawn("hub-sweep", move || {
         while !sweep_stop.wait_for(SWEEP_INTERVAL) {
             sweeping.check_readiness();
+            key_rotation::sweep(&sweeping, clock::now());
             sweeping.sweep();
             sweeping.peers.sweep();
             // Sessions and channels need threads too, and the system may not say how many there are.

@@ -33,6 +33,7 @@ mod core;
 mod directory;
 mod endpoints;
 mod fleet;
+mod key_rotation;
 mod keys;
 mod listener;
 mod logins;

@@ -14,6 +14,7 @@ use crate::model::limiter::RateLimit;
 use crate::model::name::BadName;
 use crate::model::name::Name;
 use crate::model::service::Service;
+use crate::model::time::Time;
 use crate::os::lock::locked;
 use crate::wire::api::BAD_KEY_CODE;
 use crate::wire::api::SHARE_NOT_FOUND_CODE;
@@ -59,6 +60,7 @@ pub enum Refusal {
     BadShareJoins,
     // Missing, taken, or somebody else's.
     NoSuchKey,
+    KeyRotates { until: Time },
     NoSuchService,
     NotExposed(Name),
     ShareNotFound,
@@ -207,6 +209,8 @@ impl Refusal {
             // Missing, taken, or somebody else's.
             Self::NoSuchKey => row(404, "no-such-key", "There is no such key")
                 .hint("Look at the ids: connect hub key list"),
+            Self::KeyRotates { until } => row(409, "key-rotates", format!("This key is being rotated, until {until}"))
+                .hint("See who still uses the old secret: connect hub key list"),
             Self::NoSuchService => row(404, "no-such-service", "There is no such service")
                 .hint("List them: connect services"),
             Self::NotExposed(name) => row(404, "not-exposed", format!("This agent does not expose {name}"))
@@ -227,11 +231,11 @@ impl Refusal {
             Self::NoLoginWaiting => row(404, "no-login-waiting", "No login waits with this code")
                 .hint("Codes live 15 minutes; run connect up again there"),
             Self::AgentOfAnotherKey => row(403, "agent-of-another-key", "This agent belongs to another key")
-                .hint("Give this machine an id of its own: connect logout, then connect up"),
+                .hint("Log in with that key, or from the machine that has the agent's identity: connect up"),
             Self::AgentNotYours => row(403, "agent-not-yours", "This agent belongs to another key")
                 .hint("Share from the machine that exposes the services"),
             Self::AgentIdentity => row(409, "agent-identity", "This agent has another identity")
-                .hint("Its identity.pem was replaced; start again: connect logout, then connect up"),
+                .hint("Its identity.pem was replaced. To make this machine a new agent: connect up"),
             Self::NameTaken { name, by } =>
                 row(409, "name-taken", format!("{name} is already exposed by {by}")).hint(take_over(name, by)),
             Self::NameKept { name, by } =>

@@ -94,6 +94,7 @@ fn open_here(
         service: service.id.clone(),
         principal: secret::derived_id("who", &[&agent.id, call.principal.liable_key()]),
         peer: ask.fingerprint,
+        agent: agent.fingerprint,
         ticket: agents_ticket,
         relay: channel.relay.clone(),
     });
@@ -114,6 +115,7 @@ fn open_here(
             agent_id: agent.id,
             agent_label: agent.label,
             agent_fingerprint: agent.fingerprint,
+            agent_chain: agent.chain,
         },
     )
 }
@@ -178,6 +180,7 @@ fn asked_for(
 }
 
 /// Where the agent of a service is: on a channel of this hub, or at the hub of that address.
+#[allow(clippy::large_enum_variant)] // It is taken apart at once.
 enum AgentLocation {
     Here(AgentHere),
     At(String),

@@ -130,6 +130,7 @@ fn describe(
         agent_id: agent.id.clone(),
         agent_label: agent.label.clone(),
         agent_fingerprint: agent.fingerprint,
+        agent_chain: agent.chain.clone(),
         services: services.collect(),
         token,
         hubs: registry.hub_urls(),

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::api_call::ApiCall;
 use super::api_call::ok;
 use super::core::Core;
-use super::records::Records;
+use super::key_rotation;
 use super::refusal::Refusal;
 use crate::http::reply::Reply;
 use crate::model::access::DEFAULT_WORKSPACE;
@@ -130,8 +130,9 @@ pub fn rotate_audit(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
     ok(200, &json!({ "segment": closed.path, "lines": closed.head.count, "hash": closed.head.hash }))
 }
 
-pub fn whoami(call: &ApiCall<'_>, records: &Records) -> Result<Reply, Refusal> {
-    let registry = records.registry();
+pub fn whoami(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
+    let next_key = key_rotation::offer(core, call);
+    let registry = core.records.registry();
     let key = registry.key(call.principal.id()).map(|key| &key.info);
     let whoami = WhoAmI {
         id: call.principal.id().into(),
@@ -141,6 +142,7 @@ pub fn whoami(call: &ApiCall<'_>, records: &Records) -> Result<Reply, Refusal> {
         role: key.map(|key| key.role),
         workspace: call.workspace().into(),
         hubs: registry.hub_urls(),
+        next_key,
     };
     ok(200, &whoami)
 }

@@ -31,10 +31,35 @@ const SHARED_SERVICE_BYTES: usize = 32;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Key {
-    /// SHA-256 of the secret, which is random enough to need no salt.
-    pub hash: String,
+    #[serde(flatten)]
+    pub secret: StoredSecret,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<KeyRotation>,
     #[serde(flatten)]
     pub info: KeyInfo,
+}
+
+/// What the hub keeps of a key's secret.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoredSecret {
+    /// SHA-256 of the secret, which is random enough to need no salt.
+    pub hash: String,
+    /// Seals what only a holder of the secret may read. Empty in keys that cannot hand over their next secret.
+    #[serde(default)]
+    pub public_key: String,
+}
+
+/// The next secret of a key. Until it has replaced the first one, both are valid.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyRotation {
+    pub secret: StoredSecret,
+    /// The next secret itself, sealed for the holders of the first one.
+    pub sealed: String,
+    pub ends_at: Time,
+    /// The IDs of the agents that have used the next secret.
+    pub proved: Vec<String>,
 }
 
 /// The public part of a key, as the API lists it.
@@ -67,7 +92,10 @@ pub struct Agent {
     pub label: String,
     pub fingerprint: Fingerprint,
     pub workspace: String,
-    /// The key that registered it. As long as that key lives, no other key speaks for this agent.
+    /// The certificates by which its identity proves which ones it has replaced, as PEM.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub chain: String,
+    /// The key that registered it. Another key speaks for this agent only if its identity says so.
     pub key: String,
     pub created_at: Time,
     pub seen_at: Time,
@@ -280,6 +308,29 @@ impl Change {
             Self::Put(record) => (record.table(), record.id()),
             Self::Drop { table, id } => (*table, id),
         }
+    }
+}
+
+impl Key {
+    /// Whether the secret with this hash, which is one of the two, is the one that the rotation replaces.
+    pub fn is_replaced(&self, hash: &str) -> bool {
+        self.rotation.is_some() && hash == self.secret.hash
+    }
+
+    pub fn is_rotation_over(&self, now: Time) -> bool {
+        self.rotation.as_ref().is_some_and(|rotation| now >= rotation.ends_at)
+    }
+
+    /// The key with its next secret only.
+    pub fn rotated(&self) -> Self {
+        let next = self.rotation.as_ref().map_or(&self.secret, |rotation| &rotation.secret);
+        Self { secret: next.clone(), rotation: None, info: self.info.clone() }
+    }
+
+    /// By these the key is found.
+    pub fn hashes(&self) -> impl Iterator<Item = &String> {
+        let next = self.rotation.as_ref().map(|rotation| &rotation.secret.hash);
+        [&self.secret.hash].into_iter().chain(next)
     }
 }
 

@@ -48,6 +48,8 @@ pub struct Registry {
     hubs: BTreeMap<String, FleetHub>,
     /// When keys were used at this hub.
     key_uses: HashMap<String, Time>,
+    /// The same for the first secret of a key that has a next one.
+    old_secret_uses: HashMap<String, Time>,
     /// This hub's own control channels.
     channels: BTreeMap<ChannelId, ChannelOwner>,
     /// The URL by which the fleet knows this hub; empty for a hub without a fleet.
@@ -68,7 +70,9 @@ impl Registry {
         self.drop_indexes(record.table(), record.id());
         match record {
             Record::Key(key) => {
-                self.key_by_hash.insert(key.hash.clone(), key.info.id.clone());
+                for hash in key.hashes() {
+                    self.key_by_hash.insert(hash.clone(), key.info.id.clone());
+                }
                 self.keys.insert(key.info.id.clone(), key);
             }
             Record::Agent(agent) => _ = self.agents.insert(agent.id.clone(), agent),
@@ -99,6 +103,7 @@ impl Registry {
             Table::Key => {
                 self.keys.remove(id);
                 self.key_uses.remove(id);
+                self.old_secret_uses.remove(id);
             }
             Table::Agent => _ = self.agents.remove(id),
             Table::Service => _ = self.services.remove(id),
@@ -113,8 +118,8 @@ impl Registry {
     fn drop_indexes(&mut self, table: Table, id: &str) {
         match table {
             Table::Key => {
-                if let Some(key) = self.keys.get(id) {
-                    self.key_by_hash.remove(&key.hash);
+                for hash in self.keys.get(id).into_iter().flat_map(Key::hashes) {
+                    self.key_by_hash.remove(hash);
                 }
             }
             Table::Share => {
@@ -172,8 +177,16 @@ impl Registry {
         self.keys.get(id)
     }
 
+    /// The agents of this key that have not used its next secret yet.
+    pub fn agents_to_rotate(&self, key: &Key, now: Time) -> Vec<&Agent> {
+        let Some(rotation) = &key.rotation else { return Vec::new() };
+        let own = self.agents_of_key(&key.info.id).filter(|agent| self.agent_counts(agent, now));
+        own.filter(|agent| !rotation.proved.contains(&agent.id)).collect()
+    }
+
     pub fn key_by_hash(&self, hash: &str, now: Time) -> Option<&Key> {
-        self.keys.get(self.key_by_hash.get(hash)?).filter(|key| key.info.is_live(now))
+        let key = self.keys.get(self.key_by_hash.get(hash)?).filter(|key| key.info.is_live(now))?;
+        Some(key).filter(|key| !(key.is_replaced(hash) && key.is_rotation_over(now)))
     }
 
     /// Whether the credential of a running session is still valid: a key, or the share of a link.
@@ -345,6 +358,7 @@ impl Registry {
 
 #[cfg(test)]
 mod tests {
+    use super::super::hub_records::StoredSecret;
     use super::*;
     use crate::model::access::KeyLimits;
     use crate::model::access::Role;
@@ -385,6 +399,10 @@ mod tests {
         }))
     }
 
+    fn stored(hash: &str) -> StoredSecret {
+        StoredSecret { hash: hash.into(), public_key: String::new() }
+    }
+
     #[test]
     fn a_late_end_of_an_old_channel_leaves_its_successor_alone() {
         let mut registry = Registry::default();
@@ -416,7 +434,7 @@ mod tests {
                 last_used_at: None,
                 revoked_at: None,
             };
-            Change::Put(Record::Key(Key { hash: id.into(), info }))
+            Change::Put(Record::Key(Key { secret: stored(id), rotation: None, info }))
         };
         let made = |service_id: &str, key: &str| {
             let Change::Put(Record::Service(made)) = service(service_id, "agent_1") else { unreachable!() };
@@ -496,7 +514,8 @@ mod tests {
     fn a_key_that_is_replaced_expired_or_dropped_opens_nothing() {
         let mut registry = Registry::default();
         let key = |hash: &str| Key {
-            hash: hash.into(),
+            secret: stored(hash),
+            rotation: None,
             info: KeyInfo {
                 id: "key_1".into(),
                 role: Role::Member,

@@ -563,7 +563,11 @@ mod tests {
                     last_used_at: None,
                     revoked_at: None,
                 },
-                hash: (*id).into(),
+                secret: super::super::hub_records::StoredSecret {
+                    hash: (*id).into(),
+                    public_key: String::new(),
+                },
+                rotation: None,
             })));
         }
         registry

@@ -47,8 +47,13 @@ pub fn sha256(bytes: &[u8]) -> Fingerprint {
 
 /// A MAC of `message` that only a holder of `key` can make.
 pub fn sign(key: &str, message: &str) -> String {
-    let key = hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes());
-    base32(&hmac::sign(&key, message.as_bytes()).as_ref()[..16])
+    base32(&derived_key(key, message)[..16])
+}
+
+/// A key that `secret` yields for this purpose and nobody without it.
+pub fn derived_key(secret: &str, purpose: &str) -> [u8; 32] {
+    let signed = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes()), purpose.as_bytes());
+    signed.as_ref().try_into().expect("a MAC of SHA-256 has 32 bytes")
 }
 
 /// Compares in constant time, so that timing does not reveal how much of a guess was right.

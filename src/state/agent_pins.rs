@@ -35,33 +35,48 @@ impl AgentPins {
         Ok(own.collect())
     }
 
-    /// An error if another agent is pinned.
-    pub fn check(&self, name: &str, agent: Fingerprint) -> Result<()> {
-        match self.all()?.get(name) {
-            Some(pinned) if *pinned != agent => Err(agent_changed(name, *pinned, agent)),
-            _ => Ok(()),
-        }
+    /// An error if another agent is pinned, unless it is one that this agent has `replaced`. Returns whether that is so.
+    pub fn check(&self, name: &str, agent: Fingerprint, replaced: &[Fingerprint]) -> Result<bool> {
+        check(name, self.all()?.get(name), agent, replaced)
     }
 
-    /// Pins an agent that has proved to be the one that was checked.
-    pub fn pin(&self, name: &str, agent: Fingerprint) -> Result<()> {
-        if self.all()?.contains_key(name) {
-            return Ok(());
+    /// Pins an agent that has proved to be the one that was checked. Returns whether it has replaced the pinned one.
+    pub fn pin(&self, name: &str, agent: Fingerprint, replaced: &[Fingerprint]) -> Result<bool> {
+        if self.all()?.get(name) == Some(&agent) {
+            return Ok(false);
         }
         let at = format!("{}{name}", self.scope);
-        match self.home.update(AGENT_PINS_FILE, |all: &mut PinnedAgents| *all.entry(at).or_insert(agent)) {
-            Ok(pinned) if pinned != agent => return Err(agent_changed(name, pinned, agent)),
-            Ok(_) => {}
+        let pinned = self.home.update(AGENT_PINS_FILE, |all: &mut PinnedAgents| {
+            let checked = check(name, all.get(&at), agent, replaced);
+            if checked.is_ok() {
+                all.insert(at, agent);
+            }
+            checked
+        });
+        pinned.unwrap_or_else(|error| {
             // A folder that cannot be written, as in a container, is no reason to reach nothing.
-            Err(error) => log::info!("the agent of {name} is not remembered: {error}"),
-        }
-        Ok(())
+            log::info!("the agent of {name} is not remembered: {error}");
+            Ok(false)
+        })
     }
 
     /// False if there was none.
     pub fn forget(&self, name: &str) -> Result<bool> {
         let at = format!("{}{name}", self.scope);
         self.home.update(AGENT_PINS_FILE, |all: &mut PinnedAgents| all.remove(&at).is_some())
+    }
+}
+
+fn check(
+    name: &str,
+    pinned: Option<&Fingerprint>,
+    agent: Fingerprint,
+    replaced: &[Fingerprint],
+) -> Result<bool> {
+    match pinned {
+        Some(pinned) if replaced.contains(pinned) => Ok(true),
+        Some(pinned) if *pinned != agent => Err(agent_changed(name, *pinned, agent)),
+        _ => Ok(false),
     }
 }
 
@@ -84,16 +99,20 @@ mod tests {
         let home = Home::at(std::env::temp_dir().join(secret::id("connect-known")));
         let pins = AgentPins::new(&home, "hub", "w");
         let (first, other) = (secret::sha256(b"1"), secret::sha256(b"2"));
-        pins.check("db", first).unwrap();
+        pins.check("db", first, &[]).unwrap();
         assert!(pins.all().unwrap().is_empty(), "pinned before the proof");
-        pins.pin("db", first).unwrap();
-        pins.check("db", first).unwrap();
-        assert_eq!(pins.check("db", other).unwrap_err().code(), AGENT_CHANGED_CODE);
+        assert!(!pins.pin("db", first, &[]).unwrap());
+        pins.check("db", first, &[]).unwrap();
+        for refused in [pins.check("db", other, &[]), pins.pin("db", other, &[])] {
+            assert_eq!(refused.unwrap_err().code(), AGENT_CHANGED_CODE);
+        }
+        assert!(pins.pin("db", other, &[first]).unwrap() && !pins.pin("db", other, &[first]).unwrap());
+        assert!(pins.check("db", first, &[]).is_err());
         for elsewhere in [AgentPins::new(&home, "hub", "x"), AgentPins::new(&home, "other", "w")] {
-            elsewhere.check("db", other).unwrap();
+            elsewhere.check("db", other, &[]).unwrap();
             assert!(!elsewhere.forget("db").unwrap());
         }
         assert!(pins.forget("db").unwrap() && !pins.forget("db").unwrap());
-        pins.check("db", other).unwrap();
+        pins.check("db", first, &[]).unwrap();
     }
 }

@@ -73,12 +73,12 @@ pub struct SavedExposure {
 }
 
 impl Config {
-    /// From `--config FILE`, which must exist, or from the state folder, where it need not.
-    /// Whether only the exposures differ.
+    /// Whether only the exposures differ, or the secret of the key: what runs takes that over when the old one ends.
     pub fn is_same_login(&self, other: &Self) -> bool {
-        Self { exposures: self.exposures.clone(), ..other.clone() } == *self
+        Self { exposures: self.exposures.clone(), api_key: self.api_key.clone(), ..other.clone() } == *self
     }
 
+    /// From `--config FILE`, which must exist, or from the state folder, where it need not.
     pub fn load(home: &Home, file: Option<&Path>) -> Result<Self> {
         let Some(path) = file else { return Ok(home.read(CONFIG_FILE)?.unwrap_or_default()) };
         // The user's own file may lie behind a link, as secrets in containers do.
@@ -121,6 +121,20 @@ impl Config {
         login.logins = mem::take(&mut self.logins);
         let before = mem::replace(self, login);
         self.logins.push(before);
+    }
+
+    pub fn login_at(&self, hub: &str) -> Option<&Self> {
+        [self].into_iter().chain(&self.logins).find(|login| login.is_login_at(hub))
+    }
+
+    /// Replaces a key by its next one. Returns whether a login has that now: another process may have been first.
+    pub fn replace_key(&mut self, old: &str, next: &str) -> bool {
+        let mut keys: Vec<_> = self.logins.iter_mut().map(|login| &mut login.api_key).collect();
+        keys.push(&mut self.api_key);
+        for key in keys.iter_mut().filter(|key| key.as_deref() == Some(old)) {
+            **key = Some(next.to_owned());
+        }
+        keys.iter().any(|key| key.as_deref() == Some(next))
     }
 
     /// Forgets the login at this hub. Returns whether there was one that is not the only one.

@@ -25,7 +25,20 @@ pub fn load_or_temporary(home: &Home) -> Result<Identity> {
 }
 
 pub fn temporary() -> Result<Identity> {
-    Identity::parse(Identity::generate()?.as_bytes())
+    Identity::parse(Identity::generate(None)?.as_bytes())
+}
+
+/// Replaces the identity by a new one that it signs. Returns the old one; its key is gone.
+pub fn rotate(home: &Home) -> Result<Identity> {
+    let _lock = home.lock()?;
+    let old = load_or_make_in(&home.file(""))?;
+    files::write(&home.file(IDENTITY_FILE), Identity::generate(Some(&old))?.as_bytes())?;
+    Ok(old)
+}
+
+/// Different after every change of the identity.
+pub fn stamp(home: &Home) -> files::FileStamp {
+    files::stamp(&home.file(IDENTITY_FILE))
 }
 
 /// The same in a folder that only the caller writes to, so no lock is needed.
@@ -34,7 +47,7 @@ pub fn load_or_make_in(folder: &Path) -> Result<Identity> {
     let pem = match files::read(&path)? {
         Some(pem) => pem,
         None => {
-            let pem = Identity::generate()?.into_bytes();
+            let pem = Identity::generate(None)?.into_bytes();
             files::write(&path, &pem)?;
             pem
         }

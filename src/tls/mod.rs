@@ -12,6 +12,8 @@ pub mod authority;
 pub mod connector;
 pub mod identity;
 pub mod provider;
+pub mod sealed;
+pub mod succession;
 pub mod trust;
 mod unbuffered;
 
@@ -369,7 +371,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, _) = listener.accept().unwrap();
-        let identity = Identity::parse(Identity::generate().unwrap().as_bytes()).unwrap();
+        let identity = Identity::parse(Identity::generate(None).unwrap().as_bytes()).unwrap();
         let config = trust::session_server(&identity).unwrap();
         let deadline = Instant::now() + Duration::from_secs(20);
         let peer = thread::spawn(move || {

@@ -43,8 +43,8 @@ use crate::state::home::Home;
 use crate::state::hub_heads;
 use crate::tls;
 use crate::tls::identity::Identity;
+use crate::tls::succession::replaced_by;
 use crate::tls::trust;
-use crate::wire::api::RegisterAgent;
 use crate::wire::control::SessionOffer;
 use crate::wire::control::ToAgent;
 use crate::wire::control::ToHub;
@@ -78,6 +78,10 @@ pub enum AgentEvent {
         name: Name,
         error: Error,
     },
+    /// The hub offers the next secret of this machine's key, sealed.
+    NextKey {
+        sealed: String,
+    },
     /// The control channel is gone. The agent keeps reconnecting.
     Lost(Error),
     /// The agent has reconnected.
@@ -103,9 +107,11 @@ pub struct RunningAgent {
 
 struct AgentInner {
     hub: Arc<Hub>,
-    registration: RegisterAgent,
+    id: String,
+    label: String,
     share: Option<String>,
-    tls: Arc<ServerConfig>,
+    /// The one in use and the one that it has replaced, for sessions that were granted before.
+    identities: Mutex<Vec<OwnIdentity>>,
     home: Home,
     served: Option<Arc<ServedLog>>,
     exposures: Mutex<Exposures>,
@@ -115,6 +121,17 @@ struct AgentInner {
     /// How often a hub has said that it is about to end.
     drains: AtomicUsize,
     stop: Stop,
+}
+
+struct OwnIdentity {
+    identity: Identity,
+    tls: Arc<ServerConfig>,
+}
+
+impl OwnIdentity {
+    fn new(identity: Identity) -> Result<Self> {
+        Ok(Self { tls: trust::session_server(&identity)?, identity })
+    }
 }
 
 #[derive(Default)]
@@ -133,17 +150,17 @@ struct ExposedService {
 }
 
 impl RunningAgent {
-    pub fn start(hub: Arc<Hub>, profile: &AgentProfile, on_event: OnAgentEvent, stop: &Stop) -> Result<Self> {
+    pub fn start(hub: Arc<Hub>, profile: AgentProfile, on_event: OnAgentEvent, stop: &Stop) -> Result<Self> {
         let stop = stop.child();
-        let fingerprint = profile.identity.fingerprint;
         let served = ServedLog::open(&profile.home, &profile.id);
         let served = served.inspect_err(|error| log::warn!("what is served is not recorded: {error}"));
         let inner = Arc::new(AgentInner {
             hub,
-            registration: RegisterAgent { id: profile.id.clone(), label: profile.label.clone(), fingerprint },
-            share: profile.share.clone(),
-            tls: trust::session_server(&profile.identity)?,
-            home: profile.home.clone(),
+            id: profile.id,
+            label: profile.label,
+            share: profile.share,
+            identities: Mutex::new(vec![OwnIdentity::new(profile.identity)?]),
+            home: profile.home,
             served: served.ok().map(Arc::new),
             exposures: Mutex::default(),
             on_event,
@@ -171,6 +188,27 @@ impl RunningAgent {
         if let Some(channel) = &exposures.channel {
             channel.send(&ToHub::Withdraw { name: name.clone() });
         }
+    }
+
+    pub fn hub(&self) -> &Hub {
+        &self.inner.hub
+    }
+
+    /// Registers at the hub again, which shows it the key that is in use now.
+    pub fn register(&self) -> Result<()> {
+        self.inner.register(&self.inner.hub)
+    }
+
+    /// Answers as the successor of its identity from now on, where the hub has told the joiner so. False if it is none.
+    pub fn use_identity(&self, identity: Identity) -> Result<bool> {
+        let mut identities = locked(&self.inner.identities);
+        let replaced = replaced_by(identity.fingerprint, &identity.chain);
+        let is_successor = replaced.contains(&identities[0].identity.fingerprint); // There is always one.
+        if is_successor {
+            identities.insert(0, OwnIdentity::new(identity)?);
+            identities.truncate(2);
+        }
+        Ok(is_successor)
     }
 
     /// All exposed services, with the traffic of each.
@@ -226,15 +264,20 @@ impl AgentInner {
         }
     }
 
+    fn register(&self, hub: &Hub) -> Result<()> {
+        let identity = locked(&self.identities)[0].identity.clone(); // There is always one.
+        hub.register(&self.id, &self.label, &identity).map(drop)
+    }
+
     /// Registers, opens the control channel, and exposes all services again: after a loss the hub may have forgotten
     /// them.
     fn connect(&self, hub: &Hub) -> Result<(MessageChannel, HubUrl)> {
-        hub.register(&self.registration)?;
+        self.register(hub)?;
         let (stream, at) = hub.control()?;
         let mut channel = MessageChannel::start(stream).or_say(|| "Cannot use the control channel")?;
         let cut = self.stop.attach(&channel.socket()).ok_or_else(Error::stopped)?;
         let outgoing = channel.outgoing();
-        outgoing.send(&ToHub::Hello { agent: self.registration.id.clone(), share: self.share.clone() });
+        outgoing.send(&ToHub::Hello { agent: self.id.clone(), share: self.share.clone() });
         match channel.first::<ToAgent>(Instant::now() + NETWORK_TIMEOUT) {
             Ok(ToAgent::Welcome) => {}
             Ok(ToAgent::Full) => {
@@ -290,6 +333,7 @@ impl AgentInner {
                 (self.on_event)(AgentEvent::Refused { name, error });
             }
             ToAgent::Draining => _ = self.drains.fetch_add(1, Ordering::Relaxed),
+            ToAgent::Rotate { sealed } => (self.on_event)(AgentEvent::NextKey { sealed }),
             ToAgent::Open(offer) => {
                 if let Err(reason) = self.begin_session(&offer, outgoing, at) {
                     outgoing.send(&ToHub::Decline { session: offer.session, reason });
@@ -385,8 +429,10 @@ impl AgentInner {
         // Before the first byte: whatever comes of it, the hub knows of this session too.
         let record = self.served.as_ref().map(|served| served.begin(&recorded));
         let Some(_cut) = stop.attach(&below.socket) else { return Ok(()) };
-        let mut tls = ServerConfig::clone(&self.tls);
-        tls.alpn_protocols = vec![application(self.registration.fingerprint, &exposure.name)];
+        let meant = |own: &&OwnIdentity| own.identity.fingerprint == offer.agent;
+        let tls = locked(&self.identities).iter().find(meant).map(|own| Arc::clone(&own.tls));
+        let mut tls = ServerConfig::clone(&*tls.ok_or_else(|| Error::new("The hub named another identity"))?);
+        tls.alpn_protocols = vec![application(offer.agent, &exposure.name)];
         let established = tls::server(&Arc::new(tls), below, deadline, tls::BUFFER_BUSY)
             .or_say(|| "The joiner does not answer")?;
         if established.peer != Some(offer.peer) {

@@ -564,7 +564,7 @@ mod tests {
 
     /// The joiner's and the agent's end of one session. Nothing listens at the agent's target.
     fn session() -> (Session, Session) {
-        let identity = Identity::parse(Identity::generate().unwrap().as_bytes()).unwrap();
+        let identity = Identity::parse(Identity::generate(None).unwrap().as_bytes()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let near = Arc::new(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
         let far = Arc::new(listener.accept().unwrap().0);

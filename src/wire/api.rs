@@ -79,6 +79,9 @@ pub struct WhoAmI {
     /// The URLs of the fleet's hubs; empty for a hub without a fleet. The same in the answers below.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hubs: Vec<String>,
+    /// The next secret of the caller's key, sealed for who has the present one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_key: Option<String>,
 }
 
 impl WhoAmI {
@@ -165,6 +168,9 @@ pub struct AgentInfo {
     pub key: String,
     pub seen_at: Time,
     pub connected_at: Option<Time>,
+    /// Proves which identities its own one has replaced, as PEM. Empty if there are none; the same below.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub chain: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hubs: Vec<String>,
 }
@@ -174,6 +180,12 @@ pub struct RegisterAgent {
     pub id: String,
     pub label: String,
     pub fingerprint: Fingerprint,
+    /// The certificates of the identity and of those that it has replaced, as PEM.
+    #[serde(default)]
+    pub chain: String,
+    /// By which the identity says that the caller's key speaks for the agent.
+    #[serde(default)]
+    pub proof: String,
 }
 
 /// Asks for a session to a service, by ID or name. With `share`, the share gives the right to it.
@@ -217,6 +229,8 @@ pub struct SessionGrant {
     #[serde(deserialize_with = "shown")]
     pub agent_label: String,
     pub agent_fingerprint: Fingerprint,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub agent_chain: String,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -244,6 +258,32 @@ pub struct NewKey {
     pub key: String,
     #[serde(flatten)]
     pub info: KeyInfo,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RotateKey {
+    /// How long the present secret stays valid; 0 ends it at once.
+    pub overlap_seconds: Option<u64>,
+}
+
+/// A key in the list.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct KeyState {
+    #[serde(flatten)]
+    pub info: KeyInfo,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<RotationState>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RotationState {
+    pub ends_at: Time,
+    /// The labels of the agents that have not used the next secret yet.
+    pub waits_for: Vec<String>,
+    /// When the old secret was used last, by whom ever.
+    pub old_used_at: Option<Time>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -372,6 +412,8 @@ pub struct SharePreview {
     #[serde(deserialize_with = "shown")]
     pub agent_label: String,
     pub agent_fingerprint: Fingerprint,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub agent_chain: String,
     pub services: Vec<JoinableService>,
     /// The token that joining gives and that sessions require.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -70,6 +70,10 @@ pub enum ToAgent {
     Audit(AuditHead),
     /// The hub is about to end. Sessions that the agent serves now end when they are idle.
     Draining,
+    /// The key's next secret, sealed for who has the present one.
+    Rotate {
+        sealed: String,
+    },
     #[serde(other)]
     Unknown,
 }
@@ -82,6 +86,8 @@ pub struct SessionOffer {
     /// Who the joiner is, for fair shares only: it is the same for all of one key, and says nothing more.
     pub principal: String,
     pub peer: Fingerprint,
+    /// The agent's own identity, as the joiner was told and will expect it.
+    pub agent: Fingerprint,
     pub ticket: String,
     pub relay: String,
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
 use serde_json::json;
 
 use crate::cli::Call;
@@ -19,7 +20,9 @@ use crate::model::time::Time;
 use crate::model::time::in_words;
 use crate::os::clock;
 use crate::os::terminal;
+use crate::wire::api::KeyState;
 use crate::wire::api::NewKey;
+use crate::wire::api::RotationState;
 use crate::wire::api::WaitingLogin;
 
 /// The key is printed alone on its line, so that `-q` gives it to a script.
@@ -38,17 +41,28 @@ pub fn create(call: &Call) -> CommandResult {
         "from": args.list::<AddressBlock>("from")?,
         "uses": args.count("uses")?,
     });
-    let made = LocalHub::find_or_begin(call)?.call("POST", "/v1/keys", Some(&body))?;
+    show(call, LocalHub::find_or_begin(call)?.call("POST", "/v1/keys", Some(&body))?, "Made")
+}
+
+/// A new secret for a key that stays the same.
+pub fn rotate(call: &Call) -> CommandResult {
+    let hub = LocalHub::find(call)?;
+    let id = live_key(call, &hub)?;
+    let overlap = call.args.duration("overlap")?;
+    let body = json!({ "overlapSeconds": overlap.map(|overlap| overlap.as_secs()) });
+    let code = show(call, hub.call("POST", &format!("/v1/keys/{id}/rotate"), Some(&body))?, "Rotated")?;
+    call.say.line("\n  Agents that are or come online take it over by themselves, other machines with: connect up --rotate");
+    call.say.line("  Who still uses the old secret: connect hub key list");
+    Ok(code)
+}
+
+fn show(call: &Call, made: Value, what: &str) -> CommandResult {
     call.say.value(&made);
     let Ok(made) = serde_json::from_value::<NewKey>(made) else {
         return Err(Error::new("The hub's answer does not hold a key"));
     };
-    call.say.line(&format!(
-        "[ok] Made the {} key {}; it is shown only this once:",
-        made.info.role.as_str(),
-        made.info.id
-    ));
-    call.say.line("");
+    let (role, id) = (made.info.role.as_str(), &made.info.id);
+    call.say.line(&format!("[ok] {what} the {role} key {id}; it is shown only this once:\n"));
     call.say.result(&format!("  {}", made.key));
     let limits = made.info.limits.in_words();
     if !limits.is_empty() {
@@ -72,27 +86,65 @@ fn role(call: &Call) -> Result<Option<Role>> {
 }
 
 pub fn list(call: &Call) -> CommandResult {
-    let keys: Vec<KeyInfo> = LocalHub::find(call)?.list("/v1/keys")?;
+    let keys: Vec<KeyState> = LocalHub::find(call)?.list("/v1/keys")?;
     call.say.value(&keys);
     let day = |at: Option<Time>| at.map_or("-".to_owned(), say::time);
     let rows = keys.into_iter().map(|key| {
+        let KeyState { info: key, rotation } = key;
+        let old_secret = rotation.as_ref().map_or("-".to_owned(), in_use);
         let KeyInfo { id, role, label, workspace, limits, .. } = key;
         let [created, used] = [Some(key.created_at), key.last_used_at].map(day);
         let [expires, revoked] = [key.expires_at, key.revoked_at].map(day);
-        [id, role.as_str().to_owned(), label, workspace, created, used, expires, revoked, limits.in_words()]
+        [
+            id,
+            role.as_str().to_owned(),
+            label,
+            workspace,
+            created,
+            used,
+            expires,
+            revoked,
+            old_secret,
+            limits.in_words(),
+        ]
     });
-    let headings =
-        ["ID", "ROLE", "LABEL", "WORKSPACE", "CREATED", "LAST USED", "EXPIRES", "REVOKED", "LIMITS"];
+    let headings = [
+        "ID",
+        "ROLE",
+        "LABEL",
+        "WORKSPACE",
+        "CREATED",
+        "LAST USED",
+        "EXPIRES",
+        "REVOKED",
+        "OLD SECRET",
+        "LIMITS",
+    ];
     call.say.result(&say::columns(&headings, rows));
     Ok(0)
 }
 
-pub fn revoke(call: &Call) -> CommandResult {
-    let hub = LocalHub::find(call)?;
+/// Until when the old secret is valid, and who still uses it.
+fn in_use(rotation: &RotationState) -> String {
+    let now = clock::now();
+    let ago = |at: Time| format!(", used {} ago", in_words(now.since(at)));
+    let used = rotation.old_used_at.map_or_else(String::new, ago);
+    let by = rotation.waits_for.join(", ");
+    let by = if by.is_empty() { by } else { format!(" by {by}") };
+    format!("for {}{used}{by}", in_words(rotation.ends_at.since(now)))
+}
+
+/// The ID of the key that is named on the command line.
+fn live_key(call: &Call, hub: &LocalHub) -> Result<String> {
     let keys: Vec<KeyInfo> = hub.list("/v1/keys")?;
     let live = keys.iter().filter(|key| key.revoked_at.is_none());
     let known = live.map(|key| (key.id.as_str(), key.label.as_str()));
-    let id = meant_id("key", known, call.args.positional(0).unwrap_or_default())?;
+    meant_id("key", known, call.args.positional(0).unwrap_or_default()).map(str::to_owned)
+}
+
+pub fn revoke(call: &Call) -> CommandResult {
+    let hub = LocalHub::find(call)?;
+    let id = live_key(call, &hub)?;
     let order = json!({ "withAllItMade": call.args.flag("with-all-it-made") });
     hub.call("DELETE", &format!("/v1/keys/{id}"), Some(&order))?;
     let more = if call.args.flag("with-all-it-made") { ", and all that it made is removed" } else { "" };

@@ -65,6 +65,7 @@ use crate::os::secret;
 use crate::os::terminal;
 use crate::state::identity;
 use crate::tls::identity::Identity;
+use crate::tls::succession::replaced_by;
 use crate::wire::api::BAD_KEY_CODE;
 use crate::wire::api::JoinableService;
 use crate::wire::api::Membership;
@@ -119,7 +120,9 @@ pub fn run(call: &Call) -> CommandResult {
 /// The hub is not trusted with more than it should say: the agent must be the one that the code names, and the services
 /// no more than a share can have.
 fn check_share(invitation: &Invitation, share: &SharePreview) -> Result<()> {
-    if invitation.agent.is_some_and(|pin| pin != share.agent_fingerprint.pin()) {
+    let mut known = replaced_by(share.agent_fingerprint, &share.agent_chain);
+    known.push(share.agent_fingerprint);
+    if invitation.agent.is_some_and(|pin| known.iter().all(|known| known.pin() != pin)) {
         return Err(another_agent());
     }
     if share.services.len() > SHARED_SERVICES {
@@ -142,7 +145,7 @@ fn access_to(
     let code = invitation.code.as_str();
     let agents = match invitation.agent {
         Some(_) => AcceptedAgents::Only(share.agent_fingerprint),
-        None => AcceptedAgents::FirstSeen(call.agent_pins()?),
+        None => AcceptedAgents::FirstSeen(call.agent_pins()?, call.say.clone()),
     };
     let membership = Membership { code: code.to_owned(), token: share.token.clone().unwrap_or_default() };
     Ok(TunnelAccess {

@@ -1,4 +1,5 @@
-//! `connect logout`: forgets the hub, the key and the identity. Commands that still use them must end first.
+//! `connect logout`: forgets the hub and the key. The machine stays the agent that it is, for those who have pinned it. Commands
+//! that still use the key must end first.
 
 use serde_json::json;
 
@@ -7,7 +8,6 @@ use crate::cli::CommandResult;
 use crate::cli::call::not_configured;
 use crate::error::Error;
 use crate::net::address::HubUrl;
-use crate::os::files;
 use crate::state::config::Config;
 use crate::state::runs;
 
@@ -35,9 +35,10 @@ pub fn run(call: &Call) -> CommandResult {
                 .hint("Look at the logins: connect whoami --all"));
         }
     }
-    for name in ["config.json", "identity.pem"] {
-        files::remove(&call.home.file(name))?;
-    }
+    Config::change(&call.home, call.config_file(), |config| {
+        let (agent_id, label) = (config.agent_id.take(), config.label.take());
+        *config = Config { agent_id, label, ..Config::default() };
+    })?;
     call.say.value(&json!({ "loggedOut": true }));
     call.say.line("[ok] Logged out. The key stays valid at the hub: connect hub key revoke ID");
     Ok(0)

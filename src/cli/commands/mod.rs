@@ -32,6 +32,8 @@ pub mod hub_migrate;
 pub mod hub_records;
 #[cfg(feature = "hub")]
 pub mod hub_status;
+#[cfg(feature = "agent")]
+pub mod identity;
 #[cfg(any(feature = "hub", feature = "agent", feature = "proxy"))]
 pub mod install;
 #[cfg(feature = "join")]

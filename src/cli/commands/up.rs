@@ -17,6 +17,7 @@ use crate::cli::CommandResult;
 use crate::cli::call::OTHER_HUB_HINT;
 use crate::cli::call::checked_key;
 use crate::cli::call::given_key;
+use crate::cli::next_key;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::OrSay;
@@ -30,13 +31,15 @@ use crate::os::terminal;
 use crate::os::user;
 use crate::state::config::Config;
 use crate::state::config::DEFAULT_HUB;
-use crate::wire::api::RegisterAgent;
 use crate::wire::api::WhoAmI;
 
 /// Longer than any key.
 const KEY_LINE_LIMIT: usize = 256;
 
 pub fn run(call: &Call) -> CommandResult {
+    if call.args.flag("rotate") {
+        rotate(call)?;
+    }
     let urls = call.hub_urls()?;
     let is_default = urls[0].to_string() == DEFAULT_HUB;
     if is_default {
@@ -46,6 +49,21 @@ pub fn run(call: &Call) -> CommandResult {
         ErrorKind::Unreachable if is_default => error.hint(OTHER_HUB_HINT),
         _ => error,
     })
+}
+
+/// Takes over the next secret of the key. The login that follows proves it.
+fn rotate(call: &Call) -> Result<()> {
+    let hub = call.hub()?;
+    let is_new = match hub.whoami()?.next_key {
+        Some(sealed) => next_key::accept(call, &hub, &sealed)?,
+        None => false,
+    };
+    call.say.line(if is_new {
+        "[ok] The key's new secret is saved"
+    } else {
+        "[ok] The key has no newer secret"
+    });
+    Ok(())
 }
 
 fn log_in(call: &Call, urls: &[HubUrl]) -> CommandResult {
@@ -85,14 +103,17 @@ fn log_in(call: &Call, urls: &[HubUrl]) -> CommandResult {
         whoami = hub.whoami()?;
     }
     let identity = call.identity()?;
-    let id = config.agent_id.clone().unwrap_or_else(|| secret::id("agent"));
+    let mut id = config.agent_id.clone().unwrap_or_else(|| secret::id("agent"));
     // Without the right to expose there is no agent to register.
     if whoami.may(Action::Expose) {
-        hub.register(&RegisterAgent {
-            id: id.clone(),
-            label: label.clone(),
-            fingerprint: identity.fingerprint,
-        })?;
+        match hub.register(&id, &label, &identity) {
+            // In another workspace, or without its identity, this machine is another agent.
+            Err(error) if ["agent-of-another-key", "agent-identity"].contains(&error.code()) => {
+                id = secret::id("agent");
+                hub.register(&id, &label, &identity)?;
+            }
+            registered => drop(registered?),
+        }
     }
     // The certificates themselves are saved, so the file given with --ca may go.
     if let HubTrust::Roots(pem) = &trust {

@@ -17,12 +17,15 @@ use crate::api::Hub;
 use crate::cli::call::Call;
 use crate::cli::call::not_configured;
 use crate::cli::logs;
+use crate::cli::next_key;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::model::name::Name;
 use crate::net::connect::dial;
 use crate::os::files;
+use crate::os::files::FileStamp;
+use crate::state::identity;
 use crate::state::runs::OpenService;
 use crate::tunnel::agent::AgentEvent;
 use crate::tunnel::agent::AgentProfile;
@@ -33,6 +36,9 @@ use crate::tunnel::agent::RunningAgent;
 const TARGET_TIMEOUT: Duration = Duration::from_secs(2);
 /// What was refused is tried again after this long. Somebody has to act first, so sooner would only fill the hub's log.
 const REFUSED_RETRY: Duration = Duration::from_secs(20);
+
+/// Longer than any process of this machine takes to read a new identity.
+const IDENTITY_GRACE: Duration = Duration::from_secs(1);
 
 pub struct ExposureSet<'c> {
     call: &'c Call,
@@ -53,6 +59,10 @@ pub struct ExposureSet<'c> {
     agent_number: u64,
     /// Why there is no agent.
     no_agent: Option<RetryLater>,
+    /// The identity file as the agent has read it.
+    identity_stamp: FileStamp,
+    /// When to tell the hub of a new identity. All processes of this machine must have read it before joiners are told.
+    announce_at: Option<Instant>,
     /// Why the hub cannot be used, while it is away.
     outage: Option<String>,
 }
@@ -108,6 +118,8 @@ impl<'c> ExposureSet<'c> {
             agent: None,
             agent_number: 0,
             no_agent: None,
+            identity_stamp: identity::stamp(&call.home),
+            announce_at: None,
             outage: None,
         }
     }
@@ -123,7 +135,28 @@ impl<'c> ExposureSet<'c> {
         if let Err(error) = self.start_agent() {
             self.delay_agent(error)?;
         }
+        self.follow_identity();
         self.offer_new()
+    }
+
+    /// Takes over an identity that has replaced the agent's own one. Sessions go on.
+    fn follow_identity(&mut self) {
+        let stamp = identity::stamp(&self.call.home);
+        let Some(agent) = &self.agent else { return };
+        if self.identity_stamp != stamp {
+            self.identity_stamp = stamp;
+            match self.call.identity().and_then(|identity| agent.use_identity(identity)) {
+                Ok(is_successor) => self.announce_at = is_successor.then(|| Instant::now() + IDENTITY_GRACE),
+                Err(error) => self.call.say.warn(&format!("{error}; the identity stays as it is")),
+            }
+        }
+        if self.announce_at.is_some_and(|at| Instant::now() >= at) {
+            self.announce_at = agent.register().is_err().then(|| Instant::now() + REFUSED_RETRY);
+            if self.announce_at.is_none() {
+                self.call.say.event(&json!({ "event": "identityRotated" }));
+                logs::note_exposure(self.call, "INFO", "The hub knows this machine's new identity");
+            }
+        }
     }
 
     fn withdraw_undesired(&mut self) {
@@ -160,10 +193,11 @@ impl<'c> ExposureSet<'c> {
             share: self.share.clone(),
             home: self.call.home.clone(),
         };
+        self.identity_stamp = identity::stamp(&self.call.home);
         self.agent_number += 1;
         let (number, events) = (self.agent_number, self.events.clone());
         let on_event = Box::new(move |event| _ = events.send(SupervisorEvent::Agent(number, event)));
-        self.agent = Some(RunningAgent::start(hub, &profile, on_event, &self.call.stop)?);
+        self.agent = Some(RunningAgent::start(hub, profile, on_event, &self.call.stop)?);
         self.no_agent = None;
         Ok(())
     }
@@ -249,6 +283,7 @@ impl<'c> ExposureSet<'c> {
                 self.register(&name, HubRegistration { service, tunnel_port });
             }
             AgentEvent::Refused { name, error } => return self.refuse(&name, error),
+            AgentEvent::NextKey { sealed } => self.rotate_key(&sealed),
             AgentEvent::Lost(error) => return self.lose_hub(error),
             AgentEvent::Back => {
                 self.outage = None;
@@ -257,6 +292,26 @@ impl<'c> ExposureSet<'c> {
             }
         }
         Ok(())
+    }
+
+    /// Takes over the next secret of the key and proves it. Failing is no reason to end: the present one is still valid.
+    fn rotate_key(&mut self, sealed: &str) {
+        let Some(agent) = &self.agent else { return };
+        match next_key::accept(self.call, agent.hub(), sealed)
+            .and_then(|is_new| agent.register().map(|()| is_new))
+        {
+            Ok(false) => {}
+            Ok(true) => {
+                self.call.say.line("[ok] The hub has rotated this machine's key; the new one is saved");
+                self.call.say.event(&json!({ "event": "keyRotated" }));
+                logs::note_exposure(self.call, "INFO", "The key was rotated");
+            }
+            Err(error) => {
+                let hint = error.hint.as_deref().unwrap_or("Run: connect up --rotate");
+                self.call.say.warn(&format!("The key is rotated, but not here: {error}. {hint}"));
+                logs::note_exposure(self.call, "WARN", &format!("The key is rotated, but not here: {error}"));
+            }
+        }
     }
 
     fn register(&mut self, name: &Name, registration: HubRegistration) {

@@ -82,7 +82,15 @@ impl Registry {
     }
 
     /// Notes in memory that a key was used; the next sweep writes it down if the last time is long ago.
-    pub fn note_key_use(&mut self, id: &str, now: Time) {
+    pub fn note_key_use(&mut self, id: &str, by_old_secret: bool, now: Time) {
+        if by_old_secret {
+            self.old_secret_uses.insert(id.to_owned(), now);
+        }
         self.key_uses.insert(id.to_owned(), now);
+    }
+
+    /// When the secret that a rotation replaces was used at this hub last.
+    pub fn old_secret_used_at(&self, id: &str) -> Option<Time> {
+        self.old_secret_uses.get(id).copied()
     }
 }
