@@ -30,6 +30,7 @@ use common::fake_hub::Stream;
 use common::fake_hub::friendly;
 use common::fake_hub::json;
 use common::https::FINGERPRINT;
+use common::raw::Stranger;
 
 /// All that a terminal could take for an order, in JSON's own spelling.
 const NASTY: &str = r"a\u001b[31m\u0007\u0008\r\n[ok] forged\u007f\u009b2J\u202e\u061c\u00ad\u180e\u206f\udb40\udc41\u0000../../../../tmp/x";
@@ -187,7 +188,7 @@ fn is_clean(said: &[u8]) -> bool {
 }
 
 fn stayed_at_home(state: &Path, outer: &Home) -> bool {
-    const OURS: [&str; 9] = [
+    const OURS: [&str; 11] = [
         "config.json",
         "identity.pem",
         ".lock",
@@ -197,6 +198,8 @@ fn stayed_at_home(state: &Path, outer: &Home) -> bool {
         "ports.json",
         "agent.log",
         "services.json",
+        "served.log",
+        "hub-heads.json",
     ];
     let inside = fs::read_dir(state)
         .unwrap()
@@ -596,4 +599,37 @@ fn a_host_with_a_certificate_of_the_ca_file_is_not_of_the_fleet() {
         let hubs = fs::read_to_string(home.file("config.json")).unwrap().contains(&other.url);
         assert_eq!((hubs, other.asked().is_empty()), (is_pinned, !is_pinned), "{:?}", other.asked());
     }
+}
+
+#[test]
+fn a_hub_that_announces_more_joiners_than_there_can_be_is_declined_and_strangers_stay_out() {
+    let open = |number: usize| {
+        format!(
+            r#"{{"type":"open","session":"ses_{number}","service":"svc_1","principal":"who_1","peer":"{FINGERPRINT}","agent":"{FINGERPRINT}"}}"#
+        )
+    };
+    let heard = Lines::default();
+    let own = Arc::clone(&heard);
+    let lines: Vec<String> = (0..5000).map(open).collect();
+    let lines = [&[WELCOME.to_owned(), EXPOSED.to_owned()][..], &lines].concat();
+    let fake = FakeHub::start(move |asked, stream| match asked.call.as_str() {
+        "GET /v1/agent" => control(stream, &lines, &own),
+        _ => friendly(asked, stream),
+    });
+    let homes = machine(&fake);
+    let running = homes.0.start(&["expose", "db", "5432", "--direct=127.0.0.1:0"]);
+    let declined = || heard.lock().unwrap().iter().filter(|line| line.contains("decline")).count();
+    eventually("those that are too many are declined", PATIENCE, || declined() == 5000 - 4096);
+    let runs = homes.0.run(&["status", "--json"]).ok().json();
+    let at = runs[0]["direct"].as_str().unwrap();
+    // Whom the hub names is none of its choice: the joiner has to have the key of that certificate.
+    let mut known = Vec::new();
+    for number in 0..3 {
+        let granted = serde_json::json!({ "agentFingerprint": FINGERPRINT, "name": "db", "session": format!("ses_{number}") });
+        let mut joiner = Stranger::new().as_joiner(std::net::TcpStream::connect(at).unwrap(), &granted);
+        let _ = joiner.write_all(b"o\0\0\0");
+        let _ = joiner.read_to_end(&mut known);
+    }
+    assert!(known.is_empty());
+    drop(running);
 }

@@ -1,4 +1,4 @@
-//! `make bench-peers`: the tunnel beside rathole, bore, ssh, haproxy, nginx and the direct connection, each with
+//! `make bench-peers`: the tunnel, through the hub and by the direct path, beside rathole, bore, ssh, haproxy, nginx and no tunnel, each with
 //! the same work, turn by turn in one run. Medians; what counts are the ratios. Ours is end-to-end encrypted
 //! through three processes; the others have two, the proxies one. OTHER_BUILD=FILE adds another build of connect.
 #![allow(clippy::cast_precision_loss)] // Figures for people.
@@ -22,7 +22,6 @@ use common::Said;
 use common::echo;
 use common::echoes;
 use common::eventually;
-use common::expose;
 use common::measure;
 use common::measure::MEBI;
 use common::reach;
@@ -69,14 +68,14 @@ fn main() {
     let rounds: usize = std::env::var("ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5);
     let only = std::env::var("ONLY").unwrap_or_default();
     let targets = (service(measure::drink), service(echo));
-    let mut contenders = vec![connect(targets)];
+    let mut contenders =
+        vec![connect("connect", targets, &[]), connect("connect, direct path", targets, &DIRECT)];
     let makers = [rathole_plain, rathole_tls, rathole_noise, bore, ssh, haproxy, nginx];
     if let Some(build) = std::env::var_os("OTHER_BUILD") {
-        let other = common::with_build(Path::new(&build), || connect(targets));
-        contenders.push(Contender { name: "other build", ..other });
+        contenders.push(common::with_build(Path::new(&build), || connect("other build", targets, &[])));
     }
     contenders.extend(makers.iter().filter_map(|maker| maker(targets)));
-    contenders.push(contender("direct", targets, Home::new(), Vec::new()));
+    contenders.push(contender("no tunnel", targets, Home::new(), Vec::new()));
     for contender in &contenders {
         eventually(contender.name, PATIENCE, || echoes(contender.echo, b"ready") && greets(contender.sink));
     }
@@ -136,19 +135,24 @@ fn contender(name: &'static str, (sink, echo): (u16, u16), home: Home, running: 
     Contender { name, sink, echo, pids, _alive: Box::new((home, running)) }
 }
 
-fn connect((sink, echo): (u16, u16)) -> Contender {
+/// Without the relay: the joiner connects to the agent itself.
+const DIRECT: [&str; 1] = ["--direct=127.0.0.1:0"];
+
+fn connect(name: &'static str, (sink, echo): (u16, u16), options: &[&str]) -> Contender {
     let hub = Hub::start();
     let (owner, user) = (hub.machine("member"), hub.machine("member"));
-    let exposed = [expose(&owner, "sink", sink), expose(&owner, "echo", echo)];
+    let exposed = [("sink", sink), ("echo", echo)].map(|(name, port)| {
+        let port = port.to_string();
+        let running =
+            owner.start(&[&["expose", "--json", name, &port, "--protocol", "tcp"], options].concat());
+        running.wait_event("exposed");
+        running
+    });
     let ((joiner, sink), (echoing, echo)) = (reach(&user, "sink"), reach(&user, "echo"));
+    let is_direct = joiner.wait_event("up")["path"].as_str().is_some_and(|path| path.starts_with("direct"));
+    assert_eq!(is_direct, !options.is_empty());
     let pids = vec![hub.running.pid(), exposed[0].pid(), joiner.pid()];
-    Contender {
-        name: "connect",
-        sink,
-        echo,
-        pids,
-        _alive: Box::new((hub, owner, user, exposed, joiner, echoing)),
-    }
+    Contender { name, sink, echo, pids, _alive: Box::new((hub, owner, user, exposed, joiner, echoing)) }
 }
 
 /// Starts a peer's program; `None`, said loudly, where it is not installed.

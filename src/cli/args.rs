@@ -132,10 +132,14 @@ impl Args {
             self.options.push((option.long, String::new()));
             return Ok(());
         };
-        let value = parser.value().map_err(|_| {
-            Error::usage(format!("--{} needs a value", option.long))
-                .hint(format!("Write: --{} {name}", option.long))
-        })?;
+        let value = if option.is_value_optional {
+            parser.optional_value().unwrap_or_default()
+        } else {
+            parser.value().map_err(|_| {
+                Error::usage(format!("--{} needs a value", option.long))
+                    .hint(format!("Write: --{} {name}", option.long))
+            })?
+        };
         let value = value
             .into_string()
             .map_err(|_| Error::usage(format!("The value of --{} is not text", option.long)))?;

@@ -36,6 +36,8 @@ pub struct CommandOption {
     pub short: Option<char>,
     /// What its value is called; `None` for a switch.
     pub value: Option<&'static str>,
+    /// The value may be left out: `--direct[=ADDR:PORT]`.
+    pub is_value_optional: bool,
     pub about: &'static str,
 }
 

@@ -130,6 +130,17 @@ pub fn exposures(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
     Some(CheckResult::fail(&Error::new(format!("{}: {why}", down.name)).hint("connect daemon logs")))
 }
 
+/// What listens for joiners that come without the relay.
+pub fn direct_sessions(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
+    let alive = runs::all(&checkup.call.home).into_iter().filter(Run::is_alive);
+    let listening = alive.filter_map(|run| Some(format!("{} on {}", run.title(), run.direct?)));
+    let listening: Vec<String> = listening.collect();
+    Some(CheckResult::ok(match listening.as_slice() {
+        [] => "nothing listens for them".to_owned(),
+        all => format!("listening: {}", all.join(", ")),
+    }))
+}
+
 /// Entries in the lists of runs, routes and the proxy whose process is gone.
 pub fn stale_entries(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
     let home = &checkup.call.home;

@@ -72,7 +72,9 @@ fn command_part(command: &Command) -> String {
 
 fn option_part(option: &CommandOption) -> String {
     let short = option.short.map_or(String::new(), |letter| format!("\\fB\\-{letter}\\fR, "));
-    let value = option.value.map_or(String::new(), |value| format!(" \\fI{}\\fR", escaped(value)));
+    let [before, after] = if option.is_value_optional { ["[=", "]"] } else { [" ", ""] };
+    let value = option.value.map(|value| format!("{before}\\fI{}\\fR{after}", escaped(value)));
+    let value = value.unwrap_or_default();
     format!(".TP\n{short}\\fB\\-\\-{}\\fR{value}\n{}.\n", escaped(option.long), escaped(option.about))
 }
 

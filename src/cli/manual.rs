@@ -140,7 +140,7 @@ fn parse_options(section: &Section) -> Result<Vec<CommandOption>, String> {
     options.collect()
 }
 
-/// `-d, --detach` or `--port PORT`
+/// `-d, --detach`, `--port PORT` or `--direct[=ADDR:PORT]`
 fn parse_option(entry: &Entry) -> Option<CommandOption> {
     let (short, long) = match entry.name.split_once(", ") {
         Some((short, long)) => (Some(short.strip_prefix('-')?), long),
@@ -151,12 +151,14 @@ fn parse_option(entry: &Entry) -> Option<CommandOption> {
         None => None,
     };
     let long = long.strip_prefix("--")?;
-    let (long, value) = match long.split_once(' ') {
+    let optional = long.strip_suffix(']').and_then(|long| long.split_once("[="));
+    let (long, value) = match optional.or_else(|| long.split_once(' ')) {
         Some((long, value)) => (long, Some(value)),
         None => (long, None),
     };
+    let is_value_optional = optional.is_some();
     let is_plain = !long.is_empty() && long.bytes().all(|b| b.is_ascii_lowercase() || b == b'-');
-    is_plain.then_some(CommandOption { long, short, value, about: entry.about })
+    is_plain.then_some(CommandOption { long, short, value, is_value_optional, about: entry.about })
 }
 
 /// A page: one sentence, the usage, and the parts `Options:` and `Examples:` if there are any.

@@ -187,6 +187,7 @@ impl<'c> Supervisor<'c> {
             health.set_missing(missing.map(|one| format!("{}: {}", one.name, why(one))).collect());
         }
         if let Some(run) = &mut self.run {
+            run.note_direct(self.exposures.direct_address());
             run.report(open);
         }
     }

@@ -43,6 +43,8 @@ pub struct TunnelAccess {
     pub agents: AcceptedAgents,
     /// Which local programs may connect to the ports.
     pub peer_check: PeerCheck,
+    /// Whether sessions may go to the agent without the relay.
+    pub may_be_direct: bool,
 }
 
 /// Which agent may answer for a service.
@@ -74,7 +76,17 @@ impl TunnelAccess {
     pub fn own(call: &Call, hub: Arc<Hub>, peer_check: PeerCheck) -> Result<Self> {
         let agents = AcceptedAgents::FirstSeen(call.agent_pins()?, call.say.clone());
         let identity = identity::load_or_temporary(&call.home)?;
-        Ok(Self { hub, identity, share: None, share_name: None, by_link: false, agents, peer_check })
+        let may_be_direct = !call.args.flag("no-direct");
+        Ok(Self {
+            hub,
+            identity,
+            share: None,
+            share_name: None,
+            by_link: false,
+            agents,
+            peer_check,
+            may_be_direct,
+        })
     }
 
     /// The service with what it belongs to, as in `https://hub/db`. Two shares may have a service of one name each.
@@ -104,6 +116,9 @@ impl TunnelAccess {
             agents.check(if is_shared { &granted.agent_id } else { service }, granted, is_proven)
         };
         let mut opener = SessionOpener::new(Arc::clone(&self.hub), &self.identity, ask, Box::new(check))?;
+        if self.may_be_direct {
+            opener = opener.may_be_direct();
+        }
         if let Some(name) = name {
             opener = opener.expected(name);
         }

@@ -56,7 +56,7 @@ pub fn ask_session(
     if call.principal == Principal::Local {
         return Err(offline());
     }
-    let asked = AskSession { carry: false, ..asked.clone() };
+    let asked = AskSession { carry: false, direct: false, ..asked.clone() };
     let answered = other_hub(core, hub, Some(access::vouched_key(core, call)))
         .and_then(|other| other.with_timeout(OTHER_HUB_TIMEOUT).ask_session_here(&asked));
     let answer = answered.map_err(|error| {

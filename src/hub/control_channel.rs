@@ -22,12 +22,16 @@ use crate::model::name::Name;
 use crate::model::registry::Registry;
 use crate::model::service::Protocol;
 use crate::model::service::Service;
+use crate::model::sessions::AgentSide;
+use crate::model::sessions::ReportOutcome;
+use crate::model::sessions::ReportingAgent;
 use crate::model::time::Time;
 use crate::net::channel::MessageChannel;
 use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::duplex::Duplex;
 use crate::os::clock;
 use crate::os::secret;
+use crate::wire::control::DirectReport;
 use crate::wire::control::ToAgent;
 use crate::wire::control::ToHub;
 
@@ -125,6 +129,34 @@ impl ConnectedAgent<'_> {
                 self.core.sessions.decline(&session, self.channel_id, &reason);
                 true
             }
+            ToHub::Direct(report) => {
+                self.direct_session(&report);
+                true
+            }
+        }
+    }
+
+    /// The agent carries a session whose joiner came to it directly, or has carried it.
+    fn direct_session(&self, report: &DirectReport) {
+        let (core, id) = (self.core, &report.session);
+        if report.is_over {
+            let ended = core.sessions.table().end_direct(id, &self.agent_id);
+            if let Some(session) = ended {
+                core.sessions.count_direct(report.to_agent, report.to_joiner);
+                let lasted = Duration::from_millis(report.duration_ms);
+                core.session_closed(&session, lasted, report.to_agent, report.to_joiner);
+            }
+            return;
+        }
+        let side = AgentSide::Here { channel: self.channel_id, key: self.channel.key.clone() };
+        let by = ReportingAgent { id: &self.agent_id, side };
+        let registry = core.records.registry();
+        let outcome = core.sessions.table().report(id, &by, &registry, clock::now());
+        drop(registry);
+        match outcome {
+            ReportOutcome::Opened(session) => core.session_opened(&session),
+            ReportOutcome::Confirmed => {}
+            ReportOutcome::Unknown => _ = self.answer(&ToAgent::Close { session: id.clone() }),
         }
     }
 

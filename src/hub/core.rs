@@ -66,6 +66,8 @@ pub struct HubSettings {
     pub audit_to: Option<AuditTarget>,
     /// The file with the code key; `None` for the one in the data folder.
     pub code_key_file: Option<PathBuf>,
+    /// All sessions go through the relay, even if both ends could connect directly.
+    pub no_direct: bool,
 }
 
 /// Everything that a running hub shares between its connections.
@@ -161,7 +163,7 @@ impl Core {
     pub fn agent_down(&self, id: ChannelId) {
         self.channels.remove(id);
         self.records.registry().close_channel(id);
-        self.sessions.agent_left(id);
+        self.sessions.agent_left(id, clock::now());
         self.take_offline(id, |_| true);
         // Also the tunnels of services that another hub has taken over.
         for service in self.tunnel_ports.by_service().keys() {
@@ -213,10 +215,20 @@ impl Core {
     /// the locks and cut after them.
     pub fn cut_dead(&self) {
         let (registry, now) = (self.records.registry(), clock::now());
-        let mut dead = self.sessions.revoke(&registry, now);
-        dead.extend(self.channels.dead(&registry, now));
+        let revoked = self.sessions.table().revoke(&registry, now);
+        let dead_channels = self.channels.dead(&registry, now);
         drop(registry);
-        for socket in dead {
+        // An agent that does not hear it is told again at the next sweep.
+        for session in revoked.direct {
+            if let Some(agent) = self.channels.find(session.channel) {
+                agent.outgoing.send(&ToAgent::Close { session: session.id });
+            }
+        }
+        for session in &revoked.lost {
+            let details = [("outcome", "cut"), ("reason", "its agent did not come back")];
+            self.audit.say_session("session.closed", session, session.path(), &details);
+        }
+        for socket in revoked.ends.iter().map(|end| &end.socket).chain(&dead_channels) {
             let _ = socket.shutdown(Shutdown::Both);
         }
     }
@@ -242,6 +254,24 @@ impl Core {
         if self.sessions.table().is_empty() || Instant::now() >= drain.until {
             self.stop.stop();
         }
+    }
+
+    pub fn session_opened(&self, session: &HubSession) {
+        self.sessions.count_opened();
+        self.audit.say_session("session.opened", session, session.path(), &[]);
+    }
+
+    pub fn session_closed(&self, session: &HubSession, lasted: Duration, to_agent: u64, to_joiner: u64) {
+        let reason = self.cut_reason(session);
+        let details = [
+            ("outcome", if reason.is_empty() { "ok" } else { "cut" }),
+            ("reason", reason),
+            ("durationMs", &lasted.as_millis().to_string()),
+            ("toAgent", &to_agent.to_string()),
+            ("toJoiner", &to_joiner.to_string()),
+            ("tls", &session.tls),
+        ];
+        self.audit.say_session("session.closed", session, session.path(), &details);
     }
 
     /// Cuts the connections of expired credentials, and removes records that count for nothing any more.

@@ -95,6 +95,7 @@ pub enum Refusal {
     AgentAtOtherHub { service: Name, hub: String },
     BadTicket,
     RelayOverTls,
+    DirectForbidden,
     Declined,
     PartnerMissing,
     Draining,
@@ -303,6 +304,8 @@ impl Refusal {
                     "The hub cannot reach the store of its fleet, so nothing can be changed now")
                 .hint("Try again in a moment; open sessions go on"),
             Self::AnswerFailed => row(500, "answer-failed", "The hub failed to write its answer"),
+            Self::DirectForbidden => row(403, "direct-forbidden", "This hub allows no sessions without its relay")
+                .hint("Ask for a session that is not direct"),
             Self::OtherHubAway => row(504, "other-hub-away", "The agent's hub cannot be reached").hint(IN_A_MOMENT),
             Self::OtherHub(reply) => row(reply.status, "other-hub", ""),
         }

@@ -123,8 +123,7 @@ fn begin(core: &Core, session: &HubSession, ends: [&RelayEnd; 2]) {
             let _ = end.socket.shutdown(Shutdown::Both);
         }
     }
-    core.sessions.count_opened();
-    core.audit.say_session("session.opened", session, "relay", &[]);
+    core.session_opened(session);
 }
 
 /// The answer after which the connection is the session's.
@@ -145,15 +144,6 @@ fn copy_to_partner(core: &Core, met: &MetEnds, early: &[u8]) {
         let _ = partner.socket.shutdown(Shutdown::Both);
     }
     if let Some((session, to_agent, to_joiner)) = core.sessions.end_direction(&met.session) {
-        let reason = core.cut_reason(&session);
-        let details = [
-            ("outcome", if reason.is_empty() { "ok" } else { "cut" }),
-            ("reason", reason),
-            ("durationMs", &met.since.elapsed().as_millis().to_string()),
-            ("toAgent", &to_agent.to_string()),
-            ("toJoiner", &to_joiner.to_string()),
-            ("tls", &session.tls),
-        ];
-        core.audit.say_session("session.closed", &session, "relay", &details);
+        core.session_closed(&session, met.since.elapsed(), to_agent, to_joiner);
     }
 }

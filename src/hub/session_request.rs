@@ -22,6 +22,7 @@ use crate::model::sessions::SessionOutcome;
 use crate::model::sessions::SessionSide;
 use crate::os::secret;
 use crate::wire::api::AskSession;
+use crate::wire::api::RelayTicket;
 use crate::wire::api::SessionGrant;
 use crate::wire::control::SessionOffer;
 use crate::wire::control::ToAgent;
@@ -70,11 +71,20 @@ fn open_here(
 ) -> Result<Reply, Refusal> {
     let SessionRequest { ask, service, share } = request;
     let AgentHere { agent, channel_id, channel } = here;
-    let relay = call.relay_address()?;
+    let id = secret::id("ses");
+    let is_direct = ask.direct;
+    if is_direct && core.settings.no_direct {
+        return Err(Refusal::DirectForbidden);
+    }
+    let ticket_at = |relay: String| RelayTicket { ticket: secret::secret(), relay };
+    let (joiners, agents) = if is_direct {
+        (None, None)
+    } else {
+        (Some(ticket_at(call.relay_address()?)), Some(ticket_at(channel.relay.clone())))
+    };
     let max_of_share = share.as_ref().and_then(|share| {
         core.records.registry().share(share, call.now).and_then(|share| share.info.max_sessions)
     });
-    let (id, ticket, agents_ticket) = (secret::id("ses"), secret::secret(), secret::secret());
     let session = HubSession {
         id: id.clone(),
         service: service.name.to_string(),
@@ -86,17 +96,18 @@ fn open_here(
         max_of_share,
         agent: AgentSide::Here { channel: channel_id, key: channel.key.clone() },
         tls: String::new(),
+        is_direct,
     };
-    let tickets = [(SessionSide::Joiner, ticket.as_str()), (SessionSide::Agent, agents_ticket.as_str())];
-    grant(core, call, session, &tickets)?;
+    let sides = [(SessionSide::Joiner, &joiners), (SessionSide::Agent, &agents)];
+    let tickets = sides.iter().filter_map(|(side, own)| Some((*side, own.as_ref()?.ticket.as_str())));
+    grant(core, call, session, &tickets.collect::<Vec<_>>())?;
     let open = ToAgent::Open(SessionOffer {
         session: id.clone(),
         service: service.id.clone(),
         principal: secret::derived_id("who", &[&agent.id, call.principal.liable_key()]),
         peer: ask.fingerprint,
         agent: agent.fingerprint,
-        ticket: agents_ticket,
-        relay: channel.relay.clone(),
+        relay: agents,
     });
     if !channel.outgoing.send(&open) {
         core.sessions.table().give_up(&id);
@@ -106,8 +117,7 @@ fn open_here(
         200,
         &SessionGrant {
             session: id,
-            ticket,
-            relay,
+            relay: joiners,
             service: service.id,
             name: service.name,
             target_port: service.target_port,
@@ -128,9 +138,9 @@ fn open_elsewhere(
     hub: String,
 ) -> Result<Reply, Refusal> {
     let granted = carry::ask_session(core, call, &request.ask, &request.service, &hub)?;
-    let relay = call.relay_address()?;
-    let ticket = secret::secret();
-    let remote = RemoteSession { hub, relay: granted.relay.clone(), ticket: granted.ticket.clone() };
+    let RelayTicket { ticket, relay } = granted.relay.clone().ok_or(Refusal::OtherHubAway)?;
+    let remote = RemoteSession { hub, relay, ticket };
+    let near = RelayTicket { ticket: secret::secret(), relay: call.relay_address()? };
     let session = HubSession {
         id: granted.session.clone(),
         service: granted.name.to_string(),
@@ -143,10 +153,11 @@ fn open_elsewhere(
         max_of_share: None,
         agent: AgentSide::Elsewhere(remote.clone()),
         tls: String::new(),
+        is_direct: false,
     };
     core.audit.say_session("session.carried", &session, "fleet", &[("to", &remote.hub)]);
-    grant(core, call, session, &[(SessionSide::Joiner, &ticket)])?;
-    ok(200, &SessionGrant { ticket, relay, ..granted })
+    grant(core, call, session, &[(SessionSide::Joiner, &near.ticket)])?;
+    ok(200, &SessionGrant { relay: Some(near), ..granted })
 }
 
 fn grant(

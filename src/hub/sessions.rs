@@ -9,7 +9,6 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::SyncSender;
 
 use crate::model::hub_records::ChannelId;
-use crate::model::registry::Registry;
 use crate::model::sessions::HubSession;
 use crate::model::sessions::SessionTable;
 use crate::model::time::Time;
@@ -64,14 +63,8 @@ impl Sessions {
     }
 
     /// The agent is gone, and comes to none of the sessions that it was told of on this channel.
-    pub fn agent_left(&self, channel: ChannelId) {
-        tell_declined(self.table().decline_all(channel, AGENT_LEFT));
-    }
-
-    /// The sockets of open sessions whose key or share is no longer good.
-    pub fn revoke(&self, registry: &Registry, now: Time) -> Vec<Arc<TcpStream>> {
-        let revoked = self.table().revoke(registry, now);
-        revoked.into_iter().map(|end| Arc::clone(&end.socket)).collect()
+    pub fn agent_left(&self, channel: ChannelId, now: Time) {
+        tell_declined(self.table().decline_all(channel, AGENT_LEFT, now));
     }
 
     pub fn count_opened(&self) {
@@ -86,14 +79,20 @@ impl Sessions {
         Some((session, joiner.sent(), agent.sent()))
     }
 
+    pub fn count_direct(&self, to_agent: u64, to_joiner: u64) {
+        self.to_agent.fetch_add(to_agent, Ordering::Relaxed);
+        self.to_joiner.fetch_add(to_joiner, Ordering::Relaxed);
+    }
+
     pub fn totals(&self) -> SessionTotals {
+        let table = self.table();
         let mut totals = SessionTotals {
-            open: 0,
+            open: table.count_direct() as u64,
             opened: self.opened.load(Ordering::Relaxed),
             to_agent: self.to_agent.load(Ordering::Relaxed),
             to_joiner: self.to_joiner.load(Ordering::Relaxed),
         };
-        for [joiner, agent] in self.table().open_sessions() {
+        for [joiner, agent] in table.open_sessions() {
             totals.open += 1;
             totals.to_agent += joiner.sent();
             totals.to_joiner += agent.sent();

@@ -13,6 +13,12 @@
 //! - After a RESET in either direction, no more data reaches the local connection. An end that has received RESET still
 //!   ends its own direction, by RESET.
 //! - The joiner may send PING when the session is idle. The agent answers PONG. Another PING before that is out of turn.
+//! - The agent may say at any time, by ADDRESSES, where it can be reached without the hub. What it says last counts.
+
+/// A joiner that was granted a session has this long to come.
+pub const TICKET_SECONDS: u64 = 15;
+/// An agent that has lost its hub ends its direct sessions after this long.
+pub const LOST_HUB_SECONDS: u64 = 60;
 
 /// What a frame says. `wire/frame.rs` has its encoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,6 +31,7 @@ pub enum FrameKind {
     Reset,
     Ping,
     Pong,
+    Addresses,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -156,7 +163,7 @@ impl SessionProtocol {
         let awaiting = self.incoming == Incoming::AwaitingAnswer;
         let receiving = self.incoming == Incoming::Open;
         match (self.role, kind) {
-            (SessionRole::Joiner, FrameKind::Pong) => Ok(SessionAction::Nothing),
+            (SessionRole::Joiner, FrameKind::Pong | FrameKind::Addresses) => Ok(SessionAction::Nothing),
             // The joiner waits for PONG before it asks again. A peer that only asks is not read any further.
             (SessionRole::Agent, FrameKind::Ping) if self.is_idle() && !self.pong_due => {
                 self.pong_due = true;
@@ -366,7 +373,7 @@ mod tests {
         refused-due-ended    next        REFUSED     idle
     ";
 
-    const FRAMES: [(&str, FrameKind); 8] = [
+    const FRAMES: [(&str, FrameKind); 9] = [
         ("OPEN", FrameKind::Open),
         ("OPENED", FrameKind::Opened),
         ("REFUSED", FrameKind::Refused),
@@ -375,6 +382,7 @@ mod tests {
         ("RESET", FrameKind::Reset),
         ("PING", FrameKind::Ping),
         ("PONG", FrameKind::Pong),
+        ("ADDRESSES", FrameKind::Addresses),
     ];
     const LOCAL_EVENTS: [&str; 8] =
         ["open", "reached", "unreached", "eof", "broken", "failed", "next", "end"];
@@ -460,7 +468,7 @@ mod tests {
             state != "idle" && !["failed", "reset", "refused"].iter().any(|word| state.contains(word));
         match input {
             "end" => (if has_sound_local { "abort" } else { "-" }, "over"),
-            "PONG" if role == SessionRole::Joiner => ("-", state),
+            "PONG" | "ADDRESSES" if role == SessionRole::Joiner => ("-", state),
             _ if is_frame => ("out of turn", "over"),
             _ => ("-", state),
         }

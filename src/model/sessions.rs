@@ -5,6 +5,9 @@
 //! its directions have ended. If the agent declines, the joiner is sent away, at once or as soon as it comes, and may ask
 //! for the reason. If the agent is at another hub, the joiner's ticket leads there.
 //!
+//! A direct session has no tickets: its joiner connects to the agent itself, and the agent reports when it begins and
+//! when it is over. If the agent's channel ends, the session stays known for a minute, in which the agent may come back.
+//!
 //! `E` is one end of a session: the hub's handle of the connection that came with a ticket.
 
 use std::collections::HashMap;
@@ -14,9 +17,12 @@ use super::access::Principal;
 use super::fingerprint::Fingerprint;
 use super::hub_records::ChannelId;
 use super::registry::Registry;
+use super::session_protocol::LOST_HUB_SECONDS;
+use super::session_protocol::TICKET_SECONDS;
 use super::time::Time;
 
-pub const TICKET_SECONDS: u64 = 15;
+/// The hub forgets a direct session a little later than its agent ends it.
+const FORGET_SECONDS: u64 = LOST_HUB_SECONDS + 15;
 /// Sessions of a hub at once, open or coming; a session takes two connections and two threads. A workspace gets at most
 /// half of what the others leave, so that there is always room for another one.
 const HUB_SESSIONS: usize = 10_000;
@@ -49,6 +55,15 @@ pub struct HubSession {
     pub agent: AgentSide,
     /// The key exchange and the cipher suite between its ends, as the agent says: the hub cannot see them.
     pub tls: String,
+    /// The joiner was told to connect to the agent itself.
+    pub is_direct: bool,
+}
+
+impl HubSession {
+    /// As the audit log names it.
+    pub fn path(&self) -> &'static str {
+        if self.is_direct { "direct" } else { "relay" }
+    }
 }
 
 /// Where the agent of a session is.
@@ -106,6 +121,38 @@ pub enum SessionOutcome {
     Elsewhere(RemoteSession),
 }
 
+/// An agent that reports direct sessions, and where it is now.
+pub struct ReportingAgent<'a> {
+    pub id: &'a str,
+    pub side: AgentSide,
+}
+
+/// What follows from an agent's report of a direct session.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ReportOutcome {
+    /// It is none of this agent's, or must not go on: the agent must end it.
+    Unknown,
+    Opened(Box<HubSession>),
+    Confirmed,
+}
+
+/// What `revoke` found.
+#[derive(Debug, PartialEq, Eq)]
+pub struct RevokedSessions<E> {
+    /// The ends of sessions through the relay; the caller must cut them.
+    pub ends: Vec<E>,
+    /// Direct sessions; the caller must tell their agents.
+    pub direct: Vec<DirectSession>,
+    /// Direct sessions whose agent did not come back.
+    pub lost: Vec<HubSession>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct DirectSession {
+    pub id: String,
+    pub channel: ChannelId,
+}
+
 #[derive(Debug)]
 enum HubSessionState<E> {
     Granted,
@@ -117,6 +164,10 @@ enum HubSessionState<E> {
     },
     /// The agent is at another hub, and both ends are connected through this one.
     Carried,
+    /// Joiner and agent are connected with each other. `lost_at`: when the agent's channel ended.
+    Direct {
+        lost_at: Option<Time>,
+    },
     Declined(String),
 }
 
@@ -265,8 +316,48 @@ impl<E: Clone> SessionTable<E> {
         }
     }
 
+    /// An agent carries a direct session, or still carries it and has a new channel.
+    pub fn report(
+        &mut self,
+        id: &str,
+        by: &ReportingAgent<'_>,
+        registry: &Registry,
+        now: Time,
+    ) -> ReportOutcome {
+        let is_its = |entry: &&mut SessionEntry<E>| entry.session.agent_id == by.id;
+        let Some(entry) = self.sessions.get_mut(id).filter(is_its) else { return ReportOutcome::Unknown };
+        let is_new = matches!(entry.state, HubSessionState::Granted);
+        let may_go_on = match entry.state {
+            HubSessionState::Granted => entry.session.is_direct && !entry.is_old(now),
+            HubSessionState::Direct { .. } => true,
+            _ => false,
+        };
+        if !may_go_on {
+            return ReportOutcome::Unknown;
+        }
+        entry.state = HubSessionState::Direct { lost_at: None };
+        entry.session.agent = by.side.clone();
+        match is_new {
+            _ if entry.session.is_revoked(registry, now) => ReportOutcome::Unknown,
+            true => ReportOutcome::Opened(Box::new(entry.session.clone())),
+            false => ReportOutcome::Confirmed,
+        }
+    }
+
+    /// A direct session is over, as its agent says.
+    pub fn end_direct(&mut self, id: &str, agent_id: &str) -> Option<HubSession> {
+        let is_meant = |entry: &&SessionEntry<E>| entry.is_direct() && entry.session.agent_id == agent_id;
+        self.sessions.get(id).filter(is_meant)?;
+        self.sessions.remove(id).map(|entry| entry.session)
+    }
+
     /// An agent's channel has ended. Declines all sessions that the agent was asked for over it.
-    pub fn decline_all(&mut self, channel: ChannelId, reason: &str) -> Vec<E> {
+    pub fn decline_all(&mut self, channel: ChannelId, reason: &str, now: Time) -> Vec<E> {
+        for entry in self.sessions.values_mut().filter(|entry| entry.is_of(channel)) {
+            if let HubSessionState::Direct { lost_at } = &mut entry.state {
+                *lost_at = Some(now);
+            }
+        }
         let its = self.sessions.values().filter(|entry| entry.is_of(channel) && !entry.is_open());
         let ids: Vec<String> = its.map(|entry| entry.session.id.clone()).collect();
         ids.iter().filter_map(|id| self.decline(id, channel, reason)).collect()
@@ -297,14 +388,20 @@ impl<E: Clone> SessionTable<E> {
         }
     }
 
-    /// Forgets the sessions that are too old, or whose key or share is no longer valid. Returns the ends of those
-    /// that were open; the caller must cut them.
-    pub fn revoke(&mut self, registry: &Registry, now: Time) -> Vec<E> {
+    /// Forgets the sessions that are too old, or whose key or share is no longer valid. Returns those that were open.
+    pub fn revoke(&mut self, registry: &Registry, now: Time) -> RevokedSessions<E> {
+        let lost =
+            self.sessions.extract_if(|_, entry| entry.is_forgotten(now)).map(|(_, entry)| entry.session);
+        let lost = lost.collect();
         self.retain(|entry| {
             entry.is_open() || !(entry.is_old(now) || entry.session.is_revoked(registry, now))
         });
-        let revoked = self.sessions.values().filter(|entry| entry.session.is_revoked(registry, now));
-        revoked.filter_map(SessionEntry::ends).flatten().cloned().collect()
+        let revoked = || self.sessions.values().filter(|entry| entry.session.is_revoked(registry, now));
+        RevokedSessions {
+            ends: revoked().filter_map(SessionEntry::ends).flatten().cloned().collect(),
+            direct: revoked().filter_map(SessionEntry::direct).collect(),
+            lost,
+        }
     }
 
     /// The ends of every open session, the joiner's first.
@@ -315,6 +412,10 @@ impl<E: Clone> SessionTable<E> {
     /// Whether no session is granted, waiting or open.
     pub fn is_empty(&self) -> bool {
         self.sessions.is_empty()
+    }
+
+    pub fn count_direct(&self) -> usize {
+        self.sessions.values().filter(|entry| entry.is_direct()).count()
     }
 
     pub fn remove(&mut self, id: &str) {
@@ -345,7 +446,17 @@ impl HubSession {
 
 impl<E> SessionEntry<E> {
     fn is_open(&self) -> bool {
-        matches!(self.state, HubSessionState::Open { .. } | HubSessionState::Carried)
+        matches!(self.state, HubSessionState::Open { .. } | HubSessionState::Carried) || self.is_direct()
+    }
+
+    fn is_direct(&self) -> bool {
+        matches!(self.state, HubSessionState::Direct { .. })
+    }
+
+    /// Its agent had the time to come back.
+    fn is_forgotten(&self, now: Time) -> bool {
+        let HubSessionState::Direct { lost_at: Some(lost_at) } = self.state else { return false };
+        now.since(lost_at).as_secs() >= FORGET_SECONDS
     }
 
     fn is_old(&self, now: Time) -> bool {
@@ -359,6 +470,15 @@ impl<E> SessionEntry<E> {
     fn ends(&self) -> Option<[&E; 2]> {
         match &self.state {
             HubSessionState::Open { joiner, agent, .. } => Some([joiner, agent]),
+            _ => None,
+        }
+    }
+
+    fn direct(&self) -> Option<DirectSession> {
+        match (&self.state, &self.session.agent) {
+            (HubSessionState::Direct { .. }, AgentSide::Here { channel, .. }) => {
+                Some(DirectSession { id: self.session.id.clone(), channel: *channel })
+            }
             _ => None,
         }
     }
@@ -386,6 +506,14 @@ mod tests {
         Principal::Key { id: id.into(), label: String::new(), role, workspace, limits }
     }
 
+    fn agent_at(channel: ChannelId) -> AgentSide {
+        AgentSide::Here { channel, key: "key_agent".into() }
+    }
+
+    fn by(id: &str, channel: ChannelId) -> ReportingAgent<'_> {
+        ReportingAgent { id, side: agent_at(channel) }
+    }
+
     fn session(id: &str, caller: &str) -> HubSession {
         HubSession {
             id: id.into(),
@@ -396,7 +524,8 @@ mod tests {
             peer: Fingerprint::new([0; 32]),
             share: None,
             max_of_share: None,
-            agent: AgentSide::Here { channel: CHANNEL, key: "key_agent".into() },
+            agent: agent_at(CHANNEL),
+            is_direct: false,
             tls: String::new(),
         }
     }
@@ -463,7 +592,7 @@ mod tests {
         table.redeem("whole-agent", 2, at(14));
         assert_eq!(table.redeem("never-joiner", 1, at(15)), Redemption::Unknown);
         assert_eq!(table.redeem("half-agent", 2, at(15)), Redemption::Unknown);
-        assert!(table.revoke(&live(&["key_joiner", "key_agent"]), at(15)).is_empty());
+        assert!(table.revoke(&live(&["key_joiner", "key_agent"]), at(15)).ends.is_empty());
         assert_eq!((table.sessions.len(), table.tickets.len()), (1, 0));
         assert!(table.end_direction("whole").is_none() && table.end_direction("whole").is_some());
         assert!(table.sessions.is_empty());
@@ -516,7 +645,7 @@ mod tests {
         assert_eq!(table.redeem("s-agent", 2, at(1)), open("s", 1, 2));
         assert_eq!(table.decline("s", CHANNEL, "full"), None);
         assert_eq!(table.redeem("t-joiner", 3, at(1)), waiting("t"));
-        assert_eq!(table.decline_all(CHANNEL, "it has left"), [3]);
+        assert_eq!(table.decline_all(CHANNEL, "it has left", at(1)), [3]);
         assert_eq!(table.open_sessions().count(), 1);
         assert_eq!(table.redeem("t-agent", 4, at(1)), Redemption::Unknown);
     }
@@ -582,9 +711,9 @@ mod tests {
             table.redeem("waiting-joiner", 1, at(0));
             table.redeem("open-joiner", 2, at(0));
             table.redeem("open-agent", 3, at(0));
-            assert!(table.revoke(&registry, at(1)).is_empty());
+            assert!(table.revoke(&registry, at(1)).ends.is_empty());
             registry.apply(Change::drop(Table::Key, revoked));
-            assert_eq!(table.revoke(&registry, at(1)), [2, 3]);
+            assert_eq!(table.revoke(&registry, at(1)).ends, [2, 3]);
             for ticket in ["granted-joiner", "granted-agent", "waiting-agent"] {
                 assert_eq!(table.redeem(ticket, 9, at(1)), Redemption::Unknown, "{revoked}: {ticket}");
             }
@@ -673,5 +802,63 @@ mod tests {
         assert_eq!(refused(&mut table, &of("w", "three"), at(1)), None);
         assert_eq!(refused(&mut table, &of("w", "three"), at(1)), Some("workspace"));
         assert_eq!(refused(&mut table, &of("x", "four"), at(1)), None);
+    }
+
+    /// A table in which the agent has reported the direct session `d`.
+    fn direct() -> SessionTable<u8> {
+        let mut table = granted(&["relayed"]);
+        table.grant(HubSession { is_direct: true, ..session("d", "key_joiner") }, &[], at(0)).unwrap();
+        let opened = table.report("d", &by("agent_1", CHANNEL), &live(&["key_joiner", "key_agent"]), at(14));
+        assert!(matches!(opened, ReportOutcome::Opened(_)));
+        table
+    }
+
+    #[test]
+    fn a_direct_session_is_opened_by_its_agent_in_time_and_by_nobody_else() {
+        let registry = live(&["key_joiner", "key_agent"]);
+        let mut table = granted(&["relayed"]);
+        table.grant(HubSession { is_direct: true, ..session("d", "key_joiner") }, &[], at(0)).unwrap();
+        for (id, agent, now) in
+            [("d", "other", 1), ("d", "agent_1", 15), ("x", "agent_1", 1), ("relayed", "agent_1", 1)]
+        {
+            assert_eq!(table.report(id, &by(agent, CHANNEL), &registry, at(now)), ReportOutcome::Unknown);
+        }
+        let mut table = direct();
+        assert_eq!(table.report("d", &by("agent_1", CHANNEL), &registry, at(99)), ReportOutcome::Confirmed);
+        assert_eq!(table.report("d", &by("other", CHANNEL), &registry, at(99)), ReportOutcome::Unknown);
+        assert_eq!(table.end_direct("d", "other"), None);
+        assert_eq!(table.end_direct("relayed", "agent_1"), None);
+        assert!(table.end_direct("d", "agent_1").is_some());
+        assert_eq!(table.count_direct(), 0);
+    }
+
+    #[test]
+    fn a_revoked_direct_session_is_told_to_its_agents_channel_until_it_is_over() {
+        let mut table = direct();
+        let told = [DirectSession { id: "d".into(), channel: CHANNEL }];
+        for now in [15, 16] {
+            assert_eq!(table.revoke(&live(&["key_agent"]), at(now)).direct, told);
+        }
+        let outcome = table.report("d", &by("agent_1", ChannelId(2)), &live(&["key_agent"]), at(17));
+        assert_eq!(outcome, ReportOutcome::Unknown);
+        assert!(table.end_direct("d", "agent_1").is_some());
+    }
+
+    #[test]
+    fn a_direct_session_whose_agent_is_lost_waits_for_it_and_is_forgotten_then() {
+        let registry = live(&["key_joiner", "key_agent"]);
+        let mut table = direct();
+        table.decline_all(CHANNEL, "it has left", at(20));
+        assert!(table.revoke(&registry, at(20 + FORGET_SECONDS - 1)).lost.is_empty());
+        assert_eq!(
+            table.report("d", &by("agent_1", ChannelId(2)), &registry, at(60)),
+            ReportOutcome::Confirmed
+        );
+        // The old channel is nothing to it any more.
+        table.decline_all(CHANNEL, "it has left", at(61));
+        assert!(table.revoke(&registry, at(1000)).lost.is_empty());
+        table.decline_all(ChannelId(2), "it has left", at(1000));
+        assert_eq!(table.revoke(&registry, at(1000 + FORGET_SECONDS)).lost.len(), 1);
+        assert_eq!(table.count_direct(), 0);
     }
 }

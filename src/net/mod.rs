@@ -9,6 +9,8 @@ pub mod forward_proxy;
 pub mod http_client;
 pub mod http_server;
 pub mod http_stream;
+#[cfg(any(feature = "hub", feature = "agent", feature = "join"))]
+pub mod places;
 pub mod relay;
 pub mod serve;
 pub mod stop;

@@ -6,6 +6,8 @@ pub mod command;
 pub mod detach;
 pub mod environment;
 pub mod files;
+#[cfg(any(feature = "agent", feature = "join"))]
+pub mod interfaces;
 pub mod limits;
 pub mod lock;
 pub mod paths;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::mem;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -60,6 +61,9 @@ pub struct Config {
     /// What `connect expose --keep` saved: the daemon keeps it up, after a reboot too.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub exposures: BTreeMap<Name, SavedExposure>,
+    /// Where agents of this machine listen for joiners that come without the relay, as `--direct` does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub direct: Option<SocketAddr>,
     /// The logins at other hubs, which `--hub URL` uses. They have only the fields of a login.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub logins: Vec<Self>,
@@ -118,6 +122,7 @@ impl Config {
         login.agent_id = self.agent_id.take();
         login.label = self.label.take();
         login.exposures = mem::take(&mut self.exposures);
+        login.direct = self.direct.take();
         login.logins = mem::take(&mut self.logins);
         let before = mem::replace(self, login);
         self.logins.push(before);

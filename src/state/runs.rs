@@ -3,6 +3,7 @@
 //! change, at most once a second. Other processes read that file.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 use std::time::Instant;
@@ -44,6 +45,9 @@ pub struct Run {
     /// The path of its log, if it runs in the background.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<PathBuf>,
+    /// Where it listens for joiners that come without the relay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub direct: Option<SocketAddr>,
     /// What it had open at its last report.
     #[serde(default)]
     pub open: Vec<OpenService>,
@@ -77,6 +81,9 @@ pub struct OpenService {
     /// Why it is not up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
+    /// How a service that is reached gets here: `relay`, or `direct` and the agent's address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
     pub sessions: usize,
     pub bytes: u64,
 }
@@ -120,6 +127,7 @@ pub fn register(home: &Home, kind: &str, names: &[String], log: Option<PathBuf>)
         hub: None,
         started_at: clock::now(),
         log,
+        direct: None,
         open: Vec::new(),
         state: RunState::Running,
     };
@@ -161,6 +169,13 @@ impl OwnRun {
     pub fn note_hub(&mut self, hub: String) {
         self.run.hub = Some(hub);
         self.write();
+    }
+
+    pub fn note_direct(&mut self, address: Option<SocketAddr>) {
+        if self.run.direct != address {
+            self.run.direct = address;
+            self.write();
+        }
     }
 
     pub fn rename(&mut self, names: &[String]) {
@@ -268,6 +283,7 @@ mod tests {
             hub: None,
             started_at: clock::now(),
             log: None,
+            direct: None,
             open: Vec::new(),
             state: RunState::Running,
         };

@@ -375,7 +375,8 @@ mod tests {
         let config = trust::session_server(&identity).unwrap();
         let deadline = Instant::now() + Duration::from_secs(20);
         let peer = thread::spawn(move || {
-            let config = trust::session_client(&identity).unwrap();
+            let expected = Arc::new(Mutex::new(Some(identity.fingerprint)));
+            let config = trust::session_client(&identity, expected).unwrap();
             client(&config, "localhost", Duplex::plain(Arc::new(socket)), deadline).unwrap()
         });
         let mut it = server(&config, Duplex::plain(Arc::new(accepted)), deadline, BUFFER_BUSY).unwrap();

@@ -31,6 +31,7 @@ use super::provider::provider;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::model::fingerprint::Fingerprint;
 use crate::model::fingerprint::Pin;
 use crate::model::hub_trust::HubTrust;
 use crate::os::lock::locked;
@@ -54,18 +55,22 @@ pub fn hub_client(trust: &HubTrust) -> Result<Arc<ClientConfig>> {
     client_checking(verifier, peer_provider())
 }
 
-/// For the joiner's end of a session: any certificate that proves its key. Whose it must be is looked at
-/// after the handshake, where a resumed one is looked at too.
-pub fn session_client(identity: &Identity) -> Result<Arc<ClientConfig>> {
+/// Whose certificate is accepted. It may change from one handshake to the next.
+pub type ExpectedPeer = Arc<Mutex<Option<Fingerprint>>>;
+
+/// For the joiner's end of a session. Anybody but the expected agent gets a hello and an alert, and sees no certificate of
+/// ours. Whose it was is looked at again after the handshake.
+pub fn session_client(identity: &Identity, agent: ExpectedPeer) -> Result<Arc<ClientConfig>> {
     let builder = ClientConfig::builder_with_provider(peer_provider())
         .with_protocol_versions(&[&rustls::version::TLS13]);
     let builder = builder.or_say(|| "Cannot set up TLS")?.dangerous();
-    let builder = builder.with_custom_certificate_verifier(Arc::new(CertificateCheck::Anyone(None)));
+    let builder = builder.with_custom_certificate_verifier(Arc::new(CertificateCheck::Only(agent)));
     let config = builder.with_client_auth_cert(vec![identity.certificate.clone()], identity.key.clone_key());
     config.map(Arc::new).or_say(|| "Cannot use this machine's identity")
 }
 
-/// For the agent's end of a session.
+/// For the agent's end of a session: any certificate that proves its key. Whose it must be is looked at after the
+/// handshake, where a resumed one is looked at too.
 pub fn session_server(identity: &Identity) -> Result<Arc<ServerConfig>> {
     let builder = ServerConfig::builder_with_provider(peer_provider())
         .with_protocol_versions(&[&rustls::version::TLS13]);
@@ -146,6 +151,8 @@ fn client_checking(
 enum CertificateCheck {
     /// A chain that holds the pinned CA and is signed by it.
     Pin(Pin),
+    /// The certificate with this fingerprint.
+    Only(ExpectedPeer),
     /// Everyone: the caller compares the fingerprint, or shows the pin of the chain's last certificate.
     Anyone(Option<ObservedPin>),
 }
@@ -161,6 +168,10 @@ impl ServerCertVerifier for CertificateCheck {
     ) -> std::result::Result<ServerCertVerified, rustls::Error> {
         let pin = match self {
             Self::Pin(pin) => pin,
+            Self::Only(peer) if Some(secret::sha256(leaf)) == *locked(peer) => {
+                return Ok(ServerCertVerified::assertion());
+            }
+            Self::Only(_) => return Err(CertificateError::ApplicationVerificationFailure.into()),
             Self::Anyone(seen) => {
                 if let Some(seen) = seen {
                     let pin = secret::sha256(chain.last().unwrap_or(leaf)).pin();

@@ -3,6 +3,9 @@
 
 use std::io;
 use std::net::Shutdown;
+use std::net::SocketAddr;
+use std::net::TcpListener;
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
@@ -13,10 +16,16 @@ use std::time::Instant;
 use rustls::ServerConfig;
 
 use super::application;
+use super::direct_listener::DIRECT_HANDSHAKE_TIMEOUT;
+use super::direct_listener::DIRECT_HANDSHAKES;
+use super::direct_listener::DirectListener;
+use super::direct_listener::ExpectedConnection;
 use super::served::RecordedSession;
 use super::served::ServedLog;
+use super::served::SessionRecord;
 use super::session::ServingEnd;
 use super::session::Session;
+use super::traffic::CarriedBytes;
 use super::traffic::TrafficCounters;
 use crate::api::Hub;
 use crate::error::Error;
@@ -29,12 +38,19 @@ use crate::model::fair_share::ServedSession;
 use crate::model::hub_records::AuditHead;
 use crate::model::name::Name;
 use crate::model::service::Protocol;
+use crate::model::session_protocol::LOST_HUB_SECONDS;
 use crate::model::target::Target;
 use crate::model::text::one_line;
 use crate::net::address::HubUrl;
 use crate::net::channel::ChannelSender;
 use crate::net::channel::MessageChannel;
 use crate::net::connect::NETWORK_TIMEOUT;
+use crate::net::duplex::Duplex;
+use crate::net::duplex::WriteLayer;
+use crate::net::serve::ServeOptions;
+use crate::net::serve::Server;
+use crate::net::serve::each;
+use crate::net::serve::shut;
 use crate::net::stop::Stop;
 use crate::net::threads::ThreadGroup;
 use crate::os::lock::locked;
@@ -42,9 +58,11 @@ use crate::os::secret;
 use crate::state::home::Home;
 use crate::state::hub_heads;
 use crate::tls;
+use crate::tls::TlsConnection;
 use crate::tls::identity::Identity;
 use crate::tls::succession::replaced_by;
 use crate::tls::trust;
+use crate::wire::control::DirectReport;
 use crate::wire::control::SessionOffer;
 use crate::wire::control::ToAgent;
 use crate::wire::control::ToHub;
@@ -56,6 +74,8 @@ const AGENT_SESSION_LIMIT: usize = 4096;
 const IDLE_TIMEOUT: Duration = Duration::from_mins(2);
 /// An attempt to reconnect is given up after this long without an answer: the next may find that the hub is back.
 const RECONNECT_TIMEOUT: Duration = Duration::from_millis(2500);
+/// Without the hub nobody can end a direct session whose right has ended.
+const LOST_HUB_TIMEOUT: Duration = Duration::from_secs(LOST_HUB_SECONDS);
 /// Withdrawing the services may delay the end of the process by this much.
 const WITHDRAW_TIMEOUT: Duration = Duration::from_millis(300);
 
@@ -99,10 +119,13 @@ pub struct AgentProfile {
     pub share: Option<String>,
     /// Where it keeps what it knows of the hub.
     pub home: Home,
+    /// Where it listens for joiners that come without the relay, if it does.
+    pub direct: Option<SocketAddr>,
 }
 
 pub struct RunningAgent {
     inner: Arc<AgentInner>,
+    _direct: Option<Server>,
 }
 
 struct AgentInner {
@@ -120,6 +143,7 @@ struct AgentInner {
     serving: Mutex<FairShare<Stop>>,
     /// How often a hub has said that it is about to end.
     drains: AtomicUsize,
+    direct: Option<DirectListener>,
     stop: Stop,
 }
 
@@ -152,6 +176,7 @@ struct ExposedService {
 impl RunningAgent {
     pub fn start(hub: Arc<Hub>, profile: AgentProfile, on_event: OnAgentEvent, stop: &Stop) -> Result<Self> {
         let stop = stop.child();
+        let (direct, listener) = profile.direct.map(DirectListener::bind).transpose()?.unzip();
         let served = ServedLog::open(&profile.home, &profile.id);
         let served = served.inspect_err(|error| log::warn!("what is served is not recorded: {error}"));
         let inner = Arc::new(AgentInner {
@@ -167,11 +192,18 @@ impl RunningAgent {
             threads: ThreadGroup::default(),
             serving: Mutex::new(FairShare::new(AGENT_SESSION_LIMIT)),
             drains: AtomicUsize::new(0),
+            direct,
             stop,
         });
+        let direct = listener.map(|listener| inner.listen_directly(listener)).transpose()?;
         let own = Arc::clone(&inner);
         inner.threads.spawn("agent", move || own.run())?;
-        Ok(Self { inner })
+        Ok(Self { inner, _direct: direct })
+    }
+
+    /// Where it listens for direct sessions.
+    pub fn direct_address(&self) -> Option<SocketAddr> {
+        self.inner.direct.as_ref().map(DirectListener::address)
     }
 
     pub fn expose(&self, exposure: Exposure) {
@@ -236,11 +268,13 @@ impl AgentInner {
         let mut backoff = Backoff::default();
         // The kind of the last loss reported, so that each kind is reported once.
         let mut reported = None;
+        let mut lost_at = Instant::now();
         while !self.stop.is_stopped() {
             let began = Instant::now();
             let hub = if reported.is_some() { &retrying } else { &*self.hub };
             let connected = self.connect(hub);
             // The time of a failed attempt counts as waiting; the time of a channel that was open does not.
+            let is_up = connected.is_ok();
             let waited = if connected.is_err() { began.elapsed() } else { Duration::ZERO };
             let ended = connected.and_then(|(mut channel, at)| {
                 backoff.reset();
@@ -254,6 +288,12 @@ impl AgentInner {
                 return;
             }
             let error = ended.err().unwrap_or_else(|| Error::new("The hub ended the control channel"));
+            if is_up {
+                lost_at = Instant::now();
+            }
+            if !error.may_pass() || lost_at.elapsed() >= LOST_HUB_TIMEOUT {
+                self.direct.iter().for_each(DirectListener::end_all);
+            }
             // One report for each outage. A second one only for an error that retrying cannot help, like a revoked key or
             // a different hub at that address.
             if reported.is_none() || (!error.may_pass() && reported != Some(error.kind)) {
@@ -296,6 +336,8 @@ impl AgentInner {
         }
         exposures.channel = Some(outgoing);
         drop(exposures);
+        self.direct.iter().for_each(DirectListener::report_again);
+        self.send_reports();
         Ok((channel, at))
     }
 
@@ -315,6 +357,8 @@ impl AgentInner {
             }
         }
         let _ = channel.socket().set_write_timeout(Some(WITHDRAW_TIMEOUT));
+        self.direct.iter().for_each(|direct| direct.wait_until_over(WITHDRAW_TIMEOUT));
+        self.send_reports();
         for one in &locked(&self.exposures).all {
             outgoing.send(&ToHub::Withdraw { name: one.exposure.name.clone() });
         }
@@ -334,6 +378,7 @@ impl AgentInner {
             }
             ToAgent::Draining => _ = self.drains.fetch_add(1, Ordering::Relaxed),
             ToAgent::Rotate { sealed } => (self.on_event)(AgentEvent::NextKey { sealed }),
+            ToAgent::Close { session } => self.direct.iter().for_each(|direct| direct.end(&session)),
             ToAgent::Open(offer) => {
                 if let Err(reason) = self.begin_session(&offer, outgoing, at) {
                     outgoing.send(&ToHub::Decline { session: offer.session, reason });
@@ -372,25 +417,20 @@ impl AgentInner {
         outgoing: &ChannelSender,
         at: &HubUrl,
     ) -> std::result::Result<(), String> {
-        let meant = |one: &&ExposedService| one.service.as_ref() == Some(&offer.service);
-        let found = locked(&self.exposures).all.iter().find(meant).cloned();
-        let Some(exposed) = found else {
+        let Some(exposed) = self.exposed(&offer.service) else {
             log::warn!(
                 "refused: the hub asked for {}, which is not exposed here",
                 offer.service.escape_debug()
             );
             return Err("the agent does not expose this service".into());
         };
-        let stop = self.stop.child();
-        let new = ServedSession {
-            id: offer.session.clone(),
-            principal: offer.principal.clone(),
-            end: stop.clone(),
-        };
-        let admitted = locked(&self.serving).admit(new);
-        if let Some(ended) = admitted.map_err(|()| "it serves too many sessions already")? {
-            ended.stop();
+        if offer.relay.is_none() {
+            let name = Self::application_of(&exposed, offer);
+            let is_expected = self.direct.as_ref().is_some_and(|direct| direct.expect(name, offer.clone()));
+            return if is_expected { Ok(()) } else { Err("it does not listen for direct sessions".into()) };
         }
+        let stop = self.stop.child();
+        self.admit(offer, &stop)?;
         let own = Arc::clone(self);
         let outgoing = outgoing.clone();
         let at = at.clone();
@@ -412,46 +452,179 @@ impl AgentInner {
         })
     }
 
+    fn exposed(&self, service: &str) -> Option<ExposedService> {
+        let is_meant = |one: &&ExposedService| one.service.as_deref() == Some(service);
+        locked(&self.exposures).all.iter().find(is_meant).cloned()
+    }
+
+    /// Counts the session. An error says for the joiner why it has no place.
+    fn admit(&self, offer: &SessionOffer, stop: &Stop) -> std::result::Result<(), String> {
+        let new = ServedSession {
+            id: offer.session.clone(),
+            principal: offer.principal.clone(),
+            end: stop.clone(),
+        };
+        let admitted = locked(&self.serving).admit(new);
+        if let Some(ended) = admitted.map_err(|()| "it serves too many sessions already")? {
+            ended.stop();
+        }
+        Ok(())
+    }
+
     /// Meets the joiner at the relay and carries its connections until the session ends, or `stop` ends it.
     fn serve(&self, exposed: &ExposedService, offer: &SessionOffer, at: &HubUrl, stop: &Stop) -> Result<()> {
-        let ExposedService { exposure, traffic, .. } = exposed;
         let drains = || self.drains.load(Ordering::Relaxed);
         let begun = drains();
         let deadline = Instant::now() + NETWORK_TIMEOUT;
-        let below = self.hub.relay(at, &offer.relay, &offer.ticket, deadline)?;
+        let ticket = offer.relay.as_ref().ok_or_else(|| Error::new("It has no ticket"))?;
+        let below = self.hub.relay(at, &ticket.relay, &ticket.ticket, deadline)?;
+        // Before the first byte: whatever comes of it, the hub knows of this session too.
+        let record = self.record(exposed, offer, at, "relay");
+        let Some(_cut) = stop.attach(&below.socket) else { return Ok(()) };
+        let established = self.handshake(exposed, offer, below, deadline)?;
+        if established.peer != Some(offer.peer) {
+            return Err(another_joiner(exposed));
+        }
+        self.say_secured(offer, &established);
+        let mut session = exposed.start(established, record, stop)?;
+        if let Some(direct) = &self.direct {
+            let _ = session.say_addresses(&direct.reachable_at());
+        }
+        session.serve(IDLE_TIMEOUT, || drains() != begun);
+        Ok(())
+    }
+
+    fn record(
+        &self,
+        exposed: &ExposedService,
+        offer: &SessionOffer,
+        at: &HubUrl,
+        path: &'static str,
+    ) -> Option<SessionRecord> {
         let recorded = RecordedSession {
             session: &offer.session,
-            service: &exposure.name,
+            service: &exposed.exposure.name,
             peer: offer.peer,
             url: at.to_string(),
-            path: "relay",
+            path,
         };
-        // Before the first byte: whatever comes of it, the hub knows of this session too.
-        let record = self.served.as_ref().map(|served| served.begin(&recorded));
-        let Some(_cut) = stop.attach(&below.socket) else { return Ok(()) };
+        self.served.as_ref().map(|served| served.begin(&recorded))
+    }
+
+    fn application_of(exposed: &ExposedService, offer: &SessionOffer) -> Vec<u8> {
+        application(offer.agent, &exposed.exposure.name, &offer.session)
+    }
+
+    fn handshake(
+        &self,
+        exposed: &ExposedService,
+        offer: &SessionOffer,
+        below: Duplex,
+        deadline: Instant,
+    ) -> Result<TlsConnection> {
         let meant = |own: &&OwnIdentity| own.identity.fingerprint == offer.agent;
         let tls = locked(&self.identities).iter().find(meant).map(|own| Arc::clone(&own.tls));
         let mut tls = ServerConfig::clone(&*tls.ok_or_else(|| Error::new("The hub named another identity"))?);
-        tls.alpn_protocols = vec![application(offer.agent, &exposure.name)];
+        tls.alpn_protocols = vec![Self::application_of(exposed, offer)];
         let established = tls::server(&Arc::new(tls), below, deadline, tls::BUFFER_BUSY)
             .or_say(|| "The joiner does not answer")?;
-        if established.peer != Some(offer.peer) {
-            log::warn!("refused: the joiner of a session to {} is not the one the hub named", exposure.name);
-            return Err(Error::new("Another joiner answered"));
-        }
         // The TLS library lets a joiner pass that names no service.
         if established.application.is_none() {
             return Err(Error::new("The joiner names no service"));
         }
-        let secured = ToHub::Secured { session: offer.session.clone(), tls: established.negotiated.clone() };
+        Ok(established)
+    }
+
+    fn say_secured(&self, offer: &SessionOffer, established: &TlsConnection) {
+        let (session, tls) = (offer.session.clone(), established.negotiated.clone());
         if let Some(channel) = &locked(&self.exposures).channel {
-            channel.send(&secured);
+            channel.send(&ToHub::Secured { session, tls });
         }
-        let serving = ServingEnd { target: exposure.target.clone(), record };
-        let session = Session::start(established, Some(serving), Arc::clone(traffic), stop);
-        session.or_say(|| "Cannot start a session")?.serve(IDLE_TIMEOUT, || drains() != begun);
+    }
+
+    fn listen_directly(self: &Arc<Self>, listener: TcpListener) -> Result<Server> {
+        let own = Arc::clone(self);
+        let serve = move |socket: Arc<TcpStream>| {
+            if let Err(error) = own.serve_direct(&socket) {
+                log::debug!("a direct session failed: {error}");
+            }
+        };
+        let service = ServeOptions {
+            name: "direct",
+            limit: AGENT_SESSION_LIMIT + DIRECT_HANDSHAKES,
+            new_worker: each(serve),
+            idle: Some(DIRECT_HANDSHAKE_TIMEOUT),
+            cut: shut,
+            make_room: None,
+            turn_away: Box::new(shut),
+        };
+        Server::start(listener, service, &self.stop)
+    }
+
+    /// A connection to the agent's own listener, from its first byte to its end.
+    fn serve_direct(&self, socket: &Arc<TcpStream>) -> Result<()> {
+        let Some(direct) = &self.direct else { return Ok(()) };
+        let deadline = Instant::now() + DIRECT_HANDSHAKE_TIMEOUT;
+        let peer = socket.peer_addr().or_say(|| "It has left")?.ip();
+        let place = direct.admit(peer).ok_or_else(|| Error::new("Too many connect at the same time"))?;
+        let heard = direct.hear(socket, deadline);
+        let ExpectedConnection { offer, connection } =
+            heard.ok_or_else(|| Error::new("Nobody expects it"))?;
+        let exposed = self.exposed(&offer.service).ok_or_else(|| Error::new("Its service is withdrawn"))?;
+        let mut established = self.handshake(&exposed, &offer, connection, deadline)?;
+        if !direct.take(&Self::application_of(&exposed, &offer), established.peer) {
+            let _ = established.writer.finish();
+            return Err(another_joiner(&exposed));
+        }
+        drop(place);
+        self.say_secured(&offer, &established);
+        let stop = self.stop.child();
+        self.admit(&offer, &stop).map_err(Error::new)?;
+        let began = Instant::now();
+        let drains = || self.drains.load(Ordering::Relaxed);
+        let begun = drains();
+        let record = self.record(&exposed, &offer, &self.hub.url, "direct");
+        let ended = exposed.start(established, record, &stop).map(|session| {
+            direct.begin(&offer.session, &stop);
+            self.send_reports();
+            session.serve(IDLE_TIMEOUT, || drains() != begun)
+        });
+        locked(&self.serving).remove(&offer.session);
+        let CarriedBytes { to_agent, to_joiner } = ended?;
+        let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        direct.over(DirectReport { session: offer.session, is_over: true, duration_ms, to_agent, to_joiner });
+        self.send_reports();
         Ok(())
     }
+
+    /// Tells the hub of the direct sessions, unless it is away.
+    fn send_reports(&self) {
+        let channel = locked(&self.exposures).channel.clone();
+        if let (Some(direct), Some(channel)) = (&self.direct, channel) {
+            for report in direct.take_reports() {
+                channel.send(&ToHub::Direct(report));
+            }
+        }
+    }
+}
+
+impl ExposedService {
+    fn start(
+        &self,
+        established: TlsConnection,
+        record: Option<SessionRecord>,
+        stop: &Stop,
+    ) -> Result<Session> {
+        let serving = ServingEnd { target: self.exposure.target.clone(), record };
+        let started = Session::start(established, Some(serving), Arc::clone(&self.traffic), stop);
+        started.or_say(|| "Cannot start a session")
+    }
+}
+
+fn another_joiner(exposed: &ExposedService) -> Error {
+    let name = &exposed.exposure.name;
+    log::warn!("refused: the joiner of a session to {name} is not the one the hub named");
+    Error::new("Another joiner answered")
 }
 
 fn connection_lost(error: io::Error) -> Error {

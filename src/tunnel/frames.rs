@@ -73,7 +73,7 @@ impl FrameReader {
         Ok(written)
     }
 
-    pub fn reason(&mut self, length: usize) -> io::Result<String> {
+    pub fn text(&mut self, length: usize) -> io::Result<String> {
         let mut bytes = vec![0; length];
         let mut have = 0;
         while have < length {
@@ -139,8 +139,8 @@ impl FrameWriter {
         self.tls.write_all(&frames)
     }
 
-    pub fn refuse(&mut self, reason: &str) -> io::Result<()> {
-        self.tls.write_all(&frame::refused(reason))
+    pub fn say(&mut self, kind: FrameKind, text: &str) -> io::Result<()> {
+        self.tls.write_all(&frame::text(kind, text))
     }
 
     /// Copies what `local` brings, to its end. The outer error is the session's.

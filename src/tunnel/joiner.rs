@@ -127,6 +127,9 @@ impl Tunnel {
     pub fn check_target(&self, timeout: Duration) -> Result<Duration> {
         let began = Instant::now();
         let checked = self.inner.check_target(timeout);
+        if checked.is_ok() {
+            self.inner.pool.try_direct();
+        }
         *locked(&self.inner.reported) =
             checked.as_ref().map_or_else(|error| ReportedState::Down(error.kind), |()| ReportedState::Up);
         checked.map(|()| began.elapsed())
@@ -139,6 +142,11 @@ impl Tunnel {
 
     pub fn bytes(&self) -> u64 {
         self.inner.pool.traffic.bytes.load(Ordering::Relaxed)
+    }
+
+    /// `relay`, or `direct` and the agent's address.
+    pub fn path(&self) -> String {
+        self.inner.pool.path()
     }
 
     pub fn sessions(&self) -> usize {
@@ -183,7 +191,10 @@ impl TunnelInner {
                 }
             };
             match session.carry(local) {
-                ConnectionOutcome::Finished => return self.pool.give_back(session),
+                ConnectionOutcome::Finished => {
+                    self.pool.give_back(session);
+                    return self.pool.try_direct();
+                }
                 ConnectionOutcome::Refused(reason) => {
                     self.report(JoinerEvent::Down(refusal(&reason)));
                     return self.pool.give_back(session);
@@ -227,6 +238,7 @@ impl TunnelInner {
         while !self.stop.wait_for(wait) {
             wait = POOL_CHECK_INTERVAL;
             self.pool.check_idle();
+            self.pool.try_direct();
             if self.pool.total() > 0 && *locked(&self.reported) == ReportedState::Up {
                 continue;
             }

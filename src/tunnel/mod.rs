@@ -1,5 +1,7 @@
 //! Carrying connections: the agent's side, the joiner's side, and the encrypted sessions between them.
 //!
+//! Sessions go through the hub's relay, or directly from joiner to agent: `direct.rs`.
+//!
 //! # The way of a byte
 //!
 //! From `psql` at the joiner to the target:
@@ -39,6 +41,9 @@
 
 #[cfg(any(feature = "agent", feature = "join"))]
 pub mod agent;
+mod direct;
+#[cfg(any(feature = "agent", feature = "join"))]
+pub mod direct_listener;
 mod frames;
 pub mod joiner;
 mod local_socket;
@@ -52,8 +57,10 @@ use crate::model::name::Name;
 use crate::os::secret;
 
 /// What both ends of a session name in their handshake (by ALPN), where no relay can change it unseen: this agent's
-/// service of this name. So a hub that leads a joiner to another service of the same agent is found out. It is
-/// a hash, since the joiner says it before anything is encrypted, and the network need not know the name.
-fn application(agent: Fingerprint, service: &Name) -> Vec<u8> {
-    secret::sha256(format!("connect-service {agent} {service}").as_bytes()).to_string().into_bytes()
+/// service of this name, in this session. So a hub that leads a joiner to another service of the same agent is found out,
+/// and an agent knows which session somebody means who comes directly. It is a hash, since the joiner says it before
+/// anything is encrypted, and the network need not know the name.
+fn application(agent: Fingerprint, service: &Name, session: &str) -> Vec<u8> {
+    let named = format!("connect-service {agent} {service} {session}");
+    secret::sha256(named.as_bytes()).to_string().into_bytes()
 }

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
@@ -17,6 +18,8 @@ use rustls::AlertDescription;
 use rustls::ClientConfig;
 
 use super::application;
+use super::direct;
+use super::direct::DirectPath;
 use super::session::FRESH;
 use super::session::Session;
 use super::traffic::TrafficCounters;
@@ -28,6 +31,7 @@ use crate::error::Result;
 use crate::model::name::Name;
 use crate::model::text::one_line;
 use crate::net::address::HubUrl;
+use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::duplex::Duplex;
 use crate::net::stop::Stop;
 use crate::os::lock::locked;
@@ -35,6 +39,7 @@ use crate::tls;
 use crate::tls::TlsConnection;
 use crate::tls::identity::Identity;
 use crate::tls::trust;
+use crate::tls::trust::ExpectedPeer;
 use crate::wire::api::AskSession;
 use crate::wire::api::SessionGrant;
 
@@ -59,15 +64,25 @@ pub type AgentCheck = Box<dyn Fn(&SessionGrant, bool) -> Result<()> + Send + Syn
 pub struct SessionOpener {
     hub: Arc<Hub>,
     tls: Arc<ClientConfig>,
+    /// Whose certificate a handshake accepts: the agent of the last session that was granted.
+    agent: ExpectedPeer,
     ask: AskSession,
     /// The name that the service must have; `None` accepts the name that the hub gives.
     expected: Option<Name>,
     agent_check: AgentCheck,
+    direct: DirectPath,
 }
 
 impl SessionOpener {
     pub fn new(hub: Arc<Hub>, identity: &Identity, ask: AskSession, agent_check: AgentCheck) -> Result<Self> {
-        Ok(Self { hub, tls: trust::session_client(identity)?, ask, expected: None, agent_check })
+        let agent = ExpectedPeer::default();
+        let tls = trust::session_client(identity, Arc::clone(&agent))?;
+        Ok(Self { hub, tls, agent, ask, expected: None, agent_check, direct: DirectPath::default() })
+    }
+
+    /// Sessions may go to the agent itself, where it says how.
+    pub fn may_be_direct(self) -> Self {
+        Self { direct: DirectPath::allowed(), ..self }
     }
 
     /// The agent must serve the service of this name, even if the hub names another.
@@ -75,16 +90,56 @@ impl SessionOpener {
         Self { expected: Some(name.clone()), ..self }
     }
 
-    /// Asks the hub for a session, meets the agent at the relay and starts the session with it.
+    /// Asks the hub for a session and starts it with the agent: directly if that works, else through the relay.
     pub fn open(&self, traffic: &Arc<TrafficCounters>, deadline: Instant, stop: &Stop) -> Result<Session> {
-        let (granted, at) = self.hub.until(deadline).ask_session(&self.ask)?;
-        (self.agent_check)(&granted, false)?;
+        if let Some(address) = self.direct.working() {
+            match self.open_direct(&[address], traffic, deadline, stop) {
+                Ok(session) => return Ok(session),
+                Err(error) => self.direct.failed(&error),
+            }
+        }
+        let (granted, at) = self.ask(false, deadline)?;
+        let ticket =
+            granted.relay.as_ref().ok_or_else(|| Error::new("The hub gave no ticket for its relay"))?;
         // The relay answers when the agent has come to it, too.
-        let relay = self.hub.relay(&at, &granted.relay, &granted.ticket, deadline);
+        let relay = self.hub.relay(&at, &ticket.relay, &ticket.ticket, deadline);
         let relay = relay.map_err(|error| self.why_not_met(error, &granted.session, &at, deadline))?;
         let _cut = stop.attach(&relay.socket).ok_or_else(Error::stopped)?;
         let established = self.handshake(&granted, relay, deadline)?;
-        (self.agent_check)(&granted, true)?;
+        self.start(&granted, established, traffic, stop)
+    }
+
+    /// Opens a session to the agent at the first of these addresses where it answers, and remembers which that is.
+    fn open_direct(
+        &self,
+        addresses: &[SocketAddr],
+        traffic: &Arc<TrafficCounters>,
+        deadline: Instant,
+        stop: &Stop,
+    ) -> Result<Session> {
+        let (granted, _) = self.ask(true, deadline)?;
+        let prove = |connection, deadline| self.handshake(&granted, connection, deadline);
+        let (established, address) = direct::reach_agent(addresses, stop, prove)?;
+        let mut session = self.start(&granted, established, traffic, stop)?;
+        session.is_direct = true;
+        self.direct.works(address);
+        Ok(session)
+    }
+
+    fn ask(&self, direct: bool, deadline: Instant) -> Result<(SessionGrant, HubUrl)> {
+        let asked = self.hub.until(deadline).ask_session(&AskSession { direct, ..self.ask.clone() })?;
+        (self.agent_check)(&asked.0, false)?;
+        Ok(asked)
+    }
+
+    fn start(
+        &self,
+        granted: &SessionGrant,
+        established: TlsConnection,
+        traffic: &Arc<TrafficCounters>,
+        stop: &Stop,
+    ) -> Result<Session> {
+        (self.agent_check)(granted, true)?;
         let _ = traffic.negotiated.set(established.negotiated.clone());
         Session::start(established, None, Arc::clone(traffic), stop).or_say(|| "Cannot start a session")
     }
@@ -110,27 +165,36 @@ impl SessionOpener {
     }
 
     /// Succeeds only with the agent that the hub named, and only if that agent serves the service that is meant.
-    fn handshake(&self, granted: &SessionGrant, relay: Duplex, deadline: Instant) -> Result<TlsConnection> {
+    fn handshake(
+        &self,
+        granted: &SessionGrant,
+        connection: Duplex,
+        deadline: Instant,
+    ) -> Result<TlsConnection> {
         let service = self.expected.as_ref().unwrap_or(&granted.name);
-        let meant = application(granted.agent_fingerprint, service);
+        let meant = application(granted.agent_fingerprint, service, &granted.session);
+        *locked(&self.agent) = Some(granted.agent_fingerprint);
         let mut tls = ClientConfig::clone(&self.tls);
         tls.alpn_protocols = vec![meant.clone()];
-        // rustls stores resumption data under this name. It proves nothing; the fingerprint below does.
+        // rustls stores resumption data under this name. It proves nothing; the fingerprint does.
         let name = format!("{}.agent", granted.agent_fingerprint.pin());
-        let established = tls::client(&Arc::new(tls), &name, relay, deadline).map_err(|error| {
-            if is_another_service(&error) {
-                return another_service(service);
+        let established = tls::client(&Arc::new(tls), &name, connection, deadline).map_err(|error| {
+            match tls_error(&error) {
+                Some(rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)) => {
+                    another_service(service)
+                }
+                Some(rustls::Error::InvalidCertificate(_)) => another_agent(service),
+                _ => {
+                    tls::nothing_in_common(&error, &format!("The agent of {service}")).unwrap_or_else(|| {
+                        Error::new(format!("The agent of {service} does not answer"))
+                            .because(error)
+                            .kind(ErrorKind::Unreachable)
+                    })
+                }
             }
-            if let Some(error) = tls::nothing_in_common(&error, &format!("The agent of {service}")) {
-                return error;
-            }
-            Error::new(format!("The agent of {service} does not answer"))
-                .because(error)
-                .kind(ErrorKind::Unreachable)
         })?;
         if established.peer != Some(granted.agent_fingerprint) {
-            return Err(Error::new(format!("Another agent answered for {service}"))
-                .hint("Somebody may stand in between. Nothing was sent; ask the owner for a verified code"));
+            return Err(another_agent(service));
         }
         if established.application != Some(meant) {
             return Err(another_service(service));
@@ -139,10 +203,13 @@ impl SessionOpener {
     }
 }
 
-/// The agent refused the handshake because it serves another service than the one named in it.
-fn is_another_service(error: &io::Error) -> bool {
-    let why = error.get_ref().and_then(|why| why.downcast_ref::<rustls::Error>());
-    matches!(why, Some(rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)))
+fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref().and_then(|why| why.downcast_ref())
+}
+
+fn another_agent(wanted: &Name) -> Error {
+    Error::new(format!("Another agent answered for {wanted}"))
+        .hint("Somebody may stand in between. Nothing was sent; ask the owner for a verified code")
 }
 
 fn another_service(wanted: &Name) -> Error {
@@ -195,6 +262,12 @@ impl PoolStep {
 impl Pool {
     pub fn new(opener: SessionOpener, stop: Stop) -> Self {
         Self { opener, traffic: Arc::default(), state: Mutex::default(), changed: Condvar::new(), stop }
+    }
+
+    /// Where new sessions go.
+    pub fn path(&self) -> String {
+        let direct = self.opener.direct.working().map(|address| format!("direct, {address}"));
+        direct.unwrap_or_else(|| "relay".to_owned())
     }
 
     /// Sessions that are open, busy or idle.
@@ -259,9 +332,12 @@ impl Pool {
         Err(Error::stopped())
     }
 
-    /// The session is idle again.
+    /// The session is idle again. One through the relay is not kept where the direct path works.
     pub fn give_back(&self, session: Session) {
-        if session.is_over() {
+        if let Some(addresses) = session.take_addresses() {
+            self.opener.direct.learn(session.peer, addresses);
+        }
+        if session.is_over() || (!session.is_direct && self.opener.direct.working().is_some()) {
             drop(session);
         } else {
             locked(&self.state).idle.push_back((session, Instant::now()));
@@ -269,9 +345,27 @@ impl Pool {
         self.changed.notify_one();
     }
 
-    /// The session that was taken has broken. Whatever broke it is about to break the idle ones, too.
+    /// Opens a session to the agent itself if it has said where, and that was not tried lately. If it works, all sessions
+    /// go there.
+    pub fn try_direct(&self) {
+        let addresses = self.opener.direct.untried();
+        if addresses.is_empty() {
+            return;
+        }
+        let deadline = Instant::now() + NETWORK_TIMEOUT;
+        match self.opener.open_direct(&addresses, &self.traffic, deadline, &self.stop) {
+            Ok(session) => {
+                self.give_back(session);
+                self.drop_idle(|idle| !idle.is_direct);
+            }
+            Err(error) => log::debug!("there is no direct path: {error}"),
+        }
+    }
+
+    /// The session that was taken has broken. Whatever broke it is about to break the idle ones on the same path, too.
     pub fn lost(&self, session: Session) {
-        self.lost_with(session, |_| true);
+        let is_direct = session.is_direct;
+        self.lost_with(session, |idle| idle.is_direct == is_direct);
     }
 
     /// The session that was taken did not answer. Idle ones that have been silent for as long are dead as well.
@@ -280,16 +374,17 @@ impl Pool {
     }
 
     fn lost_with(&self, session: Session, is_lost: impl Fn(&Session) -> bool) {
-        let mut lost = vec![session];
-        let mut kept = VecDeque::new();
-        let mut state = locked(&self.state);
-        while let Some((idle, since)) = state.idle.pop_front() {
-            if is_lost(&idle) {
-                lost.push(idle);
-            } else {
-                kept.push_back((idle, since));
-            }
+        if session.is_direct {
+            self.opener.direct.failed(&"its session broke");
         }
+        drop(session);
+        self.drop_idle(is_lost);
+    }
+
+    fn drop_idle(&self, is_lost: impl Fn(&Session) -> bool) {
+        let mut state = locked(&self.state);
+        let (lost, kept): (VecDeque<_>, VecDeque<_>) =
+            state.idle.drain(..).partition(|(session, _)| is_lost(session));
         state.idle = kept;
         drop(state);
         // Without the lock, since each drop joins a thread.

@@ -14,6 +14,7 @@
 
 use std::io;
 use std::net::Shutdown;
+use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::Condvar;
@@ -32,6 +33,7 @@ use super::served::Beginning;
 use super::served::SessionRecord;
 use super::traffic::CarriedBytes;
 use super::traffic::TrafficCounters;
+use crate::model::fingerprint::Fingerprint;
 use crate::model::session_protocol::FrameKind;
 use crate::model::session_protocol::LocalEnd;
 use crate::model::session_protocol::OutOfTurn;
@@ -50,6 +52,7 @@ use crate::os::lock::wait_while;
 use crate::os::socket;
 use crate::tls::TlsConnection;
 use crate::wire::frame::FrameHeader;
+use crate::wire::frame::parse_addresses;
 
 /// A session whose other end was heard this recently is used without asking whether it is still alive.
 pub const FRESH: Duration = Duration::from_secs(2);
@@ -65,6 +68,10 @@ const FIRST_BYTES_WAIT: Duration = Duration::from_millis(1);
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
 
 pub struct Session {
+    /// The other end's certificate.
+    pub peer: Option<Fingerprint>,
+    /// Without the relay in between.
+    pub is_direct: bool,
     writer: FrameWriter,
     shared: Arc<SharedSession>,
     reader: Option<JoinHandle<()>>,
@@ -103,6 +110,8 @@ struct SessionState {
     local: Option<Arc<TcpStream>>,
     /// The reason in REFUSED, received or about to be sent.
     refusal: Option<String>,
+    /// Joiner: where the agent can be reached without the relay, if it has said so.
+    addresses: Option<Vec<SocketAddr>>,
     /// When the last frame other than DATA arrived.
     heard: Instant,
     /// Agent: the connection whose end is to be recorded.
@@ -132,7 +141,7 @@ impl Session {
         traffic: Arc<TrafficCounters>,
         stop: &Stop,
     ) -> io::Result<Self> {
-        let TlsConnection { reader, writer, socket, .. } = established;
+        let TlsConnection { reader, writer, socket, peer, .. } = established;
         let role = if serving.is_some() { SessionRole::Agent } else { SessionRole::Joiner };
         let (target, record) = serving.map(|end| (end.target, end.record)).unzip();
         let shared = Arc::new(SharedSession {
@@ -140,6 +149,7 @@ impl Session {
                 protocol: SessionProtocol::new(role),
                 local: None,
                 refusal: None,
+                addresses: None,
                 heard: Instant::now(),
                 connection: None,
             }),
@@ -166,6 +176,8 @@ impl Session {
         let thread = thread.map_err(io::Error::other)?;
         shared.traffic.sessions.fetch_add(1, Ordering::Relaxed);
         Ok(Self {
+            peer,
+            is_direct: false,
             writer: FrameWriter::new(writer),
             shared,
             reader: Some(thread),
@@ -175,6 +187,11 @@ impl Session {
 
     pub fn is_over(&self) -> bool {
         locked(&self.shared.state).protocol.is_over()
+    }
+
+    /// Joiner: what the agent has said of its addresses since the last call.
+    pub fn take_addresses(&self) -> Option<Vec<SocketAddr>> {
+        locked(&self.shared.state).addresses.take()
     }
 
     /// How long the other end has not been heard.
@@ -223,11 +240,31 @@ impl Session {
         refusal.map_or(Ok(()), |reason| Err(ConnectionOutcome::Refused(reason)))
     }
 
+    /// Agent: tells the joiner where it can come without the relay.
+    pub fn say_addresses(&mut self, addresses: &str) -> io::Result<()> {
+        self.writer.say(FrameKind::Addresses, addresses)
+    }
+
     /// Agent: answers what the joiner asks, until the session is over or has been idle and silent for `idle_timeout`.
-    pub fn serve(mut self, idle_timeout: Duration, ends_when_idle: impl Fn() -> bool) {
+    /// Returns what has crossed the connection.
+    pub fn serve(mut self, idle_timeout: Duration, ends_when_idle: impl Fn() -> bool) -> CarriedBytes {
         if let Err(error) = self.send_answers(idle_timeout, &ends_when_idle) {
             log::debug!("a session cannot be written to: {error}");
             self.shared.close();
+        }
+        self.finish();
+        self.writer.record_bytes()
+    }
+
+    /// Ends it in order, and waits for its other thread. A second call has nothing left to do.
+    fn finish(&mut self) {
+        if !self.is_over() {
+            let _ = self.shared.socket.set_write_timeout(Some(CLOSE_TIMEOUT));
+            self.writer.close_notify();
+        }
+        self.shared.close();
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
         }
     }
 
@@ -248,7 +285,8 @@ impl Session {
                     self.send_all(&target)?;
                 }
                 Some(FrameKind::Refused) => {
-                    self.writer.refuse(&self.shared.take_refusal().unwrap_or_default())?;
+                    let reason = self.shared.take_refusal().unwrap_or_default();
+                    self.writer.say(FrameKind::Refused, &reason)?;
                 }
                 Some(kind) => self.writer.send(&[kind])?,
             }
@@ -326,14 +364,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if !self.is_over() {
-            let _ = self.shared.socket.set_write_timeout(Some(CLOSE_TIMEOUT));
-            self.writer.close_notify();
-        }
-        self.shared.close();
-        if let Some(reader) = self.reader.take() {
-            let _ = reader.join();
-        }
+        self.finish();
         self.shared.traffic.sessions.fetch_sub(1, Ordering::Relaxed);
         // What it writes when it is dropped is the session's end.
         let record = locked(&self.shared.record).take();
@@ -507,13 +538,17 @@ impl IncomingFrames {
     }
 
     fn receive(&mut self, header: FrameHeader) -> io::Result<()> {
-        let is_refusal = header.kind == FrameKind::Refused;
-        let reason = if is_refusal { Some(self.frames.reason(header.length)?) } else { None };
+        let text = match header.kind {
+            FrameKind::Refused | FrameKind::Addresses => self.frames.text(header.length)?,
+            _ => String::new(),
+        };
         let action = self.shared.apply(|state| {
             state.heard = Instant::now();
             let action = state.protocol.received(header.kind)?;
-            if is_refusal {
-                state.refusal = reason;
+            match header.kind {
+                FrameKind::Refused => state.refusal = Some(text),
+                FrameKind::Addresses => state.addresses = Some(parse_addresses(&text)),
+                _ => {}
             }
             Ok(action)
         })?;
@@ -573,7 +608,8 @@ mod tests {
         let serving = thread::spawn(move || {
             tls::server(&config, Duplex::plain(far), deadline, tls::BUFFER_BUSY).unwrap()
         });
-        let config = trust::session_client(&identity).unwrap();
+        let config =
+            trust::session_client(&identity, Arc::new(Mutex::new(Some(identity.fingerprint)))).unwrap();
         let joiner = tls::client(&config, "any.agent", Duplex::plain(near), deadline).unwrap();
         let start = |end, target| Session::start(end, target, Arc::default(), &Stop::new()).unwrap();
         let target = Target::parse("127.0.0.1:1").unwrap();
@@ -596,5 +632,23 @@ mod tests {
         serving.join().unwrap();
         assert!(joiner.shared.wait(FOREVER, |_| false) || joiner.is_over());
         assert!(began.elapsed() >= 3 * IDLE + IDLE / 2, "{:?}", began.elapsed());
+    }
+
+    #[test]
+    fn a_joiner_breaks_off_before_it_shows_itself_to_another_agent() {
+        let identity = Identity::parse(Identity::generate(None).unwrap().as_bytes()).unwrap();
+        let other = Identity::parse(Identity::generate(None).unwrap().as_bytes()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = Arc::new(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+        let far = Arc::new(listener.accept().unwrap().0);
+        let deadline = Instant::now() + NETWORK_TIMEOUT;
+        let config = trust::session_server(&other).unwrap();
+        let serving =
+            thread::spawn(move || tls::server(&config, Duplex::plain(far), deadline, tls::BUFFER_BUSY));
+        let expected = Arc::new(Mutex::new(Some(identity.fingerprint)));
+        let config = trust::session_client(&identity, expected).unwrap();
+        assert!(tls::client(&config, "any.agent", Duplex::plain(near), deadline).is_err());
+        let error = serving.join().unwrap().err().unwrap().to_string();
+        assert!(error.contains("alert"), "{error}");
     }
 }

@@ -198,13 +198,24 @@ pub struct AskSession {
     /// The joiner cannot reach the hub that has the agent, so this hub is to carry the bytes to it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub carry: bool,
+    /// The joiner wants to connect to the agent itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub direct: bool,
 }
 
 impl AskSession {
     /// A request without a share: the caller's own key gives the right.
     pub fn of(service: &str, fingerprint: Fingerprint) -> Self {
-        Self { service: service.to_owned(), fingerprint, share: None, carry: false }
+        Self { service: service.to_owned(), fingerprint, share: None, carry: false, direct: false }
     }
+}
+
+/// How one end of a session comes to the relay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelayTicket {
+    pub ticket: String,
+    /// `http://host:port` for the plain relay, `https://…` behind a proxy that terminates TLS.
+    pub relay: String,
 }
 
 /// The right to a share's services, as joining gave it.
@@ -218,9 +229,9 @@ pub struct Membership {
 #[serde(rename_all = "camelCase")]
 pub struct SessionGrant {
     pub session: String,
-    pub ticket: String,
-    /// `http://host:port` for the plain relay, `https://…` behind a proxy that terminates TLS.
-    pub relay: String,
+    /// `None`: the agent expects the joiner at its own addresses.
+    #[serde(flatten)]
+    pub relay: Option<RelayTicket>,
     pub service: String,
     pub name: Name,
     pub target_port: u16,

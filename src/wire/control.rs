@@ -7,6 +7,7 @@ use crate::model::fingerprint::Fingerprint;
 use crate::model::hub_records::AuditHead;
 use crate::model::name::Name;
 use crate::model::service::Protocol;
+use crate::wire::api::RelayTicket;
 
 /// The upgrades end with the protocol's number, so a peer with another one is refused before the first message.
 pub const CONTROL_UPGRADE: &str = "connect-control/1";
@@ -43,6 +44,7 @@ pub enum ToHub {
         session: String,
         tls: String,
     },
+    Direct(DirectReport),
     /// A message of a later program. Ignoring it is allowed.
     #[serde(other)]
     Unknown,
@@ -74,11 +76,35 @@ pub enum ToAgent {
     Rotate {
         sealed: String,
     },
+    /// The session must end: its key or share is no longer good, or the hub knows nothing of it.
+    Close {
+        session: String,
+    },
     #[serde(other)]
     Unknown,
 }
 
-/// A joiner wants a session: dial the relay with this ticket, and accept only this identity.
+/// An agent carries a session that its joiner has opened without the relay. Sent when the session begins and when it is
+/// over, and again on each new control channel: a hub that does not answer with CLOSE has confirmed it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DirectReport {
+    pub session: String,
+    pub is_over: bool,
+    /// How long it was, and the bytes of its connections. They are told at its end.
+    pub duration_ms: u64,
+    pub to_agent: u64,
+    pub to_joiner: u64,
+}
+
+impl DirectReport {
+    pub fn begun(session: &str) -> Self {
+        Self { session: session.to_owned(), is_over: false, duration_ms: 0, to_agent: 0, to_joiner: 0 }
+    }
+}
+
+/// A joiner wants a session: dial the relay with this ticket, or expect the joiner at the agent's own listener. Accept only
+/// this identity.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionOffer {
     pub session: String,
@@ -88,8 +114,8 @@ pub struct SessionOffer {
     pub peer: Fingerprint,
     /// The agent's own identity, as the joiner was told and will expect it.
     pub agent: Fingerprint,
-    pub ticket: String,
-    pub relay: String,
+    #[serde(flatten)]
+    pub relay: Option<RelayTicket>,
 }
 
 #[cfg(test)]

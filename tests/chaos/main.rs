@@ -1,7 +1,8 @@
 //! Broken on purpose: a schedule of faults in every place of the path, while clients push data whose every byte is
 //! known. A connection may break, visibly; it may not be short, altered or mixed up without a word, hang, or leave
 //! anything behind. `CONNECT_CHAOS_SEED=N,M` replays these runs, one after the other in one world, since what breaks a
-//! run may be left by the one before; `CONNECT_SOAK_SECONDS=N` goes on for so long.
+//! run may be left by the one before; `CONNECT_SOAK_SECONDS=N` goes on for so long. `CONNECT_CHAOS_DIRECT=1` lets joiner
+//! and agent connect without the relay.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -281,7 +281,11 @@ fn memory(program: &Running) -> usize {
 }
 
 fn exposed(owner: &Machine, service: u16) -> Running {
-    let running = Running::start(owner.connect(&["expose", "--json", "service", &service.to_string()]));
+    // With the direct path the faults between agent, hub and joiner hit the deciding, and kills hit the sessions.
+    let direct = std::env::var_os("CONNECT_CHAOS_DIRECT").map(|_| "--direct=127.0.0.1:0");
+    let service = service.to_string();
+    let args = ["expose", "--json", "service", &service].into_iter().chain(direct).collect::<Vec<_>>();
+    let running = Running::start(owner.connect(&args));
     running.wait_event("exposed");
     running
 }

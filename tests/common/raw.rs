@@ -106,8 +106,9 @@ impl Stranger {
 
     /// Plays the joiner of a session that the hub granted, towards its agent.
     pub fn as_joiner(&self, socket: TcpStream, granted: &Value) -> StreamOwned<ClientConnection, TcpStream> {
-        let [agent, name] = ["agentFingerprint", "name"].map(|field| granted[field].as_str().unwrap());
-        let meant = format!("connect-service {agent} {name}");
+        let [agent, name, session] =
+            ["agentFingerprint", "name", "session"].map(|field| granted[field].as_str().unwrap());
+        let meant = format!("connect-service {agent} {name} {session}");
         let meant = ::aws_lc_rs::digest::digest(&::aws_lc_rs::digest::SHA256, meant.as_bytes());
         let meant: String = meant.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
         self.as_joiner_of(socket, vec![meant.into_bytes()])

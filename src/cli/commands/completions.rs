@@ -106,7 +106,9 @@ fn command_of<'m>(manual: &'m Manual, before: &[String]) -> (String, Option<&'m 
 
 fn takes_value(option: &CommandOption, word: &str) -> bool {
     let is_letter = option.short.is_some_and(|letter| word == format!("-{letter}"));
-    option.value.is_some() && (is_letter || word.strip_prefix("--") == Some(option.long))
+    option.value.is_some()
+        && !option.is_value_optional
+        && (is_letter || word.strip_prefix("--") == Some(option.long))
 }
 
 /// The words that continue the path.

@@ -19,6 +19,7 @@ use crate::cli::logs;
 use crate::cli::supervisor::Stay;
 use crate::cli::supervisor::Supervisor;
 use crate::cli::supervisor::exposures::ExposureSet;
+use crate::cli::supervisor::exposures::direct_address;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::name::Name;
@@ -49,6 +50,10 @@ pub fn start(call: &Call) -> CommandResult {
         call.say.line(&format!("[ok] The daemon already runs (PID {})", run.pid));
         call.say.event(&json!({ "event": "running", "pid": run.pid }));
         return Ok(0);
+    }
+    if direct_address(call)?.is_some() && daemon_process::unit_file().is_some() {
+        return Err(Error::usage("The daemon is installed, so a service manager starts it")
+            .hint("Save the address: connect expose NAME PORT --keep --direct"));
     }
     if daemon_process::start_unit(call) {
         return Ok(0);
@@ -192,7 +197,11 @@ pub fn keep(call: &Call, exposure: &Exposure) -> CommandResult {
     call.api_key()?.ok_or_else(not_configured)?;
     let (name, target) = (&exposure.name, &exposure.target);
     let kept = SavedExposure { target: target.clone(), protocol: exposure.protocol };
-    Config::change(&call.home, call.config_file(), |config| config.exposures.insert(name.clone(), kept))?;
+    let direct = direct_address(call)?;
+    Config::change(&call.home, call.config_file(), |config| {
+        config.direct = direct.or(config.direct);
+        config.exposures.insert(name.clone(), kept)
+    })?;
     if runs::running(&call.home, DAEMON_KIND).is_none()
         && !daemon_process::start_unit(call)
         && begin(call, background::arguments(call, &["daemon", "start"]), ChildOutput::Dropped)? != 0

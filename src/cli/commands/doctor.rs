@@ -25,6 +25,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("key", machine_checks::key),
     ("identity", machine_checks::identity),
     ("exposures", machine_checks::exposures),
+    ("direct sessions", machine_checks::direct_sessions),
     ("stale entries", machine_checks::stale_entries),
     ("open files", machine_checks::open_files),
     ("hub: DNS", hub_checks::dns),

@@ -66,7 +66,9 @@ pub fn run(call: &Call) -> CommandResult {
     let has_tunnel_ports = tunnel_ports.is_some();
     let public_name = names.first().cloned();
     let audit_to = args.value("audit-to").map(AuditTarget::parse).transpose()?;
-    let settings = HubSettings { names, proxies, tunnel_ports, audit_to, ..store_options.settings(&data)? };
+    let no_direct = args.flag("no-direct");
+    let settings =
+        HubSettings { names, proxies, tunnel_ports, audit_to, no_direct, ..store_options.settings(&data)? };
     // Opening locks the data folder, so a second hub fails here before it listens.
     let core = Core::open(settings, &call.stop)?.ok_or_else(|| {
         Error::new("Another hub runs on this data folder")
@@ -221,6 +223,8 @@ fn tunnel_opener(call: &Call, core: &Arc<Core>, port: u16) -> Result<TunnelOpene
         by_link: false,
         agents: AcceptedAgents::Any,
         peer_check: peer_user::same_user,
+        // A hub dials no address that an agent names.
+        may_be_direct: false,
     };
     let stop = call.stop.clone();
     Ok(Box::new(move |service, port| {

@@ -156,6 +156,7 @@ fn access_to(
         by_link: invitation.link.is_some(),
         agents,
         peer_check: peer_check(call)?,
+        may_be_direct: !call.args.flag("no-direct"),
     })
 }
 

@@ -57,7 +57,11 @@ pub fn run(call: &Call) -> CommandResult {
     let stop = call.stop.child();
     let hub = call.hub_at(call.hub_urls()?, &stop)?;
     call.say.line(&format!("🔗 Reaching {name}"));
-    let mut report = Diagnosis { steps: hub_path::walk(call, &hub, deadline)?, latency: Duration::ZERO };
+    let mut report = Diagnosis {
+        steps: hub_path::walk(call, &hub, deadline)?,
+        latency: Duration::ZERO,
+        path: String::new(),
+    };
     let service = find(call, &hub.until(deadline), &name, &mut report)?;
     let check = call.args.flag("check");
     let spec = TunnelSpec {
@@ -79,6 +83,8 @@ pub fn run(call: &Call) -> CommandResult {
         let found = format!("{}, end-to-end encrypted", service.agent_label);
         let tls = supervisor.tunnels.all().iter().find_map(LocalTunnel::negotiated).cloned();
         report.steps.push(PathStep { name: "Agent", found, took: began.elapsed(), tls });
+        let path = supervisor.tunnels.all().first().map(LocalTunnel::path);
+        report.path = path.unwrap_or_default();
     }
     report.draw(call, &name);
     if let Some(error) = trouble {
@@ -197,6 +203,8 @@ fn wants_proxy(call: &Call) -> bool {
 struct Diagnosis {
     steps: Vec<PathStep>,
     latency: Duration,
+    /// How the tunnel's sessions get to the agent, once that is known.
+    path: String,
 }
 
 impl Diagnosis {
@@ -215,7 +223,9 @@ impl Diagnosis {
         let (to, wide) = ("to the hub and back", found + 5);
         let latency = format!("{:<8}{to:<wide$} {:>5} ms", "Latency", self.latency.as_millis());
         // The frame is as wide as what is seen.
-        let lines: Vec<String> = lines.chain([latency]).map(|line| call.say.shown(&line)).collect();
+        let path = (!self.path.is_empty()).then(|| format!("{:<8}{}", "Path", self.path));
+        let lines: Vec<String> =
+            lines.chain([latency]).chain(path).map(|line| call.say.shown(&line)).collect();
         let width = lines.iter().map(|line| line.chars().count()).max().unwrap_or(0);
         let title = format!("─ {name} ");
         let top = "─".repeat((width + 2).saturating_sub(title.chars().count()));
@@ -231,6 +241,6 @@ impl Diagnosis {
             .map(|step| json!({ "step": step.name, "found": step.found, "ms": step.took.as_millis(), "tls": step.tls }))
             .collect();
         json!({ "event": if port.is_some() { "up" } else { "checked" }, "name": name, "localPort": port,
-            "latencyMs": self.latency.as_millis(), "steps": steps })
+            "latencyMs": self.latency.as_millis(), "path": self.path, "steps": steps })
     }
 }

@@ -97,7 +97,13 @@ pub fn show(call: &Call, run: &Run) {
         // In a project's list, services brought here and services of this machine look alike otherwise.
         let kind = if open.exposed && run.kind == "dev" { " (exposed)" } else { "" };
         say.result(&format!("    {mark} {} → {}{kind}{carried}", open.name, open.at));
+        if let Some(path) = open.path.as_ref().filter(|_| open.up) {
+            say.line(&format!("         by {path}"));
+        }
         open.trouble.iter().for_each(|why| say.result(&format!("         {why}")));
+    }
+    if let Some(address) = run.direct {
+        say.result(&format!("    Listens on {address} for direct sessions"));
     }
     if let Some(log) = &run.log {
         say.line(&format!("    Log: {}", log.display()));

@@ -4,6 +4,7 @@
 //! soon as there is something to expose, and offers what is new. The agent's events say how each offer went.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
@@ -31,6 +32,7 @@ use crate::tunnel::agent::AgentEvent;
 use crate::tunnel::agent::AgentProfile;
 use crate::tunnel::agent::Exposure;
 use crate::tunnel::agent::RunningAgent;
+use crate::tunnel::direct_listener::ANY_ADDRESS;
 
 /// A target that takes longer to accept a connection is reported as not answering.
 const TARGET_TIMEOUT: Duration = Duration::from_secs(2);
@@ -192,6 +194,7 @@ impl<'c> ExposureSet<'c> {
             identity: self.call.identity()?,
             share: self.share.clone(),
             home: self.call.home.clone(),
+            direct: direct_address(self.call)?.or_else(|| self.saved_direct_address(config.direct)),
         };
         self.identity_stamp = identity::stamp(&self.call.home);
         self.agent_number += 1;
@@ -200,6 +203,12 @@ impl<'c> ExposureSet<'c> {
         self.agent = Some(RunningAgent::start(hub, profile, on_event, &self.call.stop)?);
         self.no_agent = None;
         Ok(())
+    }
+
+    /// The port in the config is the daemon's. Other processes take a free one next to it.
+    fn saved_direct_address(&self, saved: Option<SocketAddr>) -> Option<SocketAddr> {
+        let port = |at: SocketAddr| if self.retries { at.port() } else { 0 };
+        saved.map(|at| SocketAddr::new(at.ip(), port(at)))
     }
 
     /// Ends the agent and forgets what it was told, for another login.
@@ -383,6 +392,11 @@ impl<'c> ExposureSet<'c> {
         self.offers.values().filter_map(one).collect()
     }
 
+    /// Where the agent listens for direct sessions.
+    pub fn direct_address(&self) -> Option<SocketAddr> {
+        self.agent.as_ref().and_then(RunningAgent::direct_address)
+    }
+
     /// Every desired service, exposed or not.
     pub fn open_services(&self) -> Vec<OpenService> {
         let traffic = self.agent.iter().flat_map(RunningAgent::traffic);
@@ -399,11 +413,24 @@ impl<'c> ExposureSet<'c> {
                 exposed: true,
                 up: trouble.is_none() && self.registration(name).is_some(),
                 trouble,
+                path: None,
                 sessions,
                 bytes: counters.map_or(0, |counters| counters.bytes.load(Ordering::Relaxed)),
             }
         };
         self.desired.iter().map(one).collect()
+    }
+}
+
+/// What `--direct` says.
+pub fn direct_address(call: &Call) -> Result<Option<SocketAddr>> {
+    match call.args.value("direct") {
+        None => Ok(None),
+        Some("") => Ok(Some(ANY_ADDRESS)),
+        Some(text) => text.parse().map(Some).map_err(|_| {
+            Error::misread(text, "is not an address with a port")
+                .hint("Write it like --direct=0.0.0.0:7444, or only --direct")
+        }),
     }
 }
 

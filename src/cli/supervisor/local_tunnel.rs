@@ -214,6 +214,10 @@ impl LocalTunnel {
         ]
     }
 
+    pub fn path(&self) -> String {
+        self.tunnel.path()
+    }
+
     /// For `connect status`.
     pub fn open_service(&self) -> OpenService {
         OpenService {
@@ -222,6 +226,7 @@ impl LocalTunnel {
             exposed: false,
             up: self.trouble.is_none(),
             trouble: self.reason(),
+            path: Some(self.tunnel.path()),
             sessions: self.tunnel.sessions(),
             bytes: self.tunnel.bytes(),
         }

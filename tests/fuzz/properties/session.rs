@@ -6,7 +6,9 @@ use crate::wire::frame::BadFrame;
 use crate::wire::frame::DATA_LIMIT;
 use crate::wire::frame::FRAME_HEADER;
 use crate::wire::frame::FrameHeader;
-use crate::wire::frame::refused;
+use crate::wire::frame::addresses_text;
+use crate::wire::frame::parse_addresses;
+use crate::wire::frame::text;
 use crate::wire::tls_record::RecordHeaders;
 
 /// Records and frames have one verdict, wherever the bytes are cut.
@@ -22,16 +24,15 @@ pub fn session(bytes: &[u8], cuts: Cuts) {
     if let (frames, None) = frames {
         let again: Vec<u8> = frames.iter().flat_map(|frame| frame.encode()).collect();
         assert!(frames.iter().all(|frame| frame.length <= DATA_LIMIT));
-        assert!(
-            frames
-                .iter()
-                .all(|frame| frame.length == 0 || matches!(frame.kind, FrameKind::Data | FrameKind::Refused))
-        );
+        assert!(frames.iter().all(|frame| frame.length == 0
+            || matches!(frame.kind, FrameKind::Data | FrameKind::Refused | FrameKind::Addresses)));
         let headers = again.chunks(FRAME_HEADER).map(FrameHeader::parse);
         assert!(headers.eq(frames.iter().map(|frame| Ok(Some(*frame)))));
     }
     if let Ok(reason) = str::from_utf8(bytes) {
-        let frame = refused(reason);
+        let addresses = parse_addresses(reason);
+        assert_eq!(parse_addresses(&addresses_text(&addresses)), addresses);
+        let frame = text(FrameKind::Refused, reason);
         let header = FrameHeader::parse(&frame).expect("a frame").expect("a whole header");
         assert_eq!((header.kind, header.length), (FrameKind::Refused, frame.len() - FRAME_HEADER));
         assert!(reason.starts_with(str::from_utf8(&frame[FRAME_HEADER..]).expect("cut between characters")));
