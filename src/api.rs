@@ -2,6 +2,8 @@
 //! upgrades.
 
 pub mod hub_client;
+mod hub_connector;
+mod ureq_transport;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +22,7 @@ use hub_client::NewerKey;
 use hub_client::REGISTER_PATH;
 use hub_client::from_json;
 use hub_client::to_json;
+use hub_connector::HubConnector;
 
 pub use hub_client::HubAnswer;
 
@@ -109,7 +112,7 @@ impl Hub {
 
     /// What the last TLS connection to a hub agreed on.
     pub fn negotiated(&self) -> String {
-        locked(&self.client.hubs).negotiated.clone()
+        locked(&self.client.connector.hubs).negotiated.clone()
     }
 
     /// The same hub, which looks there for a newer secret of the key when the hub refuses the one at hand.
@@ -141,7 +144,7 @@ impl Hub {
 
     /// The hubs of the fleet, as far as they are known, the one that is meant first.
     pub fn known_hubs(&self) -> Vec<HubUrl> {
-        locked(&self.client.hubs).list.clone()
+        locked(&self.client.connector.hubs).list.clone()
     }
 
     /// A hub says where else its fleet is. Each has to prove the pin before it is believed.
@@ -149,7 +152,7 @@ impl Hub {
         if !self.has_pin || urls.is_empty() {
             return;
         }
-        let mut hubs = locked(&self.client.hubs);
+        let mut hubs = locked(&self.client.connector.hubs);
         let now = hubs.list[hubs.at].clone();
         let given = hubs.given;
         hubs.list.truncate(given);
@@ -318,16 +321,16 @@ impl Hub {
     /// The pin of the CA that the hub shows, which nothing has proved yet. Nothing is sent to the hub.
     pub fn observed_pin(&self) -> Result<Pin> {
         let (tls, observed) = trust::observing_client()?;
-        let mut client = self.client.clone();
-        client.connector.tls = tls;
-        drop(client.connect(&self.url, true, Instant::now() + NETWORK_TIMEOUT)?);
+        let hubs = self.client.connector.clone();
+        let observing = HubConnector { connector: Connector { tls, ..hubs.connector }, ..hubs };
+        drop(observing.connect(&self.url, Instant::now() + NETWORK_TIMEOUT)?);
         let observed = locked(&observed).take();
         observed.ok_or_else(|| Error::new("The hub showed no certificate"))
     }
 
     /// Connects, which succeeds only if the hub proves that it is the hub.
     pub fn check_identity(&self) -> Result<()> {
-        self.client.connect(&self.url, true, Instant::now() + self.client.timeout).map(drop)
+        self.client.connector.connect(&self.url, Instant::now() + self.client.timeout).map(drop)
     }
 
     /// The agent's control channel, and the hub it leads to.

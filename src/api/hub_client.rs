@@ -1,35 +1,32 @@
 //! Calls to a hub, still without types: at the hub used last or, while that one is away, at the next of its fleet.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Duration;
 use std::time::Instant;
 
-use rustls::CertificateError::Expired;
-use rustls::CertificateError::ExpiredContext;
-use rustls::CertificateError::NotValidYet;
-use rustls::CertificateError::NotValidYetContext;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::hub_connector::FleetHubs;
+use super::hub_connector::HubConnector;
+use super::hub_connector::unreachable_hub;
+use super::ureq_transport::NoResolver;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::model::text::one_line;
 use crate::model::version;
-use crate::net::address::HUB_PORT;
 use crate::net::address::HubUrl;
 use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::duplex::Duplex;
+use crate::net::http_client::ANSWER_LIMIT;
 use crate::net::http_client::ClientConnection;
 use crate::net::http_client::ClientRequest;
 use crate::net::http_client::refusal;
-use crate::os::clock;
 use crate::os::lock::locked;
-use crate::tls;
 use crate::tls::connector::Connector;
 use crate::wire::api::NEXT_PAGE_FIELD;
 
@@ -39,34 +36,20 @@ pub const REGISTER_PATH: &str = "/v1/agents/register";
 /// A connection that was idle for longer is not used again: it may have died unnoticed, as when a laptop slept, and
 /// the call would wait out its deadline.
 const IDLE_CONNECTION_AGE: Duration = Duration::from_secs(2);
-/// A program makes fewer calls at once; the connections of a larger burst are closed.
-const IDLE_CONNECTION_LIMIT: usize = 8;
-/// With other hubs to go to, one that does not answer takes this part of the time.
-const TIME_SHARE_PER_HUB: u32 = 3;
+/// A timeout of zero would mean to wait without end.
+const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
 
 /// The time for the next of several hubs. One that is silent must leave some for the others.
 pub fn share_of_time(deadline: Instant, hubs_left: usize) -> Duration {
     let left = deadline.saturating_duration_since(Instant::now());
-    left / u32::try_from(hubs_left).unwrap_or(1)
-}
-
-/// The hubs of a fleet, in the order in which they are tried.
-pub struct FleetHubs {
-    pub list: Vec<HubUrl>,
-    /// The first ones were given by the user; the rest was learnt from a hub.
-    pub given: usize,
-    /// The one used last.
-    pub at: usize,
-    /// See `TlsConnection::negotiated`; of the last connection.
-    pub negotiated: String,
+    (left / u32::try_from(hubs_left).unwrap_or(1)).max(SHORTEST_TIMEOUT)
 }
 
 pub type NewerKey = Arc<dyn Fn() -> Option<String> + Send + Sync>;
 
 #[derive(Clone)]
 pub struct HubClient {
-    pub hubs: Arc<Mutex<FleetHubs>>,
-    pub connector: Connector,
+    pub connector: HubConnector,
     /// Shared by the clones: a new secret counts for all of them.
     key: Arc<Mutex<Option<String>>>,
     /// Where a newer secret of the key may be, when a hub refuses the one at hand.
@@ -75,14 +58,7 @@ pub struct HubClient {
     pub timeout: Duration,
     /// For all hubs that a call tries, each of which then gets its share of what is left.
     pub deadline: Option<Instant>,
-    idle: Arc<Mutex<Vec<IdleHubConnection>>>,
-}
-
-/// A connection that waits for the next call.
-struct IdleHubConnection {
-    hub: HubUrl,
-    since: Instant,
-    connection: ClientConnection,
+    agent: ureq::Agent,
 }
 
 /// What is asked of whichever hub answers.
@@ -114,16 +90,17 @@ impl HubClient {
     pub fn new(urls: Vec<HubUrl>, connector: Connector, key: Option<String>) -> Self {
         let given = urls.len();
         let hubs = Arc::new(Mutex::new(FleetHubs { list: urls, given, at: 0, negotiated: String::new() }));
+        let connector = HubConnector { hubs, connector };
+        let config = ureq::Agent::config_builder()
+            .max_idle_age(IDLE_CONNECTION_AGE)
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .proxy(None)
+            .user_agent(concat!("connect/", env!("CARGO_PKG_VERSION")))
+            .build();
+        let agent = ureq::Agent::with_parts(config, connector.clone(), NoResolver);
         let key = Arc::new(Mutex::new(key));
-        Self {
-            hubs,
-            connector,
-            key,
-            newer_key: None,
-            timeout: NETWORK_TIMEOUT,
-            deadline: None,
-            idle: Arc::default(),
-        }
+        Self { connector, key, newer_key: None, timeout: NETWORK_TIMEOUT, deadline: None, agent }
     }
 
     pub fn key(&self) -> Option<String> {
@@ -149,7 +126,7 @@ impl HubClient {
         may_repeat: bool,
         call: impl Fn(&Self, &HubUrl) -> std::result::Result<T, CallFailure>,
     ) -> Result<(T, HubUrl)> {
-        let hubs = locked(&self.hubs);
+        let hubs = locked(&self.connector.hubs);
         let list = hubs.list.clone();
         let first = hubs.at;
         drop(hubs);
@@ -162,7 +139,7 @@ impl HubClient {
             }
             match call(&client, at) {
                 Ok(done) => {
-                    let mut hubs = locked(&self.hubs);
+                    let mut hubs = locked(&self.connector.hubs);
                     hubs.at = hubs.list.iter().position(|url| url == at).unwrap_or(0);
                     return Ok((done, at.clone()));
                 }
@@ -212,66 +189,45 @@ impl HubClient {
         url: &HubUrl,
         request: &HubRequest<'_>,
     ) -> std::result::Result<HubAnswer, CallFailure> {
-        let deadline = Instant::now() + self.timeout;
-        // A call that goes on at another hub has what is left of the time.
-        let deadline = self.deadline.map_or(deadline, |all| all.min(deadline));
-        let mut connection = match self.take_idle(url) {
-            Some(idle) => idle,
-            None => self
-                .connect(url, true, deadline)
-                .map_err(|error| CallFailure { error, nothing_done: true })?,
+        let HubRequest { method, path, body } = request;
+        let mut head = ureq::http::Request::builder().method(*method).uri(format!("{url}{path}"));
+        head = head.header(version::PROTOCOL_FIELD, version::PROTOCOL);
+        if let Some(key) = self.key() {
+            head = head.header("x-api-key", key);
+        }
+        let odd = |_| Error::new("The API key has characters that a key never has");
+        let answered = match body {
+            Some(body) => self.run(head.header("content-type", "application/json").body(*body).map_err(odd)?),
+            None => self.run(head.body(()).map_err(odd)?),
         };
-        let protocol = version::PROTOCOL.to_string();
-        let mut fields = vec![(version::PROTOCOL_FIELD, protocol.as_str())];
-        let key = self.key();
-        fields.extend(key.as_deref().map(|key| ("x-api-key", key)));
-        let HubRequest { method, path, body } = *request;
-        let request = ClientRequest { method, path, host: &url.authority(), fields: &fields, body };
-        let answer = connection.exchange(&request, deadline).map_err(|error| unanswered(url, error))?;
-        if answer.keep_alive {
-            self.keep_idle(url, connection);
-        }
-        let field = |name| answer.field(name).map(str::to_owned);
+        let mut answer = answered.map_err(|error| call_failure(url, error))?;
+        let status = answer.status().as_u16();
+        let field =
+            |name| answer.headers().get(name).map(|text| text.to_str().unwrap_or_default().to_owned());
         let (protocol, next) = (field(version::PROTOCOL_FIELD), field(NEXT_PAGE_FIELD));
-        Ok(HubAnswer { status: answer.status, protocol, next, body: answer.body })
+        let read = answer.body_mut().with_config().limit(ANSWER_LIMIT as u64).read_to_vec();
+        let body = read.map_err(|error| call_failure(url, error))?;
+        Ok(HubAnswer { status, protocol, body, next })
     }
 
-    fn take_idle(&self, url: &HubUrl) -> Option<ClientConnection> {
-        let mut idle = locked(&self.idle);
-        idle.retain(|idle| idle.since.elapsed() < IDLE_CONNECTION_AGE);
-        let at = idle.iter().rposition(|idle| idle.hub == *url)?;
-        let found = idle.swap_remove(at);
-        drop(idle);
-        Some(found.connection).filter(ClientConnection::is_idle)
-    }
-
-    fn keep_idle(&self, url: &HubUrl, connection: ClientConnection) {
-        let mut idle = locked(&self.idle);
-        if idle.len() < IDLE_CONNECTION_LIMIT {
-            idle.push(IdleHubConnection { hub: url.clone(), since: Instant::now(), connection });
-        }
-    }
-
-    /// A connection to this hub; with TLS, the hub has proved who it is.
-    pub fn connect(&self, url: &HubUrl, by_tls: bool, deadline: Instant) -> Result<ClientConnection> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let has_others = locked(&self.hubs).list.len() > 1;
-        let share = if has_others { left / TIME_SHARE_PER_HUB } else { left };
-        let connected = self.connector.connect_plain(&url.host_port(), Instant::now() + share);
-        let (mut connection, cut) = connected
-            .map_err(|error| unreachable_hub(url, error.to_string()).hint(error.hint.unwrap_or_default()))?;
-        if by_tls {
-            let secured = tls::client(&self.connector.tls, &url.host, connection, deadline);
-            let secured = secured.map_err(|error| not_proved(url, error))?;
-            locked(&self.hubs).negotiated.clone_from(&secured.negotiated);
-            connection = secured.into_duplex();
-        }
-        Ok(ClientConnection::new(connection, cut))
+    fn run(
+        &self,
+        request: ureq::http::Request<impl ureq::AsSendBody>,
+    ) -> std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error> {
+        // A call that goes on at another hub has what is left of the time.
+        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout = left.map_or(self.timeout, |left| left.min(self.timeout)).max(SHORTEST_TIMEOUT);
+        let in_time = self.agent.configure_request(request).timeout_global(Some(timeout));
+        self.agent.run(in_time.build())
     }
 
     /// A connection to this hub that speaks `protocol` from now on.
     pub fn upgrade(&self, url: &HubUrl, upgrade: &HubUpgrade<'_>, deadline: Instant) -> Result<Duplex> {
-        let connection = self.connect(url, upgrade.is_tls, deadline)?;
+        let (connection, cut) = if upgrade.is_tls {
+            self.connector.connect(url, deadline)?
+        } else {
+            self.connector.connect_plain(url, deadline)?
+        };
         let request = ClientRequest {
             method: "GET",
             path: upgrade.path,
@@ -279,7 +235,7 @@ impl HubClient {
             fields: &[upgrade.proof],
             body: None,
         };
-        connection.upgrade(upgrade.protocol, &request, upgrade.is_tls, deadline)
+        ClientConnection::new(connection, cut).upgrade(upgrade.protocol, &request, upgrade.is_tls, deadline)
     }
 }
 
@@ -303,43 +259,17 @@ impl From<Error> for CallFailure {
     }
 }
 
-fn not_proved(url: &HubUrl, error: io::Error) -> Error {
-    let certificate = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match certificate {
-        Some(rustls::Error::InvalidCertificate(
-            Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. },
-        )) => Error::new(format!("The certificate of {url} is not valid now"))
-            .because(format!("this machine's clock says {}", clock::now()))
-            .hint("If that is not the time, set the clock: timedatectl set-ntp true. Otherwise restart the hub, which renews it"),
-        Some(rustls::Error::InvalidCertificate(why)) => {
-            Error::new(format!("{url} did not prove that it is your hub"))
-                .because(format!("{why}"))
-                .hint("Its certificate does not match the key's pin or your CA file. Ask for a new key (hub key create), or give --ca FILE")
-        }
-        _ => match tls::nothing_in_common(&error, &url.to_string()) {
-            Some(nothing) => nothing,
-            None => unreachable_hub(url, error),
+fn call_failure(url: &HubUrl, error: ureq::Error) -> CallFailure {
+    let why = match error {
+        // The connector's own error: there was no connection.
+        ureq::Error::Other(inner) => match inner.downcast::<Error>() {
+            Ok(ours) => return CallFailure { error: *ours, nothing_done: true },
+            Err(inner) => inner.to_string(),
         },
-    }
-}
-
-fn unreachable_hub(url: &HubUrl, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    let usual = if url.port == HUB_PORT {
-        String::new()
-    } else {
-        format!(". A hub usually listens on port {HUB_PORT}")
+        ureq::Error::Timeout(_) => "it did not answer in time".to_owned(),
+        error => error.to_string(),
     };
-    Error::new(format!("Cannot reach the hub {url}"))
-        .because(why)
-        .hint(format!("Check the address, and on its machine that it runs: connect hub status{usual}"))
-        .kind(ErrorKind::Unreachable)
-}
-
-fn unanswered(url: &HubUrl, error: io::Error) -> Error {
-    match error.kind() {
-        io::ErrorKind::InvalidInput => Error::new("This cannot be sent to the hub").because(error),
-        _ => unreachable_hub(url, error),
-    }
+    CallFailure { error: unreachable_hub(url, why), nothing_done: false }
 }
 
 /// What a refusal means for the person who got it.

@@ -24,7 +24,6 @@ pub struct Response {
     pub status: u16,
     pub fields: Vec<(String, String)>,
     pub body: Vec<u8>,
-    pub keep_alive: bool,
 }
 
 impl Request {
@@ -72,12 +71,7 @@ impl Request {
 
 impl Response {
     pub fn from_head(head: &head::ResponseHead<'_>) -> Self {
-        let keep_alive = head.fields.keep_alive(head.version);
-        Self { status: head.status, fields: owned(&head.fields), body: Vec::new(), keep_alive }
-    }
-
-    pub fn field(&self, name: &str) -> Option<&str> {
-        find(&self.fields, name)
+        Self { status: head.status, fields: owned(&head.fields), body: Vec::new() }
     }
 }
 

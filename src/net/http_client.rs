@@ -21,9 +21,7 @@ use crate::http::message::Response;
 use crate::os::socket;
 
 /// A list of thousands of services is larger than any request, so this limit is higher than `BODY_LIMIT`.
-const ANSWER_LIMIT: usize = 16 * 1024 * 1024;
-
-const USER_AGENT: &str = concat!("connect/", env!("CARGO_PKG_VERSION"));
+pub const ANSWER_LIMIT: usize = 16 * 1024 * 1024;
 
 pub struct ClientRequest<'a> {
     pub method: &'a str,
@@ -134,20 +132,11 @@ pub fn send_request(
     deadline: Instant,
 ) -> io::Result<(Response, BodyWalker)> {
     let ClientRequest { method, path, host, fields, body } = request;
-    let unfit = |what: &str| {
-        Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("the {what} has a character that it never has"),
-        ))
-    };
-    // Names come from the user, tickets and IDs from the hub, keys from the user. None may begin a new line or request.
-    if !path.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return unfit("path");
-    }
-    let mut out = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {USER_AGENT}\r\n");
+    let mut out = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n");
     for (name, value) in *fields {
+        // Tickets come from the hub and keys from the user. Neither may begin a new header line.
         if value.bytes().any(|byte| byte.is_ascii_control()) {
-            return unfit(name);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("the {name} is not plain text")));
         }
         out.push_str(&format!("{name}: {value}\r\n"));
     }
@@ -164,10 +153,6 @@ pub fn send_request(
             let body = response_body(method, &head).map_err(|bad| invalid(bad.reason()))?;
             let length = head.length;
             stream.buffer.drain(..length);
-            // An interim response; only a 101 is the answer itself.
-            if matches!(response.status, 100 | 102..=199) {
-                continue;
-            }
             return Ok((response, BodyWalker::new(body)));
         }
         if stream.read_more(deadline)? == 0 {
