@@ -37,8 +37,9 @@
 //!    other. They know each other's certificates, so the hub cannot read it.
 //! 3. `hub/listener.rs` sees by the first byte of a connection that it is a relay's. `hub/relay.rs` brings the two
 //!    connections of a session together, and `net/relay.rs` copies the bytes from one to the other.
-//! 4. `tunnel/agent.rs` got the session's ticket over its control channel. Its end of the session reads the frame, dials
-//!    the target and writes the byte there. The answer goes the same way back.
+//! 4. The agent got the session's ticket over its control channel (`tunnel/agent/control_channel.rs`). Its end of the
+//!    session (`tunnel/agent/serving.rs`) reads the frame, dials the target and writes the byte there. The answer goes the
+//!    same way back.
 //!
 //! `tunnel/mod.rs` walks this path in more detail, `proxy/mod.rs` follows a request through the proxy, and
 //! `cli/commands/join.rs` a share code from the command line to the ports it opens.

@@ -23,8 +23,8 @@
 //!
 //! And back:
 //!
-//! 8. `session.rs` `Session::serve`, at the agent: the thread that `agent.rs` `begin_session` made for this session sends
-//!    OPENED with the target's first bytes, then `send_all` copies what the target says, as in 4 and 5.
+//! 8. `session.rs` `Session::serve`, at the agent: the thread that `agent/serving.rs` `begin_session` made for this
+//!    session sends OPENED with the target's first bytes, then `send_all` copies what the target says, as in 4 and 5.
 //! 9. The hub's other thread copies it, as in 6.
 //! 10. `IncomingFrames`, at the joiner: the session's own thread writes the payload to `psql`.
 //!
