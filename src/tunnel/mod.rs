@@ -17,7 +17,7 @@
 //! 5. `tls/mod.rs` `TlsWriter`: encrypts the frame and writes it to the connection to the hub.
 //! 6. `hub/relay.rs` `serve`, `copy_to_partner`: one thread for each direction copies between the two connections of the session
 //!    (`net/relay.rs` `copy`). The hub sees TLS records only.
-//! 7. `session.rs` `IncomingFrames::receive_all`, at the agent: the session's own thread decrypts, reads the header and
+//! 7. `incoming_frames.rs` `receive_all`, at the agent: the session's own thread decrypts, reads the header and
 //!    asks the state machine (`model/session_protocol.rs`) what to do. OPEN: `dial_target`. DATA: `FrameReader::data_into`
 //!    writes the payload to the target (`local_socket.rs` `write_all`).
 //!
@@ -45,11 +45,13 @@ mod direct;
 #[cfg(any(feature = "agent", feature = "join"))]
 pub mod direct_listener;
 mod frames;
+mod incoming_frames;
 pub mod joiner;
 mod local_socket;
 pub mod pool;
 pub mod served;
 mod session;
+mod shared_session;
 pub mod traffic;
 
 use crate::model::fingerprint::Fingerprint;

@@ -4,16 +4,14 @@
 //! `carry` opens one for a local client, the agent's `serve` answers OPEN by dialling its target. Each end has two
 //! threads, one for each direction:
 //!
-//! - The session's own thread reads frames all the time, idle or not, so that the end of a session is noticed when it
-//!   happens. It writes to the local socket. At the agent it also dials.
+//! - The session's own thread (`incoming_frames.rs`) reads frames all the time, idle or not, so that the end of a session
+//!   is noticed when it happens. It writes to the local socket. At the agent it also dials.
 //! - The owner's thread, which is in `carry` or `serve`, reads the local socket. Nobody else writes frames, so no frame
 //!   is ever written into another.
 //!
-//! They share the state machine and the local socket under a mutex, which never covers I/O: an event goes in, an action
-//! comes out, and the thread that caused it acts after the mutex is released.
+//! What they share is in `shared_session.rs`.
 
 use std::io;
-use std::net::Shutdown;
 use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -27,37 +25,31 @@ use std::time::Instant;
 
 use super::frames::FrameReader;
 use super::frames::FrameWriter;
+use super::incoming_frames::IncomingFrames;
 use super::local_socket::abort;
 use super::local_socket::poll_while_blocked;
-use super::served::Beginning;
 use super::served::SessionRecord;
+use super::shared_session::PONG_TIMEOUT;
+use super::shared_session::SessionState;
+use super::shared_session::SharedSession;
 use super::traffic::CarriedBytes;
 use super::traffic::TrafficCounters;
 use crate::model::fingerprint::Fingerprint;
 use crate::model::session_protocol::FrameKind;
 use crate::model::session_protocol::LocalEnd;
-use crate::model::session_protocol::OutOfTurn;
-use crate::model::session_protocol::SessionAction;
 use crate::model::session_protocol::SessionProtocol;
 use crate::model::session_protocol::SessionRole;
 use crate::model::target::Target;
-use crate::net::connect::NETWORK_TIMEOUT;
-use crate::net::connect::dial;
 use crate::net::stop::Registration;
 use crate::net::stop::Stop;
 use crate::net::threads;
 use crate::os::lock::FOREVER;
 use crate::os::lock::locked;
-use crate::os::lock::wait_while;
 use crate::os::socket;
 use crate::tls::TlsConnection;
-use crate::wire::frame::FrameHeader;
-use crate::wire::frame::parse_addresses;
 
 /// A session whose other end was heard this recently is used without asking whether it is still alive.
 pub const FRESH: Duration = Duration::from_secs(2);
-/// PING is answered within this, or the session is dead.
-const PONG_TIMEOUT: Duration = Duration::from_millis(1500);
 /// After a reset, the other end has this long to end its direction; a session that does not is dropped.
 const RESET_TIMEOUT: Duration = Duration::from_secs(2);
 /// When the target is only checked, it has this long to answer our end of file with its own.
@@ -89,40 +81,6 @@ pub enum ConnectionOutcome {
     NotStarted,
     /// The agent does not reach its target. The session is idle again.
     Refused(String),
-}
-
-/// What the two threads share.
-struct SharedSession {
-    state: Mutex<SessionState>,
-    changed: Condvar,
-    /// Below the session's TLS.
-    socket: Arc<TcpStream>,
-    traffic: Arc<TrafficCounters>,
-    sent: AtomicU64,
-    received: AtomicU64,
-    /// Agent: dropped when the session is over.
-    record: Mutex<Option<SessionRecord>>,
-}
-
-struct SessionState {
-    protocol: SessionProtocol,
-    /// The connection being carried. A joiner that only checks the target has none.
-    local: Option<Arc<TcpStream>>,
-    /// The reason in REFUSED, received or about to be sent.
-    refusal: Option<String>,
-    /// Joiner: where the agent can be reached without the relay, if it has said so.
-    addresses: Option<Vec<SocketAddr>>,
-    /// When the last frame other than DATA arrived.
-    heard: Instant,
-    /// Agent: the connection whose end is to be recorded.
-    connection: Option<CarriedConnection>,
-}
-
-struct CarriedConnection {
-    begun: Beginning,
-    /// What the session had carried before it.
-    before: CarriedBytes,
-    is_refused: bool,
 }
 
 /// What an agent's end of a session needs.
@@ -375,221 +333,10 @@ impl Drop for Session {
     }
 }
 
-impl SharedSession {
-    /// Tells the state machine of an event, and wakes the other thread. Returns the result together with the local
-    /// connection, of which the state keeps nothing once the session is idle.
-    fn update<T>(&self, event: impl FnOnce(&mut SessionState) -> T) -> (T, Option<Arc<TcpStream>>) {
-        let mut state = locked(&self.state);
-        let result = event(&mut state);
-        let local = if state.protocol.is_idle() { state.local.take() } else { state.local.clone() };
-        let is_dialling = state.protocol.is_dialling();
-        let is_cut = state.protocol.is_over();
-        let ended = if state.protocol.is_idle() { state.connection.take() } else { None };
-        drop(state);
-        if let Some(ended) = ended {
-            self.record_end(&ended, is_cut);
-        }
-        // While the target is being dialled there is nothing to send, and a thread woken for nothing costs the connection
-        // that it delays.
-        if !is_dialling {
-            self.changed.notify_all();
-        }
-        (result, local)
-    }
-
-    /// Does to the local connection what follows from an event.
-    fn apply(
-        &self,
-        event: impl FnOnce(&mut SessionState) -> Result<SessionAction, OutOfTurn>,
-    ) -> io::Result<SessionAction> {
-        let (action, local) = self.update(event);
-        let action = action.map_err(out_of_turn)?;
-        match (action, local) {
-            (SessionAction::Abort, Some(local)) => abort(&local),
-            (SessionAction::HalfClose, Some(local)) => _ = local.shutdown(Shutdown::Write),
-            _ => {}
-        }
-        Ok(action)
-    }
-
-    /// The session is over. A connection that it carries ends as broken.
-    fn close(&self) {
-        let _ = self.apply(|state| Ok(state.protocol.end()));
-        let _ = self.socket.shutdown(Shutdown::Both);
-    }
-
-    fn local_failed(&self) -> io::Result<()> {
-        self.apply(|state| Ok(state.protocol.local_failed())).map(drop)
-    }
-
-    fn count_sent(&self, bytes: usize) {
-        self.traffic.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    fn count_received(&self, bytes: usize) {
-        self.traffic.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    /// Bytes of all connections so far.
-    fn carried(&self) -> CarriedBytes {
-        let [to_agent, to_joiner] = [&self.received, &self.sent].map(|bytes| bytes.load(Ordering::Relaxed));
-        CarriedBytes { to_agent, to_joiner }
-    }
-
-    /// Agent: a connection has ended, by itself or with its session.
-    fn record_end(&self, connection: &CarriedConnection, is_cut: bool) {
-        let mut record = locked(&self.record);
-        let Some(record) = record.as_mut() else { return };
-        let outcome = match (is_cut, connection.is_refused) {
-            (true, _) => "cut",
-            (_, true) => "refused",
-            _ => "ok",
-        };
-        if is_cut {
-            record.outcome = outcome;
-        }
-        let (now, before) = (self.carried(), &connection.before);
-        let bytes = CarriedBytes {
-            to_agent: now.to_agent - before.to_agent,
-            to_joiner: now.to_joiner - before.to_joiner,
-        };
-        record.connection_closed(&connection.begun, outcome, &bytes);
-    }
-
-    fn take_refusal(&self) -> Option<String> {
-        locked(&self.state).refusal.take()
-    }
-
-    /// False if it did not come in time, or the session is over.
-    fn wait(&self, limit: Duration, wanted: impl Fn(&SessionState) -> bool) -> bool {
-        let waiting = |state: &mut SessionState| !state.protocol.is_over() && !wanted(state);
-        let state = wait_while(&self.changed, locked(&self.state), limit, waiting);
-        !state.protocol.is_over() && wanted(&state)
-    }
-
-    /// Waits for any frame. If none comes, the session is over from that very moment, so that a late answer cannot reach
-    /// the client.
-    fn answers_or_ends(&self, asked: Instant) -> bool {
-        let waiting = |state: &mut SessionState| !state.protocol.is_over() && state.heard < asked;
-        let state = locked(&self.state);
-        let mut state = wait_while(&self.changed, state, PONG_TIMEOUT, waiting);
-        if state.heard < asked {
-            state.local = None;
-            state.protocol.end();
-        }
-        !state.protocol.is_over()
-    }
-
-    /// Agent: whether nothing more will be sent. A connection that only the target has ended goes on for as long as the joiner
-    /// wants.
-    fn is_left(&self, idle_timeout: Duration) -> bool {
-        let state = locked(&self.state);
-        state.protocol.is_over() || (state.protocol.is_idle() && state.heard.elapsed() >= idle_timeout)
-    }
-
-    /// Waits for a frame that is due. `None` if `until` holds, the session is over, or the time is up.
-    fn wait_for_frame(&self, limit: Duration, until: impl Fn(&SessionProtocol) -> bool) -> Option<FrameKind> {
-        let mut due = None;
-        let state = wait_while(&self.changed, locked(&self.state), limit, |state| {
-            due = state.protocol.next_frame();
-            due.is_none() && !until(&state.protocol) && !state.protocol.is_over()
-        });
-        drop(state);
-        due
-    }
-}
-
-/// The half of a session that reads.
-struct IncomingFrames {
-    frames: FrameReader,
-    shared: Arc<SharedSession>,
-    /// Agent: what to dial for each connection.
-    target: Option<Target>,
-    stop: Stop,
-}
-
-impl IncomingFrames {
-    /// Ends with the session.
-    fn receive_all(&mut self) -> io::Result<()> {
-        loop {
-            let header = self.frames.next_header()?;
-            match header.kind {
-                FrameKind::Data => self.receive_data(header.length)?,
-                _ => self.receive(header)?,
-            }
-        }
-    }
-
-    fn receive_data(&mut self, length: usize) -> io::Result<()> {
-        let (action, local) = {
-            let mut state = locked(&self.shared.state);
-            (state.protocol.received(FrameKind::Data).map_err(out_of_turn)?, state.local.clone())
-        };
-        let local = local.filter(|_| action == SessionAction::Deliver);
-        if self.frames.data_into(length, local.as_deref())?.is_err() {
-            // The owner's thread wakes and sends a RESET, while this one reads on and drops the rest.
-            self.shared.local_failed()?;
-        } else if local.is_some() {
-            self.shared.count_received(length);
-        }
-        Ok(())
-    }
-
-    fn receive(&mut self, header: FrameHeader) -> io::Result<()> {
-        let text = match header.kind {
-            FrameKind::Refused | FrameKind::Addresses => self.frames.text(header.length)?,
-            _ => String::new(),
-        };
-        let action = self.shared.apply(|state| {
-            state.heard = Instant::now();
-            let action = state.protocol.received(header.kind)?;
-            match header.kind {
-                FrameKind::Refused => state.refusal = Some(text),
-                FrameKind::Addresses => state.addresses = Some(parse_addresses(&text)),
-                _ => {}
-            }
-            Ok(action)
-        })?;
-        if action == SessionAction::DialTarget {
-            self.dial_target();
-        }
-        if header.kind == FrameKind::Eof {
-            self.frames.shrink();
-        }
-        Ok(())
-    }
-
-    fn dial_target(&self) {
-        let Some(target) = &self.target else { return };
-        let before = self.shared.carried();
-        let connection = CarriedConnection { begun: Beginning::now(), before, is_refused: false };
-        // The one before has ended with a frame that this end has sent.
-        let ended = locked(&self.shared.state).connection.replace(connection);
-        if let Some(ended) = ended {
-            self.shared.record_end(&ended, false);
-        }
-        let local = dial(&target.host, target.port, Instant::now() + NETWORK_TIMEOUT, &self.stop).ok();
-        if let Some(local) = &local {
-            poll_while_blocked(local);
-        }
-        self.shared.update(|state| {
-            state.protocol.dialled(local.is_some());
-            state.connection.iter_mut().for_each(|connection| connection.is_refused = local.is_none());
-            state.refusal = local.is_none().then(|| format!("Nothing is listening at {target}"));
-            state.local = local;
-        });
-    }
-}
-
-fn out_of_turn(bad: OutOfTurn) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("{:?} out of turn", bad.0))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::connect::NETWORK_TIMEOUT;
     use crate::net::duplex::Duplex;
     use crate::tls;
     use crate::tls::identity::Identity;
