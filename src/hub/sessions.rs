@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::SyncSender;
 
 use crate::model::hub_records::ChannelId;
-use crate::model::sessions::HubSession;
+use crate::model::hub_session::HubSession;
 use crate::model::sessions::SessionTable;
 use crate::model::time::Time;
 use crate::os::lock::locked;

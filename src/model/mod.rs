@@ -10,6 +10,8 @@ pub mod fair_share;
 pub mod fingerprint;
 pub mod host_port;
 pub mod hub_records;
+#[cfg(feature = "hub")]
+pub mod hub_session;
 pub mod hub_trust;
 #[cfg(feature = "hub")]
 pub mod limiter;
