@@ -26,7 +26,7 @@ use crate::tunnel::joiner::OnJoinerEvent;
 use crate::tunnel::joiner::PeerCheck;
 use crate::tunnel::joiner::Tunnel;
 use crate::tunnel::joiner::any_user;
-use crate::tunnel::pool::SessionOpener;
+use crate::tunnel::session_opener::SessionOpener;
 use crate::wire::api::AskSession;
 use crate::wire::api::Membership;
 use crate::wire::api::SessionGrant;

@@ -9,9 +9,9 @@ use std::time::Instant;
 
 use super::local_socket::abort;
 use super::pool::Pool;
-use super::pool::SessionOpener;
 use super::pool::TUNNEL_SESSION_LIMIT;
 use super::session::ConnectionOutcome;
+use super::session_opener::SessionOpener;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;

@@ -9,9 +9,9 @@
 //! 1. `net/serve.rs` `accept_and_serve`: a thread accepts the connection, makes sure that another thread accepts the
 //!    next one, and serves it itself. Its worker, made in `joiner.rs` `listen`, calls
 //!    `TunnelInner::carry`.
-//! 2. `pool.rs` `take`: an idle session, or a new one that this thread opens. `SessionOpener::open` asks the hub for a
-//!    session, checks the agent that the hub names, dials the relay with the ticket and does the TLS handshake with the
-//!    agent.
+//! 2. `pool.rs` `take`: an idle session, or a new one that this thread opens. `session_opener.rs` `open` asks the hub
+//!    for a session, checks the agent that the hub names, dials the relay with the ticket and does the TLS handshake with
+//!    the agent.
 //! 3. `session.rs` `Session::carry`: `open` sends OPEN together with the first bytes of `psql`; `send_all` copies the rest.
 //! 4. `frames.rs` `FrameWriter::copy_from`: each read of the local socket becomes one DATA frame (`wire/frame.rs`).
 //! 5. `tls/mod.rs` `TlsWriter`: encrypts the frame and writes it to the connection to the hub.
@@ -48,9 +48,10 @@ mod frames;
 mod incoming_frames;
 pub mod joiner;
 mod local_socket;
-pub mod pool;
+mod pool;
 pub mod served;
 mod session;
+pub mod session_opener;
 mod shared_session;
 pub mod traffic;
 

@@ -1,12 +1,10 @@
-//! The sessions of one tunnel: which are idle, and how another is opened.
+//! The sessions of one tunnel: which are idle, and when another is opened (`session_opener.rs`).
 //!
 //! A connection takes an idle session. If there is none, it waits a moment for a busy one, then opens a session in its
 //! own thread. No connection waits for a session that another one is opening, so an agent that does not come holds up
 //! nobody else. The tunnel's maintenance thread pings and drops idle sessions (`check_idle`).
 
 use std::collections::VecDeque;
-use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
@@ -14,34 +12,16 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
-use rustls::AlertDescription;
-use rustls::ClientConfig;
-
-use super::application;
-use super::direct;
-use super::direct::DirectPath;
 use super::session::FRESH;
 use super::session::Session;
+use super::session_opener::SessionOpener;
 use super::traffic::TrafficCounters;
-use crate::api::Hub;
 use crate::error::Error;
 use crate::error::ErrorKind;
-use crate::error::OrSay;
 use crate::error::Result;
-use crate::model::name::Name;
-use crate::model::text::one_line;
-use crate::net::address::HubUrl;
 use crate::net::connect::NETWORK_TIMEOUT;
-use crate::net::duplex::Duplex;
 use crate::net::stop::Stop;
 use crate::os::lock::locked;
-use crate::tls;
-use crate::tls::TlsConnection;
-use crate::tls::identity::Identity;
-use crate::tls::trust;
-use crate::tls::trust::ExpectedPeer;
-use crate::wire::api::AskSession;
-use crate::wire::api::SessionGrant;
 
 /// Sessions of one tunnel, busy and idle. Each costs two threads and two descriptors at this end.
 pub const TUNNEL_SESSION_LIMIT: usize = 4096;
@@ -55,167 +35,6 @@ const BUSY_SESSION_WAIT: Duration = Duration::from_millis(2);
 const FIRST_OPEN_TIMEOUT: Duration = Duration::from_secs(3);
 /// An idle session that has received nothing for this long is pinged.
 const PING_AFTER_SILENCE: Duration = Duration::from_secs(5);
-
-/// Decides whether the agent that the hub names is the right one: before anything is sent to it, and again with `true` when
-/// it has proved to be that agent.
-pub type AgentCheck = Box<dyn Fn(&SessionGrant, bool) -> Result<()> + Send + Sync>;
-
-/// Opens sessions to one service.
-pub struct SessionOpener {
-    hub: Arc<Hub>,
-    tls: Arc<ClientConfig>,
-    /// Whose certificate a handshake accepts: the agent of the last session that was granted.
-    agent: ExpectedPeer,
-    ask: AskSession,
-    /// The name that the service must have; `None` accepts the name that the hub gives.
-    expected: Option<Name>,
-    agent_check: AgentCheck,
-    direct: DirectPath,
-}
-
-impl SessionOpener {
-    pub fn new(hub: Arc<Hub>, identity: &Identity, ask: AskSession, agent_check: AgentCheck) -> Result<Self> {
-        let agent = ExpectedPeer::default();
-        let tls = trust::session_client(identity, Arc::clone(&agent))?;
-        Ok(Self { hub, tls, agent, ask, expected: None, agent_check, direct: DirectPath::default() })
-    }
-
-    /// Sessions may go to the agent itself, where it says how.
-    pub fn may_be_direct(self) -> Self {
-        Self { direct: DirectPath::allowed(), ..self }
-    }
-
-    /// The agent must serve the service of this name, even if the hub names another.
-    pub fn expected(self, name: &Name) -> Self {
-        Self { expected: Some(name.clone()), ..self }
-    }
-
-    /// Asks the hub for a session and starts it with the agent: directly if that works, else through the relay.
-    pub fn open(&self, traffic: &Arc<TrafficCounters>, deadline: Instant, stop: &Stop) -> Result<Session> {
-        if let Some(address) = self.direct.working() {
-            match self.open_direct(&[address], traffic, deadline, stop) {
-                Ok(session) => return Ok(session),
-                Err(error) => self.direct.failed(&error),
-            }
-        }
-        let (granted, at) = self.ask(false, deadline)?;
-        let ticket =
-            granted.relay.as_ref().ok_or_else(|| Error::new("The hub gave no ticket for its relay"))?;
-        // The relay answers when the agent has come to it, too.
-        let relay = self.hub.relay(&at, &ticket.relay, &ticket.ticket, deadline);
-        let relay = relay.map_err(|error| self.why_not_met(error, &granted.session, &at, deadline))?;
-        let _cut = stop.attach(&relay.socket).ok_or_else(Error::stopped)?;
-        let established = self.handshake(&granted, relay, deadline)?;
-        self.start(&granted, established, traffic, stop)
-    }
-
-    /// Opens a session to the agent at the first of these addresses where it answers, and remembers which that is.
-    fn open_direct(
-        &self,
-        addresses: &[SocketAddr],
-        traffic: &Arc<TrafficCounters>,
-        deadline: Instant,
-        stop: &Stop,
-    ) -> Result<Session> {
-        let (granted, _) = self.ask(true, deadline)?;
-        let prove = |connection, deadline| self.handshake(&granted, connection, deadline);
-        let (established, address) = direct::reach_agent(addresses, stop, prove)?;
-        let mut session = self.start(&granted, established, traffic, stop)?;
-        session.is_direct = true;
-        self.direct.works(address);
-        Ok(session)
-    }
-
-    fn ask(&self, direct: bool, deadline: Instant) -> Result<(SessionGrant, HubUrl)> {
-        let asked = self.hub.until(deadline).ask_session(&AskSession { direct, ..self.ask.clone() })?;
-        (self.agent_check)(&asked.0, false)?;
-        Ok(asked)
-    }
-
-    fn start(
-        &self,
-        granted: &SessionGrant,
-        established: TlsConnection,
-        traffic: &Arc<TrafficCounters>,
-        stop: &Stop,
-    ) -> Result<Session> {
-        (self.agent_check)(granted, true)?;
-        let _ = traffic.negotiated.set(established.negotiated.clone());
-        Session::start(established, None, Arc::clone(traffic), stop).or_say(|| "Cannot start a session")
-    }
-
-    /// Asks the hub why the relay did not open.
-    fn why_not_met(&self, error: Error, session: &str, at: &HubUrl, deadline: Instant) -> Error {
-        if error.kind != ErrorKind::Unreachable {
-            return error;
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Error::new("The machine that offers it does not answer")
-                .hint("Run connect status there")
-                .kind(ErrorKind::Unreachable);
-        }
-        match self.hub.with_timeout(left).declined(at, session) {
-            Ok(Some(reason)) => Error::new(format!("The agent declined: {}", one_line(&reason)))
-                .kind(ErrorKind::Refused(503))
-                .with_code("declined"),
-            Err(refused) if matches!(refused.kind, ErrorKind::Refused(_)) => refused,
-            _ => error,
-        }
-    }
-
-    /// Succeeds only with the agent that the hub named, and only if that agent serves the service that is meant.
-    fn handshake(
-        &self,
-        granted: &SessionGrant,
-        connection: Duplex,
-        deadline: Instant,
-    ) -> Result<TlsConnection> {
-        let service = self.expected.as_ref().unwrap_or(&granted.name);
-        let meant = application(granted.agent_fingerprint, service, &granted.session);
-        *locked(&self.agent) = Some(granted.agent_fingerprint);
-        let mut tls = ClientConfig::clone(&self.tls);
-        tls.alpn_protocols = vec![meant.clone()];
-        // rustls stores resumption data under this name. It proves nothing; the fingerprint does.
-        let name = format!("{}.agent", granted.agent_fingerprint.pin());
-        let established = tls::client(&Arc::new(tls), &name, connection, deadline).map_err(|error| {
-            match tls_error(&error) {
-                Some(rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)) => {
-                    another_service(service)
-                }
-                Some(rustls::Error::InvalidCertificate(_)) => another_agent(service),
-                _ => {
-                    tls::nothing_in_common(&error, &format!("The agent of {service}")).unwrap_or_else(|| {
-                        Error::new(format!("The agent of {service} does not answer"))
-                            .because(error)
-                            .kind(ErrorKind::Unreachable)
-                    })
-                }
-            }
-        })?;
-        if established.peer != Some(granted.agent_fingerprint) {
-            return Err(another_agent(service));
-        }
-        if established.application != Some(meant) {
-            return Err(another_service(service));
-        }
-        Ok(established)
-    }
-}
-
-fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
-    error.get_ref().and_then(|why| why.downcast_ref())
-}
-
-fn another_agent(wanted: &Name) -> Error {
-    Error::new(format!("Another agent answered for {wanted}"))
-        .hint("Somebody may stand in between. Nothing was sent; ask the owner for a verified code")
-}
-
-fn another_service(wanted: &Name) -> Error {
-    Error::new(format!("The hub connected us to a different service than {wanted}"))
-        .hint("Nothing was sent to it. Ask the hub's admin")
-}
 
 pub struct Pool {
     opener: SessionOpener,

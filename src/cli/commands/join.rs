@@ -18,8 +18,9 @@
 //!    makes a `LocalTunnel` for each service; `TunnelAccess::tunnel_to` builds the tunnel under it
 //!    (`tunnel/joiner.rs`).
 //! 8. Each tunnel is checked in a thread of its own. `Tunnel::check_target` has `SessionOpener::open`
-//!    (`tunnel/pool.rs`) ask the hub for a session, connect to the relay with the ticket, and make the TLS handshake
-//!    with the agent, whose fingerprint and service name must be the expected ones. Then the agent reaches its target.
+//!    (`tunnel/session_opener.rs`) ask the hub for a session, connect to the relay with the ticket, and make the TLS
+//!    handshake with the agent, whose fingerprint and service name must be the expected ones. Then the agent reaches its
+//!    target.
 //! 9. A service that answers gets its port, in `LocalTunnel::take_port`: the one asked for, the service's own, the
 //!    alternative of last time, or the next free one (`model/port_choice.rs`). `Tunnel::listen` opens it on the loopback.
 //! 10. `list_routes` writes the ports to `active-routes.json`, and `report` tells the user.
