@@ -22,7 +22,7 @@ use super::fleet::Fleet;
 use super::places::KeyPlaces;
 use super::readiness::Readiness;
 use super::records::Records;
-use super::refusal::RefusalCounts;
+use super::refusal::counts::RefusalCounts;
 use super::sessions::Sessions;
 use super::store;
 use super::store::EtcdConfig;

@@ -12,8 +12,8 @@
 //!    `directory.rs`, `keys.rs`, `logins.rs`, `shares.rs`, `share_join.rs`, `session_request.rs`, `pages.rs`.
 //! 5. The endpoint reads or changes the registry through `records.rs`, which writes every change to the store
 //!    (`store/`: this hub's disk, or the etcd of a fleet) before anybody sees it.
-//! 6. A refusal is one row of `refusal.rs`, which counts it and makes the answer. Events go to `audit.rs`, and
-//!    from there to a collector (`audit_forward.rs`).
+//! 6. A refusal is one row of `refusal.rs`; `refusal/counts.rs` counts it and makes the answer. Events go to `audit.rs`,
+//!    and from there to a collector (`audit_forward.rs`).
 //!
 //! `core.rs` holds the parts. Who may join a share is decided in `share_join.rs`, and what a role may do in
 //! `model/access.rs`. `fleet.rs`, `membership.rs` and `carry.rs` are
