@@ -2,8 +2,9 @@
 //!
 //! A request, from accept to answer:
 //!
-//! 1. `listener.rs` accepts the connection and counts its sender's network (`unauthenticated.rs`). The first byte
-//!    tells TLS, for which `ca.rs` has a certificate, from a plain request, which may only ask for the relay.
+//! 1. `running_hub.rs` has the port. `listener.rs` serves a connection to it, and counts its sender's network
+//!    (`unauthenticated.rs`). The first byte tells TLS, for which `ca.rs` has a certificate, from a plain request, which
+//!    may only ask for the relay.
 //! 2. An upgrade leaves the API here. The relay's is checked by its ticket (`relay.rs`, `sessions.rs`). An agent's
 //!    goes through step 3 and then to `control_channel.rs`, where the agent exposes and withdraws services.
 //! 3. `endpoints.rs` finds the call in its table. The row says who may make the call and how often; `access.rs`
@@ -44,6 +45,7 @@ mod readiness;
 mod records;
 mod refusal;
 mod relay;
+mod running_hub;
 mod session_request;
 mod sessions;
 mod share_join;
@@ -56,5 +58,5 @@ mod unauthenticated;
 pub use core::Core;
 pub use core::HubSettings;
 pub use endpoints::answer_locally;
-pub use listener::start;
+pub use running_hub::start;
 pub use tunnel_ports::TunnelOpener;
