@@ -27,16 +27,15 @@ use common::team::Team;
 use common::team::routes;
 
 /// Services at `ports`, exposed by the owner for as long as the share runs.
-fn offered(names: &[&str]) -> (Team, Ports, common::team::Shared) {
+fn offered(names: &[&str]) -> (Team, Ports, Vec<Running>) {
     let (team, ports) = (Team::new(), Ports::claim());
     let target = |(at, name): (usize, &&str)| {
         let offset = u16::try_from(at).unwrap();
         ports.echo(offset);
         ports.target(name, offset)
     };
-    let targets: Vec<String> = names.iter().enumerate().map(target).collect();
-    let shared = team.share(&targets.iter().map(String::as_str).collect::<Vec<_>>());
-    (team, ports, shared)
+    let exposed = names.iter().enumerate().map(target).map(|target| team.expose(&target)).collect();
+    (team, ports, exposed)
 }
 
 fn dev(home: &Home, folder: &Path, args: &[&str]) -> Command {
@@ -63,7 +62,7 @@ fn connected(command: Command) -> (Running, String) {
 
 #[test]
 fn it_says_the_documented_words() {
-    let (team, ports, _shared) = offered(&["staging-db", "staging-redis", "staging-api"]);
+    let (team, ports, _exposed) = offered(&["staging-db", "staging-redis", "staging-api"]);
     let [db, redis, api] = [0, 1, 2].map(|offset| ports.at(offset));
     let text = format!(
         "services:\n  - name: staging-db\n    port: {db}\n  - name: staging-redis\n    port: {redis}\n  - name: staging-api\n    port: {api}\n"
@@ -97,7 +96,7 @@ fn it_says_the_documented_words() {
 
 #[test]
 fn every_spelling_of_the_file_is_read_from_here_upwards() {
-    let (team, ports, _shared) = offered(&["db", "web"]);
+    let (team, ports, _exposed) = offered(&["db", "web"]);
     let (at, two) = (ports.at(20), ports.at(21));
     for (file, text) in [
         (
@@ -130,7 +129,7 @@ fn every_spelling_of_the_file_is_read_from_here_upwards() {
 
 #[test]
 fn a_faulty_file_is_refused_with_its_line_and_the_reason() {
-    let (team, _ports, _shared) = offered(&["db"]);
+    let (team, _ports, _exposed) = offered(&["db"]);
     for (text, reason) in [
         ("services:\n  - name: db\n    prot: 1\n", "unknown field `prot`"),
         ("services:\n  - name: db\n    port: 70000\n", "line 3"),
@@ -173,7 +172,7 @@ fn a_file_that_is_not_there_is_refused_with_the_way_to_write_one() {
 
 #[test]
 fn a_misspelt_service_is_said_before_it_is_waited_for() {
-    let (team, _ports, _shared) = offered(&["staging-db"]);
+    let (team, _ports, _exposed) = offered(&["staging-db"]);
     write(&team.user, "pconnect.yml", "services:\n  - name: stagign-db\n");
     let said = Said::of(dev(&team.user, team.user.path(), &["--wait", "1s", "--", "true"]));
     let hint = "There is no service stagign-db yet. Did you mean: staging-db";
@@ -183,7 +182,7 @@ fn a_misspelt_service_is_said_before_it_is_waited_for() {
 
 #[test]
 fn a_saved_change_is_taken_up_and_the_others_are_not_touched() {
-    let (team, ports, _shared) = offered(&["db", "web", "redis"]);
+    let (team, ports, _exposed) = offered(&["db", "web", "redis"]);
     let line = |name: &str, offset: u16| format!("  - name: {name}\n    port: {}\n", ports.at(offset));
     write(&team.user, "pconnect.yml", &format!("services:\n{}{}", line("db", 20), line("web", 21)));
     let (running, _) = connected(dev(&team.user, team.user.path(), &["--json"]));
@@ -230,7 +229,7 @@ fn a_saved_change_is_taken_up_and_the_others_are_not_touched() {
 
 #[test]
 fn what_the_file_exposes_can_be_used_by_others_while_it_runs() {
-    let (team, ports, _shared) = offered(&["db"]);
+    let (team, ports, _exposed) = offered(&["db"]);
     ports.echo(10);
     let target = |offset: u16| format!("127.0.0.2:{}", ports.at(offset));
     write(
@@ -283,7 +282,7 @@ fn what_the_file_exposes_can_be_used_by_others_while_it_runs() {
 
 #[test]
 fn the_hub_of_the_file_is_used_unless_another_is_asked_for() {
-    let (team, ports, _shared) = offered(&["db"]);
+    let (team, ports, _exposed) = offered(&["db"]);
     let other = Hub::start();
     // A key for both, so that only the address decides.
     let home = other.machine("member");
@@ -324,7 +323,7 @@ fn a_hub_that_only_the_file_names_gets_no_key() {
 
 #[test]
 fn what_a_file_exposes_is_confirmed_once_and_other_machines_each_time() {
-    let (team, ports, _shared) = offered(&["db"]);
+    let (team, ports, _exposed) = offered(&["db"]);
     let here = |args: &[&str]| dev(&team.user, team.user.path(), args);
     let starts = |args: &[&str]| connected(here(&[args, &["--json"]].concat()));
     let is_refused = |hint: &str| {
@@ -359,7 +358,7 @@ fn what_a_file_exposes_is_confirmed_once_and_other_machines_each_time() {
 
 #[test]
 fn a_change_of_what_is_exposed_waits_for_its_confirmation() {
-    let (team, ports, _shared) = offered(&["db"]);
+    let (team, ports, _exposed) = offered(&["db"]);
     ports.echo(10);
     let line = |name: &str, offset: u16| format!("  {name}: 127.0.0.2:{}\n", ports.at(offset));
     let file = |lines: &str| write(&team.user, "pconnect.yml", &format!("expose:\n{lines}"));
@@ -391,7 +390,7 @@ fn a_terminal_is_asked_before_anything_is_exposed() {
     if !common::is_here("script", "bsdutils") {
         return;
     }
-    let (team, ports, _shared) = offered(&["db"]);
+    let (team, ports, _exposed) = offered(&["db"]);
     let target = format!("127.0.0.2:{}", ports.at(10));
     write(&team.user, "pconnect.yml", &format!("expose:\n  my-api: {target}\n  lan: 192.0.2.1:80\n"));
     for (answer, shown) in [("n", "Nothing was exposed"), ("y", "my-api exposed from")] {
@@ -412,7 +411,7 @@ fn a_terminal_is_asked_before_anything_is_exposed() {
 
 #[test]
 fn init_writes_a_file_that_dev_reads_and_overwrites_nothing() {
-    let (team, ports, _shared) = offered(&["db", "web"]);
+    let (team, ports, _exposed) = offered(&["db", "web"]);
     let folder = team.user.file("project");
     fs::create_dir(&folder).unwrap();
     let said = Said::of(dev(&team.user, &folder, &["--init"])).ok();

@@ -45,7 +45,7 @@ fn service(name: &str, more: &str) -> String {
 fn quick_answers() -> Vec<String> {
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     let within = format!(
-        r#"{{"status":"ok","label":"x","role":null,"workspace":"w","x":{}{}}}"#,
+        r#"{{"status":"ok","id":"key_x","label":"x","role":null,"workspace":"w","x":{}{}}}"#,
         "[".repeat(120),
         "]".repeat(120)
     );
@@ -53,9 +53,9 @@ fn quick_answers() -> Vec<String> {
     let bodies = [
         format!(r#"{{"error":"{NASTY}","hint":"{NASTY}"}}"#),
         format!(
-            r#"{{"label":"{NASTY}","role":"member","workspace":"{NASTY}","status":"{NASTY}","version":"{NASTY}","uptimeSeconds":1}}"#
+            r#"{{"id":"{NASTY}","label":"{NASTY}","role":"member","workspace":"{NASTY}","status":"{NASTY}","version":"{NASTY}","uptimeSeconds":1}}"#
         ),
-        format!(r#"{{"label":"x","role":"{NASTY}","workspace":"x"}}"#),
+        format!(r#"{{"id":"key_x","label":"x","role":"{NASTY}","workspace":"x"}}"#),
         format!("[{}]", service("db", "")),
         format!("[{}]", service(NASTY, "")),
         format!("[{}]", service("../../etc/passwd", "")),
@@ -317,7 +317,7 @@ const EXPOSED: &str = r#"{"type":"exposed","name":"db","service":"svc_1","tunnel
 #[test]
 fn a_service_that_is_not_exposed_is_declined_and_a_warning_says_so() {
     let open = format!(
-        r#"{{"type":"open","session":"ses_9","service":"{NASTY}","principal":"who_1","peer":"{FINGERPRINT}","ticket":"t","relay":"http://127.0.0.1:1"}}"#
+        r#"{{"type":"open","session":"ses_9","service":"{NASTY}","principal":"who_1","peer":"{FINGERPRINT}","agent":"{FINGERPRINT}","ticket":"t","relay":"http://127.0.0.1:1"}}"#
     );
     let (fake, running, heard, _homes) = agent_of(vec![WELCOME.into(), EXPOSED.into(), open]);
     running.wait_err(|line| {
@@ -336,7 +336,7 @@ fn a_hub_cannot_make_an_agent_dial_or_say_what_it_likes_elsewhere() {
     victim.set_nonblocking(true).unwrap();
     let open = |ticket: &str, relay: &str| {
         format!(
-            r#"{{"type":"open","session":"s","service":"svc_1","principal":"who_1","peer":"{FINGERPRINT}","ticket":"{ticket}","relay":"{relay}"}}"#
+            r#"{{"type":"open","session":"s","service":"svc_1","principal":"who_1","peer":"{FINGERPRINT}","agent":"{FINGERPRINT}","ticket":"{ticket}","relay":"{relay}"}}"#
         )
     };
     let elsewhere = format!("http://{}", victim.local_addr().unwrap());
@@ -373,7 +373,7 @@ fn no_message_on_the_control_channel_ends_the_agent() {
     let after = |line: &str| vec![WELCOME.to_owned(), EXPOSED.to_owned(), line.to_owned()];
     let ids: Vec<String> = (0..20_000).map(|n| EXPOSED.replace("svc_1", &format!("svc_{n}"))).collect();
     let opens: Vec<String> = (0..300)
-        .map(|n| format!(r#"{{"type":"open","session":"s{n}","service":"svc_1","principal":"who_1","peer":"{FINGERPRINT}","ticket":"t","relay":"http://h:1"}}"#))
+        .map(|n| format!(r#"{{"type":"open","session":"s{n}","service":"svc_1","principal":"who_1","peer":"{FINGERPRINT}","agent":"{FINGERPRINT}","ticket":"t","relay":"http://h:1"}}"#))
         .collect();
     let cases: Vec<Vec<String>> = vec![
         first(""),
@@ -567,7 +567,11 @@ fn a_host_with_a_certificate_of_the_ca_file_is_not_of_the_fleet() {
             "POST /v1/sessions" => json(stream, 421, &format!(r#"{{"error":"elsewhere","hub":"{named}"}}"#)),
             "GET /v1/whoami" => {
                 let hubs = format!(r#""hubs":["{named}"]"#);
-                json(stream, 200, &format!(r#"{{"label":"x","role":"member","workspace":"default",{hubs}}}"#))
+                json(
+                    stream,
+                    200,
+                    &format!(r#"{{"id":"key_x","label":"x","role":"member","workspace":"default",{hubs}}}"#),
+                )
             }
             _ => friendly(asked, stream),
         });

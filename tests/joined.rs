@@ -66,6 +66,7 @@ fn the_original_port_comes_first_and_an_alternative_is_the_same_tomorrow_while_i
     let (team, ports) = (Team::new(), Ports::claim());
     ports.echo(0);
     let shared = team.share(&[&ports.target("db", 0), "--code", "abc123"]);
+    let _exposed = team.expose(&ports.target("db", 0));
     let once = |args: &[&str]| {
         let (mut joined, services) = team.join(args);
         assert_eq!(joined.interrupt().0.code(), Some(0));
@@ -97,6 +98,7 @@ fn a_typed_port_is_had_or_the_command_fails_and_is_not_remembered() {
     let (team, ports) = (Team::new(), Ports::claim());
     ports.echo(0);
     let _shared = team.share(&[&ports.target("db", 0), "--code", "abc123"]);
+    let _exposed = team.expose(&ports.target("db", 0));
     let chosen = format!("db={}", ports.at(50));
     let (mut joined, services) = team.join(&["abc123", "--port", &chosen]);
     joined.interrupt();
@@ -128,6 +130,7 @@ fn reach_with_a_port_moves_aloud_and_a_second_one_in_the_background_says_where_i
     let (team, ports) = (Team::new(), Ports::claim());
     ports.echo(0);
     let _shared = team.share(&[&ports.target("web", 0), "--code", "abc123"]);
+    let _exposed = team.expose(&ports.target("web", 0));
     let held = ports.hold(0);
     let port = ports.at(0).to_string();
     let reached = team.user.start(&["reach", "web", &port]);
@@ -156,6 +159,7 @@ fn with_same_user_the_ports_refuse_the_other_users_of_the_machine() {
     let (team, ports) = (Team::new(), Ports::claim());
     ports.echo(0);
     let _shared = team.share(&[&ports.target("db", 0), "--code", "abc123"]);
+    let _exposed = team.expose(&ports.target("db", 0));
     fs::write(team.user.file("pconnect.yml"), "services: [{name: db}]").unwrap();
     let project = team.user.file("pconnect.yml").display().to_string();
     // As somebody else: whether an echo comes back.
@@ -339,6 +343,7 @@ fn routes_are_gone_after_every_way_out() {
     let (team, ports) = (Team::new(), Ports::claim());
     (0..2).for_each(|offset| ports.echo(offset));
     let shared = team.share(&[&ports.target("db", 0), &ports.target("web", 1), "--code", "abc123"]);
+    let _exposed = team.expose(&ports.target("db", 0));
     let join = || -> Running {
         let (joined, _) = team.join(&["abc123"]);
         eventually("the routes are listed", PATIENCE, || routes(&team.user) == ["db", "web"]);

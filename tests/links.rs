@@ -86,7 +86,8 @@ fn a_link_needs_no_root_no_known_user_and_no_writable_home() {
 
 #[test]
 fn a_key_and_a_code_need_no_writable_home_and_the_background_says_at_once_that_it_does() {
-    let (team, _ports, shared) = linked();
+    let (team, ports, shared) = linked();
+    let _exposed = team.expose(&ports.target("db", 0));
     let home = Home::new();
     let with_key = |args: &[&str]| {
         let mut command = home.connect(args);
@@ -238,6 +239,7 @@ fn a_key_or_a_chosen_code_stays_out_of_the_processes_in_the_background() {
         command.env("CONNECT_TOKEN", &key).env("CONNECT_HUB_URL", &team.hub.url);
         Said::of(command).ok()
     };
+    let _exposed = team.expose(&ports.target("db", 0));
     with_key(&home, &["reach", "db", "-d"]);
     with_key(&home, &["join", &shared.code, "-d"]);
     with_key(&home, &["proxy", "start", "--port", &ports.at(40).to_string()]);

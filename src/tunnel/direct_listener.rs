@@ -23,7 +23,6 @@ use rustls::server::Acceptor;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
-use crate::model::fingerprint::Fingerprint;
 use crate::model::session_protocol::TICKET_SECONDS;
 use crate::net::connect::set_deadline;
 use crate::net::duplex::Duplex;
@@ -141,11 +140,9 @@ impl DirectListener {
         known(&wait_while(&self.announced, locked(&self.expected), ANNOUNCEMENT_TIMEOUT, is_unknown))
     }
 
-    /// A joiner with this certificate has come. True once for each that was expected.
-    pub fn take(&self, application: &[u8], peer: Option<Fingerprint>) -> bool {
-        let mut expected = locked(&self.expected);
-        let is_meant = expected.get(application).is_some_and(|joiner| Some(joiner.offer.peer) == peer);
-        is_meant && expected.remove(application).is_some()
+    /// The joiner has proved to be the expected one. True once.
+    pub fn take(&self, application: &[u8]) -> bool {
+        locked(&self.expected).remove(application).is_some()
     }
 
     /// Room for a handshake with this address, until it is dropped.

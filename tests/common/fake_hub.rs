@@ -177,7 +177,9 @@ pub fn friendly(asked: &Asked, stream: &mut impl Write) -> io::Result<()> {
     let agent = r#"{"id":"agent_x","label":"x","status":"online","fingerprint":"00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff","services":0,"connectedAt":null,"workspace":"default","key":"key_x","seenAt":"2026-01-01T00:00:00Z"}"#;
     match asked.call.as_str() {
         "GET /health" => json(stream, 200, r#"{"status":"ok","version":"1","uptimeSeconds":1}"#),
-        "GET /v1/whoami" => json(stream, 200, r#"{"label":"x","role":"member","workspace":"default"}"#),
+        "GET /v1/whoami" => {
+            json(stream, 200, r#"{"id":"key_x","label":"x","role":"member","workspace":"default"}"#)
+        }
         "GET /v1/services" => json(stream, 200, "[]"),
         "POST /v1/agents/register" => json(stream, 200, agent),
         _ => json(stream, 404, r#"{"error":"not here"}"#),

@@ -39,6 +39,14 @@ impl Team {
         Self { hub, owner, user }
     }
 
+    /// Exposes `NAME=HOST:PORT` under a name of the workspace.
+    pub fn expose(&self, target: &str) -> Running {
+        let (name, at) = target.split_once('=').unwrap();
+        let running = self.owner.start(&["expose", "--json", at, "--name", name, "--protocol", "tcp"]);
+        running.wait_event("exposed");
+        running
+    }
+
     /// Starts `connect share` with these arguments, and waits until it has a code.
     pub fn share(&self, args: &[&str]) -> Shared {
         let running = self.owner.start(&[&["share", "--json"], args].concat());

@@ -29,6 +29,7 @@ use crate::model::code::Code;
 use crate::model::code::Invitation;
 use crate::model::code::Link;
 use crate::model::hub_trust::HubTrust;
+use crate::model::text::counted;
 use crate::model::time::in_words;
 use crate::net::stop::Stop;
 use crate::os::secret;
@@ -235,15 +236,16 @@ pub fn list(call: &Call) -> CommandResult {
         let joins = share
             .max_joins
             .map_or_else(|| share.join_count.to_string(), |max| format!("{}/{max}", share.join_count));
-        let sessions = share.max_sessions.map_or_else(|| "-".to_owned(), |max| max.to_string());
+        let sessions =
+            share.max_sessions.map(|max| format!(" (at most {} at once)", counted(max, "session")));
         let last = share
             .joins
             .last()
             .map_or_else(|| "-".to_owned(), |join| format!("{} {}", join.who, time(join.at)));
         let [id, name] = [&share.id, &share.name].map(String::clone);
-        [id, name, time(share.expires_at), joins, sessions, last, services.join(",")]
+        [id, name, time(share.expires_at), joins, last, services.join(",") + &sessions.unwrap_or_default()]
     });
-    let headings = ["ID", "NAME", "EXPIRES", "JOINS", "MAX SESSIONS", "LAST JOINED", "SERVICES"];
+    let headings = ["ID", "NAME", "EXPIRES", "JOINS", "LAST JOINED", "SERVICES"];
     call.say.result(&columns(&headings, rows));
     Ok(0)
 }

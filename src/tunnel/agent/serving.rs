@@ -121,9 +121,6 @@ impl AgentInner {
         let record = self.record(exposed, offer, at, "relay");
         let Some(_cut) = stop.attach(&below.socket) else { return Ok(()) };
         let established = self.handshake(exposed, offer, below, deadline)?;
-        if established.peer != Some(offer.peer) {
-            return Err(another_joiner(exposed));
-        }
         self.say_secured(offer, &established);
         let mut session = exposed.start(established, record, stop)?;
         if let Some(direct) = &self.direct {
@@ -165,8 +162,14 @@ impl AgentInner {
         let tls = locked(&self.identities).iter().find(meant).map(|own| Arc::clone(&own.tls));
         let mut tls = ServerConfig::clone(&*tls.ok_or_else(|| Error::new("The hub named another identity"))?);
         tls.alpn_protocols = vec![Self::application_of(exposed, offer)];
-        let established = tls::server(&Arc::new(tls), below, deadline, tls::BUFFER_BUSY)
+        let mut established = tls::server(&Arc::new(tls), below, deadline, tls::BUFFER_BUSY)
             .or_say(|| "The joiner does not answer")?;
+        if established.peer != Some(offer.peer) {
+            let _ = established.writer.finish();
+            let name = &exposed.exposure.name;
+            log::warn!("refused: the joiner of a session to {name} is not the one the hub named");
+            return Err(Error::new("Another joiner answered"));
+        }
         // The TLS library lets a joiner pass that names no service.
         if established.application.is_none() {
             return Err(Error::new("The joiner names no service"));
@@ -210,10 +213,9 @@ impl AgentInner {
         let ExpectedConnection { offer, connection } =
             heard.ok_or_else(|| Error::new("Nobody expects it"))?;
         let exposed = self.exposed(&offer.service).ok_or_else(|| Error::new("Its service is withdrawn"))?;
-        let mut established = self.handshake(&exposed, &offer, connection, deadline)?;
-        if !direct.take(&Self::application_of(&exposed, &offer), established.peer) {
-            let _ = established.writer.finish();
-            return Err(another_joiner(&exposed));
+        let established = self.handshake(&exposed, &offer, connection, deadline)?;
+        if !direct.take(&Self::application_of(&exposed, &offer)) {
+            return Err(Error::new("Its session has begun already"));
         }
         drop(place);
         self.say_secured(&offer, &established);
@@ -258,10 +260,4 @@ impl ExposedService {
         let started = Session::start(established, Some(serving), Arc::clone(&self.traffic), stop);
         started.or_say(|| "Cannot start a session")
     }
-}
-
-fn another_joiner(exposed: &ExposedService) -> Error {
-    let name = &exposed.exposure.name;
-    log::warn!("refused: the joiner of a session to {name} is not the one the hub named");
-    Error::new("Another joiner answered")
 }
