@@ -25,7 +25,7 @@ use common::team::with_input;
 fn two() -> (Team, Ports, common::team::Shared) {
     let (team, ports) = (Team::new(), Ports::claim());
     (0..2).for_each(|offset| ports.echo(offset));
-    let shared = team.share(&[&ports.target("db", 0), &ports.target("staging-api", 1), "--code", "abc123"]);
+    let shared = team.share_and_expose(&[ports.target("db", 0), ports.target("staging-api", 1)]);
     (team, ports, shared)
 }
 
@@ -95,7 +95,7 @@ fn no_variable_of_ours_reaches_the_command() {
 fn the_command_waits_for_every_service() {
     let (team, ports) = (Team::new(), Ports::claim());
     ports.echo(0);
-    let _shared = team.share(&[&ports.target("db", 0), &ports.target("staging-api", 1), "--code", "abc123"]);
+    let _shared = team.share_and_expose(&[ports.target("db", 0), ports.target("staging-api", 1)]);
     let commands = both(&team, "echo began; exit 3").map(Running::start);
     // Both have looked at least once, and found one of the two.
     eventually("they have their first tunnels", PATIENCE, || team.hub.sessions() > 1);
@@ -111,7 +111,7 @@ fn the_command_waits_for_every_service() {
 fn a_service_that_does_not_come_in_time_is_named_and_nothing_is_started() {
     let (team, ports) = (Team::new(), Ports::claim());
     ports.echo(0);
-    let _shared = team.share(&[&ports.target("db", 0), &ports.target("staging-api", 1), "--code", "abc123"]);
+    let _shared = team.share_and_expose(&[ports.target("db", 0), ports.target("staging-api", 1)]);
     write_project(&team, "");
     for words in [&["join", "abc123"][..], &["dev"]] {
         let mut command = team.user.connect(&[words, &["--wait", "1s", "--", "touch", "started"]].concat());
@@ -269,7 +269,7 @@ fn lines_are_added_to_an_environment_file_that_somebody_else_made() {
 #[test]
 fn while_it_waits_it_says_for_what() {
     let (mut team, ports) = (Team::new(), Ports::claim());
-    let _shared = team.share(&[&ports.target("db", 0), "--code", "abc123"]);
+    let _shared = team.share_and_expose(&[ports.target("db", 0)]);
     write_project(&team, "");
     let mut commands = both(&team, "true").map(Running::start);
     for command in &commands {

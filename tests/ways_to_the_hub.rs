@@ -333,8 +333,8 @@ fn only_a_named_proxy_says_where_a_client_is_and_only_it_may_speak_in_the_clear(
     let hub = Hub::start_with(&["--behind-proxy", "--proxy", "127.0.0.1", "--proxy", "10.0.0.0/8"]);
     for (named, address) in [
         ("203.0.113.1:4711", "203.0.113.1"),
-        ("[2001:db8::1]:4711", "2001:db8::"),
-        ("[2001:db8:1::1]", "2001:db8:1::"),
+        ("[2001:db8::1]:4711", "2001:db8::1"),
+        ("[2001:db8:1::1]", "2001:db8:1::1"),
         ("6.6.6.6, 203.0.113.2", "203.0.113.2"),
     ] {
         assert_eq!(hub.ask_plainly(&[("X-Forwarded-For", named), ("x-api-key", "pc_x")]), 401);

@@ -105,6 +105,10 @@ impl TlsState {
         }
     }
 
+    pub fn is_client(&self) -> bool {
+        matches!(self.side, TlsSide::Client(_))
+    }
+
     /// Decrypts every whole record in `raw`.
     pub fn decrypt(&mut self, raw: &mut [u8], outcome: &mut DecryptOutcome<'_>) -> io::Result<()> {
         let decrypted = match &mut self.side {

@@ -52,7 +52,21 @@ impl Team {
         let running = self.owner.start(&[&["share", "--json"], args].concat());
         let said = running.wait_event("shared");
         let text = |name: &str| said[name].as_str().unwrap_or_default().to_owned();
-        Shared { code: text("code"), verified: text("verified"), link: text("link"), id: text("id"), running }
+        Shared {
+            code: text("code"),
+            verified: text("verified"),
+            link: text("link"),
+            id: text("id"),
+            running,
+            exposed: Vec::new(),
+        }
+    }
+
+    /// Shares these targets as abc123, and exposes them under the workspace's names as well.
+    pub fn share_and_expose(&self, targets: &[String]) -> Shared {
+        let words: Vec<&str> = targets.iter().map(String::as_str).chain(["--code", "abc123"]).collect();
+        let shared = self.share(&words);
+        Shared { exposed: targets.iter().map(|target| self.expose(target)).collect(), ..shared }
     }
 
     /// Starts `connect join`, and waits for its ports, by name.
@@ -81,6 +95,8 @@ pub struct Shared {
     pub verified: String,
     pub link: String,
     pub id: String,
+    /// The same targets under names of the workspace.
+    pub exposed: Vec<Running>,
 }
 
 /// A hundred neighbouring ports below those that the system hands out, held against every other test by a
