@@ -298,7 +298,7 @@ fn each_share_has_a_postgres_of_its_own_beside_the_workspaces() {
     assert_eq!(named, [r#""ann-env""#, r#""bob-env""#]);
     let table = team.user.run(&["services"]).ok().out;
     assert!(table.lines().next().unwrap().ends_with("AGENT   SHARE"), "{table}");
-    assert!(table.contains("member  ann-env\n"), "{table}");
+    assert!(table.contains("member  ann-env"), "{table}");
     let whoami = team.owner.run(&["whoami"]).ok().out;
     assert!(whoami.contains("Exposes:     postgres (share ann-env)\n"), "{whoami}");
     assert!(team.hub.audit().contains(r#""services":"postgres""#), "{}", team.hub.audit());
