@@ -115,7 +115,8 @@ impl TunnelAccess {
             let service = named.as_ref().unwrap_or(&granted.name).as_str();
             agents.check(if is_shared { &granted.agent_id } else { service }, granted, is_proven)
         };
-        let mut opener = SessionOpener::new(Arc::clone(&self.hub), &self.identity, ask, Box::new(check))?;
+        let mut opener =
+            SessionOpener::new(Arc::clone(&self.hub), self.identity.clone(), ask, Box::new(check));
         if self.may_be_direct {
             opener = opener.may_be_direct();
         }

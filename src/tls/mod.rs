@@ -377,8 +377,7 @@ mod tests {
         let config = trust::session_server(&identity).unwrap();
         let deadline = Instant::now() + Duration::from_secs(20);
         let peer = thread::spawn(move || {
-            let expected = Arc::new(Mutex::new(Some(identity.fingerprint)));
-            let config = trust::session_client(&identity, expected).unwrap();
+            let config = trust::session_client(&identity, identity.fingerprint).unwrap();
             client(&config, "localhost", Duplex::plain(Arc::new(socket)), deadline).unwrap()
         });
         let mut it = server(&config, Duplex::plain(Arc::new(accepted)), deadline, BUFFER_BUSY).unwrap();

@@ -355,8 +355,7 @@ mod tests {
         let serving = thread::spawn(move || {
             tls::server(&config, Duplex::plain(far), deadline, tls::BUFFER_BUSY).unwrap()
         });
-        let config =
-            trust::session_client(&identity, Arc::new(Mutex::new(Some(identity.fingerprint)))).unwrap();
+        let config = trust::session_client(&identity, identity.fingerprint).unwrap();
         let joiner = tls::client(&config, "any.agent", Duplex::plain(near), deadline).unwrap();
         let start = |end, target| Session::start(end, target, Arc::default(), &Stop::new()).unwrap();
         let target = Target::parse("127.0.0.1:1").unwrap();
@@ -392,8 +391,7 @@ mod tests {
         let config = trust::session_server(&other).unwrap();
         let serving =
             thread::spawn(move || tls::server(&config, Duplex::plain(far), deadline, tls::BUFFER_BUSY));
-        let expected = Arc::new(Mutex::new(Some(identity.fingerprint)));
-        let config = trust::session_client(&identity, expected).unwrap();
+        let config = trust::session_client(&identity, identity.fingerprint).unwrap();
         assert!(tls::client(&config, "any.agent", Duplex::plain(near), deadline).is_err());
         let error = serving.join().unwrap().err().unwrap().to_string();
         assert!(error.contains("alert"), "{error}");

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::Mutex;
 use std::time::Instant;
 
 use rustls::AlertDescription;
@@ -18,6 +19,7 @@ use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::model::fingerprint::Fingerprint;
 use crate::model::name::Name;
 use crate::model::text::one_line;
 use crate::net::address::HubUrl;
@@ -28,7 +30,6 @@ use crate::tls;
 use crate::tls::TlsConnection;
 use crate::tls::identity::Identity;
 use crate::tls::trust;
-use crate::tls::trust::ExpectedPeer;
 use crate::wire::api::AskSession;
 use crate::wire::api::SessionGrant;
 
@@ -39,9 +40,9 @@ pub type AgentCheck = Box<dyn Fn(&SessionGrant, bool) -> Result<()> + Send + Syn
 /// Opens sessions to one service.
 pub struct SessionOpener {
     hub: Arc<Hub>,
-    tls: Arc<ClientConfig>,
-    /// Whose certificate a handshake accepts: the agent of the last session that was granted.
-    agent: ExpectedPeer,
+    identity: Identity,
+    /// For the agent of the last session that was granted: TLS resumes a session only with the same settings.
+    tls: Mutex<Option<(Fingerprint, Arc<ClientConfig>)>>,
     ask: AskSession,
     /// The name that the service must have; `None` accepts the name that the hub gives.
     expected: Option<Name>,
@@ -50,10 +51,16 @@ pub struct SessionOpener {
 }
 
 impl SessionOpener {
-    pub fn new(hub: Arc<Hub>, identity: &Identity, ask: AskSession, agent_check: AgentCheck) -> Result<Self> {
-        let agent = ExpectedPeer::default();
-        let tls = trust::session_client(identity, Arc::clone(&agent))?;
-        Ok(Self { hub, tls, agent, ask, expected: None, agent_check, direct: DirectPath::default() })
+    pub fn new(hub: Arc<Hub>, identity: Identity, ask: AskSession, agent_check: AgentCheck) -> Self {
+        Self {
+            hub,
+            identity,
+            tls: Mutex::default(),
+            ask,
+            expected: None,
+            agent_check,
+            direct: DirectPath::default(),
+        }
     }
 
     /// Sessions may go to the agent itself, where it says how.
@@ -140,6 +147,16 @@ impl SessionOpener {
         }
     }
 
+    fn settings_for(&self, agent: Fingerprint) -> Result<Arc<ClientConfig>> {
+        let mut known = locked(&self.tls);
+        if let Some((_, tls)) = known.as_ref().filter(|(of, _)| *of == agent) {
+            return Ok(Arc::clone(tls));
+        }
+        let tls = trust::session_client(&self.identity, agent)?;
+        *known = Some((agent, Arc::clone(&tls)));
+        Ok(tls)
+    }
+
     /// Succeeds only with the agent that the hub named, and only if that agent serves the service that is meant.
     fn handshake(
         &self,
@@ -149,8 +166,7 @@ impl SessionOpener {
     ) -> Result<TlsConnection> {
         let service = self.expected.as_ref().unwrap_or(&granted.name);
         let meant = application(granted.agent_fingerprint, service, &granted.session);
-        *locked(&self.agent) = Some(granted.agent_fingerprint);
-        let mut tls = ClientConfig::clone(&self.tls);
+        let mut tls = ClientConfig::clone(&*self.settings_for(granted.agent_fingerprint)?);
         tls.alpn_protocols = vec![meant.clone()];
         // rustls stores resumption data under this name. It proves nothing; the fingerprint does.
         let name = format!("{}.agent", granted.agent_fingerprint.pin());
