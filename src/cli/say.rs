@@ -116,6 +116,14 @@ impl Say {
         }
     }
 
+    /// Shows `text` as the progress while `work` is done.
+    pub fn during<T>(&self, text: &str, work: impl FnOnce() -> T) -> T {
+        self.progress(text);
+        let done = work();
+        self.progress("");
+        done
+    }
+
     /// Replaces the whole screen. Lines that do not fit are left out.
     pub fn screen(&self, text: &str) {
         let (rows, width) = terminal::size();

@@ -209,7 +209,8 @@ impl Audit {
         *count == 1
     }
 
-    /// Called again and again. Says what the collector has missed, once it is there again. After each minute, what was counted after an event becomes one line.
+    /// Says what the collector has missed, once it is there again. After each minute, what was counted after an event
+    /// becomes one line.
     pub fn sweep(&self) {
         let unsent = self.forwarder.as_ref().map_or(0, AuditForwarder::take_lost);
         if unsent > 0 {

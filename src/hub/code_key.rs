@@ -48,11 +48,20 @@ impl CodeKey {
 
     /// What the store keeps of a code. The workspace is part of it: a code is unique within its workspace.
     pub fn hash(&self, workspace: &str, code: &str) -> String {
-        secret::sign(&self.secret, &format!("{workspace}\n{code}"))
+        secret::sign(&self.secret, &hashed(workspace, code))
+    }
+
+    /// Whether `hash` is that of the code.
+    pub fn is_hash(&self, hash: &str, workspace: &str, code: &str) -> bool {
+        secret::is_signed(&self.secret, &hashed(workspace, code), hash)
     }
 
     /// Tells two keys apart and reveals nothing of them.
     pub fn id(&self) -> String {
         secret::sign(&self.secret, "")
     }
+}
+
+fn hashed(workspace: &str, code: &str) -> String {
+    format!("{workspace}\n{code}")
 }

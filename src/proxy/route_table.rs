@@ -84,6 +84,11 @@ impl ProxyRoute {
         matches!(self.source, RouteSource::Local { .. })
     }
 
+    /// The command of its own client, where the service is no web service and is known by its port.
+    pub fn own_client(&self) -> Option<String> {
+        Protocol::Tcp.client_command(self.port, self.port)
+    }
+
     /// As `proxy start` and the page show it.
     pub fn source_word(&self) -> String {
         match &self.source {

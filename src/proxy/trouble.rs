@@ -5,7 +5,6 @@ use std::io;
 
 use super::route_table::ProxyRoute;
 use crate::error::Error;
-use crate::model::service::Protocol;
 
 const NOT_RESPONDING: &str = "Bad Gateway: the service is not responding.";
 const TOO_LATE: &str = "Gateway Timeout: the service took too long to answer.";
@@ -50,8 +49,8 @@ impl Trouble {
     pub fn not_http(route: &ProxyRoute) -> Self {
         let first =
             if route.is_local() { String::new() } else { format!("connect reach {}, then: ", route.name) };
-        let client = Protocol::Tcp.client_command(route.port, route.port);
-        let client = client.unwrap_or_else(|| format!("its own client, with localhost:{}", route.port));
+        let client =
+            route.own_client().unwrap_or_else(|| format!("its own client, with localhost:{}", route.port));
         Self::new(format!("{} does not speak HTTP", route.name), format!("Use {first}{client}"))
     }
 

@@ -23,6 +23,7 @@ use rustls::server::Acceptor;
 use crate::error::Error;
 use crate::error::OrSay;
 use crate::error::Result;
+use crate::model::address_block::AddressBlock;
 use crate::model::session_protocol::TICKET_SECONDS;
 use crate::net::connect::set_deadline;
 use crate::net::duplex::Duplex;
@@ -147,14 +148,8 @@ impl DirectListener {
 
     /// Room for a handshake with this address, until it is dropped.
     pub fn admit(&self, address: IpAddr) -> Option<[Place<'_>; 2]> {
-        let address = match address.to_canonical() {
-            IpAddr::V6(address) => {
-                let [a, b, c, d, ..] = address.segments();
-                Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-            }
-            v4 @ IpAddr::V4(_) => v4,
-        };
-        let own = self.of_address.take(address.to_string(), Duration::ZERO)?;
+        let network = AddressBlock::around(address, 64).first();
+        let own = self.of_address.take(network.to_string(), Duration::ZERO)?;
         Some([own, self.handshakes.take(String::new(), Duration::ZERO)?])
     }
 

@@ -2,8 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::thread;
-use std::time::Duration;
 
 use serde_json::Value;
 use serde_json::json;
@@ -12,19 +10,13 @@ use crate::cli::Call;
 use crate::cli::CommandResult;
 use crate::cli::local_hub::data_folder;
 use crate::cli::local_hub::no_hub;
-use crate::cli::say::Say;
 use crate::cli::store_options::StoreOptions;
-use crate::error::Result;
 use crate::hub::backup::Backup;
 use crate::hub::code_key::CodeKey;
 use crate::hub::store::StoreLocation;
 use crate::model::hub_records::Record;
 use crate::model::text::counted;
 use crate::model::time::Time;
-use crate::net::stop::Stop;
-
-/// A command that takes longer says so, and again after each such time.
-const BACKUP_PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Next to a running hub, or without one.
 pub fn backup(call: &Call) -> CommandResult {
@@ -37,9 +29,8 @@ pub fn backup(call: &Call) -> CommandResult {
         None => StoreLocation::Folder(data.clone()),
     };
     let code_key = CodeKey::load_or_make(&data, settings.code_key_file.as_deref())?;
-    let backup =
-        with_progress(&call.say, "reading the store", || Backup::of(&location, &code_key, &call.stop))?;
-    with_progress(&call.say, "writing the file", || backup.write(file))?;
+    let backup = call.say.during("  Reading the store", || Backup::of(&location, &code_key, &call.stop))?;
+    call.say.during("  Writing the file", || backup.write(file))?;
     let count = backup.contents.records.len();
     call.say.value(&json!({ "file": file, "records": count, "madeAt": backup.made_at }));
     call.say.result(&format!(
@@ -47,18 +38,17 @@ pub fn backup(call: &Call) -> CommandResult {
         file.display(),
         counted(count, "record")
     ));
-    call.say.line(
-        "  Whoever reads this file controls the hub. Keep audit.log too: it names what was revoked later",
-    );
+    call.say.line("  This file is enough to control the hub: keep it secret");
+    call.say.line("  Keep audit.log as well: restore reads from it what was revoked later");
     Ok(0)
 }
 
 pub fn restore(call: &Call) -> CommandResult {
     let file = Path::new(call.args.positional(0).unwrap_or_default());
     let data = data_folder(call)?;
-    let backup = with_progress(&call.say, "reading the file", || Backup::read(file))?;
+    let backup = call.say.during("  Reading the file", || Backup::read(file))?;
     let revoked = revoked_since(&data, &backup);
-    with_progress(&call.say, "writing the store", || backup.restore(&data, &call.stop))?;
+    call.say.during("  Writing the store", || backup.restore(&data, &call.stop))?;
     let count = backup.contents.records.len();
     call.say
         .value(&json!({ "data": data, "records": count, "madeAt": backup.made_at, "revokedSince": revoked }));
@@ -107,20 +97,4 @@ fn revoked_since(data: &Path, backup: &Backup) -> Option<Vec<String>> {
         })
     };
     (!logs.is_empty()).then(|| revoked.filter(is_live).collect())
-}
-
-fn with_progress<T>(say: &Say, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let done = Stop::new();
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut seconds = 0;
-            while !done.wait_for(BACKUP_PROGRESS_INTERVAL) {
-                seconds += BACKUP_PROGRESS_INTERVAL.as_secs();
-                say.line(&format!("  Still {what}, for {seconds} s"));
-            }
-        });
-        let result = work();
-        done.stop();
-        result
-    })
 }

@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::model::time::in_words;
 use crate::os::files;
 
-/// How long open sessions may last, if nothing else is said.
+/// Without `--timeout`, the hub cuts the sessions that are still open after this time.
 const HUB_DRAIN_TIMEOUT: Duration = Duration::from_mins(10);
 const DRAIN_POLL: Duration = Duration::from_millis(200);
 

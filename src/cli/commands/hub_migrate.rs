@@ -34,9 +34,8 @@ pub fn run(call: &Call) -> CommandResult {
     if let (StoreLocation::Folder(folder), Some(ca)) = (&to, &mut contents.ca) {
         ca.code_key_id = move_code_key(call, &from, folder, &ca.code_key_id)?;
     }
-    call.say.progress(&format!("  Copying {} to {to_name}", counted(contents.records.len(), "record")));
-    destination.replace(&contents)?;
-    call.say.progress("");
+    let copying = format!("  Copying {} to {to_name}", counted(contents.records.len(), "record"));
+    call.say.during(&copying, || destination.replace(&contents))?;
     // What counts is what the next one to open it finds.
     drop(destination);
     if open_unused(&to, &call.stop)?.load()? != contents {

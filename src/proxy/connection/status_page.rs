@@ -118,10 +118,7 @@ fn describe(context: &ProxyContext, route: &ProxyRoute) -> Value {
     };
     let target = format!("127.0.0.1:{}", route.port);
     let (url, connect) = match (route.protocol, agent) {
-        (Protocol::Tcp, None) => (
-            None,
-            Some(Protocol::Tcp.client_command(route.port, route.port).unwrap_or_else(|| target.clone())),
-        ),
+        (Protocol::Tcp, None) => (None, Some(route.own_client().unwrap_or_else(|| target.clone()))),
         (Protocol::Tcp, Some(_)) => (None, Some(format!("connect reach {}", route.name))),
         _ => (Some(context.url_of(&route.name)), None),
     };

@@ -112,8 +112,7 @@ impl AgentInner {
 
     /// Meets the joiner at the relay and carries its connections until the session ends, or `stop` ends it.
     fn serve(&self, exposed: &ExposedService, offer: &SessionOffer, at: &HubUrl, stop: &Stop) -> Result<()> {
-        let drains = || self.drains.load(Ordering::Relaxed);
-        let begun = drains();
+        let is_draining = self.drain_watch();
         let deadline = Instant::now() + NETWORK_TIMEOUT;
         let ticket = offer.relay.as_ref().ok_or_else(|| Error::new("It has no ticket"))?;
         let below = self.hub.relay(at, &ticket.relay, &ticket.ticket, deadline)?;
@@ -126,8 +125,14 @@ impl AgentInner {
         if let Some(direct) = &self.direct {
             let _ = session.say_addresses(&direct.reachable_at());
         }
-        session.serve(IDLE_TIMEOUT, || drains() != begun);
+        session.serve(IDLE_TIMEOUT, is_draining);
         Ok(())
+    }
+
+    /// Tells whether a hub has said since now that it is about to end. A session that begins meanwhile must know, too.
+    fn drain_watch(&self) -> impl Fn() -> bool {
+        let begun = self.drains.load(Ordering::Relaxed);
+        move || self.drains.load(Ordering::Relaxed) != begun
     }
 
     fn record(
@@ -206,6 +211,7 @@ impl AgentInner {
     /// A connection to the agent's own listener, from its first byte to its end.
     fn serve_direct(&self, socket: &Arc<TcpStream>) -> Result<()> {
         let Some(direct) = &self.direct else { return Ok(()) };
+        let is_draining = self.drain_watch();
         let deadline = Instant::now() + DIRECT_HANDSHAKE_TIMEOUT;
         let peer = socket.peer_addr().or_say(|| "It has left")?.ip();
         let place = direct.admit(peer).ok_or_else(|| Error::new("Too many connect at the same time"))?;
@@ -222,13 +228,11 @@ impl AgentInner {
         let stop = self.stop.child();
         self.admit(&offer, &stop).map_err(Error::new)?;
         let began = Instant::now();
-        let drains = || self.drains.load(Ordering::Relaxed);
-        let begun = drains();
         let record = self.record(&exposed, &offer, &self.hub.url, "direct");
         let ended = exposed.start(established, record, &stop).map(|session| {
             direct.begin(&offer.session, &stop);
             self.send_reports();
-            session.serve(IDLE_TIMEOUT, || drains() != begun)
+            session.serve(IDLE_TIMEOUT, is_draining)
         });
         locked(&self.serving).remove(&offer.session);
         let CarriedBytes { to_agent, to_joiner } = ended?;
