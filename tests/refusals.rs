@@ -316,7 +316,7 @@ fn a_key_is_used_only_from_where_it_may_be() {
         let audit = hub.audit();
         audit
             .lines()
-            .any(|line| line.contains("key.refused") && line.contains(&id) && line.contains("127.0.0.8"))
+            .any(|line| line.contains("key-elsewhere") && line.contains(&id) && line.contains("127.0.0.8"))
     });
 }
 
@@ -483,7 +483,7 @@ fn the_control_channel_is_for_those_who_may_expose_and_for_their_own_agent() {
 
 #[test]
 fn unknown_revoked_and_expired_keys_get_one_answer_and_after_twenty_a_429() {
-    let hub = Hub::start();
+    let mut hub = Hub::start();
     let (revoked, id) = hub.new_key(&[]);
     hub.home.run(&["hub", "key", "revoke", &id]).ok();
     let (expired, _) = hub.new_key(&["--expires", "1s"]);
@@ -504,9 +504,9 @@ fn unknown_revoked_and_expired_keys_get_one_answer_and_after_twenty_a_429() {
     // Neither another address nor a good key from the same one pays for it.
     assert_eq!(hub.from(other).ask("GET /v1/whoami", "pc_new", "").status, 401);
     assert_eq!(hub.ask("GET /v1/whoami", &hub.admin_key, "").status, 200);
-    let lines = || hub.audit().matches("key.refused").count();
-    common::eventually("the failures are audited", common::PATIENCE, || lines() >= 20);
-    assert!(lines() <= 45, "{}", lines());
+    hub.running.interrupt();
+    let failures = counted(&hub, "key.refused", "");
+    assert!((21..=45).contains(&failures.events) && failures.lines <= 10, "{failures:?}");
     assert!(!hub.audit().contains("pc_"));
 }
 
@@ -638,10 +638,119 @@ fn on_a_terminal_an_approval_is_asked_for_and_only_a_yes_approves() {
 
 #[test]
 fn a_caller_who_is_refused_in_a_loop_does_not_fill_the_audit_log() {
-    let hub = Hub::start();
+    let mut hub = Hub::start();
     let join = hub.key("join");
     assert!((0..60).all(|_| hub.ask("GET /v1/services", &join, "").status == 403));
-    assert!(hub.audit().matches("role.refused").count() <= 20);
+    // One that asks for something else each time gets no more lines, and is counted.
+    let ask = |n| json!({ "service": format!("db{n}"), "fingerprint": FINGERPRINT }).to_string();
+    assert!((0..60).all(|n| hub.ask("POST /v1/sessions", &join, &ask(n)).status == 403));
+    hub.running.interrupt();
+    let [calls, sessions] = ["call.refused", "session.refused"].map(|event| counted(&hub, event, "role"));
+    assert_eq!((calls.events, calls.lines), (60, 2));
+    assert_eq!((sessions.events, sessions.lines), (19, 19));
+    let all = counted(&hub, "session.refused", "");
+    assert_eq!((all.events, all.lines), (60, 21));
+}
+
+/// What the audit log has of an event with this reason, or with any. The hub has ended.
+#[derive(Debug)]
+struct Counted {
+    events: u64,
+    lines: usize,
+}
+
+fn counted(hub: &Hub, event: &str, reason: &str) -> Counted {
+    let audit = hub.audit();
+    let lines = audit.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let is_meant = |line: &Value| line["event"] == event && (reason.is_empty() || line["reason"] == reason);
+    let meant: Vec<Value> = lines.filter(is_meant).collect();
+    let events = meant.iter().map(|line| line["count"].as_u64().unwrap_or(1)).sum();
+    Counted { events, lines: meant.len() }
+}
+
+/// The audit log has the event once with these fields, and who caused it.
+fn check_refused(lines: &[Value], event: &str, wanted: [(&str, &str); 4]) {
+    let found = lines.iter().filter(|line| line["event"] == event);
+    let has = |line: &&Value| wanted.iter().all(|(name, value)| name.is_empty() || line[name] == *value);
+    let found: Vec<&Value> = found.filter(has).collect();
+    assert_eq!(found.len(), 1, "{event} {wanted:?}: {lines:#?}");
+    assert!(found[0]["actor"] != "" && found[0]["address"] == "127.0.0.1", "{}", found[0]);
+}
+
+#[test]
+fn every_session_that_does_not_come_about_is_audited_with_its_reason() {
+    let mut hub = Hub::start();
+    let (owner, join, exposer) = (hub.key("member"), hub.key("join"), hub.key("expose"));
+    let ((limited, _), (elsewhere, _)) =
+        (hub.new_key(&["--only", "web"]), hub.new_key(&["--from", "127.0.0.7"]));
+    let mut agent = RawAgent::up(&hub, &owner, "agent_a");
+    agent.expose("db");
+    let mut gone = RawAgent::up(&hub, &owner, "agent_gone");
+    gone.expose("gone");
+    let granted = |service: &str| {
+        let ask = json!({ "service": service, "fingerprint": FINGERPRINT }).to_string();
+        hub.ask("POST /v1/sessions", &owner, &ask)
+    };
+    assert_eq!(granted("gone").status, 200);
+    drop(gone);
+    let offline = || granted("gone").text("code") == "offline";
+    common::eventually("it is offline", common::PATIENCE, offline);
+    let nobody = json!({ "code": "nobody1", "token": "" });
+    for (key, service, share, code) in [
+        (&join, "db", Value::Null, "role"),
+        (&exposer, "db", Value::Null, "role"),
+        (&limited, "db", Value::Null, "no-such-service"),
+        (&elsewhere, "db", Value::Null, "key-elsewhere"),
+        (&join, "db", nobody, "share-not-found"),
+    ] {
+        let ask = json!({ "service": service, "fingerprint": FINGERPRINT, "share": share }).to_string();
+        assert_eq!(hub.ask("POST /v1/sessions", key, &ask).text("code"), code);
+    }
+    // The agent declines one, and does not come to another. To a third one nobody comes.
+    let declined = granted("db").text("session");
+    agent.send(&json!({ "type": "decline", "session": declined, "reason": "full" }));
+    agent.send(&json!({ "type": "decline", "session": declined, "reason": "again" }));
+    let waiting = hub.relay(&granted("db").text("ticket"));
+    let unused = granted("db");
+    // What an agent may not expose, and other calls.
+    let mut narrow = RawAgent::up(&hub, &limited, "agent_b");
+    narrow.send(&json!({ "type": "expose", "name": "db", "port": 1, "protocol": "tcp" }));
+    assert_eq!(narrow.next().unwrap()["type"], "refused");
+    assert_eq!(hub.ask("POST /v1/keys", &owner, "{}").status, 403);
+    assert_eq!(hub.share("join", &join, "nobody1").status, 404);
+    // The hub ends when the last session that may still begin is too old.
+    let drain = hub.home.start(&["hub", "drain"]);
+    common::eventually("it drains", common::PATIENCE, || granted("none").text("code") == "draining");
+    assert_eq!(hub.running.wait().code(), Some(0));
+    drop((waiting, drain));
+    let audit = hub.audit();
+    let lines: Vec<Value> = audit.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let refused = |event, wanted| check_refused(&lines, event, wanted);
+    let none = ("", "");
+    let session = |wanted| refused("session.refused", wanted);
+    session([("reason", "role"), ("label", "join"), ("service", "db"), ("path", "relay")]);
+    session([("reason", "role"), ("label", "expose"), ("action", "POST /v1/sessions"), none]);
+    session([("reason", "no-such-service"), ("service", "db"), ("agent", ""), none]);
+    session([("reason", "key-elsewhere"), ("action", "POST /v1/sessions"), none, none]);
+    session([("reason", "share-not-found"), ("label", "join"), none, none]);
+    session([("reason", "declined"), ("words", "full"), ("service", "db"), ("agent", "agent_a")]);
+    session([("reason", "declined"), ("words", "it has left"), ("agent", "agent_gone"), none]);
+    assert!(!audit.contains("again"), "it was declined already");
+    refused("service.refused", [("reason", "name-outside"), ("agent", "agent_b"), ("service", "db"), none]);
+    refused("call.refused", [("reason", "role"), ("action", "POST /v1/keys"), none, none]);
+    refused("share.refused", [("reason", "share-not-found"), ("action", "POST /v1/shares/join"), none, none]);
+    for (reason, service, least) in
+        [("offline", "gone", 1), ("draining", "none", 1), ("partner-missing", "db", 2)]
+    {
+        let events = counted(&hub, "session.refused", reason);
+        assert!(
+            events.events >= least && audit.contains(&format!(r#""service":"{service}""#)),
+            "{reason}: {events:?}"
+        );
+    }
+    assert_eq!(counted(&hub, "session.refused", "partner-missing").events, 2, "{lines:#?}");
+    assert!(unused.status == 200 && !audit.contains(&unused.text("ticket")));
+    hub.home.run(&["hub", "audit", "verify"]).ok();
 }
 
 /// Repeats the call until there is a 429. Returns how many were answered before, and the last answers.

@@ -6,7 +6,6 @@ use std::net::IpAddr;
 
 use super::api_call::ApiCall;
 use super::audit::Actor;
-use super::audit::Audit;
 use super::core::Core;
 use super::refusal::Refusal;
 use crate::http::message::Request;
@@ -35,8 +34,30 @@ pub const CHANGES: RateLimit = RateLimit { name: "too-many-changes", allowed: 12
 /// Joins of one key or link from one network: more at once than a link may have sessions, and then 5 a second.
 pub const JOINS: RateLimit = RateLimit { name: "too-many-joins", allowed: 300, window: 60 };
 
+/// A call before its sender is known.
+pub struct UnknownCall<'c> {
+    pub key: &'c str,
+    pub address: IpAddr,
+    /// What the sender's role must allow; `None` if every role may make the call.
+    pub action: Option<Action>,
+    /// The call, and the event that its refusal is, for the audit log.
+    pub name: String,
+    pub refused: &'static str,
+}
+
+/// The principal that makes the call, if it may make it from there. The key is checked before the role, so that a caller
+/// without a key learns nothing about roles.
+pub fn admit(core: &Core, call: &UnknownCall<'_>, now: Time) -> Result<Principal, Refusal> {
+    let principal = authenticate(core, call.key, call.address, now)?;
+    let allowed = from_there(core, &principal, call, now)
+        .and_then(|()| call.action.map_or(Ok(()), |action| allow(&principal, action)));
+    let actor = Actor::of(&principal, call.address);
+    allowed.inspect_err(|refusal| core.audit.say_refused(call.refused, actor, &call.name, refusal))?;
+    Ok(principal)
+}
+
 /// The principal that the key belongs to. A wrong key counts twice: for its sender's network and for itself.
-pub fn authenticate(core: &Core, key: &str, address: IpAddr, now: Time) -> Result<Principal, Refusal> {
+fn authenticate(core: &Core, key: &str, address: IpAddr, now: Time) -> Result<Principal, Refusal> {
     if key.is_empty() {
         return Err(Refusal::NoKey);
     }
@@ -44,20 +65,21 @@ pub fn authenticate(core: &Core, key: &str, address: IpAddr, now: Time) -> Resul
     // The key is looked up before the limit is checked, so a valid key always works: a machine that repeats a revoked
     // key must not lock out its neighbours. Nobody guesses 128 random bits, with or without a limit.
     if let Some(principal) = principal_of(core, key, &hash, now) {
-        return from_there(core, principal, &hash, address, now);
+        return Ok(principal);
     }
     let callers = [network_of(address).to_string(), hash[..16].to_owned()];
     let mut tries = locked(&core.tries);
-    if let Some(seconds) = callers.iter().filter_map(|who| tries.blocked(&LOGINS, who, now)).max() {
-        return Err(Refusal::TooManyTries { limit: &LOGINS, seconds });
-    }
-    for who in &callers {
-        tries.count(&LOGINS, who, now);
-    }
+    let refusal = match callers.iter().filter_map(|who| tries.blocked(&LOGINS, who, now)).max() {
+        Some(seconds) => Refusal::TooManyTries { limit: &LOGINS, seconds },
+        None => {
+            callers.iter().for_each(|who| tries.count(&LOGINS, who, now));
+            Refusal::BadKey
+        }
+    };
     drop(tries);
     let actor = Actor { id: "", label: "", address: Some(address) };
-    core.audit.say("key.refused", actor, &[("reason", "no valid key")]);
-    Err(Refusal::BadKey)
+    core.audit.say("key.refused", actor, &[("reason", refusal.code())]);
+    Err(refusal)
 }
 
 /// Of the secret in a key. What follows the dot is the hub's pin, which is for clients. What follows the semicolon is of another hub.
@@ -66,24 +88,16 @@ pub fn secret_hash(key: &str) -> String {
 }
 
 /// Refuses a key that is used from where it may not be. Only a use that is allowed counts as one.
-fn from_there(
-    core: &Core,
-    principal: Principal,
-    hash: &str,
-    address: IpAddr,
-    now: Time,
-) -> Result<Principal, Refusal> {
-    if let Principal::Key { id, limits, .. } = &principal {
-        if !limits.allows_address(address) {
-            let details = [("reason", "the key may not be used from there")];
-            core.audit.say("key.refused", Actor::of(&principal, address), &details);
-            return Err(Refusal::KeyElsewhere { address });
+fn from_there(core: &Core, principal: &Principal, call: &UnknownCall<'_>, now: Time) -> Result<(), Refusal> {
+    if let Principal::Key { id, limits, .. } = principal {
+        if !limits.allows_address(call.address) {
+            return Err(Refusal::KeyElsewhere { address: call.address });
         }
         let mut registry = core.records.registry();
-        let is_old = registry.key(id).is_some_and(|key| key.is_replaced(hash));
+        let is_old = registry.key(id).is_some_and(|key| key.is_replaced(&secret_hash(call.key)));
         registry.note_key_use(id, is_old, now);
     }
-    Ok(principal)
+    Ok(())
 }
 
 /// The caller's key as this hub sends it to another of its fleet: with the caller's address, and a proof that one of the
@@ -127,12 +141,10 @@ pub fn is_local(core: &Core, request: &Request) -> bool {
 }
 
 /// Refuses what the principal's role does not allow.
-pub fn allow(audit: &Audit, actor: Actor<'_>, principal: &Principal, action: Action) -> Result<(), Refusal> {
+pub fn allow(principal: &Principal, action: Action) -> Result<(), Refusal> {
     if principal.may(action) {
         return Ok(());
     }
-    let details = [("action", format!("{action:?}")), ("reason", "the role does not allow it".to_owned())];
-    audit.say("role.refused", actor, &details.each_ref().map(|(name, value)| (*name, value.as_str())));
     Err(if principal.may(Action::Enrol) { Refusal::KeyOnlyEnrols } else { Refusal::Role(action) })
 }
 

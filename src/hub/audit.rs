@@ -15,13 +15,12 @@ use serde_json::Value;
 
 use super::audit_forward::AuditForwarder;
 use super::audit_forward::AuditTarget;
+use super::refusal::Refusal;
 use crate::error::Result;
 use crate::model::access::Principal;
 use crate::model::hub_records::AuditHead;
 use crate::model::hub_records::ChainHead;
 use crate::model::hub_session::HubSession;
-use crate::model::limiter::Limiter;
-use crate::model::limiter::RateLimit;
 use crate::os::clock;
 use crate::os::lock::locked;
 use crate::state::chained_log::CHAIN_QUEUE;
@@ -41,7 +40,7 @@ pub const AUDIT_FIELDS: [&str; 12] = [
     "reason",
 ];
 /// Every event, and the fields that only it has.
-pub const AUDIT_EVENTS: [(&str, &[&str]); 31] = [
+pub const AUDIT_EVENTS: [(&str, &[&str]); 33] = [
     ("hub.started", &["version", "url"]),
     ("hub.stopped", &[]),
     ("hub.unready", &[]),
@@ -50,24 +49,26 @@ pub const AUDIT_EVENTS: [(&str, &[&str]); 31] = [
     ("key.revoked", &["key", "removed"]),
     ("key.rotating", &["key", "until"]),
     ("key.rotated", &["key"]),
-    ("key.refused", &[]),
-    ("role.refused", &["action"]),
+    ("key.refused", &["count"]),
+    ("call.refused", &["action", "count"]),
     ("device.asked", &["machine"]),
     ("device.approved", &["machine", "machineAddress"]),
     ("agent.registered", &["machine"]),
     ("agent.taken-over", &["from"]),
     ("agent.identity", &["from", "to"]),
-    ("agent.refused", &[]),
+    ("agent.refused", &["count"]),
     ("agent.up", &[]),
     ("agent.down", &["durationMs"]),
     ("agent.removed", &[]),
+    ("service.refused", &["count"]),
     ("service.removed", &[]),
     ("share.made", &["services"]),
     ("share.joined", &["count"]),
-    ("share.refused", &[]),
+    ("share.refused", &["action", "count"]),
     ("share.revoked", &[]),
     ("session.opened", &["session", "peer"]),
     ("session.closed", &["session", "peer", "durationMs", "toAgent", "toJoiner", "tls"]),
+    ("session.refused", &["action", "words", "count"]),
     ("session.carried", &["session", "peer", "to"]),
     ("audit.rotated", &["segment", "count"]),
     ("audit.missing", &["count"]),
@@ -77,18 +78,18 @@ pub const AUDIT_EVENTS: [(&str, &[&str]); 31] = [
 /// The fields that are numbers.
 const NUMBERS: [&str; 6] = ["removed", "count", "seconds", "durationMs", "toAgent", "toJoiner"];
 
-/// How many refusals of one caller are logged: a client in a retry loop must not fill the disk.
-const AUDITED_REFUSALS: RateLimit = RateLimit { name: "audited-refusals", allowed: 20, window: 60 };
-/// The event that anybody with a link may cause as often as it is wanted. The first of a minute gets a line at once; those
-/// that differ from it only in their time are counted, and get one line together when the minute ends.
-const COUNTED_EVENT: &str = "share.joined";
+/// Refusals and joins are events that a client in a retry loop must not fill the disk with. The first of a minute gets a line
+/// at once; those that differ from it only in their time are counted, and get one line together when the minute ends.
 const COUNTED_FOR: Duration = Duration::from_mins(1);
+/// Refusals of one caller that differ: those beyond are counted in one line that says no more than who it was.
+const CALLER_REFUSALS: u32 = 20;
+/// Counted lines of all callers: those beyond do not even say who it was. They take the memory of a full queue.
+const COUNTED_LINES: usize = CHAIN_QUEUE;
 
 pub struct Audit {
     /// This hub's name in its log: each hub of a fleet has its own log.
     hub: String,
     log: ChainedLog,
-    refusals: Mutex<Limiter>,
     counts: Mutex<EventCounts>,
     forwarder: Option<AuditForwarder>,
 }
@@ -97,6 +98,46 @@ pub struct Audit {
 struct EventCounts {
     since: Instant,
     equal: HashMap<LineFields, u64>,
+    /// How many lines of `equal` are refusals of this caller.
+    by_caller: HashMap<String, u32>,
+}
+
+impl EventCounts {
+    fn new() -> Self {
+        Self { since: Instant::now(), equal: HashMap::new(), by_caller: HashMap::new() }
+    }
+
+    /// Counts the event and says whether it is the first of its kind. One that is too many loses its details.
+    fn is_first(&mut self, line: &mut LineFields) -> bool {
+        let mut equal = line.clone();
+        equal.remove("at");
+        if !self.equal.contains_key(&equal) {
+            let text = |name: &str| line.get(name).and_then(Value::as_str).unwrap_or_default();
+            let who = if text("actor").is_empty() { "address" } else { "actor" };
+            if self.equal.len() >= COUNTED_LINES {
+                keep_only(line, &[]);
+            } else if text("outcome") == "refused" {
+                let of_caller = self.by_caller.entry(text(who).to_owned()).or_default();
+                *of_caller += 1;
+                if *of_caller > CALLER_REFUSALS {
+                    keep_only(line, &[who, "label"]);
+                }
+            }
+            equal.clone_from(line);
+            equal.remove("at");
+        }
+        let count = self.equal.entry(equal).or_default();
+        *count += 1;
+        *count == 1
+    }
+}
+
+/// Empties all fields but the event and these.
+fn keep_only(line: &mut LineFields, names: &[&str]) {
+    let kept = [&["v", "at", "hub", "event", "outcome"], names].concat();
+    line.iter_mut()
+        .filter(|(name, _)| !kept.contains(&name.as_str()))
+        .for_each(|(_, value)| *value = "".into());
 }
 
 /// Who caused an event, and from where.
@@ -138,34 +179,34 @@ impl Audit {
             trouble: Box::new(trouble),
             written: written.unwrap_or_else(|| Box::new(|_| ())),
         })?;
-        let counts = Mutex::new(EventCounts { since: Instant::now(), equal: HashMap::new() });
-        Ok(Self { hub, log, refusals: Mutex::default(), counts, forwarder })
+        Ok(Self { hub, log, counts: Mutex::new(EventCounts::new()), forwarder })
     }
 
-    /// Queues an event with the current time, unless it is a refusal and this caller has had too many lately. It cannot
-    /// fail: a hub whose log cannot be written still serves.
+    /// Queues an event with the current time, or counts it. It cannot fail: a hub whose log cannot be written still serves.
     pub fn say(&self, event: &str, actor: Actor<'_>, details: AuditDetails<'_>) {
         debug_assert!(is_declared(event, details), "{event} {details:?} is not in AUDIT_EVENTS");
-        let address = actor.address.map(|address| address.to_string()).unwrap_or_default();
-        let caller = if actor.id.is_empty() { &address } else { actor.id };
-        let is_limited = event.ends_with(".refused");
-        if is_limited && !locked(&self.refusals).allows(&AUDITED_REFUSALS, caller, clock::now()) {
-            return;
-        }
-        let line = line_of(&self.hub, event, actor, details);
-        if event != COUNTED_EVENT || self.is_first(&line) {
+        let mut line = line_of(&self.hub, event, actor, details);
+        let is_counted = event.ends_with(".refused") || event == "share.joined";
+        if !is_counted || locked(&self.counts).is_first(&mut line) {
             self.log.write(line);
         }
     }
 
-    /// An event of a session. `path` is the way of its bytes.
-    pub fn say_session(&self, event: &str, session: &HubSession, path: &str, details: AuditDetails<'_>) {
+    /// The refusal of a call, if it is one that the log should have.
+    pub fn say_refused(&self, event: &str, actor: Actor<'_>, action: &str, refusal: &Refusal) {
+        if refusal.is_denial() {
+            self.say(event, actor, &[("action", action), ("reason", refusal.code())]);
+        }
+    }
+
+    /// An event of a session.
+    pub fn say_session(&self, event: &str, session: &HubSession, details: AuditDetails<'_>) {
         let common = [
             ("session", session.id.as_str()),
             ("agent", &session.agent_id),
             ("service", &session.service),
             ("share", session.share.as_deref().unwrap_or_default()),
-            ("path", path),
+            ("path", session.path()),
             ("peer", &session.peer.to_string()),
         ];
         self.say(event, Actor::of(&session.caller, session.address), &[&common, details].concat());
@@ -196,19 +237,6 @@ impl Audit {
         self.forwarder = None;
     }
 
-    /// Counts an event that repeats one of this minute; the first one gets a line at once.
-    fn is_first(&self, line: &LineFields) -> bool {
-        let mut counts = locked(&self.counts);
-        if counts.equal.len() >= CHAIN_QUEUE {
-            return true;
-        }
-        let mut equal = line.clone();
-        equal.remove("at");
-        let count = counts.equal.entry(equal).or_default();
-        *count += 1;
-        *count == 1
-    }
-
     /// Says what the collector has missed, once it is there again. After each minute, what was counted after an event
     /// becomes one line.
     pub fn sweep(&self) {
@@ -222,11 +250,8 @@ impl Audit {
     }
 
     fn end_counts(&self) {
-        let mut counts = locked(&self.counts);
-        counts.since = Instant::now();
-        let equal = std::mem::take(&mut counts.equal);
-        drop(counts);
-        for (mut line, count) in equal.into_iter().filter(|(_, count)| *count > 1) {
+        let counts = std::mem::replace(&mut *locked(&self.counts), EventCounts::new());
+        for (mut line, count) in counts.equal.into_iter().filter(|(_, count)| *count > 1) {
             line.insert("at".into(), clock::stamp().into());
             line.insert("count".into(), (count - 1).into());
             self.log.write(line);

@@ -69,7 +69,7 @@ pub fn serve(core: &Core, stream: Duplex, call: &ApiCall<'_>, relay: String) {
     let key = call.principal.id();
     let is_own = core.records.registry().agent(&agent_id).is_some_and(|agent| agent.key == key);
     if !is_own {
-        let details = [("agent", agent_id.as_str()), ("reason", "it belongs to another key")];
+        let details = [("agent", agent_id.as_str()), ("reason", Refusal::AgentOfAnotherKey.code())];
         core.audit.say("agent.refused", call.actor(), &details);
         return;
     }
@@ -126,7 +126,7 @@ impl ConnectedAgent<'_> {
                 true
             }
             ToHub::Decline { session, reason } => {
-                self.core.sessions.decline(&session, self.channel_id, &reason);
+                self.core.decline(&session, self.channel_id, &reason);
                 true
             }
             ToHub::Direct(report) => {
@@ -227,6 +227,9 @@ impl ConnectedAgent<'_> {
                 registry.apply(Change::Put(Record::Online(presence)));
             }
             Err(refusal) => {
+                let (agent, service) = (self.agent_id.as_str(), name.as_str());
+                let details = [("agent", agent), ("service", service), ("reason", refusal.code())];
+                self.core.audit.say("service.refused", self.call.actor(), &details);
                 let refusal = self.core.refusals.text(&refusal);
                 let refused = ToAgent::Refused { name, reason: refusal.what, hint: refusal.hint };
                 return self.answer(&refused);

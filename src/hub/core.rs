@@ -14,6 +14,7 @@ use std::time::Instant;
 use super::agent_channels::AgentChannel;
 use super::agent_channels::AgentChannels;
 use super::audit;
+use super::audit::Actor;
 use super::audit::Audit;
 use super::audit_forward::AuditTarget;
 use super::ca::Ca;
@@ -22,7 +23,9 @@ use super::fleet::Fleet;
 use super::places::KeyPlaces;
 use super::readiness::Readiness;
 use super::records::Records;
+use super::refusal::Refusal;
 use super::refusal::counts::RefusalCounts;
+use super::sessions::RelayEnd;
 use super::sessions::Sessions;
 use super::store;
 use super::store::EtcdConfig;
@@ -38,6 +41,7 @@ use crate::model::hub_records::Record;
 use crate::model::hub_records::Table;
 use crate::model::hub_session::HubSession;
 use crate::model::limiter::Limiter;
+use crate::model::sessions::DeclinedSession;
 use crate::net::stop::Stop;
 use crate::os::clock;
 use crate::os::files;
@@ -48,6 +52,10 @@ use crate::wire::control::ToAgent;
 
 /// Agents hear by then that the hub drains. After that a fleet's hub cuts their channels.
 const DRAIN_NOTICE: Duration = Duration::from_secs(1);
+/// What is kept of the reason that an agent gives for not coming.
+const DECLINE_REASON_LIMIT: usize = 200;
+/// What an agent's sessions are told when its control channel ends.
+const AGENT_LEFT: &str = "it has left";
 
 #[derive(Default)]
 pub struct HubSettings {
@@ -163,7 +171,8 @@ impl Core {
     pub fn agent_down(&self, id: ChannelId) {
         self.channels.remove(id);
         self.records.registry().close_channel(id);
-        self.sessions.agent_left(id, clock::now());
+        let declined = self.sessions.table().decline_all(id, AGENT_LEFT, clock::now());
+        declined.into_iter().for_each(|declined| self.declined(declined, AGENT_LEFT));
         self.take_offline(id, |_| true);
         // Also the tunnels of services that another hub has taken over.
         for service in self.tunnel_ports.by_service().keys() {
@@ -226,7 +235,10 @@ impl Core {
         }
         for session in &revoked.lost {
             let details = [("outcome", "cut"), ("reason", "its agent did not come back")];
-            self.audit.say_session("session.closed", session, session.path(), &details);
+            self.audit.say_session("session.closed", session, &details);
+        }
+        for session in &revoked.unused {
+            self.session_refused(session, &Refusal::PartnerMissing, "");
         }
         for socket in revoked.ends.iter().map(|end| &end.socket).chain(&dead_channels) {
             let _ = socket.shutdown(Shutdown::Both);
@@ -258,7 +270,34 @@ impl Core {
 
     pub fn session_opened(&self, session: &HubSession) {
         self.sessions.count_opened();
-        self.audit.say_session("session.opened", session, session.path(), &[]);
+        self.audit.say_session("session.opened", session, &[]);
+    }
+
+    /// The agent that was told of the session on this channel does not come.
+    pub fn decline(&self, session: &str, channel: ChannelId, reason: &str) {
+        let reason: String = reason.chars().take(DECLINE_REASON_LIMIT).collect();
+        let declined = self.sessions.table().decline(session, channel, &reason);
+        declined.into_iter().for_each(|declined| self.declined(declined, &reason));
+    }
+
+    fn declined(&self, declined: DeclinedSession<Arc<RelayEnd>>, reason: &str) {
+        if let Some(end) = declined.waiting {
+            let _ = end.partner.try_send(None);
+        }
+        self.session_refused(&declined.session, &Refusal::Declined, reason);
+    }
+
+    /// A session that was granted has not come about. `words` are what its agent says, if it has declined.
+    pub fn session_refused(&self, session: &HubSession, refusal: &Refusal, words: &str) {
+        let details = [
+            ("agent", session.agent_id.as_str()),
+            ("service", &session.service),
+            ("share", session.share.as_deref().unwrap_or_default()),
+            ("path", session.path()),
+            ("reason", refusal.code()),
+            ("words", words),
+        ];
+        self.audit.say("session.refused", Actor::of(&session.caller, session.address), &details);
     }
 
     pub fn session_closed(&self, session: &HubSession, lasted: Duration, to_agent: u64, to_joiner: u64) {
@@ -271,7 +310,7 @@ impl Core {
             ("toJoiner", &to_joiner.to_string()),
             ("tls", &session.tls),
         ];
-        self.audit.say_session("session.closed", session, session.path(), &details);
+        self.audit.say_session("session.closed", session, &details);
     }
 
     /// Cuts the connections of expired credentials, and removes records that count for nothing any more.

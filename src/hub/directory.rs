@@ -112,8 +112,10 @@ pub fn register(call: &ApiCall<'_>, records: &Records, audit: &Audit) -> Result<
     let (info, before) = records.change(|registry| {
         let known = registry.agent(&order.id);
         if let Some(known) = known {
-            may_speak_for(known, &order, &replaced, call)
-                .inspect_err(|refusal| audit_refused_agent(audit, refusal, known, call))?;
+            may_speak_for(known, &order, &replaced, call).inspect_err(|refusal| {
+                let details = [("agent", known.id.as_str()), ("reason", refusal.code())];
+                audit.say("agent.refused", call.actor(), &details);
+            })?;
         }
         let is_new_of_key = known.is_none_or(|known| known.key != call.principal.id());
         let mut changes = if is_new_of_key { make_room(registry, call)? } else { Vec::new() };
@@ -257,10 +259,4 @@ fn audit_registration(audit: &Audit, info: &AgentInfo, before: Option<&Agent>, c
         let [from, to] = [before.fingerprint, info.fingerprint].map(|identity| identity.pin().to_string());
         audit.say("agent.identity", call.actor(), &[agent, ("from", &from), ("to", &to)]);
     }
-}
-
-fn audit_refused_agent(audit: &Audit, refusal: &Refusal, known: &Agent, call: &ApiCall<'_>) {
-    let is_other = matches!(refusal, Refusal::AgentIdentity);
-    let reason = if is_other { "it has another identity" } else { "it belongs to another key" };
-    audit.say("agent.refused", call.actor(), &[("agent", &known.id), ("reason", reason)]);
 }

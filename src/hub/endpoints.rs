@@ -4,9 +4,9 @@ use std::net::IpAddr;
 use std::slice;
 
 use super::access;
+use super::access::UnknownCall;
 use super::api_call::ApiCall;
 use super::api_call::Origin;
-use super::audit::Actor;
 use super::core::Core;
 use super::directory;
 use super::key_rotation;
@@ -36,6 +36,8 @@ const LOGIN_CODES: RateLimit = RateLimit { name: "too-many-devices", allowed: 10
 /// Forms that one network may send to the page for approvals; each shows whether a login waits with its code. An approval
 /// takes two. Whoever is over the limit approves on the hub's machine.
 const LOGIN_PAGES: RateLimit = RateLimit { name: "too-many-approvals", allowed: 60, window: 15 * 60 };
+
+const SESSIONS: &str = "/v1/sessions";
 
 struct Endpoint {
     method: &'static str,
@@ -98,8 +100,7 @@ static TABLE: &[Endpoint] = &[
     delete("/v1/agents/*", To(Action::Administer), |core, call| {
         directory::remove_agent(call, &core.records, &core.audit)
     }),
-    post("/v1/sessions", To(Action::Join), session_request::open_session)
-        .limited(OnlyWrongCodes(&SHARE_CODES)),
+    post(SESSIONS, To(Action::Join), session_request::open_session).limited(OnlyWrongCodes(&SHARE_CODES)),
     get("/v1/sessions/*", To(Action::Join), session_request::session_state),
     // "Taken" reveals that a code exists, so choosing codes is limited like guessing them.
     post("/v1/shares", To(Action::Share), shares::make).limited(Codes(&SHARE_CODES)),
@@ -148,6 +149,20 @@ const fn delete(path: &'static str, needs: Requirement, run: RunEndpoint) -> End
 }
 
 impl Endpoint {
+    /// As the audit log names it.
+    fn name(&self) -> String {
+        format!("{} {}", self.method, self.path)
+    }
+
+    /// The event that its refusals are.
+    fn refused(&self) -> &'static str {
+        match self.path {
+            SESSIONS => "session.refused",
+            path if path.starts_with("/v1/shares") => "share.refused",
+            _ => "call.refused",
+        }
+    }
+
     const fn limited(self, limit: CallLimit) -> Self {
         Self { limit, ..self }
     }
@@ -184,35 +199,38 @@ impl Admission {
     }
 }
 
-/// Finds the endpoint that the request is for, and admits its sender. The key is checked before the role, so that a caller
-/// without a key learns nothing about roles.
+/// Finds the endpoint that the request is for, and admits its sender.
 pub fn admit(core: &Core, request: &Request, origin: Origin) -> Result<Admission, Refusal> {
     let (endpoint, _) = find(request)?;
     refuse_if_fenced(core, request)?;
     let now = clock::now();
-    let principal = match endpoint.needs {
-        Nothing => None,
-        AnyKey => Some(access::authenticate(core, request.key(), origin.address, now)?),
-        To(action) => {
-            let principal = access::authenticate(core, request.key(), origin.address, now)?;
-            access::allow(&core.audit, Actor::of(&principal, origin.address), &principal, action)?;
-            Some(principal)
-        }
+    let action = match endpoint.needs {
+        Nothing => return Ok(Admission { endpoint, principal: None, now }),
+        AnyKey => None,
+        To(action) => Some(action),
     };
-    Ok(Admission { endpoint, principal, now })
+    let (name, refused) = (endpoint.name(), endpoint.refused());
+    let call = UnknownCall { key: request.key(), address: origin.address, action, name, refused };
+    Ok(Admission { endpoint, principal: Some(access::admit(core, &call, now)?), now })
 }
 
 /// Answers an admitted request: runs the endpoint within the row's limit.
 pub fn answer(core: &Core, request: &Request, origin: Origin, admission: Admission) -> Reply {
     let endpoint = admission.endpoint;
-    let answered = run(core, endpoint, &admission.call(request, origin));
-    answered.unwrap_or_else(|refusal| core.refusals.reply(refusal))
+    let call = admission.call(request, origin);
+    run(core, endpoint, &call).unwrap_or_else(|refusal| {
+        // A session's endpoint knows more of it.
+        if endpoint.path != SESSIONS && !matches!(endpoint.needs, Nothing) {
+            core.audit.say_refused(endpoint.refused(), call.actor(), &endpoint.name(), &refusal);
+        }
+        core.refusals.reply(refusal)
+    })
 }
 
 /// Runs the endpoint within its limit, and within that of all changes. Sessions change no record.
 fn run(core: &Core, endpoint: &Endpoint, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
     let is_keyless = matches!(endpoint.needs, Nothing);
-    if endpoint.method != "GET" && endpoint.path != "/v1/sessions" && !is_keyless {
+    if endpoint.method != "GET" && endpoint.path != SESSIONS && !is_keyless {
         access::pace(core, &access::CHANGES, call, "")?;
     }
     match endpoint.limit {
@@ -262,8 +280,6 @@ fn limit_wrong_code(core: &Core, limit: &'static RateLimit, call: &ApiCall<'_>, 
         return Refusal::TooManyTries { limit, seconds };
     }
     guessers.iter().for_each(|who| tries.count(limit, who, call.now));
-    drop(tries);
-    core.audit.say("share.refused", call.actor(), &[("reason", "wrong code")]);
     refusal
 }
 

@@ -120,7 +120,7 @@ pub fn waiting(core: &Core, call: &ApiCall<'_>, code: &str) -> Result<WaitingLog
 
 /// Approves a code; returns the waiting machine.
 pub fn approve_code(core: &Core, call: &ApiCall<'_>, order: &ApproveDevice) -> Result<WaitingLogin, Refusal> {
-    let workspace = keys::ruled_workspace(call, order.workspace.as_deref(), &core.audit)?;
+    let workspace = keys::ruled_workspace(call, order.workspace.as_deref())?;
     let approval = Approval { role: order.role.unwrap_or(Role::Member), workspace };
     let (hash, login) = (hash_of(core, &order.code), waiting(core, call, &order.code)?);
     core.records.change(|registry| {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::access;
+use super::access::UnknownCall;
 use super::api_call::ApiCall;
 use super::core::Core;
 use super::logins;
@@ -63,9 +64,11 @@ fn approve_as_admin(
     key: &str,
     order: &ApproveDevice,
 ) -> Result<String, Refusal> {
-    let principal = access::authenticate(core, key, call.origin.address, call.now)?;
+    let (address, action) = (call.origin.address, Some(Action::Administer));
+    let asked =
+        UnknownCall { key, address, action, name: "POST /device".to_owned(), refused: "call.refused" };
+    let principal = access::admit(core, &asked, call.now)?;
     let admin_call = ApiCall { request: call.request, principal, parts: Vec::new(), ..*call };
-    access::allow(&core.audit, admin_call.actor(), &admin_call.principal, Action::Administer)?;
     Ok(logins::approve_code(core, &admin_call, order)?.label)
 }
 

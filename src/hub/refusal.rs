@@ -129,6 +129,21 @@ impl Refusal {
         matches!(self, Self::ShareNotFound | Self::ShareNotJoined | Self::ShareCodeTaken)
     }
 
+    /// Whether it says something about what its caller may do, or does too often, and not only that the call is wrong. The
+    /// audit log has these. A wrong agent has an event of its own.
+    pub fn is_denial(&self) -> bool {
+        match self {
+            Self::AgentOfAnotherKey => false,
+            Self::ShareFull => true,
+            other => other.is_wrong_code() || matches!(other.text().status, 403 | 429),
+        }
+    }
+
+    /// Its stable code, which is the reason in the audit log.
+    pub fn code(&self) -> &'static str {
+        self.text().code
+    }
+
     /// The table. Rustfmt would give most rows five lines.
     #[rustfmt::skip]
     #[allow(clippy::too_many_lines)]

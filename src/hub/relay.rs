@@ -82,15 +82,20 @@ fn meet(
         }
         Redemption::Waiting { session } => {
             let told = match news.recv_timeout(PARTNER_TIMEOUT) {
-                Err(_) if core.sessions.table().give_up(&session) => None,
+                Err(_) if core.sessions.table().give_up(&session.id) => None,
                 // The partner has come at the last moment, and its thread is about to say so.
                 Err(_) => news.recv().ok(),
                 Ok(told) => Some(told),
             };
             match told {
-                Some(Some(partner)) => Ok(MetEnds { session, own, partner, since: Instant::now() }),
+                Some(Some(partner)) => {
+                    Ok(MetEnds { session: session.id, own, partner, since: Instant::now() })
+                }
                 Some(None) => Err(Refusal::Declined),
-                None => Err(Refusal::PartnerMissing),
+                None => {
+                    core.session_refused(&session, &Refusal::PartnerMissing, "");
+                    Err(Refusal::PartnerMissing)
+                }
             }
         }
     }

@@ -5,6 +5,7 @@ use serde_json::json;
 use super::access;
 use super::agent_channels::AgentChannel;
 use super::api_call::ApiCall;
+use super::api_call::clean_label;
 use super::api_call::ok;
 use super::carry;
 use super::core::Core;
@@ -27,25 +28,51 @@ use crate::wire::api::SessionGrant;
 use crate::wire::control::SessionOffer;
 use crate::wire::control::ToAgent;
 
-/// What a caller asks for, after the check of its right.
+/// What a caller asks for, as far as it is known. `service` follows from the check of its right.
 struct SessionRequest {
     ask: AskSession,
-    service: Service,
+    service: Option<Service>,
     /// The share by whose right it asks.
     share: Option<String>,
+    path: &'static str,
 }
 
 pub fn open_session(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
+    let ask: AskSession = call.body()?;
+    let path = if ask.direct { "direct" } else { "relay" };
+    let mut request = SessionRequest { ask, service: None, share: None, path };
+    let opened = try_open(core, call, &mut request);
+    // A caller that has to ask another hub is not refused.
+    if let Err(refusal) = &opened
+        && !matches!(refusal, Refusal::AgentAtOtherHub { .. })
+    {
+        let asked_name = clean_label(&request.ask.service);
+        let service = request.service.as_ref();
+        let details = [
+            ("agent", service.map_or("", |service| &service.agent_id)),
+            ("service", service.map_or(&*asked_name, |service| service.name.as_str())),
+            ("share", request.share.as_deref().unwrap_or_default()),
+            ("path", request.path),
+            ("reason", refusal.code()),
+        ];
+        core.audit.say("session.refused", call.actor(), &details);
+    }
+    opened
+}
+
+fn try_open(core: &Core, call: &ApiCall<'_>, request: &mut SessionRequest) -> Result<Reply, Refusal> {
     if core.readiness.drain().is_some() {
         return Err(Refusal::Draining);
     }
-    let ask: AskSession = call.body()?;
-    let (service, share) = asked_for(core, call, &ask)?;
-    let request = SessionRequest { ask, service, share };
-    match agent_of(core, &request.service)? {
-        AgentLocation::Here(agent) => open_here(core, call, request, agent),
-        AgentLocation::At(hub) if request.ask.carry => open_elsewhere(core, call, &request, hub),
-        AgentLocation::At(hub) => Err(Refusal::AgentAtOtherHub { service: request.service.name, hub }),
+    let service = asked_for(core, call, request)?;
+    request.service = Some(service.clone());
+    match agent_of(core, &service)? {
+        AgentLocation::Here(agent) => open_here(core, call, request, service, agent),
+        AgentLocation::At(hub) if request.ask.carry => {
+            request.path = "fleet";
+            open_elsewhere(core, call, &request.ask, &service, hub)
+        }
+        AgentLocation::At(hub) => Err(Refusal::AgentAtOtherHub { service: service.name, hub }),
     }
 }
 
@@ -66,10 +93,11 @@ pub fn session_state(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> 
 fn open_here(
     core: &Core,
     call: &ApiCall<'_>,
-    request: SessionRequest,
+    request: &SessionRequest,
+    service: Service,
     here: AgentHere,
 ) -> Result<Reply, Refusal> {
-    let SessionRequest { ask, service, share } = request;
+    let SessionRequest { ask, share, .. } = request;
     let AgentHere { agent, channel_id, channel } = here;
     let id = secret::id("ses");
     let is_direct = ask.direct;
@@ -92,7 +120,7 @@ fn open_here(
         caller: call.principal.clone(),
         address: call.origin.address,
         peer: ask.fingerprint,
-        share,
+        share: share.clone(),
         max_of_share,
         agent: AgentSide::Here { channel: channel_id, key: channel.key.clone() },
         tls: String::new(),
@@ -110,7 +138,7 @@ fn open_here(
         relay: agents,
     });
     if !channel.outgoing.send(&open) {
-        core.sessions.table().give_up(&id);
+        core.sessions.table().remove(&id);
         return Err(Refusal::Offline(Box::new(service)));
     }
     ok(
@@ -134,10 +162,11 @@ fn open_here(
 fn open_elsewhere(
     core: &Core,
     call: &ApiCall<'_>,
-    request: &SessionRequest,
+    ask: &AskSession,
+    service: &Service,
     hub: String,
 ) -> Result<Reply, Refusal> {
-    let granted = carry::ask_session(core, call, &request.ask, &request.service, &hub)?;
+    let granted = carry::ask_session(core, call, ask, service, &hub)?;
     let RelayTicket { ticket, relay } = granted.relay.clone().ok_or(Refusal::OtherHubAway)?;
     let remote = RemoteSession { hub, relay, ticket };
     let near = RelayTicket { ticket: secret::secret(), relay: call.relay_address()? };
@@ -147,7 +176,7 @@ fn open_elsewhere(
         agent_id: granted.agent_id.clone(),
         caller: call.principal.clone(),
         address: call.origin.address,
-        peer: request.ask.fingerprint,
+        peer: ask.fingerprint,
         // The other hub ends the session with its share, and audits it.
         share: None,
         max_of_share: None,
@@ -155,7 +184,7 @@ fn open_elsewhere(
         tls: String::new(),
         is_direct: false,
     };
-    core.audit.say_session("session.carried", &session, "fleet", &[("to", &remote.hub)]);
+    core.audit.say_session("session.carried", &session, &[("to", &remote.hub)]);
     grant(core, call, session, &[(SessionSide::Joiner, &near.ticket)])?;
     ok(200, &SessionGrant { relay: Some(near), ..granted })
 }
@@ -170,24 +199,23 @@ fn grant(
     granted.map_err(|whose| Refusal::TooManySessions { whose })
 }
 
-/// The service that is meant, and the share by whose right it is asked for.
-fn asked_for(
-    core: &Core,
-    call: &ApiCall<'_>,
-    asked: &AskSession,
-) -> Result<(Service, Option<String>), Refusal> {
-    if let Some(membership) = &asked.share {
-        let (service, share) = share_join::service_of(core, call, &asked.service, membership)?;
-        return Ok((service, Some(share)));
-    }
-    access::allow(&core.audit, call.actor(), &call.principal, Action::Reach)?;
+/// The service that is meant. Notes the share by whose right it is asked for.
+fn asked_for(core: &Core, call: &ApiCall<'_>, request: &mut SessionRequest) -> Result<Service, Refusal> {
     let registry = core.records.registry();
+    let asked = &request.ask;
+    if let Some(membership) = &asked.share {
+        let share = share_join::joined(core, call, &registry, membership)?;
+        request.share = Some(share.info.id.clone());
+        let service = share_join::service_in(call, &registry, share, &asked.service);
+        return service.cloned().ok_or(Refusal::NoSuchService);
+    }
+    access::allow(&call.principal, Action::Reach)?;
     // A share's own service takes a share to reach it.
     let is_open = |service: &&Service| call.sees_service(service) && service.share.is_none();
     let by_id = registry.service(&asked.service).filter(is_open);
     let named = || registry.service_named(call.workspace(), &asked.service, call.now);
     let named = || named().filter(|service| call.sees_service(service));
-    Ok((by_id.or_else(named).cloned().ok_or(Refusal::NoSuchService)?, None))
+    by_id.or_else(named).cloned().ok_or(Refusal::NoSuchService)
 }
 
 /// Where the agent of a service is: on a channel of this hub, or at the hub of that address.

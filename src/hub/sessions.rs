@@ -8,16 +8,9 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::SyncSender;
 
-use crate::model::hub_records::ChannelId;
 use crate::model::hub_session::HubSession;
 use crate::model::sessions::SessionTable;
-use crate::model::time::Time;
 use crate::os::lock::locked;
-
-/// What is kept of the reason that an agent gives for not coming.
-const DECLINE_REASON_LIMIT: usize = 200;
-/// What an agent's sessions are told when its control channel ends.
-const AGENT_LEFT: &str = "it has left";
 
 /// One end of a session: the connection that came with a ticket.
 pub struct RelayEnd {
@@ -56,17 +49,6 @@ impl Sessions {
         locked(&self.table)
     }
 
-    /// The agent that was told of the session on this channel does not come.
-    pub fn decline(&self, session: &str, channel: ChannelId, reason: &str) {
-        let reason: String = reason.chars().take(DECLINE_REASON_LIMIT).collect();
-        tell_declined(self.table().decline(session, channel, &reason));
-    }
-
-    /// The agent is gone, and comes to none of the sessions that it was told of on this channel.
-    pub fn agent_left(&self, channel: ChannelId, now: Time) {
-        tell_declined(self.table().decline_all(channel, AGENT_LEFT, now));
-    }
-
     pub fn count_opened(&self) {
         self.opened.fetch_add(1, Ordering::Relaxed);
     }
@@ -98,11 +80,5 @@ impl Sessions {
             totals.to_joiner += agent.sent();
         }
         totals
-    }
-}
-
-fn tell_declined(waiting: impl IntoIterator<Item = Arc<RelayEnd>>) {
-    for end in waiting {
-        let _ = end.partner.try_send(None);
     }
 }

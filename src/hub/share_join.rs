@@ -56,26 +56,26 @@ pub fn join(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
     ok(200, &describe(call, &core.records.registry(), &share, Some(token))?)
 }
 
-/// The service that a joiner asks for, by ID or name, and the ID of the share that opens it.
-pub fn service_of(
+/// The share that a joiner has joined.
+pub fn joined<'r>(
     core: &Core,
     call: &ApiCall<'_>,
-    service: &str,
+    registry: &'r Registry,
     membership: &Membership,
-) -> Result<(Service, String), Refusal> {
-    let hash = hash_of(core, call, &membership.code);
-    let registry = core.records.registry();
-    let share = find(call, &registry, &hash)?;
-    if !has_joined(share, &membership.token) {
-        return Err(Refusal::ShareNotJoined);
-    }
+) -> Result<&'r Share, Refusal> {
+    let share = find(call, registry, &hash_of(core, call, &membership.code))?;
+    if has_joined(share, &membership.token) { Ok(share) } else { Err(Refusal::ShareNotJoined) }
+}
+
+/// The service that a joiner asks for, by ID or name, if the share opens it.
+pub fn service_in<'r>(
+    call: &ApiCall<'_>,
+    registry: &'r Registry,
+    share: &Share,
+    service: &str,
+) -> Option<&'r Service> {
     let is_meant = |shared: &&Service| shared.id == service || shared.name.as_str() == service;
-    let Some(service) = visible(call, &registry, share).find(is_meant) else {
-        let details = [("share", share.info.id.as_str()), ("reason", "the share does not open this service")];
-        core.audit.say("share.refused", call.actor(), &details);
-        return Err(Refusal::NoSuchService);
-    };
-    Ok((service.clone(), share.info.id.clone()))
+    visible(call, registry, share).find(is_meant)
 }
 
 /// The hash of a code in the caller's workspace, so a caller finds only the shares of its own. Text that cannot be a code

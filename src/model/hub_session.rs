@@ -36,9 +36,13 @@ pub struct HubSession {
 }
 
 impl HubSession {
-    /// As the audit log names it.
+    /// The way of its bytes, as the audit log names it.
     pub fn path(&self) -> &'static str {
-        if self.is_direct { "direct" } else { "relay" }
+        match self.agent {
+            AgentSide::Elsewhere(_) => "fleet",
+            AgentSide::Here { .. } if self.is_direct => "direct",
+            AgentSide::Here { .. } => "relay",
+        }
     }
 
     /// Whether a key or the share that it needs is no longer valid.
@@ -101,6 +105,11 @@ pub struct SessionEntry<E> {
 impl<E> SessionEntry<E> {
     pub fn is_open(&self) -> bool {
         matches!(self.state, HubSessionState::Open { .. } | HubSessionState::Carried) || self.is_direct()
+    }
+
+    /// It may still begin.
+    pub fn is_coming(&self) -> bool {
+        matches!(self.state, HubSessionState::Granted | HubSessionState::Waiting(_))
     }
 
     pub fn is_direct(&self) -> bool {

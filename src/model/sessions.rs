@@ -52,7 +52,7 @@ pub enum Redemption<E> {
     Unknown,
     /// The other side has not come yet.
     Waiting {
-        session: String,
+        session: HubSession,
     },
     Open {
         session: HubSession,
@@ -87,6 +87,13 @@ pub enum ReportOutcome {
     Confirmed,
 }
 
+/// A session that its agent has declined.
+pub struct DeclinedSession<E> {
+    pub session: HubSession,
+    /// The end that waits for it; the caller must send it away.
+    pub waiting: Option<E>,
+}
+
 /// What `revoke` found.
 #[derive(Debug, PartialEq, Eq)]
 pub struct RevokedSessions<E> {
@@ -96,6 +103,8 @@ pub struct RevokedSessions<E> {
     pub direct: Vec<DirectSession>,
     /// Direct sessions whose agent did not come back.
     pub lost: Vec<HubSession>,
+    /// Sessions that were granted, and neither side has come.
+    pub unused: Vec<HubSession>,
 }
 
 #[derive(Debug)]
@@ -198,7 +207,7 @@ impl<E: Clone> SessionTable<E> {
         match std::mem::replace(&mut entry.state, HubSessionState::Granted) {
             HubSessionState::Granted => {
                 entry.state = HubSessionState::Waiting(end);
-                Redemption::Waiting { session: id }
+                Redemption::Waiting { session: entry.session.clone() }
             }
             HubSessionState::Waiting(first) => {
                 let (joiner, agent) = if side == SessionSide::Joiner { (end, first) } else { (first, end) };
@@ -217,16 +226,16 @@ impl<E: Clone> SessionTable<E> {
         }
     }
 
-    /// The agent declines a session that it was asked for over this channel. Returns the end that waits, which must be sent
-    /// away. The reason stays for as long as a ticket lives.
-    pub fn decline(&mut self, id: &str, channel: ChannelId, reason: &str) -> Option<E> {
-        let entry = self.sessions.get_mut(id).filter(|entry| entry.is_of(channel) && !entry.is_open())?;
+    /// The agent declines a session that it was asked for over this channel. The reason stays for as long as a ticket lives.
+    pub fn decline(&mut self, id: &str, channel: ChannelId, reason: &str) -> Option<DeclinedSession<E>> {
+        let entry = self.sessions.get_mut(id).filter(|entry| entry.is_of(channel) && entry.is_coming())?;
         let before = std::mem::replace(&mut entry.state, HubSessionState::Declined(reason.to_owned()));
         self.tickets.retain(|_, ticket| ticket.session != id);
-        match before {
+        let waiting = match before {
             HubSessionState::Waiting(end) => Some(end),
             _ => None,
-        }
+        };
+        Some(DeclinedSession { session: entry.session.clone(), waiting })
     }
 
     /// What both ends of a session agreed on, from the agent that was asked for it over this channel.
@@ -272,13 +281,13 @@ impl<E: Clone> SessionTable<E> {
     }
 
     /// An agent's channel has ended. Declines all sessions that the agent was asked for over it.
-    pub fn decline_all(&mut self, channel: ChannelId, reason: &str, now: Time) -> Vec<E> {
+    pub fn decline_all(&mut self, channel: ChannelId, reason: &str, now: Time) -> Vec<DeclinedSession<E>> {
         for entry in self.sessions.values_mut().filter(|entry| entry.is_of(channel)) {
             if let HubSessionState::Direct { lost_at } = &mut entry.state {
                 *lost_at = Some(now);
             }
         }
-        let its = self.sessions.values().filter(|entry| entry.is_of(channel) && !entry.is_open());
+        let its = self.sessions.values().filter(|entry| entry.is_of(channel) && entry.is_coming());
         let ids: Vec<String> = its.map(|entry| entry.session.id.clone()).collect();
         ids.iter().filter_map(|id| self.decline(id, channel, reason)).collect()
     }
@@ -308,19 +317,28 @@ impl<E: Clone> SessionTable<E> {
         }
     }
 
-    /// Forgets the sessions that are too old, or whose key or share is no longer valid. Returns those that were open.
+    /// Forgets the sessions that are too old, or whose key or share is no longer valid. An end that waits gives up itself.
     pub fn revoke(&mut self, registry: &Registry, now: Time) -> RevokedSessions<E> {
         let lost =
             self.sessions.extract_if(|_, entry| entry.is_forgotten(now)).map(|(_, entry)| entry.session);
         let lost = lost.collect();
-        self.retain(|entry| {
-            entry.is_open() || !(entry.is_old(now) || entry.session.is_revoked(registry, now))
+        let is_waiting = |entry: &SessionEntry<E>| matches!(entry.state, HubSessionState::Waiting(_));
+        let dead = self.sessions.extract_if(|_, entry| {
+            let is_old = entry.is_old(now) && !is_waiting(entry);
+            !entry.is_open() && (is_old || entry.session.is_revoked(registry, now))
         });
+        let dead: Vec<SessionEntry<E>> = dead.map(|(_, entry)| entry).collect();
+        if !dead.is_empty() {
+            self.tickets.retain(|_, ticket| self.sessions.contains_key(&ticket.session));
+        }
+        let is_unused = |entry: &SessionEntry<E>| matches!(entry.state, HubSessionState::Granted);
+        let unused = dead.into_iter().filter(is_unused).map(|entry| entry.session).collect();
         let revoked = || self.sessions.values().filter(|entry| entry.session.is_revoked(registry, now));
         RevokedSessions {
             ends: revoked().filter_map(SessionEntry::ends).flatten().cloned().collect(),
             direct: revoked().filter_map(SessionEntry::direct).collect(),
             lost,
+            unused,
         }
     }
 
@@ -341,14 +359,6 @@ impl<E: Clone> SessionTable<E> {
     pub fn remove(&mut self, id: &str) {
         self.tickets.retain(|_, ticket| ticket.session != id);
         self.sessions.remove(id);
-    }
-
-    fn retain(&mut self, keeps: impl Fn(&SessionEntry<E>) -> bool) {
-        let before = self.sessions.len();
-        self.sessions.retain(|_, entry| keeps(entry));
-        if self.sessions.len() < before {
-            self.tickets.retain(|_, ticket| self.sessions.contains_key(&ticket.session));
-        }
     }
 }
 
@@ -417,7 +427,12 @@ mod tests {
     }
 
     fn waiting(id: &str) -> Redemption<u8> {
-        Redemption::Waiting { session: id.into() }
+        Redemption::Waiting { session: session(id, "key_joiner") }
+    }
+
+    /// The end that waits for a session that was declined.
+    fn declined(declined: Option<DeclinedSession<u8>>) -> Option<u8> {
+        declined.and_then(|declined| declined.waiting)
     }
 
     fn open(id: &str, joiner: u8, agent: u8) -> Redemption<u8> {
@@ -463,7 +478,11 @@ mod tests {
         table.redeem("whole-agent", 2, at(14));
         assert_eq!(table.redeem("never-joiner", 1, at(15)), Redemption::Unknown);
         assert_eq!(table.redeem("half-agent", 2, at(15)), Redemption::Unknown);
-        assert!(table.revoke(&live(&["key_joiner", "key_agent"]), at(15)).ends.is_empty());
+        let revoked = table.revoke(&live(&["key_joiner", "key_agent"]), at(15));
+        assert!(revoked.ends.is_empty());
+        assert_eq!(revoked.unused.iter().map(|unused| &*unused.id).collect::<Vec<_>>(), ["never"]);
+        // The end that waits gives up itself.
+        assert!(table.give_up("half"));
         assert_eq!((table.sessions.len(), table.tickets.len()), (1, 0));
         assert!(table.end_direction("whole").is_none() && table.end_direction("whole").is_some());
         assert!(table.sessions.is_empty());
@@ -487,7 +506,7 @@ mod tests {
     #[test]
     fn a_decline_before_the_joiner_has_come_is_kept_for_it_once() {
         let mut table = granted(&["s"]);
-        assert_eq!(table.decline("s", CHANNEL, "full"), None);
+        assert_eq!(declined(table.decline("s", CHANNEL, "full")), None);
         assert_eq!(table.redeem("s-agent", 2, at(1)), Redemption::Unknown);
         assert_eq!(table.redeem("s-joiner", 1, at(1)), Redemption::Unknown);
         assert_eq!(table.outcome("s", "key_joiner"), SessionOutcome::Declined("full".into()));
@@ -498,25 +517,26 @@ mod tests {
     fn a_decline_after_the_joiner_has_come_gives_it_back_to_be_sent_away() {
         let mut table = granted(&["s"]);
         table.redeem("s-joiner", 1, at(1));
-        assert_eq!(table.decline("s", CHANNEL, "full"), Some(1));
+        assert_eq!(declined(table.decline("s", CHANNEL, "full")), Some(1));
         assert_eq!(table.redeem("s-agent", 2, at(1)), Redemption::Unknown);
         assert_eq!(table.outcome("s", "key_joiner"), SessionOutcome::Declined("full".into()));
         // An agent that declines what it came to is let go, and so is the joiner.
         let mut table = granted(&["s"]);
         table.redeem("s-agent", 2, at(1));
-        assert_eq!(table.decline("s", CHANNEL, "full"), Some(2));
+        assert_eq!(declined(table.decline("s", CHANNEL, "full")), Some(2));
         assert_eq!(table.redeem("s-joiner", 1, at(1)), Redemption::Unknown);
     }
 
     #[test]
     fn only_the_channel_that_was_told_of_a_session_declines_it_and_never_an_open_one() {
         let mut table = granted(&["s", "t"]);
-        assert_eq!(table.decline("s", ChannelId(2), "full"), None);
+        assert_eq!(declined(table.decline("s", ChannelId(2), "full")), None);
         assert_eq!(table.redeem("s-joiner", 1, at(1)), waiting("s"));
         assert_eq!(table.redeem("s-agent", 2, at(1)), open("s", 1, 2));
-        assert_eq!(table.decline("s", CHANNEL, "full"), None);
+        assert_eq!(declined(table.decline("s", CHANNEL, "full")), None);
         assert_eq!(table.redeem("t-joiner", 3, at(1)), waiting("t"));
-        assert_eq!(table.decline_all(CHANNEL, "it has left", at(1)), [3]);
+        let left = table.decline_all(CHANNEL, "it has left", at(1));
+        assert_eq!(left.into_iter().map(|left| left.waiting).collect::<Vec<_>>(), [Some(3)]);
         assert_eq!(table.open_sessions().count(), 1);
         assert_eq!(table.redeem("t-agent", 4, at(1)), Redemption::Unknown);
     }
@@ -540,6 +560,7 @@ mod tests {
         assert_eq!(table.outcome("s", "key_joiner"), SessionOutcome::Elsewhere(remote.clone()));
         table.carried("s");
         table.revoke(&live(&["key_joiner", "key_agent"]), at(15));
+        assert!(table.give_up("here"));
         assert_eq!(table.sessions.keys().collect::<Vec<_>>(), ["s"]);
         table.remove("s");
         table.grant(carried("old"), &[(SessionSide::Joiner, "old")], at(0)).unwrap();
@@ -591,7 +612,8 @@ mod tests {
             // Its directions end by the cut; until then it is listed.
             assert_eq!(table.open_sessions().count(), 1);
             let is_good = revoked == "key_joiner";
-            assert_eq!(table.redeem("local-joiner", 4, at(1)) == waiting("local"), is_good);
+            let is_waiting = matches!(table.redeem("local-joiner", 4, at(1)), Redemption::Waiting { .. });
+            assert_eq!(is_waiting, is_good);
         }
     }
 
