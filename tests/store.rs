@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::io::Read;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::fs::symlink;
@@ -22,7 +23,9 @@ use common::Said;
 use common::etcd::Etcd;
 use common::eventually;
 use common::expose;
+use common::https::FINGERPRINT;
 use common::https::RawAgent;
+use common::https::request;
 use common::noise;
 use common::under;
 use nix::sys::signal::Signal;
@@ -47,7 +50,7 @@ fn make_key(hub: &Hub) -> Option<String> {
     let stream = https::dial_from(https::LOOPBACK, &hub.address).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
     let mut stream = https::tls_over(stream, "127.0.0.1", &hub.ca());
-    let request = https::request("POST /v1/keys", "h", &[("x-api-key", hub.admin_key.as_str())], "");
+    let request = request("POST /v1/keys", "h", &[("x-api-key", hub.admin_key.as_str())], "");
     stream.write_all(request.as_bytes()).ok()?;
     let answer = https::Answer::read(&mut stream);
     (answer.status == 201).then(|| answer.text("id"))
@@ -515,9 +518,55 @@ fn hub_and_agent_log_each_session_and_the_two_logs_agree() {
 }
 
 #[test]
+fn an_agent_whose_record_cannot_be_written_serves_on_and_counts_what_is_missing() {
+    const CONNECTIONS: usize = 4400;
+    let hub = Hub::start();
+    let (owner, user) = (hub.machine("member"), hub.machine("member"));
+    let mut exposed = expose(&owner, "db", common::service(common::echo));
+    let (_reached, port) = common::reach(&user, "db");
+    assert!(common::echoes(port, b"before"));
+    // A process of the machine that hangs is like a disk that does: the writer waits for the record's lock.
+    let lock = fs::File::options().append(true).create(true).open(owner.file("served.lock")).unwrap();
+    lock.lock().unwrap();
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..CONNECTIONS / 8 {
+                    assert!(common::echoes(port, b"x"), "it waits for its record");
+                }
+            });
+        }
+    });
+    lock.unlock().unwrap();
+    let recorded = || {
+        // The last line may be half written.
+        let text = fs::read_to_string(owner.file("served.log")).unwrap();
+        let lines: Vec<serde_json::Value> =
+            text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let missing = lines.iter().filter(|line| line["event"] == "audit.missing");
+        let missing: u64 = missing.map(|line| line["count"].as_u64().unwrap()).sum();
+        let closed = lines.iter().filter(|line| line["event"] == "connection.closed").count();
+        (closed, usize::try_from(missing).unwrap())
+    };
+    // Sessions have lines, too, and theirs may be missing.
+    let is_whole = || {
+        let (closed, missing) = recorded();
+        (CONNECTIONS + 1..CONNECTIONS + 32).contains(&(closed + missing))
+    };
+    eventually("all are recorded or counted", PATIENCE, is_whole);
+    assert!((1..CONNECTIONS - 3900).contains(&recorded().1), "{:?}", recorded());
+    assert!(exposed.err().contains("the log's disk does not answer"), "{}", exposed.err());
+    // Its end is not kept waiting for long, either.
+    lock.lock().unwrap();
+    assert!(common::echoes(port, b"last"));
+    let began = std::time::Instant::now();
+    exposed.interrupt();
+    assert!(began.elapsed() < PATIENCE / 2, "{:?}", began.elapsed());
+}
+
+#[test]
 fn a_collector_gets_every_line_again_after_it_was_away_and_nothing_waits_for_it() {
     use std::io::BufRead;
-    use std::io::Read;
     use std::net::TcpListener;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap();
@@ -587,6 +636,63 @@ fn a_collector_gets_every_line_again_after_it_was_away_and_nothing_waits_for_it(
     let mut buffer = [0; 8];
     streams.accept().unwrap().0.read_exact(&mut buffer).unwrap();
     assert!(buffer.windows(2).any(|two| two == b" <"), "{buffer:?}");
+}
+
+#[test]
+fn a_collector_that_hangs_delays_no_session_and_what_it_misses_is_counted() {
+    // A collector that reads nothing, and whose queue takes few lines.
+    let home = Home::new();
+    let socket = home.file("collector");
+    let datagrams = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
+    let mut hub =
+        Hub::start_with(&["--tunnel-ports", "off", "--audit-to", &format!("syslog:{}", socket.display())]);
+    let key = hub.key("member");
+    let mut agent = RawAgent::up(&hub, &key, "agent_a");
+    agent.expose("db");
+    let ask = json!({ "service": "db", "fingerprint": FINGERPRINT, "direct": true }).to_string();
+    let one = |connection| {
+        request("POST /v1/sessions", "hub", &[("x-api-key", &key), ("Connection", connection)], &ask)
+    };
+    let hundred = one("keep-alive").repeat(99) + &one("close");
+    // Two lines for each session: more than the collector's queue and ours can hold.
+    for _ in 0..46 {
+        let began = std::time::Instant::now();
+        let (mut stream, mut answers) = (hub.tls(), String::new());
+        stream.write_all(hundred.as_bytes()).unwrap();
+        let _ = stream.read_to_string(&mut answers);
+        assert_eq!(answers.matches("HTTP/1.1 200").count(), 100, "{answers}");
+        for _ in 0..100 {
+            let session = agent.next().unwrap()["session"].clone();
+            for is_over in [false, true] {
+                agent.send(&json!({ "type": "direct", "session": session, "isOver": is_over,
+                    "durationMs": 1, "toAgent": 1, "toJoiner": 1 }));
+            }
+        }
+        // A hub that waited for the collector would take half a second for each line.
+        assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
+    }
+    eventually("all are audited", PATIENCE, || hub.audit().matches("session.closed").count() == 4600);
+    let (status, lasted) = hub.running.interrupt();
+    assert!(status.success() && lasted < PATIENCE / 3, "{lasted:?}");
+    let audit = hub.audit();
+    let lines: Vec<serde_json::Value> =
+        audit.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let unsent = lines.iter().filter(|line| line["event"] == "audit.unsent");
+    let unsent: usize = unsent.map(|line| usize::try_from(line["count"].as_u64().unwrap()).unwrap()).sum();
+    datagrams.set_nonblocking(true).unwrap();
+    let received = std::iter::from_fn(|| datagrams.recv(&mut [0; 4096]).ok()).count();
+    let left = "the audit log's collector has not got the last ";
+    let err = hub.running.err();
+    let left: usize = err.split(left).nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    // The lines after the last report of a loss may be lost, too.
+    let known = received + left + unsent;
+    assert!(unsent > 0 && left <= 8193, "{received} {left} {unsent}");
+    assert!(
+        (lines.len() - 3..=lines.len()).contains(&known),
+        "{} lines: {received} {left} {unsent}",
+        lines.len()
+    );
+    hub.home.run(&["hub", "audit", "verify"]).ok();
 }
 
 #[test]

@@ -233,19 +233,25 @@ impl Audit {
     /// Writes all that is queued, and stops.
     pub fn close(&mut self) {
         self.end_counts();
+        self.say_unsent(true);
         self.log.close();
         self.forwarder = None;
     }
 
-    /// Says what the collector has missed, once it is there again. After each minute, what was counted after an event
-    /// becomes one line.
+    /// After each minute, what was counted after an event becomes one line.
     pub fn sweep(&self) {
-        let unsent = self.forwarder.as_ref().map_or(0, AuditForwarder::take_lost);
+        let is_over = locked(&self.counts).since.elapsed() >= COUNTED_FOR;
+        self.say_unsent(is_over);
+        if is_over {
+            self.end_counts();
+        }
+    }
+
+    /// Says what the collector has missed, once it is there again or if that `is_due`.
+    fn say_unsent(&self, is_due: bool) {
+        let unsent = self.forwarder.as_ref().map_or(0, |forwarder| forwarder.take_lost(is_due));
         if unsent > 0 {
             self.say("audit.unsent", Actor::HUB, &[("outcome", "failed"), ("count", &unsent.to_string())]);
-        }
-        if locked(&self.counts).since.elapsed() >= COUNTED_FOR {
-            self.end_counts();
         }
     }
 

@@ -9,7 +9,6 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process;
 use std::sync::Arc;
@@ -19,6 +18,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::sync::mpsc::Receiver;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -32,6 +32,7 @@ use crate::net::stop::Stop;
 use crate::net::threads::ThreadGroup;
 use crate::os::clock;
 use crate::os::lock::locked;
+use crate::os::socket;
 use crate::os::user;
 use crate::state::chained_log::OnWritten;
 
@@ -41,7 +42,7 @@ const FORWARD_QUEUE: usize = 8192;
 const FORWARD_RETRY: Duration = Duration::from_secs(1);
 /// A collector that accepts nothing for this long is left, and another connection is made. The end of the hub may wait for it.
 const FORWARD_TIMEOUT: Duration = Duration::from_millis(500);
-/// What is queued when the hub stops is sent within this time, or stays in the log only.
+/// What is queued when the hub stops is sent within this time, or stays in the log only. The log says so.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(500);
 /// The longest that RFC 5424 allows.
 const HOSTNAME_LENGTH: usize = 255;
@@ -83,7 +84,7 @@ impl AuditTarget {
                 });
                 (socket.map(OwnedFd::from), false)
             }
-            Self::Unix(path) => (UnixStream::connect(path).map(OwnedFd::from), true),
+            Self::Unix(path) => (socket::connect_local(path), true),
             Self::Tcp(at) => {
                 let stream = dial(&at.host, at.port, Instant::now() + NETWORK_TIMEOUT, stop)?;
                 (stream.try_clone().map(OwnedFd::from), true)
@@ -123,7 +124,7 @@ fn check_open(read: io::Result<usize>) -> io::Result<()> {
     }
 }
 
-/// Sends until it is dropped. The log's writer holds the other end of the queue, and ends first.
+/// Sends until it is dropped. The log's writer holds the other end of the queue, and ends first if its disk answers.
 pub struct AuditForwarder {
     state: Arc<ForwardState>,
     ended: Mutex<Receiver<()>>,
@@ -157,10 +158,12 @@ impl AuditForwarder {
         Ok((Self { state, ended: Mutex::new(ended), stop, threads }, Box::new(take)))
     }
 
-    /// How many lines were lost since the last call, once the collector is there again.
-    pub fn take_lost(&self) -> u64 {
-        let is_reached = self.state.is_reached.load(Ordering::Relaxed);
-        if is_reached { self.state.lost.swap(0, Ordering::Relaxed) } else { 0 }
+    /// How many lines were lost since the last call, if the collector takes lines again or if the report `is_due`. The loss of
+    /// such a report is not worth another one.
+    pub fn take_lost(&self, is_due: bool) -> u64 {
+        let ForwardState { lost, is_reached } = &*self.state;
+        let is_worth_it = is_reached.load(Ordering::Relaxed) || (is_due && lost.load(Ordering::Relaxed) > 1);
+        if is_worth_it { lost.swap(0, Ordering::Relaxed) } else { 0 }
     }
 }
 
@@ -178,35 +181,125 @@ fn send_all(target: &AuditTarget, lines: &Receiver<String>, state: &ForwardState
     let sender = format!("{host} connect {} audit -", process::id());
     let mut collector: Option<Collector> = None;
     let mut is_reported = false;
-    while let Ok(line) = lines.recv() {
+    let mut is_sent = |message: &str| {
+        let connected = collector.take().map_or_else(|| target.connect(stop), Ok);
+        let sent = connected.and_then(|mut connected| {
+            connected.send(message).or_say(|| "Cannot send")?;
+            collector = Some(connected);
+            Ok(())
+        });
+        state.is_reached.store(sent.is_ok(), Ordering::Relaxed);
+        match &sent {
+            Ok(()) if std::mem::take(&mut is_reported) => log::warn!("the audit log's collector is reached"),
+            Err(error) if !std::mem::replace(&mut is_reported, true) => {
+                log::warn!("the audit log's collector is not reached, lines wait: {error}");
+            }
+            _ => {}
+        }
+        sent.is_ok()
+    };
+    let mut left = 0;
+    while let Some(line) = next_line(lines, stop) {
         let message = format!("<{SYSLOG_PRIORITY}>1 {} {sender} {line}", clock::stamp());
-        loop {
-            let connected = match collector.take() {
-                Some(collector) => Ok(collector),
-                None => target.connect(stop),
-            };
-            let sent = connected.and_then(|mut connected| {
-                connected.send(&message).or_say(|| "Cannot send")?;
-                collector = Some(connected);
-                Ok(())
-            });
-            state.is_reached.store(sent.is_ok(), Ordering::Relaxed);
-            match sent {
-                Ok(()) => {
-                    if std::mem::take(&mut is_reported) {
-                        log::warn!("the audit log's collector is reached");
-                    }
-                    break;
-                }
-                Err(error) => {
-                    if !std::mem::replace(&mut is_reported, true) {
-                        log::warn!("the audit log's collector is not reached, lines wait: {error}");
-                    }
-                    if stop.wait_for(FORWARD_RETRY) {
-                        return;
-                    }
-                }
+        while left == 0 && !is_sent(&message) {
+            left = usize::from(stop.wait_for(FORWARD_RETRY));
+        }
+    }
+    left += lines.try_iter().count();
+    if left > 0 {
+        log::warn!("the audit log's collector has not got the last {left} lines");
+    }
+}
+
+/// `None` when no more lines come, or when it is time to stop.
+fn next_line(lines: &Receiver<String>, stop: &Stop) -> Option<String> {
+    while !stop.is_stopped() {
+        match lines.recv_timeout(FORWARD_RETRY) {
+            Err(RecvTimeoutError::Timeout) => {}
+            received => return received.ok(),
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::os::files;
+    use crate::os::secret;
+    use nix::sys::socket::Backlog;
+    use nix::sys::socket::listen;
+    use std::io::BufRead;
+    use std::io::BufReader;
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// A collector that accepts nothing, in whose queue is room for one connection.
+    fn hanging() -> (UnixListener, AuditTarget) {
+        let folder = std::env::temp_dir().join(secret::id("connect-collector"));
+        files::private_dir(&folder).unwrap();
+        let path = folder.join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        listen(&listener, Backlog::new(0).unwrap()).unwrap();
+        (listener, AuditTarget::Unix(path))
+    }
+
+    /// How many whole records come on one connection.
+    fn received(stream: impl Read) -> u64 {
+        let mut reader = BufReader::new(stream);
+        for count in 0.. {
+            let mut length = Vec::new();
+            reader.read_until(b' ', &mut length).unwrap();
+            let length = String::from_utf8(length).unwrap().trim().parse().unwrap_or(0);
+            let mut record = vec![0; length];
+            if length == 0 || reader.read_exact(&mut record).is_err() {
+                return count;
             }
         }
+        0
+    }
+
+    #[test]
+    fn what_a_hanging_collector_misses_is_counted_and_nobody_waits_for_it() {
+        let (listener, target) = hanging();
+        let (forwarder, take) = AuditForwarder::start(target).unwrap();
+        let total = 3 * FORWARD_QUEUE as u64;
+        let began = Instant::now();
+        for _ in 0..total {
+            take(&"x".repeat(400));
+        }
+        assert!(began.elapsed() < PATIENCE / 3, "{:?}", began.elapsed());
+        let lost = forwarder.state.lost.load(Ordering::Relaxed);
+        assert!((1..=total - FORWARD_QUEUE as u64).contains(&lost), "{lost}");
+        assert_eq!((forwarder.take_lost(true), forwarder.take_lost(true)), (lost, 0));
+        // It takes lines again: those that waited, and no others.
+        drop(take);
+        let reading = thread::spawn(move || {
+            let mut all = 0;
+            while all + lost < total {
+                all += received(listener.accept().unwrap().0);
+            }
+            all
+        });
+        assert!(locked(&forwarder.ended).recv_timeout(PATIENCE).is_ok(), "not all is sent");
+        drop(forwarder);
+        assert_eq!(reading.join().unwrap() + lost, total);
+    }
+
+    #[test]
+    fn the_end_waits_for_no_collector_and_not_for_a_log_that_cannot_end() {
+        let (_listener, target) = hanging();
+        let _first = target.connect(&Stop::new()).unwrap();
+        let (forwarder, take) = AuditForwarder::start(target).unwrap();
+        take("x");
+        let (end, ended) = mpsc::channel();
+        thread::spawn(move || {
+            drop(forwarder);
+            end.send(()).unwrap();
+        });
+        ended.recv_timeout(PATIENCE / 3).expect("it waits");
+        drop(take);
     }
 }

@@ -9,6 +9,8 @@ use std::net::TcpListener;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -111,6 +113,21 @@ fn is_lost(socket: &TcpStream) -> bool {
 #[cfg(not(target_os = "linux"))]
 fn is_lost(_: &TcpStream) -> bool {
     false
+}
+
+/// Connects to a local socket. Where the system would wait for a full queue to get room, this fails.
+pub fn connect_local(path: &Path) -> io::Result<OwnedFd> {
+    #[cfg(target_os = "linux")]
+    {
+        use nix::sys::socket;
+
+        let flags = socket::SockFlag::SOCK_CLOEXEC | socket::SockFlag::SOCK_NONBLOCK;
+        let own = socket::socket(socket::AddressFamily::Unix, socket::SockType::Stream, flags, None)?;
+        socket::connect(own.as_raw_fd(), &socket::UnixAddr::new(path)?)?;
+        Ok(own)
+    }
+    #[cfg(not(target_os = "linux"))]
+    std::os::unix::net::UnixStream::connect(path).map(OwnedFd::from)
 }
 
 /// How often a pending connect checks whether it was stopped.

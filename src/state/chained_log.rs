@@ -1,7 +1,7 @@
 //! The writer of a chained log (`wire/chain.rs`): a thread that alone writes the file. Callers only queue lines.
 //!
-//! While the disk is full, lines wait in memory; if too many wait, the log says later how many are missing. Nothing that
-//! is logged depends on the log: a full disk does not stop the service.
+//! While the disk is full or does not answer, lines wait in memory; if too many wait, the log says later how many are missing.
+//! Nothing that is logged depends on the log: such a disk does not stop the service.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -10,10 +10,15 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::sync::mpsc::Receiver;
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::TrySendError;
+use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -28,8 +33,14 @@ use crate::os::lock::locked;
 use crate::wire::chain;
 use crate::wire::chain::LineFields;
 
-/// Lines that may wait for a slow disk. When the queue is full, callers wait as well.
+/// Lines that may wait for a slow disk: some megabytes.
 pub const CHAIN_QUEUE: usize = 4096;
+/// How long a caller waits for room in the queue. After that nobody waits until the writer has gone on.
+const QUEUE_TIMEOUT: Duration = Duration::from_millis(500);
+const QUEUE_POLL: Duration = Duration::from_millis(5);
+/// A disk that takes longer to rotate the log, or to write the last lines, does not answer.
+const DISK_TIMEOUT: Duration = Duration::from_secs(5);
+const NO_ANSWER: &str = "the log's disk does not answer";
 /// How often a failed write is retried, and how long a line may not be on the disk itself.
 const CHAIN_TICK: Duration = Duration::from_secs(1);
 
@@ -60,9 +71,21 @@ pub type OnWritten = Box<dyn Fn(&str) + Send>;
 
 pub struct ChainedLog {
     queue: Option<SyncSender<LogOrder>>,
-    /// Of what is on the disk for certain.
-    head: Arc<Mutex<ChainHead>>,
+    state: Arc<LogState>,
+    /// Disconnected once the writer has ended.
+    ended: Mutex<Receiver<()>>,
     threads: ThreadGroup,
+}
+
+/// What the writer and its callers share.
+#[derive(Default)]
+struct LogState {
+    /// Of what is on the disk for certain.
+    head: Mutex<ChainHead>,
+    /// Lines that found no room in the queue.
+    lost: AtomicU64,
+    /// A caller has waited for room in vain.
+    hangs: AtomicBool,
 }
 
 /// A closed segment.
@@ -82,42 +105,58 @@ impl ChainedLog {
     /// Opens the log, cuts off a last line that a crash left unfinished, and starts the writer.
     pub fn open(options: ChainedLogOptions) -> Result<Self> {
         let (queue, orders) = mpsc::sync_channel(CHAIN_QUEUE);
-        let head = Arc::default();
-        let mut writer = LogWriter::open(options, Arc::clone(&head))?;
+        let (end, ended) = mpsc::sync_channel(0);
+        let state = Arc::default();
+        let mut writer = LogWriter::open(options, Arc::clone(&state))?;
         let threads = ThreadGroup::default();
-        threads.spawn("chained-log", move || writer.run(&orders))?;
-        Ok(Self { queue: Some(queue), head, threads })
+        threads.spawn("chained-log", move || {
+            writer.run(&orders);
+            drop(end);
+        })?;
+        Ok(Self { queue: Some(queue), state, ended: Mutex::new(ended), threads })
     }
 
-    /// Queues a line. It cannot fail.
+    /// Queues a line. It cannot fail: one that finds no room is counted.
     pub fn write(&self, fields: LineFields) {
-        self.order(LogOrder::Line(fields));
+        let Some(queue) = &self.queue else { return };
+        let deadline = Instant::now() + QUEUE_TIMEOUT;
+        let mut order = LogOrder::Line(fields);
+        while let Err(TrySendError::Full(unsent)) = queue.try_send(order) {
+            if self.state.hangs.load(Ordering::Relaxed) || Instant::now() >= deadline {
+                self.state.lost.fetch_add(1, Ordering::Relaxed);
+                if !self.state.hangs.swap(true, Ordering::Relaxed) {
+                    log::error!("{NO_ANSWER}: what is not recorded is counted");
+                }
+                return;
+            }
+            order = unsent;
+            thread::park_timeout(QUEUE_POLL);
+        }
     }
 
     pub fn check(&self) {
-        self.order(LogOrder::Check);
+        let _ = self.queue.as_ref().map(|queue| queue.try_send(LogOrder::Check));
     }
 
     /// Closes the segment. The next line begins a new one, and names the hash of the closed one's last line.
     pub fn rotate(&self) -> Result<ClosedSegment> {
         let (answer, answered) = mpsc::sync_channel(1);
-        self.order(LogOrder::Rotate(answer));
-        answered.recv().or_say(|| "The log is closed")?
+        let _ = self.queue.as_ref().map(|queue| queue.try_send(LogOrder::Rotate(answer)));
+        answered.recv_timeout(DISK_TIMEOUT).or_say(|| "The log's disk does not answer")?
     }
 
     pub fn head(&self) -> ChainHead {
-        locked(&self.head).clone()
+        locked(&self.state.head).clone()
     }
 
-    /// Writes all that is queued, and stops.
+    /// Writes all that is queued, and stops. If the disk does not answer, the writer's thread is left to end with the process.
     pub fn close(&mut self) {
-        self.queue = None;
-        self.threads.join(|| ());
-    }
-
-    fn order(&self, order: LogOrder) {
-        if let Some(queue) = &self.queue {
-            let _ = queue.send(order);
+        if self.queue.take().is_none() {
+            return;
+        }
+        match locked(&self.ended).recv_timeout(DISK_TIMEOUT) {
+            Err(RecvTimeoutError::Timeout) => log::error!("{NO_ANSWER}: the last lines are lost"),
+            _ => self.threads.join(|| ()),
         }
     }
 }
@@ -136,7 +175,7 @@ struct LogWriter {
     /// Half a line of a failed write may lie behind them.
     is_torn: bool,
     head: ChainHead,
-    published: Arc<Mutex<ChainHead>>,
+    state: Arc<LogState>,
     waiting: VecDeque<LineFields>,
     /// The report of a break, which waits for the next line: who only reads the log leaves it as it is.
     broken: Option<LineFields>,
@@ -146,14 +185,14 @@ struct LogWriter {
 }
 
 impl LogWriter {
-    fn open(options: ChainedLogOptions, published: Arc<Mutex<ChainHead>>) -> Result<Self> {
+    fn open(options: ChainedLogOptions, state: Arc<LogState>) -> Result<Self> {
         let mut log = Self {
             file: files::append(&options.path)?,
             options,
             length: 0,
             is_torn: true,
             head: ChainHead::default(),
-            published,
+            state,
             waiting: VecDeque::new(),
             broken: None,
             missing: 0,
@@ -169,7 +208,7 @@ impl LogWriter {
             log.head = known.clone();
             log.broken = Some(log.report(reason));
         }
-        locked(&log.published).clone_from(&log.head);
+        locked(&log.state.head).clone_from(&log.head);
         Ok(log)
     }
 
@@ -205,7 +244,7 @@ impl LogWriter {
     fn sync(&mut self) {
         if self.unsynced.is_some() && self.file.sync_data().is_ok() {
             self.unsynced = None;
-            locked(&self.published).clone_from(&self.head);
+            locked(&self.state.head).clone_from(&self.head);
         }
     }
 
@@ -215,6 +254,8 @@ impl LogWriter {
         if self.waiting.is_empty() {
             return;
         }
+        self.missing += self.state.lost.swap(0, Ordering::Relaxed);
+        self.state.hangs.store(false, Ordering::Relaxed);
         if let Err(error) = self.try_write_waiting() {
             if !std::mem::replace(&mut self.is_torn, true) {
                 log::error!("the log cannot be written, its lines wait: {error}");
