@@ -1,8 +1,12 @@
 //! `make bench-peers`: the tunnel, through the hub and by the direct path, beside rathole, bore, ssh, haproxy, nginx and no tunnel, each with
 //! the same work, turn by turn in one run. Medians; what counts are the ratios. Ours is end-to-end encrypted
 //! through three processes; the others have two, the proxies one. OTHER_BUILD=FILE adds another build of connect.
+//! The figures are printed as a table and as bars, which are in target/bench-peers.svg too. ROUNDS=1 BULK_MIB=4 is
+//! enough to see that all of it works; ONLY=WORDS takes the measures in whose name the words are.
 #![allow(clippy::cast_precision_loss)] // Figures for people.
 
+#[path = "common/chart.rs"]
+mod chart;
 mod common;
 
 use std::any::Any;
@@ -13,7 +17,10 @@ use std::net::TcpListener;
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
+use std::sync::LazyLock;
+use std::sync::OnceLock;
 
+use chart::Row;
 use common::Home;
 use common::Hub;
 use common::PATIENCE;
@@ -27,7 +34,10 @@ use common::measure::MEBI;
 use common::reach;
 use common::service;
 
-const BULK: usize = 256 * MEBI;
+/// Bytes of a bulk transfer.
+static BULK: LazyLock<usize> = LazyLock::new(|| setting("BULK_MIB", 256) * MEBI);
+/// Requests a second of the paced measures: half of what the slowest contender can.
+static PACE: OnceLock<f64> = OnceLock::new();
 
 /// A way from a loopback port to the two services.
 struct Contender {
@@ -46,9 +56,9 @@ struct Measure {
     take: fn(&Contender) -> f64,
 }
 
-const MEASURES: [Measure; 7] = [
-    Measure { what: "bulk, 1 stream, MiB/s", more: true, take: |c| measure::throughput(c.sink, 1, BULK) },
-    Measure { what: "bulk, 8 streams, MiB/s", more: true, take: |c| measure::throughput(c.sink, 8, BULK) },
+const MEASURES: [Measure; 9] = [
+    Measure { what: "bulk, 1 stream, MiB/s", more: true, take: |c| measure::throughput(c.sink, 1, *BULK) },
+    Measure { what: "bulk, 8 streams, MiB/s", more: true, take: |c| measure::throughput(c.sink, 8, *BULK) },
     Measure { what: "CPU s per GB, 1 stream", more: false, take: cpu_for_a_gigabyte },
     Measure { what: "new connection, p50, µs", more: false, take: |c| fresh(c.echo) },
     Measure {
@@ -62,10 +72,12 @@ const MEASURES: [Measure; 7] = [
         more: true,
         take: |c| measure::requests_a_second(c.echo, 50),
     },
+    Measure { what: "paced request, p50, µs", more: false, take: |c| paced(c, 0.5) },
+    Measure { what: "paced request, p99, µs", more: false, take: |c| paced(c, 0.99) },
 ];
 
 fn main() {
-    let rounds: usize = std::env::var("ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5);
+    let rounds = setting("ROUNDS", 5);
     let only = std::env::var("ONLY").unwrap_or_default();
     let targets = (service(measure::drink), service(echo));
     let mut contenders =
@@ -80,9 +92,9 @@ fn main() {
         eventually(contender.name, PATIENCE, || echoes(contender.echo, b"ready") && greets(contender.sink));
     }
     let measures: Vec<&Measure> = MEASURES.iter().filter(|measure| measure.what.contains(&only)).collect();
-    let mut table = String::from("| median of the rounds, and connect's ratio to each |");
-    contenders.iter().for_each(|contender| _ = write!(table, " {} |", contender.name));
-    table += &format!("\n|{}\n", " --- |".repeat(contenders.len() + 1));
+    let slowest = contenders.iter().map(|contender| measure::requests_a_second(contender.echo, 50));
+    let pace = PACE.get_or_init(|| slowest.fold(f64::MAX, f64::min) / 2.0);
+    let mut rows = Vec::new();
     for measure in measures {
         let mut figures = vec![Vec::new(); contenders.len()];
         for _ in 0..rounds {
@@ -90,20 +102,46 @@ fn main() {
                 figures.push((measure.take)(contender));
             }
         }
-        let medians: Vec<f64> = figures.iter_mut().map(|figures| measure::median(figures)).collect();
-        table += &format!("| {} |", measure.what);
-        for (at, median) in medians.iter().enumerate() {
-            let shown = if *median < 10.0 { format!("{median:.2}") } else { format!("{median:.0}") };
-            let ratio = if measure.more { medians[0] / median } else { median / medians[0] };
-            let ratio = if at > 0 { format!(" ({ratio:.2}×)") } else { String::new() };
-            table += &format!(" {shown}{ratio} |");
-        }
-        table += "\n";
+        let medians = figures.iter_mut().map(|figures| measure::median(figures)).collect();
+        rows.push(Row { what: measure.what, more: measure.more, figures: medians });
         eprintln!("{} done", measure.what);
     }
+    let names: Vec<&str> = contenders.iter().map(|contender| contender.name).collect();
     println!(
-        "{rounds} rounds, every contender in turn. A ratio over 1 says that connect was the better one.\n\n{table}"
+        "{rounds} rounds, every contender in turn. A ratio over 1 says that connect was the better one.\n\
+         Paced: {pace:.0} requests a second, half of what the slowest can.\n\n{}\n{}",
+        table(&names, &rows),
+        chart::bars(&names, &rows)
     );
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench-peers.svg");
+    fs::write(&file, chart::svg(&names, &rows, "connect")).expect("target/ can be written");
+    println!("The bars as a picture: {}", file.display());
+}
+
+fn setting(name: &str, default: usize) -> usize {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// In Markdown, with the ratio of the first contender's figure to each.
+fn table(names: &[&str], rows: &[Row]) -> String {
+    let mut table = String::from("| median of the rounds, and connect's ratio to each |");
+    names.iter().for_each(|name| _ = write!(table, " {name} |"));
+    table += &format!("\n|{}\n", " --- |".repeat(names.len() + 1));
+    for row in rows {
+        table += &format!("| {} |", row.what);
+        for (at, figure) in row.figures.iter().enumerate() {
+            let ratio = if row.more { row.figures[0] / figure } else { figure / row.figures[0] };
+            let ratio = if at > 0 { format!(" ({ratio:.2}×)") } else { String::new() };
+            table += &format!(" {}{ratio} |", chart::shown(*figure));
+        }
+        table += "\n";
+    }
+    table
+}
+
+fn paced(contender: &Contender, part: f64) -> f64 {
+    let pace = *PACE.get().expect("set before the first measure");
+    measure::quantile(&mut measure::paced(contender.echo, pace), part)
 }
 
 fn fresh(port: u16) -> f64 {
@@ -112,8 +150,8 @@ fn fresh(port: u16) -> f64 {
 
 fn cpu_for_a_gigabyte(contender: &Contender) -> f64 {
     let before = measure::cpu(&contender.pids);
-    measure::throughput(contender.sink, 1, 4 * BULK);
-    (measure::cpu(&contender.pids) - before) / ((4 * BULK) as f64 / 1e9)
+    measure::throughput(contender.sink, 1, 4 * *BULK);
+    (measure::cpu(&contender.pids) - before) / ((4 * *BULK) as f64 / 1e9)
 }
 
 /// Whether the way to the sink stands.
