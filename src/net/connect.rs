@@ -46,16 +46,20 @@ pub fn loopbacks(port: u16) -> [SocketAddr; 2] {
 
 /// Connects to the first of these addresses that accepts. If none does, the error is that of the first.
 pub fn dial_first(addresses: &[SocketAddr], deadline: Instant, stop: &Stop) -> io::Result<Arc<TcpStream>> {
-    let mut first_error = None;
+    let (mut first_error, began) = (None, Instant::now());
     for (index, address) in addresses.iter().enumerate() {
         let left = deadline.saturating_duration_since(Instant::now());
         let share = if index + 1 < addresses.len() { left / TIME_SHARE_PER_ADDRESS } else { left };
         match socket::connect(*address, Instant::now() + share, &|| stop.is_stopped()) {
             Ok(stream) => {
                 socket::prepare(&stream, address.ip());
+                log::debug!("connected to {address} in {} ms", began.elapsed().as_millis());
                 return Ok(Arc::new(stream));
             }
-            Err(error) => first_error = first_error.or(Some(error)),
+            Err(error) => {
+                log::debug!("cannot connect to {address}: {error}");
+                first_error = first_error.or(Some(error));
+            }
         }
         if stop.is_stopped() {
             break;

@@ -118,6 +118,7 @@ impl ChainedLog {
 
     /// Queues a line. It cannot fail: one that finds no room is counted.
     pub fn write(&self, fields: LineFields) {
+        log::debug!("{}", chain::in_words(&fields));
         let Some(queue) = &self.queue else { return };
         let deadline = Instant::now() + QUEUE_TIMEOUT;
         let mut order = LogOrder::Line(fields);

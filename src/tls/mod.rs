@@ -129,6 +129,7 @@ pub fn server(
 
 fn handshake(side: TlsSide, below: Duplex, deadline: Instant, buffer: usize) -> io::Result<TlsConnection> {
     let Duplex { reader: source, writer: sink, socket } = below;
+    let began = Instant::now();
     let tls = Arc::new(Mutex::new(TlsState::new(side)));
     let mut reader = TlsReader {
         tls: Arc::clone(&tls),
@@ -163,6 +164,12 @@ fn handshake(side: TlsSide, below: Duplex, deadline: Instant, buffer: usize) -> 
     let application = tls.common().alpn_protocol().map(<[u8]>::to_vec);
     let negotiated = negotiated(tls.common());
     drop(tls);
+    if let Ok(address) = socket.peer_addr() {
+        log::debug!(
+            "TLS on the connection with {address} in {} ms: {negotiated}",
+            began.elapsed().as_millis()
+        );
+    }
     Ok(TlsConnection { reader, writer, socket, peer, application, negotiated })
 }
 

@@ -175,7 +175,8 @@ impl Drop for Tunnel {
 impl TunnelInner {
     /// One local connection, from accept to close.
     fn carry(&self, local: &Arc<TcpStream>) {
-        let deadline = Instant::now() + COMEBACK_TIMEOUT;
+        let began = Instant::now();
+        let deadline = began + COMEBACK_TIMEOUT;
         let mut backoff = Backoff::default();
         loop {
             let mut session = match self.pool.take(Instant::now() + NETWORK_TIMEOUT) {
@@ -192,6 +193,8 @@ impl TunnelInner {
             };
             match session.carry(local) {
                 ConnectionOutcome::Finished => {
+                    let from = local.peer_addr().map(|address| address.to_string()).unwrap_or_default();
+                    log::debug!("carried a connection from {from} for {} ms", began.elapsed().as_millis());
                     self.pool.give_back(session);
                     return self.pool.try_direct();
                 }

@@ -127,8 +127,9 @@ impl Session {
             stop: stop.clone(),
         };
         let thread = threads::spawn("session-read", move || {
-            let ended = incoming.receive_all();
-            log::debug!("a session ended: {ended:?}");
+            if let Err(ended) = incoming.receive_all() {
+                log::debug!("a session ended: {ended}");
+            }
             incoming.shared.close();
         });
         let thread = thread.map_err(io::Error::other)?;

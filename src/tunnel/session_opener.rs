@@ -89,6 +89,7 @@ impl SessionOpener {
         let relay = relay.map_err(|error| self.why_not_met(error, &granted.session, &at, deadline))?;
         let _cut = stop.attach(&relay.socket).ok_or_else(Error::stopped)?;
         let established = self.handshake(&granted, relay, deadline)?;
+        log::debug!("session {} to {} by the relay of {at}", granted.session, granted.name);
         self.start(&granted, established, traffic, stop)
     }
 
@@ -103,6 +104,7 @@ impl SessionOpener {
         let (granted, _) = self.ask(true, deadline)?;
         let prove = |connection, deadline| self.handshake(&granted, connection, deadline);
         let (established, address) = direct::reach_agent(addresses, stop, prove)?;
+        log::debug!("session {} to {} directly, at {address}", granted.session, granted.name);
         let mut session = self.start(&granted, established, traffic, stop)?;
         session.is_direct = true;
         self.direct.works(address);

@@ -22,6 +22,15 @@ pub struct ChainLine {
     pub head: ChainHead,
 }
 
+/// The line as people watch it. They know its time, and whose log it is.
+pub fn in_words(fields: &LineFields) -> String {
+    let is_shown = |name: &str, value: &Value| !["v", "at", "event", "hub"].contains(&name) && value != "";
+    let shown = fields.iter().filter(|(name, value)| is_shown(name, value));
+    let shown = shown.map(|(name, value)| format!("{name} {}", value.to_string().trim_matches('"')));
+    let event = fields.get("event").and_then(Value::as_str).unwrap_or_default();
+    format!("{event}: {}", shown.collect::<Vec<_>>().join(", "))
+}
+
 /// Writes the line that follows `head`, and moves `head` to it.
 pub fn seal(mut fields: LineFields, head: &mut ChainHead, hash: HashFn) -> String {
     head.count += 1;
