@@ -18,6 +18,7 @@ use crate::proxy::certificates::Certificates;
 use crate::proxy::context::CertificateLoader;
 use crate::proxy::context::ProxySettings;
 use crate::proxy::recent_requests::FinishedRequest;
+use crate::proxy::route_table::ProxyRoute;
 use crate::proxy::route_table::Routes;
 use crate::state::proxy::ProxyState;
 use crate::state::runs::OpenService;
@@ -123,15 +124,15 @@ pub fn say_certificates(call: &Call, certificates: &Certificates) -> Result<()> 
 
 /// Lists the routes for `status`, and puts their names into `server.crt` for other servers that use it.
 pub fn report_routes(run: &mut OwnRun, state: &ProxyState, own: Option<&Certificates>, routes: &Routes) {
-    let names: Vec<String> = routes.available().map(|route| route.name.clone()).collect();
-    let open = |name: &String| OpenService {
-        name: name.clone(),
-        at: state.url_of(name),
+    let open = |route: &Arc<ProxyRoute>| OpenService {
+        name: route.name.clone(),
+        at: route.how_to_connect().unwrap_or_else(|| state.url_of(&route.name)),
         up: true,
         ..OpenService::default()
     };
-    run.report(names.iter().map(open).collect());
-    if let Some(Err(error)) = own.map(|certificates| certificates.write_server(names.into_iter())) {
+    run.report(routes.available().map(open).collect());
+    let names = routes.available().map(|route| route.name.clone());
+    if let Some(Err(error)) = own.map(|certificates| certificates.write_server(names)) {
         log::warn!("{error}");
     }
 }

@@ -89,6 +89,14 @@ impl ProxyRoute {
         Protocol::Tcp.client_command(self.port, self.port)
     }
 
+    /// What to type for a service that is no web service, and so has no URL here.
+    pub fn how_to_connect(&self) -> Option<String> {
+        let here = || self.own_client().unwrap_or_else(|| format!("127.0.0.1:{}", self.port));
+        let is_here = self.is_local();
+        let how = || if is_here { here() } else { format!("connect reach {}", self.name) };
+        (self.protocol == Protocol::Tcp).then(how)
+    }
+
     /// As `proxy start` and the page show it.
     pub fn source_word(&self) -> String {
         match &self.source {

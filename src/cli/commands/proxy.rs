@@ -36,6 +36,7 @@ use crate::os::paths;
 use crate::os::process;
 use crate::proxy::Proxy;
 use crate::proxy::context::ProxyContext;
+use crate::proxy::route_table::ProxyRoute;
 use crate::proxy::route_table::RouteTable;
 use crate::proxy::route_table::Routes;
 use crate::state::proxy;
@@ -173,7 +174,7 @@ fn listen(call: &Call, options: &ProxyOptions) -> Result<BoundPort> {
                     "\n  Or use --replace to take over:\n  connect proxy start --port {port} --replace"
                 );
             }
-            Err(Error::new(format!("Port {port} is already in use")).hint(hint))
+            Err(Error::new(format!("Port {port} is already in use")).with_code("port-in-use").hint(hint))
         }
         io::ErrorKind::PermissionDenied => {
             Err(Error::new(format!("Port {port} needs privileges that this user does not have"))
@@ -233,9 +234,10 @@ fn announce(call: &Call, serving: &Proxy) {
     let context = &serving.context;
     let table = context.table.now();
     let routes: Vec<_> = table.available().collect();
+    let at = |route: &ProxyRoute| route.how_to_connect().unwrap_or_else(|| context.url_of(&route.name));
     let listed: Vec<Value> = routes
         .iter()
-        .map(|route| json!({ "name": route.name, "port": route.port, "source": route.source_word(), "url": context.url_of(&route.name) }))
+        .map(|route| json!({ "name": route.name, "port": route.port, "source": route.source_word(), "at": at(route) }))
         .collect();
     call.say.event(&json!({ "event": "listening", "pid": std::process::id(), "port": context.port,
         "tls": context.settings.https, "url": context.url(), "routes": listed }));
@@ -257,7 +259,7 @@ fn announce(call: &Call, serving: &Proxy) {
         call.say.line(&format!("[ok] {kind} proxy running on port {}\n", context.port));
         call.say.line("  Access your services via subdomains:\n");
         for route in &routes {
-            call.say.line(&format!("    {}", context.url_of(&route.name)));
+            call.say.line(&format!("    {}", shown_route(&route.name, &at(route))));
         }
         if routes.is_empty() {
             call.say.line("    No services yet. Bring one here: connect reach NAME");
@@ -272,6 +274,11 @@ fn announce(call: &Call, serving: &Proxy) {
         call.say.line(&format!("  Logs: {}", paths::shown(&call.home.file(proxy::PROXY_LOG))));
         call.say.line("  Stop: connect proxy stop");
     }
+}
+
+/// A URL has the name in it; what is typed for another service has not.
+fn shown_route(name: &str, at: &str) -> String {
+    if at.contains("://") { at.to_owned() } else { format!("{name}: {at}") }
 }
 
 /// The running proxy, if it is the one that `--port` and `--https` mean.
@@ -304,17 +311,16 @@ pub fn status(call: &Call) -> CommandResult {
         call.say.value(&json!({ "running": false }));
         return Ok(0);
     };
-    let open = runs::running(&call.home, proxy::PROXY_KIND).map(|run| run.open).unwrap_or_default();
-    let urls: Vec<String> = open.into_iter().map(|route| route.at).collect();
+    let routes = runs::running(&call.home, proxy::PROXY_KIND).map(|run| run.open).unwrap_or_default();
     call.say.result(&format!("  ● Proxy: running (PID {})", running.pid));
     call.say.result(&format!("    Port: {}", running.port));
     call.say.result(&format!("    TLS:  {}", if running.tls { "enabled" } else { "disabled" }));
-    call.say.result(if urls.is_empty() { "    Routes: none" } else { "    Routes:" });
-    for url in &urls {
-        call.say.result(&format!("      {url}"));
+    call.say.result(if routes.is_empty() { "    Routes: none" } else { "    Routes:" });
+    for route in &routes {
+        call.say.result(&format!("      {}", shown_route(&route.name, &route.at)));
     }
     call.say.value(&json!({ "running": true, "pid": running.pid, "port": running.port, "tls": running.tls,
-        "startedAt": running.started_at, "routes": urls }));
+        "startedAt": running.started_at, "routes": routes.iter().map(|route| json!({ "name": route.name, "at": route.at })).collect::<Vec<_>>() }));
     Ok(0)
 }
 

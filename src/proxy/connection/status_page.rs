@@ -13,7 +13,6 @@ use super::ProxyClient;
 use crate::http::host::RequestTarget;
 use crate::http::host::parse_target;
 use crate::http::reply::Reply;
-use crate::model::service::Protocol;
 use crate::net::connect::dial_first;
 use crate::net::connect::loopbacks;
 use crate::os::secret;
@@ -116,18 +115,13 @@ fn describe(context: &ProxyContext, route: &ProxyRoute) -> Value {
         }
         RouteSource::Hub { agent, online } => (Some(agent), *online),
     };
-    let target = format!("127.0.0.1:{}", route.port);
-    let (url, connect) = match (route.protocol, agent) {
-        (Protocol::Tcp, None) => (None, Some(route.own_client().unwrap_or_else(|| target.clone()))),
-        (Protocol::Tcp, Some(_)) => (None, Some(format!("connect reach {}", route.name))),
-        _ => (Some(context.url_of(&route.name)), None),
-    };
+    let connect = route.how_to_connect();
     json!({
         "name": route.name,
         // Of a web service; the others have what to type instead.
-        "url": url,
+        "url": connect.is_none().then(|| context.url_of(&route.name)),
         "connect": connect,
-        "target": target,
+        "target": format!("127.0.0.1:{}", route.port),
         "source": route.source_word(),
         "agent": agent,
         "health": if is_up { "up" } else { "down" },
