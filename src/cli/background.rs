@@ -63,9 +63,12 @@ pub fn start(call: &Call, command: &BackgroundStart<'_>, output: ChildOutput) ->
     let mut cut = None;
     // Until it is ready, Ctrl-C ends it as well. It has left the terminal, so it would not notice.
     let started = |pid| cut = call.stop.on_stop(move || process::terminate(pid));
+    let as_json = call.say.json;
     let repeat = |stream, line: &str| {
+        let is_err = stream == OutputStream::Err;
+        let shown = if as_json { line.to_owned() } else { say::fitted(line, is_err) };
         if output != ChildOutput::Dropped {
-            say::put(line, stream == OutputStream::Err);
+            say::put(&shown, is_err);
         }
     };
     let words = args::parse(command.arguments.clone(), call.args.manual)?.words;

@@ -12,6 +12,7 @@ use super::say;
 use super::say::Say;
 use super::topics;
 use super::topics::Topic;
+use super::wrap::unfill;
 use crate::error::Error;
 
 const TITLE: &str = "connect: reach a private service from somewhere else";
@@ -20,7 +21,7 @@ pub const FIRST_STEPS: &str = "connect: reach a private service from somewhere e
 
   On one machine, a meeting point:     connect hub
   On every machine, log in to it:      connect up --hub URL --api-key KEY
-  Beside a service, offer it:          connect expose NAME PORT
+  Where a service runs, offer it:      connect expose NAME PORT
   See what is offered:                 connect services
   Where you need it, bring it near:    connect reach NAME
 
@@ -51,7 +52,8 @@ pub fn show(say: &Say, manual: &Manual, words: &[String]) -> CommandResult {
         (None, None) if below.is_empty() => return Err(no_such_command(manual, &path)),
         (None, None) => group_help(manual, &path, &below),
     };
-    say.result(&text);
+    let is_narrow = text.lines().any(|line| line.len() > say::width());
+    say.result(&if is_narrow && manual.find(&path).is_none() { unfill(&text) } else { text.clone() });
     say.value(&json!({ "help": text }));
     Ok(0)
 }

@@ -71,9 +71,6 @@ impl Manual {
                 .map_err(|error| format!("{}: {error}", page.lines().next().unwrap_or_default()))?;
             command.role = role;
             command.is_built = is_built(command.path);
-            if commands.iter().any(|known| known.path == command.path) {
-                return Err(format!("there are two pages for {}", command.path));
-            }
             commands.push(command);
         }
         Ok(Self { commands, everywhere, everywhere_options, groups, synonyms })
@@ -194,26 +191,9 @@ fn parse_command(
         }
     }
     let all: Vec<CommandOption> = options.iter().chain(everywhere).copied().collect();
-    check_options(usage, &all)?;
     let path = path_of(usage);
     let arguments = parse_arguments(&words[path.split(' ').count()..], &all);
     Ok(Command { path, about, usage, arguments, options, examples, help, role: "", is_built: false })
-}
-
-/// No option twice, and none in the usage that the page does not describe.
-fn check_options(usage: &str, options: &[CommandOption]) -> Result<(), String> {
-    let mut names = BTreeSet::new();
-    let mut letters = BTreeSet::new();
-    for option in options {
-        if !names.insert(option.long) || option.short.is_some_and(|letter| !letters.insert(letter)) {
-            return Err(format!("--{} is there twice", option.long));
-        }
-    }
-    let used = usage.split([' ', '[', ']', '|']).filter_map(|word| word.strip_prefix("--"));
-    match used.filter(|name| !name.is_empty()).find(|name| !names.contains(name)) {
-        Some(unknown) => Err(format!("--{unknown} is only in the usage")),
-        None => Ok(()),
-    }
 }
 
 /// The words of a usage. Brackets hold what is in them together.
@@ -346,6 +326,26 @@ mod tests {
     }
 
     #[test]
+    fn no_command_or_option_is_there_twice_and_none_only_in_a_usage() {
+        let manual = manual();
+        let mut paths = BTreeSet::new();
+        for command in &manual.commands {
+            assert!(paths.insert(command.path), "two pages for {}", command.path);
+            let (mut names, mut letters) = (BTreeSet::new(), BTreeSet::new());
+            for option in manual.options_of(Some(command)) {
+                let is_new =
+                    names.insert(option.long) && option.short.is_none_or(|letter| letters.insert(letter));
+                assert!(is_new, "{} --{} is there twice", command.path, option.long);
+            }
+            let used =
+                command.usage.split([' ', '[', ']', '|', '=']).filter_map(|word| word.strip_prefix("--"));
+            for name in used.filter(|name| !name.is_empty()) {
+                assert!(names.contains(name), "{} --{name} is only in the usage", command.path);
+            }
+        }
+    }
+
+    #[test]
     fn a_usage_says_how_many_arguments_there_may_be() {
         let of = |names: &[&'static str], least, most, runs_command| Arguments {
             names: names.to_vec(),
@@ -388,12 +388,9 @@ mod tests {
         for (page, fault) in [
             ("Does it\n\nUsage: connect it\n\nOptions:\n  --in DIR\n", "not two columns"),
             ("Does it\n\nUsage: connect it\n\nOptions:\n  -in  Where\n", "not an option"),
-            ("Does it\n\nUsage: connect it [--in DIR]\n", "--in is only in the usage"),
-            ("Does it\n\nUsage: connect it\n\nOptions:\n  --help  Again\n", "--help is there twice"),
             ("Does it\n\nUsage: connect it [other options]\n", "no section other options"),
             ("Does it\n\nUsage: connect it\n\nNotes\n", "has no place"),
             ("Does it\n", "no usage"),
-            ("Does it\n\nUsage: connect it\n\n---- every\nSame\n\nUsage: connect it\n", "two pages for it"),
         ] {
             let text = format!("{everywhere}\n---- every\n{page}{notes}");
             let error = Manual::parse(Box::leak(text.into_boxed_str()), |_| true).err().unwrap_or_default();

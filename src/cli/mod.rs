@@ -52,6 +52,7 @@ mod table;
 mod topics;
 #[cfg(any(feature = "hub", feature = "agent", feature = "join", feature = "proxy"))]
 mod tunnel_access;
+mod wrap;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -164,8 +165,10 @@ fn start_log(verbose: bool) {
         }
         match log_lines::of_records() {
             Some(format) => writeln!(out, "{}", format.line(record.level().as_str(), &message)),
-            None if record.level() <= log::Level::Warn => writeln!(out, "[!] {message}"),
-            None => writeln!(out, "    {message}"),
+            None if record.level() <= log::Level::Warn => {
+                writeln!(out, "{}", say::fitted(&format!("[!] {message}"), true))
+            }
+            None => writeln!(out, "{}", say::fitted(&format!("    {message}"), true)),
         }
     });
     if detach::is_starting() {

@@ -5,12 +5,14 @@
 
 use std::io;
 use std::io::Write;
+use std::sync::LazyLock;
 
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::json;
 
 use super::log_lines;
+use super::wrap::wrap;
 use crate::error::Error;
 use crate::model::text::is_hidden;
 use crate::model::time::Time;
@@ -134,7 +136,7 @@ impl Say {
             lines.push(format!("… and {over} more"));
         }
         let _ = write!(io::stdout().lock(), "\u{1b}[H\u{1b}[J");
-        self.write(&lines.join("\n"), false);
+        put(&self.coloured(&self.shown(&lines.join("\n")), false), false);
     }
 
     pub fn trouble(&self, error: &Error) {
@@ -159,11 +161,14 @@ impl Say {
     }
 
     fn write(&self, text: &str, to_stderr: bool) {
-        let mut shown = self.shown(text);
-        if if to_stderr { self.colour_err } else { self.colour_out } {
-            shown = coloured(&shown);
-        }
-        put(&shown, to_stderr);
+        put(&self.coloured(&fitted(&self.shown(text), to_stderr), to_stderr), to_stderr);
+    }
+
+    fn coloured(&self, text: &str, to_stderr: bool) -> String {
+        let marks = if if to_stderr { self.colour_err } else { self.colour_out } { &MARKS[..] } else { &[] };
+        marks.iter().fold(text.to_owned(), |text, (mark, code)| {
+            text.replace(mark, &format!("\u{1b}[{code}m{mark}\u{1b}[0m"))
+        })
     }
 }
 
@@ -227,10 +232,11 @@ pub fn plain(text: &str) -> String {
     if indent == 0 { out.trim_start().to_owned() } else { out }
 }
 
-fn coloured(text: &str) -> String {
-    MARKS.iter().fold(text.to_owned(), |text, (mark, code)| {
-        text.replace(mark, &format!("\u{1b}[{code}m{mark}\u{1b}[0m"))
-    })
+/// The text as a terminal gets it, whose width is asked once: a proxy in the foreground prints a line a request.
+pub fn fitted(text: &str, to_stderr: bool) -> String {
+    static WIDTH: LazyLock<usize> = LazyLock::new(|| terminal::size().1);
+    let is_terminal = if to_stderr { terminal::is_terminal_err() } else { terminal::is_terminal_out() };
+    if is_terminal { wrap(text, *WIDTH) } else { text.to_owned() }
 }
 
 /// How many columns a line may have.
@@ -252,7 +258,9 @@ pub fn columns(headings: &[&str], rows: impl Iterator<Item: AsRef<[String]>>) ->
 /// Blanks between two columns.
 const COLUMN_GAP: usize = 2;
 /// A column does not shrink below this.
-const NARROWEST_COLUMN: usize = 4;
+const NARROWEST_COLUMN: usize = 8;
+/// Letters and digits of an id, after `key_` and the like.
+const ID_LENGTH: usize = 20;
 
 pub fn cut(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
@@ -264,25 +272,53 @@ pub fn cut(text: &str, width: usize) -> String {
 }
 
 fn columns_within(limit: usize, headings: &[&str], rows: impl Iterator<Item: AsRef<[String]>>) -> String {
-    let mut lines: Vec<Vec<String>> = vec![headings.iter().map(ToString::to_string).collect()];
-    lines.extend(rows.map(|row| row.as_ref().iter().map(|cell| clean(cell).replace('\n', " ")).collect()));
-    let mut widths = vec![0; headings.len()];
-    for (width, cell) in lines.iter().flat_map(|line| line.iter().enumerate()) {
-        widths[width] = widths[width].max(cell.chars().count());
+    let clean_row = |row: &[String]| row.iter().map(|cell| clean(cell).replace('\n', " ")).collect();
+    let rows: Vec<Vec<String>> = rows.map(|row| clean_row(row.as_ref())).collect();
+    let cells = |column: usize| rows.iter().map(move |row| &row[column]);
+    let width = |column: usize| {
+        cells(column).map(|cell| cell.chars().count()).max().unwrap_or(0).max(headings[column].len())
+    };
+    let is_too_wide = |columns: &[(usize, usize)]| {
+        columns.iter().map(|(_, width)| width + COLUMN_GAP).sum::<usize>() > limit.saturating_add(COLUMN_GAP)
+    };
+    let mut columns: Vec<(usize, usize)> =
+        (0..headings.len()).map(|column| (column, width(column))).collect();
+    if is_too_wide(&columns) {
+        columns.retain(|(column, _)| cells(*column).any(|cell| !is_empty_cell(cell)));
     }
-    while widths.iter().sum::<usize>() + COLUMN_GAP * (headings.len() - 1) > limit {
+    while is_too_wide(&columns) {
         // An ID that is cut is of no use to other commands.
-        let cuttable = widths.iter_mut().zip(headings).filter(|(_, heading)| **heading != "ID");
-        let Some(widest) =
-            cuttable.map(|(width, _)| width).max().filter(|widest| **widest > NARROWEST_COLUMN)
-        else {
-            break;
-        };
-        *widest -= 1;
+        let cuttable = columns.iter_mut().filter(|(column, _)| !cells(*column).any(|cell| is_id(cell)));
+        match cuttable.map(|(_, width)| width).max().filter(|widest| **widest > NARROWEST_COLUMN) {
+            Some(widest) => *widest -= 1,
+            None => return records(limit, headings, &rows),
+        }
     }
-    let shown = |(cell, &width): (&String, &usize)| format!("{:width$}", cut(cell, width));
-    let line = |line: &Vec<String>| line.iter().zip(&widths).map(shown).collect::<Vec<_>>().join("  ");
-    lines.iter().map(|cells| line(cells).trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+    let headings: Vec<String> = headings.iter().map(ToString::to_string).collect();
+    let line = |row: &Vec<String>| {
+        let cells = columns.iter().map(|&(column, width)| format!("{:width$}", cut(&row[column], width)));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    [&headings].into_iter().chain(&rows).map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn is_empty_cell(cell: &str) -> bool {
+    cell.is_empty() || cell == "-"
+}
+
+fn is_id(cell: &str) -> bool {
+    cell.split_once('_')
+        .is_some_and(|(_, id)| id.len() == ID_LENGTH && id.bytes().all(|b| b.is_ascii_alphanumeric()))
+}
+
+/// For a terminal that is too narrow for a table: below the first cell of each row stand the others, with their headings.
+fn records(limit: usize, headings: &[&str], rows: &[Vec<String>]) -> String {
+    let record = |row: &Vec<String>| {
+        let cells = row.iter().zip(headings).skip(1).filter(|(cell, _)| !is_empty_cell(cell));
+        let cells = cells.map(|(cell, heading)| format!("{} {cell}", heading.to_lowercase()));
+        wrap(&format!("{}\n  {}", row[0], cells.collect::<Vec<_>>().join(", ")), limit)
+    };
+    rows.iter().map(record).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
@@ -324,9 +360,21 @@ mod tests {
                       db             5432  a machine w…\n\
                       staging-data…  1     b";
         assert_eq!(drawn(33), narrow);
-        for limit in 0..60 {
-            assert!(drawn(limit).lines().all(|line| line.chars().count() <= limit.max(16)), "{limit}");
+        let narrowest = "db\n  port 5432, agent a\n  machine with a long\n  name\n\
+                         staging-database-one\n  port 1, agent b";
+        assert_eq!(drawn(23), narrowest);
+        for limit in 20..60 {
+            assert!(drawn(limit).lines().all(|line| line.chars().count() <= limit), "{limit}");
         }
+    }
+
+    #[test]
+    fn a_narrow_list_keeps_its_ids_and_leaves_empty_columns_out() {
+        let id = "key_tenv4w7d6gp5f2mzaza3";
+        let row = || [[id, "member", "ann", "-", "2 min ago"].map(str::to_owned)].into_iter();
+        let drawn = |limit| columns_within(limit, &["ID", "ROLE", "LABEL", "EXPIRES", "CREATED"], row());
+        assert_eq!(drawn(51), format!("ID{:22}  ROLE    LABEL  CREATED\n{id}  member  ann    2 min ago", ""));
+        assert_eq!(drawn(40), format!("{id}\n  role member, label ann, created 2 min\n  ago"));
     }
 
     #[test]

@@ -173,7 +173,7 @@ pub fn show(call: &Call) -> CommandResult {
     if reading.head.count == 0 {
         return Err(no_hub(&data));
     }
-    let headings = ["TIME", "EVENT", "WHO", "FROM", "WHAT", "RESULT"];
+    let headings = ["TIME (UTC)", "EVENT", "WHO", "FROM", "WHAT", "RESULT"];
     call.say.result(&say::columns(&headings, rows.into_iter()));
     if let Some(broken) = reading.broken {
         call.say.warn(&format!("{broken}. Look at it: connect hub audit verify"));

@@ -1,0 +1,167 @@
+//! Fits text into the columns of a terminal, at words.
+//!
+//! A row of two columns continues below its second column, any other line below its own beginning. What is to be typed
+//! stays together where it fits; a line that is a command is broken as a shell lets it be.
+
+use std::mem;
+
+/// A longer word is a key or a link. It is copied together with its command.
+const LONGEST_WORD: usize = 40;
+
+/// Breaks the lines that are too long.
+pub fn wrap(text: &str, width: usize) -> String {
+    let fit = |line: &str| if length(line) > width { wrap_line(line, width) } else { line.to_owned() };
+    text.split('\n').map(fit).collect::<Vec<_>>().join("\n")
+}
+
+/// Undoes the line breaks of paragraphs and rows, which were filled for a wider terminal.
+pub fn unfill(text: &str) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for line in text.split('\n') {
+        match lines.last_mut() {
+            Some(above) if continues(above, line) => *above += &format!(" {}", line.trim_start()),
+            _ => lines.push(line.to_owned()),
+        }
+    }
+    lines.join("\n")
+}
+
+fn length(text: &str) -> usize {
+    text.chars().count()
+}
+
+fn indent_of(line: &str) -> usize {
+    line.len() - line.trim_start().len()
+}
+
+/// Where the text of a line begins: after its mark or number, and after its first column.
+fn text_start(line: &str) -> usize {
+    let inner = line.trim_start();
+    let (first, rest) = inner.split_once(' ').unwrap_or((inner, ""));
+    let is_number = |text: &str| text.parse::<u8>().is_ok();
+    let is_mark = ["[ok]", "[!]", "[x]", "•", "*", "Usage:"].contains(&first)
+        || first.strip_suffix('.').is_some_and(is_number);
+    let rest = if is_mark { rest.trim_start() } else { inner };
+    let text = rest.split_once("  ").map_or(rest, |(_, text)| text.trim_start());
+    line.len() - text.len()
+}
+
+/// Whether a line is the rest of what is above it. Lines without columns that are indented further are to be typed.
+fn continues(above: &str, line: &str) -> bool {
+    let (start, indent) = (text_start(above), indent_of(line));
+    let is_filled = start > indent_of(above) || (indent == 2 && !above.ends_with(['.', ':']));
+    !line.trim().is_empty() && start == indent && text_start(line) == indent && is_filled
+}
+
+fn wrap_line(line: &str, width: usize) -> String {
+    let (head, text) = line.split_at(text_start(line));
+    let is_command = ["connect ", "sudo ", "curl "].iter().any(|first| text.starts_with(first));
+    let end = if is_command { " \\" } else { "" };
+    // A second column may begin far to the right.
+    let indent = " ".repeat((length(head) + if is_command { 4 } else { 0 }).min(width / 2));
+    let room = width.saturating_sub(end.len());
+    let mut lines = Vec::new();
+    let mut line = if head.trim().is_empty() {
+        indent[..length(head).min(width / 2)].to_owned()
+    } else {
+        head.to_owned()
+    };
+    let mut has_text = false;
+    for unit in units(text, room.saturating_sub(indent.len())) {
+        if has_text && length(&line) + 1 + length(&unit) > room {
+            lines.push(mem::replace(&mut line, indent.clone()));
+        } else if has_text {
+            line.push(' ');
+        }
+        line += &unit;
+        has_text = true;
+    }
+    lines.push(line);
+    lines.join(&format!("{end}\n"))
+}
+
+/// The words of a text. What is to be typed is one: in backticks or brackets, or from `connect` to the end of the clause.
+fn units(text: &str, room: usize) -> Vec<String> {
+    let is_open = |unit: &str| {
+        unit.matches('`').count() % 2 == 1
+            || (unit.starts_with('[') && !unit.contains(']'))
+            || (unit.split(' ').next() == Some("connect") && !unit.ends_with(['.', ',', ';', ':', ')']))
+    };
+    let mut units: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        let fits = |unit: &str| length(unit) + 1 + length(word) <= room || length(word) > LONGEST_WORD;
+        match units.last_mut() {
+            Some(unit) if is_open(unit) && fits(unit) => *unit += &format!(" {word}"),
+            _ => units.push(word.to_owned()),
+        }
+    }
+    units
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_break_at_words_and_go_on_below_their_text() {
+        let cases = [
+            (
+                "[x] Cannot reach the hub: it did not answer\n  short",
+                "[x] Cannot reach the hub: it\n    did not answer\n  short",
+            ),
+            (
+                "  -q  Print only results, and errors of it",
+                "  -q  Print only results, and\n      errors of it",
+            ),
+            (
+                "[!]  proxy  Its port is taken by another one",
+                "[!]  proxy  Its port is taken by\n            another one",
+            ),
+            (
+                "  Name your hub: connect up --hub URL. Or run",
+                "  Name your hub:\n  connect up --hub URL. Or run",
+            ),
+            (
+                "Usage: connect hub ca [--data DIR] [more options]",
+                "Usage: connect hub ca\n       [--data DIR]\n       [more options]",
+            ),
+            (
+                "    connect share 5432 6379 api=8080 --name staging-env",
+                "    connect share 5432 6379 \\\n        api=8080 --name \\\n        staging-env",
+            ),
+        ];
+        for (line, wrapped) in cases {
+            assert_eq!(wrap(line, 32), wrapped);
+            assert_eq!(wrap(line, 100), line);
+        }
+    }
+
+    #[test]
+    fn a_key_stays_with_its_command() {
+        let key = "pc_".to_owned() + &"k".repeat(53);
+        let line = format!("  Use it: connect up --hub URL --api-key {key}");
+        assert_eq!(wrap(&line, 60), format!("  Use it:\n  connect up --hub URL --api-key {key}"));
+    }
+
+    #[test]
+    fn paragraphs_and_rows_are_filled_again_and_lists_stay() {
+        let text = "title\n\nPart:\n  One two\n  three. Four\n  five.\n  Six.\n    row   its text\n          goes on\n    connect up\n    connect hub\n  1. First\n     step";
+        let filled = "title\n\nPart:\n  One two three. Four five.\n  Six.\n    row   its text goes on\n    connect up\n    connect hub\n  1. First step";
+        assert_eq!(unfill(text), filled);
+    }
+
+    #[test]
+    fn no_topic_loses_a_word() {
+        let words = |text: &str| {
+            text.split_whitespace().filter(|word| *word != "\\").map(str::to_owned).collect::<Vec<_>>()
+        };
+        for topic in crate::cli::topics::all() {
+            for width in [40, 60, 79] {
+                let narrow = wrap(&unfill(topic.text), width);
+                assert_eq!(words(&narrow), words(topic.text), "{}", topic.name);
+                let long = narrow.lines().filter(|line| length(line) > width).collect::<Vec<_>>();
+                assert!(width < 60 || long.is_empty(), "{}: {long:?}", topic.name);
+            }
+        }
+    }
+}
