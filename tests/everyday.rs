@@ -290,7 +290,7 @@ fn a_full_disk_and_a_folder_of_somebody_elses_get_a_sentence_that_helps() {
     let mut command = home.connect(&["doctor"]);
     command.env("PRIVATECONNECT_HOME", home.file("file/below"));
     let said = Said::of(command);
-    assert!(said.out.contains("Set PRIVATECONNECT_HOME to a folder that you can write to"), "{said:#?}");
+    assert!(said.out.contains("Set CONNECT_HOME to a folder that you can write to"), "{said:#?}");
     if !is_root() {
         return;
     }

@@ -217,7 +217,9 @@ pub fn parse_hub_urls<'l>(lists: impl IntoIterator<Item = &'l str>) -> Result<Ve
 pub const OTHER_HUB_HINT: &str = "Name your hub: connect up --hub URL. To run one yourself: connect hub";
 
 pub fn not_configured() -> Error {
-    Error::new("Agent not configured").hint("Run connect up first to authenticate.")
+    Error::new("Agent not configured")
+        .hint("Run connect up first to authenticate.")
+        .with_code("not-configured")
 }
 
 /// An API key as somebody typed or pasted it. Its form is checked before any hub is asked.

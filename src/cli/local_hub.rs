@@ -35,6 +35,7 @@ const FOLDER_LOCK_POLL: Duration = Duration::from_millis(50);
 /// `hub.json`, which a running hub writes into its data folder.
 #[derive(Deserialize)]
 struct HubNote {
+    url: String,
     address: String,
     pin: String,
     token: String,
@@ -137,12 +138,19 @@ pub fn no_hub(data: &Path) -> Error {
         .hint("Start one: connect hub. If its data is in another folder, add --data DIR")
 }
 
+fn note(call: &Call) -> Result<Option<HubNote>> {
+    let text = files::read(&data_folder(call)?.join("hub.json"))?;
+    Ok(text.and_then(|text| serde_json::from_slice(&text).ok()))
+}
+
+/// Where clients reach the running hub, for a line that they type.
+pub fn url(call: &Call) -> Result<String> {
+    Ok(note(call)?.map_or_else(|| "URL".to_owned(), |note| note.url))
+}
+
 /// The running hub and its pin. The note may be old, so it counts only if a hub with this pin answers.
 pub fn running(call: &Call) -> Result<Option<(Hub, Pin)>> {
-    let text = files::read(&data_folder(call)?.join("hub.json"))?;
-    let Some(note) = text.and_then(|text| serde_json::from_slice::<HubNote>(&text).ok()) else {
-        return Ok(None);
-    };
+    let Some(note) = note(call)? else { return Ok(None) };
     let (Some(pin), Ok(address)) = (Pin::parse(&note.pin), note.address.parse::<SocketAddr>()) else {
         return Ok(None);
     };

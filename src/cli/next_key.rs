@@ -18,8 +18,12 @@ pub fn accept(call: &Call, hub: &Hub, sealed: &str) -> Result<bool> {
     // How the hub is recognised does not change with the secret.
     let next = checked_key(&[&next, pin].join(if pin.is_empty() { "" } else { "." }))?;
     if !Config::change(&call.home, call.config_file(), |config| config.replace_key(&old, &next))? {
-        return Err(Error::new("The hub rotates the key that this process uses, but it is not the saved one")
-            .hint("Put the new key there where this one comes from: PRIVATECONNECT_TOKEN, or the command that wrote it"));
+        return Err(Error::new(
+            "The hub rotates the key that this process uses, but it is not the saved one",
+        )
+        .hint(
+            "Put the new key there where this one comes from: CONNECT_TOKEN, or the command that wrote it",
+        ));
     }
     hub.use_key(next);
     Ok(true)

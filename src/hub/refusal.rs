@@ -225,7 +225,7 @@ impl Refusal {
                 .hint("See who still uses the old secret: connect hub key list"),
             Self::NoSuchService => row(404, "no-such-service", "There is no such service")
                 .hint("List them: connect services"),
-            Self::NotExposed(name) => row(404, "not-exposed", format!("This agent does not expose {name}"))
+            Self::NotExposed(name) => row(404, "not-exposed", format!("This machine does not expose {name}"))
                 .hint(format!("Expose it first: connect expose {name} PORT")),
             Self::ShareNotFound => row(404, SHARE_NOT_FOUND_CODE, "Share not found or expired")
                 .hint("Check the code and try again."),

@@ -105,7 +105,7 @@ pub fn start(core: &Arc<Core>, listener: TcpListener, url: &str, stop: &Stop) ->
         }
     })?;
     let note = core.settings.data.join("hub.json");
-    let how = json!({ "address": server.address().to_string(), "pin": core.ca.pin().to_string(), "token": core.local_token });
+    let how = json!({ "url": url, "address": server.address().to_string(), "pin": core.ca.pin().to_string(), "token": core.local_token });
     files::write(&note, how.to_string().as_bytes())?;
     core.audit.say("hub.started", Actor::HUB, &[("version", env!("CARGO_PKG_VERSION")), ("url", url)]);
     Ok(RunningHub { core: Arc::clone(core), server: Some(server), threads, member, stop, note })

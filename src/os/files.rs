@@ -57,7 +57,7 @@ fn make_dir(path: &Path) -> Result<()> {
     made.map_err(|error| {
         Error::new(format!("Cannot make the folder {}", path.display()))
             .because(error)
-            .hint("Set PRIVATECONNECT_HOME to a folder that you can write to")
+            .hint("Set CONNECT_HOME to a folder that you can write to")
     })
 }
 

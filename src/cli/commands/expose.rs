@@ -72,7 +72,10 @@ fn requested(call: &Call) -> Result<Exposure> {
                 .hint(format!("Write: connect expose NAME {}", first.escape_debug())));
         }
     };
-    let (target, name) = (target_of(target)?, name_of(name)?);
+    let is_swapped = Target::parse(target).is_none() && Target::parse(first).is_some();
+    let swapped =
+        if is_swapped { format!("Did you mean: connect expose {target} {first}") } else { String::new() };
+    let (target, name) = (target_of(target).map_err(|error| error.hint(swapped))?, name_of(name)?);
     let protocol = match args.value("protocol") {
         Some(text) => Protocol::parse(text)
             .ok_or_else(|| Error::unknown("protocol", text).hint("Use tcp, http or https"))?,

@@ -194,7 +194,7 @@ fn tunnel_ports(call: &Call) -> Result<Option<RangeInclusive<u16>>> {
 fn cannot_listen(listen: &str, port: u16, error: std::io::Error) -> Error {
     if error.kind() == std::io::ErrorKind::AddrInUse {
         let next = port.checked_add(1).unwrap_or(7443);
-        return Error::new(format!("Port {port} is already in use")).hint(format!(
+        return Error::new(format!("Port {port} is already in use")).with_code("port-in-use").hint(format!(
             "Try: connect hub --listen {}",
             listen.replace(&format!(":{port}"), &format!(":{next}"))
         ));

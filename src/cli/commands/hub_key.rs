@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::cli::Call;
 use crate::cli::CommandResult;
+use crate::cli::local_hub;
 use crate::cli::local_hub::LocalHub;
 use crate::cli::say;
 use crate::error::Error;
@@ -71,9 +72,10 @@ fn show(call: &Call, made: Value, what: &str) -> CommandResult {
     if let Some(at) = made.info.expires_at {
         call.say.line(&format!("\n  It expires in {}, at {at}", in_words(at.since(clock::now()))));
     }
+    let url = local_hub::url(call)?;
     call.say.line(&match made.info.role {
-        Role::Metrics => format!("\n  Use it: curl -H 'x-api-key: {}' URL/metrics", made.key),
-        _ => format!("\n  Use it: connect up --hub URL --api-key {}", made.key),
+        Role::Metrics => format!("\n  Use it: curl -H 'x-api-key: {}' {url}/metrics", made.key),
+        _ => format!("\n  Use it: connect up --hub {url} --api-key {}", made.key),
     });
     Ok(0)
 }

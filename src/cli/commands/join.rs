@@ -164,9 +164,11 @@ fn access_to(
 /// From the argument, from stdin for `-`, or from `CONNECT_JOIN`, which keeps it out of the process list.
 fn invitation(call: &Call) -> Result<Invitation> {
     let given = call.args.positional(0).filter(|given| *given != "-").map(str::to_owned);
-    let is_empty = std::env::var("CONNECT_JOIN").is_ok_and(|text| text.trim().is_empty());
-    if is_empty && given.is_none() {
-        return Err(Error::new("CONNECT_JOIN is empty: the secret is not passed to this job").hint(
+    let passed = std::env::var("CONNECT_JOIN").unwrap_or_else(|_| "unset".to_owned());
+    // GitLab leaves the name of a variable that does not exist as it is.
+    if given.is_none() && (passed.trim().is_empty() || passed.starts_with('$')) {
+        let state = if passed.starts_with('$') { "only names a variable" } else { "is empty" };
+        return Err(Error::new(format!("CONNECT_JOIN {state}: the secret is not passed to this job")).hint(
             "Protected branches and forks often get no secrets; look at the job's settings, or unset it",
         ));
     }
@@ -176,12 +178,12 @@ fn invitation(call: &Call) -> Result<Invitation> {
         None if call.args.positional(0) == Some("-") => {
             terminal::read_line(CODE_LINE_LIMIT).or_say(|| "Cannot read the code from stdin")?
         }
-        None => {
-            return Err(
-                Error::usage("There is no share code").hint("Usage: connect join CODE, or set CONNECT_JOIN")
-            );
-        }
+        None => String::new(),
     };
+    if text.trim().is_empty() {
+        return Err(Error::usage("There is no share code")
+            .hint("Usage: connect join CODE, or set CONNECT_JOIN, or give it on stdin: connect join -"));
+    }
     Invitation::parse(&text).map_err(|bad| match bad {
         BadCode::Link => Error::new("This is not a whole share link")
             .hint("Copy it again, from https:// to its end, in quotes"),
@@ -224,7 +226,9 @@ fn explain(error: Error, by_link: bool) -> Error {
 }
 
 fn not_found(more: &str) -> Error {
-    Error::new("Share not found or expired").hint(format!("Check the code and try again.{more}"))
+    Error::new("Share not found or expired")
+        .hint(format!("Check the code and try again.{more}"))
+        .with_code(SHARE_NOT_FOUND_CODE)
 }
 
 fn chosen_ports(call: &Call) -> Result<BTreeMap<Name, u16>> {

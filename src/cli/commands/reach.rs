@@ -183,10 +183,10 @@ fn find(call: &Call, hub: &Hub, name: &Name, report: &mut Diagnosis) -> Result<S
         } else {
             "This key reaches nothing; ask for one with --role member".to_owned()
         };
-        Error::new(format!("There is no service {name}")).hint(hint)
+        Error::new(format!("There is no service {name}")).hint(hint).with_code("no-such-service")
     })?;
     if service.status == Status::Offline {
-        return Err(Error::new(format!("{name} is offline")).hint(format!(
+        return Err(Error::new(format!("{name} is offline")).with_code("offline").hint(format!(
             "Its agent {} is not connected; start it there: connect expose {name} {}",
             service.agent_label, service.target_port
         )));

@@ -238,8 +238,10 @@ fn no_port(spec: &TunnelSpec) -> Error {
     if spec.strict {
         let lenient = if spec.asked.is_some() { "" } else { ", or leave out --strict-ports" };
         return Error::new(format!("Port {port} in use{}", process::shown_holder(port)))
+            .with_code("port-in-use")
             .hint(format!("Stop what holds it, or choose another port{lenient}"));
     }
     Error::new(format!("Port {port} in use and no alternatives available"))
+        .with_code("port-in-use")
         .hint(format!("Stop what holds it: lsof -ti:{port} | xargs kill, or choose another port"))
 }
