@@ -68,7 +68,7 @@ fn it_starts_in_the_background_says_how_it_is_and_stops() {
     assert!(started.len() == 24 && started.ends_with('Z') && &started[19..20] == ".", "{started}");
     let shown = it.0.run(&["proxy", "status"]).ok().out;
     let wanted = format!(
-        "🌐 Proxy Status\n\n  ● Proxy: running (PID {pid})\n    Port: {port}\n    TLS:  disabled\n    Routes:\n      http://api.localhost:{port}\n      http://postgres.localhost:{port}"
+        "🌐 Proxy Status\n\n  ● Proxy: running (PID {pid})\n    Port: {port}\n    TLS:  disabled\n    Routes:\n      http://api.localhost:{port}\n      postgres: psql -h localhost -p 5432"
     );
     assert_eq!(shown.trim_end(), wanted);
     assert!(it.0.file("proxy.log").exists());

@@ -17,15 +17,8 @@ use crate::error::Error;
 
 const TITLE: &str = "connect: reach a private service from somewhere else";
 
-pub const FIRST_STEPS: &str = "connect: reach a private service from somewhere else
-
-  On one machine, a meeting point:     connect hub
-  On every machine, log in to it:      connect up --hub URL --api-key KEY
-  Where a service runs, offer it:      connect expose NAME PORT
-  See what is offered:                 connect services
-  Where you need it, bring it near:    connect reach NAME
-
-  All commands: connect --help";
+/// For somebody who types only `connect`.
+pub const FIRST_STEPS: &str = include_str!("first_steps.txt").trim_ascii_end();
 
 /// `connect help`
 pub fn run(call: &Call) -> CommandResult {

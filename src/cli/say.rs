@@ -249,18 +249,15 @@ pub fn time(at: Time) -> String {
     if terminal::is_terminal_out() { at.relative(clock::now()) } else { at.to_string() }
 }
 
-/// Rows under headings, each column as wide as its widest cell. If the terminal is narrower, the widest columns
-/// shrink and cut cells end in `…`.
+/// Rows under headings, each column as wide as its widest cell. On a terminal that is too narrow for that, columns in
+/// which no row says anything are left out. If that is not enough, each cell stands with its heading: a name or an id
+/// that is cut is of no use to other commands.
 pub fn columns(headings: &[&str], rows: impl Iterator<Item: AsRef<[String]>>) -> String {
     columns_within(width(), headings, rows)
 }
 
 /// Blanks between two columns.
 const COLUMN_GAP: usize = 2;
-/// A column does not shrink below this.
-const NARROWEST_COLUMN: usize = 8;
-/// Letters and digits of an id, after `key_` and the like.
-const ID_LENGTH: usize = 20;
 
 pub fn cut(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
@@ -272,53 +269,36 @@ pub fn cut(text: &str, width: usize) -> String {
 }
 
 fn columns_within(limit: usize, headings: &[&str], rows: impl Iterator<Item: AsRef<[String]>>) -> String {
-    let clean_row = |row: &[String]| row.iter().map(|cell| clean(cell).replace('\n', " ")).collect();
-    let rows: Vec<Vec<String>> = rows.map(|row| clean_row(row.as_ref())).collect();
-    let cells = |column: usize| rows.iter().map(move |row| &row[column]);
-    let width = |column: usize| {
-        cells(column).map(|cell| cell.chars().count()).max().unwrap_or(0).max(headings[column].len())
-    };
-    let is_too_wide = |columns: &[(usize, usize)]| {
-        columns.iter().map(|(_, width)| width + COLUMN_GAP).sum::<usize>() > limit.saturating_add(COLUMN_GAP)
-    };
-    let mut columns: Vec<(usize, usize)> =
-        (0..headings.len()).map(|column| (column, width(column))).collect();
-    if is_too_wide(&columns) {
-        columns.retain(|(column, _)| cells(*column).any(|cell| !is_empty_cell(cell)));
+    let mut lines: Vec<Vec<String>> = vec![headings.iter().map(ToString::to_string).collect()];
+    lines.extend(rows.map(|row| row.as_ref().iter().map(|cell| clean(cell).replace('\n', " ")).collect()));
+    let mut widths = vec![0; headings.len()];
+    for (width, cell) in lines.iter().flat_map(|line| line.iter().enumerate()) {
+        widths[width] = widths[width].max(cell.chars().count() + COLUMN_GAP);
     }
-    while is_too_wide(&columns) {
-        // An ID that is cut is of no use to other commands.
-        let cuttable = columns.iter_mut().filter(|(column, _)| !cells(*column).any(|cell| is_id(cell)));
-        match cuttable.map(|(_, width)| width).max().filter(|widest| **widest > NARROWEST_COLUMN) {
-            Some(widest) => *widest -= 1,
-            None => return records(limit, headings, &rows),
-        }
+    let is_too_wide = |widths: &[usize]| widths.iter().sum::<usize>() > limit.saturating_add(COLUMN_GAP);
+    if is_too_wide(&widths) {
+        let is_empty = |column: usize| lines[1..].iter().all(|line| is_empty_cell(&line[column]));
+        widths.iter_mut().enumerate().filter(|(at, _)| is_empty(*at)).for_each(|(_, width)| *width = 0);
     }
-    let headings: Vec<String> = headings.iter().map(ToString::to_string).collect();
-    let line = |row: &Vec<String>| {
-        let cells = columns.iter().map(|&(column, width)| format!("{:width$}", cut(&row[column], width)));
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    if is_too_wide(&widths) {
+        return lines[1..].iter().map(|row| record(limit, headings, row)).collect::<Vec<_>>().join("\n");
+    }
+    let line = |line: &Vec<String>| {
+        let shown = line.iter().zip(&widths).filter(|(_, width)| **width > 0);
+        shown.map(|(cell, width)| format!("{cell:width$}")).collect::<String>()
     };
-    [&headings].into_iter().chain(&rows).map(line).collect::<Vec<_>>().join("\n")
+    lines.iter().map(|cells| line(cells).trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 
 fn is_empty_cell(cell: &str) -> bool {
     cell.is_empty() || cell == "-"
 }
 
-fn is_id(cell: &str) -> bool {
-    cell.split_once('_')
-        .is_some_and(|(_, id)| id.len() == ID_LENGTH && id.bytes().all(|b| b.is_ascii_alphanumeric()))
-}
-
-/// For a terminal that is too narrow for a table: below the first cell of each row stand the others, with their headings.
-fn records(limit: usize, headings: &[&str], rows: &[Vec<String>]) -> String {
-    let record = |row: &Vec<String>| {
-        let cells = row.iter().zip(headings).skip(1).filter(|(cell, _)| !is_empty_cell(cell));
-        let cells = cells.map(|(cell, heading)| format!("{} {cell}", heading.to_lowercase()));
-        wrap(&format!("{}\n  {}", row[0], cells.collect::<Vec<_>>().join(", ")), limit)
-    };
-    rows.iter().map(record).collect::<Vec<_>>().join("\n")
+/// The first cell, and below it the others, each after its heading.
+fn record(limit: usize, headings: &[&str], row: &[String]) -> String {
+    let cells = row.iter().zip(headings).skip(1).filter(|(cell, _)| !is_empty_cell(cell));
+    let cells = cells.map(|(cell, heading)| format!("{} {cell}", heading.to_lowercase()));
+    wrap(&format!("{}\n  {}", row[0], cells.collect::<Vec<_>>().join(", ")), limit)
 }
 
 #[cfg(test)]
@@ -344,25 +324,20 @@ mod tests {
     }
 
     #[test]
-    fn a_table_fits_and_what_is_cut_says_so() {
+    fn a_table_fits_or_each_cell_stands_with_its_heading() {
         let rows =
             || [["db", "5432", "a machine with a long name"], ["staging-database-one", "1", "b"]].into_iter();
         let drawn = |limit| {
             columns_within(limit, &["NAME", "PORT", "AGENT"], rows().map(|row| row.map(str::to_owned)))
-                .replace('~', "…")
         };
         let whole = "NAME                  PORT  AGENT\n\
                      db                    5432  a machine with a long name\n\
                      staging-database-one  1     b";
         assert_eq!(drawn(usize::MAX), whole);
         assert_eq!(drawn(54), whole);
-        let narrow = "NAME           PORT  AGENT\n\
-                      db             5432  a machine w…\n\
-                      staging-data…  1     b";
-        assert_eq!(drawn(33), narrow);
-        let narrowest = "db\n  port 5432, agent a\n  machine with a long\n  name\n\
-                         staging-database-one\n  port 1, agent b";
-        assert_eq!(drawn(23), narrowest);
+        let narrow = "db\n  port 5432, agent a machine with a long name\n\
+                      staging-database-one\n  port 1, agent b";
+        assert_eq!(drawn(53), narrow);
         for limit in 20..60 {
             assert!(drawn(limit).lines().all(|line| line.chars().count() <= limit), "{limit}");
         }

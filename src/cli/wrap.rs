@@ -5,6 +5,9 @@
 
 use std::mem;
 
+/// A second column that would be narrower goes on near the margin instead.
+const NARROWEST_TEXT: usize = 24;
+const TEXT_BELOW: usize = 8;
 /// A longer word is a key or a link. It is copied together with its command.
 const LONGEST_WORD: usize = 40;
 
@@ -54,22 +57,26 @@ fn continues(above: &str, line: &str) -> bool {
 }
 
 fn wrap_line(line: &str, width: usize) -> String {
-    let (head, text) = line.split_at(text_start(line));
-    let is_command = ["connect ", "sudo ", "curl "].iter().any(|first| text.starts_with(first));
+    // A first column that does not fit is text as well.
+    let start = Some(text_start(line)).filter(|start| *start < width).unwrap_or(indent_of(line));
+    let (head, text) = line.split_at(start);
+    let is_command =
+        head.trim().is_empty() && ["connect ", "sudo ", "curl "].iter().any(|first| text.starts_with(first));
     let end = if is_command { " \\" } else { "" };
-    // A second column may begin far to the right.
-    let indent = " ".repeat((length(head) + if is_command { 4 } else { 0 }).min(width / 2));
+    let hanging = length(head) + if is_command { 4 } else { 0 };
+    let indent = " ".repeat(if hanging + NARROWEST_TEXT > width { TEXT_BELOW } else { hanging });
     let room = width.saturating_sub(end.len());
     let mut lines = Vec::new();
     let mut line = if head.trim().is_empty() {
-        indent[..length(head).min(width / 2)].to_owned()
+        head[..head.len().min(indent.len())].to_owned()
     } else {
         head.to_owned()
     };
     let mut has_text = false;
-    for unit in units(text, room.saturating_sub(indent.len())) {
-        if has_text && length(&line) + 1 + length(&unit) > room {
-            lines.push(mem::replace(&mut line, indent.clone()));
+    for unit in units(text, room.saturating_sub(indent.len()), is_command) {
+        let is_full = length(&line) + usize::from(has_text) + length(&unit) > room;
+        if is_full && length(&line) > indent.len() {
+            lines.push(mem::replace(&mut line, indent.clone()).trim_end().to_owned());
         } else if has_text {
             line.push(' ');
         }
@@ -80,18 +87,22 @@ fn wrap_line(line: &str, width: usize) -> String {
     lines.join(&format!("{end}\n"))
 }
 
-/// The words of a text. What is to be typed is one: in backticks or brackets, or from `connect` to the end of the clause.
-fn units(text: &str, room: usize) -> Vec<String> {
-    let is_open = |unit: &str| {
+/// The words of a text. What is to be typed is one: in backticks or brackets, an option with its value, or from `connect` to
+/// the end of the clause.
+fn units(text: &str, room: usize, is_command: bool) -> Vec<String> {
+    let is_open = |unit: &str, word: &str| {
         unit.matches('`').count() % 2 == 1
             || (unit.starts_with('[') && !unit.contains(']'))
-            || (unit.split(' ').next() == Some("connect") && !unit.ends_with(['.', ',', ';', ':', ')']))
+            || (unit.starts_with("--") && !unit.contains([' ', '=']) && !word.starts_with('-'))
+            || (unit.split(' ').next() == Some("connect")
+                && !(is_command || word.starts_with('['))
+                && !unit.ends_with(['.', ',', ';', ':', ')']))
     };
     let mut units: Vec<String> = Vec::new();
     for word in text.split(' ') {
         let fits = |unit: &str| length(unit) + 1 + length(word) <= room || length(word) > LONGEST_WORD;
         match units.last_mut() {
-            Some(unit) if is_open(unit) && fits(unit) => *unit += &format!(" {word}"),
+            Some(unit) if is_open(unit, word) && fits(unit) => *unit += &format!(" {word}"),
             _ => units.push(word.to_owned()),
         }
     }
@@ -107,7 +118,7 @@ mod tests {
         let cases = [
             (
                 "[x] Cannot reach the hub: it did not answer\n  short",
-                "[x] Cannot reach the hub: it\n    did not answer\n  short",
+                "[x] Cannot reach the hub: it did\n    not answer\n  short",
             ),
             (
                 "  -q  Print only results, and errors of it",
@@ -115,7 +126,7 @@ mod tests {
             ),
             (
                 "[!]  proxy  Its port is taken by another one",
-                "[!]  proxy  Its port is taken by\n            another one",
+                "[!]  proxy  Its port is taken by\n        another one",
             ),
             (
                 "  Name your hub: connect up --hub URL. Or run",
@@ -127,7 +138,7 @@ mod tests {
             ),
             (
                 "    connect share 5432 6379 api=8080 --name staging-env",
-                "    connect share 5432 6379 \\\n        api=8080 --name \\\n        staging-env",
+                "    connect share 5432 6379 \\\n        api=8080 \\\n        --name staging-env",
             ),
         ];
         for (line, wrapped) in cases {
@@ -159,7 +170,9 @@ mod tests {
             for width in [40, 60, 79] {
                 let narrow = wrap(&unfill(topic.text), width);
                 assert_eq!(words(&narrow), words(topic.text), "{}", topic.name);
-                let long = narrow.lines().filter(|line| length(line) > width).collect::<Vec<_>>();
+                let has_long_word = |line: &str| line.split(' ').any(|word| length(word) > LONGEST_WORD);
+                let long = narrow.lines().filter(|line| length(line) > width && !has_long_word(line));
+                let long = long.collect::<Vec<_>>();
                 assert!(width < 60 || long.is_empty(), "{}: {long:?}", topic.name);
             }
         }

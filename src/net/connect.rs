@@ -56,10 +56,7 @@ pub fn dial_first(addresses: &[SocketAddr], deadline: Instant, stop: &Stop) -> i
                 log::debug!("connected to {address} in {} ms", began.elapsed().as_millis());
                 return Ok(Arc::new(stream));
             }
-            Err(error) => {
-                log::debug!("cannot connect to {address}: {error}");
-                first_error = first_error.or(Some(error));
-            }
+            Err(error) => first_error = first_error.or(Some(error)),
         }
         if stop.is_stopped() {
             break;

@@ -175,7 +175,7 @@ impl Drop for Tunnel {
 impl TunnelInner {
     /// One local connection, from accept to close.
     fn carry(&self, local: &Arc<TcpStream>) {
-        let began = Instant::now();
+        let (began, from) = (Instant::now(), local.peer_addr());
         let deadline = began + COMEBACK_TIMEOUT;
         let mut backoff = Backoff::default();
         loop {
@@ -193,8 +193,10 @@ impl TunnelInner {
             };
             match session.carry(local) {
                 ConnectionOutcome::Finished => {
-                    let from = local.peer_addr().map(|address| address.to_string()).unwrap_or_default();
-                    log::debug!("carried a connection from {from} for {} ms", began.elapsed().as_millis());
+                    if let Ok(from) = from {
+                        let took = began.elapsed().as_millis();
+                        log::debug!("carried a connection from {from} for {took} ms");
+                    }
                     self.pool.give_back(session);
                     return self.pool.try_direct();
                 }
