@@ -233,12 +233,17 @@ fn a_forged_refusal_is_not_believed_by_a_joiner_and_ends_nothing() {
     let _exposed = expose(&owner, "db", service(echo));
     let (mut reached, port) = reach(&user, "db");
     assert!(echoes(port, NEXT));
-    for status in FORGED_STATUSES {
+    for status in FORGED_STATUSES.into_iter().chain([101]) {
         forge(&path, status);
         path.cut(Kind::Relay);
         let said = user.run(&["reach", "db", "--check"]);
         assert_eq!(said.code, Some(1), "{status}: {said:#?}");
-        assert!(said.err.starts_with("[x] The hub's relay cannot be reached"), "{status}: {said:#?}");
+        let meant = if status == 101 {
+            "The agent of db does not answer"
+        } else {
+            "The hub's relay cannot be reached"
+        };
+        assert!(said.err.starts_with(&format!("[x] {meant}")), "{status}: {said:#?}");
         assert!(!said.err.contains("evil") && !said.err.contains("outdated"), "{status}: {said:#?}");
         assert!(reached.is_running(), "{status} ended a tunnel: {}", reached.err());
     }

@@ -59,6 +59,8 @@ pub const BUFFER_BUSY: usize = 128 * 1024;
 /// The receive buffer for a peer that is not known: two full records.
 #[cfg(feature = "hub")]
 pub const BUFFER_UNKNOWN: usize = 2 * (16 * 1024 + 256 + 5);
+/// Stands before the words of a peer that speaks no TLS, in the error that tells of it.
+pub const SAID: &str = ", it says ";
 /// What one write encrypts at once: four full records.
 const WRITE_SIZE: usize = 64 * 1024;
 
@@ -275,7 +277,7 @@ impl TlsReader {
         // A client of ours that met another kind of server. A server answers nonsense with an alert.
         let said = plain_answer(&self.raw[self.start..self.end]);
         if let Some(said) = said.filter(|_| !fits && locked(&self.tls).is_client()) {
-            let why = format!("what answers there does not speak TLS, it says `{said}`");
+            let why = format!("what answers there does not speak TLS{SAID}`{said}`");
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
         Ok(())

@@ -180,8 +180,10 @@ impl SessionOpener {
                 Some(rustls::Error::InvalidCertificate(_)) => another_agent(service),
                 _ => {
                     tls::nothing_in_common(&error, &format!("The agent of {service}")).unwrap_or_else(|| {
+                        // Between here and the agent anybody may have said it, so its words are not shown.
+                        let why = error.to_string();
                         Error::new(format!("The agent of {service} does not answer"))
-                            .because(error)
+                            .because(why.split(tls::SAID).next().unwrap_or_default())
                             .kind(ErrorKind::Unreachable)
                     })
                 }

@@ -65,7 +65,9 @@ pub fn plain_answer(bytes: &[u8]) -> Option<String> {
     // No record begins with a character that can be seen.
     bytes.first().filter(|first| first.is_ascii_graphic())?;
     let line = bytes.split(|byte| *byte == b'\n').next()?;
-    Some(one_line(String::from_utf8_lossy(&line[..line.len().min(PLAIN_ANSWER_SHOWN)]).trim()))
+    let line = String::from_utf8_lossy(&line[..line.len().min(PLAIN_ANSWER_SHOWN)]);
+    // It is shown between two of these.
+    Some(one_line(&line.trim().replace('`', "'")))
 }
 
 #[cfg(test)]
