@@ -64,6 +64,8 @@ pub fn prove(registry: &Registry, call: &ApiCall<'_>, agent: &str) -> Option<Cha
     let is_old = key.is_replaced(&access::secret_hash(call.request.key()));
     let rotation =
         key.rotation.as_mut().filter(|rotation| !is_old && !rotation.proved.iter().any(|id| id == agent))?;
+    // Somebody who registers one agent after another must not make the record grow.
+    rotation.proved.retain(|id| registry.agent(id).is_some_and(|agent| agent.key == key.info.id));
     rotation.proved.push(agent.to_owned());
     Some(Change::Put(Record::Key(key)))
 }
