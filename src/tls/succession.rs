@@ -10,7 +10,13 @@ use super::trust;
 use crate::model::fingerprint::Fingerprint;
 use crate::os::secret;
 
+/// More than `CHAIN_LIMIT` certificates of ours take. The hub keeps a chain as it came.
+const CHAIN_TEXT_LIMIT: usize = 8 * 1024;
+
 fn certificates(pem: &str) -> Vec<CertificateDer<'static>> {
+    if pem.len() > CHAIN_TEXT_LIMIT {
+        return Vec::new();
+    }
     CertificateDer::pem_slice_iter(pem.as_bytes()).flatten().take(CHAIN_LIMIT).collect()
 }
 
@@ -56,6 +62,9 @@ mod tests {
         let said = first.speaks_for("agent_a", "hash").unwrap();
         let fingerprint = secret::sha256(&certificates(&said)[0]);
         assert!(replaced_by(fingerprint, &format!("{said}{}", first.chain)).is_empty());
+        // The hub keeps a chain as it came, so it takes none with a large rest.
+        let long = format!("{}{}", third.chain, "x".repeat(CHAIN_TEXT_LIMIT));
+        assert!(replaced_by(third.fingerprint, &long).is_empty());
         let mut last = third;
         for _ in 0..20 {
             last = next(Some(&last));
