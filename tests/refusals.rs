@@ -521,6 +521,21 @@ fn count(hub: &Hub, call: &str, key: &str) -> usize {
 }
 
 #[test]
+fn a_key_that_rotates_keeps_no_list_of_agents_that_are_gone() {
+    let hub = Hub::start();
+    let (key, id) = hub.new_key(&[]);
+    // Its service keeps it from being removed for others, and the rotation from ending.
+    let mut stays = RawAgent::up(&hub, &key, "agent_stays");
+    stays.expose("db");
+    let next = hub.ask(&format!("POST /v1/keys/{id}/rotate"), &hub.admin_key, "{}").text("key");
+    assert!((0..150).all(|n| register(&hub, &next, &format!("agent_job{n}")) == 200));
+    let journal = std::fs::read_to_string(hub.home.file("hub/journal")).unwrap();
+    let record = journal.lines().rfind(|line| line.contains("\"proved\"")).unwrap();
+    // A key has a hundred agents; the same change names the last one, and one that went for it.
+    assert!((90..110).contains(&record.matches("agent_job").count()), "{record}");
+}
+
+#[test]
 fn what_a_stolen_key_made_is_limited_and_goes_with_the_key() {
     let hub = Hub::start();
     let ((stolen, id), honest) = (hub.new_key(&[]), hub.key("member"));
@@ -607,6 +622,9 @@ fn strangers_who_ask_for_many_login_codes_keep_nobody_from_logging_in() {
         let seen = hub.ask("POST /v1/device/preview", &hub.admin_key, &body);
         assert!(seen.text("address").starts_with("127.0.2."), "{seen:?}");
         assert_eq!(hub.ask("POST /v1/device/approve", &hub.admin_key, &body).status, 200);
+        // The first approval counts, also before another workspace's.
+        let other = hub.new_key(&["--role", "admin", "--workspace", "w2"]).0;
+        assert_eq!(hub.ask("POST /v1/device/approve", &other, &body).status, 404);
     }
     common::eventually("it is audited", common::PATIENCE, || hub.audit().contains("device.approved"));
     let journal = std::fs::read_to_string(hub.home.file("hub/journal")).unwrap();

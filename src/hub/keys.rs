@@ -34,7 +34,8 @@ use crate::wire::api::NewKey;
 use crate::wire::api::RevokeKey;
 use crate::wire::api::RotationState;
 
-/// More valid keys than any team has; the registry keeps all of them in memory.
+/// More valid keys than any team has; the registry keeps all of them in memory. A workspace gets at most half of what the
+/// others leave, so that the admin of one cannot keep another from making keys.
 const HUB_KEYS: usize = 10_000;
 /// Expired and revoked keys that the list still shows. A loop that makes and revokes keys must not fill the memory.
 const DEAD_KEYS: usize = 1000;
@@ -87,8 +88,10 @@ pub fn make(
 }
 
 /// The changes that add a key. The oldest dead one goes if there are too many of these.
-fn added(registry: &Registry, key: &Key, now: Time) -> Result<Vec<Change>, Refusal> {
-    if registry.keys().filter(|key| key.info.is_live(now)).count() >= HUB_KEYS {
+pub fn added(registry: &Registry, key: &Key, now: Time) -> Result<Vec<Change>, Refusal> {
+    let live = || registry.keys().filter(|key| key.info.is_live(now));
+    let own = live().filter(|other| other.info.workspace == key.info.workspace).count();
+    if own + live().count() >= HUB_KEYS {
         return Err(Refusal::TooManyKeys);
     }
     let dead = || registry.keys().filter(|key| !key.info.is_live(now));
@@ -202,4 +205,22 @@ pub fn stored(secret: &str) -> StoredSecret {
 /// The key as its owner gets it: with the pin by which clients recognise the hub.
 pub fn with_pin(secret: String, pin: Option<Pin>) -> String {
     pin.map(|pin| format!("{secret}.{pin}")).unwrap_or(secret)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_workspace_leaves_keys_for_the_others() {
+        let now = Time::from_unix(1000);
+        let of = |workspace: &str| new_key(&MakeKey::default(), workspace.to_owned(), now).1;
+        let (mut registry, like) = (Registry::default(), of("one"));
+        for number in 0..HUB_KEYS / 2 {
+            let info = KeyInfo { id: number.to_string(), ..like.info.clone() };
+            registry.apply(Change::Put(Record::Key(Key { info, ..like.clone() })));
+        }
+        assert!(matches!(added(&registry, &of("one"), now), Err(Refusal::TooManyKeys)));
+        assert!(added(&registry, &of("two"), now).is_ok());
+    }
 }

@@ -94,7 +94,8 @@ pub fn state(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
     // The code is used up by the same change that makes the key.
     core.records.change(|registry| {
         let hash = &registry.device(&device.code_hash, call.now).ok_or(Refusal::LoginCodeUnknown)?.code_hash;
-        Ok((vec![Change::Put(Record::Key(key.clone())), Change::drop(Table::Device, hash)], ()))
+        let used_up = Change::drop(Table::Device, hash);
+        Ok((keys::added(registry, &key, call.now)?.into_iter().chain([used_up]).collect(), ()))
     })?;
     let actor = Actor { id: "device", label: &device.label, address: Some(call.origin.address) };
     keys::audit_made(&core.audit, actor, &key.info);
@@ -124,7 +125,9 @@ pub fn approve_code(core: &Core, call: &ApiCall<'_>, order: &ApproveDevice) -> R
     let approval = Approval { role: order.role.unwrap_or(Role::Member), workspace };
     let (hash, login) = (hash_of(core, &order.code), waiting(core, call, &order.code)?);
     core.records.change(|registry| {
-        let device = registry.device(&hash, call.now).cloned().ok_or(Refusal::NoLoginWaiting)?;
+        // The first approval counts: the admin of another workspace must not take the machine over.
+        let device = registry.device(&hash, call.now).filter(|device| device.approved.is_none());
+        let device = device.cloned().ok_or(Refusal::NoLoginWaiting)?;
         let device = Device { approved: Some(approval.clone()), ..device };
         Ok((vec![Change::Put(Record::Device(device))], ()))
     })?;
