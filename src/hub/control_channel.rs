@@ -291,10 +291,13 @@ impl ConnectedAgent<'_> {
     /// Takes a service offline for good: frees its tunnel port and removes it from the list.
     fn withdraw(&self, name: &Name) {
         let service = &self.service_id(name);
-        let held = self.core.records.registry().held_by(self.channel_id);
-        if held.iter().all(|online| online.service != *service) {
+        // Only this lookup is paid for a name that is not held: nothing paces what is withdrawn.
+        let registry = self.core.records.registry();
+        let held = registry.presence(service).filter(|online| online.channel == self.channel_id);
+        if !held.is_some_and(|online| registry.is_here(online)) {
             return;
         }
+        drop(registry);
         self.core.take_offline(self.channel_id, |id| id == service.as_str());
         self.core.close_tunnel(service, false);
         let dropped = self.core.records.change(|registry| {
