@@ -13,6 +13,7 @@ use rcgen::KeyPair;
 use rcgen::date_time_ymd;
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
@@ -191,6 +192,9 @@ pub fn server_config(
     let mut config =
         builder.or_say(|| "Cannot set up TLS")?.with_no_client_auth().with_cert_resolver(resolver);
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // What a session is resumed by stays with the client. Kept here, 256 of them would be scattered between the buffers of a
+    // burst, and keep these from the system; and a stranger's burst would push out everybody else's.
+    config.ticketer = Ticketer::new().or_say(|| "Cannot set up TLS")?;
     Ok(config)
 }
 
