@@ -25,7 +25,23 @@ const SHOWN_PATH_LIMIT: usize = 300;
 const SHOWN_FIELDS: usize = 50;
 const SHOWN_VALUE_LIMIT: usize = 200;
 /// A field whose name holds one of these may hold a secret.
-const SECRET_NAMES: [&str; 8] = ["auth", "cookie", "credential", "key", "pass", "secret", "session", "token"];
+const SECRET_NAMES: [&str; 13] = [
+    "assertion",
+    "auth",
+    "cookie",
+    "credential",
+    "csrf",
+    "jwt",
+    "key",
+    "pass",
+    "secret",
+    "session",
+    "signature",
+    "token",
+    "xsrf",
+];
+/// And so may a value that holds one of these, in any field. The last one begins every JSON web token.
+const SECRET_VALUES: [&str; 3] = ["basic ", "bearer", "eyj"];
 
 #[derive(Clone, Debug, Serialize)]
 pub struct RequestRecord {
@@ -131,15 +147,15 @@ impl RecentRequests {
 }
 
 fn shown_value(name: &str, value: &[u8]) -> String {
-    let name = name.to_ascii_lowercase();
-    if SECRET_NAMES.iter().any(|secret| name.contains(secret)) {
+    let value = String::from_utf8_lossy(value);
+    let [name, text] = [name, &*value].map(str::to_ascii_lowercase);
+    let holds = |text: &str, any: &[&str]| any.iter().any(|secret| text.contains(secret));
+    if holds(&name, &SECRET_NAMES) || holds(&text, &SECRET_VALUES) {
         return "•••".to_owned();
     }
-    // A link may carry a secret in its query.
-    let path = value.split(|byte| *byte == b'?').next().unwrap_or_default();
-    let is_link = matches!(name.as_str(), "referer" | "location");
-    let shown = String::from_utf8_lossy(if is_link { path } else { value });
-    shown.chars().take(SHOWN_VALUE_LIMIT).collect()
+    // A link may carry a secret in its query or after a #, and links are in many fields. `?1` is none.
+    let end = value.find(['?', '#']).filter(|at| *at > 0);
+    value[..end.unwrap_or(value.len())].chars().take(SHOWN_VALUE_LIMIT).collect()
 }
 
 #[cfg(test)]
@@ -151,13 +167,14 @@ mod tests {
     fn fields_are_shown_while_somebody_looks_and_secrets_never_are() {
         let recent = RecentRequests::default();
         let head = b"GET / HTTP/1.1\r\nHost: a\r\nCookie: s=1\r\nX-Api-Key: 2\r\nAuthorization: 3\r\n\
-            Referer: http://a/b?token=4\r\n\r\n";
+            Referer: http://a/b?token=4\r\nX-Original-Url: /c#token=5\r\nSec-Websocket-Protocol: base64url.Bearer.6\r\n\
+            X-Data: eyJhbGciOiJub25lIn0\r\nSec-Fetch-User: ?1\r\n\r\n";
         let request = parse_request(head).unwrap().unwrap();
         assert!(recent.shown_fields(&request.fields).is_empty());
         let reader = recent.reader();
         let shown = recent.shown_fields(&request.fields);
         let values: Vec<&str> = shown.iter().map(|(_, value)| value.as_str()).collect();
-        assert_eq!(values, ["a", "•••", "•••", "•••", "http://a/b"]);
+        assert_eq!(values, ["a", "•••", "•••", "•••", "http://a/b", "/c", "•••", "•••", "?1"]);
         drop(reader);
         assert!(recent.shown_fields(&request.fields).is_empty());
     }
