@@ -429,6 +429,10 @@ fn an_agent_stays_the_same_over_logins_and_keys() {
     let order = format!(r#"{{"id":{id},"label":"x","fingerprint":"{own}"}}"#);
     let refused = hub.ask("POST /v1/agents/register", &second, &order);
     assert_eq!((refused.status, refused.text("code").as_str()), (403, "agent-of-another-key"));
+    // Nor is it anybody with its own key and another identity.
+    let order = order.replace(&own, &"1".repeat(64));
+    let refused = hub.ask("POST /v1/agents/register", &first, &order);
+    assert_eq!((refused.status, refused.text("code").as_str()), (409, "agent-identity"));
     up(&thief, &second);
     let text = std::fs::read_to_string(thief.file("config.json")).unwrap();
     let own_id = serde_json::from_str::<serde_json::Value>(&text).unwrap()["agentId"].clone();

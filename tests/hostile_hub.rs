@@ -365,6 +365,19 @@ fn a_hub_cannot_make_an_agent_dial_or_say_what_it_likes_elsewhere() {
 }
 
 #[test]
+fn an_audit_log_that_became_shorter_is_warned_of_by_the_agents() {
+    let head = |count: u64, digit: &str, at: &str| {
+        let hash = digit.repeat(64);
+        format!(
+            r#"{{"type":"audit","hub":"hub_1","count":{count},"hash":"{hash}","at":"2026-01-01T00:{at}:00Z"}}"#
+        )
+    };
+    let lines = [WELCOME.to_owned(), EXPOSED.to_owned(), head(5, "a", "00"), head(3, "b", "05")];
+    let (_fake, running, _, _homes) = agent_of(lines.to_vec());
+    running.wait_err(|line| line.contains("is not the one that it was"));
+}
+
+#[test]
 fn no_message_on_the_control_channel_ends_the_agent() {
     let deep = format!(r#"{{"type":"welcome","version":"1","x":{}{}}}"#, "[".repeat(7000), "]".repeat(7000));
     let shallow = format!(r#"{{"type":"welcome","version":"1","x":{}{}}}"#, "[".repeat(125), "]".repeat(125));

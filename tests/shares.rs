@@ -90,6 +90,13 @@ fn a_ticket_works_once_and_for_its_own_session() {
     for ticket in [first.as_str(), &agents_second, "", "x", &"a".repeat(26)] {
         assert_eq!(refused(hub.relay(ticket)), 403, "{ticket}");
     }
+    // Two that show the same ticket are not each other's partner.
+    let (twice, partner) = (hub.ticket(&key, "db"), agent.ticket());
+    let ends = [hub.relay(&twice), hub.relay(&twice)];
+    let _partner = hub.relay(&partner);
+    let mut statuses = ends.map(|mut end| Answer::read_head(&mut end).status);
+    statuses.sort_unstable();
+    assert_eq!(statuses, [101, 403]);
 }
 
 #[test]
