@@ -17,6 +17,7 @@ use crate::error::Result;
 use crate::http::reply::Reply;
 use crate::net::duplex::Duplex;
 use crate::net::http_server::HttpConnection;
+use crate::net::places::Places;
 use crate::net::serve::ServeOptions;
 use crate::net::serve::Server;
 use crate::net::serve::each;
@@ -25,8 +26,10 @@ use crate::os::lock::locked;
 
 /// A probe sends its request at once.
 const HEALTH_PROBE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Probes at once; more are turned away.
-const PROBE_LIMIT: usize = 16;
+/// Probes at once, and those of one address; more are turned away. A crowd must not make the supervisor's probe fail, or this
+/// process would be ended for it.
+const PROBE_LIMIT: usize = 64;
+const ADDRESS_PROBES: usize = 4;
 
 /// Serves until it is dropped.
 pub struct HealthPage {
@@ -43,10 +46,17 @@ impl HealthPage {
             TcpListener::bind((host.as_str(), port)).or_say(|| format!("Cannot listen on {text}"))?;
         let missing = Arc::new(Mutex::new(vec!["it is starting".to_owned()]));
         let asked = Arc::clone(&missing);
+        let of_address = Places::of(ADDRESS_PROBES);
         let options = ServeOptions {
             name: "health",
             limit: PROBE_LIMIT,
-            new_worker: each(move |stream| answer(stream, &locked(&asked).clone())),
+            new_worker: each(move |stream| {
+                let address = stream.peer_addr().map(|peer| peer.ip().to_string()).unwrap_or_default();
+                let place = of_address.take(address, Duration::ZERO);
+                if place.is_some() {
+                    answer(&stream, &locked(&asked).clone());
+                }
+            }),
             idle: None,
             cut: shut,
             make_room: None,
@@ -63,8 +73,9 @@ impl HealthPage {
     }
 }
 
-fn answer(stream: Arc<TcpStream>, missing: &[String]) {
-    let mut conversation = HttpConnection::new(Duplex::plain(stream), Instant::now() + HEALTH_PROBE_TIMEOUT);
+fn answer(stream: &Arc<TcpStream>, missing: &[String]) {
+    let mut conversation =
+        HttpConnection::new(Duplex::plain(Arc::clone(stream)), Instant::now() + HEALTH_PROBE_TIMEOUT);
     let Ok(request) = conversation.next_head() else { return };
     conversation.answer_and_close(&match request.path.as_str() {
         "/health" => Reply::json(200, json!({ "status": "ok" })),

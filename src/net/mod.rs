@@ -9,7 +9,7 @@ pub mod forward_proxy;
 pub mod http_client;
 pub mod http_server;
 pub mod http_stream;
-#[cfg(any(feature = "hub", feature = "agent", feature = "join"))]
+#[cfg(any(feature = "hub", feature = "agent", feature = "join", feature = "proxy"))]
 pub mod places;
 pub mod relay;
 pub mod serve;
