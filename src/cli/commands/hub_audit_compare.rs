@@ -38,6 +38,8 @@ pub struct Comparison {
 struct LoggedSession {
     /// Its place among all of this log.
     number: u64,
+    /// How often the log has it as opened.
+    opened: usize,
     at: Time,
     service: String,
     peer: String,
@@ -60,6 +62,7 @@ impl LoggedSessions {
         let at = Time::parse(line.text("at")).unwrap_or_default();
         let new = || LoggedSession { number, at, ..LoggedSession::default() };
         let session = self.by_id.entry(line.text("session").to_owned()).or_insert_with(new);
+        session.opened += usize::from(line.text("event") == "session.opened");
         line.text("service").clone_into(&mut session.service);
         line.text("peer").clone_into(&mut session.peer);
         line.text("path").clone_into(&mut session.path);
@@ -139,6 +142,10 @@ fn read(path: &Path, mut wants: impl FnMut(&ChainLine) -> bool) -> Result<Logged
 }
 
 fn difference(ours: &LoggedSession, theirs: &LoggedSession) -> Option<String> {
+    // A hub could hide one behind another.
+    if ours.opened.max(theirs.opened) > 1 {
+        return Some("more than one session has this ID".to_owned());
+    }
     let texts = [
         ("service", &ours.service, &theirs.service),
         ("joiner", &ours.peer, &theirs.peer),
@@ -222,6 +229,16 @@ mod tests {
             changed[3][field] = value;
             assert_eq!(differences(&changed, &honest).len(), 1, "{field}");
         }
+    }
+
+    #[test]
+    fn a_session_that_is_hidden_behind_the_id_of_another_is_found() {
+        let hub = lines(&["a", "b"]);
+        let agent = lines(&["a", "b", "b"]);
+        assert_eq!(
+            differences(&hub, &agent),
+            [("b".to_owned(), "more than one session has this ID".to_owned())]
+        );
     }
 
     #[test]
