@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
@@ -190,7 +191,7 @@ fn unit(home: &Home, options: &[&str]) -> String {
     let said = home.run(&[&["daemon", "install", "--dry-run", "--json"], options].concat()).ok().json();
     assert_eq!(said["done"], false);
     let file = home.file("connect-daemon.service");
-    fs::write(&file, said["text"].as_str().unwrap()).unwrap();
+    fs::write(&file, said["units"][0]["text"].as_str().unwrap()).unwrap();
     file.to_str().unwrap().to_owned()
 }
 
@@ -254,6 +255,15 @@ echo "hub: $(systemctl --user is-active connect-hub) $("$0" hub status --data "$
 "$0" hub drain --data "$HOME/other-hub" | tail -1
 echo "drained: $(systemctl --user show -p Result --value connect-hub)"
 rm "$units/connect-hub.service"
+"$0" proxy install --port "$PROXY_PORT" || exit 1
+while [ ! -e "$HOME/over" ]; do (exec 3<>"/dev/tcp/127.0.0.1/$PROXY_PORT") 2>/dev/null || echo refused; done >"$HOME/refused" & clients=$!
+systemctl --user restart connect-proxy && systemctl --user restart connect-proxy
+touch "$HOME/over"; wait $clients
+echo "restarted: $(systemctl --user is-active connect-proxy), refused: $(wc -l <"$HOME/refused")"
+"$0" proxy stop
+echo "stopped: $(systemctl --user is-active connect-proxy connect-proxy.socket | tr '\n' ' ')"
+"$0" proxy uninstall
+ls "$units" | sed 's/^/left: /'
 echo "password in the unit: $(systemctl --user cat connect-daemon | grep -c 'heim@'), in the daemon: $(tr '\0' '\n' < /proc/$pid/environ | grep -c 'ann:ge"heim')"
 stat -c 'its file: %a' "$PRIVATECONNECT_HOME/daemon.env"
 kill -9 $pid
@@ -280,6 +290,8 @@ fn systemd_installs_starts_restarts_and_removes_it() {
     common::team::copy_environment(&ours, &mut command);
     command.env("XDG_RUNTIME_DIR", runtime.path());
     command.env("HTTPS_PROXY", "http://ann:ge\"heim@127.0.0.1:9").env("NO_PROXY", "127.0.0.1");
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    command.env("PROXY_PORT", free.to_string());
     let said = Said::of(command);
     if said.code == Some(77) {
         eprintln!("\n*** SKIPPED: systemd does not run here as a user's manager ***\n");
@@ -296,6 +308,9 @@ fn systemd_installs_starts_restarts_and_removes_it() {
         "the hub writes",
         "[ok] The hub has ended",
         "drained: success",
+        "restarted: active, refused: 0",
+        "stopped: inactive inactive",
+        "left: connect-daemon.service",
         "password in the unit: 0, in the daemon: 1",
         "its file: 600",
         "after a crash: active",
@@ -305,6 +320,7 @@ fn systemd_installs_starts_restarts_and_removes_it() {
     ] {
         assert!(said.out.lines().any(|said| said.starts_with(line)), "{line}: {said:#?}");
     }
+    assert!(!said.out.contains("left: connect-proxy"), "{said:#?}");
     assert!(!machine.home.file(".config/systemd/user/connect-daemon.service").exists());
     assert!(!machine.home.file("daemon.env").exists());
 }

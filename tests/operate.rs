@@ -5,9 +5,15 @@ mod common;
 mod proxy;
 
 use std::fs;
+use std::io::Read;
 use std::io::Write;
 use std::net::Ipv4Addr;
+use std::net::TcpListener;
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -15,8 +21,10 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
+use std::time::Instant;
 use std::time::SystemTime;
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use common::Disk;
@@ -337,16 +345,165 @@ fn the_agents_of_a_draining_hub_move_to_the_others_and_no_connection_breaks() {
     drop((exposed, reached));
 }
 
-/// The unit that `--dry-run` shows, in a file by the name that it would have.
-fn unit(home: &Home, args: &[&str]) -> (String, String) {
+/// Asks for a page, and whether it came.
+fn is_answered(mut stream: TcpStream) -> bool {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let sent = stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    let mut answer = String::new();
+    sent.is_ok() && stream.read_to_string(&mut answer).is_ok() && answer.starts_with("HTTP/1.1 ")
+}
+
+/// `start` starts a program on the listening socket and waits until it serves. Clients come without a pause while it
+/// ends and another takes its place.
+fn nobody_is_refused(socket: &TcpListener, start: impl Fn() -> Running) {
+    let address = socket.local_addr().unwrap();
+    let connect = move || TcpStream::connect(address);
+    let mut first = start();
+    assert!(is_answered(connect().unwrap()));
+    let stdin = fs::read_link(format!("/proc/{}/fd/0", first.pid())).unwrap();
+    assert_eq!(stdin.to_str(), Some("/dev/null"), "programs that it starts would have its socket");
+    let is_over = Arc::new(AtomicBool::new(false));
+    let over = Arc::clone(&is_over);
+    let clients = thread::spawn(move || {
+        let (mut answered, mut refused) = (0, Vec::new());
+        while !over.load(Ordering::Relaxed) {
+            match connect() {
+                Ok(stream) => answered += u32::from(is_answered(stream)),
+                Err(error) => refused.push(error),
+            }
+        }
+        (answered, refused)
+    });
+    for _ in 0..3 {
+        first.signal(Signal::SIGTERM);
+        assert_eq!(first.wait().code(), Some(0));
+        let waiting = [(); 20].map(|()| connect().unwrap());
+        first = start();
+        assert!(waiting.into_iter().all(is_answered));
+    }
+    is_over.store(true, Ordering::Relaxed);
+    let (answered, refused) = clients.join().unwrap();
+    assert!(answered > 3 && refused.is_empty(), "{answered} answered, {refused:?}");
+}
+
+/// A listening socket as systemd makes it, and where it listens.
+fn systemds_socket() -> (TcpListener, String) {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let address = socket.local_addr().unwrap().to_string();
+    (socket, address)
+}
+
+#[test]
+fn a_hub_that_restarts_on_the_socket_that_it_is_given_refuses_nobody() {
+    let (socket, address) = systemds_socket();
+    let home = Home::new();
+    nobody_is_refused(&socket, || {
+        let command = home.connect(&["hub", "--json", "--behind-proxy", "--listen", &address]);
+        let hub = Running::start_with_socket(command, socket.try_clone().unwrap());
+        assert_eq!(hub.wait_event("listening")["address"], address);
+        hub
+    });
+}
+
+#[test]
+fn a_drain_ends_though_the_next_hub_starts_at_once() {
+    let (socket, address) = systemds_socket();
+    let home = Home::new();
+    let start = || {
+        let command = home.connect(&["hub", "--json", "--listen", &address]);
+        Running::start_with_socket(command, socket.try_clone().unwrap())
+    };
+    let mut first = start();
+    first.wait_event("listening");
+    thread::scope(|scope| {
+        let next = scope.spawn(|| {
+            assert_eq!(first.wait().code(), Some(0));
+            let next = start();
+            next.wait_event("listening");
+            next
+        });
+        let said = home.run(&["hub", "drain"]).ok();
+        assert!(said.out.ends_with("[ok] The hub has ended"), "{said:?}");
+        assert!(next.join().unwrap().is_running());
+    });
+}
+
+#[test]
+fn a_proxy_that_restarts_on_the_socket_that_it_is_given_refuses_nobody() {
+    let (socket, address) = systemds_socket();
+    let home = Home::new();
+    // In the background, as its unit says: then it also looks for a handover at its stdin.
+    let log = home.file("proxy.log");
+    nobody_is_refused(&socket, || {
+        let port = address.rsplit(':').next().unwrap();
+        let mut command = home.connect(&["proxy", "start", "--json", "--port", port]);
+        command.env("CONNECT_BACKGROUND_LOG", &log);
+        let proxy = Running::start_with_socket(command, socket.try_clone().unwrap());
+        proxy.wait_event("listening");
+        proxy
+    });
+}
+
+#[test]
+fn a_socket_that_is_not_the_hubs_own_is_refused_and_what_does_not_listen_is_ignored() {
+    let (socket, address) = systemds_socket();
+    let home = Home::new();
+    let hub = |listen: &str, stdin: OwnedFd| {
+        Running::start_with_socket(home.connect(&["hub", "--json", "--listen", listen]), stdin)
+    };
+    let unix = UnixListener::bind(home.file("socket")).unwrap();
+    for (listen, stdin, why) in [
+        ("127.0.0.1:1", OwnedFd::from(socket.try_clone().unwrap()), format!("listens on {address};")),
+        ("127.0.0.2:0", OwnedFd::from(socket), format!("listens on {address};")),
+        ("127.0.0.1:0", OwnedFd::from(unix), "is not TCP".to_owned()),
+    ] {
+        let said = hub(listen, stdin).finish();
+        let is_said = said.err.contains(&format!("Cannot listen on {listen}")) && said.err.contains(&why);
+        assert!(said.code == Some(1) && is_said, "{said:#?}");
+    }
+    // As sshd may pass one.
+    let (stdin, _other) = UnixStream::pair().unwrap();
+    hub("127.0.0.1:0", stdin.into()).wait_event("listening");
+}
+
+#[test]
+fn a_hub_that_has_ended_is_said_to_whoever_listens_at_its_address() {
+    let mut hub = Hub::start();
+    hub.running.kill();
+    // Nobody answers there, as when systemd holds the socket and cannot start the hub.
+    let _socket = TcpListener::bind(&hub.address).unwrap();
+    let began = Instant::now();
+    let said = hub.home.run(&["hub", "status"]);
+    assert!(said.code == Some(1) && said.out.contains("not running"), "{said:#?}");
+    assert!(began.elapsed() < PATIENCE / 3);
+    hub.home.run(&["hub", "key", "create", "--role", "join", "--label", "x"]).ok();
+}
+
+/// Units that `--dry-run` shows, in files by the names that they would have.
+struct Units {
+    files: Vec<String>,
+    /// The last.
+    service: String,
+    socket: Option<String>,
+}
+
+/// The daemon's unit is for the user who called sudo.
+fn units(home: &Home, args: &[&str], sudo_user: Option<&str>) -> Units {
     let mut command = home.connect(&[args, &["--dry-run", "--json"]].concat());
-    // The daemon's unit is for the user who called sudo.
-    command.env("SUDO_USER", "daemon");
+    command.env_remove("SUDO_USER").envs(sudo_user.map(|user| ("SUDO_USER", user)));
     let said = Said::of(command).ok().json();
-    let name = said["file"].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
-    let text = said["text"].as_str().unwrap().to_owned();
-    fs::write(home.file(&name), &text).unwrap();
-    (home.file(&name).to_str().unwrap().to_owned(), text)
+    let text = |unit: &Value| unit["text"].as_str().unwrap().to_owned();
+    let all = said["units"].as_array().unwrap();
+    let files = all.iter().map(|unit| {
+        let file = home.file(unit["file"].as_str().unwrap().rsplit('/').next().unwrap());
+        fs::write(&file, text(unit)).unwrap();
+        file.to_str().unwrap().to_owned()
+    });
+    let files: Vec<String> = files.collect();
+    assert!(files.last().unwrap().ends_with(".service"), "{files:?}");
+    let socket = (all.len() == 2).then(|| text(&all[0]));
+    Units { files, service: text(all.last().unwrap()), socket }
 }
 
 #[test]
@@ -356,58 +513,109 @@ fn systemd_finds_little_to_blame_in_the_units_of_hub_and_daemon() {
     }
     let home = Home::new();
     let hub = ["hub", "install", "--listen", "0.0.0.0:7443", "--name", "hub.example"];
-    let etcd = [&hub[..], &["--store", "etcd=http://10.0.0.1:2379", "--allow", "10.0.0.0/8"]].concat();
-    for args in [&hub[..], &etcd, &["hub", "install"], &["daemon", "install", "--system"]] {
-        let (file, text) = unit(&home, args);
+    let etcd = [&hub[..], &["--store", "etcd=http://10.0.0.1:2379"]].concat();
+    let by_name = ["hub", "install", "--listen", "hub.example:443"];
+    let daemon = ["daemon", "install", "--system"];
+    for (args, sudo_user) in [
+        (&hub[..], None),
+        (&etcd, None),
+        (&by_name, None),
+        (&["hub", "install"], None),
+        (&daemon, Some("daemon")),
+        // By root itself, or for it.
+        (&daemon, Some("root")),
+        (&daemon, None),
+    ] {
+        let Units { files, service, .. } = units(&home, args, sudo_user);
         let mut verify = Command::new("systemd-analyze");
-        verify.args(["--system", "--man=no", "verify", &file]);
+        verify.args(["--system", "--man=no", "verify"]).args(&files);
         let said = Said::of(verify);
-        assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (Some(0), "", ""), "{text}");
+        assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (Some(0), "", ""), "{service}");
         let mut judge = Command::new("systemd-analyze");
-        judge.args(["security", "--offline=true", "--no-pager", &file]);
+        judge.args(["security", "--offline=true", "--no-pager", files.last().unwrap()]);
         let said = Said::of(judge);
         let level =
             said.out.rsplit("exposure level for ").next().unwrap().split(' ').nth(1).unwrap().to_owned();
-        assert!(level.parse::<f64>().unwrap() <= 1.5, "{args:?}: {level}");
+        assert!(level.parse::<f64>().unwrap() <= 1.5, "{args:?} {sudo_user:?}: {level}");
+    }
+}
+
+fn has(text: &str, lines: &[&str]) {
+    for line in lines {
+        assert!(text.lines().any(|said| said == *line), "{line}: {text}");
     }
 }
 
 #[test]
-fn the_hubs_unit_says_what_its_configuration_needs_and_no_more() {
+fn the_hubs_units_say_what_its_configuration_needs_and_no_more() {
     let home = Home::new();
-    let has = |text: &str, lines: &[&str]| {
-        for line in lines {
-            assert!(text.lines().any(|said| said == *line), "{line}: {text}");
-        }
-    };
-    let (_, text) = unit(&home, &["hub", "install"]);
-    has(&text, &["User=connect-hub", "ProtectSystem=strict", "CapabilityBoundingSet=", "IPAddressDeny=any"]);
-    has(&text, &["IPAddressAllow=localhost", "SocketBindDeny=any", "SocketBindAllow=tcp:7443-7443"]);
-    has(&text, &["SocketBindAllow=tcp:45000-45999", "ReadWritePaths=/var/lib/connect-hub"]);
-    assert!(text.contains(" hub --data /var/lib/connect-hub/data\n"), "{text}");
-
-    let open = ["hub", "install", "--listen", "0.0.0.0:443", "--tunnel-ports", "off", "--data", "/srv/hub"];
-    let (_, text) =
-        unit(&home, &[&open[..], &["--name", "a b", "--behind-proxy", "--proxy", "10.0.0.5"]].concat());
-    has(&text, &["CapabilityBoundingSet=CAP_NET_BIND_SERVICE", "AmbientCapabilities=CAP_NET_BIND_SERVICE"]);
-    has(&text, &["SocketBindAllow=tcp:443-443", "ReadWritePaths=/srv/hub"]);
-    assert!(
-        !text.contains("45000") && !text.contains("IPAddress") && !text.contains("PrivateUsers"),
-        "{text}"
+    let units = |args: &[&str]| units(&home, &[&["hub", "install"], args].concat(), None);
+    let Units { service, socket, .. } = units(&[]);
+    has(
+        &service,
+        &["User=connect-hub", "ProtectSystem=strict", "CapabilityBoundingSet=", "IPAddressDeny=any"],
     );
+    has(&service, &["IPAddressAllow=localhost", "SocketBindDeny=any", "SocketBindAllow=tcp:45000-45999"]);
+    has(&service, &["ReadWritePaths=/var/lib/connect-hub", "Requires=connect-hub.socket"]);
+    has(&service, &["After=connect-hub.socket", "StandardInput=socket"]);
+    assert!(service.contains(" hub --data /var/lib/connect-hub/data\n"), "{service}");
+    assert!(!service.contains("7443"), "{service}");
+    let local = ["ListenStream=127.0.0.1:7443", "IPAddressDeny=any", "IPAddressAllow=localhost"];
+    has(&socket.unwrap(), &local);
+
+    // systemd binds the port below 1024. The hub dials nobody, but others come to the socket.
+    let open = ["--listen", "0.0.0.0:443", "--tunnel-ports", "off", "--data", "/srv/hub"];
+    let Units { service, socket, .. } =
+        units(&[&open[..], &["--name", "a b", "--behind-proxy", "--proxy", "10.0.0.5"]].concat());
+    has(&service, &["CapabilityBoundingSet=", "AmbientCapabilities=", "PrivateUsers=yes"]);
+    has(&service, &["SocketBindDeny=any", "ReadWritePaths=/srv/hub", "IPAddressAllow=localhost"]);
+    assert!(!service.contains("SocketBindAllow"), "{service}");
     let words = " hub --data /srv/hub --listen 0.0.0.0:443 --tunnel-ports off --name \"a b\" --behind-proxy --proxy 10.0.0.5";
-    assert!(text.contains(&format!("{words}\n")), "{text}");
+    assert!(service.contains(&format!("{words}\n")), "{service}");
+    let socket = socket.unwrap();
+    has(&socket, &["ListenStream=0.0.0.0:443", "WantedBy=sockets.target"]);
+    assert!(!socket.contains("IPAddress"), "{socket}");
 
-    let (_, text) = unit(
-        &home,
-        &["hub", "install", "--listen", "0.0.0.0:7443", "--allow", "10.0.0.0/8", "--allow", "fd00::/8"],
-    );
-    has(&text, &["IPAddressDeny=any", "IPAddressAllow=10.0.0.0/8 fd00::/8 localhost", "PrivateUsers=yes"]);
-    let (_, text) = unit(&home, &["proxy", "install", "--https", "--port", "8443"]);
-    assert!(
-        text.contains(" proxy start --https --port 8443\n") && text.contains("WantedBy=default.target"),
-        "{text}"
-    );
+    // What it dials is anywhere, unless it is named.
+    for dials in [["--store", "etcd=http://10.0.0.1:2379"], ["--audit-to", "tcp://10.0.0.1:601"]] {
+        assert!(!units(&[&open[..], &dials].concat()).service.contains("IPAddress"), "{dials:?}");
+    }
+    let allow = ["--listen", "[fd00::1]:7443", "--allow", "10.0.0.0/8", "--allow", "fd00::/8"];
+    let Units { service, socket, .. } = units(&allow);
+    let both = ["IPAddressDeny=any", "IPAddressAllow=10.0.0.0/8 fd00::/8 localhost fd00::1"];
+    has(&service, &both);
+    has(&socket.unwrap(), &[&both[..], &["ListenStream=[fd00::1]:7443"]].concat());
+
+    // A name is resolved by the hub itself: nothing can listen for it in advance.
+    let Units { service, socket, .. } = units(&["--listen", "hub.example:443"]);
+    has(&service, &["CapabilityBoundingSet=CAP_NET_BIND_SERVICE", "SocketBindAllow=tcp:443-443"]);
+    assert!(socket.is_none() && !service.contains("StandardInput") && !service.contains("IPAddress"));
+}
+
+#[test]
+fn the_units_of_proxy_and_daemon_say_what_they_need_and_no_more() {
+    let home = Home::new();
+    let Units { service, socket, .. } =
+        units(&home, &["proxy", "install", "--https", "--port", "8443", "--replace"], None);
+    assert!(service.contains(" proxy start --https --port 8443\n"), "{service}");
+    has(&service, &["WantedBy=default.target", "Requires=connect-proxy.socket", "StandardInput=socket"]);
+    has(&socket.unwrap(), &["ListenStream=127.0.0.1:8443"]);
+
+    // Of the homes it sees what it is told to read, and no more.
+    let mut daemon = home.connect(&["daemon", "install", "--system", "--dry-run", "--json"]);
+    daemon.args(["--config", "/home/ann/own/config.json"]);
+    daemon.env("PRIVATECONNECT_HOME", "/home/ann/.privateconnect");
+    daemon.env("PRIVATECONNECT_CA", "/home/ann/certs/ca.crt");
+    let said = Said::of(daemon).ok().json();
+    let service = said["units"][0]["text"].as_str().unwrap();
+    has(service, &["ProtectHome=tmpfs", "BindPaths=/home/ann/.privateconnect"]);
+    has(service, &["BindReadOnlyPaths=/home/ann/certs", "BindReadOnlyPaths=/home/ann/own"]);
+    assert!(said["units"].as_array().unwrap().len() == 1 && !service.contains("StandardInput"), "{service}");
+}
+
+#[test]
+fn the_units_that_cannot_be_made_are_refused_and_the_steps_are_shown() {
+    let home = Home::new();
     for (args, code) in [
         (&["hub", "install", "--dry-run", "--allow", "everywhere"][..], 2),
         (&["hub", "install", "--dry-run", "--listen", "somewhere"], 2),
@@ -417,6 +625,13 @@ fn the_hubs_unit_says_what_its_configuration_needs_and_no_more() {
     }
     let said = home.run(&["hub", "install", "--dry-run"]).ok();
     assert!(said.out.contains("  useradd --system --create-home"), "{said:?}");
+    for shown in
+        ["/etc/systemd/system/connect-hub.socket:\n\n    [Unit]", "connect-hub.service:\n\n    [Unit]"]
+    {
+        assert!(said.out.contains(shown), "{said:?}");
+    }
+    assert!(said.out.contains("  systemctl restart connect-hub.socket connect-hub.service\n"), "{said:?}");
     let said = home.run(&["hub", "uninstall", "--dry-run"]).ok();
-    assert!(said.out.contains("  systemctl disable --now connect-hub.service"), "{said:?}");
+    let steps = "  systemctl disable --now connect-hub.socket\n  systemctl disable --now connect-hub.service\n  rm -f /etc/systemd/system/connect-hub.socket /etc/systemd/system/connect-hub.service ";
+    assert!(said.out.contains(steps), "{said:?}");
 }

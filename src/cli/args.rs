@@ -257,6 +257,16 @@ pub fn listen_address(option: &str, text: &str) -> Result<(String, u16)> {
     })
 }
 
+/// Those of the hub; none if they are off.
+pub fn tunnel_ports(args: &Args) -> Result<Option<RangeInclusive<u16>>> {
+    match args.value("tunnel-ports").unwrap_or(DEFAULT_TUNNEL_PORTS) {
+        "off" => Ok(None),
+        range => range_of(range)
+            .map(Some)
+            .map_err(|error| error.hint("Write it like --tunnel-ports 45000-45999, or off")),
+    }
+}
+
 pub fn range_of(text: &str) -> Result<RangeInclusive<u16>> {
     let range = text.split_once('-').and_then(|(first, last)| Some(parse_port(first)?..=parse_port(last)?));
     range

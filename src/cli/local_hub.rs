@@ -150,7 +150,9 @@ pub fn url(call: &Call) -> Result<String> {
 
 /// The running hub and its pin. The note may be old, so it counts only if a hub with this pin answers.
 pub fn running(call: &Call) -> Result<Option<(Hub, Pin)>> {
-    let Some(note) = note(call)? else { return Ok(None) };
+    // At the address of a hub that has ended, a service manager may accept in its place.
+    let is_running = files::is_locked(&data_folder(call)?.join("hub.lock"));
+    let Some(note) = note(call)?.filter(|_| is_running) else { return Ok(None) };
     let (Some(pin), Ok(address)) = (Pin::parse(&note.pin), note.address.parse::<SocketAddr>()) else {
         return Ok(None);
     };

@@ -10,7 +10,6 @@ use std::time::Instant;
 use super::checkup::CheckResult;
 use super::checkup::Checkup;
 use super::local_ca;
-use super::proxy_setup::LOCAL_PROXY_PORT;
 use crate::error::Error;
 use crate::net::connect::NETWORK_TIMEOUT;
 use crate::net::connect::resolve;
@@ -19,6 +18,7 @@ use crate::os::process;
 use crate::os::setup::trust_store;
 use crate::proxy::certificates::Certificates;
 use crate::state::proxy;
+use crate::state::proxy::LOCAL_PROXY_PORT;
 
 /// A proxy on this machine accepts at once.
 const PROXY_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);

@@ -20,12 +20,11 @@ use crate::proxy::context::ProxySettings;
 use crate::proxy::recent_requests::FinishedRequest;
 use crate::proxy::route_table::ProxyRoute;
 use crate::proxy::route_table::Routes;
+use crate::state::proxy::LOCAL_PROXY_PORT;
 use crate::state::proxy::ProxyState;
 use crate::state::runs::OpenService;
 use crate::state::runs::OwnRun;
 use crate::tunnel::joiner;
-
-pub const LOCAL_PROXY_PORT: u16 = 3456;
 
 pub struct ProxyOptions {
     pub port: u16,

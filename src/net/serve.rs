@@ -73,7 +73,11 @@ pub struct BoundPort {
 impl BoundPort {
     /// Binds on both loopback addresses, since `localhost` may mean either. Port 0 takes any free port.
     pub fn bind(port: u16) -> io::Result<Self> {
-        let first = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+        Self::beside(TcpListener::bind((Ipv4Addr::LOCALHOST, port))?)
+    }
+
+    /// Binds the other loopback address as well.
+    pub fn beside(first: TcpListener) -> io::Result<Self> {
         let port = first.local_addr()?.port();
         match TcpListener::bind((Ipv6Addr::LOCALHOST, port)) {
             Ok(second) => Ok(Self { port, listeners: vec![first, second] }),

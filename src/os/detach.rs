@@ -157,7 +157,8 @@ pub fn start(
 }
 
 /// What the process that started this one in the background has handed over: the secrets are kept, the arguments
-/// returned. `None` if a service manager started this process, with arguments and an empty stdin.
+/// returned. `None` if a service manager started this process, with arguments. Then stdin is empty, or the socket of
+/// `passed_socket`, which cannot be read.
 pub fn take_handover() -> Option<Vec<OsString>> {
     own_log().filter(|_| !terminal::is_terminal_in())?;
     let Handover { arguments, secrets } = serde_json::from_reader(io::stdin().lock()).ok()?;

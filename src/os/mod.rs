@@ -10,6 +10,8 @@ pub mod files;
 pub mod interfaces;
 pub mod limits;
 pub mod lock;
+#[cfg(any(feature = "hub", feature = "proxy"))]
+pub mod passed_socket;
 pub mod paths;
 pub mod peer_user;
 pub mod process;

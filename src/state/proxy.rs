@@ -10,6 +10,7 @@ use crate::os::clock;
 use crate::os::files;
 
 pub const PROXY_STATE_FILE: &str = "proxy-state.json";
+pub const LOCAL_PROXY_PORT: u16 = 3456;
 pub const PROXY_LOG: &str = "proxy.log";
 pub const PROXY_KIND: &str = "proxy";
 

@@ -9,6 +9,7 @@ use std::io::Read;
 use std::io::Write;
 use std::net::TcpListener;
 use std::net::TcpStream;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Child;
@@ -127,7 +128,7 @@ pub struct Said {
 
 impl Said {
     pub fn of(mut command: Command) -> Self {
-        let running = Running::start_piped(&mut command);
+        let running = Running::start_piped(command.stdin(Stdio::null()));
         running.finish()
     }
 
@@ -157,12 +158,16 @@ pub struct Running {
 
 impl Running {
     pub fn start(mut command: Command) -> Self {
-        Self::start_piped(&mut command)
+        Self::start_piped(command.stdin(Stdio::null()))
+    }
+
+    /// As systemd starts a program whose socket it holds.
+    pub fn start_with_socket(mut command: Command, socket: impl Into<OwnedFd>) -> Self {
+        Self::start_piped(command.stdin(socket.into()))
     }
 
     fn start_piped(command: &mut Command) -> Self {
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let out = listen(child.stdout.take().unwrap());
         let err = listen(child.stderr.take().unwrap());
         Self { child, out, err }

@@ -3,8 +3,6 @@
 //! The hub and the tunnels do not know each other. This file gives the hub what opens its tunnel ports.
 
 use std::net::IpAddr;
-use std::net::TcpListener;
-use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,9 +12,8 @@ use crate::api::Hub;
 use crate::cli::Call;
 use crate::cli::CommandResult;
 use crate::cli::args::DEFAULT_LISTEN;
-use crate::cli::args::DEFAULT_TUNNEL_PORTS;
 use crate::cli::args::listen_address;
-use crate::cli::args::range_of;
+use crate::cli::args::tunnel_ports;
 use crate::cli::local_hub;
 use crate::cli::store_options::StoreOptions;
 use crate::cli::tunnel_access::AcceptedAgents;
@@ -38,6 +35,7 @@ use crate::net::address::HubUrl;
 use crate::net::serve::BoundPort;
 use crate::os::detach;
 use crate::os::files;
+use crate::os::passed_socket;
 use crate::os::peer_user;
 use crate::os::terminal;
 use crate::state::identity;
@@ -62,7 +60,7 @@ pub fn run(call: &Call) -> CommandResult {
     }
     let store_options = StoreOptions::given(call, args.value("store"))?;
     let data = local_hub::data_folder(call)?;
-    let tunnel_ports = tunnel_ports(call)?;
+    let tunnel_ports = tunnel_ports(args)?;
     let has_tunnel_ports = tunnel_ports.is_some();
     let public_name = names.first().cloned();
     let audit_to = args.value("audit-to").map(AuditTarget::parse).transpose()?;
@@ -76,8 +74,7 @@ pub fn run(call: &Call) -> CommandResult {
             .hint("Look at it: connect hub status. For a second hub, give it its own folder: --data DIR")
     })?;
     let core = Arc::new(core);
-    let listener =
-        TcpListener::bind((host.as_str(), port)).map_err(|error| cannot_listen(listen, port, error))?;
+    let listener = passed_socket::listen(&host, port).map_err(|error| cannot_listen(listen, port, error))?;
     let address = listener.local_addr().or_say(|| "Cannot tell the listening address")?;
     if has_tunnel_ports {
         core.tunnel_ports.set_opener(tunnel_opener(call, &core, address.port())?);
@@ -181,14 +178,6 @@ fn name_of_host(text: &str) -> Result<String> {
     let name = HostPort::parse(text, 443).filter(|_| !text.contains(':'));
     name.map(|name| name.host)
         .ok_or_else(|| Error::misread(text, "is not a host's name").hint("Write it like --name hub.example"))
-}
-
-fn tunnel_ports(call: &Call) -> Result<Option<RangeInclusive<u16>>> {
-    let text = call.args.value("tunnel-ports").unwrap_or(DEFAULT_TUNNEL_PORTS);
-    if text == "off" {
-        return Ok(None);
-    }
-    range_of(text).map(Some).map_err(|error| error.hint("Write it like --tunnel-ports 45000-45999, or off"))
 }
 
 fn cannot_listen(listen: &str, port: u16, error: std::io::Error) -> Error {

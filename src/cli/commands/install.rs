@@ -3,6 +3,8 @@
 
 use std::env;
 use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::path::PathBuf;
 use std::path::absolute;
@@ -12,9 +14,8 @@ use serde_json::json;
 use crate::cli::Call;
 use crate::cli::CommandResult;
 use crate::cli::args::DEFAULT_LISTEN;
-use crate::cli::args::DEFAULT_TUNNEL_PORTS;
 use crate::cli::args::listen_address;
-use crate::cli::args::range_of;
+use crate::cli::args::tunnel_ports;
 use crate::cli::background;
 use crate::cli::call::variable;
 use crate::error::Error;
@@ -29,6 +30,8 @@ use crate::os::setup::unit::ServiceManager;
 use crate::os::setup::unit::UnitPlan;
 use crate::os::setup::unit::UnitSpec;
 use crate::os::user;
+use crate::state::proxy::LOCAL_PROXY_PORT;
+use crate::state::proxy::PROXY_KIND;
 use crate::state::proxy::PROXY_LOG;
 use crate::state::runs;
 use crate::state::runs::DAEMON_KIND;
@@ -40,19 +43,23 @@ const HUB_HOME: &str = "/var/lib/connect-hub";
 /// Variables of this shell that the service manager does not know. The unit gets them from a file of its own.
 const UNIT_VARIABLES: [&str; 4] = ["CONNECT_HUB_URL", "PRIVATECONNECT_CA", "HTTPS_PROXY", "NO_PROXY"];
 /// Options of the installation itself, and of what this one call prints. The unit repeats all others.
-const NOT_REPEATED: [&str; 7] = ["dry-run", "system", "allow", "data", "json", "quiet", "verbose"];
+const NOT_REPEATED: [&str; 8] = ["dry-run", "system", "allow", "data", "replace", "json", "quiet", "verbose"];
 /// A service manager starts the program in another folder.
 const FILE_OPTIONS: [&str; 7] =
     ["config", "cert", "key", "etcd-ca", "etcd-password-file", "code-key-file", "first-key-file"];
 
 pub fn install(call: &Call) -> CommandResult {
     let (service, plan) = planned(call)?;
-    call.say.line(&format!("{}:\n", plan.file.display()));
-    plan.text.lines().for_each(|line| call.say.line(format!("    {line}").trim_end()));
+    for unit in &plan.units {
+        call.say.line(&format!("{}:\n", unit.file.display()));
+        unit.text.lines().for_each(|line| call.say.line(format!("    {line}").trim_end()));
+        call.say.line("");
+    }
     if !call.args.flag("dry-run") {
         must_be_possible(call, &service)?;
         // One that was started by hand holds the lock or the port that the unit's needs.
         if let Some(run) = runs::running(&call.home, service.name).filter(|_| service.name != HUB_KIND) {
+            unit::stop_socket(service.name);
             background::end(call, &format!("The {}", service.name), run.pid)?;
         }
     }
@@ -92,9 +99,7 @@ pub fn uninstall(call: &Call) -> CommandResult {
 fn planned(call: &Call) -> Result<(UnitSpec, UnitPlan)> {
     let service = match call.args.words.first().map(String::as_str) {
         Some("hub") => hub_unit(call)?,
-        Some("proxy") => {
-            UnitSpec { description: "local names for services", ..user_unit(call, "proxy", PROXY_LOG)? }
-        }
+        Some("proxy") => proxy_unit(call)?,
         _ => daemon_unit(call)?,
     };
     let manager = match unit::manager() {
@@ -131,14 +136,13 @@ fn must_be_root(service: &UnitSpec) -> Result<()> {
 
 fn carry_out(call: &Call, plan: &UnitPlan, steps: &[SetupStep]) -> Result<()> {
     let commands: Vec<String> = steps.iter().map(SetupStep::command).collect();
-    call.say.line("");
     commands.iter().for_each(|command| call.say.line(&format!("  {command}")));
     call.say.line("");
     let dry = call.args.flag("dry-run");
     if !dry {
         steps.iter().try_for_each(SetupStep::carry_out)?;
     }
-    call.say.value(&json!({ "file": plan.file, "text": plan.text, "commands": commands, "done": !dry }));
+    call.say.value(&json!({ "file": plan.file, "units": plan.units, "commands": commands, "done": !dry }));
     Ok(())
 }
 
@@ -147,14 +151,20 @@ fn hub_unit(call: &Call) -> Result<UnitSpec> {
     let given = call.args.value("data").map_or_else(|| Path::new(HUB_HOME).join("data"), PathBuf::from);
     let folder = absolute(&given).or_say(|| format!("Cannot use {}", given.display()))?;
     let data = folder.display().to_string();
-    let mut networks = networks(call)?;
-    if networks.is_empty() && host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()) {
+    // systemd wants an address, and a port that it can name in advance.
+    let socket = host.parse::<IpAddr>().ok().filter(|_| port != 0).map(|ip| SocketAddr::new(ip, port));
+    let mut client_networks = networks(call)?;
+    if client_networks.is_empty() && socket.is_some_and(|at| at.ip().is_loopback()) {
+        client_networks.push("localhost".to_owned());
+    }
+    // etcd and the hubs of its fleet, or a collector of audit events. Otherwise it connects to nobody else.
+    let begins = |option, text| call.args.value(option).is_some_and(|value| value.starts_with(text));
+    let dials_others = begins("store", "etcd=") || begins("audit-to", "tcp:");
+    let mut networks = client_networks.clone();
+    if networks.is_empty() && socket.is_some() && !dials_others {
         networks.push("localhost".to_owned());
     }
-    let tunnel_ports = match call.args.value("tunnel-ports").unwrap_or(DEFAULT_TUNNEL_PORTS) {
-        "off" => None,
-        range => Some(range_of(range)?),
-    };
+    let tunnel_ports = tunnel_ports(&call.args)?;
     let new_user = "useradd --system --create-home --shell /usr/sbin/nologin --home-dir";
     Ok(UnitSpec {
         name: HUB_KIND,
@@ -167,10 +177,20 @@ fn hub_unit(call: &Call) -> Result<UnitSpec> {
             SetupStep::RunUnchecked(words(new_user, &[HUB_HOME, HUB_USER])),
             SetupStep::run("install -d -m 700", &["-o", HUB_USER, "-g", HUB_USER, &data]),
         ],
-        ports: [Some(port..=port), tunnel_ports].into_iter().flatten().collect(),
+        ports: [socket.is_none().then_some(port..=port), tunnel_ports].into_iter().flatten().collect(),
+        socket,
         networks,
+        client_networks,
         ..UnitSpec::default()
     })
+}
+
+/// The proxy itself listens on `::1` as well. There it is away while it restarts, and clients try 127.0.0.1.
+fn proxy_unit(call: &Call) -> Result<UnitSpec> {
+    let port = call.args.port("port")?.unwrap_or(LOCAL_PROXY_PORT);
+    let socket = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    let description = "local names for services";
+    Ok(UnitSpec { description, socket, ..user_unit(call, PROXY_KIND, PROXY_LOG)? })
 }
 
 fn daemon_unit(call: &Call) -> Result<UnitSpec> {

@@ -19,7 +19,6 @@ use crate::cli::background::ChildOutput;
 use crate::cli::health_page::HealthPage;
 use crate::cli::logs;
 use crate::cli::proxy_setup;
-use crate::cli::proxy_setup::LOCAL_PROXY_PORT;
 use crate::cli::proxy_setup::ProxyOptions;
 use crate::cli::proxy_setup::ProxyParts;
 use crate::cli::request_log::RequestLogWriter;
@@ -32,14 +31,17 @@ use crate::net::threads::ThreadGroup;
 use crate::os::detach;
 use crate::os::detach::BackgroundStart;
 use crate::os::lock::locked;
+use crate::os::passed_socket;
 use crate::os::paths;
 use crate::os::process;
+use crate::os::setup::unit;
 use crate::proxy::Proxy;
 use crate::proxy::context::ProxyContext;
 use crate::proxy::route_table::ProxyRoute;
 use crate::proxy::route_table::RouteTable;
 use crate::proxy::route_table::Routes;
 use crate::state::proxy;
+use crate::state::proxy::LOCAL_PROXY_PORT;
 use crate::state::proxy::ProxyState;
 use crate::state::runs;
 
@@ -60,11 +62,8 @@ pub fn start(call: &Call) -> CommandResult {
 }
 
 fn serve(call: &Call, options: &ProxyOptions) -> CommandResult {
-    call.say.line(if options.tls {
-        "🌐 Starting subdomain proxy...\n"
-    } else {
-        "🌐 Starting proxy...\n"
-    });
+    let kind = if options.tls { "subdomain proxy" } else { "proxy" };
+    call.say.line(&format!("🌐 Starting {kind}...\n"));
     if let Some(running) = proxy::running(&call.home)
         && already_serves(call, options, &running)?
     {
@@ -134,6 +133,7 @@ fn prove(health: &HealthPage, context: &ProxyContext, stop: &Stop) {
 /// A proxy of ours runs. It will do if it serves what is asked for; otherwise it must be stopped first.
 fn already_serves(call: &Call, options: &ProxyOptions, running: &ProxyState) -> Result<bool> {
     if call.args.flag("replace") {
+        unit::stop_socket(proxy::PROXY_KIND);
         background::end(call, "The proxy", running.pid)?;
         call.say.line(&format!("[ok] Ended the proxy (PID {})", running.pid));
         return Ok(false);
@@ -165,7 +165,12 @@ fn typed(call: &Call, options: &ProxyOptions) -> String {
 
 fn listen(call: &Call, options: &ProxyOptions) -> Result<BoundPort> {
     let port = options.port;
-    BoundPort::bind(port).or_else(|error| match error.kind() {
+    let bound = passed_socket::listen("127.0.0.1", port).and_then(BoundPort::beside);
+    bound.or_else(|error| match error.kind() {
+        io::ErrorKind::AddrInUse if process::listener_on(port).is_some_and(|(_, name)| name == "systemd") => {
+            Err(Error::new(format!("systemd listens on port {port} for the installed proxy"))
+                .hint("Start it: systemctl --user start connect-proxy. Or free the port: connect proxy stop"))
+        }
         io::ErrorKind::AddrInUse if call.args.flag("replace") => take_over(call, port),
         io::ErrorKind::AddrInUse => {
             let mut hint = format!("Try: connect proxy start --port {}", next_port(port));
@@ -221,12 +226,8 @@ fn next_port(port: u16) -> u16 {
 fn say_plan(call: &Call, hub: &HubUrl, port: u16) {
     call.say.line(&format!("  Hub:  {hub}"));
     call.say.line(&format!("  Port: {port}"));
-    let tls = if call.args.value("cert").is_some() {
-        "your certificate"
-    } else {
-        "auto-generating certificates..."
-    };
-    call.say.line(&format!("  TLS:  {tls}\n"));
+    let own = call.args.value("cert").map(|_| "your certificate");
+    call.say.line(&format!("  TLS:  {}\n", own.unwrap_or("auto-generating certificates...")));
 }
 
 /// In the background without TLS two lines are enough; otherwise the routes and their addresses are listed.
@@ -247,12 +248,8 @@ fn announce(call: &Call, serving: &Proxy) {
         if !routes.is_empty() {
             call.say.line(&format!("[ok] Found {} route(s):", routes.len()));
             for route in &routes {
-                call.say.line(&format!(
-                    "  • {} → 127.0.0.1:{} [{}]",
-                    route.name,
-                    route.port,
-                    route.source_word()
-                ));
+                let source = route.source_word();
+                call.say.line(&format!("  • {} → 127.0.0.1:{} [{source}]", route.name, route.port));
             }
             call.say.line("");
         }
@@ -291,7 +288,11 @@ fn running(call: &Call) -> Result<Option<ProxyState>> {
 }
 
 pub fn stop(call: &Call) -> CommandResult {
-    let Some(running) = running(call)? else {
+    let meant = running(call)?;
+    if meant.is_some() || proxy::running(&call.home).is_none() {
+        unit::stop_socket(proxy::PROXY_KIND);
+    }
+    let Some(running) = meant else {
         call.say.line("[ok] No proxy is running.");
         call.say.value(&json!({ "stopped": false }));
         return Ok(0);

@@ -1,19 +1,25 @@
 //! A program that the system starts after every reboot: by systemd, or by launchd on a Mac. As with the trust stores,
 //! the plan comes first; the caller shows it and carries it out.
 
+use std::collections::BTreeSet;
 use std::env;
+use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::path::PathBuf;
 
+use serde::Serialize;
+
 use crate::os::command::words;
 use crate::os::paths;
+use crate::os::setup::plist::plist;
 use crate::os::setup::step::SetupStep;
 use crate::os::user;
 
 /// These filter system calls, so they also work in a user's own manager, which may not make mounts.
 ///
-/// The threads that carry bytes ask for another way of scheduling (`os/scheduling.rs`), whose call is among @resources.
+/// The scheduling that threads ask for (`os/scheduling.rs`) is set in advance, since the call for it is among @resources.
 /// `AF_NETLINK` tells which user's connection it is (`os/peer_user.rs`).
 const HARDENING: &str = "NoNewPrivileges=yes
 LockPersonality=yes
@@ -25,14 +31,14 @@ RestrictSUIDSGID=yes
 SystemCallArchitectures=native
 SystemCallFilter=@system-service
 SystemCallFilter=~@privileged @resources
-SystemCallFilter=sched_setscheduler
 SystemCallErrorNumber=EPERM
+CPUSchedulingPolicy=batch
 UMask=0077
 TasksMax=infinity
 ";
-/// What the system's manager can do in addition. Only the state folder stays writable.
+/// What the system's manager can do in addition. Only the state folder stays writable, and the homes are empty.
 const SYSTEM_HARDENING: &str = "ProtectSystem=strict
-ProtectHome=read-only
+ProtectHome=tmpfs
 PrivateTmp=yes
 PrivateDevices=yes
 PrivateMounts=yes
@@ -47,8 +53,12 @@ KeyringMode=private
 RemoveIPC=yes
 LimitNOFILE=65536
 ";
+/// What `ProtectHome=` empties.
+const HOMES: [&str; 3] = ["/home", "/root", "/run/user"];
 /// Below this a port needs a capability.
 const UNPRIVILEGED_PORTS: u16 = 1024;
+/// Connections that wait while the service restarts: as many as Linux allows by default.
+const SOCKET_BACKLOG: u32 = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServiceManager {
@@ -73,16 +83,27 @@ pub struct UnitSpec {
     pub system: Option<String>,
     /// What comes before the unit is written.
     pub prepare: Vec<SetupStep>,
-    /// For the system's manager: the ports that it may bind. Empty for any.
+    /// Where systemd listens for it and keeps the connections that come while it restarts.
+    pub socket: Option<SocketAddr>,
+    /// For the system's manager: the ports that it may bind itself. Empty for any, with `socket` for none.
     pub ports: Vec<RangeInclusive<u16>>,
     /// The networks that it may speak with. Empty for all.
     pub networks: Vec<String>,
+    /// The same for the connections that `socket` takes: the service's own list does not apply to them.
+    pub client_networks: Vec<String>,
 }
 
-/// The unit file, and the steps that install, remove and start it.
-pub struct UnitPlan {
+#[derive(Serialize)]
+pub struct UnitFile {
     pub file: PathBuf,
     pub text: String,
+}
+
+/// The unit files, and the steps that install, remove and start them.
+pub struct UnitPlan {
+    /// The service's own, the last of `units`.
+    pub file: PathBuf,
+    pub units: Vec<UnitFile>,
     pub install: Vec<SetupStep>,
     pub uninstall: Vec<SetupStep>,
     pub start: SetupStep,
@@ -122,13 +143,22 @@ pub fn file(manager: ServiceManager, name: &str, system: bool) -> PathBuf {
         (ServiceManager::Launchd, false) => home.join("Library/LaunchAgents"),
     };
     folder.join(match manager {
-        ServiceManager::Systemd => systemd_name(name),
+        ServiceManager::Systemd => systemd_name(name, "service"),
         ServiceManager::Launchd => format!("{}.plist", launchd_label(name)),
     })
 }
 
-fn systemd_name(name: &str) -> String {
-    format!("connect-{name}.service")
+/// Ends a user's service by its socket, which would start it again at the next connection. Nothing happens if no such
+/// socket is installed.
+pub fn stop_socket(name: &str) {
+    let socket = file(ServiceManager::Systemd, name, false).with_extension("socket");
+    if manager() == Some(ServiceManager::Systemd) && socket.exists() {
+        let _ = SetupStep::run("systemctl --user stop", &[&systemd_name(name, "socket")]).carry_out();
+    }
+}
+
+fn systemd_name(name: &str, kind: &str) -> String {
+    format!("connect-{name}.{kind}")
 }
 
 fn launchd_label(name: &str) -> String {
@@ -136,34 +166,40 @@ fn launchd_label(name: &str) -> String {
 }
 
 fn systemd(service: &UnitSpec) -> UnitPlan {
-    let system = service.system.is_some();
-    let (file, unit_name) = (file(ServiceManager::Systemd, service.name, system), systemd_name(service.name));
-    let text = unit(service);
-    let control = |rest: &[&str]| words(if system { "systemctl" } else { "systemctl --user" }, rest);
-    let reload = || SetupStep::Run(control(&["daemon-reload"]));
+    let is_system = service.system.is_some();
+    let file = file(ServiceManager::Systemd, service.name, is_system);
+    let mut units = vec![UnitFile { file: file.clone(), text: unit(service) }];
+    // The socket comes first: as long as it is there, it starts the service again.
+    if let Some(address) = service.socket {
+        units
+            .insert(0, UnitFile { file: file.with_extension("socket"), text: socket_unit(service, address) });
+    }
+    let names: Vec<&str> = units.iter().filter_map(|unit| unit.file.file_name()?.to_str()).collect();
+    let manager = if is_system { "systemctl" } else { "systemctl --user" };
+    let control = |verb: &str, names: &[&str]| SetupStep::run(&format!("{manager} {verb}"), names);
     let environment = environment_file(service);
-    let (unit_path, environment_path) = (file.display().to_string(), environment.display().to_string());
+    let files = units.iter().map(|unit| &unit.file).chain([&environment]);
+    let files: Vec<String> = files.map(|file| file.display().to_string()).collect();
+    // One by one: systemctl disables neither if one of them is not there.
+    let disable = |name: &&str| SetupStep::RunUnchecked(words(manager, &["disable", "--now", name]));
+    let mut uninstall: Vec<SetupStep> = names.iter().map(disable).collect();
+    uninstall.extend([SetupStep::Run([words("rm -f", &[]), files].concat()), control("daemon-reload", &[])]);
     let mut install = service.prepare.clone();
     if !service.private_environment.is_empty() {
         let text = environment_lines(service);
         install.push(SetupStep::Write { path: environment, text, is_private: true });
     }
-    install.extend([
-        SetupStep::Write { path: file.clone(), text: text.clone(), is_private: false },
-        reload(),
-        SetupStep::Run(control(&["enable", "--now", &unit_name])),
-    ]);
-    UnitPlan {
-        install,
-        uninstall: vec![
-            SetupStep::RunUnchecked(control(&["disable", "--now", &unit_name])),
-            SetupStep::run("rm -f", &[&unit_path, &environment_path]),
-            reload(),
-        ],
-        start: SetupStep::Run(control(&["start", &unit_name])),
-        file,
-        text,
+    for UnitFile { file, text } in &units {
+        install.push(SetupStep::Write { path: file.clone(), text: text.clone(), is_private: false });
     }
+    install.extend([
+        control("daemon-reload", &[]),
+        control("enable", &names),
+        // Not only started: one that runs has the options of the installation before.
+        control("restart", &names),
+    ]);
+    let start = control("start", &[&systemd_name(service.name, "service")]);
+    UnitPlan { file, units, install, uninstall, start }
 }
 
 /// The variables that do not stand in the unit.
@@ -192,7 +228,13 @@ fn unit(service: &UnitSpec) -> String {
     if service.system.is_some() {
         text += "Wants=network-online.target\nAfter=network-online.target\n";
     }
+    if service.socket.is_some() {
+        text += &format!("Requires={0}\nAfter={0}\n", systemd_name(service.name, "socket"));
+    }
     text += &format!("\n[Service]\nType=notify\nExecStart={}\n{environment}", command.join(" "));
+    if service.socket.is_some() {
+        text += "StandardInput=socket\nStandardOutput=journal\n";
+    }
     if !service.private_environment.is_empty() {
         // This setting takes a path as it is, without quotes.
         let path = environment_file(service).display().to_string().replace('%', "%%");
@@ -203,9 +245,23 @@ fn unit(service: &UnitSpec) -> String {
     if let Some(user) = &service.system {
         wanted_by = "multi-user.target";
         let state = unit_word(&service.state.display().to_string());
-        text += &format!("User={user}\n{SYSTEM_HARDENING}ReadWritePaths={state}\n{}", confinement(service));
+        text += &format!("User={user}\n{SYSTEM_HARDENING}ReadWritePaths={state}\n");
+        text += &(home_paths(service) + &confinement(service));
     }
     text + &format!("\n[Install]\nWantedBy={wanted_by}\n")
+}
+
+/// What it needs of the homes: its state, and the folders of the program and of files that it is told to read. Folders,
+/// since a file that is replaced is another one.
+fn home_paths(service: &UnitSpec) -> String {
+    let in_home = |path: &Path| HOMES.iter().any(|home| path.starts_with(home));
+    let line = |name: &str, path: &Path| format!("{name}={}\n", unit_word(&path.display().to_string()));
+    let state = Some(line("BindPaths", &service.state)).filter(|_| in_home(&service.state));
+    let values = service.environment.iter().chain(&service.private_environment).map(|(_, value)| value);
+    let files = service.command.iter().chain(values).map(Path::new);
+    let files = files.filter(|file| in_home(file) && !file.starts_with(&service.state));
+    let folders: BTreeSet<&Path> = files.filter_map(Path::parent).collect();
+    state.into_iter().chain(folders.into_iter().map(|folder| line("BindReadOnlyPaths", folder))).collect()
 }
 
 /// What depends on the configuration: capabilities, ports and networks.
@@ -218,16 +274,42 @@ fn confinement(service: &UnitSpec) -> String {
     } else {
         "CapabilityBoundingSet=\nAmbientCapabilities=\nPrivateUsers=yes\n"
     };
-    if !service.ports.is_empty() {
+    if !service.ports.is_empty() || service.socket.is_some() {
         text += "SocketBindDeny=any\n";
     }
     for ports in &service.ports {
         text += &format!("SocketBindAllow=tcp:{}-{}\n", ports.start(), ports.end());
     }
-    if !service.networks.is_empty() {
-        text += &format!("IPAddressDeny=any\nIPAddressAllow={}\n", service.networks.join(" "));
+    text + &network_filter(service, &service.networks)
+}
+
+/// A connection to its own address wakes the thread that accepts, so that is always among them.
+fn network_filter(service: &UnitSpec, networks: &[String]) -> String {
+    if networks.is_empty() {
+        return String::new();
     }
-    text
+    let is_outside = |ip: &IpAddr| !ip.is_loopback() && !ip.is_unspecified();
+    let own = service.socket.map(|at| at.ip()).filter(is_outside).map(|ip| format!(" {ip}"));
+    format!("IPAddressDeny=any\nIPAddressAllow={}{}\n", networks.join(" "), own.unwrap_or_default())
+}
+
+/// The text of the unit of its socket. At boot the address may come later than the socket: hence `FreeBind`.
+fn socket_unit(service: &UnitSpec, address: SocketAddr) -> String {
+    let (description, filter) = (service.description, network_filter(service, &service.client_networks));
+    format!(
+        "[Unit]
+Description=connect: {description}
+Documentation=man:connect(1)
+
+[Socket]
+ListenStream={address}
+Backlog={SOCKET_BACKLOG}
+FreeBind=yes
+{filter}
+[Install]
+WantedBy=sockets.target
+"
+    )
 }
 
 /// Quotes any text as one word of a unit file.
@@ -248,8 +330,12 @@ fn unit_word(word: &str) -> String {
 fn launchd(service: &UnitSpec) -> UnitPlan {
     let file = file(ServiceManager::Launchd, service.name, service.system.is_some());
     let domain = if service.system.is_some() { "system".to_owned() } else { format!("gui/{}", user::uid()) };
-    let (text, path) = (plist(service), file.display().to_string());
-    let target = format!("{domain}/{}", launchd_label(service.name));
+    let environment: Vec<&(String, String)> =
+        service.environment.iter().chain(&service.private_environment).collect();
+    let label = launchd_label(service.name);
+    let text = plist(&label, service.system.as_deref(), &service.command, &environment);
+    let path = file.display().to_string();
+    let target = format!("{domain}/{label}");
     let end = || SetupStep::RunUnchecked(words("launchctl bootout", &[&target]));
     UnitPlan {
         install: vec![
@@ -259,50 +345,10 @@ fn launchd(service: &UnitSpec) -> UnitPlan {
         ],
         uninstall: vec![end(), SetupStep::run("rm -f", &[&path])],
         start: SetupStep::run("launchctl kickstart", &[&target]),
+        // launchd gives its sockets only to programs that call its library.
+        units: vec![UnitFile { file: file.clone(), text }],
         file,
-        text,
     }
-}
-
-/// The text of the launchd property list.
-fn plist(service: &UnitSpec) -> String {
-    let command: String =
-        service.command.iter().map(|word| format!("    <string>{}</string>\n", xml(word))).collect();
-    let environment: String = service
-        .environment
-        .iter()
-        .chain(&service.private_environment)
-        .map(|(name, value)| format!("    <key>{}</key><string>{}</string>\n", xml(name), xml(value)))
-        .collect();
-    let user = service
-        .system
-        .as_ref()
-        .map_or(String::new(), |user| format!("  <key>UserName</key><string>{}</string>\n", xml(user)));
-    format!(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>
-<!DOCTYPE plist PUBLIC \"-//Apple//DTD PLIST 1.0//EN\" \"http://www.apple.com/DTDs/PropertyList-1.0.dtd\">
-<plist version=\"1.0\">
-<dict>
-  <key>Label</key><string>{}</string>
-{user}  <key>ProgramArguments</key>
-  <array>
-{command}  </array>
-  <key>EnvironmentVariables</key>
-  <dict>
-{environment}  </dict>
-  <key>RunAtLoad</key><true/>
-  <key>KeepAlive</key><dict><key>SuccessfulExit</key><false/></dict>
-  <key>Umask</key><integer>63</integer>
-</dict>
-</plist>
-",
-        launchd_label(service.name)
-    )
-}
-
-fn xml(text: &str) -> String {
-    let escaped = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-    escaped.chars().filter(|c| !c.is_control()).collect()
 }
 
 #[cfg(test)]
@@ -334,7 +380,7 @@ mod tests {
         assert!(text.contains("EnvironmentFile=/home/a b/daemon.env\n") && !text.contains("ann:a"), "{text}");
         let lines = environment_lines(&service(None));
         assert_eq!(lines, "HTTPS_PROXY=\"http://ann:a\\\"\\\\b@p\"\n");
-        let text = plist(&service(Some("ann")));
+        let text = &launchd(&service(Some("ann"))).units[0].text;
         assert!(text.contains("<string>/home/a b/\"x\"&lt;&amp;&gt;</string>"), "{text}");
         assert!(text.contains("<key>UserName</key><string>ann</string>"), "{text}");
     }
