@@ -29,6 +29,7 @@ use common::https::request;
 use common::noise;
 use common::under;
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use serde_json::json;
 
 /// The same for a hub on its own disk and for one on a real etcd.
@@ -427,7 +428,7 @@ fn a_log_that_was_shortened_emptied_or_deleted_is_refused() {
     let witness = ["--witness", heads.to_str().unwrap()];
     eventually("the agent has heard of the new lines", PATIENCE, || {
         let lines = verify(&[]).ok().json()["lines"].as_u64();
-        let heads: serde_json::Value = serde_json::from_slice(&fs::read(&heads).unwrap()).unwrap();
+        let heads: Value = serde_json::from_slice(&fs::read(&heads).unwrap()).unwrap();
         heads.as_object().unwrap().values().any(|head| head["count"].as_u64() == lines)
     });
     hub.running.interrupt();
@@ -490,13 +491,12 @@ fn hub_and_agent_log_each_session_and_the_two_logs_agree() {
     eventually("the agent has recorded them", PATIENCE, || {
         closed(&fs::read_to_string(&served).unwrap()) == closed(&hub.audit())
     });
-    let lines: Vec<serde_json::Value> = fs::read_to_string(&served)
+    let lines: Vec<Value> = fs::read_to_string(&served)
         .unwrap()
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
-    let large =
-        |line: &&serde_json::Value| line["event"] == "connection.closed" && line["toAgent"] == 3_000_000;
+    let large = |line: &&Value| line["event"] == "connection.closed" && line["toAgent"] == 3_000_000;
     let large = lines.iter().find(large).unwrap_or_else(|| panic!("{lines:#?}"));
     assert!(large["toJoiner"] == 3_000_000 && large["outcome"] == "ok" && large["service"] == "db");
     let verify =
@@ -515,6 +515,158 @@ fn hub_and_agent_log_each_session_and_the_two_logs_agree() {
     fs::write(&shorter, &text[..=last]).unwrap();
     let said = verify(&shorter);
     assert!(said.code == Some(1) && said.out.contains("only the hub knows it"), "{said:#?}");
+}
+
+/// A log as somebody writes it who can rewrite all of it: its chain is right. Returns its head.
+fn write_sealed(log: &Path, lines: &[Value]) -> (usize, String) {
+    let hash =
+        |line: &str| hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, line.as_bytes()).as_ref());
+    let (mut text, mut prev) = (String::new(), "0".repeat(64));
+    for (index, line) in lines.iter().enumerate() {
+        let mut line = line.clone();
+        line.as_object_mut().unwrap().remove("sum");
+        (line["seq"], line["prev"]) = (json!(index + 1), json!(prev));
+        let line = line.to_string();
+        let line = format!("{},\"sum\":\"{}\"}}", &line[..line.len() - 1], &hash(&line)[..16]);
+        prev = hash(&line);
+        text.push_str(&(line + "\n"));
+    }
+    fs::write(log, text).unwrap();
+    (lines.len(), prev)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A hub that rewrites its log tells its store the same.
+fn rewrite(hub: &Hub, lines: &[Value]) {
+    let (count, hash) = write_sealed(&hub.home.file("hub/audit.log"), lines);
+    let path = hub.home.file("hub/journal");
+    let journal = fs::read_to_string(&path).unwrap();
+    let last: Value = serde_json::from_str(&journal.lines().last().unwrap()[9..]).unwrap();
+    let audit = json!({ "hub": lines[0]["hub"], "count": count, "hash": hash, "at": lines[0]["at"] });
+    let entry = json!({ "n": last["n"].as_u64().unwrap() + 1, "changes": [{ "put": { "audit": audit } }] });
+    let entry = entry.to_string();
+    let sum = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, entry.as_bytes());
+    fs::write(&path, format!("{journal}{} {entry}\n", &hex(sum.as_ref())[..8])).unwrap();
+}
+
+fn log_lines(path: &Path) -> Vec<Value> {
+    fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Moves everything about a session to another hour, as if the sessions had been hours apart.
+fn spread(lines: &mut [Value], sessions: &[String]) {
+    for line in lines {
+        if let Some(hour) = sessions.iter().position(|id| line["session"] == id.as_str()) {
+            line["at"] = json!(format!("2026-01-01T{hour:02}:00:00.000Z"));
+        }
+    }
+}
+
+/// A hub that has ended, with what others have kept: an agent's file of heads and one hash, both older than the last of four
+/// sessions, and the agent's own record.
+struct EndedHub {
+    hub: Hub,
+    owner: Home,
+    hash: String,
+}
+
+impl EndedHub {
+    fn after_four_sessions() -> Self {
+        let mut hub = Hub::start();
+        let (owner, user) = (hub.machine("member"), hub.machine("member"));
+        let mut exposed = expose(&owner, "db", common::service(common::echo));
+        let mut hash = String::new();
+        for round in 1..=4 {
+            let (mut reached, port) = common::reach(&user, "db");
+            assert!(common::echoes(port, &noise(7, 1000 * round)));
+            reached.interrupt();
+            eventually("the session has ended", PATIENCE, || {
+                let count = |event| hub.audit().matches(event).count();
+                count("session.closed") >= round && count("session.closed") == count("session.opened")
+            });
+            if round == 3 {
+                let heads = owner.file("hub-heads.json");
+                eventually("the agent has heard of all lines", PATIENCE, || {
+                    let said = hub.home.run(&["hub", "audit", "verify", "--json"]).ok().json();
+                    said["hash"].as_str().unwrap().clone_into(&mut hash);
+                    fs::read_to_string(&heads).unwrap().contains(&hash)
+                });
+                fs::copy(&heads, owner.file("witness")).unwrap();
+            }
+        }
+        hub.running.interrupt();
+        exposed.interrupt();
+        Self { hub, owner, hash }
+    }
+
+    /// Verifies a log with nothing else, with the heads, with the hash and with the agent's record. `words` are those of the
+    /// second and the last verdict.
+    fn check(&self, what: &str, lines: &[Value], codes: [i32; 4], words: [&str; 2]) {
+        rewrite(&self.hub, lines);
+        let [witness, with] = ["witness", "served.log"].map(|name| self.owner.file(name));
+        let [witness, with] = [&witness, &with].map(|path| path.to_str().unwrap());
+        let options =
+            [vec![], vec!["--witness", witness], vec!["--expect", &self.hash], vec!["--with", with]];
+        let said =
+            options.map(|more| self.hub.home.run(&[vec!["hub", "audit", "verify", "--json"], more].concat()));
+        let found = said.each_ref().map(|said| said.code.unwrap());
+        assert_eq!(found, codes, "{what}: {said:#?}");
+        assert!(said[1].err.contains(words[0]) && said[3].out.contains(words[1]), "{what}: {said:#?}");
+    }
+}
+
+#[test]
+fn a_hub_that_rewrites_its_log_and_its_store_is_found_out_by_what_others_have_kept() {
+    let ended = EndedHub::after_four_sessions();
+    let honest = log_lines(&ended.hub.home.file("hub/audit.log"));
+    rewrite(&ended.hub, &honest);
+    let again = log_lines(&ended.hub.home.file("hub/audit.log"));
+    assert_eq!(again, honest, "the chain is not made as the hub makes it");
+    let is_of = |line: &Value, id: &str| line["session"] == id;
+    let opened = honest.iter().filter(|line| line["event"] == "session.opened");
+    let sessions: Vec<String> = opened.map(|line| line["session"].as_str().unwrap().to_owned()).collect();
+    let second = sessions[1].as_str();
+    ended.check("nothing", &honest, [0; 4], ["", ""]);
+    let dropped: Vec<Value> = honest.iter().filter(|line| !is_of(line, second)).cloned().collect();
+    ended.check("dropped", &dropped, [0, 1, 1, 1], ["was rewritten", "only the agent knows it"]);
+    let cut = honest.iter().position(|line| is_of(line, second)).unwrap();
+    ended.check("truncated", &honest[..cut], [0, 1, 1, 1], ["was shortened", "only the agent knows it"]);
+    let mut changed = honest.clone();
+    let closed = changed.iter_mut().find(|line| is_of(line, second) && line["event"] == "session.closed");
+    closed.unwrap()["toJoiner"] = json!(90_000_000);
+    ended.check("changed", &changed, [0, 1, 1, 1], ["was rewritten", "bytes at the hub"]);
+    // What nobody has seen yet can be forged for all but the agent's own record.
+    let mut invented = honest.clone();
+    let forged = honest.iter().filter(|line| is_of(line, second)).cloned().map(|mut line| {
+        line["session"] = json!("ses_forged");
+        line
+    });
+    invented.extend(forged);
+    ended.check("invented", &invented, [0, 0, 0, 1], ["", "only the hub knows it"]);
+    let hidden: Vec<Value> =
+        honest.iter().filter(|line| !is_of(line, sessions.last().unwrap())).cloned().collect();
+    ended.check("hidden", &hidden, [0, 0, 0, 1], ["", "only the agent knows it"]);
+    // Sessions in another order differ if they were more than a minute apart.
+    let mut swapped = honest.clone();
+    let places: Vec<usize> =
+        (0..honest.len()).filter(|at| sessions.iter().any(|id| is_of(&honest[*at], id))).collect();
+    let reversed: Vec<Value> = places.iter().rev().map(|at| honest[*at].clone()).collect();
+    for (at, line) in places.into_iter().zip(reversed) {
+        swapped[at] = line;
+    }
+    ended.check("reordered", &swapped, [0, 1, 1, 0], ["was rewritten", ""]);
+    let served = ended.owner.file("served.log");
+    let mut record = log_lines(&served);
+    spread(&mut record, &sessions);
+    write_sealed(&served, &record);
+    let mut apart = honest.clone();
+    spread(&mut apart, &sessions);
+    ended.check("hours apart", &apart, [0, 1, 1, 0], ["was rewritten", ""]);
+    spread(&mut swapped, &sessions.iter().rev().cloned().collect::<Vec<_>>());
+    ended.check("reordered", &swapped, [0, 1, 1, 1], ["was rewritten", "in another order"]);
 }
 
 #[test]
@@ -541,8 +693,7 @@ fn an_agent_whose_record_cannot_be_written_serves_on_and_counts_what_is_missing(
     let recorded = || {
         // The last line may be half written.
         let text = fs::read_to_string(owner.file("served.log")).unwrap();
-        let lines: Vec<serde_json::Value> =
-            text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         let missing = lines.iter().filter(|line| line["event"] == "audit.missing");
         let missing: u64 = missing.map(|line| line["count"].as_u64().unwrap()).sum();
         let closed = lines.iter().filter(|line| line["event"] == "connection.closed").count();
@@ -575,7 +726,7 @@ fn a_collector_gets_every_line_again_after_it_was_away_and_nothing_waits_for_it(
     let hub = Hub::start_with(&["--tunnel-ports", "off", "--audit-to", &format!("tcp://{at}")]);
     let key = make_key(&hub).unwrap();
     let listener = TcpListener::bind(at).unwrap();
-    let record = |stream: &mut std::io::BufReader<std::net::TcpStream>| -> serde_json::Value {
+    let record = |stream: &mut std::io::BufReader<std::net::TcpStream>| -> Value {
         let mut length = Vec::new();
         stream.read_until(b' ', &mut length).unwrap();
         let length: usize = String::from_utf8(length).unwrap().trim().parse().unwrap();
@@ -675,8 +826,7 @@ fn a_collector_that_hangs_delays_no_session_and_what_it_misses_is_counted() {
     let (status, lasted) = hub.running.interrupt();
     assert!(status.success() && lasted < PATIENCE / 3, "{lasted:?}");
     let audit = hub.audit();
-    let lines: Vec<serde_json::Value> =
-        audit.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines: Vec<Value> = audit.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let unsent = lines.iter().filter(|line| line["event"] == "audit.unsent");
     let unsent: usize = unsent.map(|line| usize::try_from(line["count"].as_u64().unwrap()).unwrap()).sum();
     datagrams.set_nonblocking(true).unwrap();
@@ -711,7 +861,7 @@ fn the_audit_log_is_rotated_and_a_hub_whose_log_is_moved_away_says_so() {
     assert!(shown.out.contains(&key) && shown.out.contains("hub.started"), "{shown:#?}");
     assert!(!run(&["show", "--actor", "hub"]).ok().out.contains("key.made"));
     let shown = run(&["show", "--actor", "first admin", "--json"]).ok().out;
-    for line in shown.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()) {
+    for line in shown.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
         assert!(line["label"] == "first admin" && line["address"] == "127.0.0.1", "{line}");
     }
     // A segment that is kept elsewhere is named by its hash.
@@ -762,18 +912,17 @@ fn many_processes_on_one_state_folder_lose_nothing_of_each_other() {
         (0..6).filter(|n| text.contains(&format!("s{n}\""))).count()
     };
     assert_eq!((names("active-routes.json"), names("known_agents.json"), names("ports.json")), (6, 6, 6));
-    let routes: Vec<serde_json::Value> =
+    let routes: Vec<Value> =
         serde_json::from_str(&fs::read_to_string(home.file("active-routes.json")).unwrap()).unwrap();
     assert_eq!(routes.len(), 6);
-    let config: serde_json::Value =
-        serde_json::from_str(&fs::read_to_string(home.file("config.json")).unwrap()).unwrap();
+    let config: Value = serde_json::from_str(&fs::read_to_string(home.file("config.json")).unwrap()).unwrap();
     assert_eq!(config["hubUrl"], hub.url.as_str());
     drop(reached);
     drop(exposed);
     // The killed ones left their routes behind; the next writer drops them, and no draft stays.
     let hub_side = expose(&home, "s9", common::service(common::echo));
     let (next, _) = common::reach(&home, "s9");
-    let routes: Vec<serde_json::Value> =
+    let routes: Vec<Value> =
         serde_json::from_str(&fs::read_to_string(home.file("active-routes.json")).unwrap()).unwrap();
     assert_eq!(routes.len(), 1, "{routes:?}");
     drop((hub_side, next));
