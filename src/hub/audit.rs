@@ -23,12 +23,10 @@ use crate::model::hub_records::ChainHead;
 use crate::model::hub_session::HubSession;
 use crate::os::clock;
 use crate::os::lock::locked;
-use crate::state::chained_log::CHAIN_QUEUE;
 use crate::state::chained_log::ChainedLog;
 use crate::state::chained_log::ChainedLogOptions;
 use crate::state::chained_log::ClosedSegment;
 use crate::state::chained_log::LogOwner;
-use crate::state::chained_log::LogTrouble;
 use crate::wire::chain::LineFields;
 
 /// The version of the lines' form. A new event or field leaves it as it is; a field that changes its meaning does not.
@@ -83,8 +81,8 @@ const NUMBERS: [&str; 6] = ["removed", "count", "seconds", "durationMs", "toAgen
 const COUNTED_FOR: Duration = Duration::from_mins(1);
 /// Refusals of one caller that differ: those beyond are counted in one line that says no more than who it was.
 const CALLER_REFUSALS: u32 = 20;
-/// Counted lines of all callers: those beyond do not even say who it was. They take the memory of a full queue.
-const COUNTED_LINES: usize = CHAIN_QUEUE;
+/// Counted lines of all callers: those beyond do not even say who it was. They take some megabytes.
+const COUNTED_LINES: usize = 4096;
 
 pub struct Audit {
     /// This hub's name in its log: each hub of a fleet has its own log.
@@ -163,20 +161,12 @@ impl Audit {
     /// `known` is the head that the store has kept.
     pub fn open(folder: &Path, hub: String, known: ChainHead, to: Option<&AuditTarget>) -> Result<Self> {
         let own = hub.clone();
-        let trouble = move |trouble| match trouble {
-            LogTrouble::Missing(count) => {
-                line_of(&own, "audit.missing", Actor::HUB, &[("count", &count.to_string())])
-            }
-            LogTrouble::Broken(reason) => {
-                line_of(&own, "audit.broken", Actor::HUB, &[("outcome", "failed"), ("reason", &reason)])
-            }
-        };
         let forwarding = to.map(|target| AuditForwarder::start(target.clone())).transpose()?;
         let (forwarder, written) = forwarding.unzip();
         let log = ChainedLog::open(ChainedLogOptions {
             path: log_file(folder),
             owner: LogOwner::Process(known),
-            trouble: Box::new(trouble),
+            own_line: Box::new(move |event| line_of(&own, event, Actor::HUB, &[("outcome", "failed")])),
             written: written.unwrap_or_else(|| Box::new(|_| ())),
         })?;
         Ok(Self { hub, log, counts: Mutex::new(EventCounts::new()), forwarder })

@@ -12,7 +12,6 @@ use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process;
 use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
@@ -31,7 +30,6 @@ use crate::net::connect::dial;
 use crate::net::stop::Stop;
 use crate::net::threads::ThreadGroup;
 use crate::os::clock;
-use crate::os::lock::locked;
 use crate::os::socket;
 use crate::os::user;
 use crate::state::chained_log::OnWritten;
@@ -76,26 +74,19 @@ impl AuditTarget {
 
     /// All three are written to in the same way, as the descriptors that they are.
     fn connect(&self, stop: &Stop) -> Result<Collector> {
-        let (descriptor, is_stream) = match self {
+        let connected = match self {
             Self::Syslog(path) => {
-                let socket = UnixDatagram::unbound().and_then(|socket| {
-                    socket.connect(path)?;
-                    Ok(socket)
-                });
-                (socket.map(OwnedFd::from), false)
+                UnixDatagram::unbound().and_then(|socket| socket.connect(path).map(|()| socket.into()))
             }
-            Self::Unix(path) => (socket::connect_local(path), true),
+            Self::Unix(path) => socket::connect_local(path),
             Self::Tcp(at) => {
                 let stream = dial(&at.host, at.port, Instant::now() + NETWORK_TIMEOUT, stop)?;
-                (stream.try_clone().map(OwnedFd::from), true)
+                stream.try_clone().map(OwnedFd::from)
             }
         };
-        let socket = descriptor.map(TcpStream::from);
-        let socket = socket.and_then(|socket| {
-            socket.set_write_timeout(Some(FORWARD_TIMEOUT))?;
-            Ok(socket)
-        });
-        Ok(Collector { socket: socket.or_say(|| "Cannot connect")?, is_stream })
+        let socket = TcpStream::from(connected.or_say(|| "Cannot connect")?);
+        socket.set_write_timeout(Some(FORWARD_TIMEOUT)).or_say(|| "Cannot connect")?;
+        Ok(Collector { socket, is_stream: !matches!(self, Self::Syslog(_)) })
     }
 }
 
@@ -127,7 +118,6 @@ fn check_open(read: io::Result<usize>) -> io::Result<()> {
 /// Sends until it is dropped. The log's writer holds the other end of the queue, and ends first if its disk answers.
 pub struct AuditForwarder {
     state: Arc<ForwardState>,
-    ended: Mutex<Receiver<()>>,
     stop: Stop,
     threads: ThreadGroup,
 }
@@ -135,41 +125,37 @@ pub struct AuditForwarder {
 #[derive(Default)]
 struct ForwardState {
     lost: AtomicU64,
-    is_reached: AtomicBool,
+    is_away: AtomicBool,
 }
 
 impl AuditForwarder {
     /// Returns also what takes each line.
     pub fn start(target: AuditTarget) -> Result<(Self, OnWritten)> {
         let (queue, lines) = mpsc::sync_channel::<String>(FORWARD_QUEUE);
-        let (end, ended) = mpsc::sync_channel(1);
         let (state, stop, threads) = (Arc::<ForwardState>::default(), Stop::new(), ThreadGroup::default());
         let (sending, stopped) = (Arc::clone(&state), stop.clone());
-        threads.spawn("audit-forward", move || {
-            send_all(&target, &lines, &sending, &stopped);
-            let _ = end.send(());
-        })?;
+        threads.spawn("audit-forward", move || send_all(&target, &lines, &sending, &stopped))?;
         let counting = Arc::clone(&state);
         let take = move |line: &str| {
             if queue.try_send(line.to_owned()).is_err() {
                 counting.lost.fetch_add(1, Ordering::Relaxed);
             }
         };
-        Ok((Self { state, ended: Mutex::new(ended), stop, threads }, Box::new(take)))
+        Ok((Self { state, stop, threads }, Box::new(take)))
     }
 
     /// How many lines were lost since the last call, if the collector takes lines again or if the report `is_due`. The loss of
     /// such a report is not worth another one.
     pub fn take_lost(&self, is_due: bool) -> u64 {
-        let ForwardState { lost, is_reached } = &*self.state;
-        let is_worth_it = is_reached.load(Ordering::Relaxed) || (is_due && lost.load(Ordering::Relaxed) > 1);
+        let ForwardState { lost, is_away } = &*self.state;
+        let is_worth_it = !is_away.load(Ordering::Relaxed) || (is_due && lost.load(Ordering::Relaxed) > 1);
         if is_worth_it { lost.swap(0, Ordering::Relaxed) } else { 0 }
     }
 }
 
 impl Drop for AuditForwarder {
     fn drop(&mut self) {
-        let _ = locked(&self.ended).recv_timeout(LAST_LINES_TIMEOUT);
+        self.threads.join_within(LAST_LINES_TIMEOUT);
         self.stop.stop();
         self.threads.join(|| ());
     }
@@ -180,7 +166,6 @@ fn send_all(target: &AuditTarget, lines: &Receiver<String>, state: &ForwardState
         user::hostname().chars().filter(char::is_ascii_graphic).take(HOSTNAME_LENGTH).collect();
     let sender = format!("{host} connect {} audit -", process::id());
     let mut collector: Option<Collector> = None;
-    let mut is_reported = false;
     let mut is_sent = |message: &str| {
         let connected = collector.take().map_or_else(|| target.connect(stop), Ok);
         let sent = connected.and_then(|mut connected| {
@@ -188,10 +173,10 @@ fn send_all(target: &AuditTarget, lines: &Receiver<String>, state: &ForwardState
             collector = Some(connected);
             Ok(())
         });
-        state.is_reached.store(sent.is_ok(), Ordering::Relaxed);
+        let was_away = state.is_away.swap(sent.is_err(), Ordering::Relaxed);
         match &sent {
-            Ok(()) if std::mem::take(&mut is_reported) => log::warn!("the audit log's collector is reached"),
-            Err(error) if !std::mem::replace(&mut is_reported, true) => {
+            Ok(()) if was_away => log::warn!("the audit log's collector is reached"),
+            Err(error) if !was_away => {
                 log::warn!("the audit log's collector is not reached, lines wait: {error}");
             }
             _ => {}
@@ -283,7 +268,7 @@ mod tests {
             }
             all
         });
-        assert!(locked(&forwarder.ended).recv_timeout(PATIENCE).is_ok(), "not all is sent");
+        assert!(forwarder.threads.join_within(PATIENCE), "not all is sent");
         drop(forwarder);
         assert_eq!(reading.join().unwrap() + lost, total);
     }

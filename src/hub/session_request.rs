@@ -28,10 +28,12 @@ use crate::wire::api::SessionGrant;
 use crate::wire::control::SessionOffer;
 use crate::wire::control::ToAgent;
 
-/// What a caller asks for, as far as it is known. `service` follows from the check of its right.
+/// What a caller asks for, as far as it is known.
 struct SessionRequest {
     ask: AskSession,
-    service: Option<Service>,
+    /// The service's name, and its agent's id.
+    service: String,
+    agent: String,
     /// The share by whose right it asks.
     share: Option<String>,
     path: &'static str,
@@ -40,17 +42,16 @@ struct SessionRequest {
 pub fn open_session(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
     let ask: AskSession = call.body()?;
     let path = if ask.direct { "direct" } else { "relay" };
-    let mut request = SessionRequest { ask, service: None, share: None, path };
+    let service = clean_label(&ask.service);
+    let mut request = SessionRequest { ask, service, agent: String::new(), share: None, path };
     let opened = try_open(core, call, &mut request);
     // A caller that has to ask another hub is not refused.
     if let Err(refusal) = &opened
         && !matches!(refusal, Refusal::AgentAtOtherHub { .. })
     {
-        let asked_name = clean_label(&request.ask.service);
-        let service = request.service.as_ref();
         let details = [
-            ("agent", service.map_or("", |service| &service.agent_id)),
-            ("service", service.map_or(&*asked_name, |service| service.name.as_str())),
+            ("agent", request.agent.as_str()),
+            ("service", &request.service),
             ("share", request.share.as_deref().unwrap_or_default()),
             ("path", request.path),
             ("reason", refusal.code()),
@@ -65,7 +66,7 @@ fn try_open(core: &Core, call: &ApiCall<'_>, request: &mut SessionRequest) -> Re
         return Err(Refusal::Draining);
     }
     let service = asked_for(core, call, request)?;
-    request.service = Some(service.clone());
+    (request.service, request.agent) = (service.name.to_string(), service.agent_id.clone());
     match agent_of(core, &service)? {
         AgentLocation::Here(agent) => open_here(core, call, request, service, agent),
         AgentLocation::At(hub) if request.ask.carry => {
@@ -206,7 +207,8 @@ fn asked_for(core: &Core, call: &ApiCall<'_>, request: &mut SessionRequest) -> R
     if let Some(membership) = &asked.share {
         let share = share_join::joined(core, call, &registry, membership)?;
         request.share = Some(share.info.id.clone());
-        let service = share_join::service_in(call, &registry, share, &asked.service);
+        let is_meant = |one: &&Service| one.id == asked.service || one.name.as_str() == asked.service;
+        let service = share_join::visible(call, &registry, share).find(is_meant);
         return service.cloned().ok_or(Refusal::NoSuchService);
     }
     access::allow(&call.principal, Action::Reach)?;

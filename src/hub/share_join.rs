@@ -67,17 +67,6 @@ pub fn joined<'r>(
     if has_joined(share, &membership.token) { Ok(share) } else { Err(Refusal::ShareNotJoined) }
 }
 
-/// The service that a joiner asks for, by ID or name, if the share opens it.
-pub fn service_in<'r>(
-    call: &ApiCall<'_>,
-    registry: &'r Registry,
-    share: &Share,
-    service: &str,
-) -> Option<&'r Service> {
-    let is_meant = |shared: &&Service| shared.id == service || shared.name.as_str() == service;
-    visible(call, registry, share).find(is_meant)
-}
-
 /// The hash of a code in the caller's workspace, so a caller finds only the shares of its own. Text that cannot be a code
 /// is hashed as well, so that it takes the same time.
 fn hash_of(core: &Core, call: &ApiCall<'_>, code: &str) -> String {
@@ -97,7 +86,7 @@ fn find<'r>(call: &ApiCall<'_>, registry: &'r Registry, hash: &str) -> Result<&'
 }
 
 /// What the share opens to this caller: within the limits of its key.
-fn visible<'r>(
+pub fn visible<'r>(
     call: &ApiCall<'_>,
     registry: &'r Registry,
     share: &Share,

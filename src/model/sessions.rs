@@ -322,17 +322,16 @@ impl<E: Clone> SessionTable<E> {
         let lost =
             self.sessions.extract_if(|_, entry| entry.is_forgotten(now)).map(|(_, entry)| entry.session);
         let lost = lost.collect();
-        let is_waiting = |entry: &SessionEntry<E>| matches!(entry.state, HubSessionState::Waiting(_));
+        let before = self.sessions.len();
         let dead = self.sessions.extract_if(|_, entry| {
-            let is_old = entry.is_old(now) && !is_waiting(entry);
+            let is_old = entry.is_old(now) && !matches!(entry.state, HubSessionState::Waiting(_));
             !entry.is_open() && (is_old || entry.session.is_revoked(registry, now))
         });
-        let dead: Vec<SessionEntry<E>> = dead.map(|(_, entry)| entry).collect();
-        if !dead.is_empty() {
+        let unused = dead.filter(|(_, entry)| matches!(entry.state, HubSessionState::Granted));
+        let unused = unused.map(|(_, entry)| entry.session).collect();
+        if self.sessions.len() < before {
             self.tickets.retain(|_, ticket| self.sessions.contains_key(&ticket.session));
         }
-        let is_unused = |entry: &SessionEntry<E>| matches!(entry.state, HubSessionState::Granted);
-        let unused = dead.into_iter().filter(is_unused).map(|entry| entry.session).collect();
         let revoked = || self.sessions.values().filter(|entry| entry.session.is_revoked(registry, now));
         RevokedSessions {
             ends: revoked().filter_map(SessionEntry::ends).flatten().cloned().collect(),

@@ -9,9 +9,12 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Mutex;
 use std::thread;
 use std::thread::JoinHandle;
+use std::time::Duration;
+use std::time::Instant;
 
 /// Enough for a TLS handshake and the JSON of the API. Only the pages that are touched take memory.
 pub const THREAD_STACK: usize = 256 * 1024;
+const JOIN_POLL: Duration = Duration::from_millis(1);
 
 #[derive(Default)]
 pub struct ThreadGroup {
@@ -32,6 +35,19 @@ impl ThreadGroup {
         locked(&self.handles).retain(|handle| !handle.is_finished());
     }
 
+    /// Waits for all threads, but not longer than this. False if one still runs.
+    pub fn join_within(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        while locked(&self.handles).iter().any(|handle| !handle.is_finished()) {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            thread::park_timeout(JOIN_POLL);
+        }
+        self.join(|| ());
+        true
+    }
+
     /// Waits for all threads, and calls `nudge` again and again while one still runs. The owner must have cut what they
     /// block on.
     pub fn join(&self, nudge: impl Fn()) {
@@ -40,7 +56,7 @@ impl ThreadGroup {
             let Some(handle) = popped else { return };
             while !handle.is_finished() {
                 nudge();
-                thread::park_timeout(std::time::Duration::from_millis(1));
+                thread::park_timeout(JOIN_POLL);
             }
             let _ = handle.join();
         }

@@ -10,17 +10,17 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::sync::mpsc::Receiver;
 use std::sync::mpsc::RecvTimeoutError;
+use std::sync::mpsc::Sender;
 use std::sync::mpsc::SyncSender;
-use std::sync::mpsc::TrySendError;
-use std::thread;
 use std::time::Duration;
 use std::time::Instant;
+
+use serde_json::Value;
 
 use super::chain_files;
 use crate::error::Error;
@@ -33,24 +33,12 @@ use crate::os::lock::locked;
 use crate::wire::chain;
 use crate::wire::chain::LineFields;
 
-/// Lines that may wait for a slow disk: some megabytes.
-pub const CHAIN_QUEUE: usize = 4096;
-/// How long a caller waits for room in the queue. After that nobody waits until the writer has gone on.
-const QUEUE_TIMEOUT: Duration = Duration::from_millis(500);
-const QUEUE_POLL: Duration = Duration::from_millis(5);
+/// Lines that may wait for the disk: some seconds of a busy hub, and some megabytes.
+const CHAIN_QUEUE: u64 = 8192;
 /// A disk that takes longer to rotate the log, or to write the last lines, does not answer.
 const DISK_TIMEOUT: Duration = Duration::from_secs(5);
-const NO_ANSWER: &str = "the log's disk does not answer";
 /// How often a failed write is retried, and how long a line may not be on the disk itself.
 const CHAIN_TICK: Duration = Duration::from_secs(1);
-
-/// What the writer itself has to say. The owner of the log makes a line of it.
-pub enum LogTrouble {
-    /// So many lines are missing, because too many were waiting.
-    Missing(u64),
-    /// The file is not as the writer left it.
-    Broken(String),
-}
 
 pub enum LogOwner {
     /// This process alone, so that any other change of the file is noticed. The log once ended with this head.
@@ -62,7 +50,9 @@ pub enum LogOwner {
 pub struct ChainedLogOptions {
     pub path: PathBuf,
     pub owner: LogOwner,
-    pub trouble: Box<dyn Fn(LogTrouble) -> LineFields + Send>,
+    /// A line of the owner's form for what the writer itself has to say: `audit.missing`, to which it adds how many lines
+    /// found no room (`count`), and `audit.broken`, with the `reason`: the file is not as it left it.
+    pub own_line: Box<dyn Fn(&str) -> LineFields + Send>,
     /// Gets each line that was written.
     pub written: OnWritten,
 }
@@ -70,10 +60,8 @@ pub struct ChainedLogOptions {
 pub type OnWritten = Box<dyn Fn(&str) + Send>;
 
 pub struct ChainedLog {
-    queue: Option<SyncSender<LogOrder>>,
+    queue: Option<Sender<LogOrder>>,
     state: Arc<LogState>,
-    /// Disconnected once the writer has ended.
-    ended: Mutex<Receiver<()>>,
     threads: ThreadGroup,
 }
 
@@ -82,10 +70,9 @@ pub struct ChainedLog {
 struct LogState {
     /// Of what is on the disk for certain.
     head: Mutex<ChainHead>,
-    /// Lines that found no room in the queue.
+    /// Lines that wait for the disk, and those that found no room.
+    waiting: AtomicU64,
     lost: AtomicU64,
-    /// A caller has waited for room in vain.
-    hangs: AtomicBool,
 }
 
 /// A closed segment.
@@ -104,45 +91,35 @@ enum LogOrder {
 impl ChainedLog {
     /// Opens the log, cuts off a last line that a crash left unfinished, and starts the writer.
     pub fn open(options: ChainedLogOptions) -> Result<Self> {
-        let (queue, orders) = mpsc::sync_channel(CHAIN_QUEUE);
-        let (end, ended) = mpsc::sync_channel(0);
+        let (queue, orders) = mpsc::channel();
         let state = Arc::default();
         let mut writer = LogWriter::open(options, Arc::clone(&state))?;
         let threads = ThreadGroup::default();
-        threads.spawn("chained-log", move || {
-            writer.run(&orders);
-            drop(end);
-        })?;
-        Ok(Self { queue: Some(queue), state, ended: Mutex::new(ended), threads })
+        threads.spawn("chained-log", move || writer.run(&orders))?;
+        Ok(Self { queue: Some(queue), state, threads })
     }
 
     /// Queues a line. It cannot fail: one that finds no room is counted.
     pub fn write(&self, fields: LineFields) {
         log::debug!("{}", chain::in_words(&fields));
-        let Some(queue) = &self.queue else { return };
-        let deadline = Instant::now() + QUEUE_TIMEOUT;
-        let mut order = LogOrder::Line(fields);
-        while let Err(TrySendError::Full(unsent)) = queue.try_send(order) {
-            if self.state.hangs.load(Ordering::Relaxed) || Instant::now() >= deadline {
-                self.state.lost.fetch_add(1, Ordering::Relaxed);
-                if !self.state.hangs.swap(true, Ordering::Relaxed) {
-                    log::error!("{NO_ANSWER}: what is not recorded is counted");
-                }
-                return;
+        if self.state.waiting.load(Ordering::Relaxed) >= CHAIN_QUEUE {
+            if self.state.lost.fetch_add(1, Ordering::Relaxed) == 0 {
+                log::error!("lines of the log are lost, its disk is full or does not answer");
             }
-            order = unsent;
-            thread::park_timeout(QUEUE_POLL);
+            return;
         }
+        self.state.waiting.fetch_add(1, Ordering::Relaxed);
+        self.order(LogOrder::Line(fields));
     }
 
     pub fn check(&self) {
-        let _ = self.queue.as_ref().map(|queue| queue.try_send(LogOrder::Check));
+        self.order(LogOrder::Check);
     }
 
     /// Closes the segment. The next line begins a new one, and names the hash of the closed one's last line.
     pub fn rotate(&self) -> Result<ClosedSegment> {
         let (answer, answered) = mpsc::sync_channel(1);
-        let _ = self.queue.as_ref().map(|queue| queue.try_send(LogOrder::Rotate(answer)));
+        self.order(LogOrder::Rotate(answer));
         answered.recv_timeout(DISK_TIMEOUT).or_say(|| "The log's disk does not answer")?
     }
 
@@ -152,12 +129,14 @@ impl ChainedLog {
 
     /// Writes all that is queued, and stops. If the disk does not answer, the writer's thread is left to end with the process.
     pub fn close(&mut self) {
-        if self.queue.take().is_none() {
-            return;
+        if self.queue.take().is_some() && !self.threads.join_within(DISK_TIMEOUT) {
+            log::error!("the log's disk does not answer: the last lines are lost");
         }
-        match locked(&self.ended).recv_timeout(DISK_TIMEOUT) {
-            Err(RecvTimeoutError::Timeout) => log::error!("{NO_ANSWER}: the last lines are lost"),
-            _ => self.threads.join(|| ()),
+    }
+
+    fn order(&self, order: LogOrder) {
+        if let Some(queue) = &self.queue {
+            let _ = queue.send(order);
         }
     }
 }
@@ -180,7 +159,6 @@ struct LogWriter {
     waiting: VecDeque<LineFields>,
     /// The report of a break, which waits for the next line: who only reads the log leaves it as it is.
     broken: Option<LineFields>,
-    missing: u64,
     /// When the oldest line was written that may not be on the disk yet.
     unsynced: Option<Instant>,
 }
@@ -196,7 +174,6 @@ impl LogWriter {
             state,
             waiting: VecDeque::new(),
             broken: None,
-            missing: 0,
             unsynced: None,
         };
         log.find_end()?;
@@ -207,7 +184,7 @@ impl LogWriter {
             let reason = format!("the log ends at line {lines}, but once had {} lines", known.count);
             // The numbers go on from there, so that the gap stays for everybody to see.
             log.head = known.clone();
-            log.broken = Some(log.report(reason));
+            log.broken = Some(log.report_break(reason));
         }
         locked(&log.state.head).clone_from(&log.head);
         Ok(log)
@@ -223,7 +200,10 @@ impl LogWriter {
             };
             match next {
                 Ok(LogOrder::Line(fields)) => {
-                    self.waiting.extend(self.broken.take().into_iter().chain([fields]));
+                    if let Some(report) = self.broken.take() {
+                        self.say_first(report);
+                    }
+                    self.waiting.push_back(fields);
                 }
                 Ok(LogOrder::Check) => _ = self.find_change(),
                 Ok(LogOrder::Rotate(answer)) => {
@@ -249,22 +229,22 @@ impl LogWriter {
         }
     }
 
-    /// Writes the waiting lines in order, up to the first failure. A line is removed only once it is in the file. If lines
-    /// were dropped, the next one says how many.
+    /// A line of our own, before those that wait.
+    fn say_first(&mut self, line: LineFields) {
+        self.state.waiting.fetch_add(1, Ordering::Relaxed);
+        self.waiting.push_front(line);
+    }
+
+    /// Writes the waiting lines in order, up to the first failure. A line is removed only once it is in the file. If others
+    /// found no room meanwhile, one more says how many.
     fn write_waiting(&mut self) {
         if self.waiting.is_empty() {
             return;
         }
-        self.missing += self.state.lost.swap(0, Ordering::Relaxed);
-        self.state.hangs.store(false, Ordering::Relaxed);
-        if let Err(error) = self.try_write_waiting() {
-            if !std::mem::replace(&mut self.is_torn, true) {
-                log::error!("the log cannot be written, its lines wait: {error}");
-            }
-            while self.waiting.len() > CHAIN_QUEUE {
-                self.waiting.pop_front();
-                self.missing += 1;
-            }
+        if let Err(error) = self.try_write_waiting()
+            && !std::mem::replace(&mut self.is_torn, true)
+        {
+            log::error!("the log cannot be written, its lines wait: {error}");
         }
     }
 
@@ -282,9 +262,12 @@ impl LogWriter {
             self.head = head;
             self.unsynced.get_or_insert_with(Instant::now);
             self.waiting.pop_front();
-            if self.missing > 0 {
-                let missing = std::mem::take(&mut self.missing);
-                self.waiting.push_front((self.options.trouble)(LogTrouble::Missing(missing)));
+            self.state.waiting.fetch_sub(1, Ordering::Relaxed);
+            let is_last = self.waiting.is_empty();
+            let lost = if is_last { self.state.lost.swap(0, Ordering::Relaxed) } else { 0 };
+            if lost > 0 {
+                let report = self.report("audit.missing", "count", lost.into());
+                self.say_first(report);
             }
         }
         if let LogOwner::Machine { segment, kept } = self.options.owner
@@ -320,9 +303,9 @@ impl LogWriter {
         if matches!(self.options.owner, LogOwner::Process(_)) {
             self.head = head;
             let what = if is_same { "changed" } else { "moved or deleted" };
-            let report =
-                self.report(format!("the log was {what} while the hub ran, at line {}", self.head.count));
-            self.waiting.push_front(report);
+            let reason = format!("the log was {what} while the hub ran, at line {}", self.head.count);
+            let report = self.report_break(reason);
+            self.say_first(report);
         }
         Ok(())
     }
@@ -337,9 +320,15 @@ impl LogWriter {
         Ok(())
     }
 
-    fn report(&self, reason: String) -> LineFields {
+    fn report_break(&self, reason: String) -> LineFields {
         log::error!("{}: {reason}", self.options.path.display());
-        (self.options.trouble)(LogTrouble::Broken(reason))
+        self.report("audit.broken", "reason", reason.into())
+    }
+
+    fn report(&self, event: &str, field: &str, value: Value) -> LineFields {
+        let mut line = (self.options.own_line)(event);
+        line.insert(field.to_owned(), value);
+        line
     }
 
     fn rotate(&mut self) -> Result<ClosedSegment> {

@@ -12,16 +12,16 @@ use serde_json::Value;
 
 use super::traffic::CarriedBytes;
 use crate::error::Result;
-use crate::model::fingerprint::Fingerprint;
 use crate::model::name::Name;
+use crate::net::address::HubUrl;
 use crate::os::clock;
 use crate::os::lock::locked;
 use crate::state::chained_log::ChainedLog;
 use crate::state::chained_log::ChainedLogOptions;
 use crate::state::chained_log::LogOwner;
-use crate::state::chained_log::LogTrouble;
 use crate::state::home::Home;
 use crate::wire::chain::LineFields;
+use crate::wire::control::SessionOffer;
 
 const SERVED_FILE: &str = "served.log";
 /// A closed segment's length, and how many are kept: about 150,000 connections in 64 MiB.
@@ -64,15 +64,6 @@ pub struct Beginning {
     instant: Instant,
 }
 
-/// What a session is for, and by which hub it came.
-pub struct RecordedSession<'a> {
-    pub session: &'a str,
-    pub service: &'a Name,
-    pub peer: Fingerprint,
-    pub url: String,
-    pub path: &'static str,
-}
-
 impl Beginning {
     pub fn now() -> Self {
         Self { at: clock::stamp(), instant: Instant::now() }
@@ -84,10 +75,7 @@ impl ServedLog {
         let log = ChainedLog::open(ChainedLogOptions {
             path: home.file(SERVED_FILE),
             owner: LogOwner::Machine { segment: SEGMENT_LENGTH, kept: SEGMENTS_KEPT },
-            trouble: Box::new(|trouble| match trouble {
-                LogTrouble::Missing(count) => line("audit.missing", [("count", count.into())]),
-                LogTrouble::Broken(reason) => line("audit.broken", [("reason", reason.into())]),
-            }),
+            own_line: Box::new(|event| line(event, [])),
             written: Box::new(|_| ()),
         })?;
         Ok(Self { log, agent: agent.to_owned(), hub: Mutex::default() })
@@ -98,15 +86,22 @@ impl ServedLog {
         hub.clone_into(&mut locked(&self.hub));
     }
 
-    pub fn begin(self: &Arc<Self>, session: &RecordedSession<'_>) -> SessionRecord {
+    /// A session that has come by the hub at `url`. `path` is the way of its bytes.
+    pub fn begin(
+        self: &Arc<Self>,
+        offer: &SessionOffer,
+        service: &Name,
+        url: &HubUrl,
+        path: &'static str,
+    ) -> SessionRecord {
         let fields = [
             ("hub", locked(&self.hub).clone()),
-            ("url", session.url.clone()),
+            ("url", url.to_string()),
             ("agent", self.agent.clone()),
-            ("session", session.session.to_owned()),
-            ("service", session.service.to_string()),
-            ("peer", session.peer.to_string()),
-            ("path", session.path.to_owned()),
+            ("session", offer.session.clone()),
+            ("service", service.to_string()),
+            ("peer", offer.peer.to_string()),
+            ("path", path.to_owned()),
         ];
         let common: LineFields =
             fields.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();

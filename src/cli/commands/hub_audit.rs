@@ -42,22 +42,18 @@ pub fn verify(call: &Call) -> CommandResult {
     let hub = LocalHub::find(call)?;
     let stored = hub.call("GET", "/v1/audit", None)?;
     let stored: AuditHead = serde_json::from_value(stored).or_say(|| "The hub does not tell its head")?;
-    let known_line = |witness: &str, head: &ChainHead| KnownLine {
+    let seen_by = |witness: &str, number: Option<u64>, hash: &str| KnownLine {
         witness: witness.to_owned(),
-        number: Some(head.count),
-        hash: head.hash.clone(),
+        number,
+        hash: hash.to_owned(),
     };
-    let mut known = vec![known_line("The hub's store", &stored.head)];
+    let mut known = vec![seen_by("The hub's store", Some(stored.head.count), &stored.head.hash)];
     for file in call.args.values("witness") {
-        known.push(known_line(file, &witnessed(file, &stored.hub)?.head));
+        let ChainHead { count, hash } = witnessed(file, &stored.hub)?.head;
+        known.push(seen_by(file, Some(count), &hash));
     }
     let expected: Vec<&str> = call.args.values("expect").collect();
-    let given = expected.iter().map(|hash| KnownLine {
-        witness: "--expect".to_owned(),
-        number: None,
-        hash: (*hash).to_owned(),
-    });
-    known.extend(given);
+    known.extend(expected.iter().map(|hash| seen_by("--expect", None, hash)));
     known.retain(|line| line.number != Some(0));
     let mut at = String::new();
     let reading = chain_files::read(&audit::log_file(&data), &mut |line| {
@@ -143,12 +139,8 @@ fn not_there(lost: &KnownLine, lines: u64) -> Error {
 pub fn rotate(call: &Call) -> CommandResult {
     let closed = LocalHub::find(call)?.call("POST", "/v1/audit/rotate", None)?;
     call.say.value(&closed);
-    let (file, hash) = (closed["segment"].as_str(), closed["hash"].as_str());
-    call.say.result(&format!(
-        "[ok] Closed {}\n  Hash:  {}",
-        file.unwrap_or_default(),
-        hash.unwrap_or_default()
-    ));
+    let text = |name: &str| closed[name].as_str().unwrap_or_default();
+    call.say.result(&format!("[ok] Closed {}\n  Hash:  {}", text("segment"), text("hash")));
     Ok(0)
 }
 
@@ -186,7 +178,9 @@ fn row(line: &ChainLine) -> [String; 6] {
         names.iter().map(|name| line.text(name)).find(|text| !text.is_empty()).unwrap_or_default().to_owned()
     };
     let bytes = line.number("toAgent").zip(line.number("toJoiner"));
-    let carried = bytes.map(|(to_agent, to_joiner)| format!(" {to_agent}/{to_joiner} B")).unwrap_or_default();
+    let carried = bytes.map(|(to_agent, to_joiner)| format!(" {to_agent}/{to_joiner} B"));
+    let counted = line.number("count").map(|count| format!(" ({count})"));
+    let figures = carried.or(counted).unwrap_or_default();
     let at = line.text("at");
     [
         // Without the year and the fraction of a second.
@@ -195,6 +189,6 @@ fn row(line: &ChainLine) -> [String; 6] {
         first(&["label", "actor"]),
         line.text("address").to_owned(),
         first(&["service", "share", "key", "machine", "agent", "segment"]),
-        format!("{}{carried}", first(&["reason", "outcome"])),
+        format!("{}{figures}", first(&["reason", "outcome"])),
     ]
 }

@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use serde::Serialize;
-
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::time::Time;
@@ -19,7 +17,6 @@ const LAST_BYTES: u64 = 64 * 1024;
 /// Sessions that begin together may be logged in either order, and clocks are corrected now and then.
 const ORDER_TOLERANCE: u64 = 60;
 
-#[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct SessionDifference {
     pub session: String,
     pub difference: String,

@@ -35,7 +35,6 @@ use crate::tunnel::application;
 use crate::tunnel::direct_listener::DIRECT_HANDSHAKE_TIMEOUT;
 use crate::tunnel::direct_listener::DIRECT_HANDSHAKES;
 use crate::tunnel::direct_listener::ExpectedConnection;
-use crate::tunnel::served::RecordedSession;
 use crate::tunnel::served::SessionRecord;
 use crate::tunnel::session::ServingEnd;
 use crate::tunnel::session::Session;
@@ -117,7 +116,8 @@ impl AgentInner {
         let ticket = offer.relay.as_ref().ok_or_else(|| Error::new("It has no ticket"))?;
         let below = self.hub.relay(at, &ticket.relay, &ticket.ticket, deadline)?;
         // Before the first byte: whatever comes of it, the hub knows of this session too.
-        let record = self.record(exposed, offer, at, "relay");
+        let name = &exposed.exposure.name;
+        let record = self.served.as_ref().map(|served| served.begin(offer, name, at, "relay"));
         let Some(_cut) = stop.attach(&below.socket) else { return Ok(()) };
         let established = self.handshake(exposed, offer, below, deadline)?;
         self.say_secured(offer, &established);
@@ -133,23 +133,6 @@ impl AgentInner {
     fn drain_watch(&self) -> impl Fn() -> bool {
         let begun = self.drains.load(Ordering::Relaxed);
         move || self.drains.load(Ordering::Relaxed) != begun
-    }
-
-    fn record(
-        &self,
-        exposed: &ExposedService,
-        offer: &SessionOffer,
-        at: &HubUrl,
-        path: &'static str,
-    ) -> Option<SessionRecord> {
-        let recorded = RecordedSession {
-            session: &offer.session,
-            service: &exposed.exposure.name,
-            peer: offer.peer,
-            url: at.to_string(),
-            path,
-        };
-        self.served.as_ref().map(|served| served.begin(&recorded))
     }
 
     fn application_of(exposed: &ExposedService, offer: &SessionOffer) -> Vec<u8> {
@@ -228,7 +211,8 @@ impl AgentInner {
         let stop = self.stop.child();
         self.admit(&offer, &stop).map_err(Error::new)?;
         let began = Instant::now();
-        let record = self.record(&exposed, &offer, &self.hub.url, "direct");
+        let (name, at) = (&exposed.exposure.name, &self.hub.url);
+        let record = self.served.as_ref().map(|served| served.begin(&offer, name, at, "direct"));
         let ended = exposed.start(established, record, &stop).map(|session| {
             direct.begin(&offer.session, &stop);
             self.send_reports();
