@@ -46,7 +46,7 @@ pub fn show(say: &Say, manual: &Manual, words: &[String]) -> CommandResult {
         (None, None) => group_help(manual, &path, &below),
     };
     let is_narrow = text.lines().any(|line| line.len() > say::width());
-    say.result(&if is_narrow && manual.find(&path).is_none() { unfill(&text) } else { text.clone() });
+    say.result(&if is_narrow { unfill(&text) } else { text.clone() });
     say.value(&json!({ "help": text }));
     Ok(0)
 }

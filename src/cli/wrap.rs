@@ -49,19 +49,30 @@ fn text_start(line: &str) -> usize {
     line.len() - text.len()
 }
 
+/// Whether a line is to be typed. A sentence that begins so has its punctuation, and a row its second column.
+fn is_command(line: &str) -> bool {
+    let is_known = |word: &str| ["connect", "sudo", "curl"].contains(&word);
+    let mut words = line.trim_start().split(' ');
+    let is_end = |word: &str| word.is_empty() || word.ends_with(['.', ',', ';', ':']);
+    words.next().is_some_and(is_known) && !words.any(is_end)
+}
+
 /// Whether a line is the rest of what is above it. Lines without columns that are indented further are to be typed.
 fn continues(above: &str, line: &str) -> bool {
     let (start, indent) = (text_start(above), indent_of(line));
     let is_filled = start > indent_of(above) || (indent == 2 && !above.ends_with(['.', ':']));
-    !line.trim().is_empty() && start == indent && text_start(line) == indent && is_filled
+    let is_text = !line.trim().is_empty() && !is_command(line) && !is_command(above);
+    is_text && is_filled && start == indent && text_start(line) == indent
 }
 
 fn wrap_line(line: &str, width: usize) -> String {
     // A first column that does not fit is text as well.
     let start = Some(text_start(line)).filter(|start| *start < width).unwrap_or(indent_of(line));
     let (head, text) = line.split_at(start);
-    let is_command =
-        head.trim().is_empty() && ["connect ", "sudo ", "curl "].iter().any(|first| text.starts_with(first));
+    let is_command = is_command(line);
+    if is_command && text.split(' ').any(|word| length(word) > LONGEST_WORD) {
+        return line.to_owned();
+    }
     let end = if is_command { " \\" } else { "" };
     let hanging = length(head) + if is_command { 4 } else { 0 };
     let indent = " ".repeat(if hanging + NARROWEST_TEXT > width { TEXT_BELOW } else { hanging });
@@ -152,12 +163,14 @@ mod tests {
         let key = "pc_".to_owned() + &"k".repeat(53);
         let line = format!("  Use it: connect up --hub URL --api-key {key}");
         assert_eq!(wrap(&line, 60), format!("  Use it:\n  connect up --hub URL --api-key {key}"));
+        let typed = format!("    connect up --hub URL --api-key {key}");
+        assert_eq!(wrap(&typed, 60), typed);
     }
 
     #[test]
     fn paragraphs_and_rows_are_filled_again_and_lists_stay() {
-        let text = "title\n\nPart:\n  One two\n  three. Four\n  five.\n  Six.\n    row   its text\n          goes on\n    connect up\n    connect hub\n  1. First\n     step";
-        let filled = "title\n\nPart:\n  One two three. Four five.\n  Six.\n    row   its text goes on\n    connect up\n    connect hub\n  1. First step";
+        let text = "title\n\nPart:\n  One two\n  three. Four\n  five.\n  Six.\n    row   its text\n          goes on\n    connect up\n    connect hub\n  1. First\n     step\n  connect up\n  connect hub";
+        let filled = "title\n\nPart:\n  One two three. Four five.\n  Six.\n    row   its text goes on\n    connect up\n    connect hub\n  1. First step\n  connect up\n  connect hub";
         assert_eq!(unfill(text), filled);
     }
 
