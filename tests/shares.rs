@@ -93,6 +93,13 @@ fn a_ticket_works_once_and_for_its_own_session() {
     // Two that show the same ticket are not each other's partner.
     let (twice, partner) = (hub.ticket(&key, "db"), agent.ticket());
     let ends = [hub.relay(&twice), hub.relay(&twice)];
+    let is_answered = |end: &TcpStream| {
+        end.set_nonblocking(true).unwrap();
+        let is_answered = end.peek(&mut [0]).is_ok();
+        end.set_nonblocking(false).unwrap();
+        is_answered
+    };
+    eventually("one of them is answered", PATIENCE, || ends.iter().any(is_answered));
     let _partner = hub.relay(&partner);
     let mut statuses = ends.map(|mut end| Answer::read_head(&mut end).status);
     statuses.sort_unstable();
