@@ -776,7 +776,7 @@ fn until_limited(hub: &Hub, call: &str, key: &str, body: &str) -> (usize, String
     let one = |connection| request(call, "hub", &[("x-api-key", key), ("Connection", connection)], body);
     let hundred = one("keep-alive").repeat(99) + &one("close");
     let mut before = 0;
-    for _ in 0..40 {
+    for _ in 0..80 {
         let (mut stream, mut answers) = (hub.tls(), String::new());
         stream.write_all(hundred.as_bytes()).unwrap();
         let _ = stream.read_to_string(&mut answers);
@@ -805,6 +805,16 @@ fn a_flood_of_changes_by_one_key_is_limited_and_no_other_key_notices() {
         agent.expose(&format!("db{n}"));
     }
     common::eventually("there are new tokens", common::PATIENCE, || register(&hub, &key, "agent_b") == 200);
+}
+
+#[test]
+fn a_flood_of_sessions_is_limited() {
+    let hub = Hub::start();
+    let (key, other) = (hub.key("member"), hub.key("member"));
+    let (before, answers) = until_limited(&hub, "POST /v1/sessions", &key, "{}");
+    assert!((5990..8000).contains(&before) && answers.contains("too-many-session-requests"), "{before}");
+    assert_eq!(hub.ask("POST /v1/sessions", &other, "{}").status, 400);
+    assert_eq!(hub.ask("GET /v1/whoami", &key, "").status, 200);
 }
 
 #[test]

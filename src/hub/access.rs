@@ -33,6 +33,10 @@ const LOGINS: RateLimit = RateLimit { name: "too-many-logins", allowed: 20, wind
 pub const CHANGES: RateLimit = RateLimit { name: "too-many-changes", allowed: 1200, window: 60 };
 /// Joins of one key or link from one network: more at once than a link may have sessions, and then 5 a second.
 pub const JOINS: RateLimit = RateLimit { name: "too-many-joins", allowed: 300, window: 60 };
+/// Sessions that one key or link asks for: more at once than it may have, and then 20 a second. Each is two lines of an audit
+/// log that is never shortened.
+pub const SESSION_REQUESTS: RateLimit =
+    RateLimit { name: "too-many-session-requests", allowed: 6000, window: 300 };
 
 /// A call before its sender is known.
 pub struct UnknownCall<'c> {

@@ -227,11 +227,13 @@ pub fn answer(core: &Core, request: &Request, origin: Origin, admission: Admissi
     })
 }
 
-/// Runs the endpoint within its limit, and within that of all changes. Sessions change no record.
+/// Runs the endpoint within its limit, and within that of all changes. Sessions change no record, and have a limit of their own.
 fn run(core: &Core, endpoint: &Endpoint, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
     let is_keyless = matches!(endpoint.needs, Nothing);
-    if endpoint.method != "GET" && endpoint.path != SESSIONS && !is_keyless {
-        access::pace(core, &access::CHANGES, call, "")?;
+    if endpoint.method != "GET" && !is_keyless {
+        let is_session = endpoint.path == SESSIONS;
+        let limit = if is_session { &access::SESSION_REQUESTS } else { &access::CHANGES };
+        access::pace(core, limit, call, "")?;
     }
     match endpoint.limit {
         CallLimit::None => (endpoint.run)(core, call),
