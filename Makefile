@@ -65,7 +65,7 @@ bench:
 	@$(STATIC) cargo test --quiet --release --locked --target $(TARGET) --test bench --test bench_proxy
 
 # The same work through the tunnel and its peers. Those that are crates are built below target/, the others are
-# Debian's: openssh-server haproxy nginx-light libnginx-mod-stream openssl.
+# Debian's: openssh-server haproxy nginx-light libnginx-mod-stream openssl. The bars are in target/bench-peers.svg, too.
 bench-peers: target/peers/bin/rathole target/peers/bin/bore
 	@$(STATIC) cargo test --quiet --release --locked --target $(TARGET) --test peers
 
