@@ -37,7 +37,7 @@ const PACE: Duration = Duration::from_millis(32);
 /// How many times slower a call may be, where it was slow before.
 const BUSY: f64 = 10.0;
 /// Names that a control channel withdraws at once and does not hold.
-const WITHDRAWN: usize = 4000;
+const WITHDRAWN: usize = 400;
 const KIB: usize = 1024;
 
 pub fn attack(report: &mut Report) {
