@@ -234,12 +234,15 @@ fn where_there_is_no_systemd_it_says_what_to_do() {
 }
 
 /// A real systemd, as a user's manager in a mount namespace of its own.
-const UNDER_SYSTEMD: &str = r#"
+const MANAGER: &str = r"
 mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/system || exit 77
 /lib/systemd/systemd --user --log-target=null & manager=$!
 trap 'kill $manager; wait $manager' EXIT
 for _ in $(seq 100); do systemctl --user is-system-running 2>/dev/null | grep -qE 'running|degraded' && break; sleep 0.1; done
 systemctl --user is-system-running 2>/dev/null | grep -qE 'running|degraded' || exit 77
+";
+
+const DAEMON_UNDER_SYSTEMD: &str = r#"
 "$0" daemon install || exit 1
 echo "state: $(systemctl --user is-active connect-daemon) $(systemctl --user is-enabled connect-daemon)"
 pid=$(systemctl --user show -p MainPID --value connect-daemon)
@@ -255,15 +258,6 @@ echo "hub: $(systemctl --user is-active connect-hub) $("$0" hub status --data "$
 "$0" hub drain --data "$HOME/other-hub" | tail -1
 echo "drained: $(systemctl --user show -p Result --value connect-hub)"
 rm "$units/connect-hub.service"
-"$0" proxy install --port "$PROXY_PORT" || exit 1
-while [ ! -e "$HOME/over" ]; do (exec 3<>"/dev/tcp/127.0.0.1/$PROXY_PORT") 2>/dev/null || echo refused; done >"$HOME/refused" & clients=$!
-systemctl --user restart connect-proxy && systemctl --user restart connect-proxy
-touch "$HOME/over"; wait $clients
-echo "restarted: $(systemctl --user is-active connect-proxy), refused: $(wc -l <"$HOME/refused")"
-"$0" proxy stop
-echo "stopped: $(systemctl --user is-active connect-proxy connect-proxy.socket | tr '\n' ' ')"
-"$0" proxy uninstall
-ls "$units" | sed 's/^/left: /'
 echo "password in the unit: $(systemctl --user cat connect-daemon | grep -c 'heim@'), in the daemon: $(tr '\0' '\n' < /proc/$pid/environ | grep -c 'ann:ge"heim')"
 stat -c 'its file: %a' "$PRIVATECONNECT_HOME/daemon.env"
 kill -9 $pid
@@ -275,28 +269,62 @@ echo "after a restart: $(systemctl --user is-active connect-daemon)"
 echo "at last: $(systemctl --user is-active connect-daemon)"
 "#;
 
-#[test]
-fn systemd_installs_starts_restarts_and_removes_it() {
+/// Clients come to the proxy without a pause while it restarts.
+const PROXY_UNDER_SYSTEMD: &str = r#"
+"$0" proxy install --port "$PROXY_PORT" || exit 1
+while [ ! -e "$HOME/over" ]; do
+    (exec 3<>"/dev/tcp/127.0.0.1/$PROXY_PORT") 2>/dev/null || echo refused
+    sleep 0.01
+done >"$HOME/refused" & clients=$!
+systemctl --user restart connect-proxy && systemctl --user restart connect-proxy
+touch "$HOME/over"; wait $clients
+echo "restarted: $(systemctl --user is-active connect-proxy), refused: $(wc -l <"$HOME/refused")"
+"$0" proxy stop
+echo "stopped: $(systemctl --user is-active connect-proxy connect-proxy.socket | tr '\n' ' ')"
+"$0" proxy uninstall
+ls "${XDG_CONFIG_HOME:-$HOME/.config}/systemd/user" | sed 's/^/left: /'
+"#;
+
+/// `None`, said loudly, where systemd cannot run.
+fn under_systemd(script: &str, ours: &Command, more: &[(&str, &str)]) -> Option<Said> {
     if !is_root() || !fs::exists("/lib/systemd/systemd").unwrap() {
         eprintln!("\n*** SKIPPED: this wants root and systemd ***\n");
-        return;
+        return None;
     }
-    let machine = Machine::new();
-    machine.keep("db", service(echo));
     let runtime = Home::new();
-    let ours = machine.home.connect(&[]);
     let mut command = Command::new("unshare");
-    command.args(["-m", "bash", "-c", UNDER_SYSTEMD]).arg(ours.get_program());
-    common::team::copy_environment(&ours, &mut command);
-    command.env("XDG_RUNTIME_DIR", runtime.path());
-    command.env("HTTPS_PROXY", "http://ann:ge\"heim@127.0.0.1:9").env("NO_PROXY", "127.0.0.1");
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    command.env("PROXY_PORT", free.to_string());
+    command.args(["-m", "bash", "-c", &format!("{MANAGER}{script}")]).arg(ours.get_program());
+    common::team::copy_environment(ours, &mut command);
+    command.env("XDG_RUNTIME_DIR", runtime.path()).envs(more.iter().copied());
     let said = Said::of(command);
     if said.code == Some(77) {
         eprintln!("\n*** SKIPPED: systemd does not run here as a user's manager ***\n");
-        return;
+        return None;
     }
+    Some(said)
+}
+
+#[test]
+fn a_proxy_that_systemd_restarts_refuses_nobody_and_stop_ends_its_socket_too() {
+    let home = Home::new();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let said = under_systemd(PROXY_UNDER_SYSTEMD, &home.connect(&[]), &[("PROXY_PORT", &port)]);
+    let Some(said) = said else { return };
+    for line in
+        ["[ok] Installed; the proxy runs,", "restarted: active, refused: 0", "stopped: inactive inactive"]
+    {
+        assert!(said.out.lines().any(|said| said.starts_with(line)), "{line}: {said:#?}");
+    }
+    assert!(!said.out.contains("left: connect-proxy"), "{said:#?}");
+}
+
+#[test]
+fn systemd_installs_starts_restarts_and_removes_it() {
+    let machine = Machine::new();
+    machine.keep("db", service(echo));
+    let proxies = [("HTTPS_PROXY", "http://ann:ge\"heim@127.0.0.1:9"), ("NO_PROXY", "127.0.0.1")];
+    let said = under_systemd(DAEMON_UNDER_SYSTEMD, &machine.home.connect(&[]), &proxies);
+    let Some(said) = said else { return };
     for line in [
         "[ok] Installed; the daemon runs, and comes back after every reboot",
         "state: active enabled",
@@ -308,9 +336,6 @@ fn systemd_installs_starts_restarts_and_removes_it() {
         "the hub writes",
         "[ok] The hub has ended",
         "drained: success",
-        "restarted: active, refused: 0",
-        "stopped: inactive inactive",
-        "left: connect-daemon.service",
         "password in the unit: 0, in the daemon: 1",
         "its file: 600",
         "after a crash: active",
@@ -320,7 +345,6 @@ fn systemd_installs_starts_restarts_and_removes_it() {
     ] {
         assert!(said.out.lines().any(|said| said.starts_with(line)), "{line}: {said:#?}");
     }
-    assert!(!said.out.contains("left: connect-proxy"), "{said:#?}");
     assert!(!machine.home.file(".config/systemd/user/connect-daemon.service").exists());
     assert!(!machine.home.file("daemon.env").exists());
 }
