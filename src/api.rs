@@ -3,38 +3,33 @@
 
 pub mod hub_client;
 mod hub_connector;
+mod sessions;
 mod ureq_transport;
 
-use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
-use rustls::ClientConfig;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use hub_client::CallFailure;
 use hub_client::HubClient;
 use hub_client::HubRequest;
-use hub_client::HubUpgrade;
-use hub_client::NewerKey;
 use hub_client::REGISTER_PATH;
 use hub_client::from_json;
 use hub_client::to_json;
 use hub_connector::HubConnector;
 
-pub use hub_client::HubAnswer;
+pub use hub_connector::LoginSecrets;
+pub use hub_connector::SavedLogin;
 
 use crate::error::Error;
-use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::model::code::Code;
 use crate::model::fingerprint::Pin;
 use crate::model::hub_trust::HubTrust;
 use crate::net::address::HubUrl;
 use crate::net::connect::NETWORK_TIMEOUT;
-use crate::net::duplex::Duplex;
 use crate::net::stop::Stop;
 use crate::os::lock::locked;
 use crate::os::secret;
@@ -44,24 +39,21 @@ use crate::tls::trust;
 use crate::wire::api::AgentInfo;
 use crate::wire::api::AskDevice;
 use crate::wire::api::AskDeviceState;
-use crate::wire::api::AskSession;
 use crate::wire::api::CaCertificate;
 use crate::wire::api::DeviceCode;
 use crate::wire::api::DeviceState;
 use crate::wire::api::Enrol;
 use crate::wire::api::Health;
-use crate::wire::api::MakeShare;
 use crate::wire::api::NewKey;
-use crate::wire::api::NewShare;
-use crate::wire::api::OwnShare;
 use crate::wire::api::RegisterAgent;
 use crate::wire::api::RemoveService;
 use crate::wire::api::ServiceInfo;
-use crate::wire::api::SessionGrant;
-use crate::wire::api::ShareCode;
-use crate::wire::api::SharePreview;
 use crate::wire::api::WhoAmI;
-use crate::wire::control;
+use crate::wire::share_api::MakeShare;
+use crate::wire::share_api::NewShare;
+use crate::wire::share_api::OwnShare;
+use crate::wire::share_api::ShareCode;
+use crate::wire::share_api::SharePreview;
 
 /// No list of a hub is longer; only a hostile one goes on.
 const LIST_LIMIT: usize = 100_000;
@@ -89,10 +81,12 @@ impl Hub {
         Ok(Self { url, has_pin: matches!(trust, HubTrust::Pin(_)), client })
     }
 
-    /// Another hub of the fleet, as a hub calls it: directly, and no other one instead.
-    pub fn of_fleet(url: HubUrl, tls: Arc<ClientConfig>, key: Option<String>, stop: &Stop) -> Self {
+    /// Another hub of the fleet, as a hub calls it: directly, and no other one instead. Never by public names: a hub that
+    /// somebody wrote into etcd would be sent the joiners' keys.
+    pub fn of_fleet(url: HubUrl, pin: Pin, key: Option<String>, stop: &Stop) -> Result<Self> {
+        let tls = trust::hub_client(&HubTrust::Pin(pin))?;
         let connector = Connector { tls, by_environment: false, stop: stop.clone() };
-        Self { client: HubClient::new(vec![url.clone()], connector, key), url, has_pin: true }
+        Ok(Self { client: HubClient::new(vec![url.clone()], connector, key), url, has_pin: true })
     }
 
     /// The same hub for a caller with less time, like one that tries again and again: a try that meets silence must not
@@ -115,10 +109,15 @@ impl Hub {
         locked(&self.client.connector.hubs).negotiated.clone()
     }
 
-    /// The same hub, which looks there for a newer secret of the key when the hub refuses the one at hand.
-    pub fn with_newer_key(mut self, newer_key: NewerKey) -> Self {
-        self.client.newer_key = Some(newer_key);
+    /// The same hub, with the pin that is saved there, and the key if the one at hand is refused.
+    pub fn with_saved(self, saved: SavedLogin) -> Self {
+        locked(&self.client.connector.hubs).saved = Some(saved);
         self
+    }
+
+    /// The pin by which the hub is recognised; another one than at first if its root was replaced.
+    pub fn pin(&self) -> Option<Pin> {
+        self.client.connector.connector.tls.root.as_ref().map(|root| *locked(root))
     }
 
     pub fn key(&self) -> String {
@@ -243,38 +242,6 @@ impl Hub {
         Ok(agent)
     }
 
-    /// The session, and the hub that granted it: the one that has the agent. If that one cannot be reached from this
-    /// machine, the hub that named it carries the session.
-    pub fn ask_session(&self, ask: &AskSession) -> Result<(SessionGrant, HubUrl)> {
-        let body = to_json(ask)?;
-        let post = |client: &HubClient, url: &HubUrl, body: &[u8]| {
-            let request = HubRequest { method: "POST", path: "/v1/sessions", body: Some(body) };
-            client.exchange_at(url, &request)
-        };
-        let (mut answer, mut at) = self.client.at_any_hub(true, |client, url| post(client, url, &body))?;
-        if answer.status == 421 {
-            let named: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-            let named = named["hub"].as_str().filter(|_| self.has_pin);
-            let there = named.and_then(|url| HubUrl::parse(url).ok());
-            let followed = there.and_then(|url| Some((post(&self.client, &url, &body).ok()?, url)));
-            (answer, at) = match followed.filter(|(answer, _)| answer.status != 421) {
-                Some(followed) => followed,
-                None => {
-                    let carried = to_json(&AskSession { carry: true, ..ask.clone() })?;
-                    (post(&self.client, &at, &carried).map_err(|failure| failure.error)?, at)
-                }
-            };
-        }
-        Ok((from_json(&self.url, &answer.content()?)?, at))
-    }
-
-    /// What this very hub answers to the request for a session.
-    pub fn ask_session_here(&self, ask: &AskSession) -> Result<HubAnswer> {
-        let body = to_json(ask)?;
-        let request = HubRequest { method: "POST", path: "/v1/sessions", body: Some(&body) };
-        self.client.exchange_raw(&self.url, &request).map_err(|failure| failure.error)
-    }
-
     pub fn ask_device(&self, label: &str) -> Result<DeviceCode> {
         self.post("/v1/device", &AskDevice { label: label.to_owned() })
     }
@@ -329,63 +296,8 @@ impl Hub {
     }
 
     /// Connects, which succeeds only if the hub proves that it is the hub.
-    pub fn check_identity(&self) -> Result<()> {
-        self.client.connector.connect(&self.url, Instant::now() + self.client.timeout).map(drop)
-    }
-
-    /// The agent's control channel, and the hub it leads to.
-    pub fn control(&self) -> Result<(Duplex, HubUrl)> {
-        let key = self.key();
-        let upgrade = HubUpgrade {
-            path: "/v1/agent",
-            protocol: control::CONTROL_UPGRADE,
-            proof: ("x-api-key", &key),
-            is_tls: true,
-        };
-        self.client.at_any_hub(true, |client, url| {
-            let upgraded = client.upgrade(url, &upgrade, Instant::now() + client.timeout);
-            upgraded.map_err(|error| CallFailure { nothing_done: error.may_pass(), error })
-        })
-    }
-
-    /// One half of a session, at the hub that granted or announced it. Of the address that the hub names only the
-    /// scheme counts, which says whether TLS ends before the relay: were the host believed, a hub could have its
-    /// clients connect to anything in their networks.
-    ///
-    /// Only success means anything: in the clear anybody on the way can refuse. `declined` asks why.
-    pub fn relay(&self, at: &HubUrl, relay: &str, ticket: &str, deadline: Instant) -> Result<Duplex> {
-        self.show_ticket(at, relay, ticket, deadline).map_err(|error| match error.kind {
-            ErrorKind::Refused(status) => Error::new("The hub's relay cannot be reached")
-                .because(format!("it was refused with {status}, by the hub or on the way"))
-                .kind(ErrorKind::Unreachable),
-            _ => error,
-        })
-    }
-
-    /// Why the agent does not come to a session of ours, if that hub knows. An error of the call means more: a key that is
-    /// no longer good.
-    pub fn declined(&self, at: &HubUrl, session: &str) -> Result<Option<String>> {
-        let path = format!("/v1/sessions/{session}");
-        let request = HubRequest { method: "GET", path: &path, body: None };
-        let answer = self.client.exchange_at(at, &request).map_err(|failure| failure.error)?;
-        let state: Value = from_json(at, &answer.content()?)?;
-        Ok(state["declined"].as_str().map(str::to_owned))
-    }
-
-    /// The relay's own answer to a ticket, for callers that do not act on it.
-    pub fn show_ticket(&self, at: &HubUrl, relay: &str, ticket: &str, deadline: Instant) -> Result<Duplex> {
-        let is_tls = match relay.split_once("://") {
-            Some(("http", _)) => false,
-            Some(("https", _)) => true,
-            _ => return Err(Error::new(format!("The hub named an odd relay: {}", relay.escape_debug()))),
-        };
-        let upgrade = HubUpgrade {
-            path: "/v1/relay",
-            protocol: control::RELAY_UPGRADE,
-            proof: ("x-ticket", ticket),
-            is_tls,
-        };
-        self.client.upgrade(at, &upgrade, deadline)
+    pub fn check_identity(&self, at: &HubUrl) -> Result<()> {
+        self.client.connector.connect(at, Instant::now() + self.client.timeout).map(drop)
     }
 }
 

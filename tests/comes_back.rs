@@ -504,6 +504,176 @@ fn an_identity_is_replaced_by_one_that_it_signs_while_its_services_are_used() {
     });
 }
 
+/// The pin in the key of this machine.
+fn saved_pin(home: &Home) -> String {
+    let config = std::fs::read_to_string(home.file("config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    config["apiKey"].as_str().unwrap().rsplit('.').next().unwrap().to_owned()
+}
+
+fn believes(hub: &Hub, roots: &str) -> bool {
+    use common::https::{LOOPBACK, dial_from, request, tls_over};
+    let mut stream = tls_over(dial_from(LOOPBACK, &hub.address).unwrap(), "127.0.0.1", roots);
+    stream.write_all(request("GET /health", &hub.address, &[], "").as_bytes()).is_ok()
+        && common::https::Answer::read(&mut stream).status == 200
+}
+
+const NEW_ROOT: &str = "The hub has a new root";
+const NOT_THE_HUB: &str = "did not prove that it is your hub";
+
+#[test]
+fn the_hubs_root_is_replaced_and_clients_learn_the_new_one() {
+    let hub = Hub::start();
+    let [owner, user, late, off] = ["member"; 4].map(|role| hub.machine(role));
+    let exposed = expose(&owner, "db", service(echo));
+    user.run(&["reach", "db", "--check"]).ok();
+    let (reached, port) = reach(&user, "db");
+    let mut held = dial(port);
+    assert!(exchanges(&mut held, b"before"));
+    let (old, old_file) = (saved_pin(&owner), hub.ca());
+    let shown = hub.home.run(&["hub", "ca", "rotate", "--overlap", "1h", "--json"]).ok().json();
+    let new = shown["pin"].as_str().unwrap().to_owned();
+    assert!(new != old && shown["replaced"]["pin"] == old.as_str(), "{shown}");
+    let again = hub.home.run(&["hub", "ca", "rotate"]);
+    assert!(again.code == Some(1) && again.err.contains("is still valid"), "{again:?}");
+    let both = hub.home.run(&["hub", "ca"]).ok();
+    assert!(both.out.matches("BEGIN CERTIFICATE").count() == 2 && both.err.contains(&old), "{both:?}");
+    assert_eq!(late.run(&["whoami", "--ca"]).ok().out.trim(), both.out.trim());
+    assert!(believes(&hub, &old_file) && believes(&hub, &hub.ca()));
+    // An agent that is connected learns it at once, others when they call or log in. Each machine says so once.
+    eventually("the agent has saved the new pin", PATIENCE, || saved_pin(&owner) == new);
+    exposed.wait_err(|line| line.contains(NEW_ROOT));
+    let mut more = [dial(port), dial(port), dial(port)];
+    assert!(more.iter_mut().all(|connection| exchanges(connection, b"by the new root")));
+    let said = user.run(&["services"]).ok();
+    assert_eq!(format!("{}{}", reached.err(), said.err).matches(NEW_ROOT).count(), 1, "{}", reached.err());
+    assert!(!late.run(&["up"]).ok().err.contains(NEW_ROOT), "whoami has said it");
+    assert!(saved_pin(&user) == new && saved_pin(&late) == new && saved_pin(&off) == old);
+    assert!(exchanges(&mut held, b"all the while"));
+    assert_eq!(exposed.events("lost"), 0);
+    // What is known of the agents goes on counting.
+    let known = std::fs::read_to_string(user.file("known_agents.json")).unwrap();
+    assert!(known.contains(&format!("{old}/default/db")) && known.contains(&fingerprint(&owner)), "{known}");
+    assert!(known.matches("default/db").count() == 1, "{known}");
+    // A backup has both roots.
+    let [file, folder] = ["a.backup", "restored"].map(|name| hub.home.file(name).display().to_string());
+    hub.home.run(&["hub", "backup", &file]).ok();
+    hub.home.run(&["hub", "restore", &file, "--data", &folder]).ok();
+    assert_eq!(hub.home.run(&["hub", "ca", "--json", "--data", &folder]).ok().json(), shown);
+}
+
+/// What `connect services` says with this key in a variable.
+fn services_by(machine: &Home, key: &str) -> common::Said {
+    let mut command = machine.connect(&["services"]);
+    command.env("PRIVATECONNECT_TOKEN", key);
+    common::Said::of(command)
+}
+
+#[test]
+fn what_was_made_before_a_rotation_counts_until_the_overlap_ends() {
+    let mut hub = Hub::start();
+    let [owner, user, sharer, off] = ["member"; 4].map(|role| hub.machine(role));
+    let key = common::raw::key_of(&user);
+    let exposed = expose(&owner, "db", service(echo));
+    let link_of = |home: &Home, what: &[&str]| {
+        let shared = home.start(&[&["share", "--json", "--link"], what].concat());
+        let link = shared.wait_event("shared")["link"].as_str().unwrap().to_owned();
+        (shared, link)
+    };
+    let (_shared, old_link) = link_of(&owner, &["--service", "db"]);
+    let old_file = hub.ca();
+    hub.home.run(&["hub", "ca", "rotate"]).ok();
+    let new = hub.home.run(&["hub", "ca", "--json"]).ok().json()["pin"].as_str().unwrap().to_owned();
+    // What cannot be changed from here is named.
+    let said = services_by(&user, &key).ok();
+    assert!(said.err.contains("The key in CONNECT_TOKEN has the pin of the old one"), "{said:?}");
+    let joined = Home::new().start(&["join", "--json", &old_link]);
+    joined.wait_event("joined");
+    assert!(joined.err().contains("This link has the pin of the old one"), "{}", joined.err());
+    let fresh = Home::new();
+    let said = fresh.run(&["up", "--hub", &hub.url, "--api-key", &key]).ok();
+    assert!(said.err.contains(NEW_ROOT) && saved_pin(&fresh) == new, "{said:?}");
+    // New links and keys have the new pin, also from a machine that has not looked since.
+    let (_newly_shared, new_link) = link_of(&sharer, &[&service(echo).to_string()]);
+    assert!(new_link.contains(&new) && hub.key("member").ends_with(&new), "{new_link}");
+    // After the overlap.
+    let stored = hub.home.file("hub/certs/ca.json");
+    let mut ca: serde_json::Value = serde_json::from_slice(&std::fs::read(&stored).unwrap()).unwrap();
+    ca["replaced"]["until"] = "2020-01-01T00:00:00Z".into();
+    std::fs::write(&stored, ca.to_string()).unwrap();
+    hub.restart();
+    exposed.wait_event("back");
+    fresh.run(&["reach", "db", "--check"]).ok();
+    assert!(!believes(&hub, &old_file) && believes(&hub, &hub.ca()));
+    for said in [off.run(&["services"]), services_by(&user, &key), off.run(&["join", &old_link])] {
+        assert!(said.code == Some(1) && said.err.contains(NOT_THE_HUB), "{said:?}");
+        assert!(said.err.contains("(hub ca rotate), ask for a new key or link"), "{said:?}");
+    }
+    off.run(&["up", "--api-key", &hub.key("member")]).ok();
+    assert_eq!(saved_pin(&off), new);
+}
+
+#[test]
+fn the_old_root_ends_with_the_overlap() {
+    let hub = Hub::start();
+    for overlap in ["1s", "0s"] {
+        let old = hub.ca();
+        hub.home.run(&["hub", "ca", "rotate", "--overlap", overlap]).ok();
+        eventually("the old root is gone", PATIENCE, || !believes(&hub, &old));
+        assert!(believes(&hub, &hub.ca()));
+    }
+    eventually("it is audited", PATIENCE, || hub.audit().matches(r#""event":"ca.rotated""#).count() == 2);
+    // Of two at the same time one is first: clients may follow the first root already.
+    let rotate = || hub.home.start(&["hub", "ca", "rotate"]);
+    let both = [rotate(), rotate()].map(|running| running.finish().code);
+    assert!(both.contains(&Some(0)) && both.contains(&Some(1)), "{both:?}");
+    // What may be stolen ends also then.
+    let old = hub.ca();
+    hub.home.run(&["hub", "ca", "rotate", "--overlap", "0s"]).ok();
+    assert!(!believes(&hub, &old) && hub.ca().matches("BEGIN").count() == 1);
+}
+
+#[test]
+fn a_process_that_runs_takes_the_pin_that_another_has_saved() {
+    let mut hub = Hub::start();
+    let (owner, user) = (hub.machine("member"), hub.machine("member"));
+    let exposed = expose(&owner, "db", service(echo));
+    let (_reached, port) = reach(&user, "db");
+    assert!(echoes(port, b"before"));
+    // No overlap: nobody may follow, as if the key was stolen.
+    hub.home.run(&["hub", "ca", "rotate", "--overlap", "0s"]).ok();
+    for home in [&owner, &user] {
+        assert!(home.run(&["services"]).err.contains(NOT_THE_HUB));
+        home.run(&["up", "--api-key", &hub.key("member")]).ok();
+    }
+    assert_eq!(exposed.events("lost"), 0, "{}", exposed.out());
+    hub.restart();
+    exposed.wait_event("back");
+    eventually("both go on", PATIENCE, || echoes(port, b"by the new pin"));
+}
+
+#[test]
+fn a_hub_that_is_killed_while_its_root_is_replaced_has_one_that_its_clients_believe() {
+    for is_stored in [false, true, true] {
+        let mut hub = Hub::start();
+        let user = hub.machine("member");
+        let stored = || std::fs::read(hub.home.file("hub/certs/ca.json")).unwrap();
+        let (before, began) = (stored(), Instant::now());
+        let rotating = hub.home.start(&["hub", "ca", "rotate"]);
+        while is_stored && stored() == before {
+            assert!(began.elapsed() < PATIENCE);
+            thread::yield_now();
+        }
+        hub.running.kill();
+        rotating.finish();
+        hub.restart();
+        user.run(&["services"]).ok();
+        let shown = hub.home.run(&["hub", "ca", "--json"]).ok().json();
+        assert_eq!(shown["pin"], saved_pin(&user).as_str(), "{shown}");
+        assert_eq!(shown["certificate"], hub.ca().as_str());
+    }
+}
+
 #[test]
 fn the_old_secret_ends_with_the_overlap() {
     let hub = Hub::start();

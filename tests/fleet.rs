@@ -78,6 +78,55 @@ fn a_key_that_one_hub_rotates_reaches_the_agents_of_another() {
 }
 
 #[test]
+fn a_root_that_one_hub_replaces_is_the_fleets_even_if_that_hub_dies_then() {
+    let Some(mut fleet) = Fleet::of(2) else { return };
+    let (owner, user, late) = (fleet.machine(1), fleet.machine(0), fleet.machine(0));
+    let exposed = expose(&owner, "db", service(echo));
+    let pin = |home: &Home| config(home)["apiKey"].as_str().unwrap().rsplit('.').next().unwrap().to_owned();
+    let shown = fleet.hubs[0].home.run(&["hub", "ca", "rotate", "--json"]).ok().json();
+    user.run(&["reach", "db", "--check"]).ok();
+    fleet.hubs[0].running.kill();
+    eventually("the agent of the other hub learns it", PATIENCE, || shown["pin"] == pin(&owner).as_str());
+    assert_eq!(fleet.hubs[1].home.run(&["hub", "ca", "--json"]).ok().json(), shown);
+    for home in [&user, &late] {
+        home.run(&["reach", "db", "--check"]).ok();
+        assert_eq!(shown["pin"], pin(home).as_str());
+    }
+    fleet.hubs[0].restart();
+    assert_eq!(fleet.hubs[0].home.run(&["hub", "ca", "--json"]).ok().json(), shown);
+    assert_eq!(exposed.events("lost"), 0, "{}", exposed.out());
+}
+
+#[test]
+fn a_root_that_somebody_writes_into_etcd_is_nobodys() {
+    let Some(fleet) = Fleet::of(2) else { return };
+    let user = fleet.machine(0);
+    let etcd = &fleet.etcd[0];
+    let keys = etcd.ctl(&["get", "--prefix", "", "--keys-only"]).unwrap();
+    let key = keys.lines().find(|key| key.ends_with("ca")).unwrap();
+    let stored = etcd.ctl(&["get", key, "--print-value-only"]).unwrap();
+    let own: Value = serde_json::from_str(&stored).unwrap();
+    let other = Hub::start();
+    other.home.run(&["hub", "ca", "rotate"]).ok();
+    let foreign = fs::read_to_string(other.home.file("hub/certs/ca.json")).unwrap();
+    let mut foreign: Value = serde_json::from_str(&foreign).unwrap();
+    foreign["codeKeyId"] = own["codeKeyId"].clone();
+    foreign["replaced"]["certificate"] = own["certificate"].clone();
+    etcd.ctl(&["put", key, &foreign.to_string()]).unwrap();
+    for hub in &fleet.hubs {
+        hub.running.wait_err(|line| line.contains("root has not signed the one in etcd"));
+    }
+    user.run(&["services"]).ok();
+    etcd.ctl(&["put", key, stored.trim_end()]).unwrap();
+    fleet.hubs[1].home.run(&["hub", "ca", "rotate"]).ok();
+    eventually("it is followed", PATIENCE, || {
+        let shown = fleet.hubs.iter().map(|hub| hub.home.run(&["hub", "ca"]).ok().out);
+        let shown: Vec<String> = shown.collect();
+        shown[0] == shown[1] && shown[0].matches("BEGIN").count() == 2
+    });
+}
+
+#[test]
 fn where_the_agents_hub_cannot_be_reached_the_asked_one_carries() {
     let Some(fleet) = Fleet::of(2) else { return };
     let owner = fleet.machine(0);

@@ -20,9 +20,11 @@ use std::time::Duration;
 use std::time::Instant;
 
 use common::Home;
+use common::Hub;
 use common::PATIENCE;
 use common::Running;
 use common::eventually;
+use common::expose;
 use common::fake_hub::Asked;
 use common::fake_hub::Certificates;
 use common::fake_hub::FakeHub;
@@ -540,6 +542,86 @@ fn a_share_of_more_services_than_there_can_be_is_refused_whole() {
     assert_eq!(said.code, Some(1), "{said:#?}");
     assert!(said.err.contains("[x] The hub names 300 services in this share"), "{said:#?}");
     assert!(!fake.asked().iter().any(|asked| asked.call == "POST /v1/sessions"), "it asked for sessions");
+}
+
+/// The hub's CA as it keeps it.
+fn stored_ca(hub: &Hub) -> serde_json::Value {
+    serde_json::from_slice(&fs::read(hub.home.file("hub/certs/ca.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn a_new_root_that_the_known_one_has_not_signed_is_refused_and_not_saved() {
+    let hub = Hub::start();
+    let path = common::fault::Path::to(&hub.address);
+    let (owner, user) = (hub.machine_by(&path.url(), "member"), hub.machine_by(&path.url(), "member"));
+    let exposed = expose(&owner, "db", 5432);
+    let before = [&owner, &user].map(|home| fs::read(home.file("config.json")).unwrap());
+    let root = hub.ca();
+    // What is public of a rotation: another hub's is as good as its own.
+    let other = Hub::start();
+    other.home.run(&["hub", "ca", "rotate"]).ok();
+    let signed = stored_ca(&other)["replaced"]["crossSigned"].as_str().unwrap().to_owned();
+    let own = Certificates::make();
+    let forged = [
+        own.clone(),
+        Certificates { between: root.clone(), ..own.clone() },
+        Certificates { between: format!("{signed}{root}"), ..own.clone() },
+        // Signed, but by a key of its own that goes by the name of the root.
+        Certificates::after(&root, &own.key),
+        Certificates { ca: root.clone(), between: own.ca.clone(), ..own },
+        Certificates::put_together(&root, stored_ca(&hub)["key"].as_str().unwrap()),
+    ];
+    for certificates in forged {
+        let fake = FakeHub::with(certificates, friendly);
+        path.lead_to(fake.url.strip_prefix("https://").unwrap());
+        path.cut_everything();
+        for args in
+            [&["services"][..], &["whoami"], &["reach", "db", "--check"], &["up"], &["up", "--rotate"]]
+        {
+            let said = user.run(args);
+            assert!(
+                said.code == Some(1) && said.err.contains("did not prove that it is your hub"),
+                "{said:?}"
+            );
+        }
+        eventually("the agent sees it", PATIENCE, || exposed.events("lost") > 0);
+        assert!(fake.asked().is_empty(), "{:?}", fake.asked());
+    }
+    path.lead_to(&hub.address);
+    exposed.wait_event("back");
+    user.run(&["services"]).ok();
+    assert_eq!([&owner, &user].map(|home| fs::read(home.file("config.json")).unwrap()), before);
+}
+
+#[test]
+fn a_root_that_was_stolen_leads_nobody_who_has_followed_to_another_one() {
+    let hub = Hub::start();
+    let path = common::fault::Path::to(&hub.address);
+    let (owner, user) = (hub.machine("member"), hub.machine_by(&path.url(), "member"));
+    let _exposed = expose(&owner, "db", common::service(common::echo));
+    let stolen = stored_ca(&hub);
+    // It has the old pin in memory, while another command follows.
+    let (reached, port) = common::reach(&user, "db");
+    hub.home.run(&["hub", "ca", "rotate"]).ok();
+    let before = fs::read(user.file("config.json")).unwrap();
+    user.run(&["services"]).ok();
+    let followed = fs::read(user.file("config.json")).unwrap();
+    assert_ne!(before, followed);
+    let text = |name: &str| stolen[name].as_str().unwrap().to_owned();
+    let thief = FakeHub::with(Certificates::after(&text("certificate"), &text("key")), friendly);
+    path.lead_to(thief.url.strip_prefix("https://").unwrap());
+    path.cut_everything();
+    assert!(user.run(&["services"]).err.contains("did not prove that it is your hub"));
+    assert!(!common::echoes(port, b"who is there?"), "{}", reached.err());
+    assert!(thief.asked().is_empty(), "{:?}", thief.asked());
+    assert_eq!(fs::read(user.file("config.json")).unwrap(), followed);
+    path.lead_to(&hub.address);
+    eventually("it goes on at its hub", PATIENCE, || common::echoes(port, b"back"));
+    // It is a root like the hub's own for those who have not: so a root that may be stolen ends at once.
+    fs::write(user.file("config.json"), before).unwrap();
+    path.lead_to(thief.url.strip_prefix("https://").unwrap());
+    user.run(&["services"]);
+    assert!(!thief.asked().is_empty());
 }
 
 #[test]

@@ -272,7 +272,7 @@ fn a_link_in_the_place_of_a_state_file_is_refused_and_its_target_untouched() {
         }
     };
     for file in
-        ["journal", "registry.json", "audit.log", "hub.lock", "hub.json", "certs/ca.key", "certs/ca.crt"]
+        ["journal", "registry.json", "audit.log", "hub.lock", "hub.json", "certs/ca.json", "certs/ca.crt"]
     {
         refused(
             &hub.home,

@@ -45,15 +45,11 @@ pub fn share_of_time(deadline: Instant, hubs_left: usize) -> Duration {
     (left / u32::try_from(hubs_left).unwrap_or(1)).max(SHORTEST_TIMEOUT)
 }
 
-pub type NewerKey = Arc<dyn Fn() -> Option<String> + Send + Sync>;
-
 #[derive(Clone)]
 pub struct HubClient {
     pub connector: HubConnector,
     /// Shared by the clones: a new secret counts for all of them.
     key: Arc<Mutex<Option<String>>>,
-    /// Where a newer secret of the key may be, when a hub refuses the one at hand.
-    pub newer_key: Option<NewerKey>,
     /// For each hub that is called.
     pub timeout: Duration,
     /// For all hubs that a call tries, each of which then gets its share of what is left.
@@ -89,7 +85,13 @@ pub struct CallFailure {
 impl HubClient {
     pub fn new(urls: Vec<HubUrl>, connector: Connector, key: Option<String>) -> Self {
         let given = urls.len();
-        let hubs = Arc::new(Mutex::new(FleetHubs { list: urls, given, at: 0, negotiated: String::new() }));
+        let hubs = Arc::new(Mutex::new(FleetHubs {
+            list: urls,
+            given,
+            at: 0,
+            negotiated: String::new(),
+            saved: None,
+        }));
         let connector = HubConnector { hubs, connector };
         let config = ureq::Agent::config_builder()
             .max_idle_age(IDLE_CONNECTION_AGE)
@@ -100,7 +102,7 @@ impl HubClient {
             .build();
         let agent = ureq::Agent::with_parts(config, connector.clone(), NoResolver);
         let key = Arc::new(Mutex::new(key));
-        Self { connector, key, newer_key: None, timeout: NETWORK_TIMEOUT, deadline: None, agent }
+        Self { connector, key, timeout: NETWORK_TIMEOUT, deadline: None, agent }
     }
 
     pub fn key(&self) -> Option<String> {
@@ -114,8 +116,8 @@ impl HubClient {
     /// Takes a newer secret of the key than the one that was `refused`. Another process of this machine may have saved it, and
     /// another thread of this one taken it.
     fn renew_key(&self, refused: Option<&String>) -> bool {
-        if let Some(newer) = self.newer_key.as_ref().and_then(|newer| newer()) {
-            self.use_key(newer);
+        if let Some(saved) = self.connector.saved().and_then(|saved| saved.key) {
+            self.use_key(saved);
         }
         self.key().as_ref() != refused
     }

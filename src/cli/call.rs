@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 
 use super::args::Args;
+use super::saved_login;
 use super::say::Say;
 use crate::api::Hub;
 use crate::error::Error;
@@ -185,10 +186,13 @@ impl Call {
     pub fn agent_pins(&self) -> Result<AgentPins> {
         let (config, key) = (self.config()?, self.api_key()?.ok_or_else(not_configured)?);
         let hub = match self.trust(&config, Some(&key))? {
-            HubTrust::Pin(pin) => pin.to_string(),
+            HubTrust::Pin(pin) => config.first_pin(pin),
             _ => self.hub_urls()?.remove(0).to_string(),
         };
-        let saved = config.workspace.clone().filter(|_| config.api_key.as_ref() == Some(&key));
+        // The hub may have a new root since the key was put into a variable.
+        let secret_of = |key: &str| key.split('.').next().map(str::to_owned);
+        let is_saved = config.api_key.as_deref().and_then(secret_of) == secret_of(&key);
+        let saved = config.workspace.clone().filter(|_| is_saved);
         let workspace = saved.unwrap_or_else(|| secret::hash(&key)[..16].to_owned());
         Ok(AgentPins::new(&self.home, &hub, &workspace))
     }
@@ -199,12 +203,11 @@ impl Call {
         let trust = self.trust(&*self.config()?, Some(&key))?;
         let at = urls.first().map(ToString::to_string).unwrap_or_default();
         let hub = Hub::new(urls, &trust, Some(key), stop)?;
-        if given_key("PRIVATECONNECT_TOKEN")?.is_some() {
-            return Ok(Arc::new(hub));
-        }
-        let (home, file) = (self.home.clone(), self.config_file().map(Path::to_owned));
-        let saved = move || Config::load(&home, file.as_deref()).ok()?.login_at(&at)?.api_key.clone();
-        Ok(Arc::new(hub.with_newer_key(Arc::new(saved))))
+        let saved = match given_key("PRIVATECONNECT_TOKEN")? {
+            Some(_) => saved_login::given(&self.say, "The key in CONNECT_TOKEN"),
+            None => saved_login::of_hub(&self.home, self.config_file(), &self.say, at),
+        };
+        Ok(Arc::new(hub.with_saved(saved)))
     }
 }
 

@@ -52,7 +52,7 @@ pub fn tcp(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
 
 pub fn tls(checkup: &mut Checkup<'_>) -> Option<CheckResult> {
     path_check(checkup, |_, hub| {
-        hub.check_identity().map(|()| format!("the hub proved who it is by {}", hub.negotiated()))
+        hub.check_identity(&hub.url).map(|()| format!("the hub proved who it is by {}", hub.negotiated()))
     })
 }
 

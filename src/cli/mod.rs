@@ -41,6 +41,7 @@ mod proxy_checks;
 mod proxy_setup;
 #[cfg(feature = "proxy")]
 mod request_log;
+mod saved_login;
 mod say;
 #[cfg(feature = "agent")]
 mod share_watch;

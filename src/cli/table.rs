@@ -32,6 +32,8 @@ const FUNCTIONS: &[(&str, CommandFunction)] = &[
     #[cfg(feature = "hub")]
     ("hub ca", commands::hub_status::ca),
     #[cfg(feature = "hub")]
+    ("hub ca rotate", commands::hub_status::rotate_ca),
+    #[cfg(feature = "hub")]
     ("hub audit verify", commands::hub_audit::verify),
     #[cfg(feature = "hub")]
     ("hub audit show", commands::hub_audit::show),

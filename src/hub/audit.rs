@@ -38,7 +38,7 @@ pub const AUDIT_FIELDS: [&str; 12] = [
     "reason",
 ];
 /// Every event, and the fields that only it has.
-pub const AUDIT_EVENTS: [(&str, &[&str]); 33] = [
+pub const AUDIT_EVENTS: [(&str, &[&str]); 34] = [
     ("hub.started", &["version", "url"]),
     ("hub.stopped", &[]),
     ("hub.unready", &[]),
@@ -51,6 +51,7 @@ pub const AUDIT_EVENTS: [(&str, &[&str]); 33] = [
     ("call.refused", &["action", "count"]),
     ("device.asked", &["machine"]),
     ("device.approved", &["machine", "machineAddress"]),
+    ("ca.rotated", &["from", "to", "until"]),
     ("agent.registered", &["machine"]),
     ("agent.taken-over", &["from"]),
     ("agent.identity", &["from", "to"]),

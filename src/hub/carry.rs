@@ -2,7 +2,6 @@
 //! the session's bytes. The other hub decides as if the joiner had come itself, so hubs need no secret of
 //! their own; and a hub is believed to be one of the fleet only when it proves the fleet's pin.
 
-use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -30,11 +29,10 @@ const OTHER_HUB_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The other hub as we call it, in the name of the owner of `key`.
 fn other_hub(core: &Core, hub: &str, key: Option<String>) -> crate::error::Result<Hub> {
-    let fleet = core.fleet.as_ref().ok_or_else(|| Error::new("This hub is alone"))?;
     let direct =
         core.records.registry().hubs().find(|known| known.url == hub).map(|known| known.direct.clone());
     let direct = direct.ok_or_else(|| Error::new(format!("{hub} has left the fleet")))?;
-    Ok(Hub::of_fleet(HubUrl::parse(&direct)?, Arc::clone(&fleet.tls), key, &core.stop))
+    Hub::of_fleet(HubUrl::parse(&direct)?, core.ca.fleet_pin(), key, &core.stop)
 }
 
 /// Whether the other hub still reaches the store that this one has lost.

@@ -3,11 +3,13 @@
 //! The table in `endpoints.rs` gives most endpoints only the parts that they need.
 
 use std::net::Shutdown;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::OnceLock;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -18,6 +20,7 @@ use super::audit::Actor;
 use super::audit::Audit;
 use super::audit_forward::AuditTarget;
 use super::ca::Ca;
+use super::ca::CaPlace;
 use super::code_key::CodeKey;
 use super::fleet::Fleet;
 use super::places::KeyPlaces;
@@ -44,7 +47,6 @@ use crate::model::limiter::Limiter;
 use crate::model::sessions::DeclinedSession;
 use crate::net::stop::Stop;
 use crate::os::clock;
-use crate::os::files;
 use crate::os::lock::locked;
 use crate::os::secret;
 use crate::state::identity;
@@ -78,6 +80,11 @@ pub struct HubSettings {
     pub no_direct: bool,
 }
 
+pub struct ListeningHub {
+    pub address: SocketAddr,
+    pub url: String,
+}
+
 /// Everything that a running hub shares between its connections.
 pub struct Core {
     pub settings: HubSettings,
@@ -97,6 +104,8 @@ pub struct Core {
     pub fleet: Option<Arc<Fleet>>,
     /// The key of the hub's own command line; new at each start.
     pub local_token: String,
+    /// Once it listens.
+    pub listening: OnceLock<ListeningHub>,
     pub started: Instant,
     /// What recovery found, for the operator.
     pub note: Option<String>,
@@ -110,21 +119,14 @@ impl Core {
         let Some(opened) = store::open(&settings.data, settings.store.as_ref(), stop)? else {
             return Ok(None);
         };
-        let certificates = settings.data.join("certs");
         let code_key = CodeKey::load_or_make(&settings.data, settings.code_key_file.as_deref())?;
-        let (ca, fleet) = match opened.shared {
-            Some((replica, mut gateway)) => {
-                let ca = Ca::shared(&mut gateway, settings.names.clone(), &code_key)?;
-                // For operators, who hand it to clients with `--ca`.
-                files::write(&settings.data.join("fleet-ca.crt"), ca.certificate_pem().as_bytes())?;
-                let fleet = Fleet::new(replica, gateway, &ca)?;
-                (ca, Some(Arc::new(fleet)))
+        let (place, fleet) = match opened.shared {
+            Some((replica, gateway)) => {
+                (CaPlace::Fleet(gateway.another()), Some(Arc::new(Fleet::new(replica, gateway))))
             }
-            None => {
-                files::private_dir(&certificates)?;
-                (Ca::load_or_make(&certificates, settings.names.clone())?, None)
-            }
+            None => (CaPlace::Folder(settings.data.clone()), None),
         };
+        let ca = Ca::open(place, settings.names.clone(), &code_key, clock::now())?;
         code_key.keep(&settings.data)?;
         // A restored hub goes on with the name that its backup has.
         let restored = if fleet.is_none() { locked(&opened.registry).only_audited_hub() } else { None };
@@ -147,6 +149,7 @@ impl Core {
             settings,
             fleet,
             local_token: secret::secret(),
+            listening: OnceLock::new(),
             started: Instant::now(),
             note: opened.note,
             stop: stop.clone(),

@@ -7,6 +7,7 @@ use super::access;
 use super::access::UnknownCall;
 use super::api_call::ApiCall;
 use super::api_call::Origin;
+use super::ca_rotation;
 use super::core::Core;
 use super::directory;
 use super::key_rotation;
@@ -86,6 +87,7 @@ static TABLE: &[Endpoint] = &[
     get("/ready", Nothing, |core, _| status::ready(core)),
     // The certificate is public: it is in every handshake.
     get("/v1/ca", Nothing, |core, _| status::ca(core)),
+    post("/v1/ca/rotate", To(Action::Administer), ca_rotation::rotate),
     get("/metrics", To(Action::Measure), status::metrics),
     get("/v1/whoami", AnyKey, status::whoami),
     get("/v1/services", To(Action::Look), |core, call| {

@@ -21,14 +21,14 @@ use crate::model::registry::Registry;
 use crate::model::time::Time;
 use crate::tls::sealed;
 use crate::wire::api::NewKey;
-use crate::wire::api::RotateKey;
+use crate::wire::api::RotationOrder;
 
 /// A machine that is on every day has come by within this time.
 const DEFAULT_OVERLAP: u64 = 24 * 3600;
 
 pub fn rotate(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
     let id = call.parts[0];
-    let order: RotateKey = call.body_if_any()?;
+    let order: RotationOrder = call.body_if_any()?;
     let ends_at = call.now.plus(Duration::from_secs(order.overlap_seconds.unwrap_or(DEFAULT_OVERLAP)));
     let secret = access::new_key();
     let next = keys::stored(&secret);

@@ -12,6 +12,7 @@ use std::time::Instant;
 use serde_json::Value;
 use serde_json::json;
 
+use super::ca_rotation;
 use super::carry;
 use super::core::Core;
 use super::fleet::Fleet;
@@ -94,6 +95,7 @@ impl HubLease {
         while !stop.wait_for(LEASE_RENEWAL_INTERVAL) {
             match self.renew() {
                 Ok(()) => {
+                    ca_rotation::follow(&self.core);
                     if self.fleet.set_fenced(false) {
                         log::warn!("this hub is with its fleet again");
                     }

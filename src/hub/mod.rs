@@ -27,6 +27,7 @@ pub mod audit;
 pub mod audit_forward;
 pub mod backup;
 mod ca;
+mod ca_rotation;
 mod carry;
 pub mod code_key;
 mod control_channel;

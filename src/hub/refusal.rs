@@ -57,6 +57,7 @@ pub enum Refusal {
     // Missing, taken, or somebody else's.
     NoSuchKey,
     KeyRotates { until: Time },
+    CaRotates,
     NoSuchService,
     NotExposed(Name),
     ShareNotFound,
@@ -223,6 +224,8 @@ impl Refusal {
                 .hint("Look at the ids: connect hub key list"),
             Self::KeyRotates { until } => row(409, "key-rotates", format!("This key is being rotated, until {until}"))
                 .hint("See who still uses the old secret: connect hub key list"),
+            Self::CaRotates => row(409, "ca-rotates", "The root before this one is still valid")
+                .hint("See until when: connect hub ca. If it may be stolen: connect hub ca rotate --overlap 0s"),
             Self::NoSuchService => row(404, "no-such-service", "There is no such service")
                 .hint("List them: connect services"),
             Self::NotExposed(name) => row(404, "not-exposed", format!("This machine does not expose {name}"))

@@ -7,11 +7,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::json;
-
 use super::audit::Actor;
 use super::ca;
+use super::ca_rotation;
+use super::ca_rotation::NOTE_FILE;
 use super::core::Core;
+use super::core::ListeningHub;
 use super::key_rotation;
 use super::listener::HubListener;
 use super::listener::METHOD_LETTERS;
@@ -89,6 +90,10 @@ pub fn start(core: &Arc<Core>, listener: TcpListener, url: &str, stop: &Stop) ->
         while !sweep_stop.wait_for(SWEEP_INTERVAL) {
             sweeping.check_readiness();
             key_rotation::sweep(&sweeping, clock::now());
+            // In a fleet this waits for etcd, so the lease's thread does it.
+            if sweeping.fleet.is_none() {
+                ca_rotation::follow(&sweeping);
+            }
             sweeping.sweep();
             sweeping.peers.sweep();
             // Sessions and channels need threads too, and the system may not say how many there are.
@@ -104,9 +109,9 @@ pub fn start(core: &Arc<Core>, listener: TcpListener, url: &str, stop: &Stop) ->
             audited.keep_audit_head();
         }
     })?;
-    let note = core.settings.data.join("hub.json");
-    let how = json!({ "url": url, "address": server.address().to_string(), "pin": core.ca.pin().to_string(), "token": core.local_token });
-    files::write(&note, how.to_string().as_bytes())?;
+    let _ = core.listening.set(ListeningHub { address: server.address(), url: url.to_owned() });
+    ca_rotation::write_roots(core)?;
+    let note = core.settings.data.join(NOTE_FILE);
     core.audit.say("hub.started", Actor::HUB, &[("version", env!("CARGO_PKG_VERSION")), ("url", url)]);
     Ok(RunningHub { core: Arc::clone(core), server: Some(server), threads, member, stop, note })
 }

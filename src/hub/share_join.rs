@@ -18,11 +18,11 @@ use crate::model::limiter::network_of;
 use crate::model::registry::Registry;
 use crate::model::service::Service;
 use crate::os::secret;
-use crate::wire::api::JoinableService;
 use crate::wire::api::Membership;
-use crate::wire::api::ShareCode;
-use crate::wire::api::SharePreview;
 use crate::wire::api::Status;
+use crate::wire::share_api::JoinableService;
+use crate::wire::share_api::ShareCode;
+use crate::wire::share_api::SharePreview;
 
 pub fn preview(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
     let hash = hash_of(core, call, &call.body::<ShareCode>()?.code);

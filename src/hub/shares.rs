@@ -25,11 +25,11 @@ use crate::model::registry::Registry;
 use crate::model::service::Service;
 use crate::model::service::SharedService;
 use crate::os::secret;
-use crate::wire::api::MakeShare;
-use crate::wire::api::NewShare;
-use crate::wire::api::OwnShare;
-use crate::wire::api::SHARED_SERVICES;
-use crate::wire::api::ShareCode;
+use crate::wire::share_api::MakeShare;
+use crate::wire::share_api::NewShare;
+use crate::wire::share_api::OwnShare;
+use crate::wire::share_api::SHARED_SERVICES;
+use crate::wire::share_api::ShareCode;
 
 /// Shares of one workspace and of one key, in bytes; the registry keeps all of them in memory. A key has room for 1900
 /// shares of one service, or for 280 of a hundred.

@@ -15,7 +15,6 @@ use crate::http::reply::Reply;
 use crate::model::access::DEFAULT_WORKSPACE;
 use crate::model::access::Principal;
 use crate::os::clock;
-use crate::wire::api::CaCertificate;
 use crate::wire::api::DrainHub;
 use crate::wire::api::Health;
 use crate::wire::api::WhoAmI;
@@ -54,7 +53,7 @@ pub fn drain(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
 
 /// The certificate of the hub's CA, for programs that take a CA file and no pin.
 pub fn ca(core: &Core) -> Result<Reply, Refusal> {
-    ok(200, &CaCertificate { certificate: core.ca.certificate_pem().to_owned() })
+    ok(200, &core.ca.certificates())
 }
 
 /// All counters in the text format of Prometheus. They are the whole hub's, so only its operator reads them: the admins

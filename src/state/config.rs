@@ -55,6 +55,9 @@ pub struct Config {
     /// The hub's pin that the user confirmed, for keys that carry none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hub_pin: Option<String>,
+    /// The hub's pin at the login, if its root was replaced since: what is known of its agents stands under it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_pin: Option<String>,
     /// What its hub, and the other ends of its sessions, must offer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_policy: Option<TlsPolicy>,
@@ -77,9 +80,11 @@ pub struct SavedExposure {
 }
 
 impl Config {
-    /// Whether only the exposures differ, or the secret of the key: what runs takes that over when the old one ends.
+    /// Whether only the exposures differ, or the key's secret and the hub's pin: what runs takes those over when the old ones
+    /// end.
     pub fn is_same_login(&self, other: &Self) -> bool {
-        Self { exposures: self.exposures.clone(), api_key: self.api_key.clone(), ..other.clone() } == *self
+        let Self { api_key, hub_pin, first_pin, exposures, .. } = self.clone();
+        Self { api_key, hub_pin, first_pin, exposures, ..other.clone() } == *self
     }
 
     /// From `--config FILE`, which must exist, or from the state folder, where it need not.
@@ -132,14 +137,59 @@ impl Config {
         [self].into_iter().chain(&self.logins).find(|login| login.is_login_at(hub))
     }
 
-    /// Replaces a key by its next one. Returns whether a login has that now: another process may have been first.
-    pub fn replace_key(&mut self, old: &str, next: &str) -> bool {
-        let mut keys: Vec<_> = self.logins.iter_mut().map(|login| &mut login.api_key).collect();
-        keys.push(&mut self.api_key);
-        for key in keys.iter_mut().filter(|key| key.as_deref() == Some(old)) {
-            **key = Some(next.to_owned());
+    /// Replaces the secret of a key by its next one. Returns the key of a login that has that now: another process may have
+    /// been first. The pin in it stays as it is.
+    pub fn replace_secret(&mut self, old: &str, next: &str) -> Option<String> {
+        let mut replaced = None;
+        self.each_login(|login| {
+            let Some(key) = &mut login.api_key else { return };
+            if let Some(rest) = key.strip_prefix(old) {
+                *key = format!("{next}{rest}");
+            }
+            if key.starts_with(next) {
+                replaced = Some(key.clone());
+            }
+        });
+        replaced
+    }
+
+    /// Replaces the pin of a hub. Returns whether a login had the old one: a process that has an older one still in memory, and
+    /// follows whoever has the key of that root, changes nothing here.
+    pub fn replace_pin(&mut self, old: Pin, new: Pin) -> bool {
+        let mut is_replaced = false;
+        self.each_login(|login| {
+            if login.pin() != Some(old) {
+                return;
+            }
+            is_replaced = true;
+            login.first_pin.get_or_insert(old.to_string());
+            match login.api_key.as_ref().and_then(|key| key.split_once('.')) {
+                Some((secret, _)) => login.api_key = Some(format!("{secret}.{new}")),
+                None => login.hub_pin = Some(new.to_string()),
+            }
+        });
+        is_replaced
+    }
+
+    fn each_login(&mut self, mut change: impl FnMut(&mut Self)) {
+        change(self);
+        for login in &mut self.logins {
+            change(login);
         }
-        keys.iter().any(|key| key.as_deref() == Some(next))
+    }
+
+    /// How the hub of this login is recognised, if that is by a pin.
+    pub fn pin(&self) -> Option<Pin> {
+        match trust_of(self.ca.as_deref(), self.api_key.as_deref(), self.hub_pin.as_deref()) {
+            HubTrust::Pin(pin) => Some(pin),
+            HubTrust::Roots(_) | HubTrust::Public => None,
+        }
+    }
+
+    /// The first pin of the hub that has this one now.
+    pub fn first_pin(&self, pin: Pin) -> String {
+        let first = self.first_pin.clone().filter(|_| self.pin() == Some(pin));
+        first.unwrap_or_else(|| pin.to_string())
     }
 
     /// Forgets the login at this hub. Returns whether there was one that is not the only one.
@@ -176,4 +226,28 @@ pub fn trust_of(ca: Option<&str>, key: Option<&str>, learnt: Option<&str>) -> Hu
     }
     let pin = key.and_then(pin_of).or_else(|| learnt.and_then(Pin::parse));
     pin.map_or(HubTrust::Public, HubTrust::Pin)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::fingerprint::Fingerprint;
+
+    #[test]
+    fn a_pin_is_replaced_where_it_is_the_saved_one_and_the_first_stays_known() {
+        let [first, second, third, other] = [1, 2, 3, 4].map(|seed| Fingerprint::new([seed; 32]).pin());
+        let login = |key: String| Config { api_key: Some(key), ..Config::default() };
+        let mut config = login(format!("pc_a.{first}"));
+        config.logins = vec![login(format!("pc_b.{other}")), login(format!("pc_c.{first}"))];
+        config.logins.push(Config { hub_pin: Some(first.to_string()), ..login("pc_d".into()) });
+        assert!(config.replace_pin(first, second) && config.replace_pin(second, third));
+        // A process with an old root in memory, which a thief leads to his own.
+        assert!(!config.replace_pin(first, other));
+        let pins: Vec<_> = config.logins.iter().map(Config::pin).collect();
+        assert_eq!((config.pin(), pins), (Some(third), vec![Some(other), Some(third), Some(third)]));
+        assert_eq!(config.first_pin(third), first.to_string());
+        assert_eq!(config.first_pin(other), other.to_string());
+        assert_eq!(config.replace_secret("pc_a", "pc_n"), Some(format!("pc_n.{third}")));
+        assert_eq!(config.replace_secret("pc_gone", "pc_m"), None);
+    }
 }

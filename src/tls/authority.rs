@@ -52,6 +52,8 @@ pub struct Authority {
     pub certificate: CertificateDer<'static>,
     /// The same, as it is stored.
     pub pem: String,
+    /// While clients may trust only the root before: this one's key as that has signed it, and that root.
+    pub cross_signed: Vec<CertificateDer<'static>>,
     /// Whether it was made just now.
     pub is_new: bool,
     profile: AuthorityProfile,
@@ -96,7 +98,17 @@ impl Authority {
         // The stored certificate has the same name and key as these parameters; leaves are signed by them.
         let issuer = Issuer::new((profile.root)(&key).or_say(cannot)?, key);
         let leaf_key = new_key(cannot)?;
-        Ok(Self { certificate, pem, is_new, profile, issuer, leaf_key, leaves: Mutex::default() })
+        let cross_signed = Vec::new();
+        let leaves = Mutex::default();
+        Ok(Self { certificate, pem, cross_signed, is_new, profile, issuer, leaf_key, leaves })
+    }
+
+    /// The certificate, as PEM, by which this CA says that the one with this key replaces it.
+    pub fn cross_sign(&self, key: &str) -> Result<String> {
+        let signed = KeyPair::from_pem(key)
+            .and_then(|key| (self.profile.root)(&key)?.signed_by(&key, &self.issuer))
+            .or_say(|| format!("Cannot sign {}", self.profile.title))?;
+        Ok(signed.pem())
     }
 
     /// A key, new unless there is one, and its certificate, as PEM.
@@ -132,7 +144,9 @@ impl Authority {
     fn certified(&self, name: &str, others: &[String], now: Time) -> Result<Arc<CertifiedKey>> {
         let mut names = vec![name.to_owned()];
         names.extend(others.iter().filter(|known| *known != name).cloned());
-        let chain = vec![self.sign(names, now)?.der().clone(), self.certificate.clone()];
+        let mut chain = vec![self.sign(names, now)?.der().clone()];
+        // Before the root: some clients follow the first certificate that fits.
+        chain.extend(self.cross_signed.iter().chain([&self.certificate]).cloned());
         let key = PrivateKeyDer::Pkcs8(self.leaf_key.serialize_der().into());
         let certified = CertifiedKey::from_der(chain, key, &provider());
         certified.map(Arc::new).or_say(|| "Cannot mint a certificate")

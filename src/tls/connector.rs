@@ -1,11 +1,9 @@
 //! How this program connects as a client: to a hub, from hub to hub, to etcd. One way to resolve, dial, use a forward
 //! proxy, prove the server and be cut.
 
-use std::sync::Arc;
 use std::time::Instant;
 
-use rustls::ClientConfig;
-
+use super::trust::ClientTls;
 use crate::error::Error;
 use crate::error::Result;
 use crate::model::host_port::HostPort;
@@ -17,7 +15,7 @@ use crate::net::stop::Stop;
 
 #[derive(Clone)]
 pub struct Connector {
-    pub tls: Arc<ClientConfig>,
+    pub tls: ClientTls,
     /// Whether `HTTPS_PROXY` counts. It does not between the parts of a fleet.
     pub by_environment: bool,
     /// Cuts every connection.

@@ -30,6 +30,7 @@ use rustls::ClientConfig;
 use rustls::CommonState;
 use rustls::ServerConfig;
 use rustls::client::UnbufferedClientConnection;
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::ServerName;
 use rustls::server::UnbufferedServerConnection;
 
@@ -99,6 +100,8 @@ pub struct TlsConnection {
     pub application: Option<Vec<u8>>,
     /// The key exchange and the cipher suite, as in `X25519MLKEM768, TLS_AES_128_GCM_SHA256`.
     pub negotiated: String,
+    /// What the peer has shown, its own certificate first.
+    pub chain: Vec<CertificateDer<'static>>,
 }
 
 impl TlsConnection {
@@ -161,8 +164,9 @@ fn handshake(side: TlsSide, below: Duplex, deadline: Instant, buffer: usize) -> 
     }
     clear_deadline(&socket)?;
     let tls = locked(&tls);
-    let certificates = tls.common().peer_certificates();
-    let peer = certificates.and_then(<[_]>::first).map(|certificate| secret::sha256(certificate));
+    let chain: Vec<_> =
+        tls.common().peer_certificates().into_iter().flatten().map(|one| one.clone().into_owned()).collect();
+    let peer = chain.first().map(|certificate| secret::sha256(certificate));
     let application = tls.common().alpn_protocol().map(<[u8]>::to_vec);
     let negotiated = negotiated(tls.common());
     drop(tls);
@@ -172,7 +176,7 @@ fn handshake(side: TlsSide, below: Duplex, deadline: Instant, buffer: usize) -> 
             began.elapsed().as_millis()
         );
     }
-    Ok(TlsConnection { reader, writer, socket, peer, application, negotiated })
+    Ok(TlsConnection { reader, writer, socket, peer, application, negotiated, chain })
 }
 
 fn negotiated(common: &CommonState) -> String {

@@ -12,6 +12,7 @@ use rustls::DistinguishedName;
 use rustls::RootCertStore;
 use rustls::ServerConfig;
 use rustls::SignatureScheme;
+use rustls::client::Resumption;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::client::danger::ServerCertVerified;
@@ -45,14 +46,31 @@ const SYSTEM_ROOTS: [&str; 4] = [
     "/etc/ssl/cert.pem",
 ];
 
+/// The pin of the hub's root. It may change from one handshake to the next.
+pub type KnownRoot = Arc<Mutex<Pin>>;
+
+/// A client's settings, and the root that counts in its handshakes if the server is known by a pin.
+#[derive(Clone)]
+pub struct ClientTls {
+    pub config: Arc<ClientConfig>,
+    pub root: Option<KnownRoot>,
+}
+
 /// For the HTTP API and the control channel.
-pub fn hub_client(trust: &HubTrust) -> Result<Arc<ClientConfig>> {
+pub fn hub_client(trust: &HubTrust) -> Result<ClientTls> {
+    let mut root = None;
     let verifier: Arc<dyn ServerCertVerifier> = match trust {
-        HubTrust::Pin(pin) => Arc::new(CertificateCheck::Pin(*pin)),
+        HubTrust::Pin(pin) => {
+            let known = root.insert(KnownRoot::new(Mutex::new(*pin)));
+            Arc::new(CertificateCheck::Pin(Arc::clone(known)))
+        }
         HubTrust::Roots(pem) => verifier_of(parse_roots(pem)?)?,
         HubTrust::Public => verifier_of(public_roots())?,
     };
-    client_checking(verifier, peer_provider())
+    let mut config = client_checking(verifier, peer_provider())?;
+    // A resumed session shows no certificate, so its client would not learn of a new root.
+    config.resumption = Resumption::disabled();
+    Ok(ClientTls { config: Arc::new(config), root })
 }
 
 /// For the joiner's end of a session. Anybody but the expected agent gets a hello and an alert, and sees no certificate of
@@ -80,10 +98,25 @@ pub fn session_server(identity: &Identity) -> Result<Arc<ServerConfig>> {
 
 /// Whether a client that trusts `ca` believes this leaf for `name`.
 pub fn vouches(ca: &CertificateDer<'_>, leaf: &CertificateDer<'_>, name: &str) -> bool {
-    let check = CertificateCheck::Pin(secret::sha256(ca).pin());
-    ServerName::try_from(name.to_owned()).is_ok_and(|name| {
-        check.verify_server_cert(leaf, slice::from_ref(ca), &name, &[], UnixTime::now()).is_ok()
-    })
+    is_proved_by(secret::sha256(ca).pin(), leaf, slice::from_ref(ca), name)
+}
+
+fn is_proved_by(pin: Pin, leaf: &CertificateDer<'_>, chain: &[CertificateDer<'_>], name: &str) -> bool {
+    let check = CertificateCheck::Pin(KnownRoot::new(Mutex::new(pin)));
+    ServerName::try_from(name.to_owned())
+        .is_ok_and(|name| check.verify_server_cert(leaf, chain, &name, &[], UnixTime::now()).is_ok())
+}
+
+/// The pin of the last certificate of this chain if that is a root that has replaced the known one. The leaf is signed by one
+/// key only: if it leads to both roots, the known one has signed the key of the new one.
+///
+/// Only for the chain of a finished handshake, or one that was made here. Before that anybody may have put it together from
+/// what is public, with a root that has the right key but other bytes, and a client that saved its pin would refuse the hub.
+pub fn newer_root(chain: &[CertificateDer<'_>], known: Pin, name: &str) -> Option<Pin> {
+    let (leaf, others) = chain.split_first()?;
+    let last = others.last()?;
+    let pin = secret::sha256(last).pin();
+    (pin != known && is_proved_by(known, leaf, others, name) && vouches(last, leaf, name)).then_some(pin)
 }
 
 pub fn read_roots(path: &Path) -> Result<HubTrust> {
@@ -121,33 +154,33 @@ pub type ObservedPin = Arc<Mutex<Option<Pin>>>;
 
 /// Settings that believe anything and note the pin of the last certificate in the chain: for showing it to
 /// the user before anything is sent.
-pub fn observing_client() -> Result<(Arc<ClientConfig>, ObservedPin)> {
+pub fn observing_client() -> Result<(ClientTls, ObservedPin)> {
     let seen = ObservedPin::default();
     let check = Arc::new(CertificateCheck::Anyone(Some(Arc::clone(&seen))));
-    Ok((client_checking(check, peer_provider())?, seen))
+    Ok((ClientTls { config: Arc::new(client_checking(check, peer_provider())?), root: None }, seen))
 }
 
 /// Settings that believe anything, for a service whose way here is believed already.
 pub fn unverified_client() -> Result<Arc<ClientConfig>> {
-    client_checking(Arc::new(CertificateCheck::Anyone(None)), provider())
+    client_checking(Arc::new(CertificateCheck::Anyone(None)), provider()).map(Arc::new)
 }
 
 fn client_checking(
     verifier: Arc<dyn ServerCertVerifier>,
     provider: Arc<CryptoProvider>,
-) -> Result<Arc<ClientConfig>> {
+) -> Result<ClientConfig> {
     let builder = ClientConfig::builder_with_provider(provider);
     let builder = builder.with_safe_default_protocol_versions().or_say(|| "Cannot set up TLS")?;
     let mut config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+    Ok(config)
 }
 
 /// Whom a handshake believes. That the peer holds its certificate's key is proved in every case.
 #[derive(Debug)]
 enum CertificateCheck {
     /// A chain that holds the pinned CA and is signed by it.
-    Pin(Pin),
+    Pin(KnownRoot),
     /// The certificate with this fingerprint.
     Only(Fingerprint),
     /// Everyone: the caller compares the fingerprint, or shows the pin of the chain's last certificate.
@@ -164,7 +197,7 @@ impl ServerCertVerifier for CertificateCheck {
         now: UnixTime,
     ) -> std::result::Result<ServerCertVerified, rustls::Error> {
         let pin = match self {
-            Self::Pin(pin) => pin,
+            Self::Pin(pin) => *locked(pin),
             Self::Only(peer) if secret::sha256(leaf) == *peer => {
                 return Ok(ServerCertVerified::assertion());
             }
@@ -178,7 +211,7 @@ impl ServerCertVerifier for CertificateCheck {
             }
         };
         let unknown = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
-        let ca = chain.iter().find(|certificate| secret::sha256(certificate).pin() == *pin).ok_or(unknown)?;
+        let ca = chain.iter().find(|certificate| secret::sha256(certificate).pin() == pin).ok_or(unknown)?;
         let mut roots = RootCertStore::empty();
         roots.add(ca.clone().into_owned())?;
         let verifier = verifier_of(roots).map_err(|error| rustls::Error::General(error.to_string()))?;
@@ -251,5 +284,57 @@ impl ClientCertVerifier for CertificateCheck {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         ServerCertVerifier::supported_verify_schemes(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::authority::Authority;
+    use crate::tls::authority::AuthorityProfile;
+    use rcgen::BasicConstraints;
+    use rcgen::CertificateParams;
+    use rcgen::DnType;
+    use rcgen::IsCa;
+
+    const PROFILE: AuthorityProfile = AuthorityProfile {
+        title: "a CA",
+        root: |key| {
+            let mut params = CertificateParams::new(Vec::new())?;
+            params
+                .distinguished_name
+                .push(DnType::CommonName, secret::sha256(key.public_key_raw()).to_string());
+            params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+            Ok(params)
+        },
+        leaf: CertificateParams::new,
+        when_damaged: "",
+    };
+
+    #[test]
+    fn a_new_root_is_learnt_only_if_the_pinned_one_has_signed_its_key() {
+        let authority = |key: &str, certificate: &str| {
+            Authority::of(key, certificate.as_bytes(), [Path::new(""); 2], PROFILE, true).unwrap()
+        };
+        let der = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+        let [old, other] = [(); 2].map(|()| {
+            let (key, certificate) = Authority::make(&PROFILE, None).unwrap();
+            authority(&key, &certificate)
+        });
+        let (key, certificate) = Authority::make(&PROFILE, None).unwrap();
+        let new = authority(&key, &certificate);
+        let learnt = |leaf_of: &Authority, chain: &[&CertificateDer<'static>]| {
+            let leaf = leaf_of.leaf("hub.test", &[]).unwrap().cert[0].clone();
+            let chain: Vec<_> = [&leaf].into_iter().chain(chain.iter().copied()).cloned().collect();
+            newer_root(&chain, secret::sha256(&old.certificate).pin(), "hub.test")
+        };
+        let signed = der(&old.cross_sign(&key).unwrap());
+        assert_eq!(learnt(&old, &[&old.certificate]), None);
+        let new_pin = secret::sha256(&new.certificate).pin();
+        assert_eq!(learnt(&new, &[&signed, &old.certificate, &new.certificate]), Some(new_pin));
+        // A stranger's root at the end of a good chain, and his leaf with all that is public of ours.
+        assert_eq!(learnt(&old, &[&old.certificate, &other.certificate]), None);
+        assert_eq!(learnt(&other, &[&signed, &old.certificate, &other.certificate]), None);
+        assert_eq!(learnt(&new, &[&old.certificate, &new.certificate]), None, "the new key is not signed");
     }
 }

@@ -15,11 +15,9 @@ use crate::model::access::Role;
 use crate::model::address_block::AddressBlock;
 use crate::model::fingerprint::Fingerprint;
 use crate::model::hub_records::KeyInfo;
-use crate::model::hub_records::ShareInfo;
 use crate::model::name::Name;
 use crate::model::name::NamePattern;
 use crate::model::service::Protocol;
-use crate::model::service::SharedService;
 use crate::model::text::one_line;
 use crate::model::time::Time;
 
@@ -30,15 +28,25 @@ pub const SHARE_NOT_FOUND_CODE: &str = "share-not-found";
 pub const NEXT_PAGE_FIELD: &str = "x-next-after";
 
 /// Reads a peer's label. It is printed within our own lines, so it must be short and on one line.
-fn shown<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+pub fn shown<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     String::deserialize(deserializer).map(|text| one_line(&text))
 }
 
 /// The answer to `GET /v1/ca`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct CaCertificate {
-    /// As PEM.
+    /// As PEM; two of them while the root is replaced.
     pub certificate: String,
+    pub pin: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaced: Option<ReplacedCa>,
+}
+
+/// A root that was replaced and is still valid.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ReplacedCa {
+    pub pin: String,
+    pub until: Time,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -273,8 +281,8 @@ pub struct NewKey {
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct RotateKey {
-    /// How long the present secret stays valid; 0 ends it at once.
+pub struct RotationOrder {
+    /// How long the present secret or root stays valid; 0 ends it at once.
     pub overlap_seconds: Option<u64>,
 }
 
@@ -359,84 +367,4 @@ pub struct ApproveDevice {
     pub code: String,
     pub role: Option<Role>,
     pub workspace: Option<String>,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct MakeShare {
-    pub name: String,
-    pub agent: String,
-    /// Names of services that the agent exposes.
-    pub services: Vec<Name>,
-    pub expires_in_seconds: u64,
-    pub max_joins: Option<u32>,
-    #[serde(default)]
-    pub max_sessions: Option<u32>,
-    pub code: Option<String>,
-    /// The agent's own word for this share, if it has registered services for it alone.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub own: Option<String>,
-    /// Whether to make the secret of a link as well.
-    #[serde(default)]
-    pub link: bool,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct NewShare {
-    pub id: String,
-    pub code: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub secret: Option<String>,
-    pub expires_at: Time,
-    pub agent_fingerprint: Fingerprint,
-    pub services: Vec<SharedService>,
-}
-
-/// A share by its code or, for its owner, by its ID.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ShareCode {
-    pub code: String,
-}
-
-/// A share as its owner sees it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct OwnShare {
-    #[serde(flatten)]
-    pub info: ShareInfo,
-    pub services: Vec<SharedService>,
-}
-
-/// Services in one share. A joiner runs threads for each of them.
-pub const SHARED_SERVICES: usize = 100;
-
-/// A share as a joiner sees it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct SharePreview {
-    #[serde(deserialize_with = "shown")]
-    pub name: String,
-    pub expires_at: Time,
-    pub expires_in_seconds: u64,
-    pub agent_id: String,
-    #[serde(deserialize_with = "shown")]
-    pub agent_label: String,
-    pub agent_fingerprint: Fingerprint,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub agent_chain: String,
-    pub services: Vec<JoinableService>,
-    /// The token that joining gives and that sessions require.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub token: Option<String>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub hubs: Vec<String>,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct JoinableService {
-    #[serde(flatten)]
-    pub service: SharedService,
-    pub status: Status,
 }

@@ -72,6 +72,10 @@ pub enum ToAgent {
     Audit(AuditHead),
     /// The hub is about to end. Sessions that the agent serves now end when they are idle.
     Draining,
+    /// The hub has a new root, which another handshake shows. The channel stays.
+    NewRoot {
+        pin: String,
+    },
     /// The key's next secret, sealed for who has the present one.
     Rotate {
         sealed: String,

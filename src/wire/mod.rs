@@ -8,4 +8,5 @@ pub mod frame;
 pub mod journal;
 #[cfg(feature = "join")]
 pub mod pconnect;
+pub mod share_api;
 pub mod tls_record;

@@ -12,14 +12,18 @@ use std::thread;
 
 use rcgen::BasicConstraints;
 use rcgen::CertificateParams;
+use rcgen::DnType;
 use rcgen::IsCa;
 use rcgen::Issuer;
 use rcgen::KeyPair;
 use rustls::ServerConfig;
 use rustls::ServerConnection;
 use rustls::StreamOwned;
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::sign::CertifiedKey;
+use rustls::sign::SingleCertAndKey;
 
 use super::PATIENCE;
 
@@ -32,13 +36,50 @@ pub struct Certificates {
     pub leaf: String,
     pub key: String,
     pub pin: String,
+    /// What stands between the leaf and the CA.
+    pub between: String,
+}
+
+const OWN_NAME: &str = "a root of the test";
+const CA_NAME: &[u8] = b"connect hub CA ";
+
+/// Of a hub's root; its last part is made of its key.
+fn name_of(root: &str) -> String {
+    let der = CertificateDer::from_pem_slice(root.as_bytes()).unwrap();
+    let at = der.windows(CA_NAME.len()).position(|bytes| bytes == CA_NAME).unwrap();
+    str::from_utf8(&der[at..at + CA_NAME.len() + 8]).unwrap().to_owned()
+}
+
+fn root(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(DnType::CommonName, name);
+    params
 }
 
 impl Certificates {
-    pub fn make() -> Self {
+    /// A root that says it has replaced a hub's. The key says so, under that root's name.
+    pub fn after(hub_root: &str, signer: &str) -> Self {
+        let issuer = Issuer::new(root(&name_of(hub_root)), KeyPair::from_pem(signer).unwrap());
         let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let signed = root(OWN_NAME).signed_by(&key, &issuer).unwrap().pem();
+        Self { between: format!("{signed}{hub_root}"), ..Self::of(OWN_NAME, key) }
+    }
+
+    /// What anybody may put together who has seen a hub's chain: its leaf, whose key he has not, and a root with the key of
+    /// the hub's, but other bytes.
+    pub fn put_together(hub_root: &str, hub_key: &str) -> Self {
+        let seen = Self::of(&name_of(hub_root), KeyPair::from_pem(hub_key).unwrap());
+        let key = KeyPair::generate().unwrap().serialize_pem();
+        Self { key, between: hub_root.to_owned(), ..seen }
+    }
+
+    pub fn make() -> Self {
+        Self::of(OWN_NAME, KeyPair::generate().unwrap())
+    }
+
+    fn of(name: &str, key: KeyPair) -> Self {
+        let params = root(name);
         let ca = params.self_signed(&key).unwrap();
         let issuer = Issuer::new(params, key);
         let leaf_key = KeyPair::generate().unwrap();
@@ -50,6 +91,7 @@ impl Certificates {
             leaf: leaf.pem(),
             key: leaf_key.serialize_pem(),
             pin: base32(&hash.as_ref()[..16]),
+            between: String::new(),
         }
     }
 }
@@ -95,13 +137,16 @@ impl FakeHub {
         certificates: Certificates,
         answer: impl Fn(&Asked, &mut Stream) -> io::Result<()> + Send + Sync + 'static,
     ) -> Self {
-        let chain = [&certificates.leaf, &certificates.ca]
-            .map(|pem| rustls::pki_types::CertificateDer::from_pem_slice(pem.as_bytes()).unwrap());
+        let chain = [&*certificates.leaf, &certificates.between, &certificates.ca].concat();
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(chain.as_bytes()).map(Result::unwrap).collect();
         let key = PrivateKeyDer::from_pem_slice(certificates.key.as_bytes()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder =
             ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-        let config = Arc::new(builder.with_no_client_auth().with_single_cert(chain.to_vec(), key).unwrap());
+        // Whether the key is that of the leaf is not looked at here.
+        let key = builder.crypto_provider().key_provider.load_private_key(key).unwrap();
+        let shown = Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, key)));
+        let config = Arc::new(builder.with_no_client_auth().with_cert_resolver(shown));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
         let key = format!("pc_{}.{}", "a".repeat(26), certificates.pin);

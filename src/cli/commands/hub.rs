@@ -9,6 +9,8 @@ use std::sync::Arc;
 use serde_json::json;
 
 use crate::api::Hub;
+use crate::api::LoginSecrets;
+use crate::api::SavedLogin;
 use crate::cli::Call;
 use crate::cli::CommandResult;
 use crate::cli::args::DEFAULT_LISTEN;
@@ -203,7 +205,10 @@ fn tunnel_opener(call: &Call, core: &Arc<Core>, port: u16) -> Result<TunnelOpene
     let identity = identity::load_or_make_in(&core.settings.data)?;
     let url = HubUrl { host: "127.0.0.1".to_owned(), port };
     let trust = HubTrust::Pin(core.ca.pin());
-    let hub = Arc::new(Hub::new(vec![url], &trust, Some(core.local_token.clone()), &call.stop)?);
+    let hub = Hub::new(vec![url], &trust, Some(core.local_token.clone()), &call.stop)?;
+    let ca = Arc::clone(&core.ca);
+    let read = Arc::new(move || Some(LoginSecrets { key: None, pin: Some(ca.pin()) }));
+    let hub = Arc::new(hub.with_saved(SavedLogin { read, replace_root: Arc::new(|_, _| ()) }));
     let access = TunnelAccess {
         hub,
         identity,

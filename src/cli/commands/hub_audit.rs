@@ -188,7 +188,7 @@ fn row(line: &ChainLine) -> [String; 6] {
         line.text("event").to_owned(),
         first(&["label", "actor"]),
         line.text("address").to_owned(),
-        first(&["service", "share", "key", "machine", "agent", "segment"]),
+        first(&["service", "share", "key", "machine", "agent", "segment", "to"]),
         format!("{}{figures}", first(&["reason", "outcome"])),
     ]
 }

@@ -2,14 +2,19 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
 use serde_json::json;
 
 use crate::cli::Call;
 use crate::cli::CommandResult;
 use crate::cli::local_hub;
 use crate::cli::local_hub::LocalHub;
+use crate::error::OrSay;
+use crate::error::Result;
 use crate::model::time::in_words;
+use crate::wire::api::CaCertificate;
 use crate::wire::api::Health;
+use crate::wire::api::ReplacedCa;
 
 pub fn run(call: &Call) -> CommandResult {
     let data = local_hub::data_folder(call)?;
@@ -59,10 +64,32 @@ pub fn figure<'m>(metrics: &'m str, name: &str) -> &'m str {
     metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).unwrap_or("?")
 }
 
-/// Beside a running hub, or without one.
+/// Beside a running hub, or without one. The certificates alone go to stdout, which is often a file.
 pub fn ca(call: &Call) -> CommandResult {
-    let answer = LocalHub::find(call)?.call("GET", "/v1/ca", None)?;
-    call.say.value(&answer);
-    call.say.result(answer["certificate"].as_str().unwrap_or_default().trim_end());
+    let ca = certificates(call, "GET", "/v1/ca", None)?;
+    call.say.result(ca.certificate.trim_end());
+    if let Some(ReplacedCa { pin, until }) = ca.replaced {
+        call.say.warn(&format!("Two roots are valid: {}, and until {until} the one before, {pin}", ca.pin));
+    }
     Ok(0)
+}
+
+pub fn rotate_ca(call: &Call) -> CommandResult {
+    let overlap = call.args.duration("overlap")?;
+    let body = json!({ "overlapSeconds": overlap.map(|overlap| overlap.as_secs()) });
+    let ca = certificates(call, "POST", "/v1/ca/rotate", Some(&body))?;
+    call.say.result(&format!("[ok] The hub has a new root. New keys and links have its pin, {}", ca.pin));
+    call.say.line(&match ca.replaced {
+        Some(ReplacedCa { pin, until }) => format!(
+            "  The one before, {pin}, is valid until {until}.\n  Machines that connect by then follow by themselves; for --ca: connect hub ca"
+        ),
+        None => "  The one before is not valid any more: every machine and link needs a new key".to_owned(),
+    });
+    Ok(0)
+}
+
+fn certificates(call: &Call, method: &str, path: &str, body: Option<&Value>) -> Result<CaCertificate> {
+    let answer = LocalHub::find(call)?.call(method, path, body)?;
+    call.say.value(&answer);
+    serde_json::from_value(answer).or_say(|| "The hub's answer does not hold a certificate")
 }

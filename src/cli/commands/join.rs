@@ -43,6 +43,7 @@ use crate::cli::call::not_configured;
 use crate::cli::call::parse_hub_urls;
 use crate::cli::call::variable;
 use crate::cli::health_page::HealthPage;
+use crate::cli::saved_login;
 use crate::cli::supervisor::Stay;
 use crate::cli::supervisor::Supervisor;
 use crate::cli::supervisor::local_tunnel::TunnelSpec;
@@ -68,11 +69,11 @@ use crate::state::identity;
 use crate::tls::identity::Identity;
 use crate::tls::succession::replaced_by;
 use crate::wire::api::BAD_KEY_CODE;
-use crate::wire::api::JoinableService;
 use crate::wire::api::Membership;
 use crate::wire::api::SHARE_NOT_FOUND_CODE;
-use crate::wire::api::SHARED_SERVICES;
-use crate::wire::api::SharePreview;
+use crate::wire::share_api::JoinableService;
+use crate::wire::share_api::SHARED_SERVICES;
+use crate::wire::share_api::SharePreview;
 
 /// A line on stdin is at most this long; the longest link has a few hundred bytes.
 const CODE_LINE_LIMIT: usize = 4096;
@@ -211,7 +212,8 @@ fn hub(call: &Call, invitation: &Invitation) -> Result<(Arc<Hub>, Identity)> {
     if urls.is_empty() {
         urls.push(HubUrl::parse(&link.hub)?);
     }
-    let hub = Hub::new(urls, &trust, Some(key), &call.stop)?;
+    let hub =
+        Hub::new(urls, &trust, Some(key), &call.stop)?.with_saved(saved_login::given(&call.say, "This link"));
     Ok((Arc::new(hub), identity::temporary()?))
 }
 

@@ -28,15 +28,14 @@ use crate::error::Result;
 use crate::model::code::Code;
 use crate::model::code::Invitation;
 use crate::model::code::Link;
-use crate::model::hub_trust::HubTrust;
 use crate::model::text::counted;
 use crate::model::time::in_words;
 use crate::net::stop::Stop;
 use crate::os::secret;
 use crate::os::user;
 use crate::tunnel::agent::Exposure;
-use crate::wire::api::MakeShare;
-use crate::wire::api::NewShare;
+use crate::wire::share_api::MakeShare;
+use crate::wire::share_api::NewShare;
 
 const DEFAULT_SHARE_LIFE: Duration = Duration::from_hours(24);
 
@@ -162,16 +161,6 @@ fn discovered(call: &Call) -> Result<Vec<NamedService>> {
     Ok(found)
 }
 
-/// With `--link`, what needs no login: the hub's address, its pin, and the secret.
-fn link_to(call: &Call, hub: &Hub, made: &NewShare) -> Result<Option<Link>> {
-    let Some(secret) = made.secret.clone() else { return Ok(None) };
-    let hub_pin = match call.trust(&*call.config()?, call.api_key()?.as_deref())? {
-        HubTrust::Pin(pin) => Some(pin),
-        HubTrust::Public | HubTrust::Roots(_) => None,
-    };
-    Ok(Some(Link { hub: hub.url.to_string(), secret, hub_pin }))
-}
-
 fn announce(
     call: &Call,
     hub: &Hub,
@@ -182,8 +171,11 @@ fn announce(
     let say = &call.say;
     let (code, agent) = (code_of(&made.code)?, Some(made.agent_fingerprint.pin()));
     let verified = Invitation { code: code.clone(), agent, link: None }.to_string();
-    let link = link_to(call, hub, made)?;
-    let link = link.map(|link| Invitation { code, agent, link: Some(link) }.to_string());
+    // With `--link`, what needs no login: the hub's address, its pin, and the secret.
+    let link = made.secret.clone().map(|secret| {
+        let link = Link { hub: hub.url.to_string(), secret, hub_pin: hub.pin() };
+        Invitation { code, agent, link: Some(link) }.to_string()
+    });
     say.event(
         &json!({ "event": "shared", "id": made.id, "name": order.name, "code": made.code, "verified": verified,
         "link": link, "expiresAt": made.expires_at, "services": made.services, "leftOut": selection.offline }),

@@ -18,6 +18,7 @@ use crate::cli::call::OTHER_HUB_HINT;
 use crate::cli::call::checked_key;
 use crate::cli::call::given_key;
 use crate::cli::next_key;
+use crate::cli::saved_login::say_new_root;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::OrSay;
@@ -122,6 +123,7 @@ fn log_in(call: &Call, urls: &[HubUrl]) -> CommandResult {
     config.hub_url = Some(url.to_string());
     config.hubs = hub.known_hubs().iter().skip(1).map(ToString::to_string).collect();
     config.api_key = Some(key);
+    keep_pin(call, &mut config, &hub)?;
     config.role = whoami.role;
     config.tls_policy = call.tls_policy()?.or(config.tls_policy);
     config.workspace = Some(whoami.workspace.clone());
@@ -143,6 +145,19 @@ fn log_in(call: &Call, urls: &[HubUrl]) -> CommandResult {
     call.say.line("");
     call.say.line(next_step(&whoami));
     Ok(0)
+}
+
+/// Saves the hub's new root if it has shown one. What was known of its agents counts if it is the same hub as before.
+fn keep_pin(call: &Call, config: &mut Config, hub: &Hub) -> Result<()> {
+    let (known, given, proved) = (call.config()?.pin(), config.pin(), hub.pin());
+    if known != given && known != proved {
+        config.first_pin = None;
+    }
+    if let Some((old, new)) = given.zip(proved).filter(|(old, new)| old != new) {
+        config.replace_pin(old, new);
+        say_new_root(&call.say, new, "Its pin is saved");
+    }
+    Ok(())
 }
 
 fn next_step(whoami: &WhoAmI) -> &'static str {

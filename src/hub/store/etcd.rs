@@ -192,9 +192,8 @@ pub fn load_or_put_ca(gateway: &mut Gateway, make: impl FnOnce() -> Result<CaPem
         return Ok((read_ca(&stored)?, false));
     }
     let (made, key) = (make()?, encoded(format!("{ETCD_KEYS_FROM}{CA_KEY}")));
-    let value = encoded(json!([made.key, made.certificate, made.code_key_id]).to_string());
     let body = json!({ "compare": [{ "key": key, "target": "MOD", "result": "EQUAL", "mod_revision": "0" }],
-        "success": [{ "request_put": { "key": key, "value": value } }] });
+        "success": [{ "request_put": { "key": key, "value": encoded(text(&made)?) } }] });
     if gateway.call("/v3/kv/txn", &body)?["succeeded"] == true {
         return Ok((made, true));
     }
@@ -202,6 +201,18 @@ pub fn load_or_put_ca(gateway: &mut Gateway, make: impl FnOnce() -> Result<CaPem
     let stored = load_ca(gateway)?;
     let stored = stored.ok_or_else(|| Error::new("The fleet's CA has gone from etcd; try again"))?;
     Ok((read_ca(&stored)?, false))
+}
+
+/// Puts another CA in the place of this one. False if another hub was first.
+pub fn replace_ca(gateway: &mut Gateway, old: &CaPem, new: &CaPem) -> Result<bool> {
+    let key = encoded(format!("{ETCD_KEYS_FROM}{CA_KEY}"));
+    let body = json!({ "compare": [{ "key": key, "target": "VALUE", "result": "EQUAL", "value": encoded(text(old)?) }],
+        "success": [{ "request_put": { "key": key, "value": encoded(text(new)?) } }] });
+    Ok(gateway.call("/v3/kv/txn", &body)?["succeeded"] == true)
+}
+
+fn text(ca: &CaPem) -> Result<String> {
+    serde_json::to_string(ca).or_say(|| "Cannot write the fleet's CA")
 }
 
 fn load_ca(gateway: &mut Gateway) -> Result<Option<Vec<u8>>> {
@@ -212,7 +223,5 @@ fn load_ca(gateway: &mut Gateway) -> Result<Option<Vec<u8>>> {
 }
 
 fn read_ca(stored: &[u8]) -> Result<CaPem> {
-    let read = serde_json::from_slice(stored);
-    let (key, certificate, code_key_id) = read.or_say(|| "The fleet's CA in etcd is damaged")?;
-    Ok(CaPem { key, certificate, code_key_id })
+    serde_json::from_slice(stored).or_say(|| "The fleet's CA in etcd is damaged")
 }

@@ -38,6 +38,8 @@ const JOURNAL_LIMIT: u64 = 4 * 1024 * 1024;
 /// What the limits of the registry can add up to, and more; a larger file is not ours.
 const STORE_FILE_LIMIT: u64 = 4 * 1024 * 1024 * 1024;
 
+const CA_FILE: &str = "certs/ca.json";
+
 /// How often a folder is read that its hub changes at the same time.
 const READ_ATTEMPTS: usize = 5;
 
@@ -150,10 +152,7 @@ impl Store for FileStore {
             }
         }
         if let Some(ca) = &contents.ca {
-            let certificates = self.folder.join("certs");
-            files::private_dir(&certificates)?;
-            files::write(&certificates.join("ca.key"), ca.key.as_bytes())?;
-            files::write(&certificates.join("ca.crt"), ca.certificate.as_bytes())?;
+            write_ca(&self.folder, ca)?;
         }
         Ok(())
     }
@@ -188,12 +187,25 @@ pub fn read_folder(folder: &Path) -> Result<StoreContents> {
 }
 
 fn contents(folder: &Path, registry: &Registry) -> Result<StoreContents> {
-    let certificates = folder.join("certs");
-    let key = files::read_text(&certificates.join("ca.key"))?;
-    let certificate = files::read_text(&certificates.join("ca.crt"))?;
-    let code_key_id = CodeKey::load_or_make(folder, None)?.id();
-    let ca = key.zip(certificate).map(|(key, certificate)| CaPem { key, certificate, code_key_id });
+    let ca = load_ca(folder, CodeKey::load_or_make(folder, None)?.id())?;
     Ok(StoreContents { records: registry.records().collect(), ca })
+}
+
+pub fn load_ca(folder: &Path, code_key_id: String) -> Result<Option<CaPem>> {
+    let path = folder.join(CA_FILE);
+    let Some(stored) = files::read(&path)? else { return Ok(None) };
+    let ca: CaPem = serde_json::from_slice(&stored).map_err(|error| {
+        Error::new(format!("{} is damaged", path.display())).because(error).hint(
+            "Restore it from a backup. Without it every client needs a new key: move the certs folder away and start again",
+        )
+    })?;
+    Ok(Some(CaPem { code_key_id, ..ca }))
+}
+
+pub fn write_ca(folder: &Path, ca: &CaPem) -> Result<()> {
+    let path = folder.join(CA_FILE);
+    files::private_dir(path.parent().unwrap_or(folder))?;
+    files::write(&path, &serde_json::to_vec(ca).or_say(|| "Cannot write the CA")?)
 }
 
 /// How much of the two files was read, in bytes.

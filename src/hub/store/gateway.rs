@@ -254,7 +254,7 @@ impl GatewayShared {
         let connected = connector.connect_plain(&endpoint.at, deadline);
         let (mut connection, cut) = connected.map_err(|error| unanswered(endpoint, error))?;
         if endpoint.tls {
-            let secured = tls::client(&connector.tls, &endpoint.at.host, connection, deadline);
+            let secured = tls::client(&connector.tls.config, &endpoint.at.host, connection, deadline);
             connection = secured.map_err(|error| unanswered(endpoint, error))?.into_duplex();
         }
         Ok(ClientConnection::new(connection, cut))

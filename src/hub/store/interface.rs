@@ -6,6 +6,7 @@ use serde::Serialize;
 use crate::error::Result;
 use crate::model::hub_records::Change;
 use crate::model::hub_records::Record;
+use crate::model::time::Time;
 
 pub trait Store: Send {
     /// Everything that lasts, as it moves to another store.
@@ -39,6 +40,7 @@ pub struct StoreContents {
     pub ca: Option<CaPem>,
 }
 
+/// The hub's CA as every store keeps it, whole and in one place: a rotation has happened or it has not.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CaPem {
@@ -46,6 +48,16 @@ pub struct CaPem {
     pub certificate: String,
     /// Which code key the share codes are hashed under. The key itself is in no store.
     pub code_key_id: String,
+    pub replaced: Option<ReplacedRoot>,
+}
+
+/// The root before, and what it has signed: the key of the one that replaced it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplacedRoot {
+    pub certificate: String,
+    pub cross_signed: String,
+    pub until: Time,
 }
 
 impl StoreContents {

@@ -23,12 +23,16 @@ use etcd::EtcdStore;
 use file::FileStore;
 
 pub use etcd::load_or_put_ca;
+pub use etcd::replace_ca;
+pub use file::load_ca;
+pub use file::write_ca;
 pub use gateway::EtcdConfig;
 pub use gateway::EtcdEndpoint;
 pub use gateway::Gateway;
 pub use gateway::number;
 pub use interface::CaPem;
 pub use interface::CommitOutcome;
+pub use interface::ReplacedRoot;
 pub use interface::Store;
 pub use interface::StoreContents;
 pub use replica::Replica;

@@ -122,9 +122,18 @@ impl AgentInner {
         let cut = self.stop.on_stop(move || {
             let _ = socket.shutdown(Shutdown::Read);
         });
+        let mut new_root = None;
         while cut.is_some() && !self.stop.is_stopped() {
             match channel.next::<ToAgent>() {
-                Ok(message) => self.handle_message(message, &outgoing, at),
+                Ok(message) => {
+                    if let ToAgent::NewRoot { pin } = message {
+                        new_root = Some(pin);
+                    } else {
+                        self.handle_message(message, &outgoing, at);
+                    }
+                    // If it cannot be seen now, the next message brings another try: the channel itself is good.
+                    new_root = new_root.filter(|pin| !self.has_followed(pin, at));
+                }
                 Err(_) if self.stop.is_stopped() => break,
                 Err(error) => return Err(connection_lost(error)),
             }
@@ -140,7 +149,7 @@ impl AgentInner {
 
     fn handle_message(self: &Arc<Self>, message: ToAgent, outgoing: &ChannelSender, at: &HubUrl) {
         match message {
-            ToAgent::Welcome | ToAgent::Full | ToAgent::Unknown => {}
+            ToAgent::Welcome | ToAgent::Full | ToAgent::NewRoot { .. } | ToAgent::Unknown => {}
             ToAgent::Audit(audit) => self.witness(audit, at),
             ToAgent::Exposed { name, service, tunnel_port } => {
                 self.service_exposed(name, service, tunnel_port);
@@ -157,6 +166,15 @@ impl AgentInner {
                     outgoing.send(&ToHub::Decline { session: offer.session, reason });
                 }
             }
+        }
+    }
+
+    /// Looks at the hub's new root in another handshake. False if a later one may still show it.
+    fn has_followed(&self, root: &str, at: &HubUrl) -> bool {
+        match self.hub.with_timeout(RECONNECT_TIMEOUT).check_identity(at) {
+            // Another hub of the fleet may answer at this address, which does not have it yet.
+            Ok(()) => self.hub.pin().is_none_or(|known| known.to_string() == root),
+            Err(error) => !error.may_pass(),
         }
     }
 

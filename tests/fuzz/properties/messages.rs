@@ -11,10 +11,10 @@ use crate::http::message::ErrorBody;
 use crate::http::message::Request;
 use crate::wire::api::AskSession;
 use crate::wire::api::SessionGrant;
-use crate::wire::api::SharePreview;
 use crate::wire::control::RELAY_UPGRADE;
 use crate::wire::control::ToAgent;
 use crate::wire::control::ToHub;
+use crate::wire::share_api::SharePreview;
 
 /// A line that is a message says the same when it is written again; half a line is none.
 pub fn control(line: &[u8], cuts: Cuts) {
