@@ -323,6 +323,7 @@ fn nginx((sink, echo): (u16, u16)) -> Option<Contender> {
     let settings = format!(
         "load_module {module};\ndaemon off;\nworker_processes 2;\npid {at}/pid;\nerror_log {at}/log;\n\
          events {{ worker_connections 4000; }}\nstream {{\n\
+         proxy_half_close on;\n\
          server {{ listen 127.0.0.1:{sink_at}; proxy_pass 127.0.0.1:{sink}; }}\n\
          server {{ listen 127.0.0.1:{echo_at}; proxy_pass 127.0.0.1:{echo}; }}\n}}\n"
     );
