@@ -31,6 +31,10 @@ use serde_json::Value;
 /// A hub with so many tunnel ports, which were free a moment ago. Another test may take one meanwhile; then
 /// the hub passes over it, so there are some more than are used.
 fn hub_with_ports(count: u16) -> (Hub, std::ops::RangeInclusive<u16>) {
+    hub_with_ports_and(&[], count)
+}
+
+fn hub_with_ports_and(options: &[&str], count: u16) -> (Hub, std::ops::RangeInclusive<u16>) {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // Below the ports that systems give out by themselves.
     let first = loop {
@@ -42,7 +46,7 @@ fn hub_with_ports(count: u16) -> (Hub, std::ops::RangeInclusive<u16>) {
         }
     };
     let range = format!("{first}-{}", first + count - 1);
-    (Hub::start_with(&["--tunnel-ports", &range]), first..=first + count - 1)
+    (Hub::start_with(&[&["--tunnel-ports", &range], options].concat()), first..=first + count - 1)
 }
 
 fn listed(home: &Home) -> Value {
@@ -85,6 +89,14 @@ fn a_port_is_allocated_listed_used_released_and_the_same_after_a_return() {
     assert_eq!(exposed.interrupt().0.code(), Some(0));
     eventually("the port of a service that went is closed", PATIENCE, is_closed);
     assert!(TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok());
+}
+
+#[test]
+fn a_hub_that_listens_on_one_address_alone_has_tunnel_ports_too() {
+    let (hub, _) = hub_with_ports_and(&["--listen", "127.0.0.2:0"], 4);
+    let owner = hub.machine("member");
+    let _exposed = expose(&owner, "service", service(echo));
+    assert!(echoes(tunnel_port(&owner, "service").unwrap(), &noise(1, 50_000)));
 }
 
 #[test]

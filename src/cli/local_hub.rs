@@ -24,6 +24,7 @@ use crate::hub::Core;
 use crate::model::fingerprint::Pin;
 use crate::model::hub_trust::HubTrust;
 use crate::net::address::HubUrl;
+use crate::net::connect::reached_locally;
 use crate::net::http_client;
 use crate::os::files;
 use crate::wire::api::NEXT_PAGE_FIELD;
@@ -156,13 +157,8 @@ pub fn running(call: &Call) -> Result<Option<(Hub, Pin)>> {
     let (Some(pin), Ok(address)) = (Pin::parse(&note.pin), note.address.parse::<SocketAddr>()) else {
         return Ok(None);
     };
-    // A hub that listens on every address is reached over the loopback.
-    let address = match address.ip() {
-        ip if ip.is_unspecified() && ip.is_ipv6() => format!("[::1]:{}", address.port()),
-        ip if ip.is_unspecified() => format!("127.0.0.1:{}", address.port()),
-        _ => address.to_string(),
-    };
     // The token in the note is the hub's own, and the pin keeps it from reaching anybody else.
-    let hub = Hub::new(vec![HubUrl::parse(&address)?], &HubTrust::Pin(pin), Some(note.token), &call.stop)?;
+    let url = HubUrl::parse(&reached_locally(address).to_string())?;
+    let hub = Hub::new(vec![url], &HubTrust::Pin(pin), Some(note.token), &call.stop)?;
     Ok(hub.whoami().is_ok().then_some((hub, pin)))
 }

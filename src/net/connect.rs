@@ -44,6 +44,17 @@ pub fn loopbacks(port: u16) -> [SocketAddr; 2] {
     [SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))]
 }
 
+/// Where the machine itself reaches a listener. One for all addresses is reached over the loopback.
+pub fn reached_locally(mut listener: SocketAddr) -> SocketAddr {
+    if listener.ip().is_unspecified() {
+        listener.set_ip(match listener {
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    listener
+}
+
 /// Connects to the first of these addresses that accepts. If none does, the error is that of the first.
 pub fn dial_first(addresses: &[SocketAddr], deadline: Instant, stop: &Stop) -> io::Result<Arc<TcpStream>> {
     let (mut first_error, began) = (None, Instant::now());

@@ -17,6 +17,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::connect::is_timeout;
+use super::connect::reached_locally;
 use super::stop::Registration;
 use super::stop::Stop;
 use super::threads::ThreadGroup;
@@ -158,14 +159,7 @@ impl Drop for Server {
 
 impl ServerShared {
     fn wake(&self) {
-        let mut address = self.address;
-        if address.ip().is_unspecified() {
-            address.set_ip(match address {
-                SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
-                SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
-            });
-        }
-        let _ = TcpStream::connect_timeout(&address, Duration::from_millis(100));
+        let _ = TcpStream::connect_timeout(&reached_locally(self.address), Duration::from_millis(100));
     }
 
     fn spawn(shared: &Arc<Self>) -> Result<()> {

@@ -309,7 +309,10 @@ impl Hub {
 
     pub fn start_with(options: &[&str]) -> Self {
         let home = Home::new();
-        let mut args = vec!["hub", "--json", "--listen", "127.0.0.1:0"];
+        let mut args = vec!["hub", "--json"];
+        if !options.contains(&"--listen") {
+            args.extend(["--listen", "127.0.0.1:0"]);
+        }
         args.extend_from_slice(options);
         let command = home.hub(&args);
         Self::start_by(home, command, options)

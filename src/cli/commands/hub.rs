@@ -3,6 +3,7 @@
 //! The hub and the tunnels do not know each other. This file gives the hub what opens its tunnel ports.
 
 use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -34,6 +35,7 @@ use crate::model::address_block::AddressBlock;
 use crate::model::host_port::HostPort;
 use crate::model::hub_trust::HubTrust;
 use crate::net::address::HubUrl;
+use crate::net::connect::reached_locally;
 use crate::net::serve::BoundPort;
 use crate::os::detach;
 use crate::os::files;
@@ -79,7 +81,7 @@ pub fn run(call: &Call) -> CommandResult {
     let listener = passed_socket::listen(&host, port).map_err(|error| cannot_listen(listen, port, error))?;
     let address = listener.local_addr().or_say(|| "Cannot tell the listening address")?;
     if has_tunnel_ports {
-        core.tunnel_ports.set_opener(tunnel_opener(call, &core, address.port())?);
+        core.tunnel_ports.set_opener(tunnel_opener(call, &core, address)?);
     }
     if let Some(note) = &core.note {
         call.say.warn(note);
@@ -201,9 +203,9 @@ fn shown_host(ip: IpAddr) -> String {
 }
 
 /// A tunnel port is a tunnel like any joiner's; the joiner is the hub's own machine.
-fn tunnel_opener(call: &Call, core: &Arc<Core>, port: u16) -> Result<TunnelOpener> {
+fn tunnel_opener(call: &Call, core: &Arc<Core>, listening: SocketAddr) -> Result<TunnelOpener> {
     let identity = identity::load_or_make_in(&core.settings.data)?;
-    let url = HubUrl { host: "127.0.0.1".to_owned(), port };
+    let url = HubUrl::parse(&reached_locally(listening).to_string())?;
     let trust = HubTrust::Pin(core.ca.pin());
     let hub = Hub::new(vec![url], &trust, Some(core.local_token.clone()), &call.stop)?;
     let ca = Arc::clone(&core.ca);
