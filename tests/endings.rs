@@ -97,6 +97,17 @@ fn each_signal_ends_reach_with_its_connections_and_its_route() {
 }
 
 #[test]
+fn signals_that_come_together_are_one() {
+    let mut tunnel = Tunnelled::to(service(echo));
+    for _ in 0..50 {
+        tunnel.reached.signal(Signal::SIGTERM);
+        std::thread::yield_now();
+    }
+    assert_eq!(tunnel.reached.wait().code(), Some(0));
+    assert!(routes(&tunnel.user).is_empty());
+}
+
+#[test]
 fn each_signal_ends_expose_with_its_connections() {
     for signal in SIGNALS {
         let mut tunnel = Tunnelled::to(service(moody));

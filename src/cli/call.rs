@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use std::process;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
+use std::sync::OnceLock;
+use std::time::Duration;
+use std::time::Instant;
 
 use super::args::Args;
 use super::saved_login;
@@ -245,12 +246,15 @@ pub fn variable(name: &str) -> Option<String> {
     value.map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
 }
 
+/// Coreutils' `timeout` signals its child, and then the group that the child is in.
+const ONE_SIGNAL: Duration = Duration::from_millis(100);
+
 /// The first signal ends everything in order, the second one at once.
 fn first_then_second(stop: &Stop) -> impl Fn() + Send + 'static {
     let stop = stop.clone();
-    let is_second = AtomicBool::new(false);
+    let first = OnceLock::new();
     move || {
-        if is_second.swap(true, Ordering::SeqCst) {
+        if first.get_or_init(Instant::now).elapsed() > ONE_SIGNAL {
             process::exit(130);
         }
         stop.stop();
