@@ -150,6 +150,26 @@ fn after_a_restart_of_the_hub_a_port_leads_to_no_other_service() {
 }
 
 #[test]
+fn a_hub_that_moves_to_another_folder_takes_its_ports_along() {
+    let (mut hub, _) = hub_with_ports(4);
+    let owner = hub.machine("member");
+    let mut first = expose(&owner, "first", service(echo));
+    let second = expose(&owner, "second", service(echo));
+    let port = tunnel_port(&owner, "second").unwrap();
+    hub.running.kill();
+    first.kill();
+    second.wait_event("lost");
+    let moved = format!("file={}", hub.home.file("moved").display());
+    hub.home.run(&["hub", "migrate", "--from", "file", "--to", &moved]).ok();
+    std::fs::rename(hub.home.file("hub"), hub.home.file("old")).unwrap();
+    std::fs::rename(hub.home.file("moved"), hub.home.file("hub")).unwrap();
+    hub.restart();
+    second.wait_event("back");
+    eventually("the port is back", Duration::from_secs(5), || tunnel_port(&owner, "second").is_some());
+    assert_eq!(tunnel_port(&owner, "second"), Some(port));
+}
+
+#[test]
 fn it_listens_on_loopback_only() {
     let (hub, _) = hub_with_ports(4);
     let owner = hub.machine("member");

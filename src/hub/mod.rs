@@ -53,11 +53,10 @@ mod share_join;
 mod shares;
 mod status;
 pub mod store;
-mod tunnel_ports;
+pub mod tunnel_ports;
 mod unauthenticated;
 
 pub use core::Core;
 pub use core::HubSettings;
 pub use endpoints::answer_locally;
 pub use running_hub::start;
-pub use tunnel_ports::TunnelOpener;

@@ -16,6 +16,8 @@ use crate::os::lock::locked;
 /// name the tunnel's. Dropping the returned value closes the tunnel.
 pub type TunnelOpener = Box<dyn Fn(&str, u16) -> Result<Box<dyn Send>> + Send + Sync>;
 
+pub const TUNNEL_PORTS_FILE: &str = "tunnel-ports.json";
+
 #[derive(Default)]
 pub struct TunnelPorts {
     range: Option<RangeInclusive<u16>>,
@@ -35,7 +37,7 @@ struct PortTunnel {
 
 impl TunnelPorts {
     pub fn new(range: Option<RangeInclusive<u16>>, data: &Path) -> Self {
-        let file = data.join("tunnel-ports.json");
+        let file = data.join(TUNNEL_PORTS_FILE);
         let kept = files::read(&file).ok().flatten();
         let kept: Option<BTreeMap<u16, String>> = kept.and_then(|kept| serde_json::from_slice(&kept).ok());
         let is_ours = |port: &u16| range.as_ref().is_some_and(|range| range.contains(port));
@@ -60,8 +62,7 @@ impl TunnelPorts {
     }
 
     /// Opens the service's port: the one it had before, else the first free one, else one that is reserved for a service
-    /// that is offline. The lock is not held while the tunnel
-    /// opens.
+    /// that is offline. The lock is not held while the tunnel opens.
     pub fn open(&self, service: &str) -> Option<u16> {
         let (range, opener) = (self.range.clone()?, self.opener.get()?);
         let (before, taken, reserved) = {

@@ -14,7 +14,9 @@ use crate::error::Result;
 use crate::hub::code_key::CodeKey;
 use crate::hub::store::StoreLocation;
 use crate::hub::store::open_unused;
+use crate::hub::tunnel_ports::TUNNEL_PORTS_FILE;
 use crate::model::text::counted;
+use crate::os::files;
 
 pub fn run(call: &Call) -> CommandResult {
     let (from, from_name) = location(call, "from")?;
@@ -32,7 +34,15 @@ pub fn run(call: &Call) -> CommandResult {
             .hint("Look at it first. To drop what it holds, add --replace"));
     }
     if let (StoreLocation::Folder(folder), Some(ca)) = (&to, &mut contents.ca) {
-        ca.code_key_id = move_code_key(call, &from, folder, &ca.code_key_id)?;
+        let before = match &from {
+            StoreLocation::Folder(folder) => folder.clone(),
+            StoreLocation::Etcd(_) => data_folder(call)?,
+        };
+        ca.code_key_id = move_code_key(call, &before, folder, &ca.code_key_id)?;
+        // The tunnel ports are this machine's, so they are in no store.
+        if let Some(ports) = files::read(&before.join(TUNNEL_PORTS_FILE))? {
+            files::write(&folder.join(TUNNEL_PORTS_FILE), &ports)?;
+        }
     }
     let copying = format!("  Copying {} to {to_name}", counted(contents.records.len(), "record"));
     call.say.during(&copying, || destination.replace(&contents))?;
@@ -64,12 +74,8 @@ pub fn run(call: &Call) -> CommandResult {
 
 /// The key that the share codes are hashed under is in no store. Copies it to the hub's new folder and returns its ID; if it
 /// cannot be found, the hub gets a new one, and the old codes are lost.
-fn move_code_key(call: &Call, from: &StoreLocation, to: &Path, id: &str) -> Result<String> {
-    let folder = match from {
-        StoreLocation::Folder(folder) => folder.clone(),
-        StoreLocation::Etcd(_) => data_folder(call)?,
-    };
-    let key = CodeKey::load_or_make(&folder, call.args.value("code-key-file").map(Path::new))?;
+fn move_code_key(call: &Call, from: &Path, to: &Path, id: &str) -> Result<String> {
+    let key = CodeKey::load_or_make(from, call.args.value("code-key-file").map(Path::new))?;
     if key.id() != id {
         call.say.warn("The fleet's code.key was not found, so no share code will work any more");
         call.say.warn("To keep them, name the file of one of its hubs: --replace --code-key-file FILE");
