@@ -379,6 +379,7 @@ fn entries_by_hand_need_name_and_port_only_and_a_bad_one_affects_only_itself() {
     let mut other = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
     let text = format!(
         "\u{feff}[{{\"serviceName\":\"api\",\"localPort\":{port}}},{{\"serviceName\":\"bad\"}},\
+         {{\"serviceName\":\"No Label\",\"localPort\":{port}}},\
          {{\"serviceName\":\"tool\",\"localPort\":{port},\"pid\":{},\"its\":\"own\"}},\
          {{\"serviceName\":\"dead\",\"localPort\":{port},\"pid\":4194999}}]",
         other.id()
@@ -388,6 +389,7 @@ fn entries_by_hand_need_name_and_port_only_and_a_bad_one_affects_only_itself() {
     assert!(proxy.get("api", "/").ends_with("ok") && proxy.get("tool", "/").ends_with("ok"));
     let fault = proxy.running.wait_err(|line| line.contains("is left out"));
     assert!(fault.contains("Entry 2 of") && fault.contains("has no localPort"), "{fault}");
+    proxy.running.wait_err(|line| line.contains("Entry 3 of") && line.contains("has a serviceName that"));
     // Whoever writes next removes only what is dead.
     proxy.home.run(&["doctor", "--fix"]);
     let left = std::fs::read_to_string(proxy.home.file("active-routes.json")).unwrap();

@@ -3,7 +3,6 @@
 use super::background;
 use super::background::ChildOutput;
 use super::call::Call;
-use super::call::CommandResult;
 use crate::os::detach::BackgroundStart;
 use crate::state::proxy;
 
@@ -18,20 +17,16 @@ pub fn say_address(call: &Call, name: &str, is_web: bool) {
         url.iter().for_each(|url| call.say.line(&format!("  {url}")));
         return;
     }
-    let is_started = start(call).is_ok_and(|code| code == 0);
+    let arguments = background::arguments(call, &["proxy", "start", "--quiet"]);
+    let order = BackgroundStart { arguments, secret: None, log: &call.home.file(proxy::PROXY_LOG) };
+    let is_started = background::start(call, &order, ChildOutput::Dropped).is_ok_and(|code| code == 0);
     match proxy::running(&call.home).filter(|_| is_started) {
         Some(proxy) => {
-            let url = if is_web { proxy.url_of(name) } else { "Web services by name".to_owned() };
+            let url = proxy.url_of(name);
             call.say.line(&format!("  {url} (proxy auto-started on port {})", proxy.port));
             call.say.line("  Stop the proxy: connect proxy stop");
         }
         None if is_web => call.say.line("  To reach it by name, start the proxy: connect proxy start"),
         None => {}
     }
-}
-
-fn start(call: &Call) -> CommandResult {
-    let arguments = background::arguments(call, &["proxy", "start", "--quiet"]);
-    let log = call.home.file(proxy::PROXY_LOG);
-    background::start(call, &BackgroundStart { arguments, secret: None, log: &log }, ChildOutput::Dropped)
 }

@@ -110,9 +110,8 @@ impl Certificates {
         let chain =
             chain.ok().filter(|chain| !chain.is_empty()).ok_or_else(|| no_pem(certificate, "certificate"))?;
         let secret = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|_| no_pem(key, "private key"))?;
-        let certified = CertifiedKey::from_der(chain, secret, &provider()).map_err(|error| {
+        let certified = CertifiedKey::from_der(chain, secret, &provider()).map_err(|_| {
             Error::new(format!("{} and {} do not belong together", certificate.display(), key.display()))
-                .because(error)
                 .hint("Give the key that the certificate was made for")
         })?;
         Ok(Self { config: config_with(Arc::new(SingleCertAndKey::from(certified)))?, own: None })

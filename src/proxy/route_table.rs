@@ -13,7 +13,6 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use crate::error::Result;
-use crate::http::host::is_label;
 use crate::model::route::Route;
 use crate::model::service::Protocol;
 use crate::model::time::Time;
@@ -117,8 +116,7 @@ impl Routes {
         // with one name, the one that is online wins.
         let mut services: Vec<_> = hub.iter().collect();
         services.sort_by_key(|service| service.status == Status::Online);
-        let reachable = local.iter().filter(|route| is_label(&route.service_name) && route.local_port != 0);
-        let all = services.into_iter().map(ProxyRoute::from_hub).chain(reachable.map(ProxyRoute::local));
+        let all = services.into_iter().map(ProxyRoute::from_hub).chain(local.iter().map(ProxyRoute::local));
         Self(all.map(|route| (route.name.clone(), Arc::new(route))).collect())
     }
 
@@ -324,15 +322,5 @@ mod tests {
         for services in [[up.clone(), down.clone()], [down, up]] {
             assert_eq!(Routes::new(&[], &services).find("api").unwrap().port, 1);
         }
-    }
-
-    #[test]
-    fn names_that_no_host_can_spell_are_left_out() {
-        let long = "a".repeat(64);
-        let routes = Routes::new(
-            &[local("a.b", 1), local("", 1), local("<b>", 1), local(&long, 1), local("ok", 0)],
-            &[],
-        );
-        assert_eq!(routes, Routes::default());
     }
 }

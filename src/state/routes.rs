@@ -11,6 +11,7 @@ use super::home::Home;
 use super::runs;
 use crate::error::Error;
 use crate::error::Result;
+use crate::http::host::is_label;
 use crate::model::route;
 use crate::model::route::Route;
 use crate::model::service::Protocol;
@@ -65,15 +66,19 @@ fn is_dead(home: &Home, entry: &Value) -> bool {
 
 fn rewrite(home: &Home, change: impl FnOnce(&mut Vec<Value>)) -> Result<()> {
     let _lock = home.lock()?;
-    // A damaged file is replaced: the processes write their routes again.
-    let mut entries = read_own(home).ok().flatten().unwrap_or_default();
+    let found = read_own(home);
+    // A damaged file is replaced, since the processes write their routes again; what somebody wrote is kept aside.
+    if matches!(found, Ok(None)) {
+        let _ = fs::rename(home.file(ROUTES_FILE), home.file("active-routes.json.damaged"));
+    }
+    let mut entries = found.ok().flatten().unwrap_or_default();
     entries.retain(|entry| !is_dead(home, entry));
     change(&mut entries);
     home.write(ROUTES_FILE, &entries)
 }
 
 fn read_own(home: &Home) -> Result<Option<Vec<Value>>> {
-    Ok(files::read_text(&home.file(ROUTES_FILE))?.and_then(|text| route::entries(&text)))
+    Ok(route::entries(&files::read_text(&home.file(ROUTES_FILE))?.unwrap_or_default()))
 }
 
 /// The routes in all files, ours first, and what is wrong with the entries that are left out.
@@ -109,7 +114,12 @@ impl ListedRoutes {
             if route::process_of(entry).is_some_and(|pid| runs::is_known_dead(home, pid)) {
                 continue;
             }
-            match Route::read(entry) {
+            let usable = Route::read(entry).and_then(|route| {
+                is_label(&route.service_name)
+                    .then_some(route)
+                    .ok_or("has a serviceName that no address can have")
+            });
+            match usable {
                 Ok(route) => {
                     let is_it = |own: &Route| own.service_name.eq_ignore_ascii_case(&route.service_name);
                     if !self.routes[..before].iter().any(is_it) {
@@ -117,11 +127,8 @@ impl ListedRoutes {
                     }
                 }
                 Err(fault) => {
-                    self.faults.push(format!(
-                        "Entry {} of {} {fault}; it is left out",
-                        index + 1,
-                        path.display()
-                    ));
+                    let entry = format!("Entry {} of {}", index + 1, path.display());
+                    self.faults.push(format!("{entry} {fault}; it is left out"));
                 }
             }
         }
