@@ -205,6 +205,18 @@ fn what_was_killed_is_not_believed_alive() {
     let said = team.user.run(&["stop", "abc123"]);
     assert_eq!(said.err, "[x] Nothing called abc123 is running\n  See what runs: connect status");
     assert_eq!(said.code, Some(1));
+    // What it exposed is still at the hub.
+    let (_, pid) =
+        detached(team.owner.connect(&["expose", "gone", &ports.at(0).to_string(), "-d", "--json"]));
+    kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
+    eventually("it is not listed", PATIENCE, || !kinds(&team.owner).contains(&"expose".to_owned()));
+    let is_offline = || team.owner.run(&["services"]).ok().out.contains("offline");
+    eventually("the hub lists it as offline", PATIENCE, is_offline);
+    let cleared = team.owner.run(&["stop", "gone"]).ok().out;
+    assert_eq!(
+        cleared,
+        "[ok] Cleared expose gone\n  The hub still lists it; if it is gone for good: connect services remove gone"
+    );
     // Another process that has its number meanwhile is left alone, whatever the folder says.
     let mut other = Command::new("sleep").arg("60").spawn().unwrap();
     let entry = format!(

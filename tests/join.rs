@@ -103,6 +103,12 @@ fn what_expires_says_when_and_a_number_needs_its_unit() {
         made.out.contains("  It expires in 35 hours 59 minutes, at 20")
             || made.out.contains("in 36 hours, at 20")
     );
+    let key = made.out.split_whitespace().find(|word| word.starts_with("pc_")).unwrap();
+    let home = common::Home::new();
+    let up = home.run(&["up", "--hub", &team.hub.url, "--api-key", key]).ok().out;
+    assert!(up.contains("  The key expires in 3"), "{up}");
+    let whoami = home.run(&["whoami", "--json"]).ok().json();
+    assert!(whoami["expiresAt"].as_str().unwrap().starts_with("20"), "{whoami}");
     for said in [
         team.owner.run(&["share", &target, "--expires", "90"]),
         team.hub.home.run(&["hub", "key", "create", "--expires", "90"]),
@@ -333,6 +339,34 @@ fn each_share_has_a_postgres_of_its_own_beside_the_workspaces() {
     assert_eq!(first.running.finish().code, Some(1));
     second.interrupt();
     common::eventually("the other's is gone", common::PATIENCE, || shares(&services()) == ["null"]);
+}
+
+#[test]
+fn what_a_crashed_share_left_is_removed_as_the_refusals_say() {
+    let team = Team::new();
+    let mut shared = team.share(&[&saying("first"), "--name", "ann-env"]);
+    shared.running.kill();
+    common::eventually("it is offline", common::PATIENCE, || listed(&team) == ["postgres offline"]);
+    for args in [&["services", "remove", "postgres"][..], &["stop", "postgres"]] {
+        let said = team.owner.run(args);
+        let hint = format!("connect share revoke {}", shared.id);
+        assert!(said.code == Some(1) && said.err.ends_with(&hint), "{said:#?}");
+        // It is not this one's to revoke.
+        assert!(!team.user.run(args).err.contains("revoke"));
+    }
+    team.owner.run(&["share", "revoke", &shared.id]).ok();
+    assert!(listed(&team).is_empty());
+}
+
+#[test]
+fn a_damaged_list_of_routes_is_kept_aside() {
+    let (team, ports) = (Team::new(), Ports::claim());
+    ports.echo(0);
+    let _shared = team.share(&[&ports.target("db", 0), "--code", "abc123"]);
+    let by_hand = "[{\"serviceName\":\"mine\",\"localPort\":8080},]";
+    std::fs::write(team.user.file("active-routes.json"), by_hand).unwrap();
+    let _joined = team.join(&["abc123"]);
+    assert_eq!(std::fs::read_to_string(team.user.file("active-routes.json.damaged")).unwrap(), by_hand);
 }
 
 #[test]

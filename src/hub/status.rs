@@ -139,6 +139,7 @@ pub fn whoami(core: &Core, call: &ApiCall<'_>) -> Result<Reply, Refusal> {
         enrolled_by: key.and_then(|key| key.enrolled_by.clone()),
         label: call.principal.label().into(),
         role: key.map(|key| key.role),
+        expires_at: key.and_then(|key| key.expires_at),
         workspace: call.workspace().into(),
         hubs: registry.hub_urls(),
         next_key,

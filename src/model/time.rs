@@ -34,7 +34,7 @@ impl Time {
         Duration::from_secs(self.0.saturating_sub(earlier.0))
     }
 
-    /// `in 3 h`, `2 days ago`: to the nearest unit.
+    /// `in 3 h`, `2 days ago`: what is left is rounded down, what is past to the nearest unit.
     pub fn relative(self, now: Self) -> String {
         let seconds = self.0.abs_diff(now.0);
         let (unit, name) = match seconds {
@@ -43,7 +43,8 @@ impl Time {
             3600..172_800 => (3600, "h"),
             _ => (SECONDS_PER_DAY, "days"),
         };
-        let count = (seconds + unit / 2) / unit;
+        let added = if self > now { A_MOMENT.min(unit - 1) } else { unit / 2 };
+        let count = (seconds + added) / unit;
         if self > now { format!("in {count} {name}") } else { format!("{count} {name} ago") }
     }
 
@@ -95,16 +96,19 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     number.checked_mul(seconds).map(Duration::from_secs)
 }
 
-/// The duration in two units: `22 hours`, `1 hour 30 minutes`. The last unit counts as whole while it lasts, so that a
-/// share of 90 minutes has `1 hour 30 minutes` when a teammate reads it a moment later.
+/// So that a share of 90 minutes has `1 hour 30 minutes` when a teammate reads it seconds later.
+const A_MOMENT: u64 = 10;
+
+/// The duration in two units, rounded down: `22 hours`, `1 hour 30 minutes`.
 pub fn in_words(duration: Duration) -> String {
     let seconds = duration.as_secs();
+    let seconds = if seconds < 3600 { seconds } else { seconds + A_MOMENT };
     let (large, small) = match seconds {
         172_800.. => ((SECONDS_PER_DAY, "day"), (3600, "hour")),
         3600.. => ((3600, "hour"), (60, "minute")),
         _ => ((60, "minute"), (1, "second")),
     };
-    let seconds = seconds.next_multiple_of(small.0);
+    let seconds = seconds - seconds % small.0;
     let counted = |seconds: u64, (unit, name): (u64, &str)| match seconds / unit {
         0 => String::new(),
         1 => format!("1 {name}"),
@@ -121,9 +125,13 @@ mod tests {
     #[test]
     fn times_in_lists_are_near_or_far() {
         let now = Time::from_unix(1_000_000);
-        for (seconds, shown) in
-            [(5, "in 5 s"), (10_799, "in 3 h"), (86_399, "in 24 h"), (30 * 86_400, "in 30 days")]
-        {
+        for (seconds, shown) in [
+            (5, "in 5 s"),
+            (10_799, "in 3 h"),
+            (6000, "in 1 h"),
+            (86_399, "in 24 h"),
+            (30 * 86_400, "in 30 days"),
+        ] {
             assert_eq!(Time::from_unix(1_000_000 + seconds).relative(now), shown);
         }
         assert_eq!(Time::from_unix(1_000_000 - 172_900).relative(now), "2 days ago");
@@ -184,6 +192,8 @@ mod tests {
         assert_eq!(in_words(Duration::from_secs(22 * 3600 - 5)), "22 hours");
         assert_eq!(in_words(Duration::from_mins(22 * 60 - 1)), "21 hours 59 minutes");
         assert_eq!(in_words(Duration::from_mins(90)), "1 hour 30 minutes");
+        assert_eq!(in_words(Duration::from_secs(90 * 60 - 11)), "1 hour 29 minutes");
+        assert_eq!(in_words(Duration::from_secs(30 * SECONDS_PER_DAY - 60)), "29 days 23 hours");
         assert_eq!(in_words(Duration::from_secs(3599)), "59 minutes 59 seconds");
         assert_eq!(in_words(Duration::from_hours(24)), "24 hours");
         assert_eq!(in_words(Duration::from_secs(61)), "1 minute 1 second");

@@ -78,6 +78,7 @@ pub struct WhoAmI {
     #[serde(deserialize_with = "shown")]
     pub label: String,
     pub role: Option<Role>,
+    pub expires_at: Option<Time>,
     #[serde(flatten)]
     pub limits: KeyLimits,
     #[serde(default, skip_serializing_if = "Option::is_none")]

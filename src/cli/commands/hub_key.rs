@@ -53,6 +53,10 @@ pub fn rotate(call: &Call) -> CommandResult {
     let body = json!({ "overlapSeconds": overlap.map(|overlap| overlap.as_secs()) });
     let code = show(call, hub.call("POST", &format!("/v1/keys/{id}/rotate"), Some(&body))?, "Rotated")?;
     call.say.line("\n  Agents that are or come online take it over by themselves, other machines with: connect up --rotate");
+    let keys: Vec<KeyState> = hub.list("/v1/keys")?;
+    if let Some(rotation) = keys.into_iter().find(|key| key.info.id == id).and_then(|key| key.rotation) {
+        call.say.line(&format!("  The old secret is valid until {} at the latest", rotation.ends_at));
+    }
     call.say.line("  Who still uses the old secret: connect hub key list");
     Ok(code)
 }
@@ -62,8 +66,8 @@ fn show(call: &Call, made: Value, what: &str) -> CommandResult {
     let Ok(made) = serde_json::from_value::<NewKey>(made) else {
         return Err(Error::new("The hub's answer does not hold a key"));
     };
-    let (role, id) = (made.info.role.as_str(), &made.info.id);
-    call.say.line(&format!("[ok] {what} the {role} key {id}; it is shown only this once:\n"));
+    let role = made.info.role.as_str();
+    call.say.line(&format!("[ok] {what} the {role} key {}; it is shown only this once:\n", made.info.id));
     call.say.result(&format!("  {}", made.key));
     let limits = made.info.limits.in_words();
     if !limits.is_empty() {

@@ -9,6 +9,7 @@ use crate::api::Hub;
 use crate::cli::Call;
 use crate::cli::CommandResult;
 use crate::cli::args::name_of;
+use crate::cli::commands::status::removal;
 use crate::cli::say::columns;
 use crate::model::access::Role;
 use crate::model::host_port::is_loopback;
@@ -43,7 +44,10 @@ pub fn run(call: &Call) -> CommandResult {
 
 pub fn remove(call: &Call) -> CommandResult {
     let name = name_of(call.args.positional(0).unwrap_or_default())?;
-    call.hub()?.remove_service(name.as_str(), false)?;
+    call.hub()?.remove_service(name.as_str(), false).map_err(|error| match removal(call, name.as_str()) {
+        Some(command) if error.code() == "no-such-service" => error.hint(command),
+        _ => error,
+    })?;
     call.say.value(&json!({ "removed": name }));
     call.say.line(&format!("[ok] Removed {name}; its name is free"));
     Ok(0)

@@ -148,6 +148,10 @@ pub fn stop(call: &Call) -> CommandResult {
         background::end(call, &run.title(), run.pid)?;
         let did = if run.is_alive() { "Stopped" } else { "Cleared" };
         call.say.line(&format!("[ok] {did} {}", run.title()));
+        let left = run.names.first().filter(|_| !run.is_alive() && run.kind == "expose");
+        if let Some(command) = left.and_then(|name| removal(call, name)) {
+            call.say.line(&format!("  The hub still lists it; if it is gone for good: {command}"));
+        }
     }
     let stopped: Vec<_> =
         wanted.iter().map(|run| json!({ "kind": run.kind, "names": run.names, "pid": run.pid })).collect();
@@ -170,13 +174,24 @@ fn no_longer_kept(call: &Call, name: &str) -> Result<bool> {
     Ok(true)
 }
 
+/// The command that removes what a crash has left: a service that the hub lists as offline.
+pub fn removal(call: &Call, name: &str) -> Option<String> {
+    let agent = call.config().ok()?.agent_id.clone();
+    let is_left = |service: &ServiceInfo| {
+        let is_own = service.share.is_none() || Some(&service.agent_id) == agent.as_ref();
+        service.name.as_str() == name && service.status == Status::Offline && is_own
+    };
+    let listed = call.hub().and_then(|hub| hub.with_timeout(HUB_TIMEOUT).services()).ok()?;
+    Some(match listed.into_iter().find(is_left)?.share {
+        Some(share) => format!("connect share revoke {}", share.id),
+        None => format!("connect services remove {name}"),
+    })
+}
+
 fn not_running(call: &Call, name: &str, all: &[Run]) -> Error {
-    let is_named = |service: &ServiceInfo| service.name.as_str() == name && service.status == Status::Offline;
-    let listed =
-        call.hub().and_then(|hub| hub.with_timeout(HUB_TIMEOUT).workspace_services()).unwrap_or_default();
-    if listed.iter().any(is_named) {
+    if let Some(command) = removal(call, name) {
         return Error::new(format!("Nothing called {name} is running, but the hub lists it as offline"))
-            .hint(format!("If it is gone for good: connect services remove {name}"));
+            .hint(format!("If it is gone for good: {command}"));
     }
     let known = all.iter().flat_map(|run| run.names.iter().map(String::as_str));
     let hint = did_you_mean(name, known, "connect stop ", "See what runs: connect status");

@@ -27,6 +27,7 @@ use crate::model::access::Action;
 use crate::model::hub_trust::HubTrust;
 use crate::model::time::in_words;
 use crate::net::address::HubUrl;
+use crate::os::clock;
 use crate::os::secret;
 use crate::os::terminal;
 use crate::os::user;
@@ -136,6 +137,9 @@ fn log_in(call: &Call, urls: &[HubUrl]) -> CommandResult {
     call.say.result(&format!("[ok] Connected to {url} ({} ms)", latency.as_millis()));
     call.say.line(&format!("  Agent: {label} ({id})"));
     call.say.line(&format!("  Role:  {}", whoami.rights()));
+    if let Some(at) = whoami.expires_at {
+        call.say.line(&format!("  The key expires in {}, at {at}", in_words(at.since(clock::now()))));
+    }
     if let Some(before) = before {
         call.say.line(&format!("  Instead of {before}; that login is kept for: --hub {before}"));
     }

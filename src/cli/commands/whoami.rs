@@ -36,7 +36,7 @@ pub fn run(call: &Call) -> CommandResult {
     let online: Vec<String> = online.map(ServiceInfo::shown_name).collect();
     call.say.value(
         &json!({ "hub": hub.url.to_string(), "label": label, "agentId": id, "fingerprint": fingerprint,
-        "key": whoami.label, "keyId": whoami.id, "role": role, "limits": whoami.limits, "enrolledBy": whoami.enrolled_by, "workspace": whoami.workspace, "online": !online.is_empty(), "exposes": online }),
+        "key": whoami.label, "keyId": whoami.id, "role": role, "expiresAt": whoami.expires_at, "limits": whoami.limits, "enrolledBy": whoami.enrolled_by, "workspace": whoami.workspace, "online": !online.is_empty(), "exposes": online }),
     );
     call.say.result(&format!("Hub:         {}", hub.url));
     let (state, exposes) = match &online[..] {
