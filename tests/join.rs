@@ -104,7 +104,7 @@ fn what_expires_says_when_and_a_number_needs_its_unit() {
             || made.out.contains("in 36 hours, at 20")
     );
     let key = made.out.split_whitespace().find(|word| word.starts_with("pc_")).unwrap();
-    let home = common::Home::new();
+    let home = Home::new();
     let up = home.run(&["up", "--hub", &team.hub.url, "--api-key", key]).ok().out;
     assert!(up.contains("  The key expires in 3"), "{up}");
     let whoami = home.run(&["whoami", "--json"]).ok().json();

@@ -26,7 +26,6 @@ pub fn say_address(call: &Call, name: &str, is_web: bool) {
             call.say.line(&format!("  {url} (proxy auto-started on port {})", proxy.port));
             call.say.line("  Stop the proxy: connect proxy stop");
         }
-        None if is_web => call.say.line("  To reach it by name, start the proxy: connect proxy start"),
-        None => {}
+        None => call.say.line("  To reach it by name, start the proxy: connect proxy start"),
     }
 }

@@ -220,11 +220,8 @@ fn hub(call: &Call, invitation: &Invitation) -> Result<(Arc<Hub>, Identity)> {
 /// A link's secret is its only credential: when the share is gone, the hub does not know that key either. Any other key that
 /// the hub does not know is this machine's own.
 fn explain(error: Error, by_link: bool) -> Error {
-    match error.code() {
-        SHARE_NOT_FOUND_CODE => not_found(""),
-        BAD_KEY_CODE if by_link => not_found(""),
-        _ => error,
-    }
+    let is_unknown = error.code() == SHARE_NOT_FOUND_CODE || by_link && error.code() == BAD_KEY_CODE;
+    if is_unknown { not_found("") } else { error }
 }
 
 fn not_found(more: &str) -> Error {
