@@ -136,10 +136,7 @@ fn log_in(call: &Call, urls: &[HubUrl]) -> CommandResult {
         "workspace": whoami.workspace, "latencyMs": latency.as_millis() }));
     call.say.result(&format!("[ok] Connected to {url} ({} ms)", latency.as_millis()));
     call.say.line(&format!("  Agent: {label} ({id})"));
-    call.say.line(&format!("  Role:  {}", whoami.rights()));
-    if let Some(at) = whoami.expires_at {
-        call.say.line(&format!("  The key expires in {}, at {at}", in_words(at.since(clock::now()))));
-    }
+    say_rights(call, &whoami);
     if let Some(before) = before {
         call.say.line(&format!("  Instead of {before}; that login is kept for: --hub {before}"));
     }
@@ -162,6 +159,13 @@ fn keep_pin(call: &Call, config: &mut Config, hub: &Hub) -> Result<()> {
         say_new_root(&call.say, new, "Its pin is saved");
     }
     Ok(())
+}
+
+fn say_rights(call: &Call, whoami: &WhoAmI) {
+    call.say.line(&format!("  Role:  {}", whoami.rights()));
+    if let Some(at) = whoami.expires_at {
+        call.say.line(&format!("  The key expires in {}, at {at}", in_words(at.since(clock::now()))));
+    }
 }
 
 fn next_step(whoami: &WhoAmI) -> &'static str {
