@@ -10,8 +10,6 @@ pub const TOKEN_CHAR: u8 = 1;
 pub const TARGET_CHAR: u8 = 2;
 /// A character of a field's value or a reason phrase: HTAB, SP, visible ASCII, and every byte above ASCII.
 pub const VALUE_CHAR: u8 = 4;
-/// A character of a label in a host name. The DNS forbids the underscore, but developers use it.
-pub const LABEL_CHAR: u8 = 8;
 
 static CLASSES: [u8; 256] = classes();
 
@@ -31,9 +29,6 @@ const fn classes() -> [u8; 256] {
         }
         if it == b'\t' || it >= b' ' && it != 0x7f {
             table[byte] |= VALUE_CHAR;
-        }
-        if it.is_ascii_alphanumeric() || it == b'-' || it == b'_' {
-            table[byte] |= LABEL_CHAR;
         }
         byte += 1;
     }

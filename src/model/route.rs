@@ -9,6 +9,9 @@ use super::text::one_line;
 /// More routes than any machine has. A file with more is damaged or hostile.
 const ROUTES_LIMIT: usize = 4096;
 
+/// The longest part of a name in the DNS.
+const LABEL_LIMIT: usize = 63;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     pub service_name: String,
@@ -23,6 +26,9 @@ impl Route {
     /// Only name and port are required. The error says what is wrong with the entry.
     pub fn read(entry: &Value) -> Result<Self, &'static str> {
         let service_name = entry["serviceName"].as_str().ok_or("has no serviceName")?.to_owned();
+        if !is_label(&service_name) {
+            return Err("has a serviceName that no address can have");
+        }
         let port = entry["localPort"].as_u64().and_then(|port| u16::try_from(port).ok());
         let local_port = port.filter(|port| *port > 0).ok_or("has no localPort from 1 to 65535")?;
         let protocol = match &entry["protocol"] {
@@ -39,6 +45,12 @@ impl Route {
     pub fn protocol(&self) -> Protocol {
         self.protocol.unwrap_or_else(|| Protocol::usual_at(self.local_port))
     }
+}
+
+/// Whether it can be one part of a host name. The DNS forbids the underscore, but developers use it.
+pub fn is_label(text: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    (1..=LABEL_LIMIT).contains(&text.len()) && text.bytes().all(is_plain)
 }
 
 /// The process that an entry names, if it names one.

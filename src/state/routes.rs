@@ -11,7 +11,6 @@ use super::home::Home;
 use super::runs;
 use crate::error::Error;
 use crate::error::Result;
-use crate::http::host::is_label;
 use crate::model::route;
 use crate::model::route::Route;
 use crate::model::service::Protocol;
@@ -114,12 +113,7 @@ impl ListedRoutes {
             if route::process_of(entry).is_some_and(|pid| runs::is_known_dead(home, pid)) {
                 continue;
             }
-            let usable = Route::read(entry).and_then(|route| {
-                is_label(&route.service_name)
-                    .then_some(route)
-                    .ok_or("has a serviceName that no address can have")
-            });
-            match usable {
+            match Route::read(entry) {
                 Ok(route) => {
                     let is_it = |own: &Route| own.service_name.eq_ignore_ascii_case(&route.service_name);
                     if !self.routes[..before].iter().any(is_it) {
