@@ -12,6 +12,9 @@ mod http {
     pub mod head;
     pub mod host;
 }
+#[allow(dead_code)]
+#[path = "../src/model/mod.rs"]
+mod model;
 
 #[path = "fuzz/properties"]
 mod properties {
