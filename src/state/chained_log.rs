@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::fs;
 use std::fs::File;
 use std::io::Write;
+use std::iter;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -17,6 +18,7 @@ use std::sync::mpsc::Receiver;
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::mpsc::Sender;
 use std::sync::mpsc::SyncSender;
+use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -39,6 +41,9 @@ const CHAIN_QUEUE: u64 = 8192;
 const DISK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a failed write is retried, and how long a line may not be on the disk itself.
 const CHAIN_TICK: Duration = Duration::from_secs(1);
+/// Lines that come within this time of a write to a shared log are written together: each write locks the file and looks for
+/// lines of other processes, which costs more than the line.
+const SHARED_LOG_PAUSE: Duration = Duration::from_millis(20);
 
 pub enum LogOwner {
     /// This process alone, so that any other change of the file is noticed. The log once ended with this head.
@@ -199,27 +204,39 @@ impl LogWriter {
                 orders.recv().map_err(|_| RecvTimeoutError::Disconnected)
             };
             match next {
-                Ok(LogOrder::Line(fields)) => {
-                    if let Some(report) = self.broken.take() {
-                        self.say_first(report);
-                    }
-                    self.waiting.push_back(fields);
-                }
-                Ok(LogOrder::Check) => _ = self.find_change(),
-                Ok(LogOrder::Rotate(answer)) => {
+                Ok(order) => {
+                    iter::once(order).chain(orders.try_iter()).for_each(|order| self.carry_out(order));
                     self.write_waiting();
-                    let _ = answer.send(self.rotate());
+                    if matches!(self.options.owner, LogOwner::Machine { .. }) {
+                        thread::sleep(SHARED_LOG_PAUSE);
+                    }
                 }
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => self.write_waiting(),
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            self.write_waiting();
             if self.unsynced.is_some_and(|since| since.elapsed() >= CHAIN_TICK) {
                 self.sync();
             }
         }
         self.write_waiting();
         self.sync();
+    }
+
+    /// A line waits for `write_waiting`, the rest is done at once.
+    fn carry_out(&mut self, order: LogOrder) {
+        match order {
+            LogOrder::Line(fields) => {
+                if let Some(report) = self.broken.take() {
+                    self.say_first(report);
+                }
+                self.waiting.push_back(fields);
+            }
+            LogOrder::Check => _ = self.find_change(),
+            LogOrder::Rotate(answer) => {
+                self.write_waiting();
+                let _ = answer.send(self.rotate());
+            }
+        }
     }
 
     fn sync(&mut self) {
