@@ -150,13 +150,13 @@ fn after_a_restart_of_the_hub_a_port_leads_to_no_other_service() {
 }
 
 #[test]
-fn a_hub_that_moves_to_another_folder_takes_its_ports_along() {
+fn a_hub_that_moves_to_another_folder_takes_its_ports_and_its_audit_log_along() {
     let (mut hub, _) = hub_with_ports(4);
     let owner = hub.machine("member");
     let mut first = expose(&owner, "first", service(echo));
     let second = expose(&owner, "second", service(echo));
     let port = tunnel_port(&owner, "second").unwrap();
-    hub.running.kill();
+    hub.running.interrupt();
     first.kill();
     second.wait_event("lost");
     let moved = format!("file={}", hub.home.file("moved").display());
@@ -167,6 +167,8 @@ fn a_hub_that_moves_to_another_folder_takes_its_ports_along() {
     second.wait_event("back");
     eventually("the port is back", Duration::from_secs(5), || tunnel_port(&owner, "second").is_some());
     assert_eq!(tunnel_port(&owner, "second"), Some(port));
+    assert!(!hub.audit().contains("audit.broken"), "{}", hub.audit());
+    hub.home.run(&["hub", "audit", "verify"]).ok();
 }
 
 #[test]

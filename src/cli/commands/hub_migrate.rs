@@ -1,5 +1,6 @@
 //! `connect hub migrate`: from one store to another, checked by reading it back.
 
+use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -10,13 +11,15 @@ use crate::cli::CommandResult;
 use crate::cli::local_hub::data_folder;
 use crate::cli::store_options::StoreOptions;
 use crate::error::Error;
+use crate::error::OrSay;
 use crate::error::Result;
+use crate::hub::audit;
 use crate::hub::code_key::CodeKey;
 use crate::hub::store::StoreLocation;
 use crate::hub::store::open_unused;
 use crate::hub::tunnel_ports::TUNNEL_PORTS_FILE;
 use crate::model::text::counted;
-use crate::os::files;
+use crate::state::chain_files;
 
 pub fn run(call: &Call) -> CommandResult {
     let (from, from_name) = location(call, "from")?;
@@ -39,10 +42,7 @@ pub fn run(call: &Call) -> CommandResult {
             StoreLocation::Etcd(_) => data_folder(call)?,
         };
         ca.code_key_id = move_code_key(call, &before, folder, &ca.code_key_id)?;
-        // The tunnel ports are this machine's, so they are in no store.
-        if let Some(ports) = files::read(&before.join(TUNNEL_PORTS_FILE))? {
-            files::write(&folder.join(TUNNEL_PORTS_FILE), &ports)?;
-        }
+        copy_own_files(&before, folder)?;
     }
     let copying = format!("  Copying {} to {to_name}", counted(contents.records.len(), "record"));
     call.say.during(&copying, || destination.replace(&contents))?;
@@ -70,6 +70,17 @@ pub fn run(call: &Call) -> CommandResult {
         }
     }
     Ok(0)
+}
+
+/// Tunnel ports and audit log belong to the machine, so they are in no store.
+fn copy_own_files(from: &Path, to: &Path) -> Result<()> {
+    let log = audit::log_file(from);
+    let own = [from.join(TUNNEL_PORTS_FILE), log.clone()].into_iter().chain(chain_files::segments(&log));
+    for file in own.filter(|file| file.exists()) {
+        let copied = file.file_name().map(|name| fs::copy(&file, to.join(name)));
+        copied.transpose().or_say(|| format!("Cannot copy {} to {}", file.display(), to.display()))?;
+    }
+    Ok(())
 }
 
 /// The key that the share codes are hashed under is in no store. Copies it to the hub's new folder and returns its ID; if it
