@@ -31,7 +31,9 @@ const SECONDS: &str = "3";
 const THREADS: usize = 2;
 
 /// Name, path, connections at once, whether by https, whether each request has a connection of its own.
-const ROWS: [(&str, &str, u32, bool, bool); 11] = [
+const ROWS: [(&str, &str, u32, bool, bool); 14] = [
+    ("2 bytes, 64 connections", "/2", 64, false, false),
+    ("2 bytes, 256 connections", "/2", 256, false, false),
     ("10 KiB, 1 connection", "/10k", 1, false, false),
     ("10 KiB, 16 connections", "/10k", 16, false, false),
     ("10 KiB, 64 connections", "/10k", 64, false, false),
@@ -43,6 +45,7 @@ const ROWS: [(&str, &str, u32, bool, bool); 11] = [
     ("https, 10 KiB, 1 connection", "/10k", 1, true, false),
     ("https, 10 KiB, 64 connections", "/10k", 64, true, false),
     ("https, 1 MiB, 1 connection", "/1m", 1, true, false),
+    ("https, a connection per request, 16", "/2", 16, true, true),
 ];
 
 /// A proxy with its two fronts.
@@ -243,6 +246,7 @@ fn nginx_of(place: &Home, name: &str, http: &str, port: u16) -> Running {
 /// What all of them ask, and itself a contender: nobody in front of it can be faster.
 fn backend_on(place: &Home, port: u16) -> Contender {
     fs::create_dir_all(place.file("www")).unwrap();
+    fs::write(place.file("www/2"), "ok").unwrap();
     fs::write(place.file("www/10k"), common::noise(1, 10 * 1024)).unwrap();
     fs::write(place.file("www/1m"), common::noise(2, 1024 * 1024)).unwrap();
     let www = place.file("www").display().to_string();
