@@ -711,7 +711,7 @@ fn every_session_that_does_not_come_about_is_audited_with_its_reason() {
     };
     assert_eq!(granted("gone").status, 200);
     drop(gone);
-    let offline = || granted("gone").text("code") == "offline";
+    let offline = || granted("gone").json()["code"] == "offline";
     common::eventually("it is offline", common::PATIENCE, offline);
     let nobody = json!({ "code": "nobody1", "token": "" });
     for (key, service, share, code) in [

@@ -182,8 +182,11 @@ fn invitation(call: &Call) -> Result<Invitation> {
         None => String::new(),
     };
     if text.trim().is_empty() {
-        return Err(Error::usage("There is no share code")
-            .hint("Usage: connect join CODE, or set CONNECT_JOIN, or give it on stdin: connect join -"));
+        let hint = "Usage: connect join CODE, or set CONNECT_JOIN, or give it on stdin: connect join -";
+        // An empty stdin is no fault of the command line.
+        let is_from_stdin = call.args.positional(0) == Some("-");
+        let missing = if is_from_stdin { Error::new } else { Error::usage };
+        return Err(missing("There is no share code").hint(hint));
     }
     Invitation::parse(&text).map_err(|bad| match bad {
         BadCode::Link => Error::new("This is not a whole share link")
