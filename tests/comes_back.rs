@@ -531,6 +531,8 @@ fn the_hubs_root_is_replaced_and_clients_learn_the_new_one() {
     let mut held = dial(port);
     assert!(exchanges(&mut held, b"before"));
     let (old, old_file) = (saved_pin(&owner), hub.ca());
+    let [early, folder] = ["early.backup", "early"].map(|name| hub.home.file(name).display().to_string());
+    hub.home.run(&["hub", "backup", &early]).ok();
     let shown = hub.home.run(&["hub", "ca", "rotate", "--overlap", "1h", "--json"]).ok().json();
     let new = shown["pin"].as_str().unwrap().to_owned();
     assert!(new != old && shown["replaced"]["pin"] == old.as_str(), "{shown}");
@@ -555,7 +557,12 @@ fn the_hubs_root_is_replaced_and_clients_learn_the_new_one() {
     let known = std::fs::read_to_string(user.file("known_agents.json")).unwrap();
     assert!(known.contains(&format!("{old}/default/db")) && known.contains(&fingerprint(&owner)), "{known}");
     assert!(known.matches("default/db").count() == 1, "{known}");
-    // A backup has both roots.
+    // A backup has the roots of its time.
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o700)).unwrap();
+    std::fs::copy(hub.home.file("hub/audit.log"), hub.home.file("early/audit.log")).unwrap();
+    let said = hub.home.run(&["hub", "restore", &early, "--data", &folder]).ok();
+    assert!(said.err.contains("root was replaced after this backup"), "{said:?}");
     let [file, folder] = ["a.backup", "restored"].map(|name| hub.home.file(name).display().to_string());
     hub.home.run(&["hub", "backup", &file]).ok();
     hub.home.run(&["hub", "restore", &file, "--data", &folder]).ok();

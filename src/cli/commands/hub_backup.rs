@@ -47,7 +47,8 @@ pub fn restore(call: &Call) -> CommandResult {
     let file = Path::new(call.args.positional(0).unwrap_or_default());
     let data = data_folder(call)?;
     let backup = call.say.during("  Reading the file", || Backup::read(file))?;
-    let revoked = revoked_since(&data, &backup);
+    let events = events_since(&data, &backup);
+    let revoked = events.as_ref().map(|events| revoked_in(events, &backup));
     call.say.during("  Writing the store", || backup.restore(&data, &call.stop))?;
     let count = backup.contents.records.len();
     call.say
@@ -58,6 +59,9 @@ pub fn restore(call: &Call) -> CommandResult {
         counted(count, "record"),
         backup.made_at
     ));
+    if events.iter().flatten().any(|event| event["event"] == "ca.rotated") {
+        call.say.warn("The hub's root was replaced after this backup. Machines that follow the new one refuse the old one, and need new keys");
+    }
     call.say.warn(&format!("Keys and shares that were revoked after {} work again", backup.made_at));
     let with_data = call.args.value("data").map(|data| format!(" --data {data}")).unwrap_or_default();
     match revoked {
@@ -78,16 +82,24 @@ pub fn restore(call: &Call) -> CommandResult {
     Ok(0)
 }
 
-/// The keys and shares of the backup that were revoked since. `None` without an audit log that tells.
-fn revoked_since(data: &Path, backup: &Backup) -> Option<Vec<String>> {
+/// What the audit log in the folder says since the backup. `None` if there is none.
+fn events_since(data: &Path, backup: &Backup) -> Option<Vec<Value>> {
     let entries = fs::read_dir(data).into_iter().flatten().flatten();
     let logs: Vec<String> = entries.filter_map(|entry| fs::read_to_string(entry.path()).ok()).collect();
     let lines = logs.iter().flat_map(|log| log.lines());
-    let revoked = lines.filter_map(|line| {
-        let line: Value = serde_json::from_str(line).ok()?;
-        let field = line["event"].as_str()?.strip_suffix(".revoked")?;
-        let is_later = Time::parse(line["at"].as_str()?)? >= backup.made_at;
-        is_later.then(|| line[field].as_str().map(str::to_owned))?
+    let events = lines.filter_map(|line| {
+        let event: Value = serde_json::from_str(line).ok()?;
+        let is_later = Time::parse(event["at"].as_str()?)? >= backup.made_at;
+        is_later.then_some(event)
+    });
+    (!logs.is_empty()).then(|| events.collect())
+}
+
+/// The keys and shares of the backup that these events revoke.
+fn revoked_in(events: &[Value], backup: &Backup) -> Vec<String> {
+    let revoked = events.iter().filter_map(|event| {
+        let field = event["event"].as_str()?.strip_suffix(".revoked")?;
+        event[field].as_str().map(str::to_owned)
     });
     let is_live = |id: &String| {
         backup.contents.records.iter().any(|record| match record {
@@ -96,5 +108,5 @@ fn revoked_since(data: &Path, backup: &Backup) -> Option<Vec<String>> {
             _ => false,
         })
     };
-    (!logs.is_empty()).then(|| revoked.filter(is_live).collect())
+    revoked.filter(is_live).collect()
 }
