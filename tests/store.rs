@@ -470,7 +470,7 @@ fn hub_and_agent_log_each_session_and_the_two_logs_agree() {
     let hub = Hub::start();
     let (owner, user) = (hub.machine("member"), hub.machine("member"));
     let mut exposed = expose(&owner, "db", common::service(common::echo));
-    let nothing = expose(&owner, "nothing", 1);
+    let mut nothing = expose(&owner, "nothing", 1);
     let (mut reached, port) = common::reach(&user, "db");
     for size in [1, 3_000_000] {
         assert!(common::echoes(port, &noise(7, size)));
@@ -481,7 +481,7 @@ fn hub_and_agent_log_each_session_and_the_two_logs_agree() {
     exposed.interrupt();
     user.run(&["reach", "nothing", "--check"]);
     reached.interrupt();
-    drop(nothing);
+    nothing.interrupt();
     let closed = |audit: &str| audit.matches("session.closed").count();
     eventually("all sessions have ended", PATIENCE, || {
         let audit = hub.audit();
