@@ -162,8 +162,13 @@ impl World {
             Place::Agent => self.agent = exposed(&self.owner, self.service),
             Place::Hub => {
                 let options = ["hub", "--json", "--listen", &self.hub.address, "--tunnel-ports", "off"];
+                let returns = self.agent.events("back");
                 self.hub.running = Running::start(self.hub_machine.connect(&options));
                 self.hub.running.wait_event("listening");
+                if is_direct() {
+                    // A hub that does not know the agent's sessions ends them then: that is still this fault.
+                    common::eventually("the agent is back", DEADLINE, || self.agent.events("back") > returns);
+                }
             }
             Place::Joiner => {
                 let (joiner, port) = reached(&self.user);
@@ -280,9 +285,14 @@ fn memory(program: &Running) -> usize {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
+/// Whether joiner and agent may meet without the hub.
+fn is_direct() -> bool {
+    std::env::var_os("CONNECT_CHAOS_DIRECT").is_some()
+}
+
 fn exposed(owner: &Machine, service: u16) -> Running {
     // With the direct path the faults between agent, hub and joiner hit the deciding, and kills hit the sessions.
-    let direct = std::env::var_os("CONNECT_CHAOS_DIRECT").map(|_| "--direct=127.0.0.1:0");
+    let direct = is_direct().then_some("--direct=127.0.0.1:0");
     let service = service.to_string();
     let args = ["expose", "--json", "service", &service].into_iter().chain(direct).collect::<Vec<_>>();
     let running = Running::start(owner.connect(&args));
