@@ -430,6 +430,26 @@ fn a_drain_ends_though_the_next_hub_starts_at_once() {
 }
 
 #[test]
+fn a_drain_goes_on_while_the_root_is_replaced() {
+    let hub = Hub::start();
+    let (owner, user) = (hub.machine("member"), hub.machine("member"));
+    let _exposed = expose(&owner, "db", service(echo));
+    let (mut reached, port) = reach(&user, "db");
+    let mut held = dial(port);
+    assert!(exchanges(&mut held, b"held"));
+    let mut drain = hub.home.start(&["hub", "drain"]);
+    drain.wait_out(|line| line.contains("Sessions open: 1"));
+    hub.home.run(&["hub", "ca", "rotate"]).ok();
+    // Longer than the command takes to look again.
+    for _ in 0..10 {
+        hub.home.run(&["hub", "ca"]).ok();
+    }
+    assert!(drain.is_running(), "{}", drain.out());
+    reached.interrupt();
+    assert_eq!(drain.wait().code(), Some(0));
+}
+
+#[test]
 fn a_proxy_that_restarts_on_the_socket_that_it_is_given_refuses_nobody() {
     let (socket, address) = systemds_socket();
     let home = Home::new();

@@ -21,6 +21,7 @@ use crate::error::Result;
 use crate::http::message::Request;
 use crate::hub;
 use crate::hub::Core;
+use crate::hub::store;
 use crate::model::fingerprint::Pin;
 use crate::model::hub_trust::HubTrust;
 use crate::net::address::HubUrl;
@@ -140,7 +141,7 @@ pub fn no_hub(data: &Path) -> Error {
 }
 
 fn note(call: &Call) -> Result<Option<HubNote>> {
-    let text = files::read(&data_folder(call)?.join("hub.json"))?;
+    let text = files::read(&data_folder(call)?.join(hub::NOTE_FILE))?;
     Ok(text.and_then(|text| serde_json::from_slice(&text).ok()))
 }
 
@@ -149,10 +150,15 @@ pub fn url(call: &Call) -> Result<String> {
     Ok(note(call)?.map_or_else(|| "URL".to_owned(), |note| note.url))
 }
 
+/// What only this run of the hub has. `None` without a note.
+pub fn run_token(call: &Call) -> Option<String> {
+    note(call).ok().flatten().map(|note| note.token)
+}
+
 /// The running hub and its pin. The note may be old, so it counts only if a hub with this pin answers.
 pub fn running(call: &Call) -> Result<Option<(Hub, Pin)>> {
     // At the address of a hub that has ended, a service manager may accept in its place.
-    let is_running = files::is_locked(&data_folder(call)?.join("hub.lock"));
+    let is_running = store::is_in_use(&data_folder(call)?);
     let Some(note) = note(call)?.filter(|_| is_running) else { return Ok(None) };
     let (Some(pin), Ok(address)) = (Pin::parse(&note.pin), note.address.parse::<SocketAddr>()) else {
         return Ok(None);

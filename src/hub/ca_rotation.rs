@@ -1,5 +1,5 @@
-//! The hub's root is replaced: at the order of its operator, or because another hub of the fleet has done it. Whoever trusts
-//! the old one is told: agents, the hub's own command line, and operators by a file.
+//! The hub's root is replaced: at the order of its operator, or because another hub of the fleet has done it. The hub
+//! tells those that trust the old one: agents, its own command line, and operators by a file.
 
 use std::time::Duration;
 

@@ -56,6 +56,7 @@ pub mod store;
 pub mod tunnel_ports;
 mod unauthenticated;
 
+pub use ca_rotation::NOTE_FILE;
 pub use core::Core;
 pub use core::HubSettings;
 pub use endpoints::answer_locally;

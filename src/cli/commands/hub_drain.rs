@@ -9,8 +9,8 @@ use crate::cli::CommandResult;
 use crate::cli::commands::hub_status::figure;
 use crate::cli::local_hub;
 use crate::error::Error;
+use crate::hub::store;
 use crate::model::time::in_words;
-use crate::os::files;
 
 /// Without `--timeout`, the hub cuts the sessions that are still open after this time.
 const HUB_DRAIN_TIMEOUT: Duration = Duration::from_mins(10);
@@ -25,15 +25,14 @@ pub fn run(call: &Call) -> CommandResult {
             .because(data.display().to_string())
             .hint("Nothing was changed")
     })?;
-    let note = || files::read(&data.join("hub.json")).ok().flatten();
-    let own_note = note();
+    let token = local_hub::run_token(call);
     hub.any("POST", "/v1/drain", Some(&json!({ "timeoutSeconds": timeout.as_secs() })))?;
     let latest = in_words(timeout);
     call.say
         .line(&format!("[ok] No new sessions. The hub ends after the last one, in {latest} at the latest"));
     let mut shown = String::new();
     // A service manager may start the next one at once, for a connection that has waited.
-    while files::is_locked(&data.join("hub.lock")) && note().is_none_or(|now| Some(now) == own_note) {
+    while store::is_in_use(&data) && local_hub::run_token(call).is_none_or(|now| Some(now) == token) {
         let metrics = hub.metrics().unwrap_or_default();
         let open = figure(&metrics, "connect_sessions_open");
         if open != shown && !metrics.is_empty() {

@@ -64,7 +64,7 @@ pub fn figure<'m>(metrics: &'m str, name: &str) -> &'m str {
     metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).unwrap_or("?")
 }
 
-/// Beside a running hub, or without one. The certificates alone go to stdout, which is often a file.
+/// With a running hub, or without one. The certificates alone go to stdout, which is often a file.
 pub fn ca(call: &Call) -> CommandResult {
     let ca = certificates(call, "GET", "/v1/ca", None)?;
     call.say.result(ca.certificate.trim_end());

@@ -164,7 +164,8 @@ fn access_to(
 
 /// From the argument, from stdin for `-`, or from `CONNECT_JOIN`, which keeps it out of the process list.
 fn invitation(call: &Call) -> Result<Invitation> {
-    let given = call.args.positional(0).filter(|given| *given != "-").map(str::to_owned);
+    let is_from_stdin = call.args.positional(0) == Some("-");
+    let given = call.args.positional(0).filter(|_| !is_from_stdin).map(str::to_owned);
     let passed = std::env::var("CONNECT_JOIN").unwrap_or_else(|_| "unset".to_owned());
     // GitLab leaves the name of a variable that does not exist as it is.
     if given.is_none() && (passed.trim().is_empty() || passed.starts_with('$')) {
@@ -176,7 +177,7 @@ fn invitation(call: &Call) -> Result<Invitation> {
     let handed_on = variable("CONNECT_JOIN").filter(|_| call.is_background());
     let text = match handed_on.or(given).or_else(|| variable("CONNECT_JOIN")) {
         Some(text) => text,
-        None if call.args.positional(0) == Some("-") => {
+        None if is_from_stdin => {
             terminal::read_line(CODE_LINE_LIMIT).or_say(|| "Cannot read the code from stdin")?
         }
         None => String::new(),
@@ -184,7 +185,6 @@ fn invitation(call: &Call) -> Result<Invitation> {
     if text.trim().is_empty() {
         let hint = "Usage: connect join CODE, or set CONNECT_JOIN, or give it on stdin: connect join -";
         // An empty stdin is no fault of the command line.
-        let is_from_stdin = call.args.positional(0) == Some("-");
         let missing = if is_from_stdin { Error::new } else { Error::usage };
         return Err(missing("There is no share code").hint(hint));
     }

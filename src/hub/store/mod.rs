@@ -47,10 +47,17 @@ pub struct OpenStore {
     pub note: Option<String>,
 }
 
+/// Locked while a hub, or a command in its place, uses the data folder.
+const LOCK_FILE: &str = "hub.lock";
+
+pub fn is_in_use(data: &Path) -> bool {
+    files::is_locked(&data.join(LOCK_FILE))
+}
+
 /// Opens a hub's store. `None` when another process has the data folder.
 pub fn open(data: &Path, shared: Option<&EtcdConfig>, stop: &Stop) -> Result<Option<OpenStore>> {
     files::private_dir(data)?;
-    let Some(lock) = files::try_lock(&data.join("hub.lock"))? else { return Ok(None) };
+    let Some(lock) = files::try_lock(&data.join(LOCK_FILE))? else { return Ok(None) };
     let registry = Arc::default();
     let Some(config) = shared else {
         let (store, note) = FileStore::open(data, lock, &registry)?;
