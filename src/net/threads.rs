@@ -3,10 +3,13 @@
 use crate::error::OrSay;
 use crate::error::Result;
 use crate::os::lock::locked;
+use crate::os::memory;
 use crate::os::scheduling::prefer_throughput;
 use std::panic;
 use std::panic::AssertUnwindSafe;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -15,6 +18,34 @@ use std::time::Instant;
 /// Enough for a TLS handshake and the JSON of the API. Only the pages that are touched take memory.
 pub const THREAD_STACK: usize = 256 * 1024;
 const JOIN_POLL: Duration = Duration::from_millis(1);
+/// So many threads at once are a burst. What fewer leave behind is not worth a walk through the heap.
+const BURST: usize = 32;
+
+/// Of this process.
+static THREADS: ThreadCount = ThreadCount { running: AtomicUsize::new(0), most: AtomicUsize::new(0) };
+
+/// Tells when a burst of threads is over, so that its memory can be given back.
+struct ThreadCount {
+    running: AtomicUsize,
+    /// Most at once, since memory was given back for the last time.
+    most: AtomicUsize,
+}
+
+impl ThreadCount {
+    fn begun(&self) {
+        let running = self.running.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most.fetch_max(running, Ordering::Relaxed);
+    }
+
+    /// Whether half of a burst has gone with this one. Only one thread is told so for each half.
+    fn ended(&self) -> bool {
+        let running = self.running.fetch_sub(1, Ordering::Relaxed) - 1;
+        let most = self.most.load(Ordering::Relaxed);
+        most >= BURST
+            && running <= most / 2
+            && self.most.compare_exchange(most, running, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+}
 
 #[derive(Default)]
 pub struct ThreadGroup {
@@ -66,10 +97,31 @@ impl ThreadGroup {
 pub fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
     let label = name.to_owned();
     let spawned = thread::Builder::new().name(label.clone()).stack_size(THREAD_STACK).spawn(move || {
+        THREADS.begun();
         prefer_throughput();
         if panic::catch_unwind(AssertUnwindSafe(work)).is_err() {
             log::error!("a bug of connect ended the thread {label}; the others continue");
         }
+        if THREADS.ended() {
+            memory::give_back();
+        }
     });
     spawned.or_say(|| "Cannot start a thread")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_is_told_once_for_each_half_that_goes() {
+        let count = ThreadCount { running: AtomicUsize::new(0), most: AtomicUsize::new(0) };
+        let told = |threads: usize| (0..threads).filter(|_| count.ended()).count();
+        (0..BURST - 1).for_each(|_| count.begun());
+        assert_eq!(told(BURST - 1), 0, "no burst");
+        (0..4 * BURST).for_each(|_| count.begun());
+        assert_eq!(told(2 * BURST - 1), 0);
+        assert_eq!(told(1), 1);
+        assert_eq!(told(2 * BURST), 2, "at a quarter and at an eighth");
+    }
 }

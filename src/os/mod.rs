@@ -10,6 +10,7 @@ pub mod files;
 pub mod interfaces;
 pub mod limits;
 pub mod lock;
+pub mod memory;
 #[cfg(any(feature = "hub", feature = "proxy"))]
 pub mod passed_socket;
 pub mod paths;

@@ -30,10 +30,9 @@ use crate::common::service;
 const ADDRESSES: u8 = 24;
 const DURATION: Duration = Duration::from_secs(15);
 const QUIET: Duration = Duration::from_secs(3);
-/// What glibc keeps of some 3,000 connections, measured: 20 to 26 MiB. It returns only the end of each of its arenas. It also
-/// keeps 40 MiB of stacks for the next threads, and a small table of each stays near the end of most arenas; nothing of ours
-/// does. The next burst uses it again.
-const KEPT_BY_THE_ALLOCATOR: usize = 32;
+/// What glibc keeps of some 3,000 connections, measured: 7 to 12 MiB. It keeps 160 stacks for the next threads, with some 28
+/// KiB of each, and pages of the heap in which a little is in use.
+const KEPT_BY_THE_ALLOCATOR: usize = 16;
 /// Connections that one address holds at a time: the attacker's descriptors and memory are bounded too.
 const HELD_BY_EACH: usize = 400;
 /// A new connection of one address each; together some 700 a second, which two cores of a client can sustain.
