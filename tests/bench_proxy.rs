@@ -1,7 +1,7 @@
 //! `make bench`, the proxy's part: ours beside nginx, haproxy and, where they are installed, caddy and Node, in
 //! front of one backend, turn by turn. Nothing here asserts a time; machines differ. Quote the ratios.
 //!
-//! `cargo test --release --test bench_proxy -- https` runs the rows whose names hold that word. OTHER_BUILD=FILE adds
+//! `cargo test --release --test bench_proxy -- https` runs the rows whose names hold that word. `OTHER_BUILD=FILE` adds
 //! another build of connect.
 #![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Figures for people.
 
@@ -11,6 +11,8 @@ mod proxy;
 
 use std::fmt::Write;
 use std::fs;
+use std::io::Read;
+use std::io::Write as _;
 use std::net::TcpListener;
 use std::net::TcpStream;
 use std::path::Path;
@@ -22,7 +24,9 @@ use common::Running;
 use common::eventually;
 use common::is_here;
 use common::measure;
+use common::measure::Pace;
 use common::measure::median;
+use common::measure::quantile;
 
 const ROUNDS: usize = 5;
 /// Long enough that the handshakes of the first moment are not a hundredth of all requests.
@@ -47,6 +51,8 @@ const ROWS: [(&str, &str, u32, bool, bool); 14] = [
     ("https, 1 MiB, 1 connection", "/1m", 1, true, false),
     ("https, a connection per request, 16", "/2", 16, true, true),
 ];
+
+const PACED: &str = "2 bytes, 64 connections, paced at half of nginx's rate";
 
 /// A proxy with its two fronts.
 struct Contender {
@@ -110,6 +116,9 @@ fn main() {
         }
         show(row.0, &contenders, &mut figures);
     }
+    if PACED.contains(&wanted) {
+        show_paced(&contenders);
+    }
     ours.0.truncate(2);
     others.0.truncate(2);
 }
@@ -133,6 +142,36 @@ fn show(row: &str, contenders: &[Contender], figures: &mut [Figures]) {
             median(&mut figures.cpu),
             figures.memory
         );
+    }
+}
+
+/// How long requests take that come at half of what nginx can do: nobody is at the limit, so the time is the proxy's.
+fn show_paced(contenders: &[Contender]) {
+    let nginx = contenders.iter().find(|contender| contender.name == "nginx").expect("a contender");
+    let mut top = Figures::default();
+    (0..ROUNDS).for_each(|_| nginx.measure(&ROWS[0], &mut top));
+    let pace = Pace { a_second: median(&mut top.rate) / 2.0, connections: ROWS[0].2 };
+    let mut parts: Vec<[Vec<f64>; 2]> = contenders.iter().map(|_| [Vec::new(), Vec::new()]).collect();
+    for _ in 0..ROUNDS {
+        for (contender, [p50, p99]) in contenders.iter().zip(&mut parts) {
+            let mut times = measure::paced(contender.plain, &pace, ask_for_two_bytes);
+            p50.push(quantile(&mut times, 0.5));
+            p99.push(quantile(&mut times, 0.99));
+        }
+    }
+    println!("{PACED}, {:.0} a second\n  {:<10}{:>12}{:>12}", pace.a_second, "", "p50 µs", "p99 µs");
+    for (contender, [p50, p99]) in contenders.iter().zip(&mut parts) {
+        println!("  {:<10}{:>12.0}{:>12.0}", contender.name, median(p50), median(p99));
+    }
+}
+
+fn ask_for_two_bytes(stream: &mut TcpStream) {
+    stream.write_all(b"GET /2 HTTP/1.1\r\nHost: api.localhost\r\n\r\n").expect("it is open");
+    let (mut answer, mut filled) = ([0; 1024], 0);
+    while !answer[..filled].ends_with(b"\r\n\r\nok") {
+        let read = stream.read(&mut answer[filled..]).expect("it answers");
+        assert!(read > 0, "ended after {}", String::from_utf8_lossy(&answer[..filled]));
+        filled += read;
     }
 }
 
@@ -347,9 +386,9 @@ fn node(place: &Home, backend: u16) -> Option<Contender> {
          }};\n\
          http.createServer(serve).listen({plain}, '127.0.0.1');\n"
     );
-    let _ = write!(
+    let _ = writeln!(
         text,
-        "https.createServer({{ cert: fs.readFileSync('{}'), key: fs.readFileSync('{}') }}, serve).listen({secure}, '127.0.0.1');\n",
+        "https.createServer({{ cert: fs.readFileSync('{}'), key: fs.readFileSync('{}') }}, serve).listen({secure}, '127.0.0.1');",
         place.file("crt").display(),
         place.file("key").display()
     );

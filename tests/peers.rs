@@ -1,7 +1,7 @@
 //! `make bench-peers`: the tunnel, through the hub and by the direct path, beside rathole, bore, ssh, haproxy, nginx and no tunnel, each with
 //! the same work, turn by turn in one run. Medians; what counts are the ratios. Ours is end-to-end encrypted
-//! through three processes; the others have two, the proxies one. OTHER_BUILD=FILE adds another build of connect.
-//! The figures are printed as a table and as bars, which are in target/bench-peers.svg too. ROUNDS=1 BULK_MIB=4 is
+//! through three processes; the others have two, the proxies one. `OTHER_BUILD=FILE` adds another build of connect.
+//! The figures are printed as a table and as bars, which are in target/bench-peers.svg too. `ROUNDS=1 BULK_MIB=4` is
 //! enough to see that all of it works; ONLY=WORDS takes the measures in whose name the words are.
 #![allow(clippy::cast_precision_loss)] // Figures for people.
 
@@ -31,6 +31,7 @@ use common::echoes;
 use common::eventually;
 use common::measure;
 use common::measure::MEBI;
+use common::measure::Pace;
 use common::reach;
 use common::service;
 
@@ -38,6 +39,7 @@ use common::service;
 static BULK: LazyLock<usize> = LazyLock::new(|| setting("BULK_MIB", 256) * MEBI);
 /// Requests a second of the paced measures: half of what the slowest contender can.
 static PACE: OnceLock<f64> = OnceLock::new();
+const PACED_CONNECTIONS: u32 = 8;
 
 /// A way from a loopback port to the two services.
 struct Contender {
@@ -140,8 +142,9 @@ fn table(names: &[&str], rows: &[Row]) -> String {
 }
 
 fn paced(contender: &Contender, part: f64) -> f64 {
-    let pace = *PACE.get().expect("set before the first measure");
-    measure::quantile(&mut measure::paced(contender.echo, pace), part)
+    let a_second = *PACE.get().expect("set before the first measure");
+    let pace = Pace { a_second, connections: PACED_CONNECTIONS };
+    measure::quantile(&mut measure::paced(contender.echo, &pace, measure::ask), part)
 }
 
 fn fresh(port: u16) -> f64 {

@@ -15,8 +15,7 @@ use super::dial;
 pub const MEBI: usize = 1024 * 1024;
 const REQUESTS: usize = 5000;
 const CONNECTIONS: usize = 500;
-/// Paced requests come on so many connections, for so long.
-const PACED_CONNECTIONS: u32 = 8;
+/// How long paced requests come.
 const PACED_FOR: Duration = Duration::from_secs(1);
 
 /// Greets, is told how much comes, and answers with one byte when all of it has. Not every peer keeps a
@@ -87,15 +86,21 @@ pub fn requests_a_second(port: u16, connections: usize) -> f64 {
     (connections * each) as f64 / began.elapsed().as_secs_f64()
 }
 
-/// How long requests take that come at a given rate, in µs. A request that has to wait because the one before it is late
+/// How often requests come, on how many connections.
+pub struct Pace {
+    pub a_second: f64,
+    pub connections: u32,
+}
+
+/// How long requests take that come at a given pace, in µs. A request that has to wait because the one before it is late
 /// counts from when it was due.
-pub fn paced(port: u16, a_second: f64) -> Vec<f64> {
-    let interval = Duration::from_secs_f64(f64::from(PACED_CONNECTIONS) / a_second);
+pub fn paced(port: u16, pace: &Pace, ask: fn(&mut TcpStream)) -> Vec<f64> {
+    let interval = Duration::from_secs_f64(f64::from(pace.connections) / pace.a_second);
     let begun = Instant::now() + interval;
     let one = move |number: u32| {
         let mut stream = dial(port);
         ask(&mut stream);
-        let mut due = begun + interval * number / PACED_CONNECTIONS;
+        let mut due = begun + interval * number / pace.connections;
         let mut times = Vec::new();
         while due < begun + PACED_FOR {
             let wait = due.saturating_duration_since(Instant::now());
@@ -109,12 +114,13 @@ pub fn paced(port: u16, a_second: f64) -> Vec<f64> {
         times
     };
     thread::scope(|scope| {
-        let all: Vec<_> = (0..PACED_CONNECTIONS).map(|number| scope.spawn(move || one(number))).collect();
+        let all: Vec<_> = (0..pace.connections).map(|number| scope.spawn(move || one(number))).collect();
         all.into_iter().flat_map(|one| one.join().expect("a paced connection")).collect()
     })
 }
 
-fn ask(stream: &mut TcpStream) {
+/// A request to an echo.
+pub fn ask(stream: &mut TcpStream) {
     let mut buffer = [7; 128];
     stream.write_all(&buffer).expect("it is open");
     stream.read_exact(&mut buffer).expect("it echoes");
