@@ -4,44 +4,63 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::Deserialize;
-use serde::Serialize;
-
 use super::home::Home;
 use crate::error::Result;
 use crate::model::hub_records::AuditHead;
 
 const HUB_HEADS_FILE: &str = "hub-heads.json";
-/// More hubs than any machine has agents at. A hub must not fill the file, or push others out of it, with names.
+/// More addresses than any machine has agents at, and more hubs than any fleet has behind one. A hub must not fill the file
+/// with names.
+const ADDRESSES_KEPT: usize = 64;
 const HUBS_KEPT: usize = 64;
 
 /// Another agent of this machine may have heard a later head a moment ago.
 const LATE_HEAD: Duration = Duration::from_mins(1);
 
-/// By the hub's name in its log.
-pub type HubHeads = BTreeMap<String, HubHead>;
-
-#[derive(Serialize, Deserialize)]
-pub struct HubHead {
-    /// Where the hub was reached.
-    pub url: String,
-    #[serde(flatten)]
-    pub audit: AuditHead,
-}
+/// By the address where a hub was reached, and the name that it gives itself. So no hub can speak for another one.
+pub type HubHeads = BTreeMap<String, BTreeMap<String, AuditHead>>;
 
 /// Keeps a head unless it is older than what is kept. False if it cannot belong to the same log.
 pub fn keep(home: &Home, url: &str, audit: AuditHead) -> Result<bool> {
-    let known = home.read::<HubHeads>(HUB_HEADS_FILE)?.and_then(|mut heads| heads.remove(&audit.hub));
-    if let Some(HubHead { audit: known, .. }) = known
+    let all = home.read::<HubHeads>(HUB_HEADS_FILE)?.unwrap_or_default();
+    if let Some(known) = all.get(url).and_then(|heads| heads.get(&audit.hub))
         && known.head.count >= audit.head.count
     {
         let is_late = audit.at.since(known.at) < LATE_HEAD;
         return Ok(known.head == audit.head || (known.head.count > audit.head.count && is_late));
     }
-    home.update(HUB_HEADS_FILE, |heads: &mut HubHeads| {
+    home.update(HUB_HEADS_FILE, |all: &mut HubHeads| {
+        if all.len() >= ADDRESSES_KEPT && !all.contains_key(url) {
+            return;
+        }
+        let heads = all.entry(url.to_owned()).or_default();
         if heads.len() < HUBS_KEPT || heads.contains_key(&audit.hub) {
-            heads.insert(audit.hub.clone(), HubHead { url: url.to_owned(), audit });
+            heads.insert(audit.hub.clone(), audit);
         }
     })?;
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::hub_records::ChainHead;
+    use crate::model::time::Time;
+    use crate::os::secret;
+
+    #[test]
+    fn a_hub_does_not_speak_for_another_one() {
+        let home = Home::at(std::env::temp_dir().join(secret::id("connect-heads")));
+        let head = |count| AuditHead {
+            hub: "hub-a".to_owned(),
+            head: ChainHead { count, hash: count.to_string() },
+            at: Time::from_unix(0),
+        };
+        assert!(keep(&home, "https://a:8443", head(5)).unwrap());
+        assert!(keep(&home, "https://b:8443", head(900)).unwrap());
+        assert!(keep(&home, "https://a:8443", head(6)).unwrap(), "the other's head is not in its way");
+        let all: HubHeads = home.read(HUB_HEADS_FILE).unwrap().unwrap();
+        assert_eq!(all["https://a:8443"]["hub-a"], head(6));
+        std::fs::remove_dir_all(home.file("")).unwrap();
+    }
 }

@@ -1,5 +1,6 @@
 //! `connect hub audit`: checks, shows and closes the audit log, with or without a running hub.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::Value;
@@ -49,8 +50,8 @@ pub fn verify(call: &Call) -> CommandResult {
     };
     let mut known = vec![seen_by("The hub's store", Some(stored.head.count), &stored.head.hash)];
     for file in call.args.values("witness") {
-        let ChainHead { count, hash } = witnessed(file, &stored.hub)?.head;
-        known.push(seen_by(file, Some(count), &hash));
+        let heads = witnessed(file, &stored.hub)?;
+        known.extend(heads.iter().map(|head| seen_by(file, Some(head.count), &head.hash)));
     }
     let expected: Vec<&str> = call.args.values("expect").collect();
     known.extend(expected.iter().map(|hash| seen_by("--expect", None, hash)));
@@ -109,18 +110,24 @@ fn compare_all(call: &Call, log: &Path, hub: &str) -> Result<usize> {
     Ok(common)
 }
 
-/// What an agent's file says about this hub.
-fn witnessed(file: &str, hub: &str) -> Result<AuditHead> {
+/// What an agent's file says about this hub, at each address where it was reached.
+fn witnessed(file: &str, hub: &str) -> Result<Vec<ChainHead>> {
     let bytes =
         files::read(Path::new(file))?.ok_or_else(|| Error::new(format!("There is no file {file}")))?;
-    let mut heads: HubHeads = serde_json::from_slice(&bytes).or_say(|| format!("Cannot read {file}"))?;
-    heads.remove(hub).map(|head| head.audit).ok_or_else(|| {
-        let others: Vec<String> = heads.iter().map(|(hub, head)| format!("{hub} ({})", head.url)).collect();
-        Error::new(format!("{file} knows nothing of this hub, {hub}")).hint(format!(
-            "It knows {}. A hub has another name if its data folder was replaced",
-            others.join(", ")
-        ))
-    })
+    let all: HubHeads = serde_json::from_slice(&bytes).or_say(|| format!("Cannot read {file}"))?;
+    let heads: Vec<ChainHead> =
+        all.values().filter_map(|heads| heads.get(hub)).map(|audit| audit.head.clone()).collect();
+    if !heads.is_empty() {
+        return Ok(heads);
+    }
+    let of_address = |(url, heads): (&String, &BTreeMap<String, AuditHead>)| {
+        heads.keys().map(|hub| format!("{hub} ({url})")).collect::<Vec<_>>()
+    };
+    let others: Vec<String> = all.iter().flat_map(of_address).collect();
+    Err(Error::new(format!("{file} knows nothing of this hub, {hub}")).hint(format!(
+        "It knows {}. A hub has another name if its data folder was replaced",
+        others.join(", ")
+    )))
 }
 
 fn not_there(lost: &KnownLine, lines: u64) -> Error {
