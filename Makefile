@@ -67,11 +67,11 @@ bench:
 
 # The same work through the tunnel and its peers. Those that are crates are built below target/, the others are
 # Debian's: openssh-server haproxy nginx-light libnginx-mod-stream openssl. The bars are in target/bench-peers.svg, too.
-bench-peers: target/peers/bin/rathole target/peers/bin/bore
+bench-peers: $(addprefix target/peers/bin/,rathole bore dumbpipe)
 	@$(STATIC) cargo test --quiet --release --locked --target $(TARGET) --test peers
 
-target/peers/bin/rathole target/peers/bin/bore:
-	cargo install --quiet --root target/peers $(if $(filter %bore,$@),bore-cli,rathole)
+target/peers/bin/%:
+	cargo install --quiet --root target/peers $(patsubst bore,bore-cli,$*) $(if $(filter dumbpipe,$*),--locked)
 
 # Thousands at once, and what the others notice; LOAD_SECONDS=60 is how long 1000 connections a second last.
 load:

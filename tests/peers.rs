@@ -1,6 +1,7 @@
-//! `make bench-peers`: the tunnel, through the hub and by the direct path, beside rathole, bore, ssh, haproxy, nginx and no tunnel, each with
-//! the same work, turn by turn in one run. Medians; what counts are the ratios. Ours is end-to-end encrypted
-//! through three processes; the others have two, the proxies one. `OTHER_BUILD=FILE` adds another build of connect.
+//! `make bench-peers`: the tunnel, through the hub and by the direct path, beside rathole, bore, dumbpipe, ssh, haproxy,
+//! nginx and no tunnel, each with the same work, turn by turn in one run. Medians; what counts are the ratios. Ours is
+//! end-to-end encrypted through three processes, or two by the direct path; the others have two, the proxies one.
+//! `OTHER_BUILD=FILE` adds another build of connect.
 //! The figures are printed as a table and as bars, which are in target/bench-peers.svg too. `ROUNDS=1 BULK_MIB=4` is
 //! enough to see that all of it works; ONLY=WORDS takes the measures in whose name the words are.
 #![allow(clippy::cast_precision_loss)] // Figures for people.
@@ -84,7 +85,7 @@ fn main() {
     let targets = (service(measure::drink), service(echo));
     let mut contenders =
         vec![connect("connect", targets, &[]), connect("connect, direct path", targets, &DIRECT)];
-    let makers = [rathole_plain, rathole_tls, rathole_noise, bore, ssh, haproxy, nginx];
+    let makers = [rathole_plain, rathole_tls, rathole_noise, bore, dumbpipe, ssh, haproxy, nginx];
     if let Some(build) = std::env::var_os("OTHER_BUILD") {
         contenders.push(common::with_build(Path::new(&build), || connect("other build", targets, &[])));
     }
@@ -276,6 +277,23 @@ fn bore((sink, echo): (u16, u16)) -> Option<Contender> {
     let mut running: Vec<Running> = clients.into_iter().collect::<Option<_>>()?;
     running.push(server);
     Some(contender("bore", (sink_at, echo_at), home, running))
+}
+
+/// QUIC without a hub in between, beside which our direct path stands. Without the internet it says that it has no relay,
+/// and works with the address in the ticket.
+fn dumbpipe((sink, echo): (u16, u16)) -> Option<Contender> {
+    let home = Home::new();
+    let (mut running, ports) = (Vec::new(), (free_port(), free_port()));
+    for (target, at) in [(sink, ports.0), (echo, ports.1)] {
+        let package = "cargo install --locked dumbpipe";
+        let line = format!("dumbpipe listen-tcp --ipv4-addr 127.0.0.1:0 --host 127.0.0.1:{target}");
+        let listener = start(&home, package, &line)?;
+        let said = listener.wait_err(|line| line.starts_with("dumbpipe connect-tcp"));
+        let ticket = said.split_whitespace().last()?;
+        let line = format!("dumbpipe connect-tcp --addr 127.0.0.1:{at} {ticket}");
+        running.extend([listener, start(&home, package, &line)?]);
+    }
+    Some(contender("dumbpipe", ports, home, running))
 }
 
 /// With the cipher that is fastest where the CPU has AES.
