@@ -51,7 +51,7 @@ pub struct HubListener {
 }
 
 /// What comes after a request.
-enum AfterRequest {
+enum AfterCall {
     Next,
     Close,
     Relay(Request),
@@ -122,10 +122,10 @@ impl HubListener {
         let mut standing = Standing { peer: Some(peer), place: None };
         loop {
             match self.exchange(&mut conversation, origin, &mut standing) {
-                Ok(AfterRequest::Next) => {}
-                Ok(AfterRequest::Close) => return conversation.close(),
-                Ok(AfterRequest::Relay(request)) => return self.relay(conversation, &request, standing.peer),
-                Ok(AfterRequest::ControlChannel(request, origin, admission)) => {
+                Ok(AfterCall::Next) => {}
+                Ok(AfterCall::Close) => return conversation.close(),
+                Ok(AfterCall::Relay(request)) => return self.relay(conversation, &request, standing.peer),
+                Ok(AfterCall::ControlChannel(request, origin, admission)) => {
                     drop(standing);
                     return self.control_channel(conversation, admission, &request, origin);
                 }
@@ -145,12 +145,12 @@ impl HubListener {
         conversation: &mut HttpConnection,
         origin: Origin,
         standing: &mut Standing<'c>,
-    ) -> Result<AfterRequest, RequestFailure> {
+    ) -> Result<AfterCall, RequestFailure> {
         let mut request = conversation.next_head()?;
         let is_get = request.method == "GET";
         let version = other_protocol(&request);
         if version.is_none() && is_get && request.path == "/v1/relay" && request.upgrades_to(RELAY_UPGRADE) {
-            return Ok(AfterRequest::Relay(request));
+            return Ok(AfterCall::Relay(request));
         }
         let vouched = access::vouched_address(&self.core, &request);
         let origin = Origin { address: vouched.unwrap_or_else(|| address_of(origin, &request)), ..origin };
@@ -169,7 +169,7 @@ impl HubListener {
             Ok(admission)
                 if is_get && request.path == "/v1/agent" && request.upgrades_to(CONTROL_UPGRADE) =>
             {
-                return Ok(AfterRequest::ControlChannel(request, origin, admission));
+                return Ok(AfterCall::ControlChannel(request, origin, admission));
             }
             Ok(admission) => {
                 conversation
@@ -189,7 +189,7 @@ impl HubListener {
         let keep_alive = may_stay && request.keep_alive;
         let answered = conversation.answer(&reply, keep_alive, request.method == "HEAD");
         answered.map_err(|_| RequestFailure::ClientGone)?;
-        Ok(if keep_alive { AfterRequest::Next } else { AfterRequest::Close })
+        Ok(if keep_alive { AfterCall::Next } else { AfterCall::Close })
     }
 
     fn refuse(&self, conversation: HttpConnection, refusal: Refusal) {

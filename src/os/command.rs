@@ -70,7 +70,9 @@ pub fn run(line: &[impl AsRef<str>]) -> Result<Vec<u8>> {
             None => {
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(Error::new(failed()).because("it did not end; the store may have a password"));
+                return Err(
+                    Error::new(failed()).because("it did not end in time; it may wait for a password")
+                );
             }
         }
     };

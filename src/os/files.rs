@@ -107,7 +107,13 @@ fn check_owner(path: &Path, found: &fs::Metadata) -> Result<()> {
         return Ok(());
     }
     let what = format!("{} belongs to another user (uid {})", path.display(), found.uid());
-    Err(Error::new(what).hint(format!("If it is meant for you: chown {} {}", user::uid(), path.display())))
+    let mut hint = format!("If it is meant for you: chown {} {}", user::uid(), path.display());
+    if user::is_root() {
+        let owner = found.uid().to_string();
+        let name = user::named(Some(&owner)).map_or_else(|| format!("'#{owner}'"), |(name, _)| name);
+        hint = format!("If it is a service's: sudo -u {name} connect …. {hint}");
+    }
+    Err(Error::new(what).hint(hint))
 }
 
 pub fn read_text(path: &Path) -> Result<Option<String>> {

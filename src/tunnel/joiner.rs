@@ -229,7 +229,13 @@ impl TunnelInner {
             }
             Err(_) => {
                 self.pool.lost(session);
-                Err(Error::new("The session ended before the service answered").kind(ErrorKind::Unreachable))
+                let error = if Instant::now() < deadline {
+                    Error::new("The session ended before the service answered")
+                } else {
+                    Error::new("The agent has not reached the service in time")
+                        .hint("Look on its machine: the service may hang, or a firewall between the two drops packets")
+                };
+                Err(error.kind(ErrorKind::Unreachable))
             }
         }
     }

@@ -189,13 +189,16 @@ fn row(line: &ChainLine) -> [String; 6] {
     let counted = line.number("count").map(|count| format!(" ({count})"));
     let figures = carried.or(counted).unwrap_or_default();
     let at = line.text("at");
+    let what = first(&["service", "share", "key", "machine", "agent", "segment", "to"]);
+    let share = line.text("share");
+    let by_link = if share.is_empty() || what == share { String::new() } else { format!(" ({share})") };
     [
         // Without the year and the fraction of a second.
         at.get(5..19).unwrap_or(at).replace('T', " "),
         line.text("event").to_owned(),
         first(&["label", "actor"]),
         line.text("address").to_owned(),
-        first(&["service", "share", "key", "machine", "agent", "segment", "to"]),
+        format!("{what}{by_link}"),
         format!("{}{figures}", first(&["reason", "outcome"])),
     ]
 }

@@ -225,8 +225,9 @@ fn unit(service: &UnitSpec) -> String {
         .collect();
     let mut text =
         format!("[Unit]\nDescription=connect: {}\nDocumentation=man:connect(1)\n", service.description);
+    // Not network-online.target: it can take minutes where another network is slow, and connect waits for its own.
     if service.system.is_some() {
-        text += "Wants=network-online.target\nAfter=network-online.target\n";
+        text += "After=network.target\n";
     }
     if service.socket.is_some() {
         text += &format!("Requires={0}\nAfter={0}\n", systemd_name(service.name, "socket"));
