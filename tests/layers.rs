@@ -105,7 +105,8 @@ fn only_os_knows_the_system_and_only_cli_prints() {
             assert!(!source.code.contains("target_os"), "{} knows the system", source.file);
         }
         let is_unsafe = source.code.contains("unsafe ");
-        assert!(!is_unsafe || source.file == "os/scheduling.rs", "{} is unsafe", source.file);
+        let may_be = ["os/memory.rs", "os/scheduling.rs"].contains(&source.file.as_str());
+        assert!(!is_unsafe || may_be, "{} is unsafe", source.file);
         let prints = ["println!", "eprintln!", "print!("].iter().any(|word| source.code.contains(word));
         assert!(!prints || room_of(&source.file) == "cli", "{} prints", source.file);
     }
