@@ -15,6 +15,7 @@ use crate::http::reply::Reply;
 use crate::model::access::Principal;
 use crate::os::clock;
 use crate::os::files;
+use crate::os::lock::locked;
 use crate::wire::api::RotationOrder;
 use crate::wire::control::ToAgent;
 
@@ -54,6 +55,7 @@ pub fn follow(core: &Core) {
 }
 
 fn announce(core: &Core) {
+    let _turn = locked(&core.announcing);
     let written = write_roots(core);
     written.unwrap_or_else(|error| log::error!("the new root is not written: {error}"));
     core.channels.send_all(&ToAgent::NewRoot { pin: core.ca.pin().to_string() });

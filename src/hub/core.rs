@@ -106,6 +106,8 @@ pub struct Core {
     pub local_token: String,
     /// Once it listens.
     pub listening: OnceLock<ListeningHub>,
+    /// Held while the roots are written and told: the last one to do so has the newest.
+    pub announcing: Mutex<()>,
     pub started: Instant,
     /// What recovery found, for the operator.
     pub note: Option<String>,
@@ -150,6 +152,7 @@ impl Core {
             fleet,
             local_token: secret::secret(),
             listening: OnceLock::new(),
+            announcing: Mutex::default(),
             started: Instant::now(),
             note: opened.note,
             stop: stop.clone(),
