@@ -7,6 +7,7 @@ use std::io::Write;
 use std::net::Ipv4Addr;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use common::Home;
 use common::Hub;
@@ -771,16 +772,21 @@ fn every_session_that_does_not_come_about_is_audited_with_its_reason() {
     hub.home.run(&["hub", "audit", "verify"]).ok();
 }
 
+/// The answers to a call that one connection makes a hundred times.
+fn hundred_times(hub: &Hub, call: &str, key: &str, body: &str) -> String {
+    let one = |connection| request(call, "hub", &[("x-api-key", key), ("Connection", connection)], body);
+    let (mut stream, mut answers) = (hub.tls(), String::new());
+    stream.write_all((one("keep-alive").repeat(99) + &one("close")).as_bytes()).unwrap();
+    let _ = stream.read_to_string(&mut answers);
+    assert_eq!(answers.matches("HTTP/1.1 ").count(), 100, "{answers}");
+    answers
+}
+
 /// Repeats the call until there is a 429. Returns how many were answered before, and the last answers.
 fn until_limited(hub: &Hub, call: &str, key: &str, body: &str) -> (usize, String) {
-    let one = |connection| request(call, "hub", &[("x-api-key", key), ("Connection", connection)], body);
-    let hundred = one("keep-alive").repeat(99) + &one("close");
     let mut before = 0;
     for _ in 0..80 {
-        let (mut stream, mut answers) = (hub.tls(), String::new());
-        stream.write_all(hundred.as_bytes()).unwrap();
-        let _ = stream.read_to_string(&mut answers);
-        assert_eq!(answers.matches("HTTP/1.1 ").count(), 100, "{answers}");
+        let answers = hundred_times(hub, call, key, body);
         let limited = answers.matches("HTTP/1.1 429").count();
         before += 100 - limited;
         if limited > 0 {
@@ -795,15 +801,22 @@ fn a_flood_of_changes_by_one_key_is_limited_and_no_other_key_notices() {
     let hub = Hub::start();
     let (key, other) = (hub.key("member"), hub.key("member"));
     let mut agent = RawAgent::up(&hub, &key, "agent_a");
+    let began = Instant::now();
     let (before, answers) = until_limited(&hub, "POST /v1/shares/revoke", &key, "{}");
     assert!((1190..2400).contains(&before), "{before}");
     assert!(answers.contains("too-many-changes") && answers.contains("1 seconds"), "{answers}");
-    assert_eq!(hub.ask("POST /v1/shares/revoke", &other, "{}").status, 400);
-    assert_eq!(hub.ask("GET /v1/whoami", &key, "").status, 200);
     // What an agent exposes waits its turn and is not refused.
-    for n in 0..30 {
+    for n in 0..60 {
         agent.expose(&format!("db{n}"));
     }
+    let allowed = 1200 + 20 * (began.elapsed().as_secs() + 1);
+    assert!(before as u64 + 60 <= allowed, "{before} and 60 changes, but {allowed} are allowed");
+    assert!(
+        (0..100).any(|_| RawAgent::connect(&hub, &key).1.status == 429),
+        "control channels are no changes"
+    );
+    assert_eq!(hub.ask("POST /v1/shares/revoke", &other, "{}").status, 400);
+    assert_eq!(hub.ask("GET /v1/whoami", &key, "").status, 200);
     common::eventually("there are new tokens", common::PATIENCE, || register(&hub, &key, "agent_b") == 200);
 }
 
@@ -856,6 +869,75 @@ fn one_agent_has_sixteen_control_channels_at_most() {
     RawAgent::up(&hub, &key, "agent_b");
     drop(held);
     common::eventually("the places are free", common::PATIENCE, || greeted() == "welcome");
+}
+
+#[test]
+fn one_key_has_256_control_channels_at_most() {
+    let hub = Hub::start();
+    let (key, other) = (hub.key("member"), hub.key("member"));
+    let channel = |agent: &str| {
+        let (mut channel, answer) = RawAgent::connect(&hub, &key);
+        channel.send(&json!({ "type": "hello", "agent": agent }));
+        (channel, answer.status)
+    };
+    let mut held = Vec::new();
+    for n in 0..16 {
+        let agent = format!("agent_{n}");
+        held.push(RawAgent::up(&hub, &key, &agent));
+        held.extend((0..15).map(|_| channel(&agent).0));
+    }
+    assert!(held.iter_mut().skip(1).step_by(16).all(|one| one.next().unwrap()["type"] == "welcome"));
+    assert_eq!(register(&hub, &key, "agent_more"), 200);
+    assert_eq!(channel("agent_more").1, 503);
+    RawAgent::up(&hub, &other, "agent_other");
+    held.pop();
+    common::eventually("a place is free", common::PATIENCE, || channel("agent_more").1 == 101);
+}
+
+#[test]
+fn shares_of_one_key_take_a_mebibyte_at_most() {
+    let hub = Hub::start();
+    let (key, other) = (hub.key("member"), hub.key("member"));
+    let order = |agent: &str, names: &[String]| {
+        json!({ "name": "s", "agent": agent, "services": names, "expiresInSeconds": 600 }).to_string()
+    };
+    let names: Vec<String> = (0..100).map(|n| format!("db{n}")).collect();
+    let [mut agent, mut neighbour] =
+        [(&key, "agent_a"), (&other, "agent_b")].map(|(key, id)| RawAgent::up(&hub, key, id));
+    names.iter().for_each(|name| drop(agent.expose(name)));
+    let most = order("agent_a", &names);
+    let answers = ["POST /v1/shares"; 3].map(|call| hundred_times(&hub, call, &key, &most)).concat();
+    // 512 bytes for each, one for its name, and 32 for each service.
+    assert_eq!(answers.matches("HTTP/1.1 201").count(), 1024 * 1024 / (512 + 1 + 100 * 32));
+    assert_eq!(answers.matches("\"too-many-shares\"").count(), 18);
+    neighbour.expose("web");
+    assert_eq!(hub.ask("POST /v1/shares", &other, &order("agent_b", &["web".into()])).status, 201);
+    let code = answers.split("\"code\":\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap();
+    assert_eq!(hub.share("revoke", &key, code).status, 204);
+    assert_eq!(hub.ask("POST /v1/shares", &key, &most).status, 201);
+}
+
+#[test]
+fn a_flood_of_names_that_a_channel_does_not_hold_withdraws_nothing() {
+    let hub = Hub::start();
+    let key = hub.key("member");
+    let mut other = RawAgent::up(&hub, &key, "agent_a");
+    (0..10).for_each(|n| drop(other.expose(&format!("db{n}"))));
+    let mut agent = RawAgent::up(&hub, &key, "agent_a");
+    let withdraw = |agent: &mut RawAgent| {
+        let one = |n| format!("{{\"type\":\"withdraw\",\"name\":\"db{n}\"}}\n");
+        agent.send_raw(&(0..20).map(one).collect::<String>().repeat(100));
+    };
+    withdraw(&mut agent);
+    drop(other);
+    let offline = || hub.ask("GET /v1/services", &key, "").body.matches("\"offline\"").count();
+    common::eventually("the other process is gone", common::PATIENCE, || offline() == 10);
+    let journal = || std::fs::read_to_string(hub.home.file("hub/journal")).unwrap().matches("\"db").count();
+    let before = journal();
+    withdraw(&mut agent);
+    // The hub has read all when it answers what follows.
+    agent.expose("web");
+    assert_eq!((offline(), journal()), (10, before));
 }
 
 #[test]

@@ -363,6 +363,7 @@ mod tests {
     use crate::model::access::KeyLimits;
     use crate::model::access::Role;
     use crate::model::hub_records::KeyInfo;
+    use crate::model::hub_records::KeyRotation;
     use crate::model::hub_records::SEEN_INTERVAL;
     use crate::model::hub_records::ShareInfo;
     use crate::model::name::Name;
@@ -403,6 +404,33 @@ mod tests {
         StoredSecret { hash: hash.into(), public_key: String::new() }
     }
 
+    fn key(id: &str, expires_at: Option<Time>) -> Key {
+        let info = KeyInfo {
+            id: id.into(),
+            role: Role::Member,
+            label: String::new(),
+            workspace: "default".into(),
+            created_at: now(),
+            expires_at,
+            limits: KeyLimits::default(),
+            enrolled_by: None,
+            last_used_at: None,
+            revoked_at: None,
+        };
+        Key { secret: stored(id), rotation: None, info }
+    }
+
+    #[test]
+    fn the_old_secret_of_a_key_ends_with_its_rotation() {
+        let mut registry = Registry::default();
+        let (secret, ends_at) = (stored("next"), Time::from_unix(1010));
+        let rotation = KeyRotation { secret, sealed: String::new(), ends_at, proved: Vec::new() };
+        registry.apply(Change::Put(Record::Key(Key { rotation: Some(rotation), ..key("old", None) })));
+        let found = |hash: &str, second| registry.key_by_hash(hash, Time::from_unix(second)).is_some();
+        assert!(found("old", 1009) && found("next", 1009));
+        assert!(!found("old", 1010) && found("next", 1010));
+    }
+
     #[test]
     fn a_late_end_of_an_old_channel_leaves_its_successor_alone() {
         let mut registry = Registry::default();
@@ -421,27 +449,12 @@ mod tests {
     #[test]
     fn what_a_dead_key_made_or_nobody_saw_for_a_month_is_overdue() {
         let mut registry = Registry::default();
-        let key = |id: &str, expires_at| {
-            let info = KeyInfo {
-                id: id.into(),
-                role: Role::Member,
-                label: String::new(),
-                workspace: "default".into(),
-                created_at: now(),
-                expires_at,
-                limits: KeyLimits::default(),
-                enrolled_by: None,
-                last_used_at: None,
-                revoked_at: None,
-            };
-            Change::Put(Record::Key(Key { secret: stored(id), rotation: None, info }))
-        };
         let made = |service_id: &str, key: &str| {
             let Change::Put(Record::Service(made)) = service(service_id, "agent_1") else { unreachable!() };
             Change::Put(Record::Service(Service { key: key.into(), name: Name::parse(key).unwrap(), ..made }))
         };
-        registry.apply(key("lives", None));
-        registry.apply(key("expires", Some(now().plus(SEEN_INTERVAL))));
+        registry.apply(Change::Put(Record::Key(key("lives", None))));
+        registry.apply(Change::Put(Record::Key(key("expires", Some(now().plus(SEEN_INTERVAL))))));
         registry.apply(made("svc_1", "lives"));
         registry.apply(made("svc_2", "expires"));
         registry.apply(made("svc_3", "revoked"));
