@@ -115,7 +115,7 @@ fn a_request_that_comes_back_is_a_loop() {
 
 /// What a client of user 65534 gets for `request`. Needs root, which may start a process as another user.
 fn asked_by_nobody(port: u16, request: &str) -> String {
-    let script = format!("exec 3<>/dev/tcp/127.0.0.1/{port}; printf '{request}' >&3; cat <&3");
+    let script = format!("exec 3<>/dev/tcp/127.0.0.1/{port}; printf '{request}' >&3; timeout 10 cat <&3");
     let said = Command::new("bash").args(["-c", &script]).uid(65534).output().unwrap();
     String::from_utf8(said.stdout).unwrap()
 }
