@@ -31,6 +31,7 @@ pub fn rotate(core: &Core, call: &ApiCall<'_>) -> std::result::Result<Reply, Ref
     }
     let order: RotationOrder = call.body_if_any()?;
     let overlap = Duration::from_secs(order.overlap_seconds.unwrap_or(DEFAULT_CA_OVERLAP));
+    let _turn = locked(&core.following_ca);
     let (from, until) = (core.ca.pin().to_string(), call.now.plus(overlap));
     let is_rotated = core.ca.rotate(until, call.now).map_err(|error| {
         log::error!("the CA is not rotated: {error}");
@@ -47,6 +48,7 @@ pub fn rotate(core: &Core, call: &ApiCall<'_>) -> std::result::Result<Reply, Ref
 
 /// Follows the CA, which another hub of the fleet may have rotated, to the end of its overlap.
 pub fn follow(core: &Core) {
+    let _turn = locked(&core.following_ca);
     match core.ca.refresh(clock::now()) {
         Ok(true) => announce(core),
         Ok(false) => {}
@@ -55,7 +57,6 @@ pub fn follow(core: &Core) {
 }
 
 fn announce(core: &Core) {
-    let _turn = locked(&core.announcing);
     let written = write_roots(core);
     written.unwrap_or_else(|error| log::error!("the new root is not written: {error}"));
     core.channels.send_all(&ToAgent::NewRoot { pin: core.ca.pin().to_string() });

@@ -106,8 +106,8 @@ pub struct Core {
     pub local_token: String,
     /// Once it listens.
     pub listening: OnceLock<ListeningHub>,
-    /// Held while the roots are written and told: the last one to do so has the newest.
-    pub announcing: Mutex<()>,
+    /// Held from a look at the root until it is written and told: the last one to do so has the newest.
+    pub following_ca: Mutex<()>,
     pub started: Instant,
     /// What recovery found, for the operator.
     pub note: Option<String>,
@@ -152,7 +152,7 @@ impl Core {
             fleet,
             local_token: secret::secret(),
             listening: OnceLock::new(),
-            announcing: Mutex::default(),
+            following_ca: Mutex::default(),
             started: Instant::now(),
             note: opened.note,
             stop: stop.clone(),
