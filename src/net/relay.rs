@@ -22,7 +22,7 @@ use crate::os::socket;
 const RELAY_BUFFER_IDLE: usize = 4 * 1024;
 /// The buffer of a busy connection. Measured over the whole encrypted path, copies of this size are faster than
 /// `splice(2)`: that saves CPU on the hub, but its smaller segments cost more CPU at both ends.
-const RELAY_BUFFER_BUSY: usize = 128 * 1024;
+const RELAY_BUFFER_BUSY: usize = 256 * 1024;
 /// After this many short reads in a row, the buffer shrinks again.
 const SHORT_READS_UNTIL_SHRINK: u32 = 64;
 
@@ -79,7 +79,10 @@ fn copy_all(
         let read = match from.read(buffer.room()) {
             Ok(0) => return Ok(()),
             Ok(read) => read,
-            Err(error) if socket::peer_alive_after(socket, &error) => continue,
+            Err(error) if socket::peer_alive_after(socket, &error) => {
+                buffer.shrink();
+                continue;
+            }
             Err(error) => return Err(error),
         };
         to.write_all(buffer.filled(read))?;
@@ -89,7 +92,7 @@ fn copy_all(
 }
 
 /// A buffer that is large while reads fill it, and small while the connection is quiet, so that thousands of quiet
-/// connections take little memory.
+/// connections take little memory. What it holds is lost when its size changes.
 pub struct AdaptiveBuffer {
     bytes: Vec<u8>,
     /// Bytes before the room that are reserved for the owner's header.
@@ -118,7 +121,8 @@ impl AdaptiveBuffer {
     pub fn adapt(&mut self, count: usize) {
         let room = self.bytes.len() - self.front;
         if count == room && room < self.busy {
-            self.bytes.resize(self.front + self.busy, 0);
+            // New instead of larger: the system gives memory only for the pages that reads fill.
+            self.bytes = vec![0; self.front + self.busy];
             self.short_reads = 0;
         } else if count <= self.idle && room > self.idle {
             self.short_reads += 1;

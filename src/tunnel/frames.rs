@@ -102,7 +102,7 @@ impl FrameReader {
             match self.tls.fill().map(<[u8]>::is_empty) {
                 Ok(true) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(false) => return self.tls.fill(),
-                Err(error) if socket::peer_alive_after(&self.socket, &error) => {}
+                Err(error) if socket::peer_alive_after(&self.socket, &error) => self.tls.shrink(),
                 Err(error) => return Err(error),
             }
         }

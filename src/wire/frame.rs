@@ -7,7 +7,7 @@ use crate::model::session_protocol::FrameKind;
 
 pub const FRAME_HEADER: usize = 4;
 /// The longest data frame is what TLS encrypts in one write, less the frame's header.
-pub const DATA_LIMIT: usize = 64 * 1024 - FRAME_HEADER;
+pub const DATA_LIMIT: usize = 256 * 1024 - FRAME_HEADER;
 /// The longest text: the reason in REFUSED is one sentence, and ADDRESSES has room for eight of the longest.
 const TEXT_LIMIT: usize = 512;
 /// Addresses of an agent. A machine with more interfaces has most of them for its own containers.
