@@ -134,6 +134,10 @@ impl AdaptiveBuffer {
         }
     }
 
+    pub fn is_busy(&self) -> bool {
+        self.bytes.len() == self.front + self.busy
+    }
+
     pub fn shrink(&mut self) {
         self.bytes.truncate(self.front + self.idle);
         self.bytes.shrink_to_fit();

@@ -386,8 +386,8 @@ mod tests {
         pending
     }
 
-    #[test]
-    fn a_record_that_comes_byte_by_byte_is_as_late_as_none() {
+    /// A client and its server.
+    fn pair() -> [TlsConnection; 2] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, _) = listener.accept().unwrap();
@@ -398,8 +398,31 @@ mod tests {
             let config = trust::session_client(&identity, identity.fingerprint).unwrap();
             client(&config, "localhost", Duplex::plain(Arc::new(socket)), deadline).unwrap()
         });
-        let mut it = server(&config, Duplex::plain(Arc::new(accepted)), deadline, BUFFER_BUSY).unwrap();
-        let dripping = peer.join().unwrap().socket;
+        let it = server(&config, Duplex::plain(Arc::new(accepted)), deadline, BUFFER_BUSY).unwrap();
+        [peer.join().unwrap(), it]
+    }
+
+    #[test]
+    fn a_busy_reader_takes_as_much_at_once_as_it_may_and_gives_the_room_back() {
+        const ALL: usize = 16 * 1024 * 1024;
+        let [mut client, mut it] = pair();
+        let writing = thread::spawn(move || client.writer.write_all(&vec![7; ALL]).map(|()| client));
+        let mut left = ALL;
+        while left > 0 {
+            let count = it.reader.fill().unwrap().len();
+            it.reader.consume(count);
+            left -= count;
+        }
+        drop(writing.join().unwrap().unwrap());
+        assert_eq!(it.reader.raw.len(), BUFFER_BUSY);
+        it.reader.shrink();
+        assert_eq!((it.reader.raw.len(), it.reader.plain.capacity()), (0, 0));
+    }
+
+    #[test]
+    fn a_record_that_comes_byte_by_byte_is_as_late_as_none() {
+        let [client, mut it] = pair();
+        let dripping = client.socket;
         let dripped = thread::spawn(move || {
             let mut record = [&[23, 3, 3, 64, 0][..], &[0; 200]].concat().into_iter();
             // Until the other end has let go.

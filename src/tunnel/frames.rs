@@ -145,6 +145,7 @@ impl FrameWriter {
 
     /// Copies what `local` brings, to its end. The outer error is the session's.
     pub fn copy_from(&mut self, mut local: &TcpStream, count: impl Fn(usize)) -> io::Result<LocalEnd> {
+        let mut was_busy = false;
         loop {
             let length = match local.read(self.buffer.room()) {
                 // An aborted connection reads as if it had ended.
@@ -152,12 +153,21 @@ impl FrameWriter {
                 Ok(0) => return Ok(LocalEnd::Eof),
                 Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                // After a busy time it has been silent for some seconds. `TimedOut` would mean that its machine is gone.
+                Err(error) if was_busy && error.kind() == io::ErrorKind::WouldBlock => {
+                    self.shrink();
+                    continue;
+                }
                 Err(_) => return Ok(LocalEnd::Broken),
             };
             let frame = &mut self.buffer.filled(length)[FRAME_HEADER..];
             frame[..FRAME_HEADER].copy_from_slice(&FrameHeader { kind: FrameKind::Data, length }.encode());
             self.tls.write_all(frame)?;
             self.buffer.adapt(length);
+            if self.buffer.is_busy() && !was_busy {
+                socket::set_liveness_poll(local);
+                was_busy = true;
+            }
             count(length);
         }
     }
