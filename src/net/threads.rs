@@ -18,7 +18,7 @@ use std::time::Instant;
 /// Enough for a TLS handshake and the JSON of the API. Only the pages that are touched take memory.
 pub const THREAD_STACK: usize = 256 * 1024;
 const JOIN_POLL: Duration = Duration::from_millis(1);
-/// So many threads at once are a burst. What fewer leave behind is not worth a walk through the heap.
+/// The fewest threads at once whose memory is worth a walk through the heap.
 const BURST: usize = 32;
 
 /// Of this process.

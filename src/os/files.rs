@@ -111,7 +111,7 @@ fn check_owner(path: &Path, found: &fs::Metadata) -> Result<()> {
     if user::is_root() {
         let owner = found.uid().to_string();
         let name = user::named(Some(&owner)).map_or_else(|| format!("'#{owner}'"), |(name, _)| name);
-        hint = format!("If it is a service's: sudo -u {name} connect …. {hint}");
+        hint = format!("If it is a service's, do this as its user, with sudo -u {name}. {hint}");
     }
     Err(Error::new(what).hint(hint))
 }

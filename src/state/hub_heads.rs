@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::model::hub_records::AuditHead;
 
 const HUB_HEADS_FILE: &str = "hub-heads.json";
-/// More addresses than any machine has agents at, and more hubs than any fleet has behind one. A hub must not fill the file
+/// No machine has agents at more addresses, and no fleet has more hubs behind one. The limits keep a hub from filling the file
 /// with names.
 const ADDRESSES_KEPT: usize = 64;
 const HUBS_KEPT: usize = 64;
